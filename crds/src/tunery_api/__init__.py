@@ -1,0 +1,1 @@
+"""The Tunery API, written once: kinds, run contract, names, failure reasons."""
