@@ -1,0 +1,88 @@
+"""AdapterMerge: combine adapters into one, or merge them into the base model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, FractionString, SignedDecimalString, StorageUri
+from tunery_api.inputs import LocalReference, ModelSpec, OutputSpec
+from tunery_api.lorajob import LifecycleFields
+from tunery_api.methods import ComputeType
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
+
+
+class MergeMethod(StrEnum):
+    """How the deltas of several adapters become one."""
+
+    LINEAR = "Linear"
+    TIES = "TIES"
+    DARE_LINEAR = "DARELinear"
+    DARE_TIES = "DARETIES"
+    MAGNITUDE_PRUNE = "MagnitudePrune"
+
+
+class MajoritySign(StrEnum):
+    """How TIES elects a sign: by the sum of values, or by the count of signs."""
+
+    TOTAL = "Total"
+    FREQUENCY = "Frequency"
+
+
+class MergeTarget(StrEnum):
+    """What comes out."""
+
+    ADAPTER = "Adapter"
+    MODEL = "Model"
+
+
+class MergeInput(ApiModel):
+    """One adapter of a merge; exactly one of loraJobRef and uri."""
+
+    lora_job_ref: LocalReference | None = Field(
+        None, alias="loraJobRef", description="A LoRAJob of this namespace; the merge waits until it has succeeded."
+    )
+    uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
+    weight: SignedDecimalString = Field("1.0", description="Factor of this adapter's delta, as a string.")
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens uri. Default: the LoRAJob's output.secretRef, or output.secretRef."
+    )
+
+
+class AdapterMergeSpec(LifecycleFields):
+    """What to merge, how, and where to put it."""
+
+    adapters: list[MergeInput] = Field(min_length=1, max_length=32, description="The adapters, 1 to 32.")
+    method: MergeMethod = Field(
+        MergeMethod.LINEAR,
+        description="Linear: weighted sum of the deltas. TIES: trimmed, sign elected. DARELinear, DARETIES: random "
+        "drop and rescale before. MagnitudePrune: the largest entries of each, summed.",
+    )
+    density: FractionString | None = Field(
+        None, description='Share of each delta\'s entries that is kept, above 0. Not for Linear. Default "0.5".'
+    )
+    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="TIES and DARETIES: how a sign is elected.")
+    rank: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Rank of the result. Default: Linear the sum of the input ranks, which is exact; the others the "
+        "largest input rank.",
+    )
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of DARE's random drops.")
+    into: MergeTarget = Field(
+        MergeTarget.ADAPTER, description="Adapter: one adapter. Model: the base model with the adapters merged in."
+    )
+    model: ModelSpec | None = Field(
+        None, description="The base model, for into: Model. Default: the base that the adapters' manifests name."
+    )
+    dtype: ComputeType | None = Field(
+        None, description="Type of the written weights. Default: the base's (Model) or Float32 (Adapter)."
+    )
+    verify: bool = Field(True, description="Reload the result and compare it with its inputs before publishing.")
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the result is published.")
+    resources: ResourcesSpec = Field(
+        default_factory=lambda: ResourcesSpec(gpus=0), description="Resources of the merging pod."
+    )
+    scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec, description="Where the pod runs.")

@@ -1,0 +1,84 @@
+"""The building blocks of every spec: the base model, and strings with a pattern and a maximum."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+
+class ApiModel(BaseModel):
+    """A frozen part of the API: snake_case in Python, camelCase in YAML, no unknown fields."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the camelCase dict of the fields that are set, fit for JSON and for the API server."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+"""The name of an object in the same namespace."""
+
+DecimalString = Annotated[
+    str, Field(min_length=1, max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")
+]
+"""A number of at least 0, as a string: the API conventions discourage floats. float() parses it."""
+
+FractionString = Annotated[str, Field(min_length=1, max_length=12, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?|0?\.[0-9]+)$")]
+"""A number from 0 to 1, as a string."""
+
+SignedDecimalString = Annotated[
+    str, Field(min_length=1, max_length=20, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")
+]
+"""A number of any sign, as a string."""
+
+QuantityString = Annotated[
+    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")
+]
+"""A Kubernetes quantity: 4, 500m, 24Gi."""
+
+ModelUri = Annotated[
+    str,
+    Field(min_length=6, max_length=1024, pattern=r"^(hf|s3|pvc|file)://[^\s?#]+$"),
+    WithJsonSchema({"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^(hf|s3|pvc)://[^\s?#]+$"}),
+]
+"""Where a model lies; file:// is for runs without a cluster and not in the CRD."""
+
+DatasetUri = Annotated[
+    str,
+    Field(min_length=6, max_length=1024, pattern=r"^(hf|s3|pvc|configmap|file)://[^\s#]+$"),
+    WithJsonSchema(
+        {"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^(hf|s3|pvc|configmap)://[^\s#]+$"}
+    ),
+]
+"""Where a data set lies: a file, a folder or a glob."""
+
+StorageUri = Annotated[
+    str,
+    Field(min_length=6, max_length=1024, pattern=r"^(s3|file)://[^\s?#*]+$"),
+    WithJsonSchema({"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^s3://[^\s?#*]+$"}),
+]
+"""A place that can be written: a bucket and a prefix."""
+
+_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
+_SUFFIX |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
+
+
+def parse_quantity(text: str) -> Decimal:
+    """Return the number that a Kubernetes quantity such as `24Gi` or `500m` stands for.
+
+    Raises ValueError when `text` is not a quantity.
+    """
+    number = text.rstrip("mkMGTPEi")
+    suffix = text[len(number) :]
+    if suffix == "m":
+        return Decimal(number) / 1000
+    if suffix not in _SUFFIX:
+        raise ValueError(f"{text!r} is not a quantity")
+    return Decimal(number) * _SUFFIX[suffix]

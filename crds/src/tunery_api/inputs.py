@@ -1,0 +1,119 @@
+"""Where a job's model, data and output lie, and which Secrets open them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, DatasetUri, FractionString, ModelUri, ObjectName, StorageUri
+
+
+class LocalReference(ApiModel):
+    """Names an object in the job's own namespace."""
+
+    name: ObjectName = Field(description="Name of the object, in the same namespace.")
+
+
+class ModelSpec(ApiModel):
+    """The base model."""
+
+    uri: ModelUri = Field(
+        description="The base model: hf://owner/name, s3://bucket/prefix or pvc://claim/path. "
+        "A folder with config.json, a tokenizer and safetensors files; no code from the folder is ever run."
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        description="hf:// only: a commit, branch or tag. It is resolved to a commit once; status.resolved.revision "
+        "tells which. Default: main.",
+    )
+    served_name: str | None = Field(
+        None,
+        max_length=256,
+        pattern=r"^[^\s]*$",
+        description="The name under which the base model is served; it becomes base_model_name_or_path in "
+        "adapter_config.json. Default: the hf id, else the last part of the URI.",
+    )
+    secret_ref: LocalReference | None = Field(
+        None,
+        description="Secret that opens the model: HF_TOKEN (and HF_ENDPOINT) for hf://, the AWS names for s3://. "
+        "Mounted as files. Default: the pod's workload identity.",
+    )
+
+    def effective_served_name(self) -> str:
+        """Return servedName, or what it defaults to."""
+        if self.served_name:
+            return self.served_name
+        scheme, _, rest = self.uri.partition("://")
+        return rest.strip("/") if scheme == "hf" else rest.rstrip("/").rsplit("/", 1)[-1]
+
+
+class DatasetFormat(StrEnum):
+    """How a row is written."""
+
+    AUTO = "Auto"
+    TEXT = "Text"
+    PROMPT_COMPLETION = "PromptCompletion"
+    ALPACA = "Alpaca"
+    SHARE_GPT = "ShareGPT"
+    MESSAGES = "Messages"
+
+
+Split = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class DatasetEvaluation(ApiModel):
+    """The rows held out to measure the adapter with; at most one of the three."""
+
+    uri: DatasetUri | None = Field(None, description="A data set of its own, opened by dataset.secretRef.")
+    split: Split | None = Field(None, description="A split of the same data set.")
+    fraction: FractionString | None = Field(
+        None, description='Share of the rows that is held out, as a string. Default "0.05": at least 1, at most 1000.'
+    )
+
+
+class DatasetSpec(ApiModel):
+    """The training data."""
+
+    uri: DatasetUri = Field(
+        description="The data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key; "
+        ".jsonl, .json, .parquet or .csv, optionally .gz or .zst; a file, a folder or a glob."
+    )
+    format: DatasetFormat = Field(
+        DatasetFormat.AUTO,
+        description="How a row is written: Text (text), PromptCompletion (prompt, completion), Alpaca (instruction, "
+        "input, output), ShareGPT (conversations) or Messages (messages). Auto looks at the columns.",
+    )
+    split: Split = Field("train", description="The split to train on, where the data set has splits.")
+    evaluation: DatasetEvaluation | None = Field(None, description="The rows held out; at most one of its fields.")
+    columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
+        None,
+        max_length=8,
+        description="Renames: the format's field to the column of the data set, such as {prompt: question}.",
+    )
+    max_invalid_rows: int = Field(
+        0, ge=0, le=1_000_000, description="Bad rows that are left out and counted; one more refuses the data set."
+    )
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens the data set. Default: the pod's workload identity."
+    )
+
+
+class OutputSpec(ApiModel):
+    """Where the result is published."""
+
+    uri: StorageUri | None = Field(
+        None,
+        description="The exact place, s3://bucket/prefix. Default: <the platform's default>/<namespace>/<name>/<uid>.",
+    )
+    secret_ref: LocalReference | None = Field(
+        None,
+        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN, "
+        "AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE. Default: the workload identity.",
+    )
+    overwrite: bool = Field(False, description="Replace a result that is already there; else the job is refused.")

@@ -1,0 +1,82 @@
+"""LoRAJob: fine-tune an adapter and publish it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel
+from tunery_api.inputs import DatasetSpec, ModelSpec, OutputSpec
+from tunery_api.methods import (
+    AdaLoraSpec,
+    LoraSpec,
+    Method,
+    PrefixTuningSpec,
+    Preset,
+    PromptTuningSpec,
+    QuantizationSpec,
+)
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrackingSpec, TrainingSpec
+
+
+class PreflightPolicy(StrEnum):
+    """Whether the checks on CPU come before the GPU."""
+
+    REQUIRED = "Required"
+    SKIP = "Skip"
+
+
+class LifecycleFields(ApiModel):
+    """What both kinds share with a Job of Kubernetes; all of it may change while the job runs."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
+
+    suspend: bool = Field(False, description="Stop the pods, after a checkpoint, and keep the rest; false goes on.")
+    retries: int = Field(
+        3, ge=0, le=100, description="Failed attempts that are tried again; preemptions and lost nodes do not count."
+    )
+    active_deadline_seconds: int = Field(
+        86_400, ge=1, le=31_536_000, description="Seconds that the pods may run in all before the job fails."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, le=315_360_000, description="Seconds after the end at which this object is deleted; unset: never."
+    )
+
+
+class LoRAJobSpec(LifecycleFields):
+    """What to train, with what, and where to put it."""
+
+    model: ModelSpec = Field(description="The base model.")
+    dataset: DatasetSpec = Field(description="The training data.")
+    method: Method = Field(
+        Method.AUTO,
+        description="The PEFT method. Auto chooses by the guide's rules from the model's size, the memory and the "
+        "number of rows; status.resolved says which and why.",
+    )
+    preset: Preset | None = Field(
+        None,
+        description="InstructionTuning, DomainAdaptation or StyleTransfer: the guide's settings for what the manifest "
+        "leaves open.",
+    )
+    lora: LoraSpec = Field(default_factory=LoraSpec, description="Settings of the LoRA family.")
+    adalora: AdaLoraSpec | None = Field(None, description="Settings of AdaLoRA.")
+    prompt_tuning: PromptTuningSpec | None = Field(None, description="Settings of prompt tuning.")
+    prefix_tuning: PrefixTuningSpec | None = Field(None, description="Settings of prefix tuning.")
+    quantization: QuantizationSpec | None = Field(
+        None, description="How the base is quantised. Default: NF4 with double quantisation for QLoRA and QDoRA."
+    )
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training loop.")
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
+    continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
+    tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of the training pod.")
+    scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec, description="Where the pods run.")
+    preflight: PreflightPolicy = Field(
+        PreflightPolicy.REQUIRED,
+        description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for.",
+    )

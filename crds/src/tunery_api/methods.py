@@ -1,0 +1,153 @@
+"""The PEFT methods, their own settings, and the presets of the guide."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, FractionString
+
+
+class Method(StrEnum):
+    """A parameter-efficient fine-tuning method."""
+
+    AUTO = "Auto"
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+    DORA = "DoRA"
+    QDORA = "QDoRA"
+    ADALORA = "AdaLoRA"
+    PREFIX_TUNING = "PrefixTuning"
+    PROMPT_TUNING = "PromptTuning"
+    IA3 = "IA3"
+
+
+LORA_FAMILY: Final = frozenset({Method.LORA, Method.QLORA, Method.DORA, Method.QDORA})
+QUANTIZED: Final = frozenset({Method.QLORA, Method.QDORA})
+PROMPT_LEARNING: Final = frozenset({Method.PREFIX_TUNING, Method.PROMPT_TUNING})
+
+
+class Preset(StrEnum):
+    """The guide's tuned configurations by use case; a preset only fills what the manifest leaves open."""
+
+    INSTRUCTION_TUNING = "InstructionTuning"
+    DOMAIN_ADAPTATION = "DomainAdaptation"
+    STYLE_TRANSFER = "StyleTransfer"
+
+
+class LoraInit(StrEnum):
+    """How the adapter starts."""
+
+    DEFAULT = "Default"
+    GAUSSIAN = "Gaussian"
+    PISSA = "PiSSA"
+    OLORA = "OLoRA"
+    EVA = "EVA"
+    LOFTQ = "LoftQ"
+
+
+class QuantizationType(StrEnum):
+    """How the frozen base weights are stored."""
+
+    NF4 = "NF4"
+    FP4 = "FP4"
+    INT8 = "Int8"
+
+
+class ComputeType(StrEnum):
+    """A floating point type."""
+
+    BFLOAT16 = "BFloat16"
+    FLOAT16 = "Float16"
+    FLOAT32 = "Float32"
+
+
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+ModulePattern = Annotated[str, Field(min_length=1, max_length=253)]
+TARGET_WORDS: Final = frozenset({"all-linear", "attention", "mlp", "query-value"})
+"""Words that targetModules takes instead of names; they are resolved for the model's own architecture."""
+
+
+class LoraSpec(ApiModel):
+    """The settings of LoRA, QLoRA, DoRA and QDoRA; alpha, dropout and targetModules serve AdaLoRA and IA3 too."""
+
+    rank: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Rank of the decomposition. 8: light adaptation; 16: instructions; 32: a new domain; 64: a "
+        "complex shift. Default: the preset's, else 16.",
+    )
+    alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: the preset's, else 2 x rank.")
+    dropout: FractionString | None = Field(
+        None, description='Dropout on the adapter\'s input, below 1. Default: the preset\'s, else "0.05".'
+    )
+    target_modules: list[ModuleName] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="Module names, or one of all-linear, attention, mlp, query-value. A name that matches nothing is "
+        "refused with the names that exist. Default: the preset's, else all-linear.",
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    init: LoraInit = Field(
+        LoraInit.DEFAULT,
+        description="How the adapter starts: Default, Gaussian, PiSSA, OLoRA, EVA or LoftQ. What is published "
+        "always loads on the original base model.",
+    )
+    modules_to_save: list[ModuleName] | None = Field(
+        None, max_length=16, description="Modules trained in full and saved with the adapter, such as embed_tokens."
+    )
+    rank_pattern: dict[ModulePattern, Annotated[int, Field(ge=1, le=1024)]] | None = Field(
+        None, max_length=64, description="Ranks of single modules, by name or regular expression."
+    )
+    alpha_pattern: dict[ModulePattern, Annotated[int, Field(ge=1, le=4096)]] | None = Field(
+        None, max_length=64, description="Alphas of single modules, by name or regular expression."
+    )
+
+
+class AdaLoraSpec(ApiModel):
+    """The settings of AdaLoRA."""
+
+    initial_rank: int | None = Field(None, ge=1, le=1024, description="Rank before pruning. Default: 1.5 x targetRank.")
+    target_rank: int | None = Field(None, ge=1, le=1024, description="Average rank at the end. Default: 8.")
+    warmup_steps: int | None = Field(
+        None, ge=0, le=1_000_000, description="Steps before the first pruning. Default: a tenth of all steps."
+    )
+    final_steps: int | None = Field(
+        None, ge=0, le=1_000_000, description="Steps at the end with fixed ranks. Default: a third of all steps."
+    )
+    update_every_steps: int | None = Field(
+        None, ge=1, le=10_000, description="Steps between two prunings. Default: a hundredth of all steps, at least 1."
+    )
+
+
+class PromptTuningSpec(ApiModel):
+    """The settings of prompt tuning."""
+
+    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trained tokens before the prompt.")
+    init_text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Text whose embeddings the tokens start from. Default: embeddings sampled from the vocabulary.",
+    )
+
+
+class PrefixTuningSpec(ApiModel):
+    """The settings of prefix tuning."""
+
+    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trained keys and values in each layer.")
+    projection: bool = Field(False, description="Train them through a two-layer network, which is left out at the end.")
+
+
+class QuantizationSpec(ApiModel):
+    """How the frozen base is quantised; implied by QLoRA and QDoRA, allowed with AdaLoRA and IA3."""
+
+    type: QuantizationType = Field(QuantizationType.NF4, description="NF4, FP4 (4 bits) or Int8.")
+    double_quant: bool = Field(True, description="4 bits only: quantise the quantisation constants too.")
+    compute_type: ComputeType = Field(
+        ComputeType.BFLOAT16, description="4 bits only: the type that matrix products are computed in."
+    )

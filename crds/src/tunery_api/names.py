@@ -1,0 +1,55 @@
+"""Names and labels that operator, trainer, chart and tests share."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+GROUP: Final = "tunery.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "tunery"
+KIND_LABEL: Final = "tunery.dev/kind"
+"""`lorajob` or `adaptermerge`, on every child."""
+OWNER_LABEL: Final = "tunery.dev/owner"
+"""The owner's name, shortened like a child's name where it is longer than a label value may be."""
+ROLE_LABEL: Final = "tunery.dev/role"
+"""`preflight`, `train` or `merge`, on Jobs and pods."""
+KUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+"""Copied from the owner to the train Job."""
+
+FIELD_MANAGER: Final = "tunery"
+PROGRESS_AUDIENCE: Final = "tunery-progress"
+"""Audience of the projected token that pods report progress with; useless against the API server."""
+
+RUN_FILE: Final = "run.json"
+RUN_DIR: Final = "/etc/tunery"
+SECRETS_DIR: Final = "/var/run/secrets/tunery"
+VOLUMES_DIR: Final = "/mnt/tunery"
+WORK_DIR: Final = "/work"
+TERMINATION_PATH: Final = "/dev/termination-log"
+TERMINATION_LIMIT: Final = 4096
+"""Bytes of a termination message that Kubernetes keeps."""
+
+MAX_JOB_NAME: Final = 63
+"""A Job's name is a label value of its pods."""
+
+
+def child_name(owner: str, suffix: str) -> str:
+    """Return the deterministic name of a child: `<owner>-<suffix>`, shortened with a hash beyond 63 characters."""
+    name = f"{owner}-{suffix}"
+    if len(name) <= MAX_JOB_NAME:
+        return name
+    digest = hashlib.sha256(owner.encode()).hexdigest()[:10]
+    head = owner[: MAX_JOB_NAME - len(suffix) - len(digest) - 2].rstrip("-.")
+    return f"{head}-{digest}-{suffix}"
+
+
+def label_value(name: str) -> str:
+    """Return `name` as a label value: itself, or shortened with a hash beyond 63 characters."""
+    if len(name) <= MAX_JOB_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{name[: MAX_JOB_NAME - len(digest) - 1].rstrip('-.')}-{digest}"

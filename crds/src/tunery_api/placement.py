@@ -1,0 +1,128 @@
+"""What a job's pod asks of the cluster: an allow-list, never a free-form pod patch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, ObjectName, QuantityString
+
+LabelKey = Annotated[
+    str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+GpuResource = Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")]
+
+
+class ResourcesSpec(ApiModel):
+    """The resources of the training container; requests equal limits."""
+
+    gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to train on the CPU.")
+    gpu_resource: GpuResource = Field("nvidia.com/gpu", description="Name of the extended resource that GPUs are.")
+    cpu: QuantityString = Field("4", description="CPU of the container.")
+    memory: QuantityString = Field("24Gi", description="Memory of the container.")
+    ephemeral_storage: QuantityString = Field(
+        "50Gi", description="Disk of the container: model, data set, one or two checkpoints."
+    )
+
+
+class TolerationOperator(StrEnum):
+    """How a toleration compares."""
+
+    EXISTS = "Exists"
+    EQUAL = "Equal"
+
+
+class TaintEffect(StrEnum):
+    """The effect of a taint."""
+
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+class Toleration(ApiModel):
+    """A toleration, as in a pod."""
+
+    key: LabelKey | None = Field(None, description="Taint key; empty with Exists: all.")
+    operator: TolerationOperator = Field(TolerationOperator.EQUAL, description="Exists or Equal.")
+    value: LabelValue | None = Field(None, description="Taint value.")
+    effect: TaintEffect | None = Field(None, description="Taint effect; empty: all.")
+    toleration_seconds: int | None = Field(None, ge=0, description="How long NoExecute is tolerated.")
+
+
+class SelectorOperator(StrEnum):
+    """How a node requirement compares."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+    GT = "Gt"
+    LT = "Lt"
+
+
+class NodeSelectorRequirement(ApiModel):
+    """One condition on a node's label."""
+
+    key: LabelKey = Field(description="Label of the node.")
+    operator: SelectorOperator = Field(description="How it is compared.")
+    values: list[LabelValue] | None = Field(None, max_length=64, description="Values for In, NotIn, Gt and Lt.")
+
+
+class NodeSelectorTerm(ApiModel):
+    """Conditions that must all hold."""
+
+    match_expressions: list[NodeSelectorRequirement] = Field(
+        min_length=1, max_length=16, description="Conditions on labels; all must hold."
+    )
+
+
+class NodeSelector(ApiModel):
+    """Terms of which one must hold."""
+
+    node_selector_terms: list[NodeSelectorTerm] = Field(
+        min_length=1, max_length=16, description="Terms; one of them must hold."
+    )
+
+
+class PreferredSchedulingTerm(ApiModel):
+    """A weighted preference."""
+
+    weight: int = Field(ge=1, le=100, description="Weight of the preference.")
+    preference: NodeSelectorTerm = Field(description="What is preferred.")
+
+
+class NodeAffinity(ApiModel):
+    """Node affinity, as in a pod."""
+
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = Field(
+        None, description="What a node must have."
+    )
+    preferred_during_scheduling_ignored_during_execution: list[PreferredSchedulingTerm] | None = Field(
+        None, max_length=16, description="What a node should have."
+    )
+
+
+class Affinity(ApiModel):
+    """Affinity of the pod; node affinity only."""
+
+    node_affinity: NodeAffinity | None = Field(None, description="Node affinity, as in a pod.")
+
+
+class SchedulingSpec(ApiModel):
+    """Where and how the pods are scheduled."""
+
+    node_selector: dict[LabelKey, LabelValue] | None = Field(
+        None, max_length=32, description="Labels that the node must have."
+    )
+    tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
+    affinity: Affinity | None = Field(None, description="Node affinity.")
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the training pod.")
+    runtime_class_name: ObjectName | None = Field(None, description="RuntimeClass of the training pod.")
+    scheduler_name: ObjectName | None = Field(None, description="Scheduler, where it is not the default one.")
+    service_account_name: ObjectName | None = Field(
+        None, description="ServiceAccount whose workload identity the pods use; its API token is never mounted."
+    )

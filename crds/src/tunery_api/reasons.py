@@ -1,0 +1,109 @@
+"""Why a job failed: every reason, whether trying again can help, and what the user should do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class FailureReason(StrEnum):
+    """The value of `status.failure.reason`, of conditions and of `PreflightReport`/`RunResult`."""
+
+    INVALID_SPEC = "InvalidSpec"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_GATED = "ModelGated"
+    MODEL_UNSUPPORTED = "ModelUnsupported"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DATASET_INVALID = "DatasetInvalid"
+    STORAGE_ACCESS_DENIED = "StorageAccessDenied"
+    STORAGE_NOT_FOUND = "StorageNotFound"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    OUTPUT_EXISTS = "OutputExists"
+    WONT_FIT = "WontFit"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
+    OUT_OF_MEMORY = "OutOfMemory"
+    DISK_FULL = "DiskFull"
+    LOSS_DIVERGED = "LossDiverged"
+    NOT_IMPROVED = "NotImproved"
+    ADAPTER_MISSING = "AdapterMissing"
+    ADAPTER_CORRUPT = "AdapterCorrupt"
+    NAME_CONFLICT = "NameConflict"
+    NODE_LOST = "NodeLost"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    INTERNAL_ERROR = "InternalError"
+
+
+class Advice(NamedTuple):
+    """What is known about a reason apart from the message of one failure."""
+
+    retryable: bool
+    """True where the same spec may succeed later; a retry is then worth its GPU time."""
+    hint: str
+    """One sentence for the user: what to do."""
+
+
+_R = FailureReason
+
+ADVICE: Final[dict[FailureReason, Advice]] = {
+    _R.INVALID_SPEC: Advice(False, "Correct the named field and apply the manifest under a new name."),
+    _R.SECRET_NOT_FOUND: Advice(
+        False, "Create the Secret with the named keys in the job's namespace, then apply the job again."
+    ),
+    _R.MODEL_NOT_FOUND: Advice(False, "Check spec.model.uri and spec.model.revision, and what is stored there."),
+    _R.MODEL_GATED: Advice(
+        False, "Accept the model's terms on its hub page and name a Secret with HF_TOKEN in spec.model.secretRef."
+    ),
+    _R.MODEL_UNSUPPORTED: Advice(
+        False, "Use a causal language model in safetensors format that needs no code of its own."
+    ),
+    _R.DATASET_NOT_FOUND: Advice(False, "Check spec.dataset.uri and spec.dataset.split, and what is stored there."),
+    _R.DATASET_INVALID: Advice(
+        False, "Mend the named lines of the data set, or raise spec.dataset.maxInvalidRows to leave bad rows out."
+    ),
+    _R.STORAGE_ACCESS_DENIED: Advice(
+        False, "Give the credentials of the named Secret the right to read and write the named place."
+    ),
+    _R.STORAGE_NOT_FOUND: Advice(False, "Create the bucket, or correct its name and the endpoint in the Secret."),
+    _R.STORAGE_UNAVAILABLE: Advice(True, "Check that the storage endpoint is up and reachable from the namespace."),
+    _R.OUTPUT_EXISTS: Advice(
+        False, "Choose another spec.output.uri, or set spec.output.overwrite: true to replace what is there."
+    ),
+    _R.WONT_FIT: Advice(
+        False, "Lower training.batchSize or training.maxLength, use QLoRA, or ask for a GPU with more memory."
+    ),
+    _R.IMAGE_PULL_FAILED: Advice(
+        True, "Check the image's name and that the nodes can pull it; the job goes on as soon as they can."
+    ),
+    _R.UNSCHEDULABLE: Advice(
+        True, "Ask for resources that some node offers (spec.resources, spec.scheduling), or add such a node."
+    ),
+    _R.GPU_OUT_OF_MEMORY: Advice(
+        False, "Lower training.batchSize or training.maxLength, keep gradientCheckpointing on, or use QLoRA."
+    ),
+    _R.OUT_OF_MEMORY: Advice(True, "Raise spec.resources.memory; the container was killed for using more."),
+    _R.DISK_FULL: Advice(False, "Raise spec.resources.ephemeralStorage, or keep fewer checkpoints."),
+    _R.LOSS_DIVERGED: Advice(False, "Lower training.learningRate, raise training.warmup, and look at the data."),
+    _R.NOT_IMPROVED: Advice(
+        False, "Train longer or with a higher rank, look at the data, or lower evaluation.minImprovement."
+    ),
+    _R.ADAPTER_MISSING: Advice(False, "Check the named adapter: its prefix must hold a manifest.json of Tunery."),
+    _R.ADAPTER_CORRUPT: Advice(
+        False, "Publish the named adapter again: its files do not match the digests of its manifest."
+    ),
+    _R.NAME_CONFLICT: Advice(
+        False, "Delete or rename the object that bears the named name, or give this job another name."
+    ),
+    _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
+    _R.DEADLINE_EXCEEDED: Advice(
+        False, "Raise spec.activeDeadlineSeconds and apply again; training resumes from the newest checkpoint."
+    ),
+    _R.RETRIES_EXHAUSTED: Advice(
+        False, "Look at the message of the last attempt; raise spec.retries if it would have healed."
+    ),
+    _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
+}
+"""One entry for each reason; a test keeps it complete."""

@@ -1,0 +1,166 @@
+"""The contract between operator and trainer: run.json in, a termination message and progress out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.fields import ApiModel
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.names import WORK_DIR
+from tunery_api.reasons import FailureReason
+from tunery_api.status import (
+    AdapterStatus,
+    CheckpointStatus,
+    DatasetStatus,
+    MemoryStatus,
+    MergeInputStatus,
+    MetricsStatus,
+    Phase,
+    ResolvedStatus,
+    VerificationStatus,
+)
+
+
+class Task(StrEnum):
+    """What a container is asked to do; the word after `python -m tunery_trainer`."""
+
+    PREFLIGHT = "preflight"
+    TRAIN = "train"
+    MERGE = "merge"
+
+
+class Purpose(StrEnum):
+    """What a mounted Secret or volume is for; an adapter of a merge has `adapter-<index>` instead."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+    OUTPUT = "output"
+    CONTINUE_FROM = "continue-from"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
+class RunIdentity(ApiModel):
+    """Whose run this is; it goes into the manifest."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+class MountedSecret(ApiModel):
+    """A Secret, mounted as a folder of files (optional: the folder may be empty)."""
+
+    name: str
+    path: str
+    field: str
+    """The field of the spec that names it, for messages."""
+
+
+class ResolvedAdapter(ApiModel):
+    """An adapter that a reference was resolved to."""
+
+    uri: str
+    manifest_sha256: str | None = None
+    """Digest that the LoRAJob's status vouches for; None for a plain URI."""
+
+
+class RunSpec(ApiModel):
+    """Everything a container needs to know; nothing in it is secret. Exactly one of the two specs is set."""
+
+    identity: RunIdentity
+    lora_job: LoRAJobSpec | None = None
+    adapter_merge: AdapterMergeSpec | None = None
+    output_uri: str
+    """The exact place of the result."""
+    checkpoint_uri: str | None = None
+    """The prefix below which `step-000200/` folders lie."""
+    model_revision: str | None = None
+    """The commit that preflight resolved, for hf:// models."""
+    adapters: list[ResolvedAdapter] = Field(default_factory=list)
+    """For a merge: one for each of spec.adapters, in order. For continueFrom: exactly one."""
+    secrets: dict[str, MountedSecret] = Field(default_factory=dict)
+    """By purpose."""
+    volumes: dict[str, str] = Field(default_factory=dict)
+    """Mounted claims and ConfigMaps, by purpose: the folder that the URI's path is relative to."""
+    gpu_memory_bytes: int | None = None
+    """Memory of one GPU, where the platform told; None: not known before the pod starts."""
+    memory_bytes: int | None = None
+    """Memory limit of the container."""
+    image: str | None = None
+    """The image the container runs, for lineage."""
+    work_dir: str = WORK_DIR
+    local: bool = False
+    """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
+
+
+class Failure(ApiModel):
+    """Why a container ended badly."""
+
+    reason: FailureReason
+    message: Annotated[str, Field(max_length=1024)]
+    hint: Annotated[str, Field(max_length=1024)] | None = None
+
+
+class PreflightReport(ApiModel):
+    """The termination message of a preflight container, at most 4 KiB of JSON."""
+
+    failure: Failure | None = None
+    dataset: DatasetStatus | None = None
+    memory: MemoryStatus | None = None
+    resolved: ResolvedStatus | None = None
+
+
+class RunResult(ApiModel):
+    """The termination message of a train or merge container, at most 4 KiB of JSON.
+
+    `adapter` is set only after the manifest was read back and every digest in it matched.
+    """
+
+    failure: Failure | None = None
+    adapter: AdapterStatus | None = None
+    metrics: MetricsStatus | None = None
+    dataset: DatasetStatus | None = None
+    memory: MemoryStatus | None = None
+    resolved: ResolvedStatus | None = None
+    checkpoint: CheckpointStatus | None = None
+    inputs: list[MergeInputStatus] | None = None
+    verification: VerificationStatus | None = None
+    rank: int | None = None
+    rank_error: str | None = None
+
+
+class ProgressMetric(ApiModel):
+    """One metric of the KubeflowCallback protocol; value is a number in a string."""
+
+    name: Annotated[str, Field(max_length=64)]
+    value: Annotated[str, Field(max_length=64)]
+
+
+class TrainerStatus(ApiModel):
+    """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
+
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint` are ours and may be missing.
+    """
+
+    progress_percentage: int | None = Field(None, ge=0, le=100)
+    estimated_remaining_seconds: int | None = Field(None, ge=0)
+    metrics: list[ProgressMetric] = Field(default_factory=list, max_length=64)
+    last_updated_time: Annotated[str, Field(max_length=64)] | None = None
+    step: int | None = Field(None, ge=0)
+    total_steps: int | None = Field(None, ge=0)
+    epoch: Annotated[str, Field(max_length=32)] | None = None
+    tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
+    phase: Phase | None = None
+    checkpoint: CheckpointStatus | None = None
+
+
+class ProgressUpdate(ApiModel):
+    """The body of a progress post."""
+
+    trainer_status: TrainerStatus

@@ -1,0 +1,225 @@
+"""The status of both kinds: what the operator writes and `kubectl get` shows."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel
+from tunery_api.reasons import FailureReason
+
+Text = Annotated[str, Field(max_length=1024)]
+Number = Annotated[str, Field(max_length=32)]
+"""A floating point number as a string."""
+Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+class Phase(StrEnum):
+    """One word for people, derived from the conditions; programs read the conditions."""
+
+    PENDING = "Pending"
+    WAITING = "Waiting"
+    PREFLIGHT = "Preflight"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    MERGING = "Merging"
+    UPLOADING = "Uploading"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class ConditionType(StrEnum):
+    """The condition types of both kinds."""
+
+    VALIDATED = "Validated"
+    INPUTS_READY = "InputsReady"
+    PREFLIGHT = "Preflight"
+    QUOTA_RESERVED = "QuotaReserved"
+    RUNNING = "Running"
+    CHECKPOINT_SAVED = "CheckpointSaved"
+    EVALUATED = "Evaluated"
+    ADAPTER_UPLOADED = "AdapterUploaded"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class ConditionStatus(StrEnum):
+    """True, False or Unknown."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(ApiModel):
+    """A condition, as in metav1."""
+
+    type: ConditionType = Field(description="What it speaks of.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="Why, in CamelCase.")
+    message: Annotated[str, Field(max_length=2048)] = Field("", description="Why, in a sentence.")
+    last_transition_time: Timestamp = Field(description="When the status last changed.")
+    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
+
+
+class ProgressStatus(ApiModel):
+    """How far training is, as last reported by the pod."""
+
+    percent: int | None = Field(None, ge=0, le=100, description="Share of the steps done.")
+    percent_text: Annotated[str, Field(max_length=8)] | None = Field(None, description="percent, with its sign.")
+    step: int | None = Field(None, ge=0, description="Optimizer steps done.")
+    total_steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
+    epoch: Number | None = Field(None, description="Passes over the data done.")
+    eta_seconds: int | None = Field(None, ge=0, description="Estimated seconds to the end of training.")
+    eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds, for people.")
+    tokens_per_second: Number | None = Field(None, description="Tokens trained on in a second.")
+    last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
+
+
+class MetricsStatus(ApiModel):
+    """The newest metrics, as strings."""
+
+    loss: Number | None = Field(None, description="Training loss.")
+    eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
+    base_eval_loss: Number | None = Field(None, description="The base model's loss on the held-out rows.")
+    learning_rate: Number | None = Field(None, description="Learning rate.")
+    grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
+
+
+class DatasetStatus(ApiModel):
+    """What preflight found in the data set."""
+
+    rows: int | None = Field(None, ge=0, description="Valid rows.")
+    invalid_rows: int | None = Field(None, ge=0, description="Rows left out.")
+    first_invalid: list[Annotated[str, Field(max_length=512)]] | None = Field(
+        None, max_length=5, description="The first of them, with file, line, field and cause."
+    )
+    tokens: int | None = Field(None, ge=0, description="Tokens in all.")
+    truncated_percent: Number | None = Field(None, description="Share of rows longer than training.maxLength.")
+    duplicates: int | None = Field(None, ge=0, description="Rows that stand there more than once.")
+    p50_length: int | None = Field(None, ge=0, description="Median length of a row, in tokens.")
+    p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
+    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
+    format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
+
+
+class MemoryStatus(ApiModel):
+    """What preflight estimated."""
+
+    estimate_bytes: int | None = Field(None, ge=0, description="Peak memory of the device while training.")
+    available_bytes: int | None = Field(None, ge=0, description="Memory of the device, where the platform told.")
+    suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
+
+
+class ResolvedValue(ApiModel):
+    """One setting, and where it came from."""
+
+    name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
+    value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
+    source: Annotated[str, Field(max_length=64)] = Field(description="Manifest, Preset, Default or Rule.")
+
+
+class ResolvedStatus(ApiModel):
+    """What was left open in the manifest, and what it became."""
+
+    method: Annotated[str, Field(max_length=32)] | None = Field(None, description="The method used.")
+    method_reason: Text | None = Field(None, description="Why Auto chose it.")
+    rank: int | None = Field(None, ge=0, description="The rank used.")
+    target_modules: list[Annotated[str, Field(max_length=256)]] | None = Field(
+        None, max_length=64, description="The modules that carry the adapter."
+    )
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The model's commit.")
+    steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
+    trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
+    values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
+
+
+class AdapterStatus(ApiModel):
+    """The published result; set only after its manifest was read back and every digest matched."""
+
+    uri: Text = Field(description="Where it lies.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
+    size_bytes: int = Field(ge=0, description="Size of all files.")
+    served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="The base model it is for.")
+    rank: int | None = Field(None, ge=0, description="Its rank.")
+
+
+class CheckpointStatus(ApiModel):
+    """The newest complete checkpoint."""
+
+    uri: Text = Field(description="Where it lies.")
+    step: int = Field(ge=0, description="The optimizer step it was taken at.")
+
+
+class FailureStatus(ApiModel):
+    """Why the job failed, and what to do."""
+
+    reason: FailureReason = Field(description="Which of the documented reasons.")
+    message: Text = Field(description="What happened, in a sentence.")
+    hint: Text | None = Field(None, description="What to do, in a sentence.")
+    exit_code: int | None = Field(None, description="Exit code of the container.")
+
+
+class CommonStatus(ApiModel):
+    """The status that both kinds share."""
+
+    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
+    phase: Phase | None = Field(None, description="One word, derived from the conditions.")
+    conditions: list[Condition] | None = Field(
+        None,
+        max_length=16,
+        description="The conditions, by type.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    adapter: AdapterStatus | None = Field(None, description="The published result.")
+    start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
+    completion_time: Timestamp | None = Field(None, description="When the job succeeded or failed.")
+    gpu_seconds: int | None = Field(None, ge=0, description="Seconds that pods ran, times their GPUs.")
+    attempts: int | None = Field(None, ge=0, description="Pods that were started.")
+    job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
+    queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
+    failure: FailureStatus | None = Field(None, description="Why it failed.")
+
+
+class LoRAJobStatus(CommonStatus):
+    """The status of a LoRAJob."""
+
+    progress: ProgressStatus | None = Field(None, description="How far training is.")
+    metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
+    dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
+    memory: MemoryStatus | None = Field(None, description="What preflight estimated.")
+    resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
+    checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+
+
+class MergeInputStatus(ApiModel):
+    """One adapter that went into a merge."""
+
+    uri: Text = Field(description="Where it lies.")
+    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of its manifest.")
+    rank: int | None = Field(None, ge=0, description="Its rank.")
+    weight: Number | None = Field(None, description="Its weight.")
+
+
+class VerificationStatus(ApiModel):
+    """How far the written result is from what its inputs say."""
+
+    max_error: Number = Field(description="Largest relative error.")
+    method: Annotated[str, Field(max_length=256)] = Field(description="What was compared.")
+
+
+class AdapterMergeStatus(CommonStatus):
+    """The status of an AdapterMerge."""
+
+    inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
+    verification: VerificationStatus | None = Field(None, description="How the result was checked.")
+    rank: int | None = Field(None, ge=0, description="Rank of the result.")
+    rank_error: Number | None = Field(
+        None, description="Largest relative error that the asked rank costs, over the modules."
+    )

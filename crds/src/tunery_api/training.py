@@ -1,0 +1,164 @@
+"""How the adapter is trained, evaluated, checkpointed and tracked."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, DecimalString, SignedDecimalString, StorageUri
+from tunery_api.inputs import LocalReference
+
+
+class Scheduler(StrEnum):
+    """How the learning rate moves after the warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+    POLYNOMIAL = "Polynomial"
+    INVERSE_SQRT = "InverseSqrt"
+
+
+class Optimizer(StrEnum):
+    """The optimizer; the 8-bit and paged ones are bitsandbytes'."""
+
+    ADAMW = "AdamW"
+    ADAMW_8BIT = "AdamW8bit"
+    PAGED_ADAMW_32BIT = "PagedAdamW32bit"
+    PAGED_ADAMW_8BIT = "PagedAdamW8bit"
+
+
+class Loss(StrEnum):
+    """Which tokens the loss counts."""
+
+    COMPLETION = "Completion"
+    ALL = "All"
+
+
+class Precision(StrEnum):
+    """The type that the model computes in."""
+
+    AUTO = "Auto"
+    BFLOAT16 = "BFloat16"
+    FLOAT16 = "Float16"
+    FLOAT32 = "Float32"
+
+
+class TrainingSpec(ApiModel):
+    """The training loop."""
+
+    epochs: DecimalString | None = Field(
+        None, description="Passes over the data, as a string. Default: the preset's, else \"1\"; not with maxSteps."
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs."
+    )
+    learning_rate: DecimalString | None = Field(
+        None, description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4".'
+    )
+    scale_learning_rate_with_rank: bool = Field(
+        False, description="Multiply the learning rate by sqrt(8 / rank), the guide's rule for higher ranks."
+    )
+    scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate moves after the warm-up.")
+    warmup: DecimalString | None = Field(
+        None, description='Below 1: share of all steps; else steps. Default: the preset\'s, else "0.1".'
+    )
+    batch_size: int = Field(4, ge=1, le=1024, description="Rows in one forward pass of one device.")
+    gradient_accumulation: int = Field(
+        4, ge=1, le=1024, description="Forward passes before an optimizer step."
+    )
+    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
+    packing: bool | None = Field(
+        None,
+        description="Fill rows of maxLength with several examples, attention kept inside each. Default: true where "
+        "the method allows it (not with prompt and prefix tuning).",
+    )
+    group_by_length: bool = Field(
+        False, description="Put rows of similar length into a batch; needless and refused with packing."
+    )
+    loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
+    optimizer: Optimizer = Field(Optimizer.PAGED_ADAMW_8BIT, description="The optimizer.")
+    weight_decay: DecimalString = Field("0.0", description="Weight decay, as a string.")
+    max_grad_norm: DecimalString = Field("0.3", description="Gradients are clipped to this norm; 0: never.")
+    precision: Precision = Field(
+        Precision.AUTO, description="Auto: BFloat16 where the device has it, else Float32 (CPU) or Float16 (GPU)."
+    )
+    gradient_checkpointing: bool | None = Field(
+        None, description="Recompute activations to save memory. Default: true, except for prefix tuning."
+    )
+    neftune_noise_alpha: DecimalString | None = Field(
+        None, description="Noise added to the embeddings while training (NEFTune); unset: none."
+    )
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of the data order, the initialisation and dropout.")
+
+
+class EvaluationSpec(ApiModel):
+    """When the held-out rows are measured, and what the adapter has to reach."""
+
+    every_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="Steps between two evaluations. Default: only before and after."
+    )
+    min_improvement: SignedDecimalString = Field(
+        "0.0",
+        description="Publish only if the evaluation loss is below the base model's by at least this share of it.",
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, le=1000, description="Stop after so many evaluations in a row without a better loss."
+    )
+
+
+class CheckpointSpec(ApiModel):
+    """When the state of training is saved beside the output, to resume from."""
+
+    every_steps: int | None = Field(None, ge=1, le=1_000_000, description="Steps between two checkpoints.")
+    every_minutes: int | None = Field(
+        None, ge=1, le=10_080, description="Minutes between two checkpoints. Default: 10, if neither is set."
+    )
+    keep: int = Field(2, ge=1, le=100, description="Complete checkpoints that are kept.")
+
+
+class ContinueFrom(ApiModel):
+    """The adapter to train further; exactly one of loraJobRef and uri."""
+
+    lora_job_ref: LocalReference | None = Field(
+        None, alias="loraJobRef", description="A LoRAJob of this namespace; waits until it has succeeded."
+    )
+    uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
+    secret_ref: LocalReference | None = Field(None, description="Secret that opens uri. Default: output.secretRef.")
+
+
+ShortText = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class WandbSpec(ApiModel):
+    """Weights & Biases."""
+
+    project: ShortText = Field(description="Project that the run appears in.")
+    entity: ShortText | None = Field(None, description="Team or user; default: the key's own.")
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret with WANDB_API_KEY (and WANDB_BASE_URL). Without one the run is kept offline."
+    )
+
+
+class MlflowSpec(ApiModel):
+    """MLflow."""
+
+    uri: str = Field(
+        min_length=8, max_length=1024, pattern=r"^https?://[^\s]+$", description="Address of the tracking server."
+    )
+    experiment: ShortText = Field(description="Experiment that the run appears in.")
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret with MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD."
+    )
+
+
+class TrackingSpec(ApiModel):
+    """Where the run's curves go, beside status and the model card."""
+
+    wandb: WandbSpec | None = Field(None, description="Report to Weights & Biases.")
+    mlflow: MlflowSpec | None = Field(None, description="Report to an MLflow server.")
+    tensorboard: bool = Field(False, description="Publish TensorBoard files beside the adapter, under runs/.")
+
+

@@ -1,0 +1,27 @@
+"""The one error that the trainer raises on purpose: a reason, a sentence, and what to do."""
+
+from __future__ import annotations
+
+from tunery_api.exitcodes import ExitCode, exit_code_for
+from tunery_api.reasons import ADVICE, FailureReason
+
+
+class TrainerError(Exception):
+    """A failure with a name: what happened, and what the user should do about it.
+
+    Raise it `from` the exception that caused it, so that the log keeps the cause.
+    """
+
+    def __init__(self, reason: FailureReason, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.hint = hint if hint is not None else ADVICE[reason].hint
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The code the process ends with: USER_ERROR, RETRYABLE or BUG."""
+        return exit_code_for(self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
