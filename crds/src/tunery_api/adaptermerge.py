@@ -41,7 +41,7 @@ class MergeInput(ApiModel):
     """One adapter of a merge; exactly one of loraJobRef and uri."""
 
     lora_job_ref: LocalReference | None = Field(
-        None, alias="loraJobRef", description="A LoRAJob of this namespace; the merge waits until it has succeeded."
+        None, description="A LoRAJob of this namespace; the merge waits until it has succeeded."
     )
     uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
     weight: SignedDecimalString = Field("1.0", description="Factor of this adapter's delta, as a string.")

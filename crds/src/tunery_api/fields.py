@@ -15,8 +15,11 @@ class ApiModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the camelCase dict of the fields that are set, fit for JSON and for the API server."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Return the camelCase dict of the fields that were set, fit for JSON and for the API server.
+
+        Defaults stay out, so that a reader can still tell what a manifest said from what it left open.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"

@@ -123,7 +123,7 @@ class ContinueFrom(ApiModel):
     """The adapter to train further; exactly one of loraJobRef and uri."""
 
     lora_job_ref: LocalReference | None = Field(
-        None, alias="loraJobRef", description="A LoRAJob of this namespace; waits until it has succeeded."
+        None, description="A LoRAJob of this namespace; waits until it has succeeded."
     )
     uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
     secret_ref: LocalReference | None = Field(None, description="Secret that opens uri. Default: output.secretRef.")
