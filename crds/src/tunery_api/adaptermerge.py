@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, FractionString, SignedDecimalString, StorageUri
+from tunery_api.fields import SERVER_DEFAULT, ApiModel, FractionString, SignedDecimalString, StorageUri
 from tunery_api.inputs import LocalReference, ModelSpec, OutputSpec
 from tunery_api.lorajob import LifecycleFields
 from tunery_api.methods import ComputeType
@@ -58,6 +58,7 @@ class AdapterMergeSpec(LifecycleFields):
         MergeMethod.LINEAR,
         description="Linear: weighted sum of the deltas. TIES: trimmed, sign elected. DARELinear, DARETIES: random "
         "drop and rescale before. MagnitudePrune: the largest entries of each, summed.",
+        json_schema_extra={SERVER_DEFAULT: True},
     )
     density: FractionString | None = Field(
         None, description='Share of each delta\'s entries that is kept, above 0. Not for Linear. Default "0.5".'
@@ -72,7 +73,9 @@ class AdapterMergeSpec(LifecycleFields):
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of DARE's random drops.")
     into: MergeTarget = Field(
-        MergeTarget.ADAPTER, description="Adapter: one adapter. Model: the base model with the adapters merged in."
+        MergeTarget.ADAPTER,
+        description="Adapter: one adapter. Model: the base model with the adapters merged in.",
+        json_schema_extra={SERVER_DEFAULT: True},
     )
     model: ModelSpec | None = Field(
         None, description="The base model, for into: Model. Default: the base that the adapters' manifests name."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -22,15 +22,15 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+SERVER_DEFAULT: Final = "x-tunery-server-default"
+"""Marks a field whose default the API server itself fills in, so that a column can show it."""
+
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of an object in the same namespace."""
 
-DecimalString = Annotated[
-    str, Field(min_length=1, max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")
-]
+DecimalString = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")]
 """A number of at least 0, as a string: the API conventions discourage floats. float() parses it."""
 
 FractionString = Annotated[str, Field(min_length=1, max_length=12, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?|0?\.[0-9]+)$")]

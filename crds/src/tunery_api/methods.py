@@ -82,7 +82,7 @@ class LoraSpec(ApiModel):
     )
     alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: the preset's, else 2 x rank.")
     dropout: FractionString | None = Field(
-        None, description='Dropout on the adapter\'s input, below 1. Default: the preset\'s, else "0.05".'
+        None, description="Dropout on the adapter's input, below 1. Default: the preset's, else \"0.05\"."
     )
     target_modules: list[ModuleName] | None = Field(
         None,

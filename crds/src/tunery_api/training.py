@@ -50,11 +50,9 @@ class TrainingSpec(ApiModel):
     """The training loop."""
 
     epochs: DecimalString | None = Field(
-        None, description="Passes over the data, as a string. Default: the preset's, else \"1\"; not with maxSteps."
+        None, description='Passes over the data, as a string. Default: the preset\'s, else "1"; not with maxSteps.'
     )
-    max_steps: int | None = Field(
-        None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs."
-    )
+    max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
     learning_rate: DecimalString | None = Field(
         None, description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4".'
     )
@@ -66,9 +64,7 @@ class TrainingSpec(ApiModel):
         None, description='Below 1: share of all steps; else steps. Default: the preset\'s, else "0.1".'
     )
     batch_size: int = Field(4, ge=1, le=1024, description="Rows in one forward pass of one device.")
-    gradient_accumulation: int = Field(
-        4, ge=1, le=1024, description="Forward passes before an optimizer step."
-    )
+    gradient_accumulation: int = Field(4, ge=1, le=1024, description="Forward passes before an optimizer step.")
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
     packing: bool | None = Field(
         None,
@@ -160,5 +156,3 @@ class TrackingSpec(ApiModel):
     wandb: WandbSpec | None = Field(None, description="Report to Weights & Biases.")
     mlflow: MlflowSpec | None = Field(None, description="Report to an MLflow server.")
     tensorboard: bool = Field(False, description="Publish TensorBoard files beside the adapter, under runs/.")
-
-

@@ -1,0 +1,162 @@
+"""pydantic → CustomResourceDefinition: the structural schema that the API server wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from tunery_api.cel import CEL_RULES, CelRule
+from tunery_api.fields import SERVER_DEFAULT, ApiModel
+from tunery_api.kinds import Kind
+from tunery_api.names import GROUP, VERSION
+
+_DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
+_NOT_KEYWORDS: Final = frozenset({"properties"})
+"""Below these, keys are names of fields and not keywords of JSON schema."""
+
+
+def custom_resource_definition(kind: Kind) -> dict[str, Any]:
+    """Return the CustomResourceDefinition of `kind`, ready to be written as YAML."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.singular,
+                "shortNames": [kind.short],
+                "categories": ["ai"],
+            },
+            "versions": [_version(kind)],
+        },
+    }
+
+
+def _version(kind: Kind) -> dict[str, Any]:
+    spec = structural_schema(kind.spec)
+    spec["x-kubernetes-validations"] = [*_immutability(kind), *spec.get("x-kubernetes-validations", [])]
+    return {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [_column(column) for column in kind.columns],
+        "schema": {
+            "openAPIV3Schema": {
+                "type": "object",
+                "description": kind.description,
+                "required": ["spec"],
+                "properties": {
+                    "apiVersion": {"type": "string"},
+                    "kind": {"type": "string"},
+                    "metadata": {"type": "object"},
+                    "spec": spec,
+                    "status": structural_schema(kind.status),
+                },
+            }
+        },
+    }
+
+
+def _column(column: Any) -> dict[str, Any]:
+    shown = {"name": column.name, "type": column.type, "jsonPath": column.json_path}
+    return shown | ({"priority": column.priority} if column.priority else {})
+
+
+def _immutability(kind: Kind) -> list[dict[str, str]]:
+    """Return one rule for each field of the spec that must not change.
+
+    The rule stands on the parent: a rule on an optional field is not asked when the field comes or goes.
+    """
+    names = [info.alias or name for name, info in kind.spec.model_fields.items()]
+    return [
+        {
+            "rule": f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+            "message": f"{name} cannot be changed; delete the {kind.kind} and apply it again, or use another name",
+        }
+        for name in names
+        if name not in kind.spec.MUTABLE
+    ]
+
+
+class _WithRules(GenerateJsonSchema):
+    """Hangs each class's CEL rules on the schema of that class."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        result = super().model_schema(schema)
+        rules = CEL_RULES.get(schema["cls"], [])
+        if rules:
+            result["x-kubernetes-validations"] = [_rule(rule) for rule in rules]
+        return result
+
+
+def _rule(rule: CelRule) -> dict[str, str]:
+    return {"rule": rule.rule, "message": rule.message}
+
+
+def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
+    """Return the structural schema of `model`: no references, no unions, nothing unbounded.
+
+    Raises ValueError where the model uses something that a CRD cannot say.
+    """
+    schema = model.model_json_schema(by_alias=True, schema_generator=_WithRules)
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    node = _inlined(node, definitions)
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        if key == "properties":
+            result[key] = {name: _structural(child, definitions) for name, child in value.items()}
+        elif key == "items":
+            result[key] = _structural(value, definitions)
+        elif key not in _DROPPED:
+            result[key] = value
+    if isinstance(node.get("additionalProperties"), Mapping):
+        result["additionalProperties"] = _structural(node["additionalProperties"], definitions)
+    elif node.get("patternProperties"):
+        # pydantic's spelling of a map whose keys have a pattern; a CRD bounds the number of keys only.
+        del result["patternProperties"]
+        result["additionalProperties"] = _structural(next(iter(node["patternProperties"].values())), definitions)
+    if "const" in node:
+        result["enum"] = [node["const"]]
+    _with_default_in_words(result, node)
+    return result
+
+
+def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve `$ref`, and collapse `X | None` to X; what stands beside them wins."""
+    beside = {key: value for key, value in node.items() if key not in {"$ref", "anyOf", "allOf"}}
+    if "$ref" in node:
+        target = definitions[node["$ref"].removeprefix("#/$defs/")]
+        return _inlined(target, definitions) | beside
+    if "anyOf" in node:
+        options = [option for option in node["anyOf"] if option.get("type") != "null"]
+        if len(options) != 1:
+            raise ValueError(f"a CRD cannot say a union; use optional fields and CEL: {node}")
+        return _inlined(options[0], definitions) | beside
+    return beside
+
+
+def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> None:
+    """Say the default in the description.
+
+    The schema itself has none, but for what `kubectl get` shows: the operator could not tell a default from a
+    choice, and a preset fills only what the manifest left open.
+    """
+    default = node.get("default")
+    if result.pop(SERVER_DEFAULT, False):
+        result["default"] = default
+    if default is None or isinstance(default, (dict, list)) or "Default" in node.get("description", ""):
+        return
+    shown = {True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default
+    result["description"] = f"{node.get('description', '')} Default: {shown}.".strip()
