@@ -1,0 +1,97 @@
+# Every target has one line of help behind `##`; `make` and `make help` list them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ROOT   := $(CURDIR)
+TESTS  := $(ROOT)/tests
+VENV   := $(TESTS)/.venv
+PYTHON := $(VENV)/bin/python
+RUFF   := $(VENV)/bin/ruff
+CODE   := crds operator trainer-image tests
+UV_VERSION := 0.13.9
+# uv of the machine, else one of its own in the user's cache folder.
+UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/uv-$(UV_VERSION)/bin/uv)
+CLUSTER_CLI := cd $(TESTS) && $(PYTHON) -m cluster
+
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+$(UV):
+	python3 -m venv $(dir $(@D))
+	$(@D)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# The stamp changes with the locks, so that a pull is followed by a sync.
+STAMP = $(VENV)/.synced-$(shell cat */pyproject.toml */uv.lock | sha256sum | cut -c1-12)
+$(STAMP): | $(UV)
+	cd $(TESTS) && $(UV) sync --frozen --quiet
+	@rm -f $(VENV)/.synced-*; touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make the developers' environment, tests/.venv
+
+.PHONY: generate
+generate: setup ## Write the CRDs and docs/api.md from crds/src/tunery_api
+	@$(PYTHON) -m tunery_api.generate $(ROOT)
+
+.PHONY: format
+format: setup ## Format the code
+	@$(RUFF) format --config tests/ruff.toml $(CODE)
+	@$(RUFF) check --config tests/ruff.toml --fix $(CODE)
+
+.PHONY: verify
+verify: setup ## Lint, types, layers, locks and generated files
+	$(RUFF) format --config tests/ruff.toml --check $(CODE)
+	$(RUFF) check --config tests/ruff.toml $(CODE)
+	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini -p tunery_api -p tunery_operator -p tunery_trainer
+	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster
+	cd $(TESTS) && $(VENV)/bin/lint-imports --config importlinter.ini --no-cache
+	$(PYTHON) -m tunery_api.generate --check $(ROOT)
+	@for project in $(CODE); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
+
+.PHONY: test-unit
+test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
+	cd $(TESTS) && $(VENV)/bin/coverage erase && $(VENV)/bin/coverage run -m pytest
+
+.PHONY: test-e2e
+test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real images
+	cd $(TESTS) && $(PYTHON) -m pytest e2e
+
+.PHONY: test
+test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
+	@$(MAKE) verify
+	@$(MAKE) test-unit
+	@$(MAKE) test-e2e
+	cd $(TESTS) && $(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
+
+.PHONY: bench
+bench: setup ## Measure what docs/benchmarks.md reports
+	cd $(TESTS) && $(PYTHON) -m bench
+
+.PHONY: demo
+demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing
+	cd $(TESTS) && $(PYTHON) -m demo
+
+.PHONY: cluster-up
+cluster-up: setup ## Start the local Kubernetes, S3 server and registry; build and push the images
+	@$(CLUSTER_CLI) up
+
+.PHONY: cluster-down
+cluster-down: setup ## Stop the local cluster and remove its state
+	@$(CLUSTER_CLI) down
+
+.PHONY: cluster-env
+cluster-env: ## Print exports for the running cluster: eval "$$(make -s cluster-env)"
+	@$(CLUSTER_CLI) env
+
+.PHONY: images
+images: setup ## Build the operator and trainer images
+	@$(CLUSTER_CLI) images
+
+.PHONY: push
+push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery
+	@$(CLUSTER_CLI) push "$(REGISTRY)"
