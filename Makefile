@@ -85,7 +85,7 @@ cluster-down: setup ## Stop the local cluster and remove its state
 	@$(CLUSTER_CLI) down
 
 .PHONY: cluster-env
-cluster-env: ## Print exports for the running cluster: eval "$$(make -s cluster-env)"
+cluster-env: ## Print exports for the running cluster: eval "$(make -s cluster-env)"
 	@$(CLUSTER_CLI) env
 
 .PHONY: images

@@ -1,0 +1,65 @@
+"""The generated CRDs: structural, bounded, documented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tunery_api.crd import custom_resource_definition
+from tunery_api.fields import ApiModel
+from tunery_api.kinds import KINDS, Kind
+
+
+def schemas(kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every schema of a kind's spec and status with its path."""
+    root = custom_resource_definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    stack = [(part, root["properties"][part]) for part in ("spec", "status")]
+    while stack:
+        path, schema = stack.pop()
+        yield path, schema
+        stack += [(f"{path}.{name}", child) for name, child in schema.get("properties", {}).items()]
+        stack += [(f"{path}[]", schema["items"])] if "items" in schema else []
+        stack += [(f"{path}{{}}", schema["additionalProperties"])] if "additionalProperties" in schema else []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.singular)
+def test_every_schema_is_structural_and_bounded(kind: Kind) -> None:
+    allowed = {
+        "type", "description", "properties", "required", "items", "additionalProperties", "enum", "pattern", "format",
+        "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
+        "default", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+    }  # fmt: skip
+    for path, schema in schemas(kind):
+        assert set(schema) <= allowed, path
+        if schema["type"] == "string":
+            assert "enum" in schema or "maxLength" in schema, f"{path} has no maximum"
+        if schema["type"] == "array":
+            assert "maxItems" in schema, f"{path} has no maximum"
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, f"{path} has no maximum"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.singular)
+def test_every_field_is_explained(kind: Kind) -> None:
+    silent = [
+        path for path, schema in schemas(kind) if not path.endswith(("[]", "{}")) and not schema.get("description")
+    ]
+    assert silent == []
+
+
+def test_a_union_is_refused() -> None:
+    class Union(ApiModel):
+        value: int | str
+
+    broken = KINDS[0]._replace(status=Union)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot say a union"):
+        custom_resource_definition(broken)
+
+
+def test_columns_are_the_documented_ones() -> None:
+    columns = custom_resource_definition(KINDS[0])["spec"]["versions"][0]["additionalPrinterColumns"]
+    assert [column["name"] for column in columns if not column.get("priority")] == [
+        "Phase", "Progress", "Loss", "Model", "Method", "Age",
+    ]  # fmt: skip
+    assert [column["name"] for column in columns if column.get("priority")] == ["ETA", "Queue", "Adapter", "Reason"]

@@ -1,0 +1,112 @@
+"""The door: every error at once, each with its path, and never another exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tunery_api.errors import InvalidSpec
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+MODEL = {"uri": "s3://models/SmolLM2"}
+DATASET = {"uri": "s3://datasets/chat.jsonl"}
+
+
+def lorajob(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "spec": {"model": MODEL, "dataset": DATASET} | spec}
+
+
+def errors_of(obj: Any, **options: Any) -> list[str]:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_lorajob(obj, **options)
+    return [str(error) for error in caught.value.errors]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        pytest.param({"lora": {"rank": 0}}, "spec.lora.rank: must be at least 1, is 0", id="rank-0"),
+        pytest.param({"lora": {"rnk": 8}}, "spec.lora.rnk: unknown field; did you mean rank?", id="typo"),
+        pytest.param({"loar": {}}, "spec.loar: unknown field; did you mean lora?", id="typo-at-the-top"),
+        pytest.param(
+            {"lora": {"dropout": 0.05}}, 'spec.lora.dropout: must be a string: write it in quotes, "0.05"', id="float"
+        ),
+        pytest.param({"lora": []}, "spec.lora: must be a mapping, is []", id="list-for-mapping"),
+        pytest.param({"suspend": None}, "spec.suspend: must be true or false, is null", id="null"),
+        pytest.param(
+            {"model": {"uri": "gs://x/y"}},
+            "spec.model.uri: must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'gs://x/y'",
+            id="scheme",
+        ),
+        pytest.param(
+            {"model": {"uri": "file:///models/x"}},
+            "spec.model.uri: file:// works without a cluster only; use s3:// or pvc:// here",
+            id="file-in-a-cluster",
+        ),
+        pytest.param({"dataset": {}}, "spec.dataset.uri: is required", id="missing"),
+        pytest.param(
+            {"lora": {"targetModules": ["q proj"]}},
+            "spec.lora.targetModules[0]: must look like ^[A-Za-z0-9_][A-Za-z0-9_.-]*$, is 'q proj'",
+            id="list-item",
+        ),
+    ],
+)
+def test_each_error_names_its_field_and_says_what_to_do(spec: dict[str, Any], expected: str) -> None:
+    assert errors_of(lorajob(**spec)) == [expected]
+
+
+def test_an_enum_error_names_the_near_value() -> None:
+    (error,) = errors_of(lorajob(method="Qlora"))
+    assert error.endswith("is 'Qlora'; did you mean QLoRA?")
+
+
+def test_all_errors_come_together() -> None:
+    errors = errors_of(lorajob(lora={"rank": 0}, training={"batchSize": 0, "maxLenght": 5}, retries=-1))
+    assert [error.split(":")[0] for error in errors] == [
+        "spec.retries",
+        "spec.lora.rank",
+        "spec.training.batchSize",
+        "spec.training.maxLenght",
+    ]
+
+
+def test_file_uris_are_for_runs_without_a_cluster() -> None:
+    spec = parse_lorajob(lorajob(model={"uri": "file:///m"}, dataset={"uri": "file://d.jsonl"}), local=True)
+    assert spec.model.uri == "file:///m"
+
+
+def test_what_the_manifest_left_open_stays_open_through_run_json() -> None:
+    spec = parse_lorajob(lorajob(lora={"alpha": 8}))
+    again = parse_lorajob({"spec": spec.to_json_dict()})
+    assert again.lora.model_fields_set == {"alpha"}
+    assert again == spec
+
+
+def test_a_foreign_version_is_refused() -> None:
+    assert errors_of(lorajob() | {"apiVersion": "tunery.dev/v2"}) == [
+        "apiVersion: must be tunery.dev/v1alpha1, is 'tunery.dev/v2'"
+    ]
+
+
+def test_a_merge_takes_at_most_32_adapters() -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.adapters: must have at most 32 entries, has 33"):
+        parse_adaptermerge({"spec": {"adapters": [{"uri": "s3://a/b"}] * 33}})
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(["model", "dataset", "lora", "training", "output", "method", "scheduling", "adapters"])
+
+
+@given(ANYTHING | st.fixed_dictionaries({"spec": st.dictionaries(FIELDS, ANYTHING, max_size=4)}))
+def test_any_object_gives_a_spec_or_an_invalid_spec(obj: Any) -> None:
+    for parse in (parse_lorajob, parse_adaptermerge):
+        try:
+            parse(obj)
+        except InvalidSpec as error:
+            assert error.errors
