@@ -1,0 +1,1 @@
+"""What the demo and the end-to-end tests share: kubectl, the installed chart, tenants, published adapters."""

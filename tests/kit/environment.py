@@ -1,0 +1,64 @@
+"""The cluster that the demo and the end-to-end tests run on: the local one, or the user's own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+NEEDED = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "TUNERY_OPERATOR_IMAGE",
+    "TUNERY_TRAINER_IMAGE",
+)
+
+
+class MissingEnvironment(Exception):
+    """CLUSTER=existing, and a variable that it needs is not set."""
+
+
+def is_existing() -> bool:
+    """Tell whether the user asked for the cluster of the current kubeconfig."""
+    return os.environ.get("CLUSTER", "local") == "existing"
+
+
+def cluster_environment() -> dict[str, str]:
+    """Return the environment in which kubectl, helm and boto3 reach the cluster and its S3 server.
+
+    Raises MissingEnvironment for an existing cluster that lacks a variable, CalledProcessError when the local
+    cluster is not running.
+    """
+    if is_existing():
+        missing = [name for name in NEEDED if not os.environ.get(name)]
+        if missing:
+            raise MissingEnvironment(
+                f"CLUSTER=existing needs {', '.join(missing)}: an S3 endpoint that pods and this machine reach, and "
+                "the images that `make push REGISTRY=…` printed"
+            )
+        return dict(os.environ)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", "env"], cwd=TESTS, check=True, capture_output=True, text=True
+    )
+    return {**os.environ, **parse_exports(done.stdout)}
+
+
+def parse_exports(text: str) -> dict[str, str]:
+    """Return the variables of lines such as `export NAME='value'`; $PATH in a value is this process's."""
+    variables = {}
+    for line in text.splitlines():
+        words = shlex.split(line)
+        if len(words) == 2 and words[0] == "export":
+            name, _, value = words[1].partition("=")
+            variables[name] = value.replace("$PATH", os.environ["PATH"])
+    return variables
+
+
+def images(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the images of operator and trainer."""
+    return {"operator": environment["TUNERY_OPERATOR_IMAGE"], "trainer": environment["TUNERY_TRAINER_IMAGE"]}
