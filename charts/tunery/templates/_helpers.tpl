@@ -1,0 +1,62 @@
+{{/* Name of the chart, shortened to what a label takes. */}}
+{{- define "tunery.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Name that every object of the release starts with. */}}
+{{- define "tunery.fullname" -}}
+{{- $name := include "tunery.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select the operator's pod. */}}
+{{- define "tunery.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tunery.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{/* Labels of every object. managed-by is Helm's: the operator watches its own children by managed-by=tunery. */}}
+{{- define "tunery.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "tunery.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* An image's full reference. Takes a list: the root and the image's values. */}}
+{{- define "tunery.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $prefix := $root.Values.imageRegistry | trimSuffix "/" -}}
+{{- $repository := ternary $image.repository (printf "%s/%s" $prefix $image.repository) (empty $prefix) -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "tunery.serviceAccountName" -}}
+{{- default (include "tunery.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "tunery.serviceName" -}}
+{{- include "tunery.fullname" . -}}
+{{- end -}}
+
+{{/* DNS name that pods reach the progress endpoint by; the certificate bears it. */}}
+{{- define "tunery.serviceHost" -}}
+{{- printf "%s.%s.svc" (include "tunery.serviceName" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- define "tunery.tlsSecretName" -}}
+{{- default (printf "%s-progress-tls" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
+{{- end -}}
