@@ -1,0 +1,134 @@
+"""The product, installed by Helm on a real node with the real images; one tenant namespace for each test."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.tiny import make_tiny_model
+
+from kit.environment import cluster_environment, images
+from kit.installation import install
+from kit.jobs import Job
+from kit.kubectl import Kubectl
+from kit.published import s3_client
+from kit.tenant import create_tenant
+
+TINY = "s3://models/tiny"
+ROWS = "s3://datasets/e2e/rows.jsonl"
+
+Launch = Callable[..., Job]
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    return cluster_environment()
+
+
+@pytest.fixture(scope="session")
+def kubectl(environment: dict[str, str]) -> Kubectl:
+    return Kubectl(environment)
+
+
+@pytest.fixture(scope="session")
+def s3(environment: dict[str, str]) -> Any:
+    return s3_client(environment)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed(kubectl: Kubectl, environment: dict[str, str]) -> None:
+    install(kubectl, images(environment))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def inputs(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A tiny model, good rows, and rows of which line 17 is bad."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    for path in folder.iterdir():
+        s3.upload_file(str(path), "models", f"tiny/{path.name}")
+    rows = [chat(index) for index in range(80)]
+    _put(s3, "e2e/rows.jsonl", rows)
+    _put(s3, "e2e/line-17.jsonl", [*rows[:16], {"messages": [{"role": "user", "content": None}]}, *rows[17:]])
+
+
+def chat(index: int) -> dict[str, Any]:
+    """Return a row that a tiny model can learn: the answer repeats the question's number."""
+    return {
+        "messages": [
+            {"role": "user", "content": f"Say number {index % 10}."},
+            {"role": "assistant", "content": f"Number {index % 10}, number {index % 10}. ({index})"},
+        ]
+    }
+
+
+def _put(s3: Any, key: str, rows: list[dict[str, Any]]) -> None:
+    body = "\n".join(json.dumps(row) for row in rows).encode()
+    s3.put_object(Bucket="datasets", Key=key, Body=body)
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, kubectl: Kubectl, environment: dict[str, str]) -> Iterator[str]:
+    """A tenant of its own; deleting it must never hang, and nobody waits for it."""
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].rstrip("-")
+    kubectl.delete("namespace", name)
+    create_tenant(kubectl, name, environment)
+    yield name
+    kubectl.delete("namespace", name, wait=False)
+
+
+@pytest.fixture
+def launch(kubectl: Kubectl, namespace: str) -> Launch:
+    """Return a function that applies a LoRAJob of the tiny model; keywords replace blocks of its spec."""
+
+    def apply(name: str, **blocks: Any) -> Job:
+        return Job(kubectl, lorajob(namespace, name, **blocks), namespace).apply()
+
+    return apply
+
+
+def lorajob(namespace: str, name: str, **blocks: Any) -> dict[str, Any]:
+    """Return a LoRAJob of a few seconds; keywords replace blocks of its spec."""
+    secret = {"name": "s3"}
+    spec: dict[str, Any] = {
+        "model": {"uri": TINY, "secretRef": secret},
+        "dataset": {"uri": ROWS, "secretRef": secret},
+        "method": "LoRA",
+        "training": {
+            "maxSteps": 20,
+            "learningRate": "1e-2",
+            "batchSize": 2,
+            "gradientAccumulation": 1,
+            "maxLength": 128,
+        },
+        "output": {"uri": f"s3://adapters/{namespace}/{name}", "secretRef": secret, "overwrite": True},
+        "resources": {"gpus": 0, "cpu": "800m", "memory": "3Gi", "ephemeralStorage": "2Gi"},
+    }
+    return {
+        "apiVersion": "tunery.dev/v1alpha1",
+        "kind": "LoRAJob",
+        "metadata": {"name": name},
+        "spec": spec | blocks,
+    }
+
+
+def adaptermerge(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
+    """Return an AdapterMerge; keywords are fields of its spec."""
+    common: dict[str, Any] = {
+        "output": {"uri": f"s3://adapters/{namespace}/{name}", "secretRef": {"name": "s3"}, "overwrite": True},
+        "resources": {"gpus": 0, "cpu": "800m", "memory": "3Gi", "ephemeralStorage": "2Gi"},
+    }
+    return {
+        "apiVersion": "tunery.dev/v1alpha1",
+        "kind": "AdapterMerge",
+        "metadata": {"name": name},
+        "spec": common | spec,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "downloaded"

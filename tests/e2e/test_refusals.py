@@ -1,0 +1,91 @@
+"""Bad input is found on CPU, named, and costs nothing: no train Job is ever created."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kit.jobs import Job
+from kit.kubectl import Kubectl, KubectlError, wait_for
+
+from .conftest import ROWS, TINY, Launch, lorajob
+
+S3 = {"name": "s3"}
+
+
+def test_what_preflight_finds(launch: Launch) -> None:
+    cases: dict[str, tuple[dict[str, Any], str, str]] = {
+        "wrong-bucket": (
+            {"output": {"uri": "s3://no-such-bucket/x", "secretRef": S3}},
+            "StorageNotFound", "no-such-bucket",
+        ),
+        "missing-secret": (
+            {"output": {"uri": "s3://adapters/x", "secretRef": {"name": "nobody-made-me"}}},
+            "SecretNotFound", "nobody-made-me",
+        ),
+        "line-17": (
+            {"dataset": {"uri": "s3://datasets/e2e/line-17.jsonl", "secretRef": S3}},
+            "DatasetInvalid", "line 17",
+        ),
+        "unknown-module": (
+            {"lora": {"targetModules": ["q_prj"]}},
+            "InvalidSpec", "spec.lora.targetModules[0]",
+        ),
+        "no-model": ({"model": {"uri": "s3://models/nothing", "secretRef": S3}}, "ModelNotFound", "s3://models/nothing"),
+        "no-data": (
+            {"dataset": {"uri": "s3://datasets/e2e/none.jsonl", "secretRef": S3}},
+            "DatasetNotFound", "s3://datasets/e2e/none.jsonl",
+        ),
+    }  # fmt: skip
+    jobs = {name: launch(name, **blocks) for name, (blocks, _, _) in cases.items()}
+    for name, (_, reason, named) in cases.items():
+        status = jobs[name].wait_phase("Failed")
+        assert status["failure"]["reason"] == reason, status["failure"]
+        assert named in status["failure"]["message"]
+        assert status["failure"]["hint"]
+        assert jobs[name].jobs("train") == []
+        assert status.get("gpuSeconds", 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        pytest.param({"lora": {"rank": 0}}, "spec.lora.rank", id="rank-0"),
+        pytest.param({"lora": {"rnk": 8}}, 'unknown field "spec.lora.rnk"', id="typo"),
+        pytest.param({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training", id="cel"),
+    ],
+)
+def test_what_the_api_server_refuses(kubectl: Kubectl, namespace: str, spec: dict[str, Any], named: str) -> None:
+    with pytest.raises(KubectlError, match=None) as caught:
+        Job(kubectl, lorajob(namespace, "refused", **spec), namespace).apply()
+    assert named in str(caught.value)
+
+
+def test_a_typo_that_is_not_validated_strictly_is_pruned_and_harms_nothing(kubectl: Kubectl, namespace: str) -> None:
+    import yaml
+
+    manifest = lorajob(namespace, "pruned", suspend=True, lora={"rnk": 8})
+    kubectl.run("apply", "-n", namespace, "--validate=false", "-f", "-", stdin=yaml.safe_dump(manifest))
+    job = Job(kubectl, manifest, namespace)
+    job.wait_phase("Suspended")
+    stored = kubectl.get("lorajob", "pruned", namespace)
+    assert stored is not None
+    assert stored["spec"]["lora"] == {}
+
+
+def test_what_no_node_offers_is_said_within_a_minute(launch: Launch) -> None:
+    resources = {"gpus": 1, "gpuResource": "example.com/tpu", "cpu": "800m", "memory": "1Gi", "ephemeralStorage": "1Gi"}
+    job = launch("nowhere", resources=resources, preflight="Skip")
+    wait_for("Unschedulable", lambda: job.status.get("failure", {}).get("reason") == "Unschedulable", timeout=60)
+    assert "example.com/tpu" in job.status["failure"]["message"]
+
+
+def test_the_fields_that_training_depends_on_cannot_change(launch: Launch) -> None:
+    job = launch("fixed", suspend=True)
+    with pytest.raises(KubectlError, match="model cannot be changed"):
+        job.patch_spec(model={"uri": TINY + "-other"})
+    with pytest.raises(KubectlError, match="training cannot be changed"):
+        job.patch_spec(training={"seed": 1})
+    job.patch_spec(ttlSecondsAfterFinished=100, activeDeadlineSeconds=500, suspend=True)
+    assert job.manifest["spec"]["dataset"]["uri"] == ROWS
