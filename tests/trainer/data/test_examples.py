@@ -1,0 +1,237 @@
+"""Formats become conversations or text, strictly; each bad row is named by file, line, field and reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tunery_api.reasons import FailureReason
+from tunery_trainer.data.examples import ExampleReader, InvalidRows
+from tunery_trainer.data.options import DataFormat, DataOptions
+from tunery_trainer.data.read import read_records
+from tunery_trainer.data.rows import Example
+from tunery_trainer.data.sources import find_sources
+from tunery_trainer.errors import TrainerError
+
+from .conftest import Write
+
+USER = {"role": "user", "content": "Hi"}
+ASSISTANT = {"role": "assistant", "content": "Hello"}
+EXCHANGE = (USER, ASSISTANT)
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"numbers": [1, {"deep": 2}]}'}}
+
+
+def convert(path: Path, options: DataOptions | None = None) -> tuple[list[Example], InvalidRows, ExampleReader]:
+    chosen = options or DataOptions()
+    invalid = InvalidRows(chosen.max_invalid_rows)
+    reader = ExampleReader(chosen, invalid)
+    return list(reader.examples(read_records(find_sources(path, "", "train")))), invalid, reader
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "messages"),
+    [
+        pytest.param({"prompt": "Hi", "completion": "Hello"}, DataFormat.PROMPT_COMPLETION, EXCHANGE, id="prompt"),
+        pytest.param({"instruction": "Hi", "input": "", "output": "Hello"}, DataFormat.ALPACA, EXCHANGE, id="alpaca"),
+        pytest.param(
+            {"instruction": "Add", "input": "1 2", "output": "3", "system": "Be brief"},
+            DataFormat.ALPACA,
+            (
+                {"role": "system", "content": "Be brief"},
+                {"role": "user", "content": "Add\n\n1 2"},
+                {"role": "assistant", "content": "3"},
+            ),
+            id="alpaca-with-input-and-system",
+        ),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+            DataFormat.SHARE_GPT,
+            EXCHANGE,
+            id="sharegpt",
+        ),
+        pytest.param({"messages": [USER, ASSISTANT], "prompt": "x"}, DataFormat.MESSAGES, EXCHANGE, id="messages"),
+        pytest.param({"messages": json.dumps([USER, ASSISTANT])}, DataFormat.MESSAGES, EXCHANGE, id="messages-as-json"),
+        pytest.param(
+            {
+                "messages": [
+                    {**USER, "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                    ASSISTANT,
+                ]
+            },
+            DataFormat.MESSAGES,
+            EXCHANGE,
+            id="content-parts",
+        ),
+        pytest.param(
+            {"messages": [{**USER, "tool_calls": None}, {**ASSISTANT, "tool_calls": None, "name": None}]},
+            DataFormat.MESSAGES,
+            EXCHANGE,
+            id="nulls-of-parquet",
+        ),
+    ],
+)
+def test_formats(write: Write, row: dict[str, Any], name: DataFormat, messages: tuple[Any, ...]) -> None:
+    (example,), invalid, reader = convert(write("a.jsonl", [row]))
+    assert example.messages == messages
+    assert (example.text, invalid.count, reader.format) == (None, 0, name)
+
+
+def test_text_and_unknown_columns(write: Write) -> None:
+    (example,), _, reader = convert(write("a.jsonl", [{"text": "Once", "label": 3, "id": "x"}]))
+    assert (example.text, example.messages) == ("Once", ())
+    assert (reader.format, reader.ignored) == (DataFormat.TEXT, {"label", "id"})
+
+
+def test_nested_tool_calls(write: Write) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    turns += [{"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}, ASSISTANT]
+    (example,), _, _ = convert(write("a.jsonl", [{"messages": turns, "tools": json.dumps([tool])}]))
+    function = {"name": "add", "arguments": {"numbers": [1, {"deep": 2}]}}
+    assert example.messages[1]["content"] == ""
+    assert example.messages[1]["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
+    assert example.messages[2] == {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}
+    assert example.tools == (tool,)
+
+
+def bad_call(**changed: Any) -> dict[str, Any]:
+    call = {**CALL, "function": {"name": "add", "arguments": "{}"} | changed}
+    return {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "content": None}]},
+            "messages[1].content: must be a string, found null",
+            id="null",
+        ),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "content": "  "}]}, "messages[1].content: must not be empty", id="blank"
+        ),
+        pytest.param({"messages": [USER, {"role": "assistant"}]}, "messages[1].content: is missing", id="no-content"),
+        pytest.param({"messages": [{**USER, "role": "bot"}]}, "messages[0].role: must be one of system,", id="role"),
+        pytest.param({"messages": [USER]}, "messages: has no answer of the assistant", id="no-answer"),
+        pytest.param({"messages": []}, "messages: must not be empty", id="no-messages"),
+        pytest.param({"messages": "Hi"}, "messages: must hold JSON", id="messages-as-text"),
+        pytest.param({"messages": {"role": "user"}}, "messages: must be an array, found object", id="no-array"),
+        pytest.param({"messages": ["Hi"]}, "messages[0]: must be an object, found string", id="no-object"),
+        pytest.param(
+            {"messages": [{**USER, "content": "\ud800"}, ASSISTANT]}, "half of a surrogate pair", id="surrogate"
+        ),
+        pytest.param(
+            {"messages": [{**USER, "content": [{"type": "image"}]}, ASSISTANT]},
+            "messages[0].content[0].type: must be text, found 'image'",
+            id="image",
+        ),
+        pytest.param(
+            bad_call(arguments="{"), "messages[1].tool_calls[0].function.arguments: must hold JSON", id="arguments"
+        ),
+        pytest.param(
+            bad_call(arguments="[1]"),
+            "tool_calls[0].function.arguments: must be an object, found array",
+            id="array-arguments",
+        ),
+        pytest.param(bad_call(name=7), "messages[1].tool_calls[0].function.name: must be a string", id="tool-name"),
+        pytest.param(
+            {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
+            "messages[0].tool_calls: only the assistant",
+            id="caller",
+        ),
+        pytest.param(
+            {"prompt": "Hi", "completion": ""}, "completion: is missing; columns", id="mixed-without-messages"
+        ),
+        pytest.param({}, "messages: is missing; the row has no columns", id="empty-row"),
+        pytest.param(
+            {"text": "Once"}, "messages: is missing: the row looks like Text, but the data set is Messages", id="mixed"
+        ),
+    ],
+)
+def test_bad_row_in_a_messages_file(write: Write, row: dict[str, Any], said: str) -> None:
+    path = write("train.jsonl", [{"messages": [USER, ASSISTANT]}, row, {"messages": [USER, ASSISTANT]}])
+    examples, invalid, _ = convert(path)
+    if "completion" in row:
+        said = "messages: is missing: the row looks like PromptCompletion, but the data set is Messages"
+    assert len(examples) == 2
+    assert invalid.count == 1
+    assert invalid.first[0].startswith("train.jsonl line 2: ")
+    assert said in invalid.first[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        pytest.param({"prompt": "Hi", "completion": ""}, "completion: must not be empty", id="no-answer"),
+        pytest.param({"instruction": "Hi", "output": None}, "output: must be a string, found null", id="alpaca-null"),
+        pytest.param(
+            {"instruction": "Hi", "output": "x", "input": 3}, "input: must be a string, found number", id="input"
+        ),
+        pytest.param(
+            {"conversations": [{"from": "bing", "value": "x"}]}, "conversations[0].from: must be one of", id="from"
+        ),
+        pytest.param({"conversations": [{"from": "human"}]}, "conversations[0].value: is missing", id="value"),
+        pytest.param({"text": " \n"}, "text: must not be empty", id="blank-text"),
+        pytest.param({"question": "x"}, "is in no known format; columns: question", id="no-format"),
+    ],
+)
+def test_bad_row_of_the_other_formats(write: Write, row: dict[str, Any], said: str) -> None:
+    examples, invalid, _ = convert(write("a.jsonl", [row]))
+    assert examples == []
+    assert said in invalid.first[0]
+
+
+def test_columns_rename_and_say_what_is_meant(write: Write) -> None:
+    row = {"messages": [USER, ASSISTANT], "question": "Hi", "answer": "Hello"}
+    options = DataOptions(columns={"prompt": "question", "completion": "answer"})
+    (example,), _, reader = convert(write("a.jsonl", [row]), options)
+    assert example.messages == EXCHANGE
+    assert reader.format is DataFormat.PROMPT_COMPLETION
+    assert reader.ignored == {"messages"}
+
+
+def test_a_column_that_does_not_exist_lists_those_that_do(write: Write) -> None:
+    path = write("a.jsonl", [{"question": "Hi", "answer": "Hello"}])
+    with pytest.raises(TrainerError) as caught:
+        convert(path, DataOptions(columns={"prompt": "query", "completion": "answer"}))
+    assert caught.value.reason is FailureReason.DATASET_INVALID
+    assert caught.value.message == (
+        "spec.dataset.columns.prompt: a.jsonl has no column 'query'; columns: question, answer"
+    )
+
+
+def test_an_unknown_field_of_columns_is_an_invalid_spec(write: Write) -> None:
+    with pytest.raises(TrainerError, match=r"spec\.dataset\.columns: there is no field 'promt'; fields: messages"):
+        convert(write("a.jsonl", [{"a": 1}]), DataOptions(columns={"promt": "a"}))
+
+
+def test_the_limit_counts_all_and_names_five() -> None:
+    rows = InvalidRows(limit=6)
+    from tunery_trainer.data.rows import Place, RowError
+
+    for number in range(1, 8):
+        rows.add(Place("a.jsonl", number), RowError("text", "is missing"))
+    with pytest.raises(TrainerError) as caught:
+        rows.check(valid=93)
+    message = caught.value.message
+    assert message.startswith(
+        "7 of 100 rows are invalid, spec.dataset.maxInvalidRows allows 6: a.jsonl line 1: text: is"
+    )
+    assert "line 5" in message
+    assert "line 6" not in message
+
+
+def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:
+    with pytest.raises(TrainerError, match=r"spec\.dataset: has no valid row"):
+        InvalidRows(limit=10).check(valid=0)
+
+
+def test_the_digest_is_of_what_trains() -> None:
+    from tunery_trainer.data.rows import Place
+
+    one = Example(Place("a", 1), messages=({"role": "user", "content": "Hi"},))
+    same = Example(Place("b", 9), messages=({"content": "Hi", "role": "user"},))
+    assert one.digest() == same.digest()
+    assert one.digest() != Example(Place("a", 1), text="Hi").digest()

@@ -1,0 +1,109 @@
+"""Conversations: OpenAI's messages (with tool calls) and ShareGPT's turns, checked and made one."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunery_trainer.data.rows import JsonObject, RowError
+from tunery_trainer.data.validate import list_field, object_value, optional_text, parsed, text_field, text_value
+
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+_SHARE_GPT_ROLES: Final = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+def messages_from_openai(row: JsonObject) -> tuple[JsonObject, ...]:
+    """The checked turns of the field `messages`, with role, content, and what belongs to tool calls.
+
+    Raises:
+        RowError: with the path of the wrong field, such as `messages[1].content`.
+    """
+    turns = list_field(row, "messages")
+    return _answered("messages", tuple(_message(turn, f"messages[{index}].") for index, turn in enumerate(turns)))
+
+
+def messages_from_share_gpt(row: JsonObject) -> tuple[JsonObject, ...]:
+    """The turns of the field `conversations` (from, value) as messages; a column `system` goes first.
+
+    Raises:
+        RowError: with the path of the wrong field, such as `conversations[0].from`.
+    """
+    system = optional_text(row, "system")
+    start = ({"role": "system", "content": system},) if system.strip() else ()
+    turns = list_field(row, "conversations")
+    converted = tuple(_turn(turn, f"conversations[{index}].") for index, turn in enumerate(turns))
+    return _answered("conversations", (*start, *converted))
+
+
+def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
+    """The tool descriptions in the field `tools` (a list, or JSON in a string); empty where there are none."""
+    return tuple(list_field(row, "tools")) if row.get("tools") else ()
+
+
+def _answered(field: str, messages: tuple[JsonObject, ...]) -> tuple[JsonObject, ...]:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError(field, "has no answer of the assistant, so there is nothing to learn")
+    return messages
+
+
+def _turn(turn: JsonObject, at: str) -> JsonObject:
+    role = _SHARE_GPT_ROLES.get(text_field(turn, "from", at))
+    if role is None:
+        raise RowError(f"{at}from", f"must be one of {', '.join(_SHARE_GPT_ROLES)}, found '{turn['from'][:40]}'")
+    return {"role": role, "content": text_field(turn, "value", at, blank=role in ("system", "tool"))}
+
+
+def _message(message: JsonObject, at: str) -> JsonObject:
+    role = text_field(message, "role", at)
+    if role not in _ROLES:
+        raise RowError(f"{at}role", f"must be one of {', '.join(_ROLES)}, found '{role[:40]}'")
+    # Parquet gives every message the columns of all of them, so null means absent.
+    calls = list_field(message, "tool_calls", at) if message.get("tool_calls") else []
+    if calls and role != "assistant":
+        raise RowError(f"{at}tool_calls", f"only the assistant calls tools, found the role '{role}'")
+    result: JsonObject = {"role": role, "content": _content(message, at, blank=bool(calls))}
+    if calls:
+        result["tool_calls"] = [_tool_call(call, f"{at}tool_calls[{index}]") for index, call in enumerate(calls)]
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if message.get(key) is not None:
+            result[key] = text_field(message, key, at, blank=True)
+    return result
+
+
+def _content(message: JsonObject, at: str, *, blank: bool) -> str:
+    content = message.get("content")
+    if content is None and blank:
+        return ""
+    if isinstance(content, list):
+        parts = list_field(message, "content", at)
+        content = "".join(_part(part, f"{at}content[{index}].") for index, part in enumerate(parts))
+        return text_value(content, f"{at}content", blank=blank)
+    return text_field(message, "content", at, blank=blank or message["role"] in ("system", "developer", "tool"))
+
+
+def _part(part: JsonObject, at: str) -> str:
+    if part.get("type") != "text":
+        raise RowError(f"{at}type", f"must be text, found '{str(part.get('type'))[:40]}'")
+    return text_field(part, "text", at, blank=True)
+
+
+def _tool_call(call: JsonObject, at: str) -> JsonObject:
+    """Arguments become an object, as chat templates expect; OpenAI writes them as JSON in a string."""
+    function = object_value(call["function"], f"{at}.function") if call.get("function") is not None else call
+    inner = f"{at}.function." if function is not call else f"{at}."
+    arguments: Any = parsed(function.get("arguments") or {}, f"{inner}arguments")
+    checked: JsonObject = {
+        "name": text_field(function, "name", inner),
+        "arguments": object_value(arguments, f"{inner}arguments"),
+    }
+    identity = {"id": text_value(call["id"], f"{at}.id")} if call.get("id") is not None else {}
+    return {**identity, "type": "function", "function": checked}

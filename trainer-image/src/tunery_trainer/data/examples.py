@@ -1,0 +1,116 @@
+"""From records to valid examples: the format is settled, bad rows are counted and named, duplicates counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.data.formats import ALL_FIELDS, FIELDS, OPTIONAL_FIELDS, columns_text, convert, detect
+from tunery_trainer.data.options import DataFormat, DataOptions
+from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError
+from tunery_trainer.errors import TrainerError
+
+SHOWN_INVALID = 5
+"""So many bad rows are named; all are counted."""
+
+_MAX_MESSAGE = 200
+
+
+class InvalidRows:
+    """The bad rows so far. Reading goes on after the limit, so that the message gives the total."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, place: Place, error: RowError) -> None:
+        """Count one more, and keep its message if it is among the first."""
+        self.count += 1
+        if len(self.first) < SHOWN_INVALID:
+            self.first.append(f"{place}: {error}"[:_MAX_MESSAGE])
+
+    def check(self, valid: int) -> None:
+        """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""
+        if self.count <= self._limit and valid:
+            return
+        named = "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
+        if self.count <= self._limit:
+            raise TrainerError(
+                FailureReason.DATASET_INVALID, "spec.dataset: has no valid row" + (f": {named}" if named else "")
+            )
+        total = self.count + valid
+        raise TrainerError(
+            FailureReason.DATASET_INVALID,
+            f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
+        )
+
+
+class ExampleReader:
+    """Turns records into examples; what it learned on the way stands in its attributes.
+
+    `format` is AUTO until the first row that has one; from then on every row must be in it.
+    """
+
+    def __init__(self, options: DataOptions, invalid: InvalidRows) -> None:
+        self.format = options.format
+        self.ignored: set[str] = set()
+        self._columns = dict(options.columns)
+        self._invalid = invalid
+        self._columns_checked = False
+        unknown = [field for field in self._columns if field not in ALL_FIELDS]
+        if unknown:
+            raise TrainerError(
+                FailureReason.INVALID_SPEC,
+                f"spec.dataset.columns: there is no field '{unknown[0]}'; fields: {', '.join(ALL_FIELDS)}",
+            )
+
+    def examples(self, records: Iterable[Record]) -> Iterator[Example]:
+        """The valid rows of `records`; bad ones go to the InvalidRows given at the start.
+
+        Raises:
+            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks.
+        """
+        for record in records:
+            try:
+                if isinstance(record.value, RowError):
+                    raise record.value
+                yield self._example(record.value, record.place)
+            except RowError as error:
+                self._invalid.add(record.place, error)
+
+    def _example(self, value: JsonObject, place: Place) -> Example:
+        row = self._renamed(value, place)
+        if self.format is DataFormat.AUTO:
+            self.format = self._detected(row)
+        example = convert(row, self.format, place)
+        self.ignored.update(set(row) - set(FIELDS[self.format]) - set(OPTIONAL_FIELDS))
+        return example
+
+    def _renamed(self, value: JsonObject, place: Place) -> JsonObject:
+        if not self._columns:
+            return value
+        if not self._columns_checked:
+            self._check_columns(value, place)
+        taken = set(self._columns.values())
+        row = {key: item for key, item in value.items() if key not in taken and key not in self._columns}
+        return row | {field: value[column] for field, column in self._columns.items() if column in value}
+
+    def _check_columns(self, value: JsonObject, place: Place) -> None:
+        for field, column in self._columns.items():
+            if column not in value and field not in OPTIONAL_FIELDS:
+                raise TrainerError(
+                    FailureReason.DATASET_INVALID,
+                    f"spec.dataset.columns.{field}: {place.file} has no column '{column}'; {columns_text(value)}",
+                    "Correct spec.dataset.columns: each field on the left, the data set's column on the right.",
+                )
+        self._columns_checked = True
+
+    def _detected(self, row: JsonObject) -> DataFormat:
+        # Columns that the user named say what is meant, even if the row has those of another format too.
+        found = detect({field: row[field] for field in self._columns if field in row}) or detect(row)
+        if found is None:
+            known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in FIELDS.items())
+            raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
+        return found

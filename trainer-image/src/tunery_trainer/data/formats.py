@@ -1,0 +1,91 @@
+"""The formats: which one a row is in, and how each becomes plain text or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tunery_trainer.data.conversation import messages_from_openai, messages_from_share_gpt, tools_of
+from tunery_trainer.data.options import DataFormat
+from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
+from tunery_trainer.data.validate import optional_text, text_field
+
+FIELDS: Final[dict[DataFormat, tuple[str, ...]]] = {
+    DataFormat.MESSAGES: ("messages",),
+    DataFormat.SHARE_GPT: ("conversations",),
+    DataFormat.ALPACA: ("instruction", "output"),
+    DataFormat.PROMPT_COMPLETION: ("prompt", "completion"),
+    DataFormat.TEXT: ("text",),
+}
+"""The fields that a row of each format must have, in the order in which AUTO looks for them."""
+
+OPTIONAL_FIELDS: Final = ("input", "system", "tools")
+ALL_FIELDS: Final = (*(name for names in FIELDS.values() for name in names), *OPTIONAL_FIELDS)
+
+
+def detect(row: Mapping[str, Any]) -> DataFormat | None:
+    """The first format whose fields `row` has; None if it has those of none."""
+    return next((name for name, fields in FIELDS.items() if all(field in row for field in fields)), None)
+
+
+def convert(row: JsonObject, name: DataFormat, place: Place) -> Example:
+    """One row of format `name` as an Example.
+
+    Raises:
+        RowError: the field that is missing or wrong, and why.
+    """
+    for field in FIELDS[name]:
+        if field not in row:
+            raise RowError(field, _why_missing(row, name))
+    return _CONVERTERS[name](row, place)
+
+
+def _why_missing(row: JsonObject, name: DataFormat) -> str:
+    other = detect(row)
+    if other is not None and other is not name:
+        return f"is missing: the row looks like {other}, but the data set is {name}"
+    return f"is missing; {columns_text(row)}"
+
+
+def columns_text(row: Mapping[str, Any]) -> str:
+    """The columns of a row as a phrase for messages."""
+    shown = ", ".join(str(key)[:40] for key in list(row)[:20])
+    return f"columns: {shown}" if shown else "the row has no columns"
+
+
+def _text(row: JsonObject, place: Place) -> Example:
+    return Example(place, text=text_field(row, "text"))
+
+
+def _exchange(row: JsonObject, prompt: str, answer: str, place: Place) -> Example:
+    system = optional_text(row, "system")
+    start = ({"role": "system", "content": system},) if system.strip() else ()
+    turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Example(place, messages=(*start, *turns), tools=tools_of(row))
+
+
+def _prompt_completion(row: JsonObject, place: Place) -> Example:
+    return _exchange(row, text_field(row, "prompt"), text_field(row, "completion"), place)
+
+
+def _alpaca(row: JsonObject, place: Place) -> Example:
+    instruction, extra = text_field(row, "instruction"), optional_text(row, "input")
+    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    return _exchange(row, prompt, text_field(row, "output"), place)
+
+
+def _share_gpt(row: JsonObject, place: Place) -> Example:
+    return Example(place, messages=messages_from_share_gpt(row), tools=tools_of(row))
+
+
+def _messages(row: JsonObject, place: Place) -> Example:
+    return Example(place, messages=messages_from_openai(row), tools=tools_of(row))
+
+
+_CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
+    DataFormat.TEXT: _text,
+    DataFormat.PROMPT_COMPLETION: _prompt_completion,
+    DataFormat.ALPACA: _alpaca,
+    DataFormat.SHARE_GPT: _share_gpt,
+    DataFormat.MESSAGES: _messages,
+}

@@ -1,0 +1,97 @@
+"""What the caller asks of the data layer, and what it gets told about the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+
+class DataFormat(StrEnum):
+    """How the rows are written; AUTO takes the format of the first row that has one."""
+
+    AUTO = "Auto"
+    TEXT = "Text"
+    PROMPT_COMPLETION = "PromptCompletion"
+    ALPACA = "Alpaca"
+    SHARE_GPT = "ShareGPT"
+    MESSAGES = "Messages"
+
+
+class Loss(StrEnum):
+    """Which tokens count: the assistant's alone, or every one. Rows of plain text always count in full."""
+
+    COMPLETION = "Completion"
+    ALL = "All"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Everything that decides what comes out of a data set, apart from the files and the tokenizer.
+
+    At most one of `evaluation_root` (a file or folder of its own) and `evaluation_split` is set; with neither,
+    `evaluation_fraction` of the rows (at least 1, at most 1,000) is held out.
+    """
+
+    path: str = ""
+    """A file, a folder or a glob below the root; empty for the root itself."""
+    format: DataFormat = DataFormat.AUTO
+    split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """From our name of a field (`prompt`) to the name of the column that holds it (`question`)."""
+    max_invalid_rows: int = 0
+    max_length: int = 2048
+    """Tokens; what a row has beyond them is cut off and reported."""
+    packing: bool = True
+    loss: Loss = Loss.COMPLETION
+    seed: int = 42
+    evaluation_root: Path | None = None
+    evaluation_path: str = ""
+    evaluation_split: str | None = None
+    evaluation_fraction: float = 0.05
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """What a tokenizer says about the data set; lengths in tokens, before rows are cut to maxLength."""
+
+    tokens: int
+    """All tokens that remain after cutting, of training and evaluation rows."""
+    loss_tokens: int
+    """Those of them that count in the loss."""
+    truncated_percent: float
+    """Share of rows longer than maxLength, 0 to 100."""
+    lost_tokens: int
+    """Tokens that were cut off."""
+    p50_length: int
+    p99_length: int
+    unlearnable_rows: int
+    """Rows left out because cutting them to maxLength left no token of an answer."""
+    final_turn_rows: int
+    """Rows that train on their last answer only, since the chat template rewrites earlier turns."""
+    template: str
+    """`tokenizer`, `chatml` (the tokenizer has none) or `none` (plain text)."""
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What was found in the files."""
+
+    rows: int
+    """Valid rows of the split, those held out for evaluation included."""
+    evaluation_rows: int
+    """Valid rows of an evaluation set of its own; 0 where a fraction is held out."""
+    invalid_rows: int
+    first_invalid: tuple[str, ...]
+    """At most five, each with file, line, field and reason."""
+    duplicates: int
+    """Rows equal to an earlier one of the same set; they are kept."""
+    overlap: int
+    """Rows of an evaluation set of its own that are training rows too."""
+    sha256: str
+    """Of the one file's bytes as stored, or of the `sha256sum` listing of several."""
+    format: DataFormat
+    ignored_columns: tuple[str, ...]
+    tokens: TokenReport | None = None

@@ -1,0 +1,132 @@
+"""Which files make up a split, and the digest of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+
+SUFFIXES = frozenset(
+    {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
+)
+"""What is read; .parquet compresses within."""
+
+_NOT_DATA = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
+_OTHER_SPLITS = ("validation", "valid", "val", "dev", "eval", "evaluation", "test")
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a data set."""
+
+    path: Path
+    name: str
+    """Relative to the root, for messages."""
+    suffix: str
+    """One of SUFFIXES."""
+
+
+def find_sources(root: Path, pattern: str, split: str) -> list[Source]:
+    """The files of `split` among those that `pattern` (a file, a folder or a glob; empty: all) names below `root`.
+
+    In a folder, `<split>.jsonl`, `<split>-*.parquet`, `data/<split>*` and whatever lies in a folder of that name
+    are the split; if nothing is named so, all files that bear no other split's name are the split `train`.
+
+    Raises:
+        TrainerError: DatasetNotFound, with what exists, or InvalidSpec for a path that leads out of the root.
+    """
+    files, named = _matching(root, pattern)
+    if not files:
+        raise _not_found(f"no data file at '{pattern or root.name}' ({_SUPPORTED})", root)
+    chosen = [file for file in files if _bears(file.name, split)]
+    if not chosen and split == "train":
+        chosen = [file for file in files if named or not any(_bears(file.name, other) for other in _OTHER_SPLITS)]
+    if not chosen:
+        listed = _listing([file.name for file in files])
+        raise TrainerError(
+            FailureReason.DATASET_NOT_FOUND, f"spec.dataset.split: no file of split '{split}'; there are: {listed}"
+        )
+    return chosen
+
+
+def content_digest(sources: Sequence[Source]) -> str:
+    """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
+    digests = [(_file_digest(source.path), source.name) for source in sources]
+    if len(digests) == 1:
+        return digests[0][0]
+    listing = "".join(f"{digest}  {name}\n" for digest, name in digests)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+_SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parquet"
+
+
+def _matching(root: Path, pattern: str) -> tuple[list[Source], bool]:
+    """The files, sorted by name, and whether the user named them one by one or by a glob (not by a folder)."""
+    base = root.resolve()
+    if base.is_file():
+        return _sources([base], base.parent), True
+    parts = PurePosixPath(pattern).parts
+    if ".." in parts or PurePosixPath(pattern).is_absolute():
+        raise TrainerError(
+            FailureReason.INVALID_SPEC, f"spec.dataset.uri: '{pattern}' must be a path below its root, without '..'"
+        )
+    is_glob = any(sign in pattern for sign in "*?[")
+    hits = sorted(base.glob(pattern)) if is_glob else [base / pattern]
+    files = [file for hit in hits for file in ([hit] if hit.is_file() else sorted(hit.rglob("*")))]
+    return _sources(files, base), is_glob or hits[0].is_file()
+
+
+def _sources(files: Sequence[Path], base: Path) -> list[Source]:
+    found = []
+    for file in dict.fromkeys(files):
+        relative = file.relative_to(base)
+        # A mounted ConfigMap shows each file twice: by its name, and again below the hidden folder `..data`.
+        if any(part.startswith(".") for part in relative.parts) or file.name in _NOT_DATA or not file.is_file():
+            continue
+        suffix = _suffix(file.name)
+        if suffix is None:
+            continue
+        if not file.resolve().is_relative_to(base):
+            raise TrainerError(
+                FailureReason.DATASET_INVALID, f"{relative.as_posix()}: is a link that leads out of the data set"
+            )
+        found.append(Source(file, relative.as_posix(), suffix))
+    return found
+
+
+def _suffix(name: str) -> str | None:
+    parts = PurePosixPath(name.lower()).suffixes
+    for length in (2, 1):
+        if (suffix := "".join(parts[-length:])) in SUFFIXES:
+            return suffix
+    return None
+
+
+def _bears(name: str, split: str) -> bool:
+    path = PurePosixPath(name)
+    stem = path.name.split(".")[0]
+    in_data_folder = len(path.parts) > 1 and path.parts[-2] == "data" and stem.startswith(split)
+    return stem == split or stem.startswith((f"{split}-", f"{split}_")) or split in path.parts[:-1] or in_data_folder
+
+
+def _not_found(what: str, root: Path) -> TrainerError:
+    existing = [file.name for file in sorted(root.iterdir())] if root.is_dir() else []
+    listed = _listing(existing) if existing else "nothing"
+    return TrainerError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {what}; there are: {listed}")
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
