@@ -1,0 +1,77 @@
+"""No credential anywhere, and no right to read one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from kit.installation import NAMESPACE, uninstall
+from kit.kubectl import Kubectl, KubectlError, wait_for
+
+from .conftest import Launch
+
+SERVICE_ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tunery"
+
+
+def test_the_operator_cannot_read_secrets(kubectl: Kubectl) -> None:
+    for verb in ("get", "list", "watch"):
+        try:
+            answer = kubectl.run("auth", "can-i", verb, "secrets", "--all-namespaces", "--as", SERVICE_ACCOUNT)
+        except KubectlError as error:
+            answer = str(error)
+        assert "no" in answer.split()[-1]
+
+
+def test_the_operator_is_not_root_in_a_restricted_namespace(kubectl: Kubectl) -> None:
+    namespace = kubectl.get("namespace", NAMESPACE)
+    assert namespace is not None
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    (pod,) = kubectl.list("pods", NAMESPACE, "app.kubernetes.io/name=tunery")
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_secret_key_stands_nowhere(
+    launch: Launch, kubectl: Kubectl, namespace: str, environment: dict[str, str]
+) -> None:
+    job = launch("discreet")
+    failing = launch("indiscreet", output={"uri": "s3://no-such-bucket/x", "secretRef": {"name": "s3"}})
+    job.wait_phase("Succeeded")
+    failing.wait_phase("Failed")
+    key = environment["AWS_SECRET_ACCESS_KEY"]
+    kinds = "pods,jobs,configmaps,events,lorajobs.tunery.dev,deployments,replicasets"
+    for where in (namespace, NAMESPACE):
+        assert key not in kubectl.run("get", kinds, "-n", where, "-o", "json")
+        for pod in kubectl.list("pods", where):
+            name = pod["metadata"]["name"]
+            assert key not in kubectl.run("logs", name, "-n", where, "--all-containers")
+            assert key not in json.dumps(pod["spec"])
+
+
+def test_no_process_has_the_secret_key_in_its_environment(launch: Launch, environment: dict[str, str]) -> None:
+    training = {"maxSteps": 400, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+    job = launch("watched", training=training, preflight="Skip")
+    job.wait_phase("Training", timeout=200)
+    (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]
+    uid = pod["metadata"]["uid"]
+    found = subprocess.run(f"grep -lE 'pod{uid}' /proc/[0-9]*/cgroup", shell=True, capture_output=True, text=True)
+    pids = [path.split("/")[2] for path in found.stdout.split()]
+    assert pids
+    for pid in pids:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            assert environment["AWS_SECRET_ACCESS_KEY"].encode() not in file.read()
+
+
+def test_uninstalling_first_blocks_nothing(launch: Launch, kubectl: Kubectl, request: object) -> None:
+    """Runs last in this file: it uninstalls the operator and installs it again."""
+    from kit.environment import images
+    from kit.installation import install
+
+    job = launch("orphan", suspend=True)
+    job.wait_phase("Suspended")
+    uninstall(kubectl)
+    try:
+        kubectl.delete("lorajob", "orphan", job.namespace)
+        kubectl.delete("namespace", job.namespace, wait=False)
+        wait_for("the namespace to go", lambda: kubectl.get("namespace", job.namespace) is None, 90)
+    finally:
+        install(kubectl, images(kubectl.environment))
