@@ -1,0 +1,64 @@
+"""Every manifest in docs/examples passes the door that operator and trainer use, and keeps to the demo's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method, Preset
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge}
+
+
+def documents() -> list[tuple[str, dict[str, Any]]]:
+    """Return every object of every example with an id: `<file>-<kind>-<name>`."""
+    found = []
+    for path in sorted(EXAMPLES.glob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            found.append((f"{path.stem}-{document['kind']}-{document['metadata']['name']}", document))
+    return found
+
+
+DOCUMENTS = documents()
+
+
+def lorajobs() -> list[LoRAJobSpec]:
+    return [parse_lorajob(document) for _, document in DOCUMENTS if document["kind"] == "LoRAJob"]
+
+
+@pytest.mark.parametrize("document", [pytest.param(document, id=name) for name, document in DOCUMENTS])
+def test_the_example_is_valid(document: dict[str, Any]) -> None:
+    spec = PARSERS[document["kind"]](document)
+    assert spec.output.uri == f"s3://adapters/{document['metadata']['name']}"
+    assert spec.output.secret_ref is not None
+    assert spec.output.secret_ref.name == "s3"
+
+
+def test_every_method_has_an_example() -> None:
+    assert {spec.method for spec in lorajobs()} >= set(Method) - {Method.AUTO}
+
+
+def test_every_preset_has_an_example() -> None:
+    assert {spec.preset for spec in lorajobs()} >= set(Preset)
+
+
+def test_names_are_unique_so_that_the_whole_folder_can_be_applied() -> None:
+    names = [(document["kind"], document["metadata"]["name"]) for _, document in DOCUMENTS]
+    assert len(names) == len(set(names))
+
+
+def test_every_reference_names_an_example() -> None:
+    names = {document["metadata"]["name"] for _, document in DOCUMENTS if document["kind"] == "LoRAJob"}
+    referenced = set()
+    for _, document in DOCUMENTS:
+        spec = document["spec"]
+        for entry in [*spec.get("adapters", []), spec.get("continueFrom", {})]:
+            if "loraJobRef" in entry:
+                referenced.add(entry["loraJobRef"]["name"])
+    assert referenced
+    assert referenced <= names
