@@ -1,0 +1,75 @@
+"""The process environment, set before any heavy import: where caches lie, how many threads, which GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+_CACHES: Final = {
+    "HF_HOME": "huggingface",
+    "HF_HUB_CACHE": "huggingface/hub",
+    "HF_DATASETS_CACHE": "huggingface/datasets",
+    "MPLCONFIGDIR": "matplotlib",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "WANDB_DIR": "wandb",
+    "WANDB_CACHE_DIR": "wandb/cache",
+    "WANDB_CONFIG_DIR": "wandb/config",
+    "WANDB_DATA_DIR": "wandb/data",
+    "WANDB_ARTIFACT_DIR": "wandb/artifacts",
+    "XDG_CACHE_HOME": "xdg",
+}
+"""Each library's own variable, and the folder below <work dir>/cache: the root file system is read-only."""
+
+_ALWAYS: Final = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "MPLBACKEND": "Agg",
+    "WANDB_SILENT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+}
+
+_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+def prepare_environment(work_dir: Path, gpus: int) -> None:
+    """Set the variables of this process; must run before torch and transformers are imported.
+
+    `gpus` is how many GPUs the job asked for: 0 hides all, 1 shows the first (TRL refuses more without a launcher).
+    """
+    for variable, folder in _CACHES.items():
+        path = work_dir / "cache" / folder
+        path.mkdir(parents=True, exist_ok=True)
+        os.environ[variable] = str(path)
+    os.environ.update(_ALWAYS)
+    threads = str(cpu_limit())
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(variable, threads)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible if gpus else ""
+
+
+def go_offline() -> None:
+    """Forbid every library the hub, now that model and data are local."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        # The library reads its variable once, at import, and a download has imported it.
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def cpu_limit(cpu_max: Path = _CPU_MAX) -> int:
+    """Return how many CPUs this process may use: the cgroup's quota, else its affinity; at least 1."""
+    usable = len(os.sched_getaffinity(0))
+    try:
+        quota, period = cpu_max.read_text().split()
+    except (OSError, ValueError):
+        return usable
+    return usable if quota == "max" else max(1, min(usable, round(int(quota) / int(period))))

@@ -1,0 +1,55 @@
+"""Any exception in, a failure with a reason out, and how it is shown."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from typing import Final
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_trainer.errors import TrainerError
+
+_MAX_TEXT: Final = 1024
+"""Characters of a message in the API."""
+
+
+def explain(error: BaseException) -> TrainerError:
+    """Return the failure that `error` means; what is not foreseen is InternalError."""
+    if isinstance(error, TrainerError):
+        return error
+    if isinstance(error, InvalidSpec):
+        return TrainerError(FailureReason.INVALID_SPEC, str(error))
+    if _is_gpu_memory(error):
+        return TrainerError(FailureReason.GPU_OUT_OF_MEMORY, f"the GPU ran out of memory: {_first_line(error)}")
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return TrainerError(FailureReason.OUT_OF_MEMORY, "the container ran out of memory")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {_first_line(error)}")
+    return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def to_failure(error: TrainerError) -> Failure:
+    """Return `error` as it stands in a termination message."""
+    hint = error.hint[:_MAX_TEXT] if error.hint else None
+    return Failure(reason=error.reason, message=error.message[:_MAX_TEXT], hint=hint)
+
+
+def show(failure: TrainerError, cause: BaseException) -> None:
+    """Print the failure to stderr: the trace where it helps, then `Reason: message` and the hint as the last lines."""
+    if failure.reason is FailureReason.INTERNAL_ERROR:
+        traceback.print_exception(cause, file=sys.stderr)
+    message = " ".join(failure.message.split())
+    print(f"{failure.reason}: {message}", file=sys.stderr)
+    print(" ".join((failure.hint or "").split()), file=sys.stderr, flush=True)
+
+
+def _is_gpu_memory(error: BaseException) -> bool:
+    """Say whether torch or bitsandbytes ran out of GPU memory, without importing either."""
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:400]

@@ -1,0 +1,64 @@
+"""SIGTERM: an exit at once while there is nothing to save, else a request to finish the step and save."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from tunery_api.exitcodes import ExitCode
+
+GRACE_SECONDS: Final = 100.0
+"""How long a graceful stop may take; Kubernetes kills the pod at 120 s."""
+
+
+class StopRequested(Exception):
+    """Training was told to stop, and its state has been saved."""
+
+
+class StopSignal:
+    """Answers SIGTERM and SIGINT from the first line of the program on.
+
+    Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving. Inside, the
+    first signal sets `requested`; a second one, or GRACE_SECONDS, ends the process whatever it is doing.
+    """
+
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._grace_seconds = grace_seconds
+        self._graceful = False
+        self.requested = False
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT; call it from the main thread."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    @contextmanager
+    def graceful(self) -> Iterator[None]:
+        """Let a signal only ask for a stop: the body looks at `requested` after each step."""
+        self._graceful = True
+        try:
+            yield
+        finally:
+            self._graceful = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self._graceful or self.requested:
+            leave()
+        self.requested = True
+        watchdog = threading.Timer(self._grace_seconds, leave)
+        watchdog.daemon = True
+        watchdog.start()
+        sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
+
+
+def leave() -> None:
+    """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ExitCode.TERMINATED)

@@ -1,0 +1,223 @@
+"""The training loop; the only module that calls TRL, whose interface changes monthly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from tunery_api.training import Optimizer, Precision, Scheduler
+from tunery_trainer.collator import Collator
+
+_SCHEDULERS: Final = {
+    Scheduler.COSINE: "cosine",
+    Scheduler.LINEAR: "linear",
+    Scheduler.CONSTANT: "constant_with_warmup",
+    Scheduler.POLYNOMIAL: "polynomial",
+    Scheduler.INVERSE_SQRT: "inverse_sqrt",
+}
+_OPTIMIZERS: Final = {
+    Optimizer.ADAMW: "adamw_torch",
+    Optimizer.ADAMW_8BIT: "adamw_bnb_8bit",
+    Optimizer.PAGED_ADAMW_32BIT: "paged_adamw_32bit",
+    Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
+}
+WEIGHTS_FILE: Final = "trainable.safetensors"
+"""The adapter in a checkpoint: every parameter that is not the base's, under its full name, in its own type."""
+
+_LOGGED_POINTS: Final = 1000
+"""Points of a loss curve that are enough for a picture, and do not swell the checkpoints of a long run."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Everything that decides how the loop runs; rates and shares are plain numbers, lengths are tokens."""
+
+    epochs: float
+    max_steps: int | None
+    learning_rate: float
+    scheduler: Scheduler
+    warmup: float
+    """Below 1: share of all steps; else steps."""
+    batch_size: int
+    gradient_accumulation: int
+    group_by_length: bool
+    optimizer: Optimizer
+    weight_decay: float
+    max_grad_norm: float
+    precision: Precision
+    """Never Auto."""
+    gradient_checkpointing: bool
+    neftune_noise_alpha: float | None
+    seed: int
+    total_steps: int
+    evaluate_every_steps: int | None
+    """None: no evaluation while training."""
+    keep_checkpoints: int
+    on_gpu: bool
+
+
+class Hooks(Protocol):
+    """What a method adds to the loop; LoRA adds nothing, AdaLoRA does."""
+
+    def extra_loss(self, model: torch.nn.Module) -> torch.Tensor | None:
+        """Return a scalar to add to the loss of a step, or None."""
+        ...
+
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        """Run after the optimizer's step number `step` (from 1), before the gradients are cleared."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resume needs beside the parameters."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+
+def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
+    """Return TRL's configuration with every field that matters set, whatever TRL's defaults are this month."""
+    return SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=loop.epochs,
+        max_steps=loop.max_steps or -1,
+        learning_rate=loop.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[loop.scheduler],
+        warmup_steps=loop.warmup if loop.warmup < 1 else int(loop.warmup),
+        per_device_train_batch_size=loop.batch_size,
+        per_device_eval_batch_size=loop.batch_size,
+        gradient_accumulation_steps=loop.gradient_accumulation,
+        train_sampling_strategy="group_by_length" if loop.group_by_length else "random",
+        optim=_OPTIMIZERS[loop.optimizer],
+        weight_decay=loop.weight_decay,
+        max_grad_norm=loop.max_grad_norm,
+        bf16=loop.precision is Precision.BFLOAT16,
+        fp16=loop.precision is Precision.FLOAT16,
+        use_cpu=not loop.on_gpu,
+        gradient_checkpointing=loop.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if loop.gradient_checkpointing else None,
+        neftune_noise_alpha=loop.neftune_noise_alpha,
+        seed=loop.seed,
+        data_seed=loop.seed,
+        logging_strategy="steps",
+        logging_steps=max(1, loop.total_steps // _LOGGED_POINTS),
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if loop.evaluate_every_steps else "no",
+        eval_steps=loop.evaluate_every_steps,
+        prediction_loss_only=True,
+        save_strategy="no",
+        save_total_limit=loop.keep_checkpoints,
+        enable_jit_checkpoint=False,
+        dataloader_pin_memory=loop.on_gpu,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        completion_only_loss=False,
+        assistant_only_loss=False,
+        pad_to_multiple_of=None,
+        loss_type="nll",
+        torch_compile=False,
+        report_to=[],
+        disable_tqdm=True,
+        push_to_hub=False,
+    )
+
+
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for us
+    """SFTTrainer on ready-made rows, with the method's hooks, our evaluation, and exact checkpoints."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loop: LoopSettings,
+        folder: Path,
+        data: tuple[Any, PreTrainedTokenizerBase],
+        parts: tuple[Hooks | None, Callable[[], float] | None, Sequence[TrainerCallback]],
+    ) -> None:
+        """`data`: training rows and tokenizer. `parts`: hooks, the held-out loss, callbacks."""
+        rows, tokenizer = data
+        self._hooks, self._held_out_loss, callbacks = parts
+        before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+        super().__init__(
+            model=model,
+            args=sft_config(loop, folder),
+            train_dataset=rows,
+            eval_dataset=rows.select([0]) if loop.evaluate_every_steps else None,
+            processing_class=tokenizer,
+            data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        if loop.precision is not Precision.BFLOAT16:
+            # TRL casts the adapter of a quantised base to bfloat16, which only pays off where bfloat16 computes.
+            for name, parameter in model.named_parameters():
+                if name in before:
+                    parameter.data = before[name]
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return TRL's loss plus the method's own term, which TRL would drop (it never reads `outputs.loss`)."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        extra = self._hooks.extra_loss(self.model) if self._hooks and self.model.training else None
+        if extra is None:
+            return loss
+        # With num_items_in_batch the Trainer leaves the mean over accumulated batches to the loss.
+        return loss + extra / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Return and log the loss on the held-out rows, computed as before and after training."""
+        if self._held_out_loss is None:
+            return {}
+        metrics = {f"{metric_key_prefix}_loss": self._held_out_loss()}
+        # Bypass TRL's log(), which mixes its running training metrics in.
+        super(SFTTrainer, self).log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights for a resume; publishing is not this class's business."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_state(self.model), folder / WEIGHTS_FILE)
+        if self._hooks:
+            torch.save(self._hooks.state(), folder / "hooks.pt")
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Bypass TRL, which would write a model card into every checkpoint.
+        super(SFTTrainer, self)._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint), self._hooks)
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter that training changes or that a method steers (AdaLoRA's rank counts), by full name."""
+    return {
+        name: parameter.detach().to("cpu").contiguous().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or "ranknum" in name
+    }
+
+
+def load_trained(model: torch.nn.Module, checkpoint: Path, hooks: Hooks | None) -> None:
+    """Put the weights of a checkpoint back, in the type they were trained in, so that a resume is exact.
+
+    Raises KeyError when the checkpoint is of another adapter.
+    """
+    state = load_file(checkpoint / WEIGHTS_FILE)
+    parameters = dict(model.named_parameters())
+    for name, saved in state.items():
+        parameter = parameters[name]
+        parameter.data = saved.to(parameter.device)
+    if hooks and (checkpoint / "hooks.pt").exists():
+        hooks.load_state(torch.load(checkpoint / "hooks.pt", weights_only=True, map_location="cpu"))
