@@ -1,0 +1,17 @@
+"""Objects in S3 or in a folder, behind one protocol; the only place that does storage I/O."""
+
+from tunery_trainer.storage.base import Entry, ObjectExists, ObjectMissing, Progress, PutResult, Store, join_key
+from tunery_trainer.storage.local import LocalStore
+from tunery_trainer.storage.opening import open_store
+
+__all__ = [
+    "Entry",
+    "LocalStore",
+    "ObjectExists",
+    "ObjectMissing",
+    "Progress",
+    "PutResult",
+    "Store",
+    "join_key",
+    "open_store",
+]

@@ -1,0 +1,117 @@
+"""What every store can do, and the two answers that callers must expect: missing and exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that moved since the last call."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: its full key, its size in bytes, and a mark that changes with its content."""
+
+    key: str
+    size: int
+    version: str = ""
+    """An ETag or an mtime: tells that an object changed, never what is in it."""
+
+
+@dataclass(frozen=True)
+class PutResult:
+    """What became of a `put_bytes`."""
+
+    atomic: bool = True
+    """False where `if_none_match` was asked of a server without conditional writes, so HEAD and PUT had to do."""
+
+
+class ObjectMissing(TrainerError):
+    """No object has this key. Callers that know what was looked for raise their own reason from it."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(FailureReason.STORAGE_NOT_FOUND, f"{uri} does not exist")
+        self.uri = uri
+
+
+class ObjectExists(TrainerError):
+    """`put_bytes(..., if_none_match=True)` found an object with this key."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(FailureReason.OUTPUT_EXISTS, f"{uri} exists already")
+        self.uri = uri
+
+
+class Store(Protocol):
+    """Objects by key; a key is a relative path with `/`. Safe to use from several threads.
+
+    Every method raises TrainerError: STORAGE_ACCESS_DENIED, STORAGE_NOT_FOUND (no such bucket or folder),
+    STORAGE_UNAVAILABLE, DISK_FULL, and ObjectMissing where it reads a key that does not exist.
+    """
+
+    def uri(self, key: str = "") -> str:
+        """Return the URI of `key`, as a user would write it."""
+        ...
+
+    def list(self, prefix: str) -> list[Entry]:
+        """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key."""
+        ...
+
+    def head(self, key: str) -> Entry | None:
+        """Return the entry of `key`, or None if there is none."""
+        ...
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return the whole object; for small ones."""
+        ...
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only at the end of the object."""
+        ...
+
+    def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
+        """Yield the object's bytes from `start` on; STORAGE_UNAVAILABLE if it was replaced since `entry` was taken."""
+        ...
+
+    def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
+        """Copy the object to `path` (written under another name, size checked, renamed); return its SHA-256.
+
+        A download that was cut off goes on where it stopped, in this call or in the next.
+        """
+        ...
+
+    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+        """Store the file `path` and return the SHA-256 of the bytes sent; it is read once."""
+        ...
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        """Store `data`. With `if_none_match` exactly one of several writers succeeds; the others get ObjectExists."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; it is no error if there is none."""
+        ...
+
+    def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
+        """Remove what uploads below `prefix` that were cut off left behind; return how many."""
+        ...
+
+
+def join_key(*parts: str) -> str:
+    """Join parts of a key with single slashes, leaving out empty ones."""
+    return "/".join(part.strip("/") for part in parts if part.strip("/"))
+
+
+def check_key(key: str, uri: str) -> str:
+    """Return `key` if it is a plain relative path; raise INVALID_SPEC if it could lead out of its folder."""
+    parts = key.split("/")
+    if key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise TrainerError(FailureReason.INVALID_SPEC, f"{uri}: the key {key!r} is not a plain relative path")
+    return key
