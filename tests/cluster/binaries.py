@@ -1,0 +1,105 @@
+"""The Go programs of the cluster, built once for each state of their modules."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from cluster.paths import PACKAGE, cache_dir
+from cluster.shell import run
+
+MODULES = PACKAGE / "binaries"
+KUBERNETES_NAMES = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "coredns",
+    "kubectl",
+)
+BUILD_TIMEOUT = 3600
+
+
+class GoMissing(Exception):
+    """There is no Go toolchain to build the cluster's binaries with."""
+
+
+def kubernetes() -> Path:
+    """Return a folder with every Kubernetes program, etcd and coredns; the first build takes some minutes."""
+    folder = _built("kubernetes", ".", _version_flags())
+    for name in KUBERNETES_NAMES:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to("kubernetes")
+    return folder
+
+
+def helm() -> Path:
+    """Return a folder with helm."""
+    return _built("helm", "helm.sh/helm/v3/cmd/helm", f"-X helm.sh/helm/v3/internal/version.version={_helm_version()}")
+
+
+def pause() -> Path:
+    """Return a folder with the static pause program."""
+    return _built("pause", ".", "", {"CGO_ENABLED": "0"})
+
+
+def _built(name: str, package: str, flags: str, env: dict[str, str] | None = None) -> Path:
+    module = MODULES / name
+    folder = cache_dir() / "bin" / f"{name}-{_digest(module, flags)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two test sessions may need the same build at once; the second waits for the first.
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        binary = folder / name
+        if not binary.exists():
+            partial = folder / f".{name}.partial"
+            command = ["nice", _go(), "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w {flags}".strip()]
+            run([*command, "-o", partial, package], cwd=module, env=env, timeout=BUILD_TIMEOUT)
+            partial.rename(binary)
+    return folder
+
+
+def _go() -> str:
+    usual = Path("/usr/local/go/bin/go")  # where the toolchain's own installer puts it, often not on PATH
+    found = shutil.which("go") or (str(usual) if usual.exists() else None)
+    if found is None:
+        raise GoMissing("the local cluster is built from source: install Go 1.26 or newer (https://go.dev/dl)")
+    return found
+
+
+def _digest(module: Path, flags: str) -> str:
+    digest = hashlib.sha256(f"{os.uname().machine} {flags}".encode())
+    for file in sorted(module.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _required_version(module: str, requirement: str) -> str:
+    text = (MODULES / module / "go.mod").read_text()
+    found = re.search(rf"^(?:require)?\s+{re.escape(requirement)} (v\S+)", text, re.MULTILINE)
+    if found is None:
+        raise LookupError(f"{requirement} is not required by {module}/go.mod")
+    return found.group(1)
+
+
+def _helm_version() -> str:
+    return _required_version("helm", "helm.sh/helm/v3")
+
+
+def kubernetes_version() -> str:
+    """Return the version of Kubernetes that the cluster runs, such as v1.34.4."""
+    return _required_version("kubernetes", "k8s.io/kubernetes")
+
+
+def _version_flags() -> str:
+    version = kubernetes_version()
+    major, minor = version.removeprefix("v").split(".")[:2]
+    variables = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    return " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())

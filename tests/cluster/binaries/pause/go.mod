@@ -1,0 +1,3 @@
+module tunery.dev/tests/cluster/pause
+
+go 1.24

@@ -1,0 +1,55 @@
+"""Free ports, so that several clusters run side by side."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("", port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def free_ports(wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return a free port for each name: the wanted one where it is free and not 0, else any."""
+    taken = []
+    try:
+        for port in wanted.values():
+            try:
+                taken.append(_bound(port))
+            except OSError:
+                taken.append(_bound(0))
+        return dict(zip(wanted, (listener.getsockname()[1] for listener in taken), strict=True))
+    finally:
+        for listener in taken:
+            listener.close()
+
+
+def kept_ports(file: Path, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return the ports written in `file`, which free ports fill the first time."""
+    if file.exists():
+        kept: dict[str, int] = json.loads(file.read_text())
+        if kept.keys() == wanted.keys():
+            return kept
+    ports = free_ports(wanted)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(ports))
+    return ports
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Tell whether something accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
