@@ -1,0 +1,156 @@
+"""Several adapters into one, module by module, from their safetensors files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tunery_api.adaptermerge import MergeMethod
+
+from tunery_trainer.merging import whole
+from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
+from tunery_trainer.merging.compatibility import check_tensors
+from tunery_trainer.merging.config import ModuleRank, ia3_config, lora_config
+from tunery_trainer.merging.deltas import Delta, Factored, Options
+from tunery_trainer.merging.methods import METHODS, result_rank
+from tunery_trainer.merging.safetensors_stream import Layout, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What came out of a merge of adapters."""
+
+    rank: int = 0
+    """The largest rank of a module; 0 for IA3."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """By module: the relative error (Frobenius) that the asked rank costs."""
+
+    @property
+    def max_error(self) -> float:
+        return max(self.errors.values(), default=0.0)
+
+    @property
+    def mean_error(self) -> float:
+        return sum(self.errors.values()) / len(self.errors) if self.errors else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One module of the result: the inputs' modules that go into it, and its rank, which is known beforehand."""
+
+    name: str
+    inputs: list[tuple[Adapter, Module]]
+    rank: int
+    shape: tuple[int, int]
+    """(out, in)"""
+
+    @property
+    def embedding(self) -> bool:
+        return self.inputs[0][1].embedding
+
+    def deltas(self) -> list[Delta]:
+        """Read the factors of all inputs."""
+        return [read_delta(adapter, module) for adapter, module in self.inputs]
+
+
+def combine(
+    adapters: Sequence[Adapter], method: MergeMethod, options: Options, target: Path, dtype: torch.dtype
+) -> Combined:
+    """Write adapter_model.safetensors and adapter_config.json of the merged adapter into `target`.
+
+    Holds one module's factors and, for the methods that need it, one dense delta in float32.
+    Raises TrainerError: InvalidSpec where shapes disagree, AdapterCorrupt for a tensor that is not finite.
+    """
+    check_tensors(adapters)
+    if adapters[0].peft_type == "IA3":
+        return _combine_scales(adapters, target, dtype)
+    parts = list_parts(adapters, method, options)
+    lora_bias = any(adapter.config.get("lora_bias") for adapter in adapters)
+    layouts = [layout for part in parts for layout in _layouts(part, dtype, lora_bias=lora_bias)]
+    ranks: dict[str, ModuleRank] = {}
+    errors: dict[str, float] = {}
+    with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
+        for part in parts:
+            deltas = part.deltas()
+            merged = METHODS[method](deltas, options)
+            ranks[part.name] = (part.rank, merged.scaling * part.rank)
+            errors[part.name] = merged.error
+            writer.write(merged.a.to(dtype))
+            writer.write(merged.b.to(dtype))
+            if lora_bias and not part.embedding:
+                writer.write(_merged_bias(part, merged).to(dtype))
+        whole.write(adapters, writer, dtype)
+    write_config(target, lora_config(adapters, ranks, lora_bias=lora_bias))
+    return Combined(max((part.rank for part in parts), default=0), errors)
+
+
+def list_parts(adapters: Sequence[Adapter], method: MergeMethod, options: Options) -> list[Part]:
+    """List the modules of the result; one that an adapter lacks has no change by it."""
+    inputs: dict[str, list[tuple[Adapter, Module]]] = {}
+    for adapter in adapters:
+        for name, module in adapter.modules.items():
+            if module.factors and adapter.rank(module) > 0:
+                inputs.setdefault(name, []).append((adapter, module))
+    return [_part(name, found, method, options) for name, found in inputs.items()]
+
+
+def read_delta(adapter: Adapter, module: Module) -> Delta:
+    """Read the factors of one module of one adapter."""
+    a, b = adapter.a(module), adapter.b(module)
+    return Delta(module.name, adapter.sha256, adapter.weight, a, b, adapter.scaling(module))
+
+
+def write_config(target: Path, config: dict[str, Any]) -> None:
+    """Write adapter_config.json."""
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _part(name: str, inputs: list[tuple[Adapter, Module]], method: MergeMethod, options: Options) -> Part:
+    adapter, module = inputs[0]
+    a, b = (adapter.tensors[key].shape for key in module.factors or ())
+    shape = (b[0], a[1])
+    ranks = [adapter.rank(module) for adapter, module in inputs]
+    return Part(name, inputs, result_rank(method, ranks, shape, options.rank), shape)
+
+
+def _layouts(part: Part, dtype: torch.dtype, *, lora_bias: bool) -> list[Layout]:
+    a, b = ("lora_embedding_A", "lora_embedding_B") if part.embedding else ("lora_A.weight", "lora_B.weight")
+    layouts = [
+        Layout(f"{PREFIX}{part.name}.{a}", dtype, (part.rank, part.shape[1])),
+        Layout(f"{PREFIX}{part.name}.{b}", dtype, (part.shape[0], part.rank)),
+    ]
+    if lora_bias and not part.embedding:
+        layouts.append(Layout(f"{PREFIX}{part.name}.lora_B.bias", dtype, (part.shape[0],)))
+    return layouts
+
+
+def _merged_bias(part: Part, merged: Factored) -> torch.Tensor:
+    """Return Σ weight·scaling·bias, divided by the scaling that PEFT is going to multiply it with."""
+    bias = torch.zeros(part.shape[0])
+    for adapter, module in part.inputs:
+        key = module.keys.get("lora_B.bias")
+        if key is not None:
+            factor = adapter.weight * adapter.scaling(module) / merged.scaling
+            bias.add_(adapter.read(key).float(), alpha=factor)
+    return bias
+
+
+def _combine_scales(adapters: Sequence[Adapter], target: Path, dtype: torch.dtype) -> Combined:
+    """Merge IA3 adapters: 1 + Σ weight·(l - 1), the weighted sum of the true deltas W·(l - 1)."""
+    keys = {module.keys["ia3_l"]: name for adapter in adapters for name, module in adapter.modules.items()}
+    shapes = {key: adapter.tensors[key].shape for adapter in adapters for key in keys if key in adapter.tensors}
+    layouts = [Layout(key, dtype, shapes[key]) for key in keys]
+    with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
+        for key in keys:
+            scale = torch.ones(shapes[key])
+            for adapter in adapters:
+                if key in adapter.tensors:
+                    scale.add_(adapter.read(key).float() - 1, alpha=adapter.weight)
+            writer.write(scale.to(dtype))
+        whole.write(adapters, writer, dtype)
+    write_config(target, ia3_config(adapters, list(keys.values())))
+    return Combined()

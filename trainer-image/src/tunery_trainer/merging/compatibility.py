@@ -1,0 +1,176 @@
+"""What cannot be merged is refused here, from configs alone, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tunery_api.adaptermerge import MergeMethod, MergeTarget
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.merging.adapters import Adapter
+
+MAX_ADAPTERS: Final = 32
+LOW_RANK: Final = frozenset({"LORA", "ADALORA"})
+MERGEABLE: Final = LOW_RANK | {"IA3"}
+SAME_FIELDS: Final = ("task_type", "fan_in_fan_out", "bias", "modules_to_save", "trainable_token_indices")
+"""Fields that say what the tensors mean: all adapters must agree on them."""
+UNMERGEABLE_FIELDS: Final = (
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+"""Variants of LoRA whose change is not B·A on a module of the base model."""
+CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations after which an adapter, unless converted, is relative to a base that is not the original."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of an adapter without its weights."""
+
+    label: str
+    """`spec.adapters[0] (uri)`."""
+    config: dict[str, Any]
+    weight: float = 1.0
+    revision: str | None = None
+    """Revision of the base model: the lineage's, else the config's."""
+    quantization: str | None = None
+    """How the base was quantised in training, from the lineage; None: not, or not known."""
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.config.get("peft_type", "")).upper()
+
+
+def check(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> None:
+    """Raise TrainerError(InvalidSpec) that lists everything that speaks against the merge."""
+    problems = find_problems(facts, method, rank, into)
+    if problems:
+        raise TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems))
+
+
+def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
+    """Return everything that speaks against the merge, each with the adapters and fields concerned."""
+    if not 1 <= len(facts) <= MAX_ADAPTERS:
+        return [f"spec.adapters: {len(facts)} adapters; a merge takes 1 to {MAX_ADAPTERS}"]
+    problems = [problem for fact in facts for problem in _alone(fact, alone=len(facts) == 1, into=into)]
+    problems += _methods(facts, method, rank, into)
+    problems += _differences(facts, "base_model_name_or_path", lambda f: _base_name(f.config))
+    if all(fact.revision for fact in facts):
+        problems += _differences(facts, "the base model's revision", lambda f: f.revision)
+    for name in SAME_FIELDS:
+        problems += _differences(facts, name, lambda f, name=name: _canonical(f.config.get(name)))  # type: ignore[misc]
+    if into == MergeTarget.MODEL:
+        problems += _differences(facts, "the quantisation trained with (lineage)", lambda f: f.quantization)
+    if sum(fact.weight for fact in facts) == 0 and any(_has_full_tensors(fact.config) for fact in facts):
+        problems.append("spec.adapters: the weights sum to 0, so modulesToSave have no weighted mean")
+    return problems
+
+
+def check_tensors(adapters: Sequence[Adapter]) -> None:
+    """Refuse what only the headers of the weights show: whole tensors that not all have, shapes that differ."""
+    problems: list[str] = []
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.full):
+        missing = [adapter.label for adapter in adapters if name not in adapter.full]
+        if missing:
+            problems.append(f"{', '.join(missing)}: has no {name}, which other adapters replace as a whole")
+    problems += _shape_problems(adapters)
+    if problems:
+        raise TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems))
+
+
+def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:
+    """What speaks against one adapter by itself."""
+    config, problems = fact.config, []
+    if fact.peft_type not in MERGEABLE:
+        problems.append(f"{fact.label}: a {fact.peft_type or 'nameless'} adapter cannot be merged (peft_type)")
+    if config.get("use_dora") and not (alone and into == MergeTarget.MODEL):
+        problems.append(
+            f"{fact.label}: a DoRA adapter (use_dora) cannot be merged with others or into an adapter; "
+            "merge it alone with spec.into: Model"
+        )
+    problems += [
+        f"{fact.label}: {name} is set, which cannot be merged" for name in UNMERGEABLE_FIELDS if config.get(name)
+    ]
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(CHANGED_BASE_INITS):
+        problems.append(
+            f"{fact.label}: init_lora_weights is {init!r}: the adapter is relative to a changed base; "
+            "convert it to a plain LoRA first"
+        )
+    return problems
+
+
+def _methods(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
+    """What speaks against the method with these kinds of adapters."""
+    types = {fact.peft_type for fact in facts} & MERGEABLE
+    if "IA3" not in types:
+        return []
+    named = ", ".join(fact.label for fact in facts if fact.peft_type == "IA3")
+    if types != {"IA3"}:
+        return [f"{named}: IA3 adapters can only be merged with IA3 adapters (peft_type)"]
+    problems = []
+    if method != MergeMethod.LINEAR:
+        problems.append(f"spec.method: IA3 adapters ({named}) can only be merged with Linear")
+    if rank is not None:
+        problems.append(f"spec.rank: IA3 adapters ({named}) have no rank")
+    return problems
+
+
+def _differences(facts: Sequence[Facts], what: str, value: Callable[[Facts], object]) -> list[str]:
+    """Name the adapters that disagree, grouped by what they say."""
+    groups: dict[str, list[str]] = {}
+    for fact in facts:
+        groups.setdefault(repr(value(fact)), []).append(fact.label)
+    if len(groups) < 2:
+        return []
+    said = ", ".join(f"{shown} in {' and '.join(labels)}" for shown, labels in groups.items())
+    return [f"{what} differs: {said}"]
+
+
+def _base_name(config: dict[str, Any]) -> str:
+    return str(config.get("base_model_name_or_path") or "").rstrip("/")
+
+
+def _canonical(value: object) -> object:
+    """An empty value is as good as none, and the order of a list says nothing."""
+    if not value:
+        return None
+    return sorted(map(str, value)) if isinstance(value, list) else value
+
+
+def _has_full_tensors(config: dict[str, Any]) -> bool:
+    trained_bias = config.get("bias", "none") != "none"
+    return bool(config.get("modules_to_save") or config.get("trainable_token_indices") or trained_bias)
+
+
+def _shape_problems(adapters: Sequence[Adapter]) -> list[str]:
+    seen: dict[str, tuple[tuple[int, ...], str]] = {}
+    problems = []
+    for adapter in adapters:
+        for name, shape in _outer_shapes(adapter).items():
+            first, label = seen.setdefault(name, (shape, adapter.label))
+            if first != shape:
+                problems.append(f"{name} has shape {first} in {label} and {shape} in {adapter.label}")
+    return problems
+
+
+def _outer_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """The shape of what each module's tensors change, without the rank."""
+    shapes: dict[str, tuple[int, ...]] = {name: adapter.tensors[key].shape for name, key in adapter.full.items()}
+    for name, module in adapter.modules.items():
+        if module.factors:
+            a, b = (adapter.tensors[key].shape for key in module.factors)
+            shapes[name] = (b[0], a[1])
+        for part in ("ia3_l", "trainable_tokens_delta"):
+            if part in module.keys:
+                shapes[f"{name}.{part}"] = adapter.tensors[module.keys[part]].shape
+    return shapes

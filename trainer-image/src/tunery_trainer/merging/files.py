@@ -1,0 +1,97 @@
+"""What merging needs of a place that holds files: names and sizes, and bytes from the middle of a file."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Protocol
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage import Store, join_key
+
+CHUNK = 4 << 20
+"""Bytes read, hashed or copied at once."""
+
+
+class Files(Protocol):
+    """A folder of files, local or in S3."""
+
+    @property
+    def label(self) -> str:
+        """Names the folder in messages: a URI or a field of the spec, never a credential."""
+        ...
+
+    @property
+    def damaged(self) -> FailureReason:
+        """The reason to give when one of the files is cut or unreadable."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file, by its name relative to the folder."""
+        ...
+
+    def read(self, name: str, start: int, length: int) -> bytes | bytearray:
+        """Return exactly `length` bytes of a file from offset `start`."""
+        ...
+
+
+class LocalFiles:
+    """A local folder."""
+
+    def __init__(
+        self, folder: Path, label: str | None = None, damaged: FailureReason = FailureReason.ADAPTER_CORRUPT
+    ) -> None:
+        self.folder = folder
+        self.label: Final = label or folder.name
+        self.damaged: Final = damaged
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each file below the folder; an absent folder has none."""
+        found = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
+
+    def read(self, name: str, start: int, length: int) -> bytearray:
+        """Read without buffering: the result is the only copy."""
+        buffer = bytearray(length)
+        with open(self.folder / name, "rb", buffering=0) as file:
+            file.seek(start)
+            view = memoryview(buffer)
+            while view.nbytes:
+                got = file.readinto(view)
+                if not got:
+                    raise TrainerError(self.damaged, f"{self.label}/{name} ends {view.nbytes} bytes too early")
+                view = view[got:]
+        return buffer
+
+
+class StoreFiles:
+    """A prefix of a store; its sizes are listed once."""
+
+    def __init__(self, store: Store, prefix: str, label: str, damaged: FailureReason) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.label: Final = label
+        self.damaged: Final = damaged
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each object below the prefix, by its key relative to it."""
+        return dict(self._sizes)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        start = len(join_key(self.prefix)) + 1 if self.prefix else 0
+        return {entry.key[start:]: entry.size for entry in self.store.list(self.prefix)}
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Read a range of the object."""
+        data = self.store.read_range(join_key(self.prefix, name), start, length)
+        if len(data) != length:
+            raise TrainerError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
+        return data
+
+
+def read_whole(files: Files, name: str) -> bytes:
+    """Return a small file (a config, an index) in one piece."""
+    return bytes(files.read(name, 0, files.sizes()[name]))

@@ -1,0 +1,22 @@
+"""Linear: the weighted sum of the true deltas; exact, or the best approximation at the asked rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunery_trainer.merging.deltas import Delta, Factored, Options
+from tunery_trainer.merging.svd import stack, truncate_product
+
+
+def merge(deltas: Sequence[Delta], options: Options) -> Factored:
+    """Return Σ weight·B·A (Ilharco et al. 2023, task arithmetic), at most at the sum of the ranks.
+
+    One adapter alone keeps its own factors, so that even a 16-bit result equals it.
+    """
+    total = sum(delta.rank for delta in deltas)
+    if options.rank is not None and options.rank < total:
+        return truncate_product(*stack(deltas), options.rank)
+    alone = len(deltas) == 1 and deltas[0].weight * deltas[0].scaling > 0
+    scaling = deltas[0].weight * deltas[0].scaling if alone else 1.0
+    a, b = stack(deltas, scaling)
+    return Factored(a, b, scaling)
