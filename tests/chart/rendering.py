@@ -1,0 +1,63 @@
+"""Helm as a function: values in, parsed objects out."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "tunery"
+NAMESPACE = "tunery-system"
+KUBE_VERSION = "1.34.0"
+
+
+class HelmError(Exception):
+    """Helm ended with an error; the message is what it printed."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The objects that the chart renders."""
+
+    documents: list[dict[str, Any]]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the objects of a kind."""
+        return [document for document in self.documents if document["kind"] == kind]
+
+    def one(self, kind: str) -> dict[str, Any]:
+        """Return the only object of a kind."""
+        (document,) = self.of(kind)
+        return document
+
+    def pod(self) -> dict[str, Any]:
+        """Return the spec of the operator's pod."""
+        spec: dict[str, Any] = self.one("Deployment")["spec"]["template"]["spec"]
+        return spec
+
+    def env(self) -> dict[str, str]:
+        """Return the environment of the operator."""
+        return {entry["name"]: entry["value"] for entry in self.pod()["containers"][0]["env"]}
+
+
+@dataclass(frozen=True)
+class Helm:
+    """The helm program."""
+
+    path: str
+
+    def run(self, *arguments: str) -> str:
+        """Return what `helm ARGUMENTS` prints; raises HelmError when it fails."""
+        done = subprocess.run([self.path, *arguments], capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode != 0:
+            raise HelmError(done.stderr + done.stdout)
+        return done.stdout
+
+    def render(self, *settings: str) -> Rendered:
+        """Return what the chart renders with `key=value` settings."""
+        flags = [part for setting in settings for part in ("--set", setting)]
+        text = self.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
+        return Rendered([document for document in yaml.safe_load_all(text) if document])
