@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.adapters import factors, relative
 from peft.utils import merge_utils
 from tunery_api.adaptermerge import MajoritySign, MergeMethod
 from tunery_trainer.merging import dare, deltas
 from tunery_trainer.merging.deltas import Delta, Factored, Options
 from tunery_trainer.merging.methods import METHODS, result_rank
+
+from kit.adapters import factors, relative
 
 HALF = Fraction(1, 2)
 FULL_RANK = 64
@@ -125,7 +126,7 @@ def test_equals_the_definition_over_many_blocks(
 @pytest.mark.parametrize(
     ("method", "peft"),
     [
-        (MergeMethod.LINEAR, lambda t, w: merge_utils.task_arithmetic(t, w)),
+        (MergeMethod.LINEAR, merge_utils.task_arithmetic),
         (MergeMethod.TIES, lambda t, w: merge_utils.ties(t, w, 0.3)),
         (MergeMethod.MAGNITUDE_PRUNE, lambda t, w: merge_utils.magnitude_prune(t, w, 0.3)),
     ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kit.adapters import factors, relative
 from tunery_trainer.merging import linear, svd
 from tunery_trainer.merging.deltas import Delta, Options
+
+from kit.adapters import factors, relative
 
 
 def optimal_error(matrix: torch.Tensor, rank: int) -> float:

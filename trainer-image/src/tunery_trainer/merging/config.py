@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from tunery_trainer.merging.adapters import Adapter
 
-KEPT: Final = (
+KEPT: Final[tuple[str, ...]] = (
     "base_model_name_or_path",
     "revision",
     "task_type",
@@ -19,7 +19,7 @@ KEPT: Final = (
     "peft_version",
 )
 """Fields that all inputs agree on and that the result takes over."""
-SELECTION: Final = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+SELECTION: Final[tuple[str, ...]] = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Fields that say which modules an adapter changes."""
 Number = TypeVar("Number", int, float)
 ModuleRank = tuple[int, float]

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 
@@ -68,7 +68,7 @@ class Layout:
 def read_header(files: Files, file: str) -> dict[str, TensorInfo]:
     """Return the tensors of a file, in the order of their bytes.
 
-    Raises TrainerError(the folder's `damaged` reason) when the file is cut, has bytes too many, or is no safetensors file.
+    Raises TrainerError with the folder's `damaged` reason when the file is cut, has bytes too many, or is none.
     """
     size = files.sizes()[file]
     length = int.from_bytes(files.read(file, 0, 8), "little") if size >= 8 else 0
@@ -84,10 +84,9 @@ def read_header(files: Files, file: str) -> dict[str, TensorInfo]:
     return infos
 
 
-def _info(file: str, entry: dict[str, object], base: int) -> TensorInfo:
-    start, end = entry["data_offsets"]  # type: ignore[misc]
-    shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
-    return TensorInfo(file, DTYPES[str(entry["dtype"])], shape, base + int(start), base + int(end))
+def _info(file: str, entry: dict[str, Any], base: int) -> TensorInfo:
+    start, end = (base + int(offset) for offset in entry["data_offsets"])
+    return TensorInfo(file, DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), start, end)
 
 
 def _check_spans(files: Files, file: str, infos: dict[str, TensorInfo], size: int) -> None:
@@ -140,7 +139,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
+        self._file = open(self.path, "wb", buffering=0)
         self._written = 0
         self.write_bytes(self._header)
         return self
@@ -158,7 +157,7 @@ class Writer:
         """Write the next tensor, or the next rows of one; its type must be the laid-out one already."""
         flat = tensor.contiguous().view(-1)
         if flat.numel():
-            self.write_bytes(memoryview(flat.view(torch.uint8).numpy()))
+            self.write_bytes(flat.view(torch.uint8).numpy().data)
 
     def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Write raw bytes; one call to the system may take less than all of them."""
