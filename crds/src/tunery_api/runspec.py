@@ -38,6 +38,8 @@ class Purpose(StrEnum):
 
     MODEL = "model"
     DATASET = "dataset"
+    EVALUATION = "evaluation"
+    """The data set of dataset.evaluation.uri; opened by dataset's Secret."""
     OUTPUT = "output"
     CONTINUE_FROM = "continue-from"
     WANDB = "wandb"

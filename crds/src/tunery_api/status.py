@@ -183,6 +183,7 @@ class CommonStatus(ApiModel):
     gpu_seconds: int | None = Field(None, ge=0, description="Seconds that pods ran, times their GPUs.")
     attempts: int | None = Field(None, ge=0, description="Pods that were started.")
     job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
+    pod_name: Annotated[str, Field(max_length=253)] | None = Field(None, description="The pod of the newest attempt.")
     queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
     failure: FailureStatus | None = Field(None, description="Why it failed.")
 
