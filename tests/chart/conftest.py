@@ -1,10 +1,15 @@
-"""The helm binary, and the chart as it renders with its defaults."""
+"""The helm binary, the chart as it renders with its defaults, and an API server to install it on."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import pytest
 
 from cluster import binaries
+from cluster.controlplane import ControlPlane
+from kit.kubectl import Kubectl
 
 from .rendering import Helm, Rendered
 
@@ -17,3 +22,13 @@ def helm() -> Helm:
 @pytest.fixture(scope="session")
 def rendered(helm: Helm) -> Rendered:
     return helm.render()
+
+
+@pytest.fixture(scope="module")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+    """kubectl and helm against a control plane of this module's own: what the chart installs is cluster-wide."""
+    plane = ControlPlane(tmp_path_factory.mktemp("chart-controlplane"))
+    plane.start()
+    path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
+    yield Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
+    plane.remove()

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import yaml
-
 T = TypeVar("T")
 
 
@@ -42,7 +40,9 @@ class Kubectl:
     def apply(self, *objects: Mapping[str, Any], namespace: str | None = None) -> str:
         """Apply `objects` as a user does, with strict validation."""
         where = ["-n", namespace] if namespace else []
-        return self.run("apply", *where, "-f", "-", stdin=yaml.safe_dump_all(objects))
+        # As JSON: PyYAML writes the string "1e-3" without quotes, which kubectl reads as a number.
+        bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        return self.run("apply", *where, "-f", "-", stdin=json.dumps(bundle))
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> dict[str, Any] | None:
         """Return one object, or None where there is none."""

@@ -1,0 +1,159 @@
+"""The chart on a real API server: installed, used by people, upgraded, uninstalled. There is no node here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kit.kubectl import Kubectl, wait_for
+
+from .rendering import CHART, NAMESPACE
+
+EXAMPLES = sorted((CHART.parents[1] / "docs" / "examples").glob("*.yaml"))
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
+CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
+TEAM = "team-a"
+
+
+def helm_install(kubectl: Kubectl, *settings: str) -> str:
+    flags = [part for setting in settings for part in ("--set", setting)]
+    return kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
+
+
+@pytest.fixture(scope="module")
+def notes(kubectl: Kubectl) -> str:
+    """Install the chart into a namespace that enforces restricted Pod Security; return what Helm printed."""
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in (NAMESPACE, TEAM):
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
+    printed = helm_install(kubectl, "defaultOutput.secretName=bucket-key")
+    kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
+    return printed
+
+
+@pytest.fixture(scope="module")
+def installed(kubectl: Kubectl, notes: str) -> Kubectl:
+    return kubectl
+
+
+def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
+    """Ask the API server whether `who` may; `what` is resource, resource.group or resource.group/subresource."""
+    resource, _, subresource = what.partition("/")
+    resource, _, group = resource.partition(".")
+    attributes = {
+        "verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": namespace,
+    }  # fmt: skip
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": who, "groups": ["system:authenticated"], "resourceAttributes": attributes},
+    }
+    answer = kubectl.run("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
+    return bool(json.loads(answer)["status"]["allowed"])
+
+
+def test_the_notes_name_the_next_commands(notes: str) -> None:
+    assert "kubectl -n tunery-system rollout status deployment/tunery" in notes
+    assert "kubectl create secret generic bucket-key" in notes
+    assert "kubectl apply -f lorajob.yaml" in notes
+
+
+def test_restricted_pod_security_admits_the_operator(installed: Kubectl) -> None:
+    selector = "app.kubernetes.io/name=tunery,app.kubernetes.io/component=operator"
+    (pod,) = wait_for("the operator's pod", lambda: installed.list("pods", NAMESPACE, selector), timeout=30)
+    assert pod["spec"]["serviceAccountName"] == "tunery"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_api_server_takes_the_example(installed: Kubectl, path: Path) -> None:
+    told = installed.run("apply", "-n", TEAM, "--dry-run=server", "--validate=strict", "-f", str(path))
+    documents = list(yaml.safe_load_all(path.read_text()))
+    assert told.count("(server dry run)") == len(documents)
+
+
+def test_explain_reads_well(installed: Kubectl) -> None:
+    told = installed.run("explain", "lorajob.spec.lora.rank")
+    assert "Rank of the decomposition" in told
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        ("get", "secrets"), ("list", "secrets"), ("watch", "secrets"), ("create", "secrets"),
+        ("create", "pods/exec"), ("create", "pods"), ("delete", "pods"), ("get", "pods/log"),
+        ("get", "nodes"), ("list", "namespaces"), ("get", "serviceaccounts"), ("create", "serviceaccounts/token"),
+        ("create", "lorajobs.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
+    ],
+)  # fmt: skip
+def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
+    assert not can(installed, OPERATOR, verb, what)
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        ("watch", "lorajobs.tunery.dev"), ("patch", "lorajobs.tunery.dev/status"), ("create", "jobs.batch"),
+        ("delete", "jobs.batch"), ("watch", "pods"), ("create", "tokenreviews.authentication.k8s.io"),
+    ],
+)  # fmt: skip
+def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:
+    assert can(installed, OPERATOR, verb, what)
+
+
+@pytest.mark.parametrize(
+    ("role", "allowed", "refused"),
+    [
+        ("view", ["get", "list", "watch"], ["create", "patch", "delete"]),
+        ("edit", ["get", "create", "patch", "delete"], []),
+        ("admin", ["get", "create", "patch", "delete"], []),
+    ],
+)
+def test_roles_of_people_speak_for_our_kinds(
+    installed: Kubectl, role: str, allowed: list[str], refused: list[str]
+) -> None:
+    user = f"{role}-user"
+    wait_for(
+        "the aggregation of roles", lambda: "tunery.dev" in installed.run("get", "clusterrole", role, "-o", "yaml"), 30
+    )
+    installed.run("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", TEAM)
+    wait_for(f"{role}'s binding", lambda: can(installed, user, "get", "lorajobs.tunery.dev"), timeout=10)
+    for kind in ("lorajobs.tunery.dev", "adaptermerges.tunery.dev"):
+        assert [verb for verb in allowed if not can(installed, user, verb, kind)] == []
+        assert [verb for verb in refused if can(installed, user, verb, kind)] == []
+        assert not can(installed, user, "patch", f"{kind}/status")
+        assert not can(installed, user, "get", kind, namespace="default")
+
+
+def test_an_upgrade_keeps_the_certificate(installed: Kubectl) -> None:
+    before = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+    helm_install(installed, "operator.logging.level=DEBUG")
+    after = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+    assert before is not None
+    assert after is not None
+    assert before["data"] == after["data"]
+    deployment = installed.get("deployment", "tunery", NAMESPACE)
+    assert deployment is not None
+    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "TUNERY_LOG_LEVEL", "value": "DEBUG"} in env
+
+
+def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(installed: Kubectl) -> None:
+    example = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
+    installed.apply(example, namespace=TEAM)
+    installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")
+    assert installed.get("deployment", "tunery", NAMESPACE) is None
+    assert installed.get("clusterrole", "tunery") is None
+    assert installed.get("lorajob", "lora", TEAM) is not None
+    helm_install(installed)
+    assert installed.get("lorajob", "lora", TEAM) is not None
+    installed.run("delete", "lorajob", "lora", "-n", TEAM, "--timeout=20s")
+
+
+def test_crds_that_are_not_kept_go_with_the_release(installed: Kubectl) -> None:
+    helm_install(installed, "crds.keep=false")
+    installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")
+    wait_for("the CRDs to go", lambda: all(installed.get("crd", name) is None for name in CRDS), timeout=30)
+    helm_install(installed)
