@@ -45,7 +45,7 @@ class Seaweed:
                     *(f"-volume.port={ports['volume']}", f"-volume.port.grpc={ports['g2']}"),
                     *(f"-filer.port={ports['filer']}", f"-filer.port.grpc={ports['g3']}"),
                     *(f"-s3.port={ports['s3']}", f"-s3.port.grpc={ports['g4']}", f"-s3.config={config}"),
-                    *("-master.volumeSizeLimitMB=64", "-volume.max=64", "-master.telemetry=false"),
+                    *("-master.volumeSizeLimitMB=64", "-volume.max=4000", "-master.telemetry=false"),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,

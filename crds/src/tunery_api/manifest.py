@@ -1,0 +1,103 @@
+"""manifest.json: what lies in a published folder, digest by digest, and how it came to be."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic.alias_generators import to_camel
+
+from tunery_api.runspec import RunIdentity
+from tunery_api.status import VerificationStatus
+
+MANIFEST_NAME: Final = "manifest.json"
+"""Written last; a prefix without it is not a published result."""
+MANIFEST_FORMAT: Final = "tunery.dev/manifest/v1"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """Frozen, camelCase in JSON; unknown fields of later versions are read over."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+class FileRecord(_Record):
+    """One file of the folder."""
+
+    sha256: Sha256
+    size: int = Field(ge=0)
+    """Bytes."""
+
+
+class SourceRecord(_Record):
+    """A base model or a data set, as it was used."""
+
+    uri: str
+    revision: str | None = None
+    """The commit, for hf:// sources."""
+    digest: str | None = None
+    """SHA-256 of the content, where there is no commit."""
+
+
+class MergeInputRecord(_Record):
+    """One adapter that went into a merge."""
+
+    uri: str
+    manifest_sha256: Sha256 | None = None
+    rank: int | None = None
+    weight: str | None = None
+
+
+class Lineage(_Record):
+    """Everything needed to say where the result came from, and to make it again."""
+
+    model: SourceRecord | None = None
+    dataset: SourceRecord | None = None
+    served_name: str | None = None
+    """The base model's name in adapter_config.json."""
+    method: str | None = None
+    rank: int | None = None
+    hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
+    """The resolved values, by field of the spec."""
+    seed: int | None = None
+    image: str | None = None
+    """The trainer image, with its digest where it is known."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Library versions, by distribution name."""
+    device: str | None = None
+    """The GPU's name, or `cpu`."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    continued_from: MergeInputRecord | None = None
+    inputs: list[MergeInputRecord] = Field(default_factory=list)
+    """The adapters of a merge, in order."""
+    verification: VerificationStatus | None = None
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
+        """JSON has no NaN and no infinity: such a metric is left out."""
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+class Manifest(_Record):
+    """The content of manifest.json."""
+
+    format: Literal["tunery.dev/manifest/v1"] = MANIFEST_FORMAT
+    created: str
+    """When it was written, RFC 3339 in UTC."""
+    run: RunIdentity
+    files: dict[str, FileRecord] = Field(min_length=1)
+    """By path relative to the prefix; every file but the manifest itself."""
+    lineage: Lineage
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files."""
+        return sum(record.size for record in self.files.values())
+
+    def to_json(self) -> bytes:
+        """Return the bytes that are stored: indented, for people."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n"

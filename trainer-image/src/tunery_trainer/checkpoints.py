@@ -1,0 +1,266 @@
+"""Checkpoints in the store: complete ones only, uploaded in the background, pruned, resumed from.
+
+`<prefix>/step-000200/` holds the files, and `complete.json` with their digests, written last. A folder without it is
+half-written and ignored. Among the files that transformers writes are pickles (`optimizer.pt`, `scheduler.pt`,
+`rng_state.pth`): they are loaded with `weights_only=True`, and only from this prefix, which only the job's own
+credentials write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tunery_api.manifest import FileRecord
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage import ObjectMissing, Store, join_key
+from tunery_trainer.storage.base import check_key
+from tunery_trainer.storage.cleanup import remove_stale_uploads
+
+MARKER_NAME: Final = "complete.json"
+_STEP: Final = re.compile(r"step-(\d{6,})")
+_NOT_RESUMED_FROM: Final = frozenset({"training_args.bin"})
+"""A pickle that nothing resumes from."""
+
+_log = logging.getLogger(__name__)
+
+
+class Marker(BaseModel):
+    """The content of complete.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: int
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint in a store."""
+
+    step: int
+    prefix: str
+    marker: Marker
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint on the local disk, every digest checked, and what was passed over to get to it."""
+
+    step: int
+    folder: Path
+    warnings: tuple[str, ...] = ()
+
+
+def step_prefix(prefix: str, step: int) -> str:
+    """Return the folder of a step's checkpoint, such as `<prefix>/step-000200`."""
+    return join_key(prefix, f"step-{step:06}")
+
+
+def complete_checkpoints(store: Store, prefix: str) -> list[Checkpoint]:
+    """Return the complete checkpoints below `prefix`, the newest first; one with an unreadable marker is left out."""
+    found = []
+    for step, names in _steps(store, prefix).items():
+        if MARKER_NAME not in names:
+            continue
+        folder = step_prefix(prefix, step)
+        marker = _read_marker(store, folder)
+        if marker is not None:
+            found.append(Checkpoint(step, folder, marker))
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def latest_complete(store: Store, prefix: str) -> Checkpoint | None:
+    """Return the newest complete checkpoint below `prefix`, or None."""
+    return next(iter(complete_checkpoints(store, prefix)), None)
+
+
+def download(store: Store, checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy a checkpoint into `folder`; ADAPTER_CORRUPT if a file is missing or does not match its digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, record in checkpoint.marker.files.items():
+        key = join_key(checkpoint.prefix, check_key(name, store.uri(checkpoint.prefix)))
+        try:
+            digest = store.download(key, folder / name)
+        except ObjectMissing as error:
+            raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{store.uri(key)} is missing") from error
+        if digest != record.sha256:
+            raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{store.uri(key)} does not match its digest")
+
+
+def restore(store: Store, prefix: str, folder: Path) -> Restored | None:
+    """Download the newest complete checkpoint that is intact to `folder/checkpoint-<step>`, or return None.
+
+    A damaged one is passed over with a warning, for the one before it. Storage that does not answer is an error:
+    training from the start would throw paid work away.
+    """
+    warnings: list[str] = []
+    for checkpoint in complete_checkpoints(store, prefix):
+        target = folder / f"checkpoint-{checkpoint.step}"
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            download(store, checkpoint, target)
+        except TrainerError as error:
+            if error.reason is not FailureReason.ADAPTER_CORRUPT:
+                raise
+            shutil.rmtree(target, ignore_errors=True)
+            warnings.append(f"checkpoint of step {checkpoint.step} was passed over: {error.message}")
+            _log.warning("%s", warnings[-1])
+            continue
+        return Restored(checkpoint.step, target, tuple(warnings))
+    return None
+
+
+class CheckpointUploader:
+    """Uploads checkpoints in one background thread; training never waits for it, and the newest one wins.
+
+    `submit` takes a snapshot by hard links (by copying where that cannot be), so that the trainer may delete its
+    folder at once. `on_stored` is called from the thread with URI and step of each checkpoint that became complete.
+    An upload that fails is logged and kept in `error`; the next one is tried all the same.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        scratch: Path,
+        keep: int = 2,
+        on_stored: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._scratch = scratch
+        self._keep = max(1, keep)
+        self._on_stored = on_stored
+        self._condition = threading.Condition()
+        self._pending: tuple[int, Path] | None = None
+        self._busy = False
+        self._closing = False
+        self.last_stored: int | None = None
+        """Step of the newest checkpoint that this uploader completed."""
+        self.error: TrainerError | None = None
+        """Why the newest upload failed; None if it did not."""
+        shutil.rmtree(scratch, ignore_errors=True)  # snapshots of an attempt that was killed
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def submit(self, folder: Path, step: int) -> None:
+        """Hand over the checkpoint in `folder`; one that still waits and is older is dropped."""
+        snapshot = self._scratch / f"step-{step:06}-{time.monotonic_ns()}"
+        _snapshot(folder, snapshot)
+        with self._condition:
+            dropped, self._pending = self._pending, (step, snapshot)
+            self._condition.notify_all()
+        if dropped is not None:
+            shutil.rmtree(dropped[1], ignore_errors=True)
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Upload the newest checkpoint if it waits still; return whether all of that was done in time and well."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+            while self._busy or self._pending is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._condition.wait(left)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return self.error is None
+
+    def _run(self) -> None:
+        remove_stale_uploads(self._store, self._prefix)
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._pending is not None or self._closing)
+                if self._pending is None:
+                    return
+                (step, snapshot), self._pending, self._busy = self._pending, None, True
+            self._store_guarded(step, snapshot)
+            shutil.rmtree(snapshot, ignore_errors=True)
+            with self._condition:
+                self._busy = False
+                self._condition.notify_all()
+
+    def _store_guarded(self, step: int, snapshot: Path) -> None:
+        """Training goes on whatever becomes of a checkpoint."""
+        try:
+            self._store_one(step, snapshot)
+            self.error = None
+        except TrainerError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 (the thread must live on to store the next checkpoint)
+            self.error = TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+        if self.error is not None:
+            _log.warning("the checkpoint of step %d was not stored: %s", step, self.error.message)
+
+    def _store_one(self, step: int, snapshot: Path) -> None:
+        folder = step_prefix(self._prefix, step)
+        marker_key = join_key(folder, MARKER_NAME)
+        self._store.delete(marker_key)  # a checkpoint of an earlier attempt is incomplete while it is replaced
+        files = {}
+        for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
+            name = path.relative_to(snapshot).as_posix()
+            digest = self._store.upload_file(path, join_key(folder, name))
+            files[name] = FileRecord(sha256=digest, size=path.stat().st_size)
+        self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
+        self.last_stored = step
+        if self._on_stored is not None:
+            self._on_stored(self._store.uri(folder), step)
+        self._prune(step)
+
+    def _prune(self, newest: int) -> None:
+        """Keep `keep` complete checkpoints up to the newest; older ones, and half-written ones before it, go."""
+        steps = _steps(self._store, self._prefix)
+        complete = sorted((s for s, names in steps.items() if MARKER_NAME in names and s <= newest), reverse=True)
+        kept = set(complete[: self._keep])
+        for step, names in steps.items():
+            if step in kept or step > newest:
+                continue
+            folder = step_prefix(self._prefix, step)
+            # The marker goes first: what is left, if this is cut off, is half-written and ignored.
+            for name in sorted(names, key=lambda name: name != MARKER_NAME):
+                self._store.delete(join_key(folder, name))
+
+
+def _snapshot(folder: Path, target: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name in _NOT_RESUMED_FROM:
+            continue
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)  # another disk, or one without hard links
+
+
+def _steps(store: Store, prefix: str) -> dict[int, list[str]]:
+    """Return the names of the files of each step's folder."""
+    found: dict[int, list[str]] = {}
+    start = len(join_key(prefix)) + 1 if join_key(prefix) else 0
+    for entry in store.list(prefix):
+        folder, _, name = entry.key[start:].partition("/")
+        match = _STEP.fullmatch(folder)
+        if match is not None and name:
+            found.setdefault(int(match[1]), []).append(name)
+    return found
+
+
+def _read_marker(store: Store, folder: str) -> Marker | None:
+    try:
+        return Marker.model_validate_json(store.read_bytes(join_key(folder, MARKER_NAME)))
+    except (ObjectMissing, ValidationError):
+        _log.warning("%s is ignored: its %s cannot be read", store.uri(folder), MARKER_NAME)
+        return None

@@ -1,0 +1,280 @@
+"""Publish a result: claim the place, upload, manifest.json last, read everything back.
+
+A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, the manifest
+is written with `If-None-Match: *` after the last file, and an old manifest goes before the first file is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunIdentity
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.published import PublishedManifest, read_manifest, verify, verify_file
+from tunery_trainer.storage import ObjectExists, ObjectMissing, Progress, Store, join_key
+from tunery_trainer.storage.cleanup import remove_stale_uploads
+
+CLAIM_NAME: Final = ".tunery-claim.json"
+"""Says who is uploading; removed once the manifest was read back."""
+CLAIM_EXPIRES_SECONDS: Final = 3600
+"""A claim that was not renewed (every uploaded file renews it) for so long belongs to a run that died."""
+_PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The place of a result, and the run that wants it."""
+
+    store: Store
+    prefix: str
+    run: RunIdentity
+    overwrite: bool = False
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri(self.prefix)
+
+    def key(self, name: str) -> str:
+        return join_key(self.prefix, name)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result whose manifest was read back and whose every digest matched."""
+
+    uri: str
+    manifest_sha256: str
+    size_bytes: int
+    manifest: Manifest
+    atomic: bool = True
+    """False where the server has no conditional writes, so that two runs could in theory both have won."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a write probe found out about the place."""
+
+    conditional_writes: bool
+    """Whether the server refuses to replace an object when it is told `If-None-Match: *`."""
+
+
+def publish(folder: Path, target: Target, lineage: Lineage, progress: Progress | None = None) -> Published:
+    """Upload every file of `folder` below the target's prefix, the manifest last, and read all of it back.
+
+    A rerun by the same run after a crash is a success. Pickles are left out. Raises OUTPUT_EXISTS if another run's
+    result is there (or being written) and `overwrite` is not set, and the storage reasons.
+    """
+    publisher = Publisher(target)
+    done = publisher.start()
+    if done is not None:
+        return done
+    for path in publishable(folder):
+        publisher.add(path, path.relative_to(folder).as_posix(), progress)
+    return publisher.finish(lineage)
+
+
+def publishable(folder: Path) -> list[Path]:
+    """Return the files of `folder` that are published: all but pickles (code could hide in them), sorted."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == CLAIM_NAME:
+            continue
+        if path.suffix in _PICKLES:
+            _log.info("not published, since a pickle can hold code: %s", path.name)
+            continue
+        found.append(path)
+    return found
+
+
+class Publisher:
+    """`publish` in steps, for results that are made file by file: `start`, `add` for each file, `finish`."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._store = target.store
+        self._files: dict[str, FileRecord] = {}
+        self._stale: set[str] = set()
+        self._atomic = True
+
+    def start(self) -> Published | None:
+        """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
+        remove_stale_uploads(self._store, self._target.prefix)
+        existing = _existing(self._target)
+        if existing is not None and existing.manifest.run.uid == self._target.run.uid:
+            done = self._already_published(existing)
+            if done is not None:
+                return done
+        elif existing is not None and not self._target.overwrite:
+            raise _taken(self._target, existing.manifest)
+        self._claim()
+        if existing is not None:
+            self._store.delete(self._target.key(MANIFEST_NAME))
+            self._stale = set(existing.manifest.files)
+        elif self._target.overwrite:
+            self._store.delete(self._target.key(MANIFEST_NAME))  # one that cannot be read
+        return None
+
+    def add(self, path: Path, name: str, progress: Progress | None = None) -> FileRecord:
+        """Upload one file as `name`, relative to the prefix, and return its record."""
+        if name in (MANIFEST_NAME, CLAIM_NAME):
+            raise TrainerError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
+        digest = self._store.upload_file(path, self._target.key(name), progress)
+        record = FileRecord(sha256=digest, size=path.stat().st_size)
+        self._files[name] = record
+        self._renew_claim()
+        return record
+
+    def finish(self, lineage: Lineage) -> Published:
+        """Write the manifest, read it and every file back, and only then say that the result is published."""
+        for name in sorted(self._stale - set(self._files)):
+            self._store.delete(self._target.key(name))
+        manifest = Manifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            run=self._target.run,
+            files=dict(sorted(self._files.items())),
+            lineage=lineage,
+        )
+        self._renew_claim()
+        data = manifest.to_json()
+        self._put_manifest(data)
+        published = self._read_back(manifest, data)
+        self._store.delete(self._target.key(CLAIM_NAME))
+        return published
+
+    def _already_published(self, existing: PublishedManifest) -> Published | None:
+        """An earlier attempt of this run got as far as the manifest: done if all of it is there, else begun anew."""
+        try:
+            verify(self._store, self._target.prefix)
+        except TrainerError as error:
+            if error.reason not in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
+                raise
+            _log.warning("publishing again: %s", error.message)
+            return None
+        self._store.delete(self._target.key(CLAIM_NAME))
+        manifest = existing.manifest
+        return Published(self._target.uri, existing.sha256, manifest.size_bytes, manifest)
+
+    def _claim(self) -> None:
+        try:
+            put = self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target), if_none_match=True)
+            self._atomic = put.atomic
+        except ObjectExists as error:
+            holder = _claim_holder(self._target)
+            if holder is not None and holder != self._target.run.uid and not self._target.overwrite:
+                raise _being_written(self._target, holder) from error
+            self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+        existing = _existing(self._target)
+        if existing is not None and existing.manifest.run.uid != self._target.run.uid and not self._target.overwrite:
+            self._store.delete(self._target.key(CLAIM_NAME))
+            raise _taken(self._target, existing.manifest)
+
+    def _renew_claim(self) -> None:
+        """Another run may have taken an expired claim, or overwritten it: then this one must not write any more."""
+        holder = _claim_holder(self._target)
+        if holder is not None and holder != self._target.run.uid:
+            raise _being_written(self._target, holder)
+        self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+
+    def _put_manifest(self, data: bytes) -> None:
+        key = self._target.key(MANIFEST_NAME)
+        try:
+            put = self._store.put_bytes(key, data, if_none_match=not self._target.overwrite)
+            self._atomic = self._atomic and put.atomic
+        except ObjectExists as error:
+            # A PUT that was answered but whose answer got lost is sent again, and then finds itself.
+            if self._store.read_bytes(key) != data:
+                raise _taken(self._target, read_manifest(self._store, self._target.prefix).manifest) from error
+
+    def _read_back(self, manifest: Manifest, data: bytes) -> Published:
+        found = read_manifest(self._store, self._target.prefix)
+        if found.sha256 != hashlib.sha256(data).hexdigest():
+            raise _taken(self._target, found.manifest)
+        for name, record in manifest.files.items():
+            verify_file(self._store, self._target.key(name), record)
+        return Published(self._target.uri, found.sha256, manifest.size_bytes, manifest, self._atomic)
+
+
+def probe(target: Target) -> ProbeResult:
+    """Preflight's check that `publish` will work: write, read back and delete a small object below the prefix.
+
+    Raises OUTPUT_EXISTS if another run's result is there (or being written) and `overwrite` is not set, and the
+    storage reasons, naming the right that is missing.
+    """
+    existing = _existing(target)
+    if existing is not None and existing.manifest.run.uid != target.run.uid and not target.overwrite:
+        raise _taken(target, existing.manifest)
+    holder = _claim_holder(target)
+    if holder is not None and holder != target.run.uid and not target.overwrite:
+        raise _being_written(target, holder)
+    key, data = target.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
+    conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
+    try:
+        if target.store.read_bytes(key) != data:
+            message = f"{target.store.uri(key)} does not hold what was just written to it"
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+        conditional = conditional and _refuses_second_write(target.store, key)
+    finally:
+        target.store.delete(key)
+    return ProbeResult(conditional_writes=conditional)
+
+
+def _refuses_second_write(store: Store, key: str) -> bool:
+    """Some servers take `If-None-Match` and do not heed it."""
+    try:
+        store.put_bytes(key, b"", if_none_match=True)
+    except ObjectExists:
+        return True
+    return False
+
+
+def _existing(target: Target) -> PublishedManifest | None:
+    """Return the manifest at the place, or None. One that cannot be read counts as another's, unless overwritten."""
+    try:
+        return read_manifest(target.store, target.prefix)
+    except TrainerError as error:
+        if error.reason is FailureReason.ADAPTER_MISSING:
+            return None
+        if error.reason is FailureReason.ADAPTER_CORRUPT and target.overwrite:
+            return None
+        if error.reason is FailureReason.ADAPTER_CORRUPT:
+            message = f"{target.uri} holds a {MANIFEST_NAME} that is not Tunery's"
+            raise TrainerError(FailureReason.OUTPUT_EXISTS, message) from error
+        raise
+
+
+def _claim_bytes(target: Target) -> bytes:
+    return json.dumps({"uid": target.run.uid, "renewed": time.time()}).encode()
+
+
+def _claim_holder(target: Target) -> str | None:
+    """Return the uid of the run that holds the claim of the place, or None if nobody living does."""
+    try:
+        claim = json.loads(target.store.read_bytes(target.key(CLAIM_NAME)))
+        uid, renewed = str(claim["uid"]), float(claim["renewed"])
+    except (ObjectMissing, ValueError, KeyError, TypeError):
+        return None
+    return uid if time.time() - renewed < CLAIM_EXPIRES_SECONDS else None
+
+
+def _taken(target: Target, manifest: Manifest) -> TrainerError:
+    run = manifest.run
+    message = f"spec.output.uri: {target.uri} already holds the result of {run.kind} {run.namespace}/{run.name}"
+    return TrainerError(FailureReason.OUTPUT_EXISTS, f"{message} (uid {run.uid}, {manifest.created})")
+
+
+def _being_written(target: Target, holder: str) -> TrainerError:
+    message = f"spec.output.uri: another run (uid {holder}) is publishing to {target.uri}"
+    return TrainerError(FailureReason.OUTPUT_EXISTS, message)
