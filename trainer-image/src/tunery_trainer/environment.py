@@ -32,6 +32,7 @@ _ALWAYS: Final = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "MPLBACKEND": "Agg",
     "WANDB_SILENT": "true",
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",  # our own reporter speaks that protocol, with more in it
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
 from tunery_trainer.collator import Collator
+from tunery_trainer.resolved import TrainingSettings
 
 _SCHEDULERS: Final = {
     Scheduler.COSINE: "cosine",
@@ -37,30 +38,27 @@ _LOGGED_POINTS: Final = 1000
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Everything that decides how the loop runs; rates and shares are plain numbers, lengths are tokens."""
+    """The resolved training settings, and what the run itself adds to them."""
 
-    epochs: float
-    max_steps: int | None
-    learning_rate: float
-    scheduler: Scheduler
-    warmup: float
-    """Below 1: share of all steps; else steps."""
-    batch_size: int
-    gradient_accumulation: int
-    group_by_length: bool
-    optimizer: Optimizer
-    weight_decay: float
-    max_grad_norm: float
-    precision: Precision
-    """Never Auto."""
-    gradient_checkpointing: bool
-    neftune_noise_alpha: float | None
-    seed: int
+    training: TrainingSettings
     total_steps: int
     evaluate_every_steps: int | None
     """None: no evaluation while training."""
     keep_checkpoints: int
     on_gpu: bool
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What the loop works with."""
+
+    rows: Any
+    """A datasets.Dataset with input_ids, labels and, if packed, seq_lengths."""
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    """Where checkpoints are written."""
+    held_out_loss: Callable[[], float] | None
+    hooks: Hooks | None = None
 
 
 class Hooks(Protocol):
@@ -85,28 +83,29 @@ class Hooks(Protocol):
 
 def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
     """Return TRL's configuration with every field that matters set, whatever TRL's defaults are this month."""
+    training = loop.training
     return SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=loop.epochs,
-        max_steps=loop.max_steps or -1,
-        learning_rate=loop.learning_rate,
-        lr_scheduler_type=_SCHEDULERS[loop.scheduler],
-        warmup_steps=loop.warmup if loop.warmup < 1 else int(loop.warmup),
-        per_device_train_batch_size=loop.batch_size,
-        per_device_eval_batch_size=loop.batch_size,
-        gradient_accumulation_steps=loop.gradient_accumulation,
-        train_sampling_strategy="group_by_length" if loop.group_by_length else "random",
-        optim=_OPTIMIZERS[loop.optimizer],
-        weight_decay=loop.weight_decay,
-        max_grad_norm=loop.max_grad_norm,
-        bf16=loop.precision is Precision.BFLOAT16,
-        fp16=loop.precision is Precision.FLOAT16,
+        num_train_epochs=training.epochs or 1.0,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[training.scheduler],
+        warmup_steps=training.warmup if training.warmup < 1 else int(training.warmup),
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        optim=_OPTIMIZERS[training.optimizer],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.precision is Precision.BFLOAT16,
+        fp16=training.precision is Precision.FLOAT16,
         use_cpu=not loop.on_gpu,
-        gradient_checkpointing=loop.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if loop.gradient_checkpointing else None,
-        neftune_noise_alpha=loop.neftune_noise_alpha,
-        seed=loop.seed,
-        data_seed=loop.seed,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        seed=training.seed,
+        data_seed=training.seed,
         logging_strategy="steps",
         logging_steps=max(1, loop.total_steps // _LOGGED_POINTS),
         logging_nan_inf_filter=False,
@@ -135,29 +134,24 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for us
     """SFTTrainer on ready-made rows, with the method's hooks, our evaluation, and exact checkpoints."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        loop: LoopSettings,
-        folder: Path,
-        data: tuple[Any, PreTrainedTokenizerBase],
-        parts: tuple[Hooks | None, Callable[[], float] | None, Sequence[TrainerCallback]],
-    ) -> None:
-        """`data`: training rows and tokenizer. `parts`: hooks, the held-out loss, callbacks."""
-        rows, tokenizer = data
-        self._hooks, self._held_out_loss, callbacks = parts
+    def __init__(self, model: torch.nn.Module, loop: LoopSettings, parts: LoopParts) -> None:
         before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._hooks = parts.hooks
+        self._held_out_loss = parts.held_out_loss
+        self.tokens_seen = 0
         super().__init__(
             model=model,
-            args=sft_config(loop, folder),
-            train_dataset=rows,
-            eval_dataset=rows.select([0]) if loop.evaluate_every_steps else None,
-            processing_class=tokenizer,
-            data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
-            callbacks=list(callbacks),
+            args=sft_config(loop, parts.folder),
+            train_dataset=parts.rows,
+            # Only there to let the Trainer start evaluations: `evaluate` measures on rows of its own.
+            eval_dataset=parts.rows.select([0]) if loop.evaluate_every_steps else None,
+            processing_class=parts.tokenizer,
+            data_collator=Collator(int(parts.tokenizer.pad_token_id)),
         )
         self.remove_callback(PrinterCallback)
-        if loop.precision is not Precision.BFLOAT16:
+        if self._hooks:
+            self.add_callback(_HooksCallback(self._hooks))
+        if loop.training.precision is not Precision.BFLOAT16:
             # TRL casts the adapter of a quantised base to bfloat16, which only pays off where bfloat16 computes.
             for name, parameter in model.named_parameters():
                 if name in before:
@@ -173,6 +167,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             return loss
         # With num_items_in_batch the Trainer leaves the mean over accumulated batches to the loss.
         return loss + extra / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count the tokens, and do one forward and backward pass."""
+        self.tokens_seen += inputs["input_ids"].numel()
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return and log the loss on the held-out rows, computed as before and after training."""
@@ -198,6 +197,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint), self._hooks)
+
+
+class _HooksCallback(TrainerCallback):  # type: ignore[misc]
+    """Calls `after_step`, which nobody else would."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._after_step = hooks.after_step
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Run between the optimizer's step and the clearing of the gradients."""
+        self._after_step(model, state.global_step + 1)
 
 
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,211 @@
+"""The base model and its tokenizer, from a local folder, without ever running code from it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from tunery_api.methods import ComputeType, QuantizationType
+from tunery_api.reasons import FailureReason
+from tunery_api.training import Precision
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, QuantizationSettings, Resolved
+
+DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
+"""By the words of the API's Precision and ComputeType."""
+
+
+def dtype_of(word: Precision | ComputeType) -> torch.dtype:
+    """Return torch's type for a word of the API; Precision.AUTO has none (KeyError)."""
+    return DTYPES[word.value]
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model in `folder`, with a padding token but no token added.
+
+    Padding is masked out of attention and loss, so the end-of-text token serves where there is no other.
+    Raises TrainerError(ModelUnsupported).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise TrainerError(
+            FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: the folder has no usable tokenizer: {_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise TrainerError(
+            FailureReason.MODEL_UNSUPPORTED, "spec.model.uri: the tokenizer has neither a padding nor an end token"
+        )
+    return tokenizer
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the configuration in `folder`, checked to be of a causal language model that transformers knows.
+
+    Raises TrainerError(ModelUnsupported).
+    """
+    raw = _read_config(folder)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {_first_line(error)}"
+        kind = raw.get("model_type", "unknown")
+        raise _unsupported(f"model type {kind!r} {cause}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _unsupported(f"model type {config.model_type!r} is not a causal language model")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise _unsupported(f"its weights are already quantised ({method}); name the full-precision model instead")
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Check that `folder` has safetensors; raises TrainerError(ModelUnsupported) otherwise."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    found = f"it has {pickled[0]}, which could run code when loaded" if pickled else "it has no weights"
+    raise _unsupported(f"no *.safetensors in the folder; {found}")
+
+
+def meta_model(folder: Path) -> PreTrainedModel:
+    """Return the model built from config.json on the meta device: its structure, without memory for weights.
+
+    Raises TrainerError(ModelUnsupported).
+    """
+    config = load_config(folder)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
+        )
+
+
+def model_facts(folder: Path) -> ModelFacts:
+    """Return what config.json tells about the model in `folder`; raises TrainerError(ModelUnsupported)."""
+    model = meta_model(folder)
+    text = model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return ModelFacts(
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        vocabulary=text.vocab_size,
+        max_positions=int(positions) if positions else None,
+        tied_embeddings=_tied(model),
+        packable=_packable(model),
+    )
+
+
+def device_facts(memory_bytes: int | None) -> DeviceFacts:
+    """Return the facts of the device that this process would train on; `memory_bytes` as the platform told them."""
+    if torch.cuda.is_available():
+        free = memory_bytes or torch.cuda.get_device_properties(0).total_memory
+        return DeviceFacts(DeviceKind.CUDA, free, torch.cuda.is_bf16_supported(including_emulation=False))
+    return DeviceFacts(DeviceKind.CPU, memory_bytes, torch.cpu._is_avx512_bf16_supported())
+
+
+def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> PreTrainedModel:
+    """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
+
+    Raises TrainerError(ModelUnsupported).
+    """
+    config = load_config(folder)
+    check_weights(folder)
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype_of(resolved.training.precision),
+        "attn_implementation": _attention(config),
+        "device_map": {"": str(device)},
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    if resolved.quantization:
+        options["quantization_config"] = bitsandbytes_config(resolved.quantization)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _unsupported(f"its weights cannot be loaded: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    _keep_gradients(model)
+    return model
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Forbid bitsandbytes' inference layout of 4-bit weights on CPUs with AVX512-BF16.
+
+    It is entered at the first evaluation and never left, and its product has no backward: every adapter below the
+    last layer would silently stop learning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def bitsandbytes_config(settings: QuantizationSettings) -> BitsAndBytesConfig:
+    """Return the library's configuration for `settings`; norms, embeddings and head stay as they are."""
+    if settings.type is QuantizationType.INT8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.type.value.lower(),
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=dtype_of(settings.compute_type),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _unsupported("the folder has no config.json") from error
+    except ValueError as error:
+        raise _unsupported(f"config.json is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise _unsupported("config.json is not a JSON object")
+    return raw
+
+
+def _attention(config: PreTrainedConfig) -> str:
+    """Return sdpa, or eager for an architecture that has no other."""
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def _packable(model: PreTrainedModel) -> bool:
+    """Return whether attention is kept inside each packed example by its position_ids.
+
+    That needs an argument for them and positions that are looked up by them: ALiBi counts from the row's start.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return takes_positions and not getattr(model.config, "alibi", False)
+
+
+def _unsupported(cause: str) -> TrainerError:
+    return TrainerError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {cause}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
