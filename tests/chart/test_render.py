@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+from tunery_operator.kube.rbac import PERMISSIONS
 from tunery_operator.settings import Settings
 
 from .rendering import CHART, Helm, HelmError, Rendered
@@ -41,6 +42,19 @@ def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPa
     assert settings.log_level == "DEBUG"
     assert settings.progress_url == "https://tunery.tunery-system.svc:9443"
     assert settings.progress_port == 9443
+
+
+def test_the_role_of_the_operator_is_what_its_code_uses(rendered: Rendered) -> None:
+    (role,) = [role for role in rendered.of("ClusterRole") if role["metadata"]["name"] == "tunery"]
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == {(call.group, call.rbac_resource, call.verb) for call in PERMISSIONS}
+    assert rendered.of("Role") == []
 
 
 def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> None:
