@@ -1,0 +1,150 @@
+"""Only complete checkpoints are resumed from; training never waits for an upload; the newest wins."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tunery_api.reasons import FailureReason
+from tunery_trainer.checkpoints import CheckpointUploader, complete_checkpoints, latest_complete, restore
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage import Progress, Store
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    (made / "adapter_model.safetensors").write_bytes(f"{step}".encode() * 50_000)
+    (made / "optimizer.pt").write_bytes(b"o" * 1000)
+    (made / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    (made / "training_args.bin").write_bytes(b"pickle")
+    return made
+
+
+def _store_steps(store: Store, folder: Path, *steps: int, keep: int = 2) -> None:
+    uploader = CheckpointUploader(store, "ck", folder / "scratch", keep)
+    for step in steps:
+        uploader.submit(_checkpoint(folder, step), step)
+        deadline = time.monotonic() + 30
+        while uploader.last_stored != step and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert uploader.close(30)
+
+
+class Gate:
+    """Holds every upload until it is opened: a network as slow as a test needs it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.entered = threading.Event()
+        self.open = threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.store, name)
+
+    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+        self.entered.set()
+        assert self.open.wait(30)
+        return self.store.upload_file(path, key, progress)
+
+
+def test_stored_checkpoint_comes_back(store: Store, tmp_path: Path) -> None:
+    stored: list[tuple[str, int]] = []
+    uploader = CheckpointUploader(
+        store, "ck", tmp_path / "scratch", on_stored=lambda uri, step: stored.append((uri, step))
+    )
+    made = _checkpoint(tmp_path, 200)
+    uploader.submit(made, 200)
+    shutil.rmtree(made)  # as the trainer's own rotation does
+    assert uploader.close(30)
+    assert stored == [(store.uri("ck/step-000200"), 200)]
+    restored = restore(store, "ck", tmp_path / "resume")
+    assert restored is not None
+    assert (restored.step, restored.folder.name, restored.warnings) == (200, "checkpoint-200", ())
+    assert sorted(path.name for path in restored.folder.iterdir()) == [
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "trainer_state.json",
+    ]
+    assert (restored.folder / "adapter_model.safetensors").read_bytes() == b"200" * 50_000
+    assert not any((tmp_path / "scratch").iterdir())
+
+
+def test_nothing_stored_is_no_error(store: Store, tmp_path: Path) -> None:
+    assert latest_complete(store, "ck") is None
+    assert restore(store, "ck", tmp_path) is None
+
+
+def test_older_ones_are_pruned_and_the_newest_kept(store: Store, tmp_path: Path) -> None:
+    store.put_bytes("ck/step-000050/adapter_model.safetensors", b"half-written")
+    store.put_bytes("ck/notes.txt", b"not ours")
+    _store_steps(store, tmp_path, 100, 200, 300)
+    assert [checkpoint.step for checkpoint in complete_checkpoints(store, "ck")] == [300, 200]
+    folders = {entry.key.split("/")[1] for entry in store.list("ck")}
+    assert folders == {"step-000200", "step-000300", "notes.txt"}
+
+
+def test_half_written_one_is_ignored(store: Store, tmp_path: Path) -> None:
+    _store_steps(store, tmp_path, 100)
+    for entry in store.list("ck/step-000100"):
+        if not entry.key.endswith("complete.json"):
+            store.put_bytes(entry.key.replace("000100", "000200"), b"half")
+    restored = restore(store, "ck", tmp_path / "resume")
+    assert restored is not None
+    assert restored.step == 100
+
+
+@pytest.mark.parametrize("how", ["tampered", "missing", "bad-marker"])
+def test_damaged_one_is_passed_over_with_a_warning(store: Store, tmp_path: Path, how: str) -> None:
+    _store_steps(store, tmp_path, 100, 200)
+    if how == "tampered":
+        store.put_bytes("ck/step-000200/optimizer.pt", b"x" * 1000)
+    elif how == "missing":
+        store.delete("ck/step-000200/optimizer.pt")
+    else:
+        store.put_bytes("ck/step-000200/complete.json", b'{"step": 200')
+    restored = restore(store, "ck", tmp_path / "resume")
+    assert restored is not None
+    assert restored.step == 100
+    assert how == "bad-marker" or "step 200 was passed over" in restored.warnings[0]
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["checkpoint-100"]
+
+
+def test_training_never_waits_and_the_newest_wins(local_store: Store, tmp_path: Path) -> None:
+    gate = Gate(local_store)
+    uploader = CheckpointUploader(gate, "ck", tmp_path / "scratch", keep=5)  # type: ignore[arg-type]
+    uploader.submit(_checkpoint(tmp_path, 1), 1)
+    assert gate.entered.wait(10)
+    started = time.monotonic()
+    for step in (2, 3, 4):
+        uploader.submit(_checkpoint(tmp_path, step), step)
+    assert time.monotonic() - started < 1
+    assert not uploader.close(0.05)
+    gate.open.set()
+    assert uploader.close(30)
+    assert [checkpoint.step for checkpoint in complete_checkpoints(local_store, "ck")] == [4, 1]
+
+
+def test_failed_upload_does_not_end_training(local_store: Store, tmp_path: Path) -> None:
+    class Down(Gate):
+        def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "gone")
+
+    uploader = CheckpointUploader(Down(local_store), "ck", tmp_path / "scratch")  # type: ignore[arg-type]
+    uploader.submit(_checkpoint(tmp_path, 1), 1)
+    assert not uploader.close(30)
+    assert uploader.error is not None
+    assert uploader.error.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert latest_complete(local_store, "ck") is None
+
+
+def test_unreachable_storage_is_no_reason_to_start_over(tmp_path: Path, local_store: Store) -> None:
+    class Down(Gate):
+        def list(self, prefix: str) -> object:
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "gone")
+
+    with pytest.raises(TrainerError, match="gone"):
+        restore(Down(local_store), "ck", tmp_path)  # type: ignore[arg-type]
