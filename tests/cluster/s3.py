@@ -151,6 +151,7 @@ class S3Server:
             *(f"-ip={self.address}", f"-ip.bind={'127.0.0.1' if self.address == '127.0.0.1' else '0.0.0.0'}", *flags),
             *(f"-filer.localSocket={folder}/filer.sock", f"-s3.localSocket={folder}/s3.sock"),
             *(f"-master.volumeSizeLimitMB={VOLUME_LIMIT_MB}", "-volume.max=0", "-master.telemetry=false"),
+            "-volume.preStopSeconds=0",  # there is no other server to hand over to
             f"-master.electionTimeout={ELECTION_SECONDS}s",
         ]
 

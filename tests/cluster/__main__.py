@@ -1,0 +1,114 @@
+"""The command line of the local cluster: `python -m cluster up` in the folder tests."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import images
+from cluster.binaries import GoMissing
+from cluster.controlplane import ControlPlane
+from cluster.daemon import DaemonFailed
+from cluster.local import LocalCluster, NotRunning
+from cluster.machine import NoAddress
+from cluster.packages import PackagesMissing
+from cluster.paths import default_state_dir
+from cluster.progress import Progress
+from cluster.s3 import WeedMissing
+from cluster.shell import CommandFailed
+from cluster.waiting import WaitedTooLong
+
+ERRORS = (CommandFailed, DaemonFailed, GoMissing, NoAddress, NotRunning, PackagesMissing, WaitedTooLong, WeedMissing)
+
+
+def up(options: argparse.Namespace) -> None:
+    """start everything, or push changed images to a running cluster"""
+    with Progress() as progress:
+        LocalCluster(options.state).up(progress)
+    sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')
+
+
+def down(options: argparse.Namespace) -> None:
+    """end everything and remove the state"""
+    with Progress() as progress:
+        LocalCluster(options.state).down(progress)
+
+
+def env(options: argparse.Namespace) -> None:
+    """print exports for a shell"""
+    for name, value in LocalCluster(options.state).environment().items():
+        sys.stdout.write(f'export {name}="{value}"\n')
+
+
+def status(options: argparse.Namespace) -> None:
+    """say what runs"""
+    for daemon in LocalCluster(options.state).daemons():
+        pid = daemon.pid()
+        sys.stdout.write(f"{daemon.name:24} {'pid ' + str(pid) if pid else 'not running'}\n")
+
+
+def build_images(_: argparse.Namespace) -> None:
+    """build the images"""
+    with Progress() as progress:
+        for image in images.IMAGES:
+            with progress.step(f"Image {image.repository}"):
+                images.build(image)
+
+
+def push(options: argparse.Namespace) -> None:
+    """build the images and push them to a registry of your own"""
+    for name, reference in images.push_elsewhere(options.registry).items():
+        sys.stdout.write(f'export TUNERY_{name.upper()}_IMAGE="{reference}"\n')
+
+
+def control_plane_up(options: argparse.Namespace) -> None:
+    """start a control plane alone, without a node"""
+    plane = ControlPlane(options.state)
+    plane.start()
+    sys.stdout.write(f'export KUBECONFIG="{plane.kubeconfig}"\nexport PATH="{plane.bin}:$PATH"\n')
+
+
+def control_plane_down(options: argparse.Namespace) -> None:
+    """end a control plane and remove its state"""
+    ControlPlane(options.state).remove()
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "up": up,
+    "down": down,
+    "env": env,
+    "status": status,
+    "images": build_images,
+    "push": push,
+    "control-plane-up": control_plane_up,
+    "control-plane-down": control_plane_down,
+}
+
+
+def main() -> int:
+    """Run one command and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.__doc__)
+        one.add_argument("--state", type=_state_dir, default=default_state_dir(), help="the cluster's state folder")
+        one.set_defaults(command=command)
+        if name == "push":
+            one.add_argument("registry", help="such as registry.example.com/tunery")
+    options = parser.parse_args()
+    try:
+        options.command(options)
+    except ERRORS as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _state_dir(text: str) -> Path:
+    return Path(text).resolve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
