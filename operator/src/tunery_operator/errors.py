@@ -1,0 +1,46 @@
+"""What can go wrong in the operator itself: each error says whether trying again helps, and when."""
+
+from __future__ import annotations
+
+
+class OperatorError(Exception):
+    """The root of the tree; `retry_after` is in seconds, None leaves the delay to the queue's backoff."""
+
+    retry_after: float | None = None
+
+
+class NameTaken(OperatorError):
+    """A child's name is borne by an object that is not ours; it stays untouched."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"{kind} {name} exists and does not belong to this object")
+
+
+class PredecessorRemains(OperatorError):
+    """A child of a deleted object of the same name still exists; garbage collection will take it."""
+
+    retry_after = 1.0
+
+
+class StaleObject(OperatorError):
+    """The object changed after it was read: read it again."""
+
+    retry_after = 0.0
+
+
+class OwnerGone(OperatorError):
+    """The object, or its namespace, is being deleted: there is nothing left to do."""
+
+
+class ApiFailure(OperatorError):
+    """The API server answered with an error that nobody expected; `status` is the HTTP status, 0 for none."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Rejected(OperatorError):
+    """The API server refuses a child that was built from the spec: the spec must change."""

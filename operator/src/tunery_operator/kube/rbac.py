@@ -1,0 +1,61 @@
+"""Every right that the operator uses, once: the chart's ClusterRole holds these and no other."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from tunery_api.names import GROUP
+
+
+class Call(NamedTuple):
+    """One kind of request: what RBAC calls a rule."""
+
+    group: str
+    resource: str
+    verb: str
+    subresource: str = ""
+
+    @property
+    def rbac_resource(self) -> str:
+        """The resource as a ClusterRole writes it."""
+        return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+
+
+OWNERS: Final = ("lorajobs", "adaptermerges")
+
+GET_JOB: Final = Call("batch", "jobs", "get")
+CREATE_JOB: Final = Call("batch", "jobs", "create")
+PATCH_JOB: Final = Call("batch", "jobs", "patch")
+DELETE_JOB: Final = Call("batch", "jobs", "delete")
+LIST_PODS: Final = Call("", "pods", "list")
+GET_CONFIG_MAP: Final = Call("", "configmaps", "get")
+CREATE_CONFIG_MAP: Final = Call("", "configmaps", "create")
+CREATE_EVENT: Final = Call("events.k8s.io", "events", "create")
+REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
+
+
+def get_owner(plural: str) -> Call:
+    """Return the call that reads one of our objects."""
+    return Call(GROUP, plural, "get")
+
+
+def delete_owner(plural: str) -> Call:
+    """Return the call that deletes one of our objects, when its time to live is over."""
+    return Call(GROUP, plural, "delete")
+
+
+def patch_status(plural: str) -> Call:
+    """Return the call that writes the status of one of our objects."""
+    return Call(GROUP, plural, "patch", "status")
+
+
+_WATCHED: Final = (*((GROUP, plural) for plural in OWNERS), ("batch", "jobs"), ("", "pods"))
+
+PERMISSIONS: Final = frozenset(
+    {GET_JOB, CREATE_JOB, PATCH_JOB, DELETE_JOB, LIST_PODS, GET_CONFIG_MAP, CREATE_CONFIG_MAP, CREATE_EVENT}
+    | {REVIEW_TOKEN}
+    | {make(plural) for plural in OWNERS for make in (get_owner, delete_owner, patch_status)}
+    | {Call(group, resource, verb) for group, resource in _WATCHED for verb in ("list", "watch")}
+    # An owner reference that blocks deletion needs the right to set the owner's finalizers.
+    | {Call(GROUP, plural, "update", "finalizers") for plural in OWNERS}
+)

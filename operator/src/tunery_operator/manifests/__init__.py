@@ -1,0 +1,1 @@
+"""Build: a plan in, dicts for the API server out; nothing is decided here."""

@@ -1,0 +1,38 @@
+"""An event of events.k8s.io/v1 about one of our objects."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any, Final
+
+from tunery_operator.plan.model import Owner
+from tunery_operator.status.events import Event
+
+CONTROLLER: Final = "tunery.dev/operator"
+MAX_NOTE: Final = 1000
+
+
+def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dict[str, Any]:
+    """Return the event; its name follows from what it tells, so that telling it twice leaves one."""
+    key = owner.key
+    digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{key.name[:200]}.{digest}", "namespace": key.namespace},
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": CONTROLLER,
+        "reportingInstance": instance[:128],
+        "action": "Reconcile",
+        "reason": event.reason,
+        "type": "Warning" if event.warning else "Normal",
+        "note": event.note[:MAX_NOTE],
+        "regarding": {
+            "apiVersion": owner.api_version,
+            "kind": key.kind.value,
+            "namespace": key.namespace,
+            "name": key.name,
+            "uid": owner.uid,
+        },
+    }

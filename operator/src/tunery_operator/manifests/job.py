@@ -1,0 +1,41 @@
+"""The batch Job: Kubernetes counts the attempts and starts the next one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunery_api.exitcodes import ExitCode
+
+from tunery_operator.manifests.metadata import metadata
+from tunery_operator.manifests.pod import CONTAINER, build_pod_template
+from tunery_operator.plan.model import JobPlan
+
+
+def build_job(plan: JobPlan) -> dict[str, Any]:
+    """Return the Job of a plan."""
+    meta = metadata(plan, plan.name)
+    meta["labels"] |= plan.kueue_labels
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta,
+        "spec": {
+            "suspend": plan.suspend,
+            "parallelism": 1,
+            "completions": 1,
+            "backoffLimit": plan.retries,
+            "activeDeadlineSeconds": plan.active_deadline_seconds,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": build_pod_template(plan),
+        },
+    }
+
+
+def _failure_rules() -> list[dict[str, Any]]:
+    """Return the rules in order: what the user must mend ends the Job, a disruption is free, the rest counts."""
+    user_error = {"containerName": CONTAINER, "operator": "In", "values": [int(ExitCode.USER_ERROR)]}
+    return [
+        {"action": "FailJob", "onExitCodes": user_error},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]

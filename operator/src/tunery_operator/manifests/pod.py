@@ -1,0 +1,103 @@
+"""The pod template: restricted Pod Security, no API token, requests equal limits."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunery_api.names import RUN_DIR, RUN_FILE, TERMINATION_PATH, WORK_DIR
+
+from tunery_operator.manifests.configmap import CA_FILE
+from tunery_operator.manifests.metadata import labels
+from tunery_operator.manifests.volumes import TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
+from tunery_operator.plan.model import JobPlan, Progress, Resources
+
+CONTAINER: Final = "trainer"
+USER: Final = 65532
+
+_ENVIRONMENT: Final = {
+    "HOME": WORK_DIR,
+    "HF_HOME": f"{WORK_DIR}/hf",
+    "XDG_CACHE_HOME": f"{WORK_DIR}/cache",
+    "TORCHINDUCTOR_CACHE_DIR": f"{WORK_DIR}/cache/inductor",
+    "TRITON_CACHE_DIR": f"{WORK_DIR}/cache/triton",
+    "MPLCONFIGDIR": f"{WORK_DIR}/cache/matplotlib",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def build_pod_template(plan: JobPlan) -> dict[str, Any]:
+    """Return the template of the pods of a Job."""
+    return {"metadata": {"labels": labels(plan)}, "spec": {**_pod_spec(plan), **_scheduling(plan)}}
+
+
+def _pod_spec(plan: JobPlan) -> dict[str, Any]:
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": plan.grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(plan)],
+        "volumes": build_volumes(plan),
+        **_pull_secrets(plan),
+    }
+
+
+def _pull_secrets(plan: JobPlan) -> dict[str, Any]:
+    names = plan.image.pull_secrets
+    return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
+
+
+def _container(plan: JobPlan) -> dict[str, Any]:
+    return {
+        "name": CONTAINER,
+        "image": plan.image.name,
+        "imagePullPolicy": plan.image.pull_policy,
+        "command": ["python", "-m", "tunery_trainer", plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
+        "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
+        "resources": _resources(plan.resources),
+        "terminationMessagePath": TERMINATION_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": build_volume_mounts(plan),
+    }
+
+
+def _environment(plan: JobPlan) -> dict[str, str]:
+    return _ENVIRONMENT if plan.progress is None else {**_ENVIRONMENT, **_progress(plan.progress)}
+
+
+def _progress(progress: Progress) -> dict[str, str]:
+    """Return the variables that transformers' KubeflowCallback reads: a URL and two paths."""
+    return {
+        "KUBEFLOW_TRAINER_SERVER_URL": progress.url,
+        "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{RUN_DIR}/{CA_FILE}",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_DIR}/{TOKEN_FILE}",
+    }
+
+
+def _resources(resources: Resources) -> dict[str, Any]:
+    amounts = {
+        "cpu": resources.cpu,
+        "memory": resources.memory,
+        "ephemeral-storage": resources.ephemeral_storage,
+    }
+    if resources.gpus:
+        amounts[resources.gpu_resource] = str(resources.gpus)
+    return {"requests": amounts, "limits": dict(amounts)}
+
+
+def _scheduling(plan: JobPlan) -> dict[str, Any]:
+    """Return the fields of the pod that the manifest may set: an allow-list, named like the pod's own."""
+    return plan.scheduling.to_json_dict()

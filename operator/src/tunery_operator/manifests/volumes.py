@@ -1,0 +1,68 @@
+"""The volumes of a pod and where its container sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from tunery_api.names import PROGRESS_AUDIENCE, RUN_DIR, WORK_DIR
+
+from tunery_operator.plan.model import JobPlan, VolumeMount
+
+TOKEN_DIR: Final = "/var/run/tunery-progress"
+TOKEN_FILE: Final = "token"
+TOKEN_SECONDS: Final = 3600
+TMP_SIZE: Final = "2Gi"
+SHM_SIZE: Final = "1Gi"
+
+
+class Mounted(NamedTuple):
+    """One volume and the path it is mounted at."""
+
+    volume: dict[str, Any]
+    path: str
+    read_only: bool = True
+
+
+def build_volumes(plan: JobPlan) -> list[dict[str, Any]]:
+    """Return the volumes of the pod."""
+    return [mounted.volume for mounted in _mounted(plan)]
+
+
+def build_volume_mounts(plan: JobPlan) -> list[dict[str, Any]]:
+    """Return the mounts of the container."""
+    return [_mount(mounted) for mounted in _mounted(plan)]
+
+
+def _mount(mounted: Mounted) -> dict[str, Any]:
+    mount = {"name": mounted.volume["name"], "mountPath": mounted.path}
+    return {**mount, "readOnly": True} if mounted.read_only else mount
+
+
+def _mounted(plan: JobPlan) -> Iterator[Mounted]:
+    yield Mounted({"name": "run", "configMap": {"name": plan.config_name}}, RUN_DIR)
+    work = {"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
+    yield Mounted(work, WORK_DIR, read_only=False)
+    yield Mounted({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHM_SIZE}}
+    yield Mounted(shm, "/dev/shm", read_only=False)  # noqa: S108
+    for secret in plan.secrets:
+        # optional: a pod that waits for a missing Secret waits forever and only an event says why.
+        volume = {"name": f"secret-{secret.purpose}", "secret": {"secretName": secret.name, "optional": True}}
+        yield Mounted(volume, secret.path)
+    for mount in plan.volumes:
+        yield Mounted(_tenant_volume(mount), mount.path)
+    if plan.progress is not None:
+        yield Mounted(_token_volume(), TOKEN_DIR)
+
+
+def _tenant_volume(mount: VolumeMount) -> dict[str, Any]:
+    name = f"volume-{mount.purpose}"
+    if mount.claim is not None:
+        return {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, "readOnly": True}}
+    return {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
+
+
+def _token_volume() -> dict[str, Any]:
+    token = {"audience": PROGRESS_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
+    return {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}

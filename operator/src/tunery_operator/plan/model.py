@@ -1,0 +1,127 @@
+"""The plan of one Job: everything that was decided, nothing that was built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tunery_api.names import API_VERSION
+from tunery_api.placement import SchedulingSpec
+from tunery_api.runspec import RunSpec, Task
+
+
+class Kind(StrEnum):
+    """The two kinds that are reconciled."""
+
+    LORAJOB = "LoRAJob"
+    ADAPTERMERGE = "AdapterMerge"
+
+    @property
+    def plural(self) -> str:
+        """The name of the resource, as in a URL."""
+        return f"{self.value.lower()}s"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names one object to reconcile."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The object that children belong to."""
+
+    key: Key
+    uid: str
+    generation: int
+    labels: Mapping[str, str]
+
+    @property
+    def api_version(self) -> str:
+        """The group and version that owner references name."""
+        return API_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMount:
+    """A Secret of the same namespace, mounted as files."""
+
+    purpose: str
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A claim or a ConfigMap of the same namespace, mounted read-only."""
+
+    purpose: str
+    path: str
+    claim: str | None = None
+    config_map: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the container asks for; requests equal limits."""
+
+    cpu: str
+    memory: str
+    ephemeral_storage: str
+    gpus: int = 0
+    gpu_resource: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How the pod reaches the operator; `ca_pem` is the certificate authority that it trusts for that."""
+
+    url: str
+    ca_pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The container's image and how it is pulled."""
+
+    name: str
+    pull_policy: str
+    pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One batch Job, its pod, and the ConfigMap with its run.json."""
+
+    owner: Owner
+    task: Task
+    name: str
+    config_name: str
+    run: RunSpec
+    image: Image
+    resources: Resources
+    secrets: tuple[SecretMount, ...]
+    volumes: tuple[VolumeMount, ...]
+    scheduling: SchedulingSpec
+    retries: int
+    active_deadline_seconds: int
+    suspend: bool
+    kueue_labels: Mapping[str, str]
+    progress: Progress | None
+    grace_seconds: int = 30
+
+
+def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
+    """Return the owner that an object of the API server is."""
+    meta = body["metadata"]
+    key = Key(kind, meta["namespace"], meta["name"])
+    return Owner(key, meta["uid"], int(meta.get("generation", 1)), meta.get("labels") or {})

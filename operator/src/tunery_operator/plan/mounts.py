@@ -1,0 +1,61 @@
+"""Which Secrets, claims and ConfigMaps a pod mounts, and where the trainer finds them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tunery_api.inputs import LocalReference
+from tunery_api.names import SECRETS_DIR, VOLUMES_DIR
+from tunery_api.runspec import MountedSecret
+
+from tunery_operator.plan.model import SecretMount, VolumeMount
+
+
+class Access(NamedTuple):
+    """A place that a container opens: what for, its URI, the Secret that opens it, and the field that names that."""
+
+    purpose: str
+    uri: str | None
+    secret: LocalReference | None
+    field: str
+
+
+def secret_mounts(accesses: Iterable[Access]) -> tuple[SecretMount, ...]:
+    """Return a mount for each access that names a Secret."""
+    return tuple(
+        SecretMount(access.purpose, access.secret.name, f"{SECRETS_DIR}/{access.purpose}")
+        for access in accesses
+        if access.secret is not None
+    )
+
+
+def volume_mounts(accesses: Iterable[Access]) -> tuple[VolumeMount, ...]:
+    """Return a mount for each access whose URI is pvc:// or configmap://."""
+    return tuple(itertools.chain.from_iterable(map(_volume, accesses)))
+
+
+def _volume(access: Access) -> Iterable[VolumeMount]:
+    scheme, _, rest = (access.uri or "").partition("://")
+    name, path = rest.partition("/")[0], f"{VOLUMES_DIR}/{access.purpose}"
+    if scheme == "pvc":
+        yield VolumeMount(access.purpose, path, claim=name)
+    elif scheme == "configmap":
+        yield VolumeMount(access.purpose, path, config_map=name)
+
+
+def run_secrets(accesses: Iterable[Access]) -> dict[str, MountedSecret]:
+    """Return what run.json tells about the Secrets, by purpose."""
+    return {
+        access.purpose: MountedSecret(
+            name=access.secret.name, path=f"{SECRETS_DIR}/{access.purpose}", field=access.field
+        )
+        for access in accesses
+        if access.secret is not None
+    }
+
+
+def run_volumes(mounts: Iterable[VolumeMount]) -> dict[str, str]:
+    """Return what run.json tells about the volumes, by purpose."""
+    return {mount.purpose: mount.path for mount in mounts}

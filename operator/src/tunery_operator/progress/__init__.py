@@ -1,0 +1,1 @@
+"""The endpoint that pods post their progress to."""

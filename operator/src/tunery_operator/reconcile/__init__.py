@@ -1,0 +1,1 @@
+"""The stories: what happens to an object, from top to bottom."""

@@ -1,0 +1,64 @@
+"""The conditions of one object: set by type, and dated only when their status flips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from tunery_api.scrub import scrub
+from tunery_api.status import ConditionStatus, ConditionType
+
+from tunery_operator.status.clock import format_time
+
+_ORDER = list(ConditionType)
+
+
+class Conditions:
+    """The conditions of a status while it is being computed."""
+
+    def __init__(self, old: Iterable[Mapping[str, Any]], generation: int, now: datetime) -> None:
+        self._by_type: dict[str, dict[str, Any]] = {c["type"]: dict(c) for c in old}
+        self._generation = generation
+        self._now = format_time(now)
+
+    def set(self, type_: ConditionType, status: bool | None, reason: str, message: str = "") -> None:
+        """Set a condition to True, False or (None) Unknown."""
+        value = _STATUS[status].value
+        old = self._by_type.get(type_.value)
+        flipped = old is None or old["status"] != value
+        condition = {
+            "type": type_.value,
+            "status": value,
+            "reason": reason,
+            "lastTransitionTime": self._now if flipped or old is None else old["lastTransitionTime"],
+            "observedGeneration": self._generation,
+        }
+        if message:
+            condition["message"] = scrub(message)
+        self._by_type[type_.value] = condition
+
+    def status(self, type_: ConditionType) -> str | None:
+        """Return True, False or Unknown as a string, or None where the condition is not set."""
+        condition = self._by_type.get(type_.value)
+        return condition["status"] if condition else None
+
+    def is_true(self, type_: ConditionType) -> bool:
+        """Tell whether the condition is True."""
+        return self.status(type_) == ConditionStatus.TRUE.value
+
+    def is_false(self, type_: ConditionType) -> bool:
+        """Tell whether the condition is False."""
+        return self.status(type_) == ConditionStatus.FALSE.value
+
+    def reason(self, type_: ConditionType) -> str | None:
+        """Return the reason of a condition, or None where it is not set."""
+        condition = self._by_type.get(type_.value)
+        return condition["reason"] if condition else None
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return the conditions in the order of their types."""
+        return sorted(self._by_type.values(), key=lambda c: _ORDER.index(ConditionType(c["type"])))
+
+
+_STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}

@@ -1,0 +1,45 @@
+"""The events that a change of status deserves: one for each transition of a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tunery_api.reasons import FailureReason
+
+_FAILURES: Final = frozenset(reason.value for reason in FailureReason)
+_QUIET: Final = frozenset(
+    {"SpecValid", "PreflightSkipped", "PreflightPending", "Ended", "Stopped", "Finishing", "InputsReady"}
+)
+"""Reasons that tell a reader nothing that another event does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of events.k8s.io/v1, before it is built."""
+
+    reason: str
+    note: str
+    warning: bool
+    time: str
+    """lastTransitionTime of its condition: part of the event's name, so that it is posted once."""
+
+
+def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once."""
+    events: dict[str, Event] = {}
+    for condition in _changed(old, new):
+        reason = condition["reason"]
+        if reason not in _QUIET:
+            warning = reason in _FAILURES or reason == "AttemptFailed"
+            note = condition.get("message") or reason
+            events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
+    return tuple(events.values())
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or ()}
+    for condition in new.get("conditions") or ():
+        if before.get(condition["type"]) != (condition["status"], condition["reason"]):
+            yield condition

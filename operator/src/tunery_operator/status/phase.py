@@ -1,0 +1,30 @@
+"""The phase: one word, derived from the conditions and from nothing else."""
+
+from __future__ import annotations
+
+from tunery_api.status import ConditionType, Phase
+
+from tunery_operator.plan.model import Kind
+from tunery_operator.status.conditions import Conditions
+
+_TRAINER_PHASES = {phase.value: phase for phase in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)}
+
+
+def phase_of(conditions: Conditions, kind: Kind) -> Phase:
+    """Return the phase; the first line that holds wins."""
+    checks = (
+        (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
+        (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
+        (conditions.is_true(ConditionType.SUSPENDED), Phase.SUSPENDED),
+        (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
+        (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
+        (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
+        (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
+        (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
+    )
+    return next((phase for holds, phase in checks if holds), Phase.PENDING)
+
+
+def _running_phase(conditions: Conditions, kind: Kind) -> Phase:
+    default = Phase.TRAINING if kind is Kind.LORAJOB else Phase.MERGING
+    return _TRAINER_PHASES.get(conditions.reason(ConditionType.RUNNING) or "", default)

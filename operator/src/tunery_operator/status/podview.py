@@ -1,0 +1,96 @@
+"""What the operator keeps of a pod: how far its container is, and why it does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tunery_operator.status.clock import parse_time
+from tunery_operator.status.jobview import controller_of
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod of a Job."""
+
+    name: str
+    uid: str
+    job: str
+    """Name of the Job that controls it."""
+    job_uid: str
+    version: str
+    created: str
+    """RFC 3339 in UTC: sorts as text."""
+    phase: str
+    node: str | None
+    deleting: bool
+    status_reason: str | None
+    waiting_reason: str | None
+    waiting_message: str
+    unschedulable: str | None
+    """The scheduler's message while no node fits."""
+    disruption: str | None
+    """The reason of the DisruptionTarget condition."""
+    started_at: datetime | None
+    finished_at: datetime | None
+    exit_code: int | None
+    exit_reason: str | None
+    termination_message: str
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the container runs now."""
+        return self.started_at is not None and self.finished_at is None and self.phase == "Running"
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the pod will never run again."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+def parse_pod(body: Mapping[str, Any]) -> PodView:
+    """Return the view of a pod of the API server."""
+    meta, status = body["metadata"], body.get("status") or {}
+    controller = controller_of(body)
+    conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    state = _container_state(status)
+    terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    current = terminated or state.get("running") or {}
+    return PodView(
+        name=meta["name"],
+        uid=meta["uid"],
+        job=controller.get("name", ""),
+        job_uid=controller.get("uid", ""),
+        version=meta.get("resourceVersion", ""),
+        created=meta.get("creationTimestamp") or "",
+        phase=status.get("phase") or "Pending",
+        node=(body.get("spec") or {}).get("nodeName"),
+        deleting="deletionTimestamp" in meta,
+        status_reason=status.get("reason"),
+        waiting_reason=waiting.get("reason"),
+        waiting_message=waiting.get("message") or "",
+        unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
+        disruption=_disruption(conditions.get("DisruptionTarget") or {}),
+        started_at=parse_time(current.get("startedAt")),
+        finished_at=parse_time(terminated.get("finishedAt")),
+        exit_code=terminated.get("exitCode"),
+        exit_reason=terminated.get("reason"),
+        termination_message=terminated.get("message") or "",
+    )
+
+
+def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    statuses = status.get("containerStatuses") or ()
+    return (statuses[0].get("state") or {}) if statuses else {}
+
+
+def _unschedulable(condition: Mapping[str, Any]) -> str | None:
+    if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
+        return condition.get("message") or "no node fits"
+    return None
+
+
+def _disruption(condition: Mapping[str, Any]) -> str | None:
+    return (condition.get("reason") or "Unknown") if condition.get("status") == "True" else None

@@ -1,0 +1,72 @@
+"""What the pod reports, as status fields: progress, metrics, checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tunery_api.runspec import TrainerStatus
+
+from tunery_operator.status.clock import format_duration
+
+_METRICS: Final = {
+    "loss": "loss",
+    "train_loss": "loss",
+    "eval_loss": "evalLoss",
+    "base_eval_loss": "baseEvalLoss",
+    "learning_rate": "learningRate",
+    "grad_norm": "gradNorm",
+}
+"""transformers' names for what it logs, and ours."""
+
+_COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
+
+
+def progress_fields(report: TrainerStatus) -> dict[str, Any]:
+    """Return `status.progress` for a report; what a plain transformers image says is understood, too."""
+    named = {metric.name: metric.value for metric in report.metrics}
+    fields: dict[str, Any] = {
+        "percent": report.progress_percentage,
+        "percentText": None if report.progress_percentage is None else f"{report.progress_percentage}%",
+        "step": report.step,
+        "totalSteps": report.total_steps,
+        "epoch": report.epoch or named.get("current_epoch"),
+        "etaSeconds": report.estimated_remaining_seconds,
+        "eta": _eta(report),
+        "tokensPerSecond": report.tokens_per_second,
+        "lastUpdateTime": report.last_updated_time,
+    }
+    for theirs, ours in _COUNTERS.items():
+        if fields[ours] is None:
+            fields[ours] = _whole(named.get(theirs))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _eta(report: TrainerStatus) -> str | None:
+    seconds = report.estimated_remaining_seconds
+    return None if seconds is None else format_duration(seconds)
+
+
+def _whole(text: str | None) -> int | None:
+    number = _number(text)
+    return None if number is None or number < 0 else int(number)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def metrics_fields(report: TrainerStatus) -> dict[str, str]:
+    """Return `status.metrics` for a report: the newest value of each metric that we know, as a short string."""
+    values = {ours: _number(m.value) for m in report.metrics if (ours := _METRICS.get(m.name))}
+    return {name: f"{value:.4g}" for name, value in values.items() if value is not None}
+
+
+def changed_enough(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether two progress fields differ in more than their time."""
+    return {**old, "lastUpdateTime": None} != {**new, "lastUpdateTime": None}
