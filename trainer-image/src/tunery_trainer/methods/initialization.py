@@ -1,0 +1,108 @@
+"""How a LoRA adapter starts, where PEFT alone does not see to it: EVA, LoftQ, and what PiSSA and OLoRA change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from tunery_api.methods import LoraInit
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.methods.base import Start
+from tunery_trainer.resolved import Resolved
+
+ADAPTER: Final = "default"
+"""PEFT's name for the one adapter of a model."""
+RELATIVE: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA})
+"""Initialisations that take the adapter's first delta out of the base weights (Meng et al. 2024, Buyukakyuz 2024)."""
+FIRST_A: Final = "first_lora_A"
+FIRST_B: Final = "first_lora_B"
+"""Buffers, outside the state dict, in which a layer keeps the delta that was taken out of its base weight."""
+
+
+def begin_lora(model: PeftModel, resolved: Resolved, start: Start) -> None:
+    """Give the fresh adapter the first weights that `resolved.adapter.init` asks for."""
+    init = resolved.adapter.init
+    if init in RELATIVE:
+        _remember_first_delta(model)
+    elif init is LoraInit.EVA:
+        _begin_eva(model, start)
+    elif init is LoraInit.LOFTQ:
+        _begin_loftq(model)
+
+
+def lora_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield path and module of each layer that carries LoRA matrices."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+            yield path, module
+
+
+def _remember_first_delta(model: PeftModel) -> None:
+    for _, layer in lora_layers(model):
+        layer.register_buffer(FIRST_A, layer.lora_A[ADAPTER].weight.detach().clone(), persistent=False)
+        layer.register_buffer(FIRST_B, layer.lora_B[ADAPTER].weight.detach().clone(), persistent=False)
+
+
+def _begin_eva(model: PeftModel, start: Start) -> None:
+    """Set A to the main directions of each layer's inputs on the training data (Paischer et al. 2024)."""
+    if start.batches is None:
+        raise ValueError("EVA needs training batches")
+    device = next(model.parameters()).device
+    batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in start.batches]
+    try:
+        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    except ValueError as error:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.lora.init: EVA found too few tokens for rank {model.peft_config[ADAPTER].r}: {error}; use a lower "
+            "rank, more data, or init: Default",
+        ) from error
+
+
+def _begin_loftq(model: PeftModel) -> None:
+    """Let the adapter start as the best approximation of what quantising took away (Li et al. 2023, one iteration).
+
+    PEFT's own replace_lora_weights_loftq does the same but forgets the scaling alpha / rank.
+    """
+    weights = _FullWeights(Path(model.get_base_model().name_or_path))
+    prefix = "base_model.model."
+    for path, layer in lora_layers(model):
+        full = weights.read(path.removeprefix(prefix) + ".weight").to(layer.weight.device, torch.float32)
+        error = full - _dequantized(layer).to(torch.float32).reshape(full.shape)
+        left, values, right = torch.linalg.svd(error, full_matrices=False)
+        rank = layer.r[ADAPTER]
+        root = (values[:rank] / layer.scaling[ADAPTER]).sqrt()
+        layer.lora_B[ADAPTER].weight.data.copy_(left[:, :rank] * root)
+        layer.lora_A[ADAPTER].weight.data.copy_(root[:, None] * right[:rank])
+
+
+def _dequantized(layer: Any) -> torch.Tensor:
+    weight: torch.Tensor = dequantize_module_weight(layer.get_base_layer())
+    return weight
+
+
+class _FullWeights:
+    """The base model's own tensors, read one at a time from its safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._places |= dict.fromkeys(file.keys(), path)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return the tensor of that name, or of that name without the `model.` before it, as some files have it."""
+        key = next((key for key in (name, name.partition(".")[2]) if key in self._places), None)
+        if key is None:
+            raise TrainerError(FailureReason.MODEL_UNSUPPORTED, f"spec.lora.init: LoftQ finds no tensor {name!r}")
+        with safe_open(self._places[key], "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+        return tensor

@@ -1,0 +1,344 @@
+"""Decide every setting of a run from the manifest, the preset and the guide's rules; no tensor is touched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from tunery_api.fields import ApiModel
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import (
+    PROMPT_LEARNING,
+    QUANTIZED,
+    ComputeType,
+    LoraInit,
+    Method,
+    PrefixTuningSpec,
+    PromptTuningSpec,
+    QuantizationSpec,
+)
+from tunery_api.reasons import FailureReason
+from tunery_api.status import ResolvedValue
+from tunery_api.training import Precision
+
+from tunery_trainer.choose import choose_method
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.presets import PRESETS, PresetValues
+from tunery_trainer.resolved import (
+    AdaLoraSettings,
+    AdapterSettings,
+    DeviceFacts,
+    DeviceKind,
+    ModelFacts,
+    PromptSettings,
+    QuantizationSettings,
+    Resolved,
+    Source,
+    TrainingSettings,
+)
+
+DEFAULT_RANK: Final = 16
+DEFAULT_TARGET_RANK: Final = 8
+INITIAL_RANK_FACTOR: Final = 1.5
+DEFAULT_DROPOUT: Final = 0.05
+DEFAULT_WARMUP: Final = 0.1
+DEFAULT_LEARNING_RATE: Final = 2e-4
+METHOD_LEARNING_RATES: Final = {Method.IA3: 3e-3, Method.PROMPT_TUNING: 3e-2, Method.PREFIX_TUNING: 1e-2}
+"""Where 2e-4 would hardly move the few weights there are: IA3 as in its paper (Liu et al. 2022), prompt and prefix
+tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
+BASE_RANK: Final = 8
+"""The rank at which the guide's scaled learning rate is the plain one."""
+IA3_TARGETS: Final = "keys, values, second feed-forward layer"
+
+T = TypeVar("T")
+
+
+def resolve(spec: LoRAJobSpec, facts: ModelFacts, rows: int, devices: DeviceFacts) -> Resolved:
+    """Return every effective setting of the run that `spec` asks for.
+
+    `rows` counts the training rows. A value of the manifest always wins, then the preset's, then a rule or default.
+    Raises TrainerError(InvalidSpec) where the model cannot do what the manifest asks for.
+    """
+    method, reason = choose_method(spec, facts, rows, devices)
+    decide = _Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
+    decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
+    adapter = _adapter(decide)
+    training = _training(decide, adapter.rank, facts, devices)
+    return Resolved(
+        method=method,
+        method_reason=reason,
+        adapter=adapter,
+        adalora=_adalora(decide) if method is Method.ADALORA else None,
+        prompt=_prompt(decide),
+        quantization=_quantization(decide, training.precision),
+        training=training,
+        values=tuple(decide.values),
+    )
+
+
+def learning_rate_factor(rank: int) -> float:
+    """Return sqrt(8 / rank): the guide's scale_learning_rate."""
+    return math.sqrt(BASE_RANK / rank)
+
+
+@dataclass
+class _Decisions:
+    """The spec being decided, and the record of where each value came from."""
+
+    spec: LoRAJobSpec
+    method: Method
+    preset: PresetValues | None
+    values: list[ResolvedValue] = field(default_factory=list)
+
+    def note(self, name: str, value: Any, source: Source) -> None:
+        self.values.append(ResolvedValue(name=name, value=_text(value), source=source.value))
+
+    def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: tuple[T, Source]) -> T:
+        """Return the first of manifest, preset and `otherwise` that is there, and record which it was."""
+        value, source = otherwise
+        if manifest is not None:
+            value, source = manifest, Source.MANIFEST
+        elif preset is not None:
+            value, source = preset, Source.PRESET
+        self.note(name, value, source)
+        return value
+
+    def plain(self, block: ApiModel, prefix: str, name: str) -> Any:
+        """Return a field whose default stands in the schema, and record whether the manifest set it."""
+        alias = type(block).model_fields[name].alias or name
+        value = getattr(block, name)
+        self.note(f"{prefix}.{alias}", value, Source.MANIFEST if name in block.model_fields_set else Source.DEFAULT)
+        return value
+
+
+def _adapter(decide: _Decisions) -> AdapterSettings:
+    if decide.method in PROMPT_LEARNING:
+        return AdapterSettings(rank=0, alpha=0, dropout=0.0, target_modules=None)
+    if decide.method is Method.IA3:
+        return _ia3_adapter(decide)
+    lora, preset = decide.spec.lora, decide.preset
+    rank, rank_source = _rank(decide)
+    alpha_source = rank_source if rank_source is Source.PRESET else Source.RULE
+    return AdapterSettings(
+        rank=rank,
+        alpha=decide.pick("lora.alpha", lora.alpha, None, (2 * rank, alpha_source)),
+        dropout=decide.pick(
+            "lora.dropout", _number(lora.dropout), preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT)
+        ),
+        target_modules=decide.pick(
+            "lora.targetModules",
+            tuple(lora.target_modules) if lora.target_modules else None,
+            preset.target_modules if preset else None,
+            (("all-linear",), Source.DEFAULT),
+        ),
+        use_rslora=decide.plain(lora, "lora", "use_rslora") if decide.method is not Method.ADALORA else False,
+        init=decide.plain(lora, "lora", "init") if decide.method is not Method.ADALORA else LoraInit.DEFAULT,
+        modules_to_save=tuple(lora.modules_to_save or ()),
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=dict(lora.alpha_pattern or {}),
+    )
+
+
+def _ia3_adapter(decide: _Decisions) -> AdapterSettings:
+    lora = decide.spec.lora
+    targets = tuple(lora.target_modules) if lora.target_modules else None
+    decide.note("lora.targetModules", targets or IA3_TARGETS, Source.MANIFEST if targets else Source.RULE)
+    return AdapterSettings(0, 0, 0.0, targets, modules_to_save=tuple(lora.modules_to_save or ()))
+
+
+def _rank(decide: _Decisions) -> tuple[int, Source]:
+    """Return the rank and its source; AdaLoRA's is the average it ends with."""
+    if decide.method is Method.ADALORA:
+        block = decide.spec.adalora
+        target = block.target_rank if block else None
+        rank = decide.pick("adalora.targetRank", target, None, (DEFAULT_TARGET_RANK, Source.DEFAULT))
+    else:
+        preset = decide.preset.rank if decide.preset else None
+        rank = decide.pick("lora.rank", decide.spec.lora.rank, preset, (DEFAULT_RANK, Source.DEFAULT))
+    return rank, Source(decide.values[-1].source)
+
+
+def _adalora(decide: _Decisions) -> AdaLoraSettings:
+    block = decide.spec.adalora
+    target = (block.target_rank if block else None) or DEFAULT_TARGET_RANK
+    initial = decide.pick(
+        "adalora.initialRank",
+        block.initial_rank if block else None,
+        None,
+        (math.ceil(INITIAL_RANK_FACTOR * target), Source.RULE),
+    )
+    if initial <= target:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.adalora.initialRank: must be above targetRank, {target}, is {initial}: AdaLoRA prunes from the one "
+            "down to the other",
+        )
+    return AdaLoraSettings(
+        initial_rank=initial,
+        target_rank=target,
+        warmup_steps=block.warmup_steps if block else None,
+        final_steps=block.final_steps if block else None,
+        update_every_steps=block.update_every_steps if block else None,
+    )
+
+
+def _prompt(decide: _Decisions) -> PromptSettings | None:
+    if decide.method is Method.PROMPT_TUNING:
+        text = decide.spec.prompt_tuning or PromptTuningSpec()
+        tokens = decide.plain(text, "promptTuning", "virtual_tokens")
+        start = text.init_text or "sampled from the vocabulary"
+        decide.note("promptTuning.initText", start, Source.MANIFEST if text.init_text else Source.DEFAULT)
+        return PromptSettings(tokens, init_text=text.init_text)
+    if decide.method is Method.PREFIX_TUNING:
+        prefix = decide.spec.prefix_tuning or PrefixTuningSpec()
+        return PromptSettings(
+            decide.plain(prefix, "prefixTuning", "virtual_tokens"),
+            projection=decide.plain(prefix, "prefixTuning", "projection"),
+        )
+    return None
+
+
+def _quantization(decide: _Decisions, precision: Precision) -> QuantizationSettings | None:
+    """Return how the base is quantised: as asked, else NF4 for QLoRA and QDoRA; computed in the run's precision."""
+    spec = decide.spec.quantization
+    if spec is None and decide.method not in QUANTIZED:
+        return None
+    block = spec or QuantizationSpec()
+    asked = block.compute_type if "compute_type" in block.model_fields_set else None
+    return QuantizationSettings(
+        type=decide.plain(block, "quantization", "type"),
+        double_quant=decide.plain(block, "quantization", "double_quant"),
+        compute_type=decide.pick("quantization.computeType", asked, None, (ComputeType(precision.value), Source.RULE)),
+    )
+
+
+def _training(decide: _Decisions, rank: int, facts: ModelFacts, devices: DeviceFacts) -> TrainingSettings:
+    block = decide.spec.training
+
+    def plain(name: str) -> Any:
+        return decide.plain(block, "training", name)
+
+    epochs, max_steps = _length(decide)
+    return TrainingSettings(
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=_learning_rate(decide, rank),
+        scheduler=plain("scheduler"),
+        warmup=_warmup(decide),
+        batch_size=plain("batch_size"),
+        gradient_accumulation=plain("gradient_accumulation"),
+        max_length=_max_length(decide, facts),
+        packing=_packing(decide, facts),
+        group_by_length=plain("group_by_length"),
+        loss=plain("loss"),
+        optimizer=plain("optimizer"),
+        weight_decay=float(plain("weight_decay")),
+        max_grad_norm=float(plain("max_grad_norm")),
+        precision=_precision(decide, devices),
+        gradient_checkpointing=decide.pick(
+            "training.gradientCheckpointing",
+            block.gradient_checkpointing,
+            None,
+            (False, Source.RULE) if decide.method is Method.PREFIX_TUNING else (True, Source.DEFAULT),
+        ),
+        neftune_noise_alpha=_number(plain("neftune_noise_alpha")),
+        seed=plain("seed"),
+    )
+
+
+def _length(decide: _Decisions) -> tuple[float | None, int | None]:
+    """Return epochs or steps; one of the two is None."""
+    block = decide.spec.training
+    if block.max_steps is not None:
+        decide.note("training.maxSteps", block.max_steps, Source.MANIFEST)
+        return None, block.max_steps
+    preset = decide.preset.epochs if decide.preset else None
+    return decide.pick("training.epochs", _number(block.epochs), preset, (1.0, Source.DEFAULT)), None
+
+
+def _warmup(decide: _Decisions) -> float:
+    preset = decide.preset.warmup if decide.preset else None
+    asked = _number(decide.spec.training.warmup)
+    return decide.pick("training.warmup", asked, preset, (DEFAULT_WARMUP, Source.DEFAULT))
+
+
+def _learning_rate(decide: _Decisions, rank: int) -> float:
+    block = decide.spec.training
+    own = METHOD_LEARNING_RATES.get(decide.method)
+    preset = decide.preset.learning_rate if decide.preset and own is None else None
+    otherwise = (DEFAULT_LEARNING_RATE, Source.DEFAULT) if own is None else (own, Source.RULE)
+    rate = decide.pick("training.learningRate", _number(block.learning_rate), preset, otherwise)
+    if not block.scale_learning_rate_with_rank or not rank:
+        return rate
+    scaled = rate * learning_rate_factor(rank)
+    decide.note("training.learningRate, scaled with rank", scaled, Source.RULE)
+    return scaled
+
+
+def _max_length(decide: _Decisions, facts: ModelFacts) -> int:
+    """Return maxLength; the default shrinks to what the model has positions for, virtual tokens included."""
+    block = decide.spec.training
+    room = None
+    if facts.max_positions is not None:
+        room = facts.max_positions - _virtual_tokens(decide)
+    if room is None or block.max_length <= room:
+        length: int = decide.plain(block, "training", "max_length")
+        return length
+    if "max_length" in block.model_fields_set:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.training.maxLength: must be at most {room}, is {block.max_length}: {facts.architecture} has "
+            f"{facts.max_positions} positions",
+        )
+    decide.note("training.maxLength", room, Source.RULE)
+    return room
+
+
+def _virtual_tokens(decide: _Decisions) -> int:
+    spec = decide.spec
+    if decide.method is Method.PROMPT_TUNING:
+        return (spec.prompt_tuning or PromptTuningSpec()).virtual_tokens
+    if decide.method is Method.PREFIX_TUNING:
+        return (spec.prefix_tuning or PrefixTuningSpec()).virtual_tokens
+    return 0
+
+
+def _packing(decide: _Decisions, facts: ModelFacts) -> bool:
+    asked = decide.spec.training.packing
+    if asked and not facts.packable:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.training.packing: {facts.architecture} does not keep attention inside each example; leave packing "
+            "out, or use another base model",
+        )
+    possible = facts.packable and decide.method not in PROMPT_LEARNING and not decide.spec.training.group_by_length
+    return decide.pick("training.packing", asked, None, (True, Source.DEFAULT) if possible else (False, Source.RULE))
+
+
+def _precision(decide: _Decisions, devices: DeviceFacts) -> Precision:
+    asked = decide.spec.training.precision
+    if asked is not Precision.AUTO:
+        decide.note("training.precision", asked, Source.MANIFEST)
+        return asked
+    full = Precision.FLOAT32 if devices.kind is DeviceKind.CPU else Precision.FLOAT16
+    precision = Precision.BFLOAT16 if devices.bfloat16 else full
+    decide.note("training.precision", precision, Source.RULE)
+    return precision
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        value = ", ".join(value)
+    text = f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+_MAX_TEXT: Final = 256
+"""Longest value that status.resolved.values takes."""

@@ -1,0 +1,146 @@
+"""The plan of a training run: every effective setting, decided before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
+from tunery_api.status import ResolvedValue
+from tunery_api.training import Loss, Optimizer, Precision, Scheduler
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What config.json tells about the base model."""
+
+    architecture: str
+    """Name of the class, such as LlamaForCausalLM."""
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    max_positions: int | None
+    """Longest sequence in tokens; None where the architecture has no limit of its own."""
+    tied_embeddings: bool
+    packable: bool
+    """True where attention follows position_ids, so that packed rows give the same loss as single ones."""
+
+
+class DeviceKind(StrEnum):
+    """What training runs on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What is known of the device that training will run on; preflight and training must be told the same."""
+
+    kind: DeviceKind
+    memory_bytes: int | None
+    """Memory of the GPU, or of the container on a CPU; None: not known."""
+    bfloat16: bool
+    """True where the device multiplies bfloat16 matrices natively."""
+
+
+class Source(StrEnum):
+    """Where a setting came from."""
+
+    MANIFEST = "Manifest"
+    PRESET = "Preset"
+    DEFAULT = "Default"
+    RULE = "Rule"
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What the adapter looks like; rank, alpha and the rest mean nothing to methods that have none."""
+
+    rank: int
+    """0 for IA3, prompt and prefix tuning; AdaLoRA's average at the end."""
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...] | None
+    """Names, or one word; None: IA3's own choice, or a method without target modules."""
+    use_rslora: bool = False
+    init: LoraInit = LoraInit.DEFAULT
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdaLoraSettings:
+    """AdaLoRA's budget; step counts that are None follow from the number of all steps."""
+
+    initial_rank: int
+    target_rank: int
+    warmup_steps: int | None
+    final_steps: int | None
+    update_every_steps: int | None
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The virtual tokens of prompt and prefix tuning."""
+
+    virtual_tokens: int
+    init_text: str | None = None
+    projection: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How the frozen base is stored."""
+
+    type: QuantizationType
+    double_quant: bool
+    compute_type: ComputeType
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The training loop; exactly one of epochs and max_steps is set."""
+
+    epochs: float | None
+    max_steps: int | None
+    learning_rate: float
+    """Peak, after scaling with the rank."""
+    scheduler: Scheduler
+    warmup: float
+    """Below 1: share of all steps; else steps."""
+    batch_size: int
+    gradient_accumulation: int
+    max_length: int
+    packing: bool
+    group_by_length: bool
+    loss: Loss
+    optimizer: Optimizer
+    weight_decay: float
+    max_grad_norm: float
+    """0: gradients are not clipped."""
+    precision: Precision
+    """Never Auto."""
+    gradient_checkpointing: bool
+    neftune_noise_alpha: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every effective setting of a run, and where each came from."""
+
+    method: Method
+    """Never Auto."""
+    method_reason: str
+    adapter: AdapterSettings
+    adalora: AdaLoraSettings | None
+    """Set for AdaLoRA only."""
+    prompt: PromptSettings | None
+    """Set for prompt and prefix tuning only."""
+    quantization: QuantizationSettings | None
+    training: TrainingSettings
+    values: tuple[ResolvedValue, ...]

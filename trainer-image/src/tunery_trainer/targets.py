@@ -1,0 +1,169 @@
+"""Which modules carry the adapter: words of the API become module names by the structure of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from tunery_api.methods import TARGET_WORDS
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.errors import TrainerError
+
+_ATTENTION: Final = re.compile(r"attn|attention", re.IGNORECASE)
+_FUSED: Final = re.compile(r"^(c_attn|attn|query_key_value|w?qkv(_proj)?|qkv_lin|in_proj_qkv)$", re.IGNORECASE)
+_QUERY: Final = re.compile(r"^(q|wq|query|q_(a_|b_)?(proj|lin)|query_proj)$", re.IGNORECASE)
+_KEY: Final = re.compile(r"^(k|wk|key|k_(proj|lin)|key_proj)$", re.IGNORECASE)
+_VALUE: Final = re.compile(r"^(v|wv|value|v_(proj|lin)|value_proj|kv_b_proj)$", re.IGNORECASE)
+_LINEAR: Final = (torch.nn.Linear, Conv1D)
+_MAX_SHOWN: Final = 40
+"""Names that an error message lists at most."""
+
+
+def resolve_targets(model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that `asked` (module names, or one word of the API) stands for in `model`, sorted.
+
+    A name is the shortest ending of module paths that means the chosen linear modules and no other module.
+    Raises TrainerError(InvalidSpec) for a name that matches no linear module, listing those that exist.
+    """
+    layers = linear_layers(model)
+    names = list(asked)
+    if len(names) == 1 and names[0] in TARGET_WORDS:
+        chosen = _by_word(names[0], layers, model)
+        return shortest_endings(chosen, (name for name, _ in model.named_modules()))
+    for index, name in enumerate(names):
+        if not any(ends_with(path, name) for path in layers):
+            raise _matches_nothing(f"spec.lora.targetModules[{index}]", name, layers, model)
+    return tuple(sorted(set(names)))
+
+
+def ia3_targets(model: PreTrainedModel, asked: Iterable[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return IA3's target modules and those of them whose input is scaled, not their output: the feed-forward ones.
+
+    Without `asked`: keys, values and the last layer of each feed-forward network (Liu et al. 2022).
+    Raises TrainerError(InvalidSpec) as resolve_targets does.
+    """
+    layers = linear_layers(model)
+    paths = [name for name, _ in model.named_modules()]
+    if asked is None:
+        last = {path for path in layers if not _in_attention(path) and _writes_hidden(path, layers[path], model)}
+        chosen = _attention_parts(layers, _KEY, _VALUE) | last
+        targets = shortest_endings(chosen, paths)
+    else:
+        targets = resolve_targets(model, asked)
+        chosen = {path for path in layers if any(ends_with(path, name) for name in targets)}
+    feedforward = {path for path in chosen if not _in_attention(path)}
+    return targets, shortest_endings(feedforward, paths)
+
+
+def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Check that each name is the ending of some module's path; raises TrainerError(InvalidSpec) otherwise."""
+    paths = [path for path, module in model.named_modules() if path and list(module.parameters(recurse=False))]
+    for index, name in enumerate(names):
+        if not any(ends_with(path, name) for path in paths):
+            raise _matches_nothing(f"spec.lora.modulesToSave[{index}]", name, paths, model)
+
+
+def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Iterable[str], field: str) -> None:
+    """Check that each key of rankPattern or alphaPattern matches a target module, read as PEFT reads it.
+
+    Raises TrainerError(InvalidSpec).
+    """
+    endings = list(targets)
+    paths = [path for path in linear_layers(model) if any(ends_with(path, name) for name in endings)]
+    for pattern in patterns:
+        try:
+            compiled = re.compile(rf"(.*\.)?({pattern})$")
+        except re.error as error:
+            raise TrainerError(
+                FailureReason.INVALID_SPEC, f"{field}: {pattern!r} is not a regular expression: {error}"
+            ) from error
+        if not any(compiled.match(path) for path in paths):
+            raise TrainerError(
+                FailureReason.INVALID_SPEC,
+                f"{field}: {pattern!r} matches no target module; they are {', '.join(_short(paths))}",
+            )
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """Return the linear modules by path, quantised ones and GPT-2's Conv1D included, the output layer left out."""
+    head = model.get_output_embeddings()
+    return {
+        path: module for path, module in model.named_modules() if isinstance(module, _LINEAR) and module is not head
+    }
+
+
+def ends_with(path: str, name: str) -> bool:
+    """Return whether PEFT would take `name` for the module at `path`."""
+    return path == name or path.endswith("." + name)
+
+
+def shortest_endings(chosen: set[str], paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the shortest endings that match each path of `chosen` and no other path, sorted."""
+    others = [path for path in paths if path not in chosen]
+    return tuple(sorted({_ending(path, others) for path in chosen}))
+
+
+def _ending(path: str, others: list[str]) -> str:
+    parts = path.split(".")
+    for length in range(1, len(parts)):
+        name = ".".join(parts[-length:])
+        if not any(ends_with(other, name) for other in others):
+            return name
+    return path
+
+
+def _by_word(word: str, layers: dict[str, torch.nn.Module], model: PreTrainedModel) -> set[str]:
+    choices: dict[str, Callable[[], set[str]]] = {
+        "all-linear": lambda: set(layers),
+        "attention": lambda: {path for path in layers if _in_attention(path)},
+        "mlp": lambda: {path for path in layers if not _in_attention(path)},
+        "query-value": lambda: _attention_parts(layers, _QUERY, _VALUE),
+    }
+    chosen = choices[word]()
+    if not chosen:
+        raise _matches_nothing("spec.lora.targetModules[0]", word, layers, model)
+    return chosen
+
+
+def _attention_parts(layers: Iterable[str], *wanted: re.Pattern[str]) -> set[str]:
+    """Return the attention's modules that are named as wanted, or that hold queries, keys and values in one."""
+    chosen = set()
+    for path in layers:
+        last = path.rsplit(".", 1)[-1]
+        if _in_attention(path) and (_FUSED.match(last) or any(pattern.match(last) for pattern in wanted)):
+            chosen.add(path)
+    return chosen
+
+
+def _in_attention(path: str) -> bool:
+    """Return whether some module above the one at `path` is an attention block."""
+    return any(_ATTENTION.search(part) for part in path.split(".")[:-1])
+
+
+def _writes_hidden(path: str, layer: torch.nn.Module, model: PreTrainedModel) -> bool:
+    """Return whether `layer`'s output goes back to the hidden state: as wide as that, and last in its block."""
+    hidden = model.config.get_text_config().hidden_size
+    width = layer.nf if isinstance(layer, Conv1D) else layer.out_features
+    if width != hidden:
+        return False
+    parent = path.rsplit(".", 1)[0]
+    siblings = [name for name, module in model.get_submodule(parent).named_children() if isinstance(module, _LINEAR)]
+    return path.endswith(f".{siblings[-1]}")
+
+
+def _matches_nothing(field: str, name: str, paths: Iterable[str], model: PreTrainedModel) -> TrainerError:
+    return TrainerError(
+        FailureReason.INVALID_SPEC,
+        f"{field}: {name!r} matches no module of {type(model).__name__}; it has: {', '.join(_short(paths))}",
+    )
+
+
+def _short(paths: Iterable[str]) -> list[str]:
+    """Return the last parts of `paths`, each once, not too many."""
+    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    return names if len(names) <= _MAX_SHOWN else [*names[:_MAX_SHOWN], "…"]
