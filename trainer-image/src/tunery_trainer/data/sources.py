@@ -32,9 +32,10 @@ class Source:
     """One of SUFFIXES."""
 
 
-def find_sources(root: Path, pattern: str, split: str) -> list[Source]:
-    """The files of `split` among those that `pattern` (a file, a folder or a glob; empty: all) names below `root`.
+def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
+    """The files of `split` (None: of any) among those that `pattern` names below `root`.
 
+    `pattern` is a file, a folder or a glob; empty for all that is there.
     In a folder, `<split>.jsonl`, `<split>-*.parquet`, `data/<split>*` and whatever lies in a folder of that name
     are the split; if nothing is named so, all files that bear no other split's name are the split `train`.
 
@@ -44,6 +45,8 @@ def find_sources(root: Path, pattern: str, split: str) -> list[Source]:
     files, named = _matching(root, pattern)
     if not files:
         raise _not_found(f"no data file at '{pattern or root.name}' ({_SUPPORTED})", root)
+    if split is None:
+        return files
     chosen = [file for file in files if _bears(file.name, split)]
     if not chosen and split == "train":
         chosen = [file for file in files if named or not any(_bears(file.name, other) for other in _OTHER_SPLITS)]

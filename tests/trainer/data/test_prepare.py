@@ -1,0 +1,219 @@
+"""From files to data sets, end to end: what preflight reports, what training gets, and what the cache saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+from tunery_api.reasons import FailureReason
+from tunery_trainer.data import prepare as prepare_module
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.data.prepare import PreparedData, prepare
+from tunery_trainer.data.scan import scan
+from tunery_trainer.errors import TrainerError
+
+from .conftest import Write, build_tokenizer
+
+SMALL = DataOptions(max_length=64)
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    drawn = random.Random(seed)
+    return [
+        {"prompt": f"Hello {number}?", "completion": "Fine 🙂 " * drawn.randint(1, 6), "id": number}
+        for number in range(count)
+    ]
+
+
+def documents(data: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The single rows of a packed data set: tokens and labels."""
+    found = []
+    for row in data:
+        start = 0
+        for length in row["seq_lengths"]:
+            part = slice(start, start + length)
+            found.append((tuple(row["input_ids"][part]), tuple(row["labels"][part])))
+            start += length
+        assert start == len(row["input_ids"]) == len(row["labels"])
+    return found
+
+
+def singles(data: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [(tuple(row["input_ids"]), tuple(row["labels"])) for row in data]
+
+
+def test_scan_reports_without_torch(write: Write) -> None:
+    made = rows(20)
+    path = write("train.jsonl", [*made, made[0], {"prompt": "x", "completion": None}])
+    report = scan(path, DataOptions(max_invalid_rows=1))
+    assert (report.rows, report.invalid_rows, report.duplicates) == (21, 1, 1)
+    assert report.first_invalid == ("train.jsonl line 22: completion: must be a string, found null",)
+    assert (report.format, report.ignored_columns) == (DataFormat.PROMPT_COMPLETION, ("id",))
+    assert report.tokens is None
+    code = "import sys; from pathlib import Path; from tunery_trainer.data.scan import scan; from tunery_trainer.data"
+    code += (
+        f".options import DataOptions; scan(Path({str(path)!r}), DataOptions(max_invalid_rows=1)); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "datasets", "pyarrow"} & set(loaded)
+
+
+def test_scan_and_prepare_agree(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = write("train.jsonl", rows(200))
+    prepared = prepare(path, SMALL, tokenizer, tmp_path / "cache")
+    assert scan(path, SMALL, tokenizer) == prepared.report
+    tokens = prepared.report.tokens
+    assert tokens is not None
+    kept = [document for side in (prepared.train, prepared.evaluation) for document in documents(side)]
+    assert tokens.tokens == sum(len(ids) for ids, _ in kept)
+    assert tokens.loss_tokens == sum(label != -100 for _, labels in kept for label in labels)
+    assert 0 < tokens.p50_length <= tokens.p99_length
+    assert tokens.template == "tokenizer"
+
+
+def test_a_bad_line_17_is_named(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    made: list[Any] = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}]}] * 20
+    made[16] = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]}
+    path = write("train.jsonl", made)
+    for attempt in (lambda: scan(path, SMALL), lambda: prepare(path, SMALL, tokenizer, tmp_path / "cache")):
+        with pytest.raises(TrainerError) as caught:
+            attempt()
+        assert caught.value.reason is FailureReason.DATASET_INVALID
+        assert "train.jsonl line 17: messages[1].content: must be a string, found null" in caught.value.message
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_rows_that_the_template_refuses_count_as_bad(write: Write) -> None:
+    refusing = build_tokenizer("{% if messages|length > 2 %}{{ raise_exception('too many') }}{% endif %}{{ messages }}")
+    long = {"system": "Be brief", "prompt": "Hello", "completion": "Hi"}
+    path = write("train.jsonl", [*rows(5), long])
+    with pytest.raises(
+        TrainerError, match=r"1 of 6 rows are invalid.*line 6: messages: the chat template refuses them"
+    ):
+        scan(path, dataclasses.replace(SMALL, loss=Loss.ALL), refusing)
+
+
+LENGTHS = st.lists(st.integers(0, 60), min_size=2, max_size=40)
+
+
+@given(LENGTHS, st.integers(16, 80))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_token_is_lost(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, lengths: list[int], max_length: int
+) -> None:
+    path = write("train.jsonl", [{"text": f"{number} " + "a" * length} for number, length in enumerate(lengths)])
+    packed = DataOptions(max_length=max_length)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    one = prepare(path, packed, tokenizer, tmp_path / "cache")
+    other = prepare(path, dataclasses.replace(packed, packing=False), tokenizer, tmp_path / "cache")
+    for name in ("train", "evaluation"):
+        assert Counter(documents(getattr(one, name))) == Counter(singles(getattr(other, name)))
+        assert all(len(row["input_ids"]) <= max_length for row in getattr(one, name))
+    tokens = one.report.tokens
+    assert tokens is not None
+    expected = [len(tokenizer(f"{number} " + "a" * length)["input_ids"]) + 1 for number, length in enumerate(lengths)]
+    assert tokens.tokens == sum(min(length, max_length) for length in expected)
+    assert tokens.lost_tokens == sum(max(0, length - max_length) for length in expected)
+    assert tokens.truncated_percent == round(100 * sum(n > max_length for n in expected) / len(expected), 2)
+
+
+def test_rows_without_an_answer_after_cutting_are_left_out(write: Write, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(None)
+    path = write("a.jsonl", [*rows(5), {"prompt": "long " * 100, "completion": "x"}])
+    report = prepare(path, SMALL, tokenizer, tmp_path / "cache").report
+    assert report.tokens is not None
+    assert (report.rows, report.tokens.unlearnable_rows, report.tokens.template) == (6, 1, "chatml")
+    with pytest.raises(TrainerError, match=r"spec\.training\.maxLength: 4 tokens leave nothing of any answer"):
+        scan(path, dataclasses.replace(SMALL, max_length=4), tokenizer)
+
+
+def test_a_cache_hit_does_no_work(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = write("train.jsonl", rows(50)), tmp_path / "cache"
+    first = prepare(path, SMALL, tokenizer, cache)
+
+    def work(*_: object) -> None:
+        raise AssertionError("the data set was read again")
+
+    monkeypatch.setattr(prepare_module, "Survey", work)
+    moved = Path(shutil.copytree(path.parent, tmp_path.parent / f"{tmp_path.name}-moved")) / path.name
+    again = prepare(moved, SMALL, tokenizer, cache)
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert again.report == first.report
+    assert singles(again.train) == singles(first.train)
+    assert [entry.name for entry in cache.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"max_length": 63}, {"packing": False}, {"loss": Loss.ALL}, {"seed": 1}, {"evaluation_fraction": 0.2}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_whatever_matters_changes_the_key(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, changed: dict[str, Any]
+) -> None:
+    path, cache = write("train.jsonl", rows(50)), tmp_path / "cache"
+    prepare(path, SMALL, tokenizer, cache)
+    assert not prepare(path, dataclasses.replace(SMALL, **changed), tokenizer, cache).from_cache
+
+
+def test_content_tokenizer_and_template_change_the_key(write: Write, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    path = write("train.jsonl", rows(50))
+    tokenizers = [build_tokenizer(None), build_tokenizer(None, eos="<|endoftext|>"), build_tokenizer("{{ messages }}")]
+    assert not any(prepare(path, SMALL, tokenizer, cache).from_cache for tokenizer in tokenizers)
+    write("train.jsonl", rows(51))
+    assert not prepare(path, SMALL, tokenizers[0], cache).from_cache
+
+
+def test_an_evaluation_split_of_its_own(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = rows(30)
+    root = write("train.jsonl", made).parent
+    write("test.jsonl", [*rows(4, seed=9), made[3]])
+    prepared = prepare(root, dataclasses.replace(SMALL, evaluation_split="test"), tokenizer, tmp_path / "cache")
+    assert (prepared.report.rows, prepared.report.evaluation_rows) == (30, 5)
+    assert prepared.report.overlap >= 1
+    assert (len(documents(prepared.train)), len(documents(prepared.evaluation))) == (30, 5)
+
+
+def test_an_evaluation_place_of_its_own(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = write("train.jsonl", rows(30))
+    other = write("held/validation.jsonl", rows(4, seed=9))
+    options = dataclasses.replace(SMALL, evaluation_root=other.parent)
+    prepared = prepare(path, options, tokenizer, tmp_path / "cache")
+    assert (prepared.report.evaluation_rows, len(documents(prepared.evaluation))) == (4, 4)
+    other.write_text("")
+    with pytest.raises(TrainerError, match=r"spec\.dataset\.evaluation: has no valid row"):
+        scan(path, options)
+
+
+def test_duplicates_are_kept_and_never_on_both_sides(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prepared: PreparedData = prepare(
+        write("train.jsonl", rows(25) * 4),
+        dataclasses.replace(SMALL, evaluation_fraction=0.2),
+        tokenizer,
+        tmp_path / "c",
+    )
+    train, held = Counter(documents(prepared.train)), Counter(documents(prepared.evaluation))
+    assert prepared.report.duplicates == 75
+    assert train.total() + held.total() == 100
+    assert held.total() == 20
+    assert not set(train) & set(held)
+
+
+def test_a_set_too_small_to_split_says_so_in_preflight(write: Write) -> None:
+    with pytest.raises(TrainerError, match="has 1 different row"):
+        scan(write("train.jsonl", rows(1)), SMALL)

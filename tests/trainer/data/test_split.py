@@ -1,0 +1,46 @@
+"""Held-out rows: how many, the same every time, and never on both sides."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tunery_api.reasons import FailureReason
+from tunery_trainer.data.split import held_out
+from tunery_trainer.errors import TrainerError
+
+
+def digests(count: int) -> list[bytes]:
+    return [number.to_bytes(16, "big") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction", "expected"),
+    [(2, 0.05, 1), (10, 0.05, 1), (100, 0.05, 5), (1000, 0.29, 290), (50_000, 0.05, 1000)],
+)
+def test_how_many(rows: int, fraction: float, expected: int) -> None:
+    assert sum(held_out(digests(rows), fraction, 42)) == expected
+
+
+def test_the_seed_decides_and_the_order_does_not() -> None:
+    rows = digests(200)
+    chosen = {row for row, held in zip(rows, held_out(rows, 0.1, 1), strict=True) if held}
+    backwards = rows[::-1]
+    assert chosen == {row for row, held in zip(backwards, held_out(backwards, 0.1, 1), strict=True) if held}
+    assert chosen != {row for row, held in zip(rows, held_out(rows, 0.1, 2), strict=True) if held}
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60).filter(lambda rows: len(set(rows)) > 1), st.integers(0, 99))
+def test_equal_rows_stay_together_and_both_sides_have_some(numbers: list[int], seed: int) -> None:
+    rows = [bytes([number]) for number in numbers]
+    held = held_out(rows, 0.2, seed)
+    sides = [{row for row, is_held in zip(rows, held, strict=True) if is_held is side} for side in (True, False)]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("rows", [[], [b"a"], [b"a", b"a", b"a"]], ids=["none", "one", "all-equal"])
+def test_too_small(rows: list[bytes]) -> None:
+    with pytest.raises(TrainerError, match="too few to hold one out") as caught:
+        held_out(rows, 0.05, 42)
+    assert caught.value.reason is FailureReason.DATASET_INVALID

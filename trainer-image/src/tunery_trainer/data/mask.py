@@ -1,0 +1,50 @@
+"""Which tokens count: from stretches of characters to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORED: Final = -100
+"""The label that the loss skips."""
+
+
+def labels_of(encoding: Any, spans: Sequence[tuple[int, int]] | None) -> npt.NDArray[np.int32]:
+    """Labels of one `tokenizers.Encoding`: the token where it holds a character of a span, else -100.
+
+    Shape (tokens,). `spans` are characters [start, end); None means that every token counts.
+    """
+    ids = np.array(encoding.ids, dtype=np.int32)
+    if spans is None:
+        return ids
+    labels = np.full_like(ids, IGNORED)
+    for start, end in spans:
+        first, last = _first_token(encoding, start, end), _last_token(encoding, start, end)
+        if first is not None and last is not None:
+            labels[first : last + 1] = ids[first : last + 1]
+    return labels
+
+
+def _first_token(encoding: Any, start: int, end: int) -> int | None:
+    # Some tokenizers leave white space out of every token's characters, so the first one may have none.
+    tokens = (encoding.char_to_token(character) for character in range(start, end))
+    return next((token for token in tokens if token is not None), None)
+
+
+def _last_token(encoding: Any, start: int, end: int) -> int | None:
+    tokens = (encoding.char_to_token(character) for character in range(end - 1, start - 1, -1))
+    token = next((token for token in tokens if token is not None), None)
+    # One character can be several tokens (an emoji in bytes); char_to_token gives the first of them.
+    while token is not None and _starts_within(encoding, token + 1, start, end):
+        token += 1
+    return token
+
+
+def _starts_within(encoding: Any, token: int, start: int, end: int) -> bool:
+    if token >= len(encoding.ids):
+        return False
+    characters = encoding.token_to_chars(token)
+    return characters is not None and characters[0] < characters[1] and start <= characters[0] < end

@@ -1,0 +1,97 @@
+"""From files to two data sets that are ready to train on: read, convert, render, tokenize, mask, split, pack."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
+from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.pack import pack
+from tunery_trainer.data.split import held_out
+from tunery_trainer.data.store import TokenStore
+from tunery_trainer.data.survey import Files, Survey, find_files
+from tunery_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TRAIN, _EVALUATION = "train.arrow", "evaluation.arrow"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Both sides, mapped from disk, with the columns input_ids and labels, and seq_lengths when packed."""
+
+    train: Dataset
+    evaluation: Dataset
+    report: DatasetReport
+    from_cache: bool
+
+
+def prepare(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> PreparedData:
+    """The training and evaluation rows below `root` as tokens and labels (-100 where a token does not count).
+
+    For TRL, both with `dataset_kwargs={"skip_prepare_dataset": True}` and its own collator
+    (`DataCollatorForLanguageModeling`; no other one when packed):
+
+    - packed: `SFTConfig(packing=True, packing_strategy="bfd")`, which makes the collator padding-free; from
+      `seq_lengths` it builds the `position_ids` that start again at each row, and no attention mask. Whoever calls
+      the model on such a batch must pass `use_cache=False`, as TRL does: with a cache, transformers does not look for
+      the restarts, and attention crosses rows without an error.
+    - not packed: `SFTConfig(packing=False, padding_free=False)`; the collator pads and masks.
+
+    Raises:
+        TrainerError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.
+    """
+    files = find_files(root, options)
+    key = cache_key(files, options, tokenizer)
+    found = read_entry(cache_dir, key)
+    if found is None:
+        try:
+            with new_entry(cache_dir, key) as folder:
+                _fill(folder, files, options, tokenizer)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise TrainerError(FailureReason.DISK_FULL, "no space left to write the prepared data set") from error
+    entry = found or read_entry(cache_dir, key)
+    if entry is None:
+        raise TrainerError(FailureReason.INTERNAL_ERROR, f"the prepared data in {cache_dir.name} is gone")
+    path, report = entry
+    train, evaluation = (Dataset.from_file(str(path / name)) for name in (_TRAIN, _EVALUATION))
+    return PreparedData(train, evaluation, report, from_cache=found is not None)
+
+
+def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
+    survey = Survey(files, options)
+    with TokenStore(folder, "train") as rows, TokenStore(folder, "evaluation") as evaluation_rows:
+        for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
+            for digest, row in survey.encoded(side, tokenizer):
+                store.add(digest, row)
+    report = survey.report()
+    train = list(range(len(rows.lengths)))
+    if files.evaluation:
+        _write(evaluation_rows, list(range(len(evaluation_rows.lengths))), folder / _EVALUATION, options)
+    else:
+        held = held_out(rows.digests, options.evaluation_fraction, options.seed)
+        _write(rows, [row for row in train if held[row]], folder / _EVALUATION, options)
+        train = [row for row in train if not held[row]]
+    _write(rows, train, folder / _TRAIN, options)
+    rows.remove()
+    evaluation_rows.remove()
+    write_report(folder, report)
+
+
+def _write(store: TokenStore, rows: list[int], path: Path, options: DataOptions) -> None:
+    if options.packing:
+        packed = pack([store.lengths[row] for row in rows], options.max_length)
+        sequences = [[rows[index] for index in sequence] for sequence in packed]
+    else:
+        sequences = [[row] for row in rows]
+    store.write(sequences, path, packed=options.packing)

@@ -1,0 +1,32 @@
+"""What preflight asks of a data set: is it good, and how large is it; no torch, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.split import held_out
+from tunery_trainer.data.survey import Survey, find_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def scan(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetReport:
+    """Read every row below `root` once; with a tokenizer also count tokens (`report.tokens`).
+
+    Raises:
+        TrainerError: DatasetNotFound, DatasetInvalid or InvalidSpec, exactly where `prepare` would.
+    """
+    files = find_files(root, options)
+    survey = Survey(files, options)
+    sides = (survey.train, survey.evaluation)
+    if tokenizer is None:
+        train, _ = (list(survey.digests(side)) for side in sides)
+    else:
+        train, _ = ([digest for digest, _ in survey.encoded(side, tokenizer)] for side in sides)
+    report = survey.report()
+    if not files.evaluation:
+        held_out(train, options.evaluation_fraction, options.seed)
+    return report

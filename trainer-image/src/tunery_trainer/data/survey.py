@@ -1,0 +1,194 @@
+"""The single pass over a data set that preflight and training share, and what it counts on the way."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.data.examples import ExampleReader, InvalidRows
+from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
+from tunery_trainer.data.read import read_records
+from tunery_trainer.data.rows import Example, RowError
+from tunery_trainer.data.sources import Source, content_digest, find_sources
+from tunery_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tunery_trainer.data.encode import Encoded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of both sides, and the digests of their content."""
+
+    train: tuple[Source, ...]
+    evaluation: tuple[Source, ...]
+    """Empty where a fraction of the training rows is held out."""
+    sha256: str
+    evaluation_sha256: str
+
+
+def find_files(root: Path, options: DataOptions) -> Files:
+    """What `options` names below `root`, hashed.
+
+    Raises:
+        TrainerError: DatasetNotFound or InvalidSpec.
+    """
+    train = find_sources(root, options.path, options.split)
+    evaluation: list[Source] = []
+    if options.evaluation_root is not None:
+        evaluation = find_sources(options.evaluation_root, options.evaluation_path, options.evaluation_split)
+    elif options.evaluation_split is not None:
+        evaluation = find_sources(root, options.path, options.evaluation_split)
+    evaluation_digest = content_digest(evaluation) if evaluation else ""
+    return Files(tuple(train), tuple(evaluation), content_digest(train), evaluation_digest)
+
+
+class TokenCounts:
+    """Running totals over encoded rows."""
+
+    def __init__(self) -> None:
+        self.lengths = array("q")
+        self.tokens = self.loss_tokens = self.lost = self.cut = self.unlearnable = self.final_turn = 0
+
+    def add(self, row: Encoded) -> bool:
+        """Count a row; False if it has nothing left to learn and must be left out."""
+        self.lengths.append(row.full_length)
+        kept = len(row.input_ids)
+        self.cut += row.full_length > kept
+        self.lost += row.full_length - kept
+        if not (loss_tokens := row.loss_tokens):
+            self.unlearnable += 1
+            return False
+        self.final_turn += row.final_turn_only
+        self.tokens += kept
+        self.loss_tokens += loss_tokens
+        return True
+
+    def report(self, template: str) -> TokenReport:
+        """The totals as they go into the status."""
+        lengths = sorted(self.lengths)
+        return TokenReport(
+            tokens=self.tokens,
+            loss_tokens=self.loss_tokens,
+            truncated_percent=round(100 * self.cut / len(lengths), 2) if lengths else 0.0,
+            lost_tokens=self.lost,
+            p50_length=_percentile(lengths, 0.50),
+            p99_length=_percentile(lengths, 0.99),
+            unlearnable_rows=self.unlearnable,
+            final_turn_rows=self.final_turn,
+            template=template,
+        )
+
+
+def _percentile(ordered: Sequence[int], share: float) -> int:
+    """Nearest rank; 0 of nothing."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0
+
+
+class Side:
+    """The rows of one side (training or evaluation) as far as they were read."""
+
+    def __init__(self, sources: tuple[Source, ...]) -> None:
+        self.sources = sources
+        self.seen: set[bytes] = set()
+        self.rows = self.duplicates = self.kept = 0
+
+    def add(self, digest: bytes) -> None:
+        """Count a valid row."""
+        self.rows += 1
+        self.duplicates += digest in self.seen
+        self.seen.add(digest)
+
+
+class Survey:
+    """Reads each side once, `train` before `evaluation`; then ask for the `report`."""
+
+    def __init__(self, files: Files, options: DataOptions) -> None:
+        self.train, self.evaluation = Side(files.train), Side(files.evaluation)
+        self._sha256 = files.sha256
+        self._invalid = InvalidRows(options.max_invalid_rows)
+        self._reader = ExampleReader(options, self._invalid)
+        self._max_length, self._loss = options.max_length, options.loss
+        self._overlap = 0
+        self._counts: TokenCounts | None = None
+        self._template = "none"
+
+    def digests(self, side: Side) -> Iterator[bytes]:
+        """The digest of each valid row of a side."""
+        return (digest for digest, _ in self._valid(side, lambda example: example))
+
+    def encoded(self, side: Side, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bytes, Encoded]]:
+        """Digest and tokens of each row of a side; without those that have no answer left.
+
+        A row that the chat template refuses is a bad row like any other.
+        """
+        from tunery_trainer.data.encode import Encoder, in_batches
+        from tunery_trainer.data.render import Renderer
+
+        renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
+        counts = self._counts = self._counts or TokenCounts()
+        for batch in in_batches(self._valid(side, renderer.render)):
+            if self._reader.format is not DataFormat.TEXT:
+                self._template = "tokenizer" if renderer.own_template else "chatml"
+            rows = encoder.encode([rendered for _, rendered in batch])
+            for (digest, _), row in zip(batch, rows, strict=True):
+                if counts.add(row):
+                    side.kept += 1
+                    yield digest, row
+
+    def report(self) -> DatasetReport:
+        """What was found.
+
+        Raises:
+            TrainerError: DatasetInvalid: too many bad rows, or no row that is left.
+        """
+        train, evaluation = self.train, self.evaluation
+        self._invalid.check(train.rows)
+        if evaluation.sources and not evaluation.rows:
+            raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset.evaluation: has no valid row")
+        tokens = self._counts.report(self._template) if self._counts else None
+        if tokens is not None and not (train.kept and (evaluation.kept or not evaluation.sources)):
+            raise self._nothing_left(tokens)
+        return DatasetReport(
+            rows=train.rows,
+            evaluation_rows=evaluation.rows,
+            invalid_rows=self._invalid.count,
+            first_invalid=tuple(self._invalid.first),
+            duplicates=train.duplicates + evaluation.duplicates,
+            overlap=self._overlap,
+            sha256=self._sha256,
+            format=self._reader.format,
+            ignored_columns=tuple(sorted(self._reader.ignored)),
+            tokens=tokens,
+        )
+
+    def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, T]]:
+        for example in self._reader.examples(read_records(side.sources)):
+            try:
+                rendered = render(example)
+            except RowError as error:
+                self._invalid.add(example.place, error)
+                continue
+            digest = example.digest()
+            side.add(digest)
+            self._overlap += side is self.evaluation and digest in self.train.seen
+            yield digest, rendered
+
+    def _nothing_left(self, tokens: TokenReport) -> TrainerError:
+        side = "training" if not self.train.kept else "evaluation"
+        return TrainerError(
+            FailureReason.DATASET_INVALID,
+            f"spec.training.maxLength: {self._max_length} tokens leave nothing of any answer in the {side} rows "
+            f"(half of all rows have {tokens.p50_length} tokens or more)",
+            "Raise spec.training.maxLength.",
+        )
