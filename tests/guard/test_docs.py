@@ -1,0 +1,112 @@
+"""The docs: links lead somewhere, commands exist, every failure reason is explained as the code has it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.status import ConditionType, Phase
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge}
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that the headings of a page give, as a forge makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_make_target_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (?:-s )?([a-z][a-z0-9-]*)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+
+
+def manifests(page: Path) -> list[dict[str, Any]]:
+    """Return the objects of our kinds in the code blocks of a page."""
+    blocks = re.findall(r"^apiVersion: tunery\.dev.*?(?=^```|^YAML)", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [document for block in blocks for document in yaml.safe_load_all(block)]
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if manifests(page)], ids=lambda page: page.name)
+def test_every_manifest_in_the_text_is_valid(page: Path) -> None:
+    for document in manifests(page):
+        assert PARSERS[document["kind"]](document).output.uri
+
+
+def test_the_readme_says_in_its_first_screen_what_it_is_and_the_two_commands() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    assert "Kubernetes operator" in first
+    assert re.search(r"^make demo", first, re.MULTILINE)
+    assert re.search(r"^make test", first, re.MULTILINE)
+
+
+def table(heading: str) -> dict[str, list[str]]:
+    """Return the rows of the first table below a heading of docs/operations.md, by their first cell."""
+    section = OPERATIONS.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[1:]}
+
+
+def test_every_failure_reason_has_advice() -> None:
+    assert set(ADVICE) == set(FailureReason)
+    assert all(advice.hint.endswith(".") for advice in ADVICE.values())
+
+
+def test_every_failure_reason_is_explained_and_the_readme_counts_them() -> None:
+    assert set(table("Failure reasons")) == {reason.value for reason in FailureReason}
+    assert f"one of {len(FailureReason)} documented reasons" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_the_docs_and_the_code_agree_on_retries(reason: FailureReason) -> None:
+    meaning, action, retried = table("Failure reasons")[reason.value]
+    assert meaning
+    assert action
+    assert retried == ("yes" if ADVICE[reason].retryable else "no")
+
+
+def test_every_exit_code_is_explained() -> None:
+    assert set(table("Exit codes")) == {str(int(code)) for code in ExitCode}
+
+
+def test_every_phase_and_condition_is_explained() -> None:
+    assert set(table("Phases and conditions")) == {condition.value for condition in ConditionType}
+    assert [phase.value for phase in Phase if not re.search(rf"\b{phase.value}\b", OPERATIONS)] == []
+
+
+def test_the_metrics_in_the_docs_are_those_of_the_code() -> None:
+    calls = re.compile(r'(?:GaugeMetricFamily|Counter|Histogram|Gauge)\(\s*"(tunery_[a-z_]+)"')
+    sources = (ROOT / "operator" / "src" / "tunery_operator").rglob("*.py")
+    written = {name for path in sources for name in calls.findall(path.read_text())}
+    documented = {re.sub(r"(_total)?(\{.*)?$", "", cell.strip("`")) for cell in table("Metrics and health")}
+    assert documented == written
