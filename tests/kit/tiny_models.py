@@ -26,11 +26,11 @@ class Tiny(StrEnum):
 def tiny_config(kind: Tiny, **changes: Any) -> PretrainedConfig:
     """Return a config with two layers of width 32."""
     if kind == Tiny.GPT2:
-        return GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **changes)
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        return GPT2Config(vocab_size=VOCABULARY, **{**sizes, **changes})
     sizes = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
-    biases = {"attention_bias": True, "num_key_value_heads": 2}
-    tied = kind == Tiny.LLAMA_TIED
-    return LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=tied, **{**sizes, **biases, **changes})
+    options = {"attention_bias": True, "num_key_value_heads": 2, "tie_word_embeddings": kind == Tiny.LLAMA_TIED}
+    return LlamaConfig(vocab_size=VOCABULARY, **{**sizes, **options, **changes})
 
 
 def save_tiny(folder: Path, kind: Tiny, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:

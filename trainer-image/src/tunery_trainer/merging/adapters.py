@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import torch
 from tunery_api.reasons import FailureReason
 
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging.files import CHUNK, Files, read_whole
+from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -25,7 +24,7 @@ ADALORA_EPSILON: Final = 1e-5
 """PEFT divides AdaLoRA's scaling by the rank plus this much."""
 
 _PART: Final = re.compile(
-    r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
+    r"^(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
     r"|token_adapter\.trainable_tokens_delta|trainable_tokens_delta)(?P<leaf>\.weight|\.bias)?$"
 )
 
@@ -62,7 +61,6 @@ class Adapter:
     """Digest of the weights file."""
     weight: float = 1.0
     """Factor of this adapter's delta."""
-    manifest: dict[str, Any] | None = None
     modules: dict[str, Module] = field(default_factory=dict)
     """By name: what LoRA, AdaLoRA, IA3 or trainable tokens change."""
     full: dict[str, str] = field(default_factory=dict)
@@ -99,6 +97,18 @@ class Adapter:
         keys = module.factors
         return self.tensors[keys[0]].shape[0] if keys else 0
 
+    def outer_shape(self, module: Module) -> tuple[int, ...]:
+        """The shape of what a module's tensors change, out × in for LoRA: without the rank.
+
+        For IA3 the shape of the scale, for trained tokens that of one row.
+        """
+        if module.factors:
+            a, b = (self.tensors[key].shape for key in module.factors)
+            return (b[0], a[1])
+        if "ia3_l" in module.keys:
+            return self.tensors[module.keys["ia3_l"]].shape
+        return (1, *self.tensors[module.keys["trainable_tokens_delta"]].shape[1:])
+
     def scaling(self, module: Module) -> float:
         """The factor of B·A: alpha / rank, alpha / sqrt(rank) for rsLoRA, AdaLoRA's own for AdaLoRA."""
         rank = self.rank(module)
@@ -124,61 +134,29 @@ class Adapter:
 
 
 def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
-    """Read config, header and manifest of an adapter, and check every digest.
+    """Read the config and the header of an adapter.
 
-    Raises TrainerError: AdapterMissing when a file is missing, AdapterCorrupt when one is cut, unreadable, does
-    not match the manifest, or when the tensors do not fit the config.
+    Raises TrainerError: AdapterMissing when a file is missing, AdapterCorrupt when one is cut or unreadable, or
+    when the tensors do not fit the config.
     """
     sizes = files.sizes()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in sizes:
             raise TrainerError(FailureReason.ADAPTER_MISSING, f"{files.label} has no {name}")
-    digests = {name: digest(files, name, sizes[name]) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    manifest = _checked_manifest(files, sizes, digests)
-    config = _json(files, CONFIG_FILE)
+    config = read_json(files, CONFIG_FILE)
     tensors = read_header(files, WEIGHTS_FILE)
     modules, full = _sort_keys(tensors)
-    adapter = Adapter(files, config, tensors, digests[WEIGHTS_FILE], weight, manifest, modules, full)
+    adapter = Adapter(files, config, tensors, _digest(files, sizes[WEIGHTS_FILE]), weight, modules, full)
     for module in modules.values():
         _check_shapes(adapter, module)
     return adapter
 
 
-def digest(files: Files, name: str, size: int) -> str:
-    """Return the SHA-256 of a file, read in chunks."""
+def _digest(files: Files, size: int) -> str:
     sha = hashlib.sha256()
     for start in range(0, size, CHUNK):
-        sha.update(files.read(name, start, min(CHUNK, size - start)))
+        sha.update(files.read(WEIGHTS_FILE, start, min(CHUNK, size - start)))
     return sha.hexdigest()
-
-
-def _json(files: Files, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(read_whole(files, name))
-    except ValueError as error:
-        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON") from error
-    if not isinstance(value, dict):
-        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON object")
-    return value
-
-
-def _checked_manifest(files: Files, sizes: dict[str, int], digests: dict[str, str]) -> dict[str, Any] | None:
-    """Compare the files with manifest.json, where there is one; a foreign adapter has none."""
-    if "manifest.json" not in sizes:
-        return None
-    manifest = _json(files, "manifest.json")
-    for name, expected in manifest_digests(manifest).items():
-        if name not in sizes:
-            raise TrainerError(FailureReason.ADAPTER_MISSING, f"{files.label}: manifest.json lists {name}, missing")
-        if (digests.get(name) or digest(files, name, sizes[name])) != expected:
-            raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{files.label}/{name} does not match manifest.json")
-    return manifest
-
-
-def manifest_digests(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return SHA-256 by file name, from a manifest's `files` map."""
-    files = manifest.get("files", {})
-    return {str(name): str(entry["sha256"]) for name, entry in files.items()} if isinstance(files, dict) else {}
 
 
 def _sort_keys(tensors: Iterable[str]) -> tuple[dict[str, Module], dict[str, str]]:

@@ -164,13 +164,6 @@ def _shape_problems(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _outer_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
-    """The shape of what each module's tensors change, without the rank."""
-    shapes: dict[str, tuple[int, ...]] = {name: adapter.tensors[key].shape for name, key in adapter.full.items()}
-    for name, module in adapter.modules.items():
-        if module.factors:
-            a, b = (adapter.tensors[key].shape for key in module.factors)
-            shapes[name] = (b[0], a[1])
-        for part in ("ia3_l", "trainable_tokens_delta"):
-            if part in module.keys:
-                shapes[f"{name}.{part}"] = adapter.tensors[module.keys[part]].shape
-    return shapes
+    """The shape of what each module's tensors change, and of each whole tensor."""
+    shapes = {name: adapter.tensors[key].shape for name, key in adapter.full.items()}
+    return shapes | {name: adapter.outer_shape(module) for name, module in adapter.modules.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from tunery_api.reasons import FailureReason
 
@@ -92,6 +93,12 @@ class StoreFiles:
         return data
 
 
-def read_whole(files: Files, name: str) -> bytes:
-    """Return a small file (a config, an index) in one piece."""
-    return bytes(files.read(name, 0, files.sizes()[name]))
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """Return a JSON object; raises TrainerError with the folder's `damaged` reason where the file is none."""
+    try:
+        value = json.loads(bytes(files.read(name, 0, files.sizes()[name])))
+    except ValueError as error:
+        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON") from error
+    if not isinstance(value, dict):
+        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON object")
+    return value

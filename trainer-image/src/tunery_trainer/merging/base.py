@@ -1,0 +1,157 @@
+"""An adapter merged into its base model: shard by shard, tensor by tensor, into files laid out beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from tunery_trainer.merging.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from tunery_trainer.merging.apply import Context, merged_blocks
+from tunery_trainer.merging.checkpoint import (
+    CONFIG,
+    COPIED,
+    INDEX,
+    Checkpoint,
+    embedding_name,
+    tensor_name,
+    text_config,
+)
+from tunery_trainer.merging.edits import Edit, Plan, fits, plan_edits
+from tunery_trainer.merging.files import CHUNK, Files
+from tunery_trainer.merging.quantized import Quantization, linear_modules
+from tunery_trainer.merging.safetensors_stream import Layout, Writer
+
+CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Model types whose linear layers lie in × out."""
+NOT_OF_THE_MODEL: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE, "manifest.json", "trainer_state.json"})
+Done = Callable[[str], None]
+"""Called with a file's name once it is complete in the target folder; may move it away and delete it."""
+
+
+def merge_into_base(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    quantization: Quantization | None = None,
+    done: Done = lambda _: None,
+) -> None:
+    """Write the base model with the adapter merged in: the same shards, then the rest, config and index last.
+
+    The delta is added in float32 and rounded once, to `dtype` or else to the type of each base tensor: for plain
+    LoRA that is bit-equal to PEFT's `merge_and_unload`. `quantization`: how the base was quantised in training;
+    the adapter is then merged into the dequantised weights. At most one shard lies in `target` between two calls
+    of `done`, if `done` removes it.
+    Raises TrainerError: InvalidSpec where the adapter does not fit the base, AdapterCorrupt for NaN.
+    """
+    plan = plan_edits(checkpoint, adapter)
+    context = _context(checkpoint, adapter, quantization)
+    for shard, edits in plan.shards.items():
+        write_shard(target / shard, edits, context, dtype)
+        done(shard)
+    for name, files in _companions(checkpoint, adapter).items():
+        _copy(files, name, target / name)
+        done(name)
+    _write_json(target / CONFIG, merged_config(checkpoint, plan, dtype))
+    done(CONFIG)
+    if checkpoint.index is not None:
+        _write_json(target / INDEX, _merged_index(checkpoint.index, plan, dtype))
+        done(INDEX)
+
+
+def write_shard(path: Path, edits: list[Edit], context: Context, dtype: torch.dtype | None) -> None:
+    """Write one shard, holding a block of one tensor at a time."""
+    with Writer(path, [_layout(edit, dtype) for edit in edits]) as writer:
+        for edit, layout in zip(edits, writer.layouts, strict=True):
+            untouched = edit.module is None and edit.name not in context.quantized
+            if untouched and layout.dtype == edit.source.dtype:
+                writer.copy(edit.files, edit.source)
+                continue
+            for block in merged_blocks(edit, context):
+                writer.write(block.to(layout.dtype))
+
+
+def merged_config(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return config.json: no quantisation, the written type, the new vocabulary, tied only where that still holds."""
+    config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
+    text = dict(text_config(config))
+    embedding = embedding_name(checkpoint)
+    rows = [e.source.shape[0] for edits in plan.shards.values() for e in edits if e.name == embedding]
+    base_rows = [info.shape[0] for name, info in checkpoint.tensors.items() if name == embedding]
+    if rows != base_rows:
+        text["vocab_size"] = rows[0]
+    if "text_config" in config:
+        config["text_config"] = text
+    else:
+        config = text
+    if checkpoint.tied and not plan.tied:
+        config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
+    if dtype is not None:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    return config
+
+
+def _context(checkpoint: Checkpoint, adapter: Adapter, quantization: Quantization | None) -> Context:
+    """Find out which tensors were quantised in training, and which lie in × out."""
+    if quantization is None:
+        return Context(adapter, transposed=_transposed(checkpoint, adapter))
+    modules, transposed = linear_modules(checkpoint.config)
+    return Context(adapter, quantization, _weights(checkpoint, modules), _weights(checkpoint, transposed))
+
+
+def _transposed(checkpoint: Checkpoint, adapter: Adapter) -> frozenset[str]:
+    """Decide by the shapes, where they tell; a square weight lies in × out if the architecture's do."""
+    conv1d = text_config(checkpoint.config).get("model_type") in CONV1D_MODELS
+    found = set()
+    for module in adapter.modules.values():
+        name = tensor_name(checkpoint, module.name, "weight")
+        if name is None or module.embedding:
+            continue
+        shape, outer = checkpoint.tensors[name].shape, adapter.outer_shape(module)
+        if fits(shape, outer[::-1]) and (conv1d or not fits(shape, outer)):
+            found.add(name)
+    return frozenset(found)
+
+
+def _weights(checkpoint: Checkpoint, modules: frozenset[str]) -> frozenset[str]:
+    names = (tensor_name(checkpoint, module, "weight") for module in modules)
+    return frozenset(name for name in names if name is not None)
+
+
+def _layout(edit: Edit, dtype: torch.dtype | None) -> Layout:
+    own = edit.base_dtype
+    return Layout(edit.name, dtype if dtype is not None and own.is_floating_point else own, edit.source.shape)
+
+
+def _companions(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, Files]:
+    """The base's tokenizer, template and generation config; where the adapter brings its own, those."""
+    found = dict.fromkeys(checkpoint.companions(), checkpoint.files)
+    own = [name for name in adapter.files.sizes() if "/" not in name and name.endswith(COPIED)]
+    return found | dict.fromkeys((name for name in own if name not in NOT_OF_THE_MODEL), adapter.files)
+
+
+def _copy(files: Files, name: str, target: Path) -> None:
+    size = files.sizes()[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        for start in range(0, size, CHUNK):
+            file.write(files.read(name, start, min(CHUNK, size - start)))
+
+
+def _merged_index(index: dict[str, Any], plan: Plan, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return the index with every tensor that was written, and their size."""
+    weight_map = {edit.name: shard for shard, edits in plan.shards.items() for edit in edits}
+    layouts = [_layout(edit, dtype) for edits in plan.shards.values() for edit in edits]
+    metadata = {**index.get("metadata", {}), "total_size": sum(layout.size for layout in layouts)}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(torch.Size(layout.shape).numel() for layout in layouts)
+    return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
