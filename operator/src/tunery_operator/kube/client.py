@@ -79,7 +79,7 @@ class KubeClient:
     def _headers(self, call: Call) -> dict[str, str]:
         kind = _MERGE_PATCH if call.verb == "patch" else "application/json"
         headers = {"Content-Type": kind, "Accept": "application/json", "User-Agent": "tunery-operator"}
-        auths: dict[str, Any] = self._configuration.auth_settings()
+        auths: Mapping[str, Any] = self._configuration.auth_settings()
         headers |= {auth["key"]: auth["value"] for auth in auths.values()}
         return headers
 
