@@ -8,27 +8,42 @@ from pathlib import Path
 
 import pytest
 from tunery_trainer.storage import LocalStore, Store, open_store
-from tunery_trainer.storage.s3_client import make_client
 
-from trainer.storage.seaweed import Seaweed
+from cluster.s3 import S3Server
+from trainer.storage.access import credentials
+
+
+class CatalogFreeS3Server(S3Server):
+    """One without the table catalogs, whose ports are the same for every server on the machine."""
+
+    def _command(self) -> list[str | Path]:
+        return [*super()._command(), "-s3.port.iceberg=0", "-s3.port.lance=0"]
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
-        yield server
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = CatalogFreeS3Server(tmp_path_factory.mktemp("s3"), buckets=("ready",))
+    server.start()
+    yield server
+    server.remove()
 
 
 @pytest.fixture
-def bucket(s3: Seaweed) -> str:
+def bucket(s3: S3Server) -> Iterator[str]:
     name = f"b-{uuid.uuid4().hex[:12]}"
-    make_client(s3.credentials(), "spec.output.secretRef").create_bucket(Bucket=name)
-    return name
+    client = s3.client()
+    client.create_bucket(Bucket=name)
+    yield name
+    # Each bucket takes volumes of the server's, and there are not many.
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture
-def s3_store(s3: Seaweed, bucket: str) -> Store:
-    store, _ = open_store(f"s3://{bucket}", s3.credentials(), "spec.output.uri")
+def s3_store(s3: S3Server, bucket: str) -> Store:
+    store, _ = open_store(f"s3://{bucket}", credentials(s3), "spec.output.uri")
     return store
 
 

@@ -19,8 +19,9 @@ from tunery_trainer.publish import CLAIM_NAME, Published, Target, probe, publish
 from tunery_trainer.published import download_published, read_manifest, verify
 from tunery_trainer.storage import Store, open_store
 
+from cluster.s3 import S3Server
+from trainer.storage.access import credentials
 from trainer.storage.results import lineage, make_folder, run
-from trainer.storage.seaweed import READER, Seaweed
 
 
 def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_path: Path) -> None:
@@ -134,13 +135,13 @@ publish(Path(sys.argv[2]), Target(store, prefix, run()), lineage(), stop)
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_killed_upload_leaves_no_manifest_and_a_retry_succeeds(
-    s3: Seaweed, bucket: str, s3_store: Store, tmp_path: Path, after: int
+    s3: S3Server, bucket: str, s3_store: Store, tmp_path: Path, after: int
 ) -> None:
     folder = make_folder(tmp_path / "out", extra=("z.json",))
     uri = f"s3://{bucket}/killed"
     command = [sys.executable, "-c", KILLED, uri, str(folder), str(after)]
     tests = Path(__file__).parents[2]
-    ended = subprocess.run(command, input=json.dumps(s3.credentials().values).encode(), cwd=tests, timeout=120)
+    ended = subprocess.run(command, input=json.dumps(credentials(s3).values).encode(), cwd=tests, timeout=120)
     assert ended.returncode == -9
     with pytest.raises(TrainerError) as caught:
         read_manifest(s3_store, "killed")
@@ -219,15 +220,15 @@ def test_probe_leaves_nothing_behind(store: Store) -> None:
     assert store.list("p") == []
 
 
-def test_probe_with_read_only_credentials_names_action_and_place(s3: Seaweed, bucket: str) -> None:
-    store, prefix = open_store(f"s3://{bucket}/out", s3.credentials(READER), "spec.output.uri")
+def test_probe_with_read_only_credentials_names_action_and_place(s3: S3Server, bucket: str) -> None:
+    store, prefix = open_store(f"s3://{bucket}/out", credentials(s3, s3.reader), "spec.output.uri")
     with pytest.raises(TrainerError) as caught:
         probe(Target(store, prefix, run()))
     assert caught.value.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert f"spec.output.uri: s3://{bucket}/out/" in caught.value.message
     assert "s3:PutObject was denied" in caught.value.message
     assert "the Secret s3" in caught.value.message
-    assert READER[1] not in caught.value.message
+    assert s3.reader.secret_key not in caught.value.message
 
 
 def test_foreign_manifest_is_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from tunery_api.reasons import FailureReason
 
@@ -11,6 +10,7 @@ from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Store, check_key
 from tunery_trainer.storage.local import LocalStore
+from tunery_trainer.storage.uris import split_uri
 
 
 def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> tuple[Store, str]:
@@ -19,16 +19,15 @@ def open_store(uri: str, credentials: Credentials, field: str, mount: Path | Non
     `field` is the manifest field that named the URI, for messages. `mount` is where the claim of a `pvc://claim/path`
     is mounted. `file:///folder/name` opens `/folder` with the prefix `name`. INVALID_SPEC for any other URI.
     """
-    parts = urlsplit(uri)
-    key = unquote(parts.path).strip("/") if parts.scheme != "s3" else parts.path.strip("/")
-    if parts.scheme == "s3" and parts.netloc:
-        return _open_bucket(parts.netloc, credentials, field), check_key(key, f"{field}: {uri}") if key else ""
-    if parts.scheme == "file" and key and parts.netloc in ("", "localhost"):
+    scheme, authority, key = split_uri(uri)
+    if scheme == "s3" and authority:
+        return _open_bucket(authority, credentials, field), check_key(key, f"{field}: {uri}") if key else ""
+    if scheme == "file" and key and authority in ("", "localhost"):
         path = Path("/", check_key(key, f"{field}: {uri}"))
         return LocalStore(path.parent, path.parent.as_uri(), field), path.name
-    if parts.scheme == "pvc" and parts.netloc and mount is not None:
-        return LocalStore(mount, f"pvc://{parts.netloc}", field), check_key(key, f"{field}: {uri}") if key else ""
-    raise TrainerError(FailureReason.INVALID_SPEC, f"{field}: {uri!r} is not an s3://bucket/path URI of this storage")
+    if scheme == "pvc" and authority and mount is not None:
+        return LocalStore(mount, f"pvc://{authority}", field), check_key(key, f"{field}: {uri}") if key else ""
+    raise TrainerError(FailureReason.INVALID_SPEC, f"{field}: {uri!r} cannot be used here")
 
 
 def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:

@@ -1,0 +1,255 @@
+"""Bring a model or a data set to the local disk, from wherever the manifest says it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+
+from tunery_trainer.credentials import Credentials
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.selection import data_files, is_model_file, model_files, split_pattern
+from tunery_trainer.storage import Entry, Store, join_key, open_store
+from tunery_trainer.storage.base import check_key
+from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.uris import split_uri
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+_RECORD: Final = ".tunery-fetched.json"
+_WORKERS: Final = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something lies and what opens it."""
+
+    uri: str
+    credentials: Credentials
+    mount: Path | None = None
+    """The folder that a pvc:// or configmap:// URI's path is relative to."""
+    revision: str | None = None
+    """hf:// only."""
+    allow_file: bool = False
+    """Whether file:// is allowed: without a cluster only."""
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model's folder; without weights in preflight."""
+
+    folder: Path
+    revision: str | None
+    """The hub's commit."""
+    digest: str | None
+    """SHA-256 over the `sha256sum` listing of its files; None for a hub's commit, and without weights."""
+    weight_bytes: int
+    """Size of its safetensors files, fetched or not."""
+
+
+@dataclass(frozen=True)
+class FetchedDataset:
+    """A data set's files: what `data.sources.find_sources` takes."""
+
+    root: Path
+    pattern: str
+    """A file, a folder or a glob below the root; empty for all of it."""
+    revision: str | None = None
+    """The hub's commit."""
+
+
+def fetch_model(place: Place, cache: Path, *, weights: bool = True, progress: Progress | None = None) -> FetchedModel:
+    """Return the model's folder; `weights=False` (preflight) fetches config and tokenizer only.
+
+    Claims and local folders are used where they lie. Raises MODEL_NOT_FOUND, MODEL_GATED, MODEL_UNSUPPORTED (no
+    config.json, no safetensors) and the storage reasons.
+    """
+    scheme, authority, path = split_uri(place.uri)
+    if scheme == "hf":
+        return _model_from_hub(place, f"{authority}/{path}", cache, _Meter(progress), weights=weights)
+    if scheme == "s3":
+        return _model_from_bucket(place, cache, _Meter(progress), weights=weights)
+    folder = _local_path(place, "spec.model.uri", path)
+    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
+    files = model_files(names, place.uri, weights=True)
+    digest = _listing_digest(dict.fromkeys(files, ""), folder) if weights else None
+    return FetchedModel(folder, None, digest, _weight_bytes({n: (folder / n).stat().st_size for n in files}))
+
+
+def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -> FetchedDataset:
+    """Return where the data set's files lie on the local disk; all of them, in preflight too.
+
+    Raises DATASET_NOT_FOUND and the storage reasons.
+    """
+    scheme, authority, path = split_uri(place.uri)
+    if scheme == "hf":
+        return _dataset_from_hub(place, f"{authority}/{path}", cache, _Meter(progress))
+    if scheme == "s3":
+        return _dataset_from_bucket(place, cache, _Meter(progress))
+    if scheme == "file":
+        folder, pattern = split_pattern(path)
+        local = _local_path(place, "spec.dataset.uri", folder)
+        return FetchedDataset(local.parent, local.name) if local.is_file() else FetchedDataset(local, pattern)
+    if place.mount is None:
+        raise _unsupported(place, "spec.dataset.uri")
+    return FetchedDataset(place.mount, check_key(path, f"spec.dataset.uri: {place.uri}") if path else "")
+
+
+class _Meter:
+    """Adds up bytes from several threads."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = 0
+        self.total = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self.total)
+
+
+def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
+    from tunery_trainer.hub import Hub  # huggingface_hub is only needed for hf://
+
+    hub = Hub(place.credentials, "model")
+    repo = hub.resolve(name, place.revision)
+    names = model_files(repo.sizes, place.uri, weights=weights)
+    folder = cache / f"model-{_mark(place.uri, repo.commit)}"
+    meter.total = sum(repo.sizes[each] for each in names)
+    hub.download(repo, names, folder, meter.add)
+    return FetchedModel(folder, repo.commit, None, _weight_bytes(repo.sizes))
+
+
+def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
+    from tunery_trainer.hub import Hub
+
+    owner, repo_name, pattern = ([*name.removeprefix("datasets/").split("/", 2), ""])[:3]
+    hub = Hub(place.credentials, "dataset")
+    repo = hub.resolve(f"{owner}/{repo_name}", place.revision)
+    names = data_files(repo.sizes, pattern)
+    if not names:
+        raise _no_data(place, list(repo.sizes))
+    folder = cache / f"dataset-{_mark(place.uri, repo.commit)}"
+    meter.total = sum(repo.sizes[each] for each in names)
+    hub.download(repo, names, folder, meter.add)
+    return FetchedDataset(folder, pattern, repo.commit)
+
+
+def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
+    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
+    entries = _below(store, prefix)
+    names = model_files(entries, place.uri, weights=weights)
+    folder = cache / f"model-{_mark(place.uri)}"
+    digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
+    sizes = {name: entry.size for name, entry in entries.items()}
+    return FetchedModel(folder, None, _listing_digest(digests, folder) if weights else None, _weight_bytes(sizes))
+
+
+def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDataset:
+    base, pattern = split_pattern(place.uri)
+    store, prefix = open_store(base, place.credentials, "spec.dataset.uri")
+    folder = cache / f"dataset-{_mark(place.uri)}"
+    single = store.head(prefix) if prefix and not pattern else None
+    if single is not None:
+        name = prefix.rsplit("/", 1)[-1]
+        _fetch_entries(store, {name: single}, folder, meter)
+        return FetchedDataset(folder, name)
+    entries = _below(store, prefix)
+    names = data_files(entries, pattern)
+    if not names:
+        raise _no_data(place, list(entries))
+    _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
+    return FetchedDataset(folder, pattern)
+
+
+def _fetch_entries(store: Store, entries: dict[str, Entry], folder: Path, meter: _Meter) -> dict[str, str]:
+    """Download what is not there yet (an earlier attempt's files are kept if nothing changed); return the digests."""
+    record = _read_record(folder)
+    meter.total = sum(entry.size for entry in entries.values())
+
+    def fetch(name: str) -> None:
+        entry, path = entries[name], folder / name
+        known = record.get(name)
+        if known is not None and known[:2] == [entry.version, str(entry.size)] and _has_size(path, entry.size):
+            meter.add(entry.size)
+            return
+        record[name] = [entry.version, str(entry.size), store.download(entry.key, path, meter.add)]
+
+    try:
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for future in [pool.submit(fetch, name) for name in entries]:
+                future.result()
+    finally:
+        if folder.is_dir():
+            (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+    return {name: record[name][2] for name in entries}
+
+
+def _below(store: Store, prefix: str) -> dict[str, Entry]:
+    """Return the objects below `prefix` by their names relative to it, each checked to stay there."""
+    start = len(join_key(prefix)) + 1 if join_key(prefix) else 0
+    return {check_key(entry.key[start:], store.uri(prefix)): entry for entry in store.list(prefix)}
+
+
+def _read_record(folder: Path) -> dict[str, list[str]]:
+    try:
+        found: dict[str, list[str]] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _local_path(place: Place, field: str, path: str) -> Path:
+    scheme, _, _ = split_uri(place.uri)
+    if scheme == "file" and place.allow_file:
+        found = Path("/", path)
+    elif scheme == "pvc" and place.mount is not None:
+        found = place.mount / check_key(path, f"{field}: {place.uri}") if path else place.mount
+    else:
+        raise _unsupported(place, field)
+    if not found.exists():
+        missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
+        raise TrainerError(missing, f"{field}: {place.uri} does not exist")
+    return found
+
+
+def _listing_digest(digests: dict[str, str], folder: Path) -> str:
+    """Return SHA-256 over the lines of `sha256sum`; files whose digest is not known yet are read."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        names = sorted(digests)
+        found = list(pool.map(lambda name: digests[name] or hash_file(folder / name), names))
+    lines = "".join(f"{digest}  {name}\n" for digest, name in zip(found, names, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _weight_bytes(sizes: dict[str, int]) -> int:
+    return sum(sizes[name] for name in sizes if name.endswith(".safetensors") and is_model_file(name))
+
+
+def _mark(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _no_data(place: Place, names: Sequence[str]) -> TrainerError:
+    shown = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
+    message = f"spec.dataset.uri: no data file (.jsonl, .json, .csv, .parquet) at {place.uri}; there are: {shown}"
+    return TrainerError(FailureReason.DATASET_NOT_FOUND, message)
+
+
+def _unsupported(place: Place, field: str) -> TrainerError:
+    return TrainerError(FailureReason.INVALID_SPEC, f"{field}: {place.uri} cannot be used here")
