@@ -11,6 +11,7 @@ from cluster import binaries
 from cluster.controlplane import ControlPlane
 from kit.kubectl import Kubectl
 
+from .installing import first_install
 from .rendering import Helm, Rendered
 
 
@@ -32,3 +33,15 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
     yield Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
     plane.remove()
+
+
+@pytest.fixture(scope="module")
+def notes(kubectl: Kubectl) -> str:
+    """Install the chart; return what Helm printed for people."""
+    return first_install(kubectl, "defaultOutput.secretName=bucket-key")
+
+
+@pytest.fixture(scope="module")
+def installed(kubectl: Kubectl, notes: str) -> Kubectl:
+    assert notes
+    return kubectl

@@ -10,33 +10,11 @@ import yaml
 
 from kit.kubectl import Kubectl, wait_for
 
+from .installing import CRDS, TEAM, helm_install
 from .rendering import CHART, NAMESPACE
 
 EXAMPLES = sorted((CHART.parents[1] / "docs" / "examples").glob("*.yaml"))
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
-CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
-TEAM = "team-a"
-
-
-def helm_install(kubectl: Kubectl, *settings: str) -> str:
-    flags = [part for setting in settings for part in ("--set", setting)]
-    return kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
-
-
-@pytest.fixture(scope="module")
-def notes(kubectl: Kubectl) -> str:
-    """Install the chart into a namespace that enforces restricted Pod Security; return what Helm printed."""
-    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
-    for name in (NAMESPACE, TEAM):
-        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
-    printed = helm_install(kubectl, "defaultOutput.secretName=bucket-key")
-    kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
-    return printed
-
-
-@pytest.fixture(scope="module")
-def installed(kubectl: Kubectl, notes: str) -> Kubectl:
-    return kubectl
 
 
 def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:

@@ -1,0 +1,26 @@
+"""The chart installed as a platform team does it, in a namespace that enforces restricted Pod Security."""
+
+from __future__ import annotations
+
+from kit.kubectl import Kubectl
+
+from .rendering import CHART, NAMESPACE
+
+CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
+TEAM = "team-a"
+
+
+def helm_install(kubectl: Kubectl, *settings: str) -> str:
+    """Install or upgrade the chart; return what Helm printed."""
+    flags = [part for setting in settings for part in ("--set", setting)]
+    return kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
+
+
+def first_install(kubectl: Kubectl, *settings: str) -> str:
+    """Make the namespaces of the release and of a team, and install the chart; return what Helm printed."""
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in (NAMESPACE, TEAM):
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
+    printed = helm_install(kubectl, *settings)
+    kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
+    return printed

@@ -1,0 +1,100 @@
+"""The operator as the chart configures it: with the chart's environment, certificate and rights, and no others."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kit.jobs import Job
+from kit.kubectl import Kubectl, wait_for
+
+from .installing import TEAM
+from .rendering import CHART, NAMESPACE, Rendered
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
+    """Write a kubeconfig with the operator's own token."""
+    config = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())
+    token = kubectl.run("create", "token", "tunery", "-n", NAMESPACE).strip()
+    for user in config["users"]:
+        user["user"] = {"token": token}
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Run the operator until the module ends; return its log once it is ready."""
+    folder = tmp_path_factory.mktemp("operator")
+    secret = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+    assert secret is not None
+    for name, value in secret["data"].items():
+        (folder / name).write_bytes(base64.b64decode(value))
+    metrics = free_port()
+    environment = rendered.env() | {
+        "TUNERY_PROGRESS_TLS_DIR": str(folder),
+        "TUNERY_PROGRESS_PORT": str(free_port()),
+        "TUNERY_METRICS_PORT": str(metrics),
+        "KUBECONFIG": str(kubeconfig_of_the_service_account(installed, folder)),
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+    }
+    log = folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tunery_operator"], env=environment, cwd=folder, stderr=output
+        )
+    try:
+        wait_for(f"the operator to be ready\n{log.read_text()}", lambda: answers(process, metrics), timeout=60)
+        yield log
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    if process.poll() is not None:
+        raise AssertionError(f"the operator ended with {process.returncode}")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_a_job_gets_its_preflight(installed: Kubectl, log: Path) -> None:
+    manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
+    job = Job(installed, manifest, TEAM).apply()
+    (preflight,) = wait_for("the preflight Job", lambda: job.jobs("preflight"), timeout=30)
+    (pod,) = wait_for("its pod, which restricted Pod Security admits", lambda: job.pods("preflight"), timeout=30)
+    (owner,) = preflight["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["controller"]) == ("LoRAJob", "lora", True)
+    assert pod["spec"]["containers"][0]["image"] == "tunery-trainer:0.1.0"
+    wait_for("a phase", lambda: job.status.get("phase") in {"Pending", "Preflight"}, timeout=30)
+    installed.delete("lorajob", "lora", TEAM)
+    assert "forbidden" not in log.read_text().lower()
+
+
+def test_its_events_are_taken(installed: Kubectl, log: Path) -> None:
+    manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "qlora.yaml").read_text())
+    job = Job(installed, manifest, TEAM).apply()
+    wait_for("an event", lambda: {event["reason"] for event in job.events()}, timeout=30)
+    installed.delete("lorajob", "qlora", TEAM)
+    assert "forbidden" not in log.read_text().lower()
