@@ -17,8 +17,12 @@ def check_endpoint(endpoint: str, what: str) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise TrainerError(FailureReason.INVALID_SPEC, f"{what} is not an http(s) URL")
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError, UnicodeError):
+        port = parts.port
+    except ValueError as error:
+        raise TrainerError(FailureReason.INVALID_SPEC, f"{what} is not a URL: {error}") from error
+    try:
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
         return  # a name that does not resolve is the connection's error to report
     for *_, address in found:
         if _is_link_local(str(address[0])):

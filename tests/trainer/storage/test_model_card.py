@@ -1,0 +1,58 @@
+"""The model card has front matter that parses, and says how it was made and how to load it."""
+
+from __future__ import annotations
+
+import yaml
+from huggingface_hub import ModelCard
+from tunery_api.manifest import Lineage, MergeInputRecord
+from tunery_api.status import VerificationStatus
+from tunery_trainer.model_card import model_card
+
+from trainer.storage.results import lineage, run
+
+
+def test_card_of_a_trained_adapter() -> None:
+    made = lineage()
+    card = model_card(run(), made, "s3://adapters/bot", pictures={"Loss": "loss.png"})
+    found = ModelCard(card).data.to_dict()
+    assert (found["base_model"], found["library_name"]) == ("owner/model", "peft")
+    assert found["tags"] == ["tunery", "peft", "lora"]
+    assert "| Evaluation loss | 1.25 |" in card
+    assert "![Loss](loss.png)" in card
+    assert f"| Data | `s3://datasets/x.jsonl` at `{'b' * 64}` |" in card
+    assert "| `training.learningRate` | 2e-4 |" in card
+    assert "| Libraries | peft 0.21.2 |" in card
+    assert 'PeftModel.from_pretrained(base, "./support-bot")' in card
+    assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./support-bot" in card
+    assert "## Inputs" not in card
+
+
+def test_card_of_a_merge_names_its_inputs() -> None:
+    merged = Lineage(
+        served_name='odd "name": x',
+        method="TIES",
+        inputs=[MergeInputRecord(uri="s3://a/1", weight="0.7", rank=8, manifest_sha256="c" * 64)],
+        verification=VerificationStatus(max_error="1e-7", method="logits"),
+    )
+    card = model_card(run(), merged, "s3://a/merged")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == 'odd "name": x'
+    assert f"| `s3://a/1` | 0.7 | 8 | `{'c' * 64}` |" in card
+    assert "| Largest error (logits) | 1e-7 |" in card
+
+
+def test_card_does_not_promise_what_vllm_cannot_serve() -> None:
+    card = model_card(run(), Lineage(served_name="m", method="IA3"), "s3://a/b")
+    assert "vllm serve" not in card
+    assert "merge this one into its base" in card
+
+
+def test_card_of_a_rank_that_vllm_has_not_names_the_next() -> None:
+    assert "--max-lora-rank 32" in model_card(run(), Lineage(served_name="m", method="LoRA", rank=24), "s3://a/b")
+
+
+def test_card_of_a_merged_model_loads_without_peft() -> None:
+    merged = Lineage(served_name="m", method="Linear", inputs=[MergeInputRecord(uri="s3://a/1")])
+    card = model_card(run(), merged, "s3://a/b", full_model=True)
+    assert ModelCard(card).data.to_dict()["library_name"] == "transformers"
+    assert "PeftModel" not in card
+    assert 'AutoModelForCausalLM.from_pretrained("./support-bot")' in card

@@ -1,0 +1,163 @@
+"""The README.md of a published adapter: what it is, how it was made, how it did, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.runspec import RunIdentity
+from tunery_api.scrub import scrub
+
+_NO_LORA_IN_VLLM = frozenset({"AdaLoRA", "PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank."""
+_METRIC_NAMES = {
+    "evalLoss": "Evaluation loss",
+    "baseEvalLoss": "Evaluation loss of the base model",
+    "loss": "Training loss",
+}
+_MAX_CARD_BYTES = 64 << 10
+
+
+def model_card(
+    run: RunIdentity,
+    lineage: Lineage,
+    uri: str,
+    *,
+    pictures: Mapping[str, str] | None = None,
+    full_model: bool = False,
+) -> str:
+    """Return the card in Markdown, with the front matter that the hub reads.
+
+    `pictures` maps a title to the name of an image file in the same folder; `full_model` is true for a merge into the
+    base weights.
+    """
+    base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
+    adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
+    kind = "Model with merged adapters" if full_model else adapter
+    parts = [
+        _front_matter(base, lineage, full_model=full_model),
+        f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
+        _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
+        *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
+        _section("Inputs", _table(("Adapter", "Weight", "Rank", "Manifest SHA-256"), _input_rows(lineage))),
+        _section("How it was made", _table(("", ""), _origin_rows(lineage))),
+        _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
+        _section(
+            "How to load it", _load_model(run.name, uri) if full_model else _load_adapter(run.name, base, uri, lineage)
+        ),
+    ]
+    return scrub("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
+
+
+def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
+    method = (lineage.method or "").lower()
+    library = "transformers" if full_model else "peft"
+    tags = ["tunery", library, *([method] if method else []), *(["merge"] if lineage.inputs else [])]
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+    ]
+    lines += [f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)]
+    if lineage.dataset is not None and lineage.dataset.uri.startswith("hf://"):
+        lines += ["datasets:", f"- {json.dumps(lineage.dataset.uri.removeprefix('hf://'))}"]
+    return "\n".join([*lines, "---"])
+
+
+def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        (_METRIC_NAMES.get(name, name), f"{value:.4g}") for name, value in lineage.metrics.items()
+    ]
+    if lineage.verification is not None:
+        check = lineage.verification
+        rows.append((f"Largest error ({check.method})", check.max_error))
+    return rows
+
+
+def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [
+        (f"`{each.uri}`", each.weight or "", str(each.rank or ""), f"`{each.manifest_sha256 or ''}`")
+        for each in lineage.inputs
+    ]
+
+
+def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
+    rows = (
+        ("Base model", _source(lineage.model)),
+        ("Data", _source(lineage.dataset)),
+        ("Method", lineage.method),
+        ("Rank", lineage.rank),
+        ("Continued from", f"`{lineage.continued_from.uri}`" if lineage.continued_from else None),
+        ("Seed", lineage.seed),
+        ("Device", lineage.device),
+        ("Image", f"`{lineage.image}`" if lineage.image else None),
+        ("Libraries", versions),
+    )
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _source(source: SourceRecord | None) -> str | None:
+    if source is None:
+        return None
+    marks = [f"`{mark}`" for mark in (source.revision, source.digest) if mark]
+    return " at ".join([f"`{source.uri}`", *marks])
+
+
+def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    settings = sorted(lineage.hyperparameters.items())
+    return [(f"`{name}`", value if isinstance(value, str) else json.dumps(value)) for name, value in settings]
+
+
+def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
+    peft = f"""Copy the folder from `{uri}`, then:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+model = PeftModel.from_pretrained(base, {json.dumps(f"./{name}")})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
+```"""
+    if lineage.method in _NO_LORA_IN_VLLM:
+        return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
+    allowed = next((rank for rank in _VLLM_RANKS if rank >= (lineage.rank or 0)), None)
+    if allowed is None:
+        return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."
+    rank = f" --max-lora-rank {allowed}" if lineage.rank else ""
+    return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}=./{name}\n```"
+
+
+def _load_model(name: str, uri: str) -> str:
+    return f"""Copy the folder from `{uri}`, then:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({json.dumps(f"./{name}")})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(f"./{name}")})
+```
+
+```sh
+vllm serve ./{name}
+```"""
+
+
+def _section(title: str, content: str) -> str:
+    return f"## {title}\n\n{content}" if content else ""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, tuple("---" for _ in head), *(tuple(_cell(cell) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
