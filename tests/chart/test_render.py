@@ -33,7 +33,7 @@ def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPa
     )
     for name, value in rendered.env().items():
         monkeypatch.setenv(name, value)
-    settings = Settings()  # type: ignore[call-arg]
+    settings = Settings()
     assert settings.trainer_image == "registry.example.com/trainer:v2"
     assert settings.trainer_pull_secrets == ["registry", "mirror"]
     assert settings.gpu_memory_bytes("nvidia.com/gpu") == 80 * 2**30

@@ -60,7 +60,8 @@ def manifests(page: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("page", [page for page in DOCS if manifests(page)], ids=lambda page: page.name)
 def test_every_manifest_in_the_text_is_valid(page: Path) -> None:
     for document in manifests(page):
-        assert PARSERS[document["kind"]](document).output.uri
+        spec: Any = PARSERS[document["kind"]](document)
+        assert spec.output.uri
 
 
 def test_the_readme_says_in_its_first_screen_what_it_is_and_the_two_commands() -> None:
