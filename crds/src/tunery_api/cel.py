@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.fields import ApiModel
+from tunery_api.inputs import DatasetEvaluation, ModelSpec
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import AdaLoraSpec, LoraSpec
+from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
 
 
 class CelRule(NamedTuple):
@@ -14,5 +19,114 @@ class CelRule(NamedTuple):
     message: str
 
 
-CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {}
+_METHOD: Final = "(has(self.method) ? self.method : 'Auto')"
+_INIT: Final = "(has(self.lora) && has(self.lora.init) ? self.lora.init : 'Default')"
+_MERGE_METHOD: Final = "(has(self.method) ? self.method : 'Linear')"
+_INTO: Final = "(has(self.into) ? self.into : 'Adapter')"
+_WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
+_EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
+
+
+def _goes_with(block: str, method: str) -> CelRule:
+    return CelRule(f"!has(self.{block}) || {_METHOD} == '{method}'", f"{block} goes with method: {method}")
+
+
+CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
+    ModelSpec: [
+        CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only"),
+    ],
+    DatasetEvaluation: [
+        CelRule(
+            "[has(self.uri), has(self.split), has(self.fraction)].filter(set, set).size() <= 1",
+            "takes one of uri, split and fraction",
+        ),
+        CelRule(
+            "!has(self.fraction) || (double(self.fraction) > 0.0 && double(self.fraction) < 1.0)",
+            "fraction must be above 0 and below 1",
+        ),
+    ],
+    LoraSpec: [
+        CelRule("!has(self.dropout) || double(self.dropout) < 1.0", "dropout must be below 1"),
+        CelRule(
+            f"!has(self.targetModules) || self.targetModules.size() == 1 || "
+            f"self.targetModules.all(name, !(name in {_WORDS}))",
+            "targetModules takes module names, or one word alone",
+        ),
+    ],
+    AdaLoraSpec: [
+        CelRule(
+            "!has(self.initialRank) || self.initialRank > (has(self.targetRank) ? self.targetRank : 8)",
+            "initialRank must be above targetRank",
+        ),
+        CelRule(
+            "has(self.initialRank) || !has(self.targetRank) || self.targetRank > 1",
+            "targetRank must be above 1, or initialRank above targetRank",
+        ),
+    ],
+    TrainingSpec: [
+        CelRule("!(has(self.epochs) && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
+        CelRule("!has(self.epochs) || double(self.epochs) > 0.0", "epochs must be above 0"),
+        CelRule("!has(self.learningRate) || double(self.learningRate) > 0.0", "learningRate must be above 0"),
+        CelRule(
+            "!(has(self.packing) && self.packing && has(self.groupByLength) && self.groupByLength)",
+            "groupByLength is needless with packing; leave it out, or set packing: false",
+        ),
+    ],
+    EvaluationSpec: [
+        CelRule(
+            "!has(self.earlyStoppingPatience) || has(self.everySteps)",
+            "earlyStoppingPatience counts evaluations; set everySteps too",
+        ),
+    ],
+    CheckpointSpec: [
+        CelRule(
+            "!(has(self.everySteps) && has(self.everyMinutes))", "everyMinutes cannot be set together with everySteps"
+        ),
+    ],
+    ContinueFrom: [_EXACTLY_ONE],
+    LoRAJobSpec: [
+        _goes_with("adalora", "AdaLoRA"),
+        _goes_with("promptTuning", "PromptTuning"),
+        _goes_with("prefixTuning", "PrefixTuning"),
+        CelRule(
+            f"!has(self.quantization) || !({_METHOD} in ['LoRA', 'DoRA'])",
+            "quantization goes with QLoRA and QDoRA in place of LoRA and DoRA",
+        ),
+        CelRule(
+            f"{_METHOD} != 'QDoRA' || !has(self.quantization) || !has(self.quantization.type) || "
+            "self.quantization.type != 'Int8'",
+            "QDoRA works on 4 bits; use NF4 or FP4, or method: QLoRA",
+        ),
+        CelRule(
+            f"!({_INIT} in ['PiSSA', 'OLoRA']) || {_METHOD} in ['LoRA', 'DoRA']",
+            "init PiSSA and OLoRA need the unquantised base: method LoRA or DoRA",
+        ),
+        CelRule(f"{_INIT} != 'LoftQ' || {_METHOD} == 'QLoRA'", "init LoftQ needs method: QLoRA"),
+        CelRule(
+            f"!has(self.continueFrom) || {_INIT} == 'Default'",
+            "continueFrom starts from the named adapter's weights; leave lora.init out",
+        ),
+        CelRule(f"!has(self.continueFrom) || {_METHOD} != 'AdaLoRA'", "AdaLoRA cannot continueFrom an adapter"),
+        CelRule(
+            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning']) || !has(self.training) || !has(self.training.packing) "
+            "|| !self.training.packing",
+            "training.packing must be false or left out with prompt and prefix tuning",
+        ),
+        CelRule(
+            f"{_METHOD} != 'PrefixTuning' || !has(self.training) || !has(self.training.gradientCheckpointing) || "
+            "!self.training.gradientCheckpointing",
+            "training.gradientCheckpointing must be false or left out with PrefixTuning",
+        ),
+    ],
+    MergeInput: [_EXACTLY_ONE],
+    AdapterMergeSpec: [
+        CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
+        CelRule("!has(self.density) || double(self.density) > 0.0", "density must be above 0"),
+        CelRule(
+            f"!has(self.majoritySign) || {_MERGE_METHOD} in ['TIES', 'DARETIES']",
+            "majoritySign is for TIES and DARETIES only",
+        ),
+        CelRule(f"!has(self.model) || {_INTO} == 'Model'", "model is for into: Model only"),
+    ],
+}
 """By class; rules.py says the same in Python, since an object may predate a rule."""

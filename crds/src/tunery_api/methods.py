@@ -71,7 +71,10 @@ TARGET_WORDS: Final = frozenset({"all-linear", "attention", "mlp", "query-value"
 
 
 class LoraSpec(ApiModel):
-    """The settings of LoRA, QLoRA, DoRA and QDoRA; alpha, dropout and targetModules serve AdaLoRA and IA3 too."""
+    """The settings of LoRA, QLoRA, DoRA and QDoRA.
+
+    AdaLoRA reads alpha, dropout, targetModules and modulesToSave; IA3 the last two; prompt and prefix tuning none.
+    """
 
     rank: int | None = Field(
         None,
@@ -80,7 +83,7 @@ class LoraSpec(ApiModel):
         description="Rank of the decomposition. 8: light adaptation; 16: instructions; 32: a new domain; 64: a "
         "complex shift. Default: the preset's, else 16.",
     )
-    alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: the preset's, else 2 x rank.")
+    alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
     dropout: FractionString | None = Field(
         None, description="Dropout on the adapter's input, below 1. Default: the preset's, else \"0.05\"."
     )
@@ -89,7 +92,8 @@ class LoraSpec(ApiModel):
         min_length=1,
         max_length=64,
         description="Module names, or one of all-linear, attention, mlp, query-value. A name that matches nothing is "
-        "refused with the names that exist. Default: the preset's, else all-linear.",
+        "refused with the names that exist. Default: the preset's, else all-linear; IA3: keys, values and the second "
+        "feed-forward layer.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
     init: LoraInit = Field(
@@ -106,6 +110,10 @@ class LoraSpec(ApiModel):
     alpha_pattern: dict[ModulePattern, Annotated[int, Field(ge=1, le=4096)]] | None = Field(
         None, max_length=64, description="Alphas of single modules, by name or regular expression."
     )
+
+
+DEFAULT_TARGET_RANK: Final = 8
+INITIAL_RANK_FACTOR: Final = 1.5
 
 
 class AdaLoraSpec(ApiModel):
@@ -144,10 +152,11 @@ class PrefixTuningSpec(ApiModel):
 
 
 class QuantizationSpec(ApiModel):
-    """How the frozen base is quantised; implied by QLoRA and QDoRA, allowed with AdaLoRA and IA3."""
+    """How the frozen base is quantised; implied by QLoRA and QDoRA, not for LoRA and DoRA, allowed with the others."""
 
     type: QuantizationType = Field(QuantizationType.NF4, description="NF4, FP4 (4 bits) or Int8.")
     double_quant: bool = Field(True, description="4 bits only: quantise the quantisation constants too.")
     compute_type: ComputeType = Field(
-        ComputeType.BFLOAT16, description="4 bits only: the type that matrix products are computed in."
+        ComputeType.BFLOAT16,
+        description="4 bits only: the type that matrix products are computed in. Default: training.precision.",
     )

@@ -2,12 +2,292 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
+from tunery_api.fields import ApiModel
+from tunery_api.inputs import ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import (
+    DEFAULT_TARGET_RANK,
+    INITIAL_RANK_FACTOR,
+    LORA_FAMILY,
+    PROMPT_LEARNING,
+    QUANTIZED,
+    TARGET_WORDS,
+    LoraInit,
+    Method,
+    QuantizationType,
+)
+from tunery_api.training import Precision
 
-LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Iterator[FieldError]], ...]] = ()
-ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Iterator[FieldError]], ...]] = ()
+Errors = Iterator[FieldError]
+
+_IA3_FIELDS: Final = frozenset({"target_modules", "modules_to_save"})
+_ADALORA_FIELDS: Final = _IA3_FIELDS | {"alpha", "dropout"}
+_NEEDS_NAMED_METHOD: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA, LoraInit.LOFTQ})
+
+
+def length(spec: LoRAJobSpec) -> Errors:
+    """Epochs or steps, and more than none."""
+    training = spec.training
+    if training.epochs is not None and training.max_steps is not None:
+        yield FieldError("spec.training.maxSteps", "cannot be set together with epochs; keep one of the two")
+    if training.epochs is not None and float(training.epochs) == 0:
+        yield FieldError("spec.training.epochs", "must be above 0")
+
+
+def learning_rate(spec: LoRAJobSpec) -> Errors:
+    """A rate that trains, scaled only where there is a rank."""
+    training = spec.training
+    if training.learning_rate is not None and float(training.learning_rate) == 0:
+        yield FieldError("spec.training.learningRate", "must be above 0")
+    if training.scale_learning_rate_with_rank and (spec.method in PROMPT_LEARNING or spec.method is Method.IA3):
+        yield FieldError(
+            "spec.training.scaleLearningRateWithRank", f"{spec.method} has no rank; set learningRate itself"
+        )
+
+
+def packing(spec: LoRAJobSpec) -> Errors:
+    """Packed rows need attention kept inside each example, and no sorting by length."""
+    if not spec.training.packing:
+        return
+    if spec.method in PROMPT_LEARNING:
+        yield FieldError(
+            "spec.training.packing",
+            f"{spec.method} puts its tokens before the row, so only the first example of a packed one would see them; "
+            "leave packing out or set it to false",
+        )
+    if spec.training.group_by_length:
+        yield FieldError(
+            "spec.training.groupByLength", "packed rows all have the same length; leave it out, or set packing: false"
+        )
+
+
+def gradient_checkpointing(spec: LoRAJobSpec) -> Errors:
+    """Prefix tuning feeds a cache, which recomputing would fill twice."""
+    if spec.training.gradient_checkpointing and spec.method is Method.PREFIX_TUNING:
+        yield FieldError(
+            "spec.training.gradientCheckpointing",
+            "PrefixTuning cannot recompute activations; leave it out, or use PromptTuning",
+        )
+
+
+def precision(spec: LoRAJobSpec) -> Errors:
+    """Mixed precision in Float16 exists on GPUs only."""
+    if spec.training.precision is Precision.FLOAT16 and spec.resources.gpus == 0:
+        yield FieldError("spec.training.precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16")
+
+
+def quantization(spec: LoRAJobSpec) -> Errors:
+    """A quantised base has method names of its own, and one pair that the libraries cannot train."""
+    if spec.quantization is None:
+        return
+    quantized = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}.get(spec.method)
+    if quantized:
+        yield FieldError(
+            "spec.quantization",
+            f"{spec.method} trains on the unquantised base; use method: {quantized}, or leave it out",
+        )
+    if spec.method is Method.QDORA and spec.quantization.type is QuantizationType.INT8:
+        yield FieldError("spec.quantization.type", "QDoRA works on 4 bits; use NF4 or FP4, or method: QLoRA")
+
+
+def initialization(spec: LoRAJobSpec) -> Errors:
+    """Some first weights need the full-precision base, one needs a quantised one."""
+    init, method = spec.lora.init, spec.method
+    if method is Method.AUTO and init in _NEEDS_NAMED_METHOD:
+        yield _init_error(f"{init} does not suit every method that Auto may choose; name the method")
+    elif method in QUANTIZED and init in (LoraInit.PISSA, LoraInit.OLORA):
+        plain = {Method.QLORA: Method.LORA, Method.QDORA: Method.DORA}[method]
+        yield _init_error(
+            f"{init} changes the base weights, which {method} has quantised; use method: {plain} or LoftQ"
+        )
+    elif method in LORA_FAMILY - {Method.QLORA} and init is LoraInit.LOFTQ:
+        yield _init_error(f"LoftQ makes up for a 4-bit base, in method: QLoRA only; use another init with {method}")
+    elif init is LoraInit.LOFTQ and spec.quantization and spec.quantization.type is QuantizationType.INT8:
+        yield _init_error("LoftQ makes up for 4 bits; use quantization.type NF4 or FP4, or another init")
+    if spec.continue_from is not None and init is not LoraInit.DEFAULT:
+        yield _init_error("continueFrom starts from the named adapter's weights; leave init out")
+
+
+def _init_error(message: str) -> FieldError:
+    return FieldError("spec.lora.init", message)
+
+
+def unused_lora_settings(spec: LoRAJobSpec) -> Errors:
+    """A setting that the method would not look at is a misunderstanding."""
+    read: dict[Method, frozenset[str]] = {
+        Method.ADALORA: _ADALORA_FIELDS,
+        Method.IA3: _IA3_FIELDS,
+        Method.PROMPT_TUNING: frozenset(),
+        Method.PREFIX_TUNING: frozenset(),
+    }
+    allowed = read.get(spec.method)
+    if allowed is None:
+        return
+    for name in sorted(spec.lora.model_fields_set - allowed):
+        instead = "; use adalora.targetRank" if (spec.method, name) == (Method.ADALORA, "rank") else "; leave it out"
+        yield FieldError(f"spec.lora.{_alias(spec.lora, name)}", f"{spec.method} has no such setting{instead}")
+
+
+def method_blocks(spec: LoRAJobSpec) -> Errors:
+    """Each method's own block goes with that method, named."""
+    for name, method in (
+        ("adalora", Method.ADALORA),
+        ("prompt_tuning", Method.PROMPT_TUNING),
+        ("prefix_tuning", Method.PREFIX_TUNING),
+    ):
+        if getattr(spec, name) is not None and spec.method is not method:
+            yield FieldError(
+                f"spec.{_alias(spec, name)}",
+                f"goes with method: {method}, not {spec.method}; set that, or leave it out",
+            )
+
+
+def adalora_ranks(spec: LoRAJobSpec) -> Errors:
+    """AdaLoRA prunes from one rank down to another."""
+    block = spec.adalora
+    if block is None:
+        return
+    target = block.target_rank or DEFAULT_TARGET_RANK
+    initial = block.initial_rank or math.ceil(INITIAL_RANK_FACTOR * target)
+    if initial <= target:
+        yield FieldError(
+            "spec.adalora.initialRank", f"must be above targetRank, {target}, is {initial}: it is pruned down to that"
+        )
+
+
+def dropout(spec: LoRAJobSpec) -> Errors:
+    """Something must be left."""
+    if spec.lora.dropout is not None and float(spec.lora.dropout) == 1:
+        yield FieldError("spec.lora.dropout", "must be below 1, which would drop everything")
+
+
+def target_modules(spec: LoRAJobSpec) -> Errors:
+    """One word, or names."""
+    names = spec.lora.target_modules or []
+    words = sorted(TARGET_WORDS.intersection(names))
+    if words and len(names) > 1:
+        yield FieldError(
+            "spec.lora.targetModules", f"{words[0]} must stand alone; give that one word, or module names only"
+        )
+
+
+def evaluation_rows(spec: LoRAJobSpec) -> Errors:
+    """The held-out rows come from one place."""
+    block = spec.dataset.evaluation
+    if block is None:
+        return
+    if sum(value is not None for value in (block.uri, block.split, block.fraction)) > 1:
+        yield FieldError("spec.dataset.evaluation", "takes one of uri, split and fraction; keep one")
+    if block.fraction is not None and not 0 < float(block.fraction) < 1:
+        yield FieldError(
+            "spec.dataset.evaluation.fraction", 'must be above 0 and below 1; leave it out for the default, "0.05"'
+        )
+
+
+def early_stopping(spec: LoRAJobSpec) -> Errors:
+    """Patience counts evaluations."""
+    if spec.evaluation.early_stopping_patience is not None and spec.evaluation.every_steps is None:
+        yield FieldError(
+            "spec.evaluation.earlyStoppingPatience", "counts evaluations while training; set evaluation.everySteps too"
+        )
+
+
+def checkpoints(spec: LoRAJobSpec) -> Errors:
+    """One rhythm."""
+    if spec.checkpoint.every_steps is not None and spec.checkpoint.every_minutes is not None:
+        yield FieldError("spec.checkpoint.everyMinutes", "cannot be set together with everySteps; keep one of the two")
+
+
+def continue_from(spec: LoRAJobSpec) -> Errors:
+    """One adapter, of a kind that can be trained on."""
+    source = spec.continue_from
+    if source is None:
+        return
+    if (source.lora_job_ref is None) == (source.uri is None):
+        yield FieldError("spec.continueFrom", "takes exactly one of loraJobRef and uri")
+    if spec.method is Method.ADALORA:
+        yield FieldError("spec.continueFrom", "AdaLoRA's ranks are final once pruned; train a new adapter instead")
+    if spec.method is Method.PREFIX_TUNING and spec.prefix_tuning and spec.prefix_tuning.projection:
+        yield FieldError(
+            "spec.prefixTuning.projection", "a published prefix has no projection left; leave it out to continue one"
+        )
+
+
+def lorajob_revision(spec: LoRAJobSpec) -> Errors:
+    """Only the hub has revisions."""
+    yield from _revision(spec.model)
+
+
+def _revision(model: ModelSpec) -> Errors:
+    if model.revision is not None and not model.uri.startswith("hf://"):
+        yield FieldError("spec.model.revision", "is for hf:// models only; leave it out")
+
+
+def merge_inputs(spec: AdapterMergeSpec) -> Errors:
+    """Each input is one adapter."""
+    for index, adapter in enumerate(spec.adapters):
+        if (adapter.lora_job_ref is None) == (adapter.uri is None):
+            yield FieldError(f"spec.adapters[{index}]", "takes exactly one of loraJobRef and uri")
+
+
+def merge_density(spec: AdapterMergeSpec) -> Errors:
+    """Something is kept, by a method that drops."""
+    if spec.density is None:
+        return
+    if spec.method is MergeMethod.LINEAR:
+        yield FieldError("spec.density", "Linear keeps every entry; leave it out, or use MagnitudePrune or DARELinear")
+    if float(spec.density) == 0:
+        yield FieldError("spec.density", "must be above 0, which would keep nothing")
+
+
+def merge_sign(spec: AdapterMergeSpec) -> Errors:
+    """Only TIES elects signs."""
+    elects = spec.method in (MergeMethod.TIES, MergeMethod.DARE_TIES)
+    if "majority_sign" in spec.model_fields_set and not elects:
+        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use TIES or DARETIES")
+
+
+def merge_model(spec: AdapterMergeSpec) -> Errors:
+    """Adapters are combined without their base."""
+    if spec.model is None:
+        return
+    if spec.into is not MergeTarget.MODEL:
+        yield FieldError("spec.model", "adapters are combined without the base model; leave it out, or set into: Model")
+    yield from _revision(spec.model)
+
+
+def _alias(block: ApiModel, name: str) -> Any:
+    return type(block).model_fields[name].alias or name
+
+
+LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
+    lorajob_revision,
+    evaluation_rows,
+    quantization,
+    initialization,
+    unused_lora_settings,
+    method_blocks,
+    adalora_ranks,
+    dropout,
+    target_modules,
+    length,
+    learning_rate,
+    packing,
+    gradient_checkpointing,
+    precision,
+    early_stopping,
+    checkpoints,
+    continue_from,
+)
+ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
+    merge_inputs,
+    merge_density,
+    merge_sign,
+    merge_model,
+)

@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
+    DEFAULT_TARGET_RANK,
+    INITIAL_RANK_FACTOR,
     PROMPT_LEARNING,
     QUANTIZED,
     ComputeType,
@@ -39,8 +41,6 @@ from tunery_trainer.resolved import (
 )
 
 DEFAULT_RANK: Final = 16
-DEFAULT_TARGET_RANK: Final = 8
-INITIAL_RANK_FACTOR: Final = 1.5
 DEFAULT_DROPOUT: Final = 0.05
 DEFAULT_WARMUP: Final = 0.1
 DEFAULT_LEARNING_RATE: Final = 2e-4
