@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 FILE_NAME: Final = "training_curves.png"
+TITLE: Final = "Training curves"
 
 _LOSS, _EVAL, _BASE, _RATE, _GRID, _TEXT = "#4477aa", "#ee6677", "#888888", "#228833", "#dddddd", "#333333"
 """Paul Tol's bright scheme: told apart in print and by people who are colour-blind."""

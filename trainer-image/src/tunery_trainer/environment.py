@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,7 @@ _ALWAYS: Final = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DO_NOT_TRACK": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
     "BITSANDBYTES_NOWELCOME": "1",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
@@ -50,6 +53,10 @@ def prepare_environment(work_dir: Path, gpus: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(path)
     os.environ.update(_ALWAYS)
+    # The libraries' advice to their programmers would bury what the user has to read.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     threads = str(cpu_limit())
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)

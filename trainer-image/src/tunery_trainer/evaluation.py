@@ -1,9 +1,9 @@
-"""The loss on the held-out rows: the mean over all tokens that count, without packing, without dropout."""
+"""The loss on the held-out rows: the mean over all tokens that count, without dropout."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import torch
@@ -18,7 +18,7 @@ _CHUNK: Final = 512
 
 
 class Rows(Protocol):
-    """Held-out rows, each with `input_ids` and `labels`."""
+    """Held-out rows, each with `input_ids` and `labels`, and `seq_lengths` if packed."""
 
     def __len__(self) -> int: ...
 
@@ -69,15 +69,11 @@ def _batches(rows: Rows, vocabulary: int, collate: Collator) -> Iterator[dict[st
     for index in order:
         length = len(rows[index]["input_ids"])
         if chosen and (len(chosen) + 1) * length * vocabulary > _LOGIT_BUDGET:
-            yield collate(_unpacked(rows, chosen))
+            yield collate([rows[index] for index in chosen])
             chosen = []
         chosen.append(index)
     if chosen:
-        yield collate(_unpacked(rows, chosen))
-
-
-def _unpacked(rows: Rows, chosen: Sequence[int]) -> list[dict[str, Any]]:
-    return [{"input_ids": rows[index]["input_ids"], "labels": rows[index]["labels"]} for index in chosen]
+        yield collate([rows[index] for index in chosen])
 
 
 def _vocabulary(model: Any) -> int:

@@ -1,0 +1,261 @@
+"""The middle of the story: the base model, its adapter, the loop with its checkpoints, and the evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from peft import PeftModel
+
+from tunery_api.reasons import FailureReason
+from tunery_api.status import Phase
+from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
+from tunery_trainer.callbacks import (
+    CheckpointCallback,
+    DivergenceCallback,
+    PatienceCallback,
+    ProgressCallback,
+    StopCallback,
+)
+from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore
+from tunery_trainer.collator import Collator
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.evaluation import held_out_loss
+from tunery_trainer.inputs import checkpoint_store, work_folder
+from tunery_trainer.methods.base import Batch, Start
+from tunery_trainer.model import load_base
+from tunery_trainer.report import ProgressReporter
+from tunery_trainer.signals import StopRequested, StopSignal
+from tunery_trainer.summary import hyperparameters
+from tunery_trainer.tracking import TrackingCallback, trackers
+from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings, load_trained
+
+if TYPE_CHECKING:
+    from tunery_trainer.train import Session
+
+MEMORY_FILE: Final = "tunery.json"
+"""What a checkpoint remembers beside transformers' own files."""
+_CLOSE_SECONDS: Final = 600.0
+_STOP_SECONDS: Final = 80.0
+"""How long the last checkpoint may take to upload: at the end, and after a SIGTERM."""
+_EVA_BATCHES: Final = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and what was measured on the way."""
+
+    model: PeftModel
+    base_eval_loss: float
+    eval_loss: float
+    loss: float
+    """Training loss at the last logged step."""
+    history: list[dict[str, Any]]
+    rank: int | None
+    target_modules: list[str]
+    trainable_parameters: int
+    device: str
+    checkpoint: tuple[str, int] | None
+    """URI and step of the newest complete one."""
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a resume must not measure again."""
+
+    base_eval_loss: float
+    finished: bool
+    history: list[dict[str, Any]]
+
+
+def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitted:
+    """Load, adapt, train and evaluate; resumes from the newest complete checkpoint.
+
+    Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
+    """
+    folder = work_folder(session.run, "checkpoints")
+    restored = _restore(session, folder)
+    memory = _remembered(restored)
+    base = load_base(session.model.folder, session.resolved, _device(session))
+    base_loss = memory.base_eval_loss if memory else _measure(session, base, reporter)
+    reporter.metrics({"base_eval_loss": base_loss})
+    model = attach(base, session.resolved, _start(session))
+    with _uploads(session, reporter) as uploader:
+        trainer = _trainer(session, model, folder)
+        _add_callbacks(trainer, session, (stop, reporter), _writer(uploader, base_loss))
+        if memory and memory.finished and restored:
+            load_trained(model, restored.folder, training_hooks(model, session.resolved))
+            history = memory.history
+        else:
+            history = _loop(trainer, session, (stop, reporter, uploader), restored)
+    return _evaluated(session, model, (base_loss, history, uploader), reporter)
+
+
+def _device(session: Session) -> str:
+    return "cuda:0" if session.on_gpu else "cpu"
+
+
+def _restore(session: Session, folder: Path) -> Restored | None:
+    place = checkpoint_store(session.run)
+    restored = restore(*place, folder) if place else None
+    if restored:
+        print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
+    return restored
+
+
+def _remembered(restored: Restored | None) -> _Memory | None:
+    if restored is None:
+        return None
+    raw = json.loads((restored.folder / MEMORY_FILE).read_text("utf-8"))
+    history = json.loads((restored.folder / "trainer_state.json").read_text("utf-8"))["log_history"]
+    return _Memory(float(raw["baseEvalLoss"]), bool(raw["finished"]), history)
+
+
+def _measure(session: Session, model: torch.nn.Module, reporter: ProgressReporter) -> float:
+    """Return the loss on the held-out rows; raises TrainerError(LossDiverged) when it is not a number."""
+    reporter.phase(Phase.EVALUATING)
+    loss = held_out_loss(model, session.data.evaluation, int(session.tokenizer.pad_token_id))
+    if not math.isfinite(loss):
+        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {loss}")
+    return loss
+
+
+def _start(session: Session) -> Start:
+    collate = Collator(int(session.tokenizer.pad_token_id))
+    rows = session.data.train.remove_columns([c for c in session.data.train.column_names if c == "seq_lengths"])
+    size = session.resolved.training.batch_size
+    count = min(len(rows), _EVA_BATCHES * size)
+    batches: list[Batch] = [collate([rows[i] for i in range(at, min(at + size, count))]) for at in range(0, count, size)]
+    return Start(session.tokenizer, session.steps, batches)
+
+
+def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer:
+    evaluation = session.spec.evaluation
+    loop = LoopSettings(
+        training=session.resolved.training,
+        total_steps=session.steps,
+        evaluate_every_steps=evaluation.every_steps,
+        keep_checkpoints=session.spec.checkpoint.keep + 1,
+        on_gpu=session.on_gpu,
+    )
+    pad = int(session.tokenizer.pad_token_id)
+    parts = LoopParts(
+        rows=session.data.train,
+        tokenizer=session.tokenizer,
+        folder=folder,
+        held_out_loss=lambda: held_out_loss(model, session.data.evaluation, pad),
+        hooks=training_hooks(model, session.resolved),
+    )
+    return AdapterTrainer(model, loop, parts)
+
+
+def _add_callbacks(
+    trainer: AdapterTrainer,
+    session: Session,
+    listeners: tuple[StopSignal, ProgressReporter],
+    written: Callable[[Path, Any, bool], None],
+) -> None:
+    stop, reporter = listeners
+    trainer.add_callback(ProgressCallback(reporter, lambda: trainer.tokens_seen))
+    trainer.add_callback(DivergenceCallback())
+    patience = session.spec.evaluation.early_stopping_patience
+    if patience is not None:
+        trainer.add_callback(PatienceCallback(patience))
+    trainer.add_callback(CheckpointCallback(session.spec.checkpoint, written))
+    trainer.add_callback(StopCallback(stop))
+
+
+def _writer(uploader: CheckpointUploader | None, base_loss: float) -> Callable[[Path, Any, bool], None]:
+    """Return what is done with a checkpoint that was just written."""
+
+    def written(folder: Path, state: Any, finished: bool) -> None:
+        memory = {"baseEvalLoss": base_loss, "finished": finished}
+        (folder / MEMORY_FILE).write_text(json.dumps(memory), "utf-8")
+        if uploader is not None:
+            uploader.submit(folder, state.global_step)
+
+    return written
+
+
+@contextmanager
+def _uploads(session: Session, reporter: ProgressReporter) -> Iterator[CheckpointUploader | None]:
+    place = checkpoint_store(session.run)
+    if place is None:
+        yield None
+        return
+    scratch = Path(session.run.work_dir) / "uploads"
+    uploader = CheckpointUploader(*place, scratch, session.spec.checkpoint.keep, reporter.checkpoint)
+    try:
+        yield uploader
+    finally:
+        uploader.close(_CLOSE_SECONDS)
+
+
+def _loop(
+    trainer: AdapterTrainer,
+    session: Session,
+    parts: tuple[StopSignal, ProgressReporter, CheckpointUploader | None],
+    restored: Restored | None,
+) -> list[dict[str, Any]]:
+    """Train to the end; after a SIGTERM store the checkpoint and raise StopRequested."""
+    stop, reporter, uploader = parts
+    reporter.phase(Phase.TRAINING)
+    parameters = {"method": session.resolved.method.value, **hyperparameters(session.resolved)}
+    with stop.graceful(), trackers(session.run, parameters, work_folder(session.run, "result")) as opened:
+        trainer.add_callback(TrackingCallback(opened))
+        trainer.train(resume_from_checkpoint=str(restored.folder) if restored else None)
+        if stop.requested:
+            stored = uploader.close(_STOP_SECONDS) if uploader else False
+            print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
+            raise StopRequested
+    return list(trainer.state.log_history)
+
+
+def _evaluated(
+    session: Session,
+    model: PeftModel,
+    measured: tuple[float, list[dict[str, Any]], CheckpointUploader | None],
+    reporter: ProgressReporter,
+) -> Fitted:
+    base_loss, history, uploader = measured
+    eval_loss = _measure(session, model, reporter)
+    reporter.metrics({"eval_loss": eval_loss})
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    last_step = max((int(entry["step"]) for entry in history), default=session.steps)
+    place = checkpoint_store(session.run)
+    stored = uploader.last_stored if uploader else None
+    return Fitted(
+        model=model,
+        base_eval_loss=base_loss,
+        eval_loss=eval_loss,
+        loss=float(losses[-1]) if losses else math.nan,
+        history=[*history, {"step": last_step, "eval_loss": eval_loss}],
+        rank=_published_rank(model),
+        target_modules=target_modules(model),
+        trainable_parameters=trainable_parameters(model),
+        device=torch.cuda.get_device_name(0) if session.on_gpu else "cpu",
+        checkpoint=_checkpoint(place, stored),
+    )
+
+
+def _checkpoint(place: Any, stored: int | None) -> tuple[str, int] | None:
+    from tunery_trainer.checkpoints import step_prefix
+
+    if place is None or stored is None:
+        return None
+    store, prefix = place
+    return store.uri(step_prefix(prefix, stored)), stored
+
+
+def _published_rank(model: PeftModel) -> int | None:
+    config: Mapping[str, Any] = model.peft_config["default"].to_dict()
+    return int(config["r"]) if config.get("r") else None

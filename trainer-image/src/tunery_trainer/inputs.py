@@ -1,0 +1,150 @@
+"""What preflight and training both start from: credentials, files on the disk, settings, the place of the output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Purpose, RunSpec
+from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.fetch import FetchedDataset, FetchedModel, Place, Progress, fetch_dataset, fetch_model
+from tunery_trainer.publish import Target
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.storage import Store, open_store
+
+_NEEDS: Final = {
+    Purpose.WANDB: ("WANDB_API_KEY",),
+    Purpose.MLFLOW: (),
+}
+"""Keys that a Secret must hold whatever the URI."""
+
+
+def lora_spec(run: RunSpec) -> LoRAJobSpec:
+    """Return the spec of the LoRAJob; raises TrainerError if the run is of another kind."""
+    if run.lora_job is None:
+        raise TrainerError(FailureReason.INTERNAL_ERROR, "run.json holds no LoRAJob")
+    return run.lora_job
+
+
+def work_folder(run: RunSpec, name: str) -> Path:
+    """Return a folder below the work directory, made if need be."""
+    folder = Path(run.work_dir) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def credentials_for(run: RunSpec, purpose: Purpose, uri: str = "") -> Credentials:
+    """Return what opens `uri`: the Secret that is mounted for `purpose`, else the process's own identity.
+
+    Raises TrainerError(SecretNotFound), naming the field, the Secret and the missing keys.
+    """
+    secret = run.secrets.get(purpose)
+    if secret is None:
+        return ambient()
+    keys: tuple[str, ...] = _NEEDS.get(purpose, ())
+    keys = S3_KEYS if uri.startswith("s3://") else HUB_KEYS if uri.startswith("hf://") else keys
+    return from_secret(Path(secret.path), secret.name, keys, secret.field)
+
+
+def check_secrets(run: RunSpec) -> None:
+    """Read every Secret that the job names; raises TrainerError(SecretNotFound)."""
+    spec = lora_spec(run)
+    uris = {Purpose.MODEL: spec.model.uri, Purpose.DATASET: spec.dataset.uri, Purpose.OUTPUT: run.output_uri}
+    if run.adapters:
+        uris[Purpose.CONTINUE_FROM] = run.adapters[0].uri
+    for purpose in Purpose:
+        if purpose in run.secrets:
+            credentials_for(run, purpose, uris.get(purpose, ""))
+
+
+def get_model(run: RunSpec, *, weights: bool, progress: Progress | None = None) -> FetchedModel:
+    """Return the base model's folder, with its weights or without; see fetch.fetch_model."""
+    spec = lora_spec(run).model
+    place = _place(run, Purpose.MODEL, spec.uri, run.model_revision or spec.revision)
+    return fetch_model(place, work_folder(run, "model"), weights=weights, progress=progress)
+
+
+def get_data(run: RunSpec, progress: Progress | None = None) -> tuple[FetchedDataset, FetchedDataset | None]:
+    """Return the training files, and those of an evaluation set of its own; see fetch.fetch_dataset."""
+    spec = lora_spec(run).dataset
+    folder = work_folder(run, "dataset")
+    train = fetch_dataset(_place(run, Purpose.DATASET, spec.uri), folder, progress)
+    own = spec.evaluation.uri if spec.evaluation else None
+    return train, fetch_dataset(_place(run, Purpose.DATASET, own), folder, progress) if own else None
+
+
+def data_options(
+    spec: LoRAJobSpec, files: tuple[FetchedDataset, FetchedDataset | None], resolved: Resolved | None
+) -> DataOptions:
+    """Return what the data layer is asked for; without `resolved` it fits a scan for formats only."""
+    train, own = files
+    evaluation = spec.dataset.evaluation
+    defaults = DataOptions()
+    return DataOptions(
+        path=train.pattern,
+        format=DataFormat(spec.dataset.format.value),
+        split=spec.dataset.split,
+        columns=dict(spec.dataset.columns or {}),
+        max_invalid_rows=spec.dataset.max_invalid_rows,
+        max_length=resolved.training.max_length if resolved else defaults.max_length,
+        packing=resolved.training.packing if resolved else defaults.packing,
+        loss=Loss(spec.training.loss.value),
+        seed=spec.training.seed,
+        evaluation_root=own.root if own else None,
+        evaluation_path=own.pattern if own else "",
+        evaluation_split=evaluation.split if evaluation else None,
+        evaluation_fraction=float(evaluation.fraction)
+        if evaluation and evaluation.fraction is not None
+        else defaults.evaluation_fraction,
+    )
+
+
+def decide(
+    spec: LoRAJobSpec, facts: ModelFacts, files: tuple[FetchedDataset, FetchedDataset | None], devices: DeviceFacts
+) -> Resolved:
+    """Return every setting of the run; the rows are counted only where `method: Auto` depends on them."""
+    from tunery_trainer.data.scan import scan
+    from tunery_trainer.resolve import resolve
+
+    rows = scan(files[0].root, data_options(spec, files, None)).rows if spec.method is Method.AUTO else 0
+    return resolve(spec, facts, rows, devices)
+
+
+def expected_device(run: RunSpec) -> DeviceFacts:
+    """Return what preflight expects training to run on: this machine without a cluster, else what the job asks for."""
+    if run.local or not lora_spec(run).resources.gpus:
+        return actual_device(run)
+    return DeviceFacts(DeviceKind.CUDA, run.gpu_memory_bytes, bfloat16=True)
+
+
+def actual_device(run: RunSpec) -> DeviceFacts:
+    """Return the device of this process: a GPU if the job asked for one and there is one, else the CPU."""
+    import torch
+
+    from tunery_trainer.model import device_facts
+
+    return device_facts(run.gpu_memory_bytes if torch.cuda.is_available() else run.memory_bytes)
+
+
+def output_target(run: RunSpec) -> Target:
+    """Return the place of the result; nothing is contacted yet."""
+    store, prefix = open_store(run.output_uri, credentials_for(run, Purpose.OUTPUT, run.output_uri), "spec.output.uri")
+    return Target(store, prefix, run.identity, lora_spec(run).output.overwrite)
+
+
+def checkpoint_store(run: RunSpec) -> tuple[Store, str] | None:
+    """Return where checkpoints are kept, and the prefix; None where the platform named no place."""
+    if run.checkpoint_uri is None:
+        return None
+    credentials = credentials_for(run, Purpose.OUTPUT, run.checkpoint_uri)
+    return open_store(run.checkpoint_uri, credentials, "spec.output.uri")
+
+
+def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
+    mount = run.volumes.get(purpose)
+    return Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)

@@ -1,0 +1,65 @@
+"""What the layers found out, as the status and the lineage of the API say it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tunery_api.status import DatasetStatus, ResolvedStatus
+from tunery_trainer.data.options import DatasetReport
+from tunery_trainer.resolved import Resolved
+
+_LIBRARIES: Final = (
+    "tunery-trainer",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+)
+_MAX_TARGETS: Final = 64
+_MAX_VALUES: Final = 48
+
+
+def dataset_status(report: DatasetReport) -> DatasetStatus:
+    """Return the report as it stands in status.dataset."""
+    tokens = report.tokens
+    return DatasetStatus(
+        rows=report.rows,
+        invalid_rows=report.invalid_rows,
+        first_invalid=list(report.first_invalid) or None,
+        tokens=tokens.tokens if tokens else None,
+        truncated_percent=f"{tokens.truncated_percent:.4g}" if tokens else None,
+        duplicates=report.duplicates,
+        p50_length=tokens.p50_length if tokens else None,
+        p99_length=tokens.p99_length if tokens else None,
+        sha256=report.sha256,
+        format=report.format.value,
+    )
+
+
+def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedStatus:
+    """Return status.resolved; `details` holds what is known of revision, steps, target_modules and so on."""
+    known = dict(details)
+    targets = list(known.pop("target_modules", None) or [])
+    return ResolvedStatus(
+        method=resolved.method.value,
+        method_reason=resolved.method_reason,
+        rank=resolved.adapter.rank or None,
+        target_modules=targets[:_MAX_TARGETS] or None,
+        values=list(resolved.values)[:_MAX_VALUES],
+        **known,
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide a result, by distribution name."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def hyperparameters(resolved: Resolved) -> dict[str, Any]:
+    """Return every setting, by field of the spec."""
+    return {value.name: value.value for value in resolved.values}

@@ -1,0 +1,226 @@
+"""The story of a training run, from top to bottom: download, train, evaluate, publish, read back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunResult, RunSpec
+from tunery_api.status import AdapterStatus, CheckpointStatus, MetricsStatus, Phase
+from tunery_trainer.environment import go_offline
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.fetch import FetchedModel
+from tunery_trainer.inputs import (
+    actual_device,
+    check_secrets,
+    data_options,
+    decide,
+    get_data,
+    get_model,
+    lora_spec,
+    output_target,
+    work_folder,
+)
+from tunery_trainer.publish import Published, Target, probe, publish
+from tunery_trainer.published import read_manifest, verify
+from tunery_trainer.report import ProgressReporter, write_termination
+from tunery_trainer.resolved import DeviceKind, Resolved
+from tunery_trainer.signals import StopSignal
+from tunery_trainer.steps import total_steps
+from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tunery_trainer.data.prepare import PreparedData
+    from tunery_trainer.fit import Fitted
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with once everything is on the disk and every setting is decided."""
+
+    run: RunSpec
+    spec: LoRAJobSpec
+    model: FetchedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    resolved: Resolved
+    steps: int
+    on_gpu: bool
+
+
+def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
+    """Train and publish the adapter that `run` asks for; write the result as the termination message.
+
+    A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already.
+    Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
+    """
+    reporter = ProgressReporter()
+    try:
+        result = _train(run, stop, reporter)
+        reporter.phase(Phase.SUCCEEDED)
+    finally:
+        reporter.close()
+    write_termination(result)
+    if result.adapter:
+        print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
+    return result
+
+
+def _train(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
+    check_secrets(run)
+    target = output_target(run)
+    done = _published_before(target)
+    if done is not None:
+        return done
+    probe(target)
+    reporter.phase(Phase.STARTING)
+    session = _gather(run)
+    from tunery_trainer.fit import fit  # imports torch, transformers, peft and trl, while the reader sees Starting
+
+    fitted = fit(session, stop, reporter)
+    _check_improvement(session.spec, fitted)
+    reporter.phase(Phase.UPLOADING)
+    folder = _write_result(session, fitted)
+    published = publish(folder, target, _lineage(session, fitted))
+    return _result(session, fitted, published)
+
+
+def _published_before(target: Target) -> RunResult | None:
+    """Return the result of an earlier attempt of this very run, if it is there and every digest matches."""
+    try:
+        found = read_manifest(target.store, target.prefix)
+    except TrainerError as error:
+        if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
+            return None
+        raise
+    if found.manifest.run.uid != target.run.uid:
+        return None
+    try:
+        verify(target.store, target.prefix)
+    except TrainerError as error:
+        _log.warning("the result of an earlier attempt is not whole, it is made again: %s", error.message)
+        return None
+    lineage = found.manifest.lineage
+    metrics = {name: f"{value:.6g}" for name, value in lineage.metrics.items()}
+    return RunResult(
+        adapter=AdapterStatus(
+            uri=target.uri,
+            manifest_sha256=found.sha256,
+            size_bytes=found.manifest.size_bytes,
+            served_name=lineage.served_name,
+            rank=lineage.rank,
+        ),
+        metrics=MetricsStatus(
+            loss=metrics.get("loss"),
+            eval_loss=metrics.get("evalLoss"),
+            base_eval_loss=metrics.get("baseEvalLoss"),
+        ),
+    )
+
+
+def _gather(run: RunSpec) -> Session:
+    """Bring model and data to the disk, decide every setting, and prepare the rows."""
+    spec = lora_spec(run)
+    model = get_model(run, weights=True)
+    files = get_data(run)
+    go_offline()
+    from tunery_trainer.data.prepare import prepare
+    from tunery_trainer.model import load_tokenizer, model_facts
+
+    device = actual_device(run)
+    if spec.resources.gpus and device.kind is DeviceKind.CPU:
+        _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
+    resolved = decide(spec, model_facts(model.folder), files, device)
+    tokenizer = load_tokenizer(model.folder)
+    data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, work_folder(run, "prepared"))
+    steps = total_steps(len(data.train), resolved.training)
+    return Session(run, spec, model, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
+
+
+def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
+    """Raise TrainerError(NotImproved) if the adapter is not better than the base by the share that was asked for."""
+    asked = float(spec.evaluation.min_improvement)
+    reached = 1 - fitted.eval_loss / fitted.base_eval_loss
+    if reached < asked:
+        raise TrainerError(
+            FailureReason.NOT_IMPROVED,
+            f"the evaluation loss went from {fitted.base_eval_loss:.4f} to {fitted.eval_loss:.4f} "
+            f"({-100 * reached:+.1f} %); spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %",
+        )
+
+
+def _write_result(session: Session, fitted: Fitted) -> Path:
+    """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
+    from tunery_trainer.adapter import save_published
+    from tunery_trainer.curves import FILE_NAME, TITLE, draw_curves
+    from tunery_trainer.data.render import DEFAULT_TEMPLATE
+    from tunery_trainer.model_card import model_card
+
+    folder = work_folder(session.run, "result")
+    save_published(fitted.model, folder, session.spec.model.effective_served_name())
+    tokens = session.data.report.tokens
+    if tokens is not None and tokens.template != "none":
+        if session.tokenizer.chat_template is None:
+            session.tokenizer.chat_template = DEFAULT_TEMPLATE
+        session.tokenizer.save_pretrained(str(folder))
+    draw_curves(fitted.history, fitted.base_eval_loss, folder / FILE_NAME)
+    card = model_card(session.run.identity, _lineage(session, fitted), session.run.output_uri, pictures={TITLE: FILE_NAME})
+    (folder / "README.md").write_text(card, "utf-8")
+    return folder
+
+
+def _lineage(session: Session, fitted: Fitted) -> Lineage:
+    spec, run, resolved = session.spec, session.run, session.resolved
+    return Lineage(
+        model=SourceRecord(uri=spec.model.uri, revision=session.model.revision, digest=session.model.digest),
+        dataset=SourceRecord(uri=spec.dataset.uri, digest=session.data.report.sha256),
+        served_name=spec.model.effective_served_name(),
+        method=resolved.method.value,
+        rank=fitted.rank,
+        hyperparameters=hyperparameters(resolved),
+        seed=resolved.training.seed,
+        image=run.image,
+        versions=library_versions(),
+        device=fitted.device,
+        metrics={"loss": fitted.loss, "evalLoss": fitted.eval_loss, "baseEvalLoss": fitted.base_eval_loss},
+        continued_from=MergeInputRecord(uri=run.adapters[0].uri, manifest_sha256=run.adapters[0].manifest_sha256)
+        if run.adapters
+        else None,
+    )
+
+
+def _result(session: Session, fitted: Fitted, published: Published) -> RunResult:
+    return RunResult(
+        adapter=AdapterStatus(
+            uri=published.uri,
+            manifest_sha256=published.manifest_sha256,
+            size_bytes=published.size_bytes,
+            served_name=session.spec.model.effective_served_name(),
+            rank=fitted.rank,
+        ),
+        metrics=MetricsStatus(
+            loss=f"{fitted.loss:.6g}",
+            eval_loss=f"{fitted.eval_loss:.6g}",
+            base_eval_loss=f"{fitted.base_eval_loss:.6g}",
+        ),
+        dataset=dataset_status(session.data.report),
+        resolved=resolved_status(
+            session.resolved,
+            {
+                "revision": session.model.revision,
+                "steps": session.steps,
+                "target_modules": fitted.target_modules,
+                "trainable_parameters": fitted.trainable_parameters,
+            },
+        ),
+        checkpoint=CheckpointStatus(uri=fitted.checkpoint[0], step=fitted.checkpoint[1]) if fitted.checkpoint else None,
+    )
