@@ -1,0 +1,153 @@
+"""A LoRAJob from apply to its end, against a real API server; the tests play the kubelet."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from controller.api import Refused, eventually
+from controller.objects import REPORT, RESULT, Namespace, lorajob
+
+
+def test_preflight_then_training_then_succeeded(namespace: Namespace) -> None:
+    namespace.apply(lorajob("a"))
+    namespace.job("a-preflight")
+    assert namespace.get("jobs", "a-train") is None
+    namespace.pass_preflight("a")
+    namespace.job("a-train")
+    status = namespace.status("a")
+    assert status["dataset"]["rows"] == 90
+    assert status["resolved"]["revision"] == "0123abc"
+    pod = namespace.run_pod("a-train")
+    assert namespace.wait_phase("a", "Training")["podName"] == pod
+    namespace.end_pod(pod, message=RESULT)
+    status = namespace.wait_phase("a", "Succeeded")
+    assert status["adapter"] == RESULT["adapter"]
+    assert status["attempts"] == 1
+    assert status["metrics"]["evalLoss"] == "1.4"
+    assert status["jobName"] == "a-train"
+    assert "failure" not in status
+    true = {c["type"] for c in status["conditions"] if c["status"] == "True"}
+    assert true == {"Validated", "Preflight", "Evaluated", "AdapterUploaded", "Succeeded"}
+
+
+def test_the_resolved_revision_goes_into_the_train_run(namespace: Namespace) -> None:
+    created = namespace.apply(lorajob("rev"))
+    namespace.pass_preflight("rev")
+    namespace.job("rev-train")
+    name = f"rev-train-{created['metadata']['uid'][:8]}"
+    config = eventually("ConfigMap", lambda: namespace.get("configmaps", name))
+    run = json.loads(config["data"]["run.json"])
+    assert run["modelRevision"] == "0123abc"
+    assert run["identity"] == {
+        "kind": "LoRAJob",
+        "namespace": namespace.name,
+        "name": "rev",
+        "uid": created["metadata"]["uid"],
+    }
+
+
+def test_preflight_skipped(namespace: Namespace) -> None:
+    namespace.apply(lorajob("s", preflight="Skip"))
+    namespace.finish("s")
+    namespace.wait_phase("s", "Succeeded")
+    assert namespace.get("jobs", "s-preflight") is None
+
+
+def test_preflight_failure_ends_the_job_before_training(namespace: Namespace) -> None:
+    namespace.apply(lorajob("p"))
+    failure = {"reason": "DatasetInvalid", "message": "spec.dataset.uri: d.jsonl line 17: no completion"}
+    namespace.end_pod(namespace.run_pod("p-preflight"), 64, {"failure": failure})
+    status = namespace.wait_phase("p", "Failed")
+    assert status["failure"]["reason"] == "DatasetInvalid"
+    assert "line 17" in status["failure"]["message"]
+    assert status["failure"]["hint"]
+    assert status["failure"]["exitCode"] == 64
+    assert namespace.get("jobs", "p-train") is None
+
+
+def test_a_failed_attempt_is_retried_and_counted(namespace: Namespace) -> None:
+    namespace.apply(lorajob("r", preflight="Skip", retries=2))
+    first = namespace.run_pod("r-train")
+    namespace.wait_phase("r", "Training")
+    namespace.end_pod(first, 137, reason="OOMKilled")
+    eventually("the failed attempt shows", lambda: namespace.condition("r", "Running").get("reason") == "AttemptFailed")
+    assert "Failed" not in {c["type"] for c in namespace.status("r")["conditions"]}
+    second = namespace.run_pod("r-train")
+    assert second != first
+    namespace.end_pod(second, message=RESULT)
+    assert namespace.wait_phase("r", "Succeeded")["attempts"] == 2
+
+
+def test_exhausted_retries_name_the_last_attempts_reason(namespace: Namespace) -> None:
+    namespace.apply(lorajob("e", preflight="Skip", retries=0))
+    namespace.end_pod(namespace.run_pod("e-train"), 137)
+    failure = namespace.wait_phase("e", "Failed")["failure"]
+    assert failure["reason"] == "OutOfMemory"
+    assert failure["exitCode"] == 137
+
+
+def test_exit_64_is_never_retried(namespace: Namespace) -> None:
+    namespace.apply(lorajob("u", preflight="Skip", retries=5))
+    words = {"failure": {"reason": "OutputExists", "message": "s3://adapters/u holds a manifest.json"}}
+    namespace.end_pod(namespace.run_pod("u-train"), 64, words)
+    status = namespace.wait_phase("u", "Failed")
+    assert status["failure"]["reason"] == "OutputExists"
+    assert status["attempts"] == 1
+
+
+def test_complete_without_a_result_is_no_success(namespace: Namespace) -> None:
+    namespace.apply(lorajob("n", preflight="Skip"))
+    namespace.end_pod(namespace.run_pod("n-train"), message="bye")
+    status = namespace.wait_phase("n", "Failed")
+    assert status["failure"]["reason"] == "InternalError"
+    assert "adapter" not in status
+
+
+def test_a_pod_that_cannot_start_says_why_and_it_passes(namespace: Namespace) -> None:
+    namespace.apply(lorajob("w", preflight="Skip"))
+    eventually("Unschedulable", lambda: namespace.status("w").get("failure", {}).get("reason") == "Unschedulable")
+    namespace.wait_pod("w-train", "ImagePullBackOff", 'Back-off pulling image "example/trainer:1"')
+    # The scheduler's verdict stands beside it; the image is the nearer cause.
+    eventually("ImagePull", lambda: namespace.status("w").get("failure", {}).get("reason") == "ImagePullFailed")
+    assert namespace.status("w")["phase"] == "Starting"
+    namespace.run_pod("w-train")
+    assert "failure" not in namespace.wait_phase("w", "Training")
+
+
+def test_an_invalid_spec_that_the_schema_lets_through_names_its_field(namespace: Namespace) -> None:
+    # An object that predates a rule: only Python checks that the platform has a default output.
+    namespace.apply(lorajob("i", output={}))
+    failure = namespace.wait_phase("i", "Failed")["failure"]
+    assert failure["reason"] == "InvalidSpec"
+    assert failure["message"].startswith("spec.output.uri: is required")
+    assert namespace.get("jobs", "i-preflight") is None
+
+
+def test_the_schema_refuses_rank_zero(namespace: Namespace) -> None:
+    with pytest.raises(Refused, match=r"spec\.lora\.rank"):
+        namespace.apply(lorajob("z", lora={"rank": 0}))
+
+
+def test_one_event_for_each_transition(namespace: Namespace) -> None:
+    namespace.apply(lorajob("ev", preflight="Skip"))
+    namespace.finish("ev")
+    namespace.wait_phase("ev", "Succeeded")
+
+    def reasons() -> list[str]:
+        events = namespace.api.items(namespace.path("events"))
+        return sorted(e["reason"] for e in events if e["regarding"]["kind"] == "LoRAJob")
+
+    eventually("the last event", lambda: "Succeeded" in reasons())
+    found = reasons()
+    assert len(found) == len(set(found))
+    assert {"Starting", "AdapterUploaded", "Evaluated", "Succeeded"} <= set(found)
+
+
+def test_preflight_waits_for_the_report_before_the_train_job(namespace: Namespace) -> None:
+    namespace.apply(lorajob("q"))
+    namespace.end_pod(namespace.run_pod("q-preflight"), message="not json")
+    assert namespace.wait_phase("q", "Failed")["failure"]["reason"] == "InternalError"
+    assert namespace.get("jobs", "q-train") is None
+    assert REPORT["dataset"]["rows"] == 90

@@ -1,0 +1,87 @@
+"""An AdapterMerge from apply to its end, against a real API server."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from controller.api import Json, eventually
+from controller.objects import RESULT, Namespace, adaptermerge, lorajob
+
+MERGED: Json = {
+    "adapter": {"uri": "s3://adapters/m", "manifestSha256": "cd" * 32, "sizeBytes": 5},
+    "inputs": [{"uri": "s3://adapters/x", "sha256": "ab" * 32, "rank": 16, "weight": "1.0"}],
+    "verification": {"maxError": "1e-7", "method": "deltas compared"},
+    "rank": 32,
+}
+
+
+def merge(name: str, *references: str) -> Json:
+    """Return a merge of LoRAJobs by name."""
+    return adaptermerge(name, [{"loraJobRef": {"name": reference}} for reference in references])
+
+
+def test_a_merge_waits_for_its_lorajobs_then_runs(namespace: Namespace) -> None:
+    namespace.apply(merge("m", "one", "two"))
+    namespace.wait_phase("m", "Waiting", "adaptermerges")
+    condition = namespace.condition("m", "InputsReady", "adaptermerges")
+    assert condition["status"] == "False"
+    assert "LoRAJob one does not exist yet" in condition["message"]
+    for name in ("one", "two"):
+        assert namespace.get("jobs", "m-merge") is None
+        namespace.apply(lorajob(name, preflight="Skip"))
+        namespace.finish(name)
+        namespace.wait_phase(name, "Succeeded")
+    uid = namespace.job("m-merge")["metadata"]["ownerReferences"][0]["uid"]
+    config = eventually("ConfigMap", lambda: namespace.get("configmaps", f"m-merge-{uid[:8]}"))
+    run = json.loads(config["data"]["run.json"])
+    digest = RESULT["adapter"]["manifestSha256"]
+    assert run["adapters"] == [{"uri": "s3://adapters/x", "manifestSha256": digest}] * 2
+    assert run["secrets"]["adapter-0"]["name"] == "s3"
+    pod = namespace.run_pod("m-merge")
+    namespace.wait_phase("m", "Merging", "adaptermerges")
+    namespace.end_pod(pod, message=MERGED)
+    status = namespace.wait_phase("m", "Succeeded", "adaptermerges")
+    assert status["inputs"] == MERGED["inputs"]
+    assert status["verification"] == MERGED["verification"]
+    assert status["rank"] == 32
+
+
+def test_a_merge_fails_with_the_lorajob_it_waits_for(namespace: Namespace) -> None:
+    namespace.apply(lorajob("bad", preflight="Skip"))
+    namespace.apply(merge("mf", "bad"))
+    namespace.wait_phase("mf", "Waiting", "adaptermerges")
+    words = {"failure": {"reason": "LossDiverged", "message": "loss is NaN at step 7"}}
+    namespace.end_pod(namespace.run_pod("bad-train"), 64, words)
+    failure = namespace.wait_phase("mf", "Failed", "adaptermerges")["failure"]
+    assert failure["reason"] == "AdapterMissing"
+    assert "LoRAJob bad" in failure["message"]
+    assert "LossDiverged" in failure["message"]
+    assert namespace.get("jobs", "mf-merge") is None
+
+
+def test_a_merge_of_uris_waits_for_nothing(namespace: Namespace) -> None:
+    namespace.apply(adaptermerge("mu", [{"uri": "s3://adapters/one/"}]))
+    namespace.job("mu-merge")
+
+
+def test_continue_from_waits_for_the_lorajob(namespace: Namespace) -> None:
+    namespace.apply(lorajob("next", continueFrom={"loraJobRef": {"name": "first"}}))
+    namespace.wait_phase("next", "Waiting")
+    namespace.apply(lorajob("first", preflight="Skip"))
+    namespace.finish("first")
+    uid = namespace.job("next-preflight")["metadata"]["ownerReferences"][0]["uid"]
+    config = eventually("ConfigMap", lambda: namespace.get("configmaps", f"next-preflight-{uid[:8]}"))
+    assert json.loads(config["data"]["run.json"])["adapters"][0]["uri"] == "s3://adapters/x"
+
+
+def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Namespace) -> None:
+    namespace.apply(lorajob("in", preflight="Skip"))
+    namespace.finish("in")
+    namespace.wait_phase("in", "Succeeded")
+    namespace.apply(merge("md", "in"))
+    pod = namespace.run_pod("md-merge")
+    namespace.api.delete(namespace.path("lorajobs", "in"))
+    time.sleep(0.5)
+    namespace.end_pod(pod, message=MERGED)
+    namespace.wait_phase("md", "Succeeded", "adaptermerges")
