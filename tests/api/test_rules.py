@@ -1,0 +1,365 @@
+"""Each combination that is refused: the message, and the API server's own refusal where CEL can say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kit.kubectl import Kubectl, KubectlError
+from tunery_api.errors import InvalidSpec
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+BASE = {"model": {"uri": "s3://models/SmolLM2"}, "dataset": {"uri": "s3://datasets/chat.jsonl"}}
+ONE = {"uri": "s3://adapters/one"}
+
+REFUSED_BY_BOTH: list[Any] = [
+    pytest.param(
+        {"training": {"epochs": "1", "maxSteps": 5}},
+        "spec.training.maxSteps: cannot be set together with epochs; keep one of the two",
+        "maxSteps cannot be set together with epochs",
+        id="epochs-and-steps",
+    ),
+    pytest.param(
+        {"training": {"epochs": "0.0"}},
+        "spec.training.epochs: must be above 0",
+        "epochs must be above 0",
+        id="epochs-0",
+    ),
+    pytest.param(
+        {"training": {"learningRate": "0"}},
+        "spec.training.learningRate: must be above 0",
+        "learningRate must be above 0",
+        id="learning-rate-0",
+    ),
+    pytest.param(
+        {"training": {"packing": True, "groupByLength": True}},
+        "spec.training.groupByLength: packed rows all have the same length; leave it out, or set packing: false",
+        "groupByLength is needless with packing",
+        id="packing-and-grouping",
+    ),
+    pytest.param(
+        {"method": "PromptTuning", "training": {"packing": True}},
+        "spec.training.packing: PromptTuning puts its tokens before the row, so only the first example of a packed one "
+        "would see them; leave packing out or set it to false",
+        "training.packing must be false",
+        id="packing-prompt",
+    ),
+    pytest.param(
+        {"method": "PrefixTuning", "training": {"packing": True}},
+        "spec.training.packing: PrefixTuning puts its tokens before the row, so only the first example of a packed one "
+        "would see them; leave packing out or set it to false",
+        "training.packing must be false",
+        id="packing-prefix",
+    ),
+    pytest.param(
+        {"method": "PrefixTuning", "training": {"gradientCheckpointing": True}},
+        "spec.training.gradientCheckpointing: PrefixTuning cannot recompute activations; leave it out, or use "
+        "PromptTuning",
+        "training.gradientCheckpointing must be false",
+        id="checkpointing-prefix",
+    ),
+    pytest.param(
+        {"method": "LoRA", "quantization": {"type": "NF4"}},
+        "spec.quantization: LoRA trains on the unquantised base; use method: QLoRA, or leave it out",
+        "quantization goes with QLoRA and QDoRA",
+        id="quantised-lora",
+    ),
+    pytest.param(
+        {"method": "DoRA", "quantization": {}},
+        "spec.quantization: DoRA trains on the unquantised base; use method: QDoRA, or leave it out",
+        "quantization goes with QLoRA and QDoRA",
+        id="quantised-dora",
+    ),
+    pytest.param(
+        {"method": "QDoRA", "quantization": {"type": "Int8"}},
+        "spec.quantization.type: QDoRA works on 4 bits; use NF4 or FP4, or method: QLoRA",
+        "QDoRA works on 4 bits",
+        id="qdora-int8",
+    ),
+    pytest.param(
+        {"method": "QLoRA", "lora": {"init": "PiSSA"}},
+        "spec.lora.init: PiSSA changes the base weights, which QLoRA has quantised; use method: LoRA or LoftQ",
+        "init PiSSA and OLoRA need the unquantised base",
+        id="pissa-quantised",
+    ),
+    pytest.param(
+        {"method": "QDoRA", "lora": {"init": "OLoRA"}},
+        "spec.lora.init: OLoRA changes the base weights, which QDoRA has quantised; use method: DoRA or LoftQ",
+        "init PiSSA and OLoRA need the unquantised base",
+        id="olora-quantised",
+    ),
+    pytest.param(
+        {"lora": {"init": "PiSSA"}},
+        "spec.lora.init: PiSSA does not suit every method that Auto may choose; name the method",
+        "init PiSSA and OLoRA need the unquantised base",
+        id="pissa-auto",
+    ),
+    pytest.param(
+        {"method": "LoRA", "lora": {"init": "LoftQ"}},
+        "spec.lora.init: LoftQ makes up for a 4-bit base, in method: QLoRA only; use another init with LoRA",
+        "init LoftQ needs method: QLoRA",
+        id="loftq-lora",
+    ),
+    pytest.param(
+        {"method": "QDoRA", "lora": {"init": "LoftQ"}},
+        "spec.lora.init: LoftQ makes up for a 4-bit base, in method: QLoRA only; use another init with QDoRA",
+        "init LoftQ needs method: QLoRA",
+        id="loftq-qdora",
+    ),
+    pytest.param(
+        {"method": "LoRA", "lora": {"init": "Gaussian"}, "continueFrom": ONE},
+        "spec.lora.init: continueFrom starts from the named adapter's weights; leave init out",
+        "leave lora.init out",
+        id="init-continued",
+    ),
+    pytest.param(
+        {"method": "LoRA", "adalora": {"targetRank": 4}},
+        "spec.adalora: goes with method: AdaLoRA, not LoRA; set that, or leave it out",
+        "adalora goes with method: AdaLoRA",
+        id="adalora-block",
+    ),
+    pytest.param(
+        {"promptTuning": {"virtualTokens": 8}},
+        "spec.promptTuning: goes with method: PromptTuning, not Auto; set that, or leave it out",
+        "promptTuning goes with method: PromptTuning",
+        id="prompt-block",
+    ),
+    pytest.param(
+        {"method": "PromptTuning", "prefixTuning": {}},
+        "spec.prefixTuning: goes with method: PrefixTuning, not PromptTuning; set that, or leave it out",
+        "prefixTuning goes with method: PrefixTuning",
+        id="prefix-block",
+    ),
+    pytest.param(
+        {"method": "AdaLoRA", "adalora": {"initialRank": 8, "targetRank": 8}},
+        "spec.adalora.initialRank: must be above targetRank, 8, is 8: it is pruned down to that",
+        "initialRank must be above targetRank",
+        id="adalora-ranks",
+    ),
+    pytest.param(
+        {"lora": {"dropout": "1.0"}},
+        "spec.lora.dropout: must be below 1, which would drop everything",
+        "dropout must be below 1",
+        id="dropout-1",
+    ),
+    pytest.param(
+        {"lora": {"targetModules": ["attention", "up_proj"]}},
+        "spec.lora.targetModules: attention must stand alone; give that one word, or module names only",
+        "targetModules takes module names, or one word alone",
+        id="word-and-name",
+    ),
+    pytest.param(
+        {"dataset": {"uri": "s3://d/x.jsonl", "evaluation": {"split": "test", "fraction": "0.1"}}},
+        "spec.dataset.evaluation: takes one of uri, split and fraction; keep one",
+        "takes one of uri, split and fraction",
+        id="two-evaluations",
+    ),
+    pytest.param(
+        {"dataset": {"uri": "s3://d/x.jsonl", "evaluation": {"fraction": "0"}}},
+        'spec.dataset.evaluation.fraction: must be above 0 and below 1; leave it out for the default, "0.05"',
+        "fraction must be above 0 and below 1",
+        id="fraction-0",
+    ),
+    pytest.param(
+        {"evaluation": {"earlyStoppingPatience": 2}},
+        "spec.evaluation.earlyStoppingPatience: counts evaluations while training; set evaluation.everySteps too",
+        "earlyStoppingPatience counts evaluations",
+        id="patience-alone",
+    ),
+    pytest.param(
+        {"checkpoint": {"everySteps": 10, "everyMinutes": 5}},
+        "spec.checkpoint.everyMinutes: cannot be set together with everySteps; keep one of the two",
+        "everyMinutes cannot be set together with everySteps",
+        id="two-rhythms",
+    ),
+    pytest.param(
+        {"continueFrom": {}},
+        "spec.continueFrom: takes exactly one of loraJobRef and uri",
+        "takes exactly one of loraJobRef and uri",
+        id="continue-from-nothing",
+    ),
+    pytest.param(
+        {"method": "AdaLoRA", "continueFrom": ONE},
+        "spec.continueFrom: AdaLoRA's ranks are final once pruned; train a new adapter instead",
+        "AdaLoRA cannot continueFrom",
+        id="continue-adalora",
+    ),
+    pytest.param(
+        {"model": {"uri": "s3://models/x", "revision": "main"}},
+        "spec.model.revision: is for hf:// models only; leave it out",
+        "revision is for hf:// models only",
+        id="revision-s3",
+    ),
+]
+
+REFUSED_IN_PYTHON: list[Any] = [
+    pytest.param(
+        {"method": "QLoRA", "lora": {"init": "LoftQ"}, "quantization": {"type": "Int8"}},
+        ["spec.lora.init: LoftQ makes up for 4 bits; use quantization.type NF4 or FP4, or another init"],
+        id="loftq-int8",
+    ),
+    pytest.param(
+        {"method": "PromptTuning", "lora": {"rank": 8}},
+        ["spec.lora.rank: PromptTuning has no such setting; leave it out"],
+        id="rank-for-prompt",
+    ),
+    pytest.param(
+        {"method": "AdaLoRA", "lora": {"rank": 8, "alpha": 4}},
+        ["spec.lora.rank: AdaLoRA has no such setting; use adalora.targetRank"],
+        id="rank-for-adalora",
+    ),
+    pytest.param(
+        {"method": "IA3", "lora": {"alpha": 8, "targetModules": ["k_proj"], "useRslora": True}},
+        [
+            "spec.lora.alpha: IA3 has no such setting; leave it out",
+            "spec.lora.useRslora: IA3 has no such setting; leave it out",
+        ],
+        id="alpha-for-ia3",
+    ),
+    pytest.param(
+        {"method": "IA3", "training": {"scaleLearningRateWithRank": True}},
+        ["spec.training.scaleLearningRateWithRank: IA3 has no rank; set learningRate itself"],
+        id="scaled-ia3",
+    ),
+    pytest.param(
+        {"resources": {"gpus": 0}, "training": {"precision": "Float16"}},
+        ["spec.training.precision: Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16"],
+        id="float16-cpu",
+    ),
+    pytest.param(
+        {"method": "PrefixTuning", "prefixTuning": {"projection": True}, "continueFrom": ONE},
+        ["spec.prefixTuning.projection: a published prefix has no projection left; leave it out to continue one"],
+        id="continue-projection",
+    ),
+]
+
+MERGES_REFUSED: list[Any] = [
+    pytest.param(
+        {"adapters": [ONE, {"weight": "1"}]},
+        "spec.adapters[1]: takes exactly one of loraJobRef and uri",
+        "takes exactly one of loraJobRef and uri",
+        id="no-adapter",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "loraJobRef": {"name": "x"}}]},
+        "spec.adapters[0]: takes exactly one of loraJobRef and uri",
+        "takes exactly one of loraJobRef and uri",
+        id="two-sources",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "density": "0.5"},
+        "spec.density: Linear keeps every entry; leave it out, or use MagnitudePrune or DARELinear",
+        "density is not for Linear",
+        id="density-linear",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "method": "TIES", "density": "0"},
+        "spec.density: must be above 0, which would keep nothing",
+        "density must be above 0",
+        id="density-0",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "method": "DARELinear", "majoritySign": "Total"},
+        "spec.majoritySign: DARELinear elects no sign; leave it out, or use TIES or DARETIES",
+        "majoritySign is for TIES and DARETIES only",
+        id="sign",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "model": {"uri": "s3://models/x"}},
+        "spec.model: adapters are combined without the base model; leave it out, or set into: Model",
+        "model is for into: Model only",
+        id="model-for-adapter",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "into": "Model", "model": {"uri": "s3://models/x", "revision": "main"}},
+        "spec.model.revision: is for hf:// models only; leave it out",
+        "revision is for hf:// models only",
+        id="merge-revision",
+    ),
+]
+
+ACCEPTED: list[Any] = [
+    pytest.param({"method": method, "quantization": {"type": kind}}, id=f"{method}-{kind}")
+    for method in ("Auto", "QLoRA", "AdaLoRA", "IA3", "PromptTuning", "PrefixTuning")
+    for kind in ("NF4", "FP4", "Int8")
+] + [
+    pytest.param({"method": "QDoRA", "quantization": {"type": "FP4"}}, id="QDoRA-FP4"),
+    pytest.param({"method": "DoRA", "lora": {"init": "PiSSA"}}, id="DoRA-PiSSA"),
+    pytest.param({"method": "QLoRA", "lora": {"init": "LoftQ"}}, id="QLoRA-LoftQ"),
+    pytest.param({"method": "QDoRA", "lora": {"init": "EVA"}}, id="QDoRA-EVA"),
+    pytest.param({"lora": {"init": "Gaussian"}}, id="Auto-Gaussian"),
+    pytest.param({"method": "AdaLoRA", "lora": {"alpha": 8, "targetModules": ["attention"]}}, id="AdaLoRA-alpha"),
+    pytest.param({"method": "AdaLoRA", "adalora": {"targetRank": 2}}, id="AdaLoRA-default-initial"),
+    pytest.param({"lora": {"targetModules": ["q_proj", "v_proj"]}}, id="names"),
+    pytest.param({"method": "PrefixTuning", "training": {"packing": False, "gradientCheckpointing": False}}, id="off"),
+    pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
+    pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),
+]
+
+
+def lorajob_errors(blocks: dict[str, Any]) -> list[str]:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_lorajob({"spec": BASE | blocks})
+    return [str(error) for error in caught.value.errors]
+
+
+@pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
+def test_a_refused_combination_says_what_to_do(blocks: dict[str, Any], message: str, server: str) -> None:
+    assert lorajob_errors(blocks) == [message]
+
+
+@pytest.mark.parametrize(("blocks", "messages"), REFUSED_IN_PYTHON)
+def test_what_only_python_can_say(blocks: dict[str, Any], messages: list[str]) -> None:
+    assert lorajob_errors(blocks) == messages
+
+
+@pytest.mark.parametrize("blocks", ACCEPTED)
+def test_what_works_is_accepted(blocks: dict[str, Any]) -> None:
+    assert parse_lorajob({"spec": BASE | blocks})
+
+
+@pytest.mark.parametrize(("spec", "message", "server"), MERGES_REFUSED)
+def test_a_refused_merge_says_what_to_do(spec: dict[str, Any], message: str, server: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_adaptermerge({"spec": spec})
+    assert [str(error) for error in caught.value.errors] == [message]
+
+
+@pytest.fixture(scope="module")
+def namespace(api_server: Kubectl) -> Iterator[str]:
+    api_server.run("create", "namespace", "rules")
+    yield "rules"
+    api_server.delete("namespace", "rules", wait=False)
+
+
+def refusal(kubectl: Kubectl, namespace: str, kind: str, spec: dict[str, Any]) -> str:
+    manifest = {"apiVersion": "tunery.dev/v1alpha1", "kind": kind, "metadata": {"name": "refused"}, "spec": spec}
+    with pytest.raises(KubectlError) as caught:
+        kubectl.apply(manifest, namespace=namespace)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
+def test_the_api_server_refuses_it_too(
+    api_server: Kubectl, namespace: str, blocks: dict[str, Any], message: str, server: str
+) -> None:
+    assert server in refusal(api_server, namespace, "LoRAJob", BASE | blocks)
+
+
+@pytest.mark.parametrize(("spec", "message", "server"), MERGES_REFUSED)
+def test_the_api_server_refuses_the_merge_too(
+    api_server: Kubectl, namespace: str, spec: dict[str, Any], message: str, server: str
+) -> None:
+    assert server in refusal(api_server, namespace, "AdapterMerge", spec)
+
+
+def test_the_api_server_accepts_what_works(api_server: Kubectl, namespace: str) -> None:
+    for number, case in enumerate(ACCEPTED):
+        manifest = {
+            "apiVersion": "tunery.dev/v1alpha1",
+            "kind": "LoRAJob",
+            "metadata": {"name": f"accepted-{number}"},
+            "spec": BASE | case.values[0],
+        }
+        api_server.apply(manifest, namespace=namespace)
