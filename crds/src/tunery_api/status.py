@@ -122,7 +122,7 @@ class ResolvedValue(ApiModel):
 
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
     value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
-    source: Annotated[str, Field(max_length=64)] = Field(description="Manifest, Preset, Default or Rule.")
+    source: Annotated[str, Field(max_length=64)] = Field(description="Manifest, Preset, Default, Rule or Adapter (continueFrom's).")
 
 
 class ResolvedStatus(ApiModel):

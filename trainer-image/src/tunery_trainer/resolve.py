@@ -49,6 +49,7 @@ METHOD_LEARNING_RATES: Final = {Method.IA3: 3e-3, Method.PROMPT_TUNING: 3e-2, Me
 tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
 BASE_RANK: Final = 8
 """The rank at which the guide's scaled learning rate is the plain one."""
+SCALED_LEARNING_RATE: Final = "training.learningRate, scaled with rank"
 IA3_TARGETS: Final = "keys, values, second feed-forward layer"
 
 T = TypeVar("T")
@@ -272,7 +273,7 @@ def _learning_rate(decide: _Decisions, rank: int) -> float:
     if not block.scale_learning_rate_with_rank or not rank:
         return rate
     scaled = rate * learning_rate_factor(rank)
-    decide.note("training.learningRate, scaled with rank", scaled, Source.RULE)
+    decide.note(SCALED_LEARNING_RATE, scaled, Source.RULE)
     return scaled
 
 

@@ -53,6 +53,8 @@ class Source(StrEnum):
     PRESET = "Preset"
     DEFAULT = "Default"
     RULE = "Rule"
+    ADAPTER = "Adapter"
+    """The one of continueFrom."""
 
 
 @dataclass(frozen=True)
