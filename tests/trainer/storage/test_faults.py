@@ -12,6 +12,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from cluster.s3 import S3Server
+from trainer.storage.access import credentials
+from trainer.storage.results import lineage, make_folder, run
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_trainer import credentials as credentials_module
@@ -20,10 +23,6 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.publish import Target, probe, publish
 from tunery_trainer.storage import LocalStore, Store, open_store
 from tunery_trainer.storage.cleanup import remove_stale_uploads
-
-from cluster.s3 import S3Server
-from trainer.storage.access import credentials
-from trainer.storage.results import lineage, make_folder, run
 
 
 def _open(s3: S3Server, uri: str, **values: str) -> tuple[Store, str]:
@@ -307,3 +306,11 @@ def test_without_any_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch, 
     error = _failure(store, prefix)
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert "no AWS credentials were found in the environment" in error.message
+
+
+def test_ca_bundle_in_a_secret_may_be_the_certificates_themselves(tmp_path: Path) -> None:
+    (tmp_path / "AWS_CA_BUNDLE").write_text("-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n")
+    found = credentials_module.from_secret(tmp_path, "s3")
+    assert found.ca_bundle == str(tmp_path / "AWS_CA_BUNDLE")
+    (tmp_path / "AWS_CA_BUNDLE").write_text("/etc/ssl/ca.pem\n")
+    assert credentials_module.from_secret(tmp_path, "s3").ca_bundle == "/etc/ssl/ca.pem"

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster.s3 import S3Server
+from trainer.storage.access import credentials
+from trainer.storage.hub_server import COMMIT, TOKEN, HubServer
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.data.sources import find_sources
@@ -14,10 +17,6 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
 from tunery_trainer.selection import data_files
 from tunery_trainer.storage import Store
-
-from cluster.s3 import S3Server
-from trainer.storage.access import credentials
-from trainer.storage.hub_server import COMMIT, TOKEN, HubServer
 
 MODEL = {
     "config.json": b'{"model_type": "llama"}',

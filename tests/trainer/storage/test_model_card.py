@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import yaml
 from huggingface_hub import ModelCard
+from trainer.storage.results import lineage, run
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import VerificationStatus
 from tunery_trainer.model_card import model_card
 
-from trainer.storage.results import lineage, run
+
+def _front(card: str) -> dict[str, object]:
+    return dict(vars(ModelCard(card).data))
 
 
 def test_card_of_a_trained_adapter() -> None:
     made = lineage()
     card = model_card(run(), made, "s3://adapters/bot", pictures={"Loss": "loss.png"})
-    found = ModelCard(card).data.to_dict()
+    found = _front(card)
     assert (found["base_model"], found["library_name"]) == ("owner/model", "peft")
     assert found["tags"] == ["tunery", "peft", "lora"]
     assert "| Evaluation loss | 1.25 |" in card
@@ -53,6 +56,6 @@ def test_card_of_a_rank_that_vllm_has_not_names_the_next() -> None:
 def test_card_of_a_merged_model_loads_without_peft() -> None:
     merged = Lineage(served_name="m", method="Linear", inputs=[MergeInputRecord(uri="s3://a/1")])
     card = model_card(run(), merged, "s3://a/b", full_model=True)
-    assert ModelCard(card).data.to_dict()["library_name"] == "transformers"
+    assert _front(card)["library_name"] == "transformers"
     assert "PeftModel" not in card
     assert 'AutoModelForCausalLM.from_pretrained("./support-bot")' in card

@@ -35,6 +35,7 @@ def model_card(
     """
     base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
     adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
+    loading = _load_model(run.name, uri) if full_model else _load_adapter(run.name, base, uri, lineage)
     kind = "Model with merged adapters" if full_model else adapter
     parts = [
         _front_matter(base, lineage, full_model=full_model),
@@ -44,9 +45,7 @@ def model_card(
         _section("Inputs", _table(("Adapter", "Weight", "Rank", "Manifest SHA-256"), _input_rows(lineage))),
         _section("How it was made", _table(("", ""), _origin_rows(lineage))),
         _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
-        _section(
-            "How to load it", _load_model(run.name, uri) if full_model else _load_adapter(run.name, base, uri, lineage)
-        ),
+        _section("How to load it", loading),
     ]
     return scrub("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
 
