@@ -24,6 +24,11 @@ class Rendered:
 
     documents: list[dict[str, Any]]
 
+    @classmethod
+    def parse(cls, text: str) -> Rendered:
+        """Read what `helm template` printed."""
+        return cls([document for document in yaml.safe_load_all(text) if document])
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the objects of a kind."""
         return [document for document in self.documents if document["kind"] == kind]
@@ -60,4 +65,4 @@ class Helm:
         """Return what the chart renders with `key=value` settings."""
         flags = [part for setting in settings for part in ("--set", setting)]
         text = self.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
-        return Rendered([document for document in yaml.safe_load_all(text) if document])
+        return Rendered.parse(text)

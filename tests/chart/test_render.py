@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+import shlex
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from cryptography import x509
 from tunery_operator.kube.rbac import PERMISSIONS
 from tunery_operator.settings import Settings
 
-from .rendering import CHART, Helm, HelmError, Rendered
+from .rendering import CHART, NAMESPACE, Helm, HelmError, Rendered
 
 
 def test_env_variables_are_the_fields_of_settings(rendered: Rendered) -> None:
@@ -201,6 +203,16 @@ def verbs(role: dict[str, Any]) -> set[str]:
 def test_roles_for_people_can_be_left_out(helm: Helm) -> None:
     names = [role["metadata"]["name"] for role in helm.render("rbac.aggregateRoles=false").of("ClusterRole")]
     assert names == ["tunery"]
+
+
+@pytest.mark.parametrize("page", ["docs/install.md", "README.md"])
+def test_the_documented_command_renders(helm: Helm, page: str) -> None:
+    text = (CHART.parents[1] / page).read_text().replace("\\\n", " ").replace("…", "v1")
+    (command,) = re.findall(r"^helm install tunery charts/tunery (.*)$", text, re.MULTILINE)
+    flags = [flag for flag in shlex.split(command) if flag != "--wait"]
+    rendered = Rendered.parse(helm.run("template", "tunery", str(CHART), "--kube-version", "1.34.0", *flags))
+    assert rendered.env()["TUNERY_TRAINER_IMAGE"] != "tunery-trainer:0.1.0"
+    assert rendered.one("Deployment")["metadata"]["namespace"] == NAMESPACE
 
 
 def test_lint_finds_nothing(helm: Helm) -> None:
