@@ -13,7 +13,7 @@ import kopf
 from aiohttp import web
 from pydantic import ValidationError
 
-from tunery_operator.handlers import build_registry, resync
+from tunery_operator.handlers import build_registry, open_when_listed, resync
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
@@ -64,7 +64,7 @@ async def _run(settings: Settings) -> int:
     queue = WorkQueue(reconcile, WORKERS)
     endpoint = Endpoint(TokenReviewer(client), cache, queue)
     servers = [await _serve(build_app(cache, queue, ages), settings.metrics_port)]
-    tasks = [asyncio.create_task(resync(cache, queue))]
+    tasks = [asyncio.create_task(resync(cache, queue)), asyncio.create_task(open_when_listed(queue, ages))]
     if settings.progress_tls_dir is not None:
         context = server_context(settings.progress_tls_dir)
         servers.append(await _serve(endpoint.app(), settings.progress_port, context))

@@ -19,6 +19,8 @@ from tunery_operator.queue import WorkQueue
 from tunery_operator.watches import WatchAges
 
 RESYNC_SECONDS: Final = 300.0
+SETTLE_SECONDS: Final = 0.2
+"""Time that Kopf needs to hand the first objects over after they have arrived."""
 _DELETED: Final = "DELETED"
 
 
@@ -140,6 +142,14 @@ class LeanResponse(aiohttp.ClientResponse):
 def _without_managed_fields(value: dict[str, Any]) -> dict[str, Any]:
     value.pop("managedFields", None)
     return value
+
+
+async def open_when_listed(queue: WorkQueue, ages: WatchAges) -> None:
+    """Open the queue once each watch has listed its objects: before, a child that was not seen says nothing."""
+    while not ages.ready:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(SETTLE_SECONDS)
+    queue.open()
 
 
 async def resync(cache: Cache, queue: WorkQueue) -> None:

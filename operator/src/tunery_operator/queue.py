@@ -44,7 +44,7 @@ class WorkQueue:
         """Keys that were added again while their reconcile ran."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
-        self._closed = False
+        self._open = False
 
     @property
     def depth(self) -> int:
@@ -56,6 +56,11 @@ class WorkQueue:
         """Seconds that the oldest key has waited."""
         first = next(iter(self._ready.values()), None)
         return 0.0 if first is None else time.monotonic() - first
+
+    def open(self) -> None:
+        """Start to work: what was added before has waited for this."""
+        self._open = True
+        self._start()
 
     def add(self, keys: Iterable[Key]) -> None:
         """Reconcile these keys as soon as a worker is free."""
@@ -70,7 +75,7 @@ class WorkQueue:
         """Reconcile a key in so many seconds, or earlier if it was to be looked at earlier."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        when = loop.time() + seconds
+        when = loop.time() + max(0.0, seconds)
         if timer is not None and timer.when() <= when:
             return
         if timer is not None:
@@ -82,7 +87,7 @@ class WorkQueue:
         self.add([key])
 
     def _start(self) -> None:
-        while self._ready and len(self._running) < self._workers and not self._closed:
+        while self._ready and len(self._running) < self._workers and self._open:
             key = next(iter(self._ready))
             del self._ready[key]
             self._running[key] = asyncio.create_task(self._process(key))
@@ -93,6 +98,7 @@ class WorkQueue:
             with SECONDS.labels(key.kind.value).time():
                 outcome = await loop.run_in_executor(self._pool, self._reconcile, key)
             self._failures.pop(key, None)
+            self.add(outcome.wake)
             if outcome.after is not None:
                 self.add_after(key, outcome.after)
         except OwnerGone as gone:
@@ -121,7 +127,7 @@ class WorkQueue:
 
     async def close(self, seconds: float) -> None:
         """Start nothing more, and wait at most so many seconds for what runs."""
-        self._closed = True
+        self._open = False
         for timer in self._timers.values():
             timer.cancel()
         if self._running:

@@ -16,7 +16,7 @@ from tunery_api.status import Phase
 
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.status.jobview import JobView, controller_of, parse_job
-from tunery_operator.status.podview import PodView, parse_pod
+from tunery_operator.status.podview import LostPod, PodView, parse_pod
 
 FINAL = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
 _KINDS = {kind.value: kind for kind in Kind}
@@ -47,7 +47,7 @@ class Cache:
         self._pods: dict[str, dict[str, PodView]] = {}
         self._pod_jobs: dict[str, tuple[str, str]] = {}
         """Namespace and name of the Job, by uid of the pod."""
-        self._lost: dict[str, dict[str, float]] = {}
+        self._lost: dict[str, dict[str, LostPod]] = {}
         self._waiters: dict[Key, set[Key]] = {}
 
     # Objects of ours
@@ -162,9 +162,10 @@ class Cache:
         """Forget a deleted pod, but not how long it ran; return the keys to reconcile."""
         view = parse_pod(body)
         self._pod_jobs.pop(view.uid, None)
-        if view.started_at is not None and view.finished_at is not None:
-            seconds = (view.finished_at - view.started_at).total_seconds()
-            self._lost.setdefault(view.job_uid, {})[view.uid] = seconds
+        if view.started_at is not None:
+            ended = view.finished_at or view.started_at
+            lost = LostPod(view.uid, view.name, view.created, (ended - view.started_at).total_seconds())
+            self._lost.setdefault(view.job_uid, {})[view.uid] = lost
         pods = self._pods.get(view.job_uid)
         if pods is not None:
             pods.pop(view.name, None)
@@ -191,9 +192,9 @@ class Cache:
         views = map(parse_pod, bodies)
         self._pods[job_uid] = {view.name: view for view in views}
 
-    def lost_pods(self, job_uid: str) -> dict[str, float]:
-        """Return the seconds that vanished pods of a Job ran, by uid."""
-        return dict(self._lost.get(job_uid, {}))
+    def lost_pods(self, job_uid: str) -> tuple[LostPod, ...]:
+        """Return what is remembered of the vanished pods of a Job."""
+        return tuple(self._lost.get(job_uid, {}).values())
 
 
 def owner_key(body: dict[str, Any]) -> Key | None:

@@ -48,7 +48,7 @@ def _gather(world: World, subject: Subject, spec: AdapterMergeSpec) -> Snapshot:
     owner = subject.owner
     snapshot = first_snapshot(world, subject, spec.suspend, spec.resources)
     work = read_attempt(world.client, world.cache, owner, child_name(owner.key.name, Task.MERGE.value))
-    lost = world.cache.lost_pods(work.job.uid) if work is not None else {}
+    lost = world.cache.lost_pods(work.job.uid) if work is not None else ()
     return replace(snapshot, work=work, lost_pods=lost)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunery_operator.errors import NameTaken
 from tunery_operator.kube import apply
+from tunery_operator.kube.read import read_attempt
 from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.model import JobPlan
@@ -21,12 +22,18 @@ def ensure_attempt(world: World, plan: JobPlan, attempt: Attempt | None, *, conf
     Raises NameTaken, PredecessorRemains, OwnerGone, Rejected.
     """
     if attempt is None:
-        return None if plan.suspend else Attempt(_create(world, plan))
+        return None if plan.suspend else _start(world, plan)
     if attempt.job.finished:
         return attempt
     if configure:
         _ensure_config_map(world, plan)
     return _follow(world, plan, attempt)
+
+
+def _start(world: World, plan: JobPlan) -> Attempt:
+    """Create the Job; one that was there already may be far along, so it is read with its pods."""
+    job = _create(world, plan)
+    return read_attempt(world.client, world.cache, plan.owner, plan.name) or Attempt(job)
 
 
 def _create(world: World, plan: JobPlan) -> JobView:

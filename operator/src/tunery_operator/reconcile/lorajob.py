@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
+from tunery_api.methods import Method
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
@@ -54,8 +55,11 @@ def _gather(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
     preflight = None
     if needed:
         preflight = read_attempt(world.client, world.cache, owner, child_name(owner.key.name, Task.PREFLIGHT.value))
-    lost = world.cache.lost_pods(work.job.uid) if work is not None else {}
-    return replace(snapshot, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost)
+    lost = world.cache.lost_pods(work.job.uid) if work is not None else ()
+    method = None if spec.method is Method.AUTO else spec.method.value
+    return replace(
+        snapshot, method=method, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost
+    )
 
 
 def _advance(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tunery_operator.plan.model import Key
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Nothing, or another look after so many seconds."""
+    """Nothing, or another look after so many seconds; and the objects that waited for what was written."""
 
     after: float | None = None
+    wake: frozenset[Key] = frozenset()
 
 
 DONE: Final = Outcome()

@@ -10,6 +10,7 @@ from tunery_api.status import ConditionType
 from tunery_operator.errors import StaleObject
 from tunery_operator.kube.apply import delete_object
 from tunery_operator.kube.status import status_change, write_status
+from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.outcome import DONE, Outcome
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
@@ -33,12 +34,14 @@ def report(world: World, subject: Subject, snapshot: Snapshot) -> Outcome:
     wait = _seconds_to_wait(world, subject, change)
     if wait > 0:
         return Outcome(wait)
-    _write(world, subject, change)
+    woken = _write(world, subject, change)
     world.events.post(subject.owner, transitions(subject.status, status))
-    return Outcome(0.0) if _opens_next_step(subject, status) else _expiry(world, subject, status)
+    after = 0.0 if _opens_next_step(subject, status) else seconds_to_live(world, subject, status)
+    return Outcome(after, woken)
 
 
-def _write(world: World, subject: Subject, change: dict[str, Any]) -> None:
+def _write(world: World, subject: Subject, change: dict[str, Any]) -> frozenset[Key]:
+    """Write the status, and return the objects that waited for its phase to change."""
     key = subject.owner.key
     try:
         body = write_status(world.client, subject.owner, subject.version, change)
@@ -46,7 +49,7 @@ def _write(world: World, subject: Subject, change: dict[str, Any]) -> None:
         world.cache.stale.add(key)
         raise
     world.cache.written[key] = world.monotonic()
-    world.cache.see_owner(key.kind, body)
+    return frozenset(world.cache.see_owner(key.kind, body) - {key})
 
 
 def _seconds_to_wait(world: World, subject: Subject, change: Mapping[str, Any]) -> float:
@@ -62,11 +65,6 @@ def _opens_next_step(subject: Subject, status: Mapping[str, Any]) -> bool:
         c["type"] == _PREFLIGHT.value and c["status"] == "True" and c["reason"] == "PreflightPassed"
         for c in status["conditions"]
     )
-
-
-def _expiry(world: World, subject: Subject, status: Mapping[str, Any]) -> Outcome:
-    seconds = seconds_to_live(world, subject, status)
-    return DONE if seconds is None else Outcome(max(0.0, seconds))
 
 
 def seconds_to_live(world: World, subject: Subject, status: Mapping[str, Any]) -> float | None:

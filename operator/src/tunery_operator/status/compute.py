@@ -36,6 +36,8 @@ def _check_spec(draft: Draft) -> bool:
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
     draft.put(queue=draft.snapshot.queue)
+    if draft.snapshot.method is not None:
+        draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
     return False
 
 

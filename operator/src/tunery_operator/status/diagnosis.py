@@ -22,6 +22,8 @@ _LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 def obstacle(pod: PodView) -> Failure | None:
     """Return why a pod does not start, or None while nothing stands in its way; it may pass by itself."""
+    if pod.finished:
+        return None
     if pod.waiting_reason in _IMAGE_REASONS:
         return _failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.waiting_reason in _CONFIG_REASONS:

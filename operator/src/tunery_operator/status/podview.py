@@ -50,6 +50,17 @@ class PodView:
         return self.phase in ("Succeeded", "Failed")
 
 
+@dataclass(frozen=True, slots=True)
+class LostPod:
+    """What is remembered of a pod that exists no more."""
+
+    uid: str
+    name: str
+    created: str
+    seconds: float
+    """How long its container ran."""
+
+
 def parse_pod(body: Mapping[str, Any]) -> PodView:
     """Return the view of a pod of the API server."""
     meta, status = body["metadata"], body.get("status") or {}

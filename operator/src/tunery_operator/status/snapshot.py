@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import AdapterInput
 from tunery_operator.plan.model import Kind, Owner
 from tunery_operator.status.jobview import JobView
-from tunery_operator.status.podview import PodView
+from tunery_operator.status.podview import LostPod, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Snapshot:
     suspend: bool = False
     gpus: int = 0
     queue: str | None = None
+    method: str | None = None
+    """The method that the manifest names; None: left to preflight."""
     errors: tuple[FieldError, ...] = ()
     """What is wrong with the spec; with one, nothing else counts."""
     conflict: str | None = None
@@ -51,5 +53,4 @@ class Snapshot:
     work: Attempt | None = None
     """The train or merge Job."""
     progress: TrainerStatus | None = None
-    lost_pods: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that pods ran which exist no more, by uid."""
+    lost_pods: tuple[LostPod, ...] = ()
