@@ -20,7 +20,17 @@ from cluster.s3 import WeedMissing
 from cluster.shell import CommandFailed
 from cluster.waiting import WaitedTooLong
 
-ERRORS = (CommandFailed, DaemonFailed, GoMissing, NoAddress, NotRunning, PackagesMissing, WaitedTooLong, WeedMissing)
+ERRORS = (
+    CommandFailed,
+    DaemonFailed,
+    GoMissing,
+    NoAddress,
+    NotRunning,
+    PackagesMissing,
+    SourcesChanged,
+    WaitedTooLong,
+    WeedMissing,
+)
 
 
 def up(options: argparse.Namespace) -> None:
@@ -53,8 +63,8 @@ def build_images(_: argparse.Namespace) -> None:
     """build the images"""
     with Progress() as progress:
         for image in images.IMAGES:
-            with progress.step(f"Image {image.repository}"):
-                images.build(image)
+            with progress.step(f"Image {image.repository}"), images.snapshot(image) as taken:
+                images.build(taken)
 
 
 def push(options: argparse.Namespace) -> None:

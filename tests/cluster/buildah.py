@@ -21,6 +21,7 @@ INDEX_VARIABLES = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
+UV_CACHE_IN_BUILD = "/run/uv-cache"
 CERTIFICATES_IN_BUILD = "/run/secrets/ca.pem"
 
 
@@ -65,23 +66,21 @@ def _ulimits() -> list[str]:
 def _secrets() -> list[str]:
     """Return flags that give RUN steps this machine's package index and its certificate authorities."""
     lines = [f"{name}='{os.environ[name]}'" for name in INDEX_VARIABLES if name in os.environ]
+    lines.append(f"UV_CACHE_DIR={UV_CACHE_IN_BUILD}")
     certificates = next((os.environ[name] for name in CERTIFICATE_VARIABLES if os.environ.get(name)), None)
     flags = []
     if certificates and Path(certificates).is_file():
         lines += [f"{name}={CERTIFICATES_IN_BUILD}" for name in CERTIFICATE_VARIABLES]
         flags += ["--secret", f"id=ca.pem,src={certificates}"]
-    if lines:
-        file = cache_dir() / "build.env"
-        file.touch(mode=0o600)
-        file.write_text("\n".join(lines) + "\n")
-        flags += ["--secret", f"id=build.env,src={file}"]
-    return flags
+    file = cache_dir() / "build.env"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text("\n".join(lines) + "\n")
+    return [*flags, "--secret", f"id=build.env,src={file}"]
 
 
 def _uv_cache() -> list[str]:
     """Return flags that let the build read wheels which this machine has downloaded before."""
-    if not shutil.which("uv"):
-        return []
-    folder = run(["uv", "cache", "dir"]).strip()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return ["--volume", f"{folder}:/root/.cache/uv"]
+    shared = run(["uv", "cache", "dir"]).strip() if shutil.which("uv") else cache_dir() / "uv"
+    Path(shared).mkdir(parents=True, exist_ok=True)
+    return ["--volume", f"{shared}:{UV_CACHE_IN_BUILD}"]

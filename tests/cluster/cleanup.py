@@ -28,6 +28,7 @@ def clean(state_dir: Path) -> None:
         cgroups.remove()
         _unmount(state_dir)
         _remove_network()
+        _remove_traces(state_dir)
     shutil.rmtree(state_dir, ignore_errors=True)
     if state_dir.exists():  # something was still being written or unmounted
         wait_until(lambda: _removed(state_dir), f"{state_dir} is removed", timeout=15)
@@ -66,6 +67,15 @@ def _remove_network() -> None:
     for family in ("iptables", "ip6tables"):
         if shutil.which(f"{family}-save"):
             _remove_rules(family)
+
+
+def _remove_traces(state_dir: Path) -> None:
+    """Remove what kubelet and the network plugins write outside of every folder that they are given."""
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and os.readlink(link).startswith(f"{state_dir}/"):
+            link.unlink()
+    for result in Path("/var/lib/cni/results").glob(f"{NETWORK}-*"):
+        result.unlink()
 
 
 def _remove_rules(family: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,68 +24,84 @@ class Image:
     folder: str
 
     @property
-    def dockerfile(self) -> Path:
-        return REPOSITORY / self.folder / "Dockerfile"
-
-    @property
     def repository(self) -> str:
         return f"tunery-{self.name}"
 
-    def tag(self) -> str:
-        """Return a digest of everything that is copied into the image."""
-        digest = hashlib.sha256()
-        for file in self._sources():
-            digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
-        return digest.hexdigest()[:12]
-
-    def _sources(self) -> list[Path]:
-        project = REPOSITORY / self.folder
-        files = [self.dockerfile, project / "pyproject.toml", project / "uv.lock", REPOSITORY / "crds/pyproject.toml"]
-        for folder in (project / "src", REPOSITORY / "crds" / "src"):
-            files += [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-        return sorted(files)
+    def copied(self) -> list[str]:
+        """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
+        own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
+        return [*own, "crds/pyproject.toml", "crds/src"]
 
 
 IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image"))
 
 
-def references(registry: Registry) -> dict[str, str]:
-    """Return the reference of each image as the present code has it in the cluster's registry."""
-    return {image.name: f"{registry.host}/{image.repository}:{image.tag()}" for image in IMAGES}
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of what goes into an image: somebody may edit the sources while it is built."""
+
+    image: Image
+    context: Path
+
+    @property
+    def dockerfile(self) -> Path:
+        return self.context / self.image.folder / "Dockerfile"
+
+    def tag(self) -> str:
+        """Return a digest of every file."""
+        digest = hashlib.sha256()
+        for file in sorted(file for file in self.context.rglob("*") if file.is_file()):
+            digest.update(str(file.relative_to(self.context)).encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:12]
 
 
-def build(image: Image) -> str:
-    """Build one image unless the local storage has it, and return its local name."""
-    local = f"localhost/{image.repository}:{image.tag()}"
-    if not buildah.has(local):
-        buildah.build(local, image.dockerfile, REPOSITORY, {"BASE_IMAGE": baseimage.ensure()})
-    return local
+@contextmanager
+def snapshot(image: Image) -> Iterator[Snapshot]:
+    """Copy the sources of an image for the time of a build."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in image.copied():
+            source, target = REPOSITORY / name, Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            else:
+                shutil.copy2(source, target)
+        yield Snapshot(image, Path(folder))
+
+
+def build(taken: Snapshot) -> str:
+    """Build an image unless the local storage has it, and return its local name."""
+    name = f"localhost/{taken.image.repository}:{taken.tag()}"
+    if not buildah.has(name):
+        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": baseimage.ensure()})
+    return name
 
 
 def build_and_push(registry: Registry) -> dict[str, str]:
     """Bring what the cluster's registry lacks into it, and return the reference of each image."""
-    for image in IMAGES:
-        push_one(image, registry)
-    return references(registry)
+    return {image.name: push_one(image, registry) for image in IMAGES}
 
 
-def push_one(image: Image, registry: Registry) -> None:
-    """Bring one image into the cluster's registry, unless it is there."""
-    tag = image.tag()
-    if not registry.has(image.repository, tag):
-        buildah.push(build(image), f"{registry.host}/{image.repository}:{tag}", insecure=True)
+def push_one(image: Image, registry: Registry) -> str:
+    """Bring one image into the cluster's registry, unless it is there, and return its reference."""
+    with snapshot(image) as taken:
+        reference = f"{registry.host}/{image.repository}:{taken.tag()}"
+        if not registry.has(image.repository, taken.tag()):
+            buildah.push(build(taken), reference, insecure=True)
+    return reference
 
 
 def push_elsewhere(prefix: str) -> dict[str, str]:
     """Build the images on a registry's base image, push them under `prefix`, and return their references."""
     pushed = {}
     for image in IMAGES:
-        reference = f"{prefix.rstrip('/')}/{image.repository}:{image.tag()}"
-        if shutil.which("docker"):
-            run(["docker", "build", "--file", image.dockerfile, "--tag", reference, REPOSITORY], timeout=3600)
-            run(["docker", "push", "--quiet", reference], timeout=3600)
-        else:
-            buildah.build(reference, image.dockerfile, REPOSITORY, {})
-            buildah.push(reference, reference)
+        with snapshot(image) as taken:
+            reference = f"{prefix.rstrip('/')}/{image.repository}:{taken.tag()}"
+            if shutil.which("docker"):
+                run(["docker", "build", "--file", taken.dockerfile, "--tag", reference, taken.context], timeout=3600)
+                run(["docker", "push", "--quiet", reference], timeout=3600)
+            else:
+                buildah.build(reference, taken.dockerfile, taken.context, {})
+                buildah.push(reference, reference)
         pushed[image.name] = reference
     return pushed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ class LocalCluster:
     @cached_property
     def registry(self) -> Registry:
         return Registry(self.state_dir, self.address)
+
+    @property
+    def _images_file(self) -> Path:
+        """What the registry holds, which is not the present code while somebody edits it."""
+        return self.state_dir / "images.json"
 
     @cached_property
     def containerd(self) -> Containerd:
@@ -99,13 +105,13 @@ class LocalCluster:
         """Return the variables for kubectl, helm, AWS tools, the demo and the tests."""
         if not self.is_running():
             raise NotRunning("the local cluster does not run: make cluster-up")
-        references = images.references(self.registry)
+        pushed = json.loads(self._images_file.read_text())
         return {
             "KUBECONFIG": str(self.control_plane.kubeconfig),
             "PATH": f"{binaries.kubernetes()}:{binaries.helm()}:$PATH",
             **self.s3.environment(),
-            "TUNERY_OPERATOR_IMAGE": references["operator"],
-            "TUNERY_TRAINER_IMAGE": references["trainer"],
+            "TUNERY_OPERATOR_IMAGE": pushed["operator"],
+            "TUNERY_TRAINER_IMAGE": pushed["trainer"],
         }
 
     def _start(self, progress: Progress) -> None:
@@ -144,9 +150,11 @@ class LocalCluster:
             seed.upload(self.s3.client())
 
     def _bring_images(self, progress: Progress) -> None:
+        pushed = {}
         for image in images.IMAGES:
             with progress.step(f"Image {image.repository}"):
-                images.push_one(image, self.registry)
+                pushed[image.name] = images.push_one(image, self.registry)
+        self._images_file.write_text(json.dumps(pushed))
 
     def _delete_pods(self) -> None:
         """End the pods in order while there is a kubelet: their mounts go with them."""
