@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging import apply
 from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import merge_into_base
+from tunery_trainer.merging.base import IntoBase, merge_into_base
 from tunery_trainer.merging.checkpoint import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
 
@@ -24,7 +24,9 @@ from kit.tiny_models import Tiny, load, logits, logits_of, save_tiny, trained_ad
 
 def merge(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
     target.mkdir(parents=True, exist_ok=True)
-    merge_into_base(open_checkpoint(LocalFiles(base)), open_adapter(LocalFiles(adapter)), target, dtype)
+    merge_into_base(
+        open_checkpoint(LocalFiles(base)), open_adapter(LocalFiles(adapter)), target, IntoBase(dtype, verify=True)
+    )
     return target
 
 
@@ -180,7 +182,7 @@ def test_shards_can_be_moved_away_as_soon_as_they_are_done(tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     (tmp_path / "scratch").mkdir()
     checkpoint, opened = open_checkpoint(LocalFiles(base)), open_adapter(LocalFiles(adapter))
-    merge_into_base(checkpoint, opened, tmp_path / "scratch", done=take)
+    merge_into_base(checkpoint, opened, tmp_path / "scratch", IntoBase(done=take))
     assert largest == 1
     assert order[-2:] == ["config.json", "model.safetensors.index.json"]
     assert logits(tmp_path / "out").shape == (2, 12, 96)

@@ -58,7 +58,7 @@ def test_what_can_be_merged_is_not_refused(facts: list[Facts]) -> None:
             [fact("a", use_dora=True), fact("b")],
             [
                 "a: a DoRA adapter (use_dora) cannot be merged with others or into an adapter; "
-                "merge it alone with spec.into: Model"
+                "merge it alone, with weight 1 and spec.into: Model"
             ],
         ),
         (
@@ -96,6 +96,7 @@ def test_dora_alone_goes_into_the_model_only() -> None:
     dora = fact("a", use_dora=True)
     assert problems(dora, into=MODEL) == []
     assert len(problems(dora, into=ADAPTER)) == 1
+    assert len(problems(fact("a", weight=0.5, use_dora=True), into=MODEL)) == 1
     assert len(problems(dora, fact("b"), into=MODEL)) == 1
 
 

@@ -12,7 +12,7 @@ from peft.utils.integrations import dequantize_bnb_weight
 from transformers import BitsAndBytesConfig
 from tunery_api.methods import QuantizationType
 from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import merge_into_base
+from tunery_trainer.merging.base import IntoBase, merge_into_base
 from tunery_trainer.merging.checkpoint import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.quantized import Quantization
@@ -35,7 +35,7 @@ def merge(
 ) -> Path:
     target.mkdir()
     checkpoint, opened = open_checkpoint(LocalFiles(base)), open_adapter(LocalFiles(adapter))
-    merge_into_base(checkpoint, opened, target, dtype, quantization=quantization)
+    merge_into_base(checkpoint, opened, target, IntoBase(dtype, quantization, verify=True))
     return target
 
 

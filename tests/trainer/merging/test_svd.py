@@ -22,7 +22,7 @@ def test_linear_at_a_rank_is_the_best_approximation(shape: tuple[int, int], rank
     inputs = [Delta("m", str(i), 0.6, *factors(8, *shape, seed=i), 1.5) for i in range(3)]
     total = sum(delta.weight * delta.scaling * (delta.b.double() @ delta.a.double()) for delta in inputs)
     assert isinstance(total, torch.Tensor)
-    merged = linear.merge(inputs, Options(rank=rank))
+    merged = linear.factor(inputs, Options(rank=rank))
     best = optimal_error(total, rank)
     assert relative(merged.b.double() @ merged.a.double(), total) == pytest.approx(best, rel=1e-5)
     assert merged.error == pytest.approx(best, rel=1e-5)

@@ -97,6 +97,11 @@ class Adapter:
         keys = module.factors
         return self.tensors[keys[0]].shape[0] if keys else 0
 
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of a module; 0 for IA3."""
+        return max((self.rank(module) for module in self.modules.values()), default=0)
+
     def outer_shape(self, module: Module) -> tuple[int, ...]:
         """The shape of what a module's tensors change, out × in for LoRA: without the rank.
 

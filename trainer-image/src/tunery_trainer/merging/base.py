@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from tunery_trainer.merging.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from tunery_trainer.merging.adapters import Adapter
 from tunery_trainer.merging.apply import Context, merged_blocks
 from tunery_trainer.merging.checkpoint import (
     CONFIG,
-    COPIED,
     INDEX,
     Checkpoint,
     embedding_name,
+    is_tokenizer_file,
     tensor_name,
     text_config,
 )
@@ -24,44 +25,57 @@ from tunery_trainer.merging.edits import Edit, Plan, fits, plan_edits
 from tunery_trainer.merging.files import CHUNK, Files
 from tunery_trainer.merging.quantized import Quantization, linear_modules
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
+from tunery_trainer.merging.verify import verify_shard
 
 CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Model types whose linear layers lie in × out."""
-NOT_OF_THE_MODEL: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE, "manifest.json", "trainer_state.json"})
 Done = Callable[[str], None]
 """Called with a file's name once it is complete in the target folder; may move it away and delete it."""
 
 
-def merge_into_base(
-    checkpoint: Checkpoint,
-    adapter: Adapter,
-    target: Path,
-    dtype: torch.dtype | None = None,
-    *,
-    quantization: Quantization | None = None,
-    done: Done = lambda _: None,
-) -> None:
+def _keep(name: str) -> None:
+    """Leave a finished file where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntoBase:
+    """How an adapter goes into its base."""
+
+    dtype: torch.dtype | None = None
+    """Type of the written weights; None: each tensor keeps the base's."""
+    quantization: Quantization | None = None
+    """How the base was quantised in training: the adapter is then merged into the dequantised weights."""
+    verify: bool = False
+    """Read each shard back and compare it with its tensors computed anew."""
+    done: Done = _keep
+    """At most one shard lies in the target folder between two calls, if it removes it."""
+
+
+def merge_into_base(checkpoint: Checkpoint, adapter: Adapter, target: Path, how: IntoBase | None = None) -> float:
     """Write the base model with the adapter merged in: the same shards, then the rest, config and index last.
 
-    The delta is added in float32 and rounded once, to `dtype` or else to the type of each base tensor: for plain
-    LoRA that is bit-equal to PEFT's `merge_and_unload`. `quantization`: how the base was quantised in training;
-    the adapter is then merged into the dequantised weights. At most one shard lies in `target` between two calls
-    of `done`, if `done` removes it.
+    The delta is added in float32 and rounded once: for plain LoRA the result is bit-equal to PEFT's
+    `merge_and_unload`. Returns the largest relative error that `verify` found, else 0.
     Raises TrainerError: InvalidSpec where the adapter does not fit the base, AdapterCorrupt for NaN.
     """
+    how = how or IntoBase()
     plan = plan_edits(checkpoint, adapter)
-    context = _context(checkpoint, adapter, quantization)
+    context = _context(checkpoint, adapter, how.quantization)
+    worst = 0.0
     for shard, edits in plan.shards.items():
-        write_shard(target / shard, edits, context, dtype)
-        done(shard)
+        write_shard(target / shard, edits, context, how.dtype)
+        if how.verify:
+            worst = max(worst, verify_shard(target / shard, edits, context))
+        how.done(shard)
     for name, files in _companions(checkpoint, adapter).items():
-        _copy(files, name, target / name)
-        done(name)
-    _write_json(target / CONFIG, merged_config(checkpoint, plan, dtype))
-    done(CONFIG)
+        copy_file(files, name, target / name)
+        how.done(name)
+    _write_json(target / CONFIG, merged_config(checkpoint, plan, how.dtype))
+    how.done(CONFIG)
     if checkpoint.index is not None:
-        _write_json(target / INDEX, _merged_index(checkpoint.index, plan, dtype))
-        done(INDEX)
+        _write_json(target / INDEX, _merged_index(checkpoint.index, plan, how.dtype))
+        how.done(INDEX)
+    return worst
 
 
 def write_shard(path: Path, edits: list[Edit], context: Context, dtype: torch.dtype | None) -> None:
@@ -131,11 +145,12 @@ def _layout(edit: Edit, dtype: torch.dtype | None) -> Layout:
 def _companions(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, Files]:
     """The base's tokenizer, template and generation config; where the adapter brings its own, those."""
     found = dict.fromkeys(checkpoint.companions(), checkpoint.files)
-    own = [name for name in adapter.files.sizes() if "/" not in name and name.endswith(COPIED)]
-    return found | dict.fromkeys((name for name in own if name not in NOT_OF_THE_MODEL), adapter.files)
+    own = (name for name in adapter.files.sizes() if is_tokenizer_file(name))
+    return found | dict.fromkeys(own, adapter.files)
 
 
-def _copy(files: Files, name: str, target: Path) -> None:
+def copy_file(files: Files, name: str, target: Path) -> None:
+    """Copy a file in chunks."""
     size = files.sizes()[name]
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "wb") as file:

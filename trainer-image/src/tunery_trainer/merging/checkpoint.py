@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
@@ -10,14 +11,24 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.files import Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header
+from tunery_trainer.selection import is_model_file
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 """Names that the families of transformers give the input embedding."""
-COPIED: Final = (".json", ".jinja", ".model", ".txt")
-"""Files beside the weights that belong to a model: tokenizer, template, generation config."""
+TOKENIZER_FILES: Final = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template*",
+)
+"""Tokenizer and chat template: an adapter that brings its own was trained with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,27 @@ class Checkpoint:
         return {name: info for shard in self.shards.values() for name, info in shard.items()}
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.end - info.start for info in self.tensors.values())
+
+    @property
     def tied(self) -> bool:
         """True where the output head uses the input embedding's weight."""
         return bool(text_config(self.config).get("tie_word_embeddings", self.config.get("tie_word_embeddings", False)))
 
     def companions(self) -> list[str]:
-        """The files to copy as they are."""
-        return [n for n in self.files.sizes() if "/" not in n and n.endswith(COPIED) and n not in (CONFIG, INDEX)]
+        """Tokenizer, template, generation config and the like: the files to copy as they are."""
+        return [
+            n
+            for n in self.files.sizes()
+            if is_model_file(n) and not n.endswith(".safetensors") and n not in (CONFIG, INDEX)
+        ]
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Tell whether a file belongs to the tokenizer or is a chat template."""
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, A
 from tunery_trainer.merging.compatibility import check_tensors
 from tunery_trainer.merging.config import ModuleRank, ia3_config, lora_config
 from tunery_trainer.merging.deltas import Delta, Factored, Options
-from tunery_trainer.merging.methods import METHODS, result_rank
+from tunery_trainer.merging.methods import merge, result_rank
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
 
 
@@ -76,7 +76,7 @@ def combine(
     with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
         for part in parts:
             deltas = part.deltas()
-            merged = METHODS[method](deltas, options)
+            merged = merge(method, deltas, options)
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
             writer.write(merged.a.to(dtype))
@@ -146,11 +146,16 @@ def _combine_scales(adapters: Sequence[Adapter], target: Path, dtype: torch.dtyp
     layouts = [Layout(key, dtype, shapes[key]) for key in keys]
     with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
         for key in keys:
-            scale = torch.ones(shapes[key])
-            for adapter in adapters:
-                if key in adapter.tensors:
-                    scale.add_(adapter.read(key).float() - 1, alpha=adapter.weight)
-            writer.write(scale.to(dtype))
+            writer.write(merged_scale(adapters, key, shapes[key]).to(dtype))
         whole.write(adapters, writer, dtype)
     write_config(target, ia3_config(adapters, list(keys.values())))
     return Combined()
+
+
+def merged_scale(adapters: Sequence[Adapter], key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return 1 + Σ weight·(l - 1) of one IA3 scale; an adapter without it has the scale 1."""
+    scale = torch.ones(shape)
+    for adapter in adapters:
+        if key in adapter.tensors:
+            scale.add_(adapter.read(key).float() - 1, alpha=adapter.weight)
+    return scale

@@ -92,10 +92,10 @@ def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:
     config, problems = fact.config, []
     if fact.peft_type not in MERGEABLE:
         problems.append(f"{fact.label}: a {fact.peft_type or 'nameless'} adapter cannot be merged (peft_type)")
-    if config.get("use_dora") and not (alone and into == MergeTarget.MODEL):
+    if config.get("use_dora") and not (alone and into == MergeTarget.MODEL and fact.weight == 1):
         problems.append(
             f"{fact.label}: a DoRA adapter (use_dora) cannot be merged with others or into an adapter; "
-            "merge it alone with spec.into: Model"
+            "merge it alone, with weight 1 and spec.into: Model"
         )
     problems += [
         f"{fact.label}: {name} is set, which cannot be merged" for name in UNMERGEABLE_FIELDS if config.get(name)
@@ -112,6 +112,8 @@ def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:
 def _methods(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
     """What speaks against the method with these kinds of adapters."""
     types = {fact.peft_type for fact in facts} & MERGEABLE
+    if any(fact.config.get("use_dora") for fact in facts) and (method != MergeMethod.LINEAR or rank is not None):
+        return ["spec.method: a DoRA adapter goes into the model as it is: with Linear and without spec.rank"]
     if "IA3" not in types:
         return []
     named = ", ".join(fact.label for fact in facts if fact.peft_type == "IA3")

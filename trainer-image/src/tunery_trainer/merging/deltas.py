@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -70,8 +70,3 @@ def blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_ELEMENTS // max(1, shape[1]))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
-
-
-def largest_rank(deltas: Sequence[Delta], options: Options) -> int:
-    """The rank of a result that cannot be exact: the asked one, else the largest of the inputs."""
-    return options.rank or max(delta.rank for delta in deltas)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunery_trainer.merging.deltas import Delta, Factored, Options
+import torch
+
+from tunery_trainer.merging.deltas import Delta, Factored, Options, blocks
 from tunery_trainer.merging.svd import stack, truncate_product
 
 
-def merge(deltas: Sequence[Delta], options: Options) -> Factored:
+def factor(deltas: Sequence[Delta], options: Options) -> Factored:
     """Return Σ weight·B·A (Ilharco et al. 2023, task arithmetic), at most at the sum of the ranks.
 
     One adapter alone keeps its own factors, so that even a 16-bit result equals it.
@@ -20,3 +22,13 @@ def merge(deltas: Sequence[Delta], options: Options) -> Factored:
     scaling = deltas[0].weight * deltas[0].scaling if alone else 1.0
     a, b = stack(deltas, scaling)
     return Factored(a, b, scaling)
+
+
+def merge(deltas: Sequence[Delta], options: Options) -> torch.Tensor:
+    """Return Σ weight·B·A, dense: what `factor` approximates. No option changes it."""
+    del options
+    merged = torch.zeros(deltas[0].shape)
+    for delta in deltas:
+        for start, stop in blocks(delta.shape):
+            merged[start:stop].add_(delta.rows(start, stop), alpha=delta.weight)
+    return merged

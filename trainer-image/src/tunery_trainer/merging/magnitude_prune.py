@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from tunery_trainer.merging.deltas import Delta, Factored, Options, blocks, largest_rank
-from tunery_trainer.merging.svd import truncate_dense
+from tunery_trainer.merging.deltas import Delta, Options, blocks
 from tunery_trainer.merging.trim import Trim
 
 
-def merge(deltas: Sequence[Delta], options: Options) -> Factored:
-    """Return Σ weight·trim(delta) (PEFT's magnitude_prune, on true deltas), at a rank."""
+def merge(deltas: Sequence[Delta], options: Options) -> torch.Tensor:
+    """Return Σ weight·trim(delta) (PEFT's magnitude_prune, on true deltas), dense."""
     merged = torch.zeros(deltas[0].shape)
     for delta in deltas:
         trim = Trim(delta, options.density)
         for start, stop in blocks(delta.shape):
             merged[start:stop].add_(trim.rows(start, stop), alpha=delta.weight)
-    return truncate_dense(merged, largest_rank(deltas, options), options.seed)
+    return merged

@@ -7,23 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from tunery_api.adaptermerge import MajoritySign
 
-from tunery_trainer.merging.deltas import Delta, Factored, Options, blocks, largest_rank
-from tunery_trainer.merging.svd import truncate_dense
+from tunery_trainer.merging.deltas import Delta, Options, blocks
 from tunery_trainer.merging.trim import Trim
 
 Rows = Callable[[int, int], torch.Tensor]
 """Rows `start` to `stop` of a sparse delta."""
 
 
-def merge(deltas: Sequence[Delta], options: Options) -> Factored:
-    """Return the TIES merge (Yadav et al. 2023) of true deltas, at a rank.
+def merge(deltas: Sequence[Delta], options: Options) -> torch.Tensor:
+    """Return the TIES merge (Yadav et al. 2023) of true deltas, dense.
 
     Each delta is trimmed to its `density` largest entries; the sign is elected from the trimmed, unweighted
     deltas; the result is the mean of weight·delta over those that bear the elected sign.
     """
     sparse = [Trim(delta, options.density).rows for delta in deltas]
-    dense = elect_and_merge(sparse, deltas, options.majority_sign)
-    return truncate_dense(dense, largest_rank(deltas, options), options.seed)
+    return elect_and_merge(sparse, deltas, options.majority_sign)
 
 
 def elect_and_merge(sparse: Sequence[Rows], deltas: Sequence[Delta], sign: MajoritySign) -> torch.Tensor:
