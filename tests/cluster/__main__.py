@@ -27,7 +27,6 @@ ERRORS = (
     NoAddress,
     NotRunning,
     PackagesMissing,
-    SourcesChanged,
     WaitedTooLong,
     WeedMissing,
 )
