@@ -9,7 +9,9 @@ TESTS  := $(ROOT)/tests
 VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
-CODE   := crds operator trainer-image tests
+PROJECTS := crds operator trainer-image tests
+# Seen from tests/, where the settings of the tools are.
+SOURCES := ../crds ../operator ../trainer-image .
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
 UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/uv-$(UV_VERSION)/bin/uv)
@@ -40,18 +42,18 @@ generate: setup ## Write the CRDs and docs/api.md from crds/src/tunery_api
 
 .PHONY: format
 format: setup ## Format the code
-	@$(RUFF) format --config tests/ruff.toml $(CODE)
-	@$(RUFF) check --config tests/ruff.toml --fix $(CODE)
+	@cd $(TESTS) && $(RUFF) check --config ruff.toml --fix-only --quiet $(SOURCES)
+	@cd $(TESTS) && $(RUFF) format --config ruff.toml $(SOURCES)
 
 .PHONY: verify
 verify: setup ## Lint, types, layers, locks and generated files
-	$(RUFF) format --config tests/ruff.toml --check $(CODE)
-	$(RUFF) check --config tests/ruff.toml $(CODE)
+	cd $(TESTS) && $(RUFF) format --config ruff.toml --check $(SOURCES)
+	cd $(TESTS) && $(RUFF) check --config ruff.toml $(SOURCES)
 	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini -p tunery_api -p tunery_operator -p tunery_trainer
 	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster
 	cd $(TESTS) && $(VENV)/bin/lint-imports --config importlinter.ini --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
-	@for project in $(CODE); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
+	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
