@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.validation import parse_adaptermerge, parse_lorajob

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from .installing import first_install
+from .rendering import Helm, Rendered
 from cluster import binaries
 from cluster.controlplane import ControlPlane
 from kit.kubectl import Kubectl
-
-from .installing import first_install
-from .rendering import Helm, Rendered
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kit.kubectl import Kubectl
-
 from .rendering import CHART, NAMESPACE
+from kit.kubectl import Kubectl
 
 CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
 TEAM = "team-a"

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kit.kubectl import Kubectl, wait_for
-
 from .installing import CRDS, TEAM, helm_install
 from .rendering import CHART, NAMESPACE
+from kit.kubectl import Kubectl, wait_for
 
 EXAMPLES = sorted((CHART.parents[1] / "docs" / "examples").glob("*.yaml"))
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"

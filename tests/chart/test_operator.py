@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kit.jobs import Job
-from kit.kubectl import Kubectl, wait_for
-
 from .installing import TEAM
 from .rendering import CHART, NAMESPACE, Rendered
+from kit.jobs import Job
+from kit.kubectl import Kubectl, wait_for
 
 
 @dataclass(frozen=True)

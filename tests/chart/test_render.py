@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+
 from tunery_operator.kube.rbac import PERMISSIONS
 from tunery_operator.settings import Settings
 

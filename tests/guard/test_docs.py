@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.status import ConditionType, Phase
