@@ -25,7 +25,9 @@ WORDS = ("red", "blue", "green", "one", "two", "three", "cat", "dog")
 def make_model(folder: Path) -> Path:
     """Save a tiny Llama with a byte tokenizer and a chat template; the same weights each time."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])}
+    vocabulary = {
+        token: index for index, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])
+    }
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -67,7 +69,7 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 
 
 def manifest(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Return a LoRAJob that trains in seconds, with `changes` put over its spec, block by block."""
+    """Return a LoRAJob that trains in seconds, with `changes` put over its spec, block by block (None: without it)."""
     spec: dict[str, Any] = {
         "model": {"uri": "file://model"},
         "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.1"}},
@@ -85,6 +87,9 @@ def manifest(folder: Path, **changes: Any) -> dict[str, Any]:
         "resources": {"gpus": 0},
     }
     for name, value in changes.items():
+        if value is None:
+            del spec[name]
+            continue
         merged = isinstance(value, dict) and isinstance(spec.get(name), dict)
         spec[name] = spec[name] | value if merged else value
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "metadata": {"name": "tiny"}, "spec": spec}

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
+
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.report import ProgressReporter
 from tunery_trainer.signals import StopSignal
@@ -84,7 +84,9 @@ class DivergenceCallback(TrainerCallback):  # type: ignore[misc]
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(value):
                 what = "training loss" if name == "loss" else "evaluation loss"
-                raise TrainerError(FailureReason.LOSS_DIVERGED, f"the {what} became {value} at step {state.global_step}")
+                raise TrainerError(
+                    FailureReason.LOSS_DIVERGED, f"the {what} became {value} at step {state.global_step}"
+                )
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]

@@ -18,7 +18,9 @@ def draw_curves(history: Sequence[Mapping[str, Any]], base_loss: float | None, p
 
     `base_loss` is the base model's held-out loss, drawn as a line to beat.
     """
-    from matplotlib.figure import Figure  # half a second that a run which fails early should not wait
+    # Half a second that a run which fails early should not wait.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -35,6 +37,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], base_loss: float | None, p
     lower.plot(*_series(history, "learning_rate"), color=_RATE, linewidth=1.8)
     lower.set_ylabel("learning rate")
     lower.set_xlabel("optimizer step")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (upper, lower):
         axes.grid(color=_GRID, linewidth=0.6)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
 from tunery_trainer.collator import IGNORED, Collator
 
@@ -56,7 +56,7 @@ def _summed_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tupl
     counted = targets != IGNORED
     picked, targets = logits[counted], targets[counted]
     loss = sum(
-        F.cross_entropy(picked[start : start + _CHUNK].float(), targets[start : start + _CHUNK], reduction="sum").item()
+        cross_entropy(picked[start : start + _CHUNK].float(), targets[start : start + _CHUNK], reduction="sum").item()
         for start in range(0, len(targets), _CHUNK)
     )
     return float(loss), len(targets)

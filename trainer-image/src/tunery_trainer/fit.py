@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import PeftModel
-
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
+
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.callbacks import (
     CheckpointCallback,
@@ -134,7 +134,9 @@ def _start(session: Session) -> Start:
     rows = session.data.train.remove_columns([c for c in session.data.train.column_names if c == "seq_lengths"])
     size = session.resolved.training.batch_size
     count = min(len(rows), _EVA_BATCHES * size)
-    batches: list[Batch] = [collate([rows[i] for i in range(at, min(at + size, count))]) for at in range(0, count, size)]
+    batches: list[Batch] = [
+        collate([rows[i] for i in range(at, min(at + size, count))]) for at in range(0, count, size)
+    ]
     return Start(session.tokenizer, session.steps, batches)
 
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
-
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
+
 from tunery_trainer.resolved import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64
@@ -104,10 +104,10 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     trace = _trace_activations(model, plan)
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
     return MemoryEstimate(
-        weights=weights,
+        weights=int(weights),
         adapter=trained_count * plan.adapter_bytes,
         gradients=trained_count * plan.adapter_bytes,
-        optimizer=sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values()),
+        optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
         activations_per_row=trace,
         head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,

@@ -12,6 +12,7 @@ from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import AdapterStatus, CheckpointStatus, MetricsStatus, Phase
+
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedModel
@@ -173,7 +174,8 @@ def _write_result(session: Session, fitted: Fitted) -> Path:
             session.tokenizer.chat_template = DEFAULT_TEMPLATE
         session.tokenizer.save_pretrained(str(folder))
     draw_curves(fitted.history, fitted.base_eval_loss, folder / FILE_NAME)
-    card = model_card(session.run.identity, _lineage(session, fitted), session.run.output_uri, pictures={TITLE: FILE_NAME})
+    lineage, uri = _lineage(session, fitted), session.run.output_uri
+    card = model_card(session.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
     (folder / "README.md").write_text(card, "utf-8")
     return folder
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
-
 from tunery_api.training import Optimizer, Precision, Scheduler
+
 from tunery_trainer.collator import Collator
 from tunery_trainer.resolved import TrainingSettings
 
@@ -158,7 +158,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
                     parameter.data = before[name]
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Return TRL's loss plus the method's own term, which TRL would drop (it never reads `outputs.loss`)."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -180,7 +184,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         metrics = {f"{metric_key_prefix}_loss": self._held_out_loss()}
         # Bypass TRL's log(), which mixes its running training metrics in.
         super(SFTTrainer, self).log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # on_evaluate changes the control in place, and returns it.
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

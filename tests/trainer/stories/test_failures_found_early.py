@@ -1,0 +1,66 @@
+"""What preflight finds: each with its reason, its exit code, and the field, line or name in the message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tunery_api.exitcodes import ExitCode
+
+from trainer.stories.conftest import Case
+from trainer.stories.tiny import make_rows, run_trainer, write_rows
+
+
+def refused(path: Path, **environment: str) -> str:
+    """Run a manifest that must be refused and return the line with reason and message."""
+    done = run_trainer("run", path, "--work-dir", path.parent / "work", **environment)
+    assert done.returncode == ExitCode.USER_ERROR, done.stderr
+    assert "Training" not in done.stdout
+    return done.stderr.strip().splitlines()[-2]
+
+
+def test_bad_line_17(case: Case) -> None:
+    path = case()
+    rows: list[Any] = make_rows(40)
+    rows[16] = {"prompt": "no answer"}
+    write_rows(path.parent / "data.jsonl", rows)
+    line = refused(path)
+    assert line.startswith("DatasetInvalid: ")
+    assert "data.jsonl line 17: completion" in line
+
+
+def test_unknown_target_module(case: Case) -> None:
+    line = refused(case(lora={"targetModules": ["query"]}))
+    assert line.startswith("InvalidSpec: spec.lora.targetModules")
+    assert "q_proj" in line
+
+
+def test_missing_model(case: Case) -> None:
+    assert refused(case(model={"uri": "file://nowhere"})).startswith("ModelNotFound: spec.model.uri")
+
+
+def test_missing_data(case: Case) -> None:
+    assert refused(case(dataset={"uri": "file://nowhere.jsonl"})).startswith("DatasetNotFound: spec.dataset.uri")
+
+
+def test_model_with_code_of_its_own(case: Case) -> None:
+    path = case()
+    (path.parent / "model").unlink()
+    (path.parent / "model").mkdir()
+    config = {"model_type": "strange", "auto_map": {"AutoModelForCausalLM": "modeling.Strange"}}
+    (path.parent / "model" / "config.json").write_text(json.dumps(config))
+    (path.parent / "model" / "model.safetensors").write_bytes(b"")
+    assert refused(path).startswith("ModelUnsupported: ")
+
+
+def test_adalora_without_room_for_pruning(case: Case) -> None:
+    line = refused(case(method="AdaLoRA", adalora={"warmupSteps": 15, "finalSteps": 10}, lora=None))
+    assert line.startswith("InvalidSpec: spec.adalora")
+
+
+@pytest.mark.parametrize("method", ["PromptTuning", "PrefixTuning"])
+def test_packing_with_virtual_tokens(case: Case, method: str) -> None:
+    line = refused(case(method=method, training={"packing": True}, lora=None))
+    assert "spec.training.packing" in line
