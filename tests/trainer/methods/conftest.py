@@ -1,0 +1,31 @@
+"""The tiny models, each written once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from trainer.methods.families import write_family
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder of a family's model."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(family: str) -> Path:
+        if family not in folders:
+            folders[family] = write_family(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def llama(family_folder: Callable[[str], Path]) -> Path:
+    return family_folder("llama")
