@@ -34,6 +34,12 @@ class OperatorProcess:
         return self.folder / "operator.log"
 
     @property
+    def pid(self) -> int:
+        """The process id of the running operator."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def metrics_url(self) -> str:
         return f"http://127.0.0.1:{self.ports['metrics']}"
 

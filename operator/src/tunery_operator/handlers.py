@@ -62,7 +62,7 @@ def _owner_handler(kind: Kind, cache: Cache, queue: WorkQueue) -> Any:
         if event["type"] == _DELETED:
             queue.add(cache.forget_owner(Key(kind, meta["namespace"], meta["name"]), meta["uid"]))
         else:
-            queue.add(cache.see_owner(kind, body))
+            queue.add(cache.see_owner(kind, body), fresh="status" not in body)
 
     return handle
 

@@ -39,6 +39,8 @@ class WorkQueue:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
         self._ready: dict[Key, float] = {}
         """Keys to reconcile now, oldest first, with the time since when."""
+        self._fresh: dict[Key, float] = {}
+        """Keys of objects that nobody has looked at yet: they go first."""
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._dirty: set[Key] = set()
         """Keys that were added again while their reconcile ran."""
@@ -49,26 +51,26 @@ class WorkQueue:
     @property
     def depth(self) -> int:
         """The number of keys that wait."""
-        return len(self._ready) + len(self._dirty)
+        return len(self._fresh) + len(self._ready) + len(self._dirty)
 
     @property
     def oldest_age(self) -> float:
         """Seconds that the oldest key has waited."""
-        first = next(iter(self._ready.values()), None)
-        return 0.0 if first is None else time.monotonic() - first
+        firsts = [next(iter(keys.values())) for keys in (self._fresh, self._ready) if keys]
+        return time.monotonic() - min(firsts) if firsts else 0.0
 
     def open(self) -> None:
         """Start to work: what was added before has waited for this."""
         self._open = True
         self._start()
 
-    def add(self, keys: Iterable[Key]) -> None:
-        """Reconcile these keys as soon as a worker is free."""
+    def add(self, keys: Iterable[Key], *, fresh: bool = False) -> None:
+        """Reconcile these keys as soon as a worker is free; `fresh`: before those that were looked at before."""
         for key in keys:
             if key in self._running:
                 self._dirty.add(key)
-            else:
-                self._ready.setdefault(key, time.monotonic())
+            elif key not in self._fresh and key not in self._ready:
+                (self._fresh if fresh else self._ready)[key] = time.monotonic()
         self._start()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -87,9 +89,9 @@ class WorkQueue:
         self.add([key])
 
     def _start(self) -> None:
-        while self._ready and len(self._running) < self._workers and self._open:
-            key = next(iter(self._ready))
-            del self._ready[key]
+        while (waiting := self._fresh or self._ready) and len(self._running) < self._workers and self._open:
+            key = next(iter(waiting))
+            del waiting[key]
             self._running[key] = asyncio.create_task(self._process(key))
 
     async def _process(self, key: Key) -> None:
