@@ -23,10 +23,11 @@ from typing import Any
 
 import aiohttp
 import yaml
-from cluster.controlplane import ControlPlane
 from controller.api import Api, Json
 from controller.objects import RESULT, lorajob
 from controller.process import OperatorProcess
+
+from cluster.controlplane import ControlPlane
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 

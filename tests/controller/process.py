@@ -10,8 +10,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.ports import kept_ports
 from controller.api import eventually
+
+from cluster.ports import kept_ports
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from controller.api import Refused, eventually
 from controller.objects import REPORT, RESULT, Namespace, lorajob
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-
 from controller.objects import REPORT, RESULT
+
 from tunery_api.errors import FieldError
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.status import LoRAJobStatus
@@ -185,6 +185,8 @@ def test_merge_patch(old: dict[str, Any], new: dict[str, Any], patch: dict[str, 
     assert merge_patch(old, new) == patch
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (45, "45s"), (200, "3m20s"), (7500, "2h5m"), (90_000, "1d1h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (45, "45s"), (200, "3m20s"), (7500, "2h5m"), (90_000, "1d1h")]
+)
 def test_durations(seconds: int, text: str) -> None:
     assert format_duration(seconds) == text

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import aiohttp
 import kopf
-from tunery_api.names import GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 
+from tunery_api.names import GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 from tunery_operator.kube.cache import Cache
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.queue import WorkQueue

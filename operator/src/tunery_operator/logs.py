@@ -7,7 +7,6 @@ import logging
 from datetime import UTC, datetime
 
 from tunery_api.scrub import scrub
-
 from tunery_operator.settings import LogFormat, Settings
 
 MAX_LINE = 8192

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tunery_api.names import FIELD_MANAGER
-
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import (

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from tunery_api.names import child_name
 from tunery_api.runspec import Task, TrainerStatus
 from tunery_api.status import Phase
-
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.status.jobview import JobView, controller_of, parse_job
 from tunery_operator.status.podview import LostPod, PodView, parse_pod

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.rbac import CREATE_EVENT
 from tunery_operator.kube.event_body import build_event
+from tunery_operator.kube.rbac import CREATE_EVENT
 from tunery_operator.plan.model import Owner
 from tunery_operator.status.events import Event
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.names import FIELD_MANAGER
-
 from tunery_operator.errors import OwnerGone, StaleObject
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import patch_status

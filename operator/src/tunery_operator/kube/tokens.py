@@ -7,7 +7,6 @@ import time
 from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE
-
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.rbac import REVIEW_TOKEN
 

@@ -6,7 +6,6 @@ import json
 from typing import Any, Final
 
 from tunery_api.names import RUN_FILE
-
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.plan.model import JobPlan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.exitcodes import ExitCode
-
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import CONTAINER, build_pod_template
 from tunery_operator.plan.model import JobPlan

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tunery_api.names import RUN_DIR, RUN_FILE, TERMINATION_PATH, WORK_DIR
-
 from tunery_operator.manifests.configmap import CA_FILE
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE, RUN_DIR, WORK_DIR
-
 from tunery_operator.plan.model import JobPlan, VolumeMount
 
 TOKEN_DIR: Final = "/var/run/tunery-progress"

@@ -9,7 +9,6 @@ from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference
 from tunery_api.names import child_name
 from tunery_api.runspec import Purpose, ResolvedAdapter, RunSpec, Task
-
 from tunery_operator.plan import common, mounts
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.inputs import ReadyInput

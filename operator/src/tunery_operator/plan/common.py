@@ -9,7 +9,6 @@ from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.names import KUEUE_LABELS
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import RunIdentity
-
 from tunery_operator.plan.model import Image, Owner, Progress, Resources
 from tunery_operator.settings import Settings
 

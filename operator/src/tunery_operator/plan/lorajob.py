@@ -10,7 +10,6 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import child_name
 from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import Purpose, ResolvedAdapter, RunSpec, Task
-
 from tunery_operator.plan import common, mounts
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.model import JobPlan, Owner

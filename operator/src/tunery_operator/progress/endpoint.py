@@ -10,8 +10,8 @@ from typing import Final
 
 from aiohttp import web
 from pydantic import ValidationError
-from tunery_api.runspec import ProgressUpdate, TrainerStatus
 
+from tunery_api.runspec import ProgressUpdate, TrainerStatus
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer

@@ -9,7 +9,6 @@ from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.validation import parse_adaptermerge
-
 from tunery_operator.errors import NameTaken, Rejected
 from tunery_operator.kube.read import read_attempt
 from tunery_operator.plan.adaptermerge import plan_merge

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunery_api.inputs import LocalReference
-
 from tunery_operator.kube.read import read_object
 from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input
 from tunery_operator.plan.model import Key, Kind, Owner

@@ -11,7 +11,6 @@ from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
-
 from tunery_operator.errors import NameTaken, Rejected
 from tunery_operator.kube.read import read_attempt
 from tunery_operator.plan.inputs import AdapterInput
@@ -57,9 +56,7 @@ def _gather(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
         preflight = read_attempt(world.client, world.cache, owner, child_name(owner.key.name, Task.PREFLIGHT.value))
     lost = world.cache.lost_pods(work.job.uid) if work is not None else ()
     method = None if spec.method is Method.AUTO else spec.method.value
-    return replace(
-        snapshot, method=method, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost
-    )
+    return replace(snapshot, method=method, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost)
 
 
 def _advance(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:

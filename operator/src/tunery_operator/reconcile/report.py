@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.status import ConditionType
-
 from tunery_operator.errors import StaleObject
 from tunery_operator.kube.apply import delete_object
 from tunery_operator.kube.status import status_change, write_status

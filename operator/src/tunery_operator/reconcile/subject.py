@@ -10,7 +10,6 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.names import KUEUE_LABELS
 from tunery_api.placement import ResourcesSpec
 from tunery_api.status import ConditionStatus, ConditionType
-
 from tunery_operator.kube.cache import FINAL
 from tunery_operator.kube.read import read_object
 from tunery_operator.plan.model import Key, Owner, parse_owner

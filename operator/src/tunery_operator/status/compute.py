@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
-
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.preflight import check_preflight

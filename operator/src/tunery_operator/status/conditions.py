@@ -8,7 +8,6 @@ from typing import Any
 
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType
-
 from tunery_operator.status.clock import format_time
 
 _ORDER = list(ConditionType)

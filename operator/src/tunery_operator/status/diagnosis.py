@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pydantic import ValidationError
+
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure, PreflightReport, RunResult
 from tunery_api.scrub import scrub
-
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt
 

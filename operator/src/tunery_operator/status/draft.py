@@ -8,7 +8,6 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
-
 from tunery_operator.status.clock import format_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tunery_api.status import ConditionType, Phase
-
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.conditions import Conditions
 

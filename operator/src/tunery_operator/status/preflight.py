@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
-
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import job_failure, obstacle, parse_report
 from tunery_operator.status.draft import Draft

@@ -9,7 +9,6 @@ from typing import Any
 
 from tunery_api.errors import FieldError
 from tunery_api.runspec import TrainerStatus
-
 from tunery_operator.plan.inputs import AdapterInput
 from tunery_operator.plan.model import Kind, Owner
 from tunery_operator.status.jobview import JobView

@@ -7,7 +7,6 @@ from typing import Any
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
 from tunery_api.status import ConditionType, Phase
-
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.attempts import count_attempts
 from tunery_operator.status.diagnosis import job_failure, obstacle, parse_result, pod_failure

@@ -1,0 +1,190 @@
+"""Plans and what is built from them: whole parts compared, and what no pod may ever have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from controller.objects import adaptermerge, lorajob
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_operator.manifests.configmap import build_config_map
+from tunery_operator.manifests.job import build_job
+from tunery_operator.plan.adaptermerge import plan_merge
+from tunery_operator.plan.common import Platform
+from tunery_operator.plan.inputs import ReadyInput, lorajob_input, plain_input
+from tunery_operator.plan.lorajob import plan_preflight, plan_train
+from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
+from tunery_operator.settings import Settings
+
+SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
+PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
+META = {"namespace": "ns", "name": "x", "uid": "12345678-abcd", "generation": 1}
+OWNER_REFERENCE = {
+    "apiVersion": "tunery.dev/v1alpha1",
+    "kind": "LoRAJob",
+    "name": "x",
+    "uid": "12345678-abcd",
+    "controller": True,
+    "blockOwnerDeletion": True,
+}
+
+
+def owner(labels: dict[str, str] | None = None) -> Owner:
+    return parse_owner(Kind.LORAJOB, {"metadata": {**META, "labels": labels}})
+
+
+def train(labels: dict[str, str] | None = None, **spec: Any) -> JobPlan:
+    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(labels), PLATFORM, None, "0123abc")
+
+
+def pod_of(plan: JobPlan) -> dict[str, Any]:
+    spec: dict[str, Any] = build_job(plan)["spec"]["template"]["spec"]
+    return spec
+
+
+def test_the_train_job() -> None:
+    body = build_job(train({"kueue.x-k8s.io/queue-name": "q"}, retries=2, activeDeadlineSeconds=60))
+    assert body["metadata"] == {
+        "name": "x-train",
+        "namespace": "ns",
+        "labels": {
+            "app.kubernetes.io/managed-by": "tunery",
+            "tunery.dev/kind": "lorajob",
+            "tunery.dev/owner": "x",
+            "tunery.dev/role": "train",
+            "kueue.x-k8s.io/queue-name": "q",
+        },
+        "ownerReferences": [OWNER_REFERENCE],
+    }
+    template = body["spec"].pop("template")
+    assert body["spec"] == {
+        "suspend": False,
+        "parallelism": 1,
+        "completions": 1,
+        "backoffLimit": 2,
+        "activeDeadlineSeconds": 60,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [64]},
+                },
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
+        },
+    }
+    assert "ownerReferences" not in template["metadata"]
+    assert "kueue.x-k8s.io/queue-name" not in template["metadata"]["labels"]
+
+
+def test_the_pod_meets_restricted_pod_security() -> None:
+    pod = pod_of(train())
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
+
+
+def test_secrets_are_files_and_never_variables() -> None:
+    pod = pod_of(train())
+    volume = next(v for v in pod["volumes"] if v["name"] == "secret-output")
+    assert volume["secret"] == {"secretName": "s3", "optional": True}
+    assert all("valueFrom" not in variable for variable in pod["containers"][0]["env"])
+    assert "envFrom" not in pod["containers"][0]
+
+
+def test_requests_equal_limits_and_name_the_gpu() -> None:
+    resources = pod_of(train(resources={"gpus": 1, "memory": "8Gi"}))["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"] == {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "50Gi", "nvidia.com/gpu": "1"}
+
+
+def test_claims_and_config_maps_are_mounted_read_only() -> None:
+    plan = train(
+        model={"uri": "pvc://models/llama"},
+        dataset={"uri": "configmap://rows/d.jsonl", "evaluation": {"uri": "pvc://held-out/e.jsonl"}},
+    )
+    mounts = {m["mountPath"]: m for m in pod_of(plan)["containers"][0]["volumeMounts"]}
+    for purpose in ("model", "dataset", "evaluation"):
+        assert mounts[f"/mnt/tunery/{purpose}"]["readOnly"] is True
+    assert plan.run.volumes == {
+        "model": "/mnt/tunery/model",
+        "dataset": "/mnt/tunery/dataset",
+        "evaluation": "/mnt/tunery/evaluation",
+    }
+
+
+def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": {"gpu": "yes"}}))
+    plan = plan_preflight(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, None)
+    pod = pod_of(plan)
+    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
+    assert "nodeSelector" not in pod
+    assert "kueue.x-k8s.io/queue-name" not in build_job(plan)["metadata"]["labels"]
+    assert pod["containers"][0]["command"] == ["python", "-m", "tunery_trainer", "preflight", "/etc/tunery/run.json"]
+    # What it estimates is the GPU's memory all the same.
+    assert plan.run.gpu_memory_bytes == 80 * 2**30
+
+
+def test_progress_is_reported_with_a_token_of_its_own() -> None:
+    pod = pod_of(train())
+    variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
+    assert variables["KUBEFLOW_TRAINER_SERVER_URL"] == "https://tunery:8443"
+    token = next(v for v in pod["volumes"] if v["name"] == "progress-token")["projected"]["sources"][0]
+    assert token["serviceAccountToken"]["audience"] == "tunery-progress"
+    assert build_config_map(train())["data"]["progress-ca.crt"] == "PEM"
+
+
+def test_the_config_map_is_immutable_and_holds_the_run() -> None:
+    body = build_config_map(train())
+    assert body["immutable"] is True
+    assert body["metadata"]["name"] == "x-train-12345678"
+    run = json.loads(body["data"]["run.json"])
+    assert run["modelRevision"] == "0123abc"
+    assert run["checkpointUri"] == "s3://adapters/x-checkpoints/12345678-abcd"
+
+
+def test_without_an_output_the_platforms_is_used() -> None:
+    settings = Settings(trainer_image="i", default_output_uri="s3://all/", default_output_secret="shared")
+    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), Platform(settings), None, None)
+    assert plan.run.output_uri == "s3://all/ns/x/12345678-abcd"
+    assert plan.run.secrets["output"].name == "shared"
+    with pytest.raises(InvalidSpec, match=r"spec\.output\.uri: is required"):
+        plan_train(parse_lorajob(lorajob("x", output={})), owner(), PLATFORM, None, None)
+
+
+def test_a_long_name_stays_within_limits() -> None:
+    long = parse_owner(Kind.LORAJOB, {"metadata": {**META, "name": "n" * 200}})
+    body = build_job(plan_train(parse_lorajob(lorajob("x")), long, PLATFORM, None, None))
+    assert len(body["metadata"]["name"]) <= 63
+    assert all(len(value) <= 63 for value in body["metadata"]["labels"].values())
+
+
+def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
+    done = {
+        "spec": lorajob("one")["spec"],
+        "status": {"phase": "Succeeded", "adapter": {"uri": "s3://a/one", "manifestSha256": "ab"}},
+    }
+    first = lorajob_input("one", done, "")
+    assert isinstance(first, ReadyInput)
+    spec = parse_adaptermerge(
+        adaptermerge("m", [{"loraJobRef": {"name": "one"}}, {"uri": "s3://a/two", "secretRef": {"name": "other"}}])
+    )
+    merge_owner = parse_owner(Kind.ADAPTERMERGE, {"metadata": {**META, "name": "m"}})
+    plan = plan_merge(spec, merge_owner, PLATFORM, [first, plain_input("s3://a/two")])
+    assert plan.name == "m-merge"
+    assert {purpose: secret.name for purpose, secret in plan.run.secrets.items()} == {
+        "adapter-0": "s3",
+        "adapter-1": "other",
+    }
+    assert [adapter.uri for adapter in plan.run.adapters] == ["s3://a/one", "s3://a/two"]
