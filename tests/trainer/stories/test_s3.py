@@ -1,0 +1,99 @@
+"""The operator's way: run.json, Secrets as files, a real S3 server for model, data, checkpoints and output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tunery_api.exitcodes import ExitCode
+from tunery_api.runspec import PreflightReport, RunResult
+
+from cluster.s3 import S3Server
+from trainer.stories.conftest import Case
+from trainer.stories.tiny import manifest, run_trainer
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
+    """Uploads model and data, mounts a Secret, and writes the operator's run.json."""
+    case()
+    client = s3_server.client()
+    for path in (tmp_path / "model").iterdir():
+        client.upload_file(str(path), "models", f"{tmp_path.name}/{path.name}")
+    client.upload_file(str(tmp_path / "data.jsonl"), "datasets", f"{tmp_path.name}/data.jsonl")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name, value in s3_server.environment().items():
+        (secret / name).write_text(value)
+
+    def write(secret_path: Path = secret, bucket: str = "adapters", uid: str = "u-1") -> Path:
+        output = f"s3://{bucket}/{tmp_path.name}/out"
+        spec: dict[str, Any] = manifest(
+            tmp_path,
+            model={"uri": f"s3://models/{tmp_path.name}", "secretRef": {"name": "s3"}},
+            dataset={"uri": f"s3://datasets/{tmp_path.name}/data.jsonl", "secretRef": {"name": "s3"}},
+            output={"uri": output, "secretRef": {"name": "s3"}},
+        )["spec"]
+        mounted = {
+            purpose: {"name": "s3", "path": str(secret_path), "field": f"spec.{purpose}.secretRef"}
+            for purpose in ("model", "dataset", "output")
+        }
+        content = {
+            "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": uid},
+            "loraJob": spec,
+            "outputUri": output,
+            "checkpointUri": f"s3://adapters/{tmp_path.name}/checkpoints/{uid}",
+            "secrets": mounted,
+            "memoryBytes": 8 * 2**30,
+            "workDir": str(tmp_path / "work"),
+        }
+        path = tmp_path / "run.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def test_preflight_then_train(run_file: Run, tmp_path: Path, s3_server: S3Server) -> None:
+    path, message = run_file(), tmp_path / "termination"
+    message.touch()
+    checked = run_trainer("preflight", path, TUNERY_TERMINATION_PATH=str(message))
+    assert checked.returncode == ExitCode.OK, checked.stderr
+    report = PreflightReport.model_validate_json(message.read_text())
+    assert report.failure is None
+    assert report.dataset is not None
+    assert report.dataset.rows == 120
+    assert report.memory is not None
+    assert len(message.read_bytes()) <= 4096
+    trained = run_trainer("train", path, TUNERY_TERMINATION_PATH=str(message))
+    assert trained.returncode == ExitCode.OK, trained.stderr
+    result = RunResult.model_validate_json(message.read_text())
+    assert result.adapter is not None
+    assert result.checkpoint is not None
+    assert result.checkpoint.step == 20
+    keys = s3_server.client().list_objects_v2(Bucket="adapters", Prefix=f"{tmp_path.name}/")["Contents"]
+    assert f"{tmp_path.name}/out/manifest.json" in {item["Key"] for item in keys}
+    for output in (checked.stdout, checked.stderr, trained.stdout, trained.stderr, message.read_text()):
+        assert s3_server.secret_key not in output
+
+
+def test_wrong_bucket(run_file: Run, tmp_path: Path) -> None:
+    message = tmp_path / "termination"
+    message.touch()
+    done = run_trainer("preflight", run_file(bucket="no-such-bucket"), TUNERY_TERMINATION_PATH=str(message))
+    assert done.returncode == ExitCode.USER_ERROR
+    failure = PreflightReport.model_validate_json(message.read_text()).failure
+    assert failure is not None
+    assert failure.reason == "StorageNotFound"
+    assert "no-such-bucket" in failure.message
+
+
+def test_missing_secret(run_file: Run, tmp_path: Path) -> None:
+    done = run_trainer("preflight", run_file(secret_path=tmp_path / "nothing"))
+    assert done.returncode == ExitCode.USER_ERROR
+    assert done.stderr.splitlines()[-2].startswith("SecretNotFound: spec.model.secretRef")
