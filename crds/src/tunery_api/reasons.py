@@ -99,7 +99,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
     _R.DEADLINE_EXCEEDED: Advice(
-        False, "Raise spec.activeDeadlineSeconds and apply again; training resumes from the newest checkpoint."
+        False, "Apply the job again with a higher spec.activeDeadlineSeconds; it may be raised while a job runs."
     ),
     _R.RETRIES_EXHAUSTED: Advice(
         False, "Look at the message of the last attempt; raise spec.retries if it would have healed."
