@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file
+
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging import apply
 from tunery_trainer.merging.adapters import open_adapter

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig
 from safetensors.torch import load_file
+
 from tunery_api.adaptermerge import MergeMethod
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.adapters import Adapter, open_adapter

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.compatibility import Facts, check, find_problems

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
+
 from tunery_api.adaptermerge import MajoritySign, MergeMethod
 from tunery_trainer.merging import dare, deltas
 from tunery_trainer.merging.deltas import Delta, Factored, Options

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig
 from peft.utils.integrations import dequantize_bnb_weight
 from transformers import BitsAndBytesConfig
+
 from tunery_api.methods import QuantizationType
 from tunery_trainer.merging.adapters import open_adapter
 from tunery_trainer.merging.base import IntoBase, merge_into_base

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tunery_trainer.merging import linear, svd
 from tunery_trainer.merging.deltas import Delta, Options
 

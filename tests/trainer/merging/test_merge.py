@@ -1,0 +1,219 @@
+"""The story by the real command line: publish, verify, refuse, survive a kill; nothing half-done counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from tunery_api.manifest import Lineage, Manifest, SourceRecord
+from tunery_api.runspec import RunIdentity
+from tunery_trainer.publish import Target, publish
+from tunery_trainer.published import verify
+from tunery_trainer.storage import LocalStore
+
+from kit.adapters import deltas64, relative
+from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny(tmp_path_factory.mktemp("model") / "base", Tiny.LLAMA_TIED)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def publish_adapter(
+    base: Path, place: Path, *, seed: int, rank: int = 4, settings: Mapping[str, str] | None = None
+) -> Path:
+    """Train and publish an adapter as the trainer does."""
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "down_proj"])
+    folder = trained_adapter(base, config, place.parent / f"{place.name}.work", seed=seed)
+    stored = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": "org/base"}))
+    identity = RunIdentity(kind="LoRAJob", namespace="ns", name=place.name, uid=place.name)
+    lineage = Lineage(
+        model=SourceRecord(uri=base.as_uri()), served_name="org/base", hyperparameters=dict(settings or {})
+    )
+    publish(folder, target(place, identity), lineage)
+    return place
+
+
+def target(place: Path, identity: RunIdentity) -> Target:
+    return Target(LocalStore(place.parent, place.parent.as_uri(), "spec.output.uri"), place.name, identity)
+
+
+@pytest.fixture
+def inputs(base: Path, tmp_path: Path) -> list[Path]:
+    return [publish_adapter(base, tmp_path / f"in-{i}", seed=i, rank=2 + 2 * i) for i in (1, 2)]
+
+
+def manifest(folder: Path, inputs: Sequence[Path], **spec: Any) -> Path:
+    adapters = [{"uri": place.as_uri(), "weight": "0.5"} for place in inputs]
+    path = folder / "merge.yaml"
+    output = {"uri": (folder / "out").as_uri()}
+    body = {"adapters": adapters, "output": output, **spec}
+    kind = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "merge"}}
+    path.write_text(yaml.safe_dump({**kind, "spec": body}))
+    return path
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "tunery_trainer", "run", str(path), "--work-dir", str(path.parent / "work")]
+
+
+def run(path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command(path), capture_output=True, text=True, env=environment, timeout=300)
+
+
+def succeed(path: Path) -> Manifest:
+    """Run the merge; return its manifest once every digest was compared."""
+    done = run(path)
+    assert done.returncode == 0, done.stderr
+    return published(path.parent / "out")
+
+
+def published(place: Path) -> Manifest:
+    return verify(LocalStore(place.parent, place.parent.as_uri(), "test"), place.name).manifest
+
+
+def refuse(path: Path, code: int, *words: str) -> None:
+    """Run the merge; it must end with this exit code and these words on stderr, and leave nothing behind."""
+    done = run(path)
+    assert done.returncode == code, done.stderr
+    assert [word for word in words if word not in done.stderr] == []
+    out = path.parent / "out"
+    assert [file for file in out.rglob("*") if file.is_file()] == []
+
+
+def test_adapters_become_one(tmp_path: Path, inputs: list[Path]) -> None:
+    result = succeed(manifest(tmp_path, inputs))
+    one, two, out = (deltas64(folder) for folder in (*inputs, tmp_path / "out"))
+    assert max(relative(out[name], 0.5 * one[name] + 0.5 * two[name]) for name in out) <= 1e-6
+    lineage = result.lineage
+    assert [(item.rank, item.weight) for item in lineage.inputs] == [(4, "0.5"), (6, "0.5")]
+    assert (lineage.rank, lineage.served_name, lineage.method) == (10, "org/base", "Linear")
+    assert lineage.verification is not None
+    assert float(lineage.verification.max_error) <= 1e-6
+    assert set(result.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("method", ["TIES", "DARELinear", "DARETIES", "MagnitudePrune"])
+def test_a_rank_costs_what_the_manifest_says(tmp_path: Path, inputs: list[Path], method: str) -> None:
+    lineage = succeed(manifest(tmp_path, inputs, method=method, density="0.5")).lineage
+    assert lineage.rank == 6
+    assert lineage.verification is not None
+    assert 0.05 < lineage.metrics["rankError"] < 1
+    assert float(lineage.verification.max_error) == pytest.approx(lineage.metrics["rankError"], rel=1e-2)
+
+
+def test_into_the_model(tmp_path: Path, base: Path, inputs: list[Path]) -> None:
+    adapters = [{"uri": inputs[0].as_uri()}]
+    lineage = succeed(manifest(tmp_path, inputs, into="Model", adapters=adapters)).lineage
+    expected = logits(base, tmp_path / "in-1.work")
+    assert float((logits(tmp_path / "out") - expected).abs().max()) <= 1e-5
+    assert (tmp_path / "out/tokenizer.json").exists()
+    assert lineage.verification is not None
+    assert "logits" in lineage.verification.method
+    assert float(lineage.verification.max_error) <= 1e-5
+
+
+def test_several_into_the_model_with_another_type(tmp_path: Path, base: Path, inputs: list[Path]) -> None:
+    succeed(manifest(tmp_path, inputs, into="Model", model={"uri": base.as_uri()}, dtype="BFloat16"))
+    name = "model.layers.0.self_attn.q_proj"
+    weights = {n: t for path in (tmp_path / "out").glob("*.safetensors") for n, t in load_file(path).items()}
+    original = {n: t for path in base.glob("*.safetensors") for n, t in load_file(path).items()}
+    delta = sum(0.5 * deltas64(folder)[name] for folder in inputs)
+    expected = (original[f"{name}.weight"].double() + delta).bfloat16()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert relative(weights[f"{name}.weight"], expected) <= 1e-3
+
+
+def test_a_qlora_adapter_goes_into_the_dequantised_base(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", Tiny.LLAMA_TIED, hidden_size=128, intermediate_size=256)
+    settings = {"quantization.type": "NF4", "quantization.doubleQuant": "True", "training.precision": "Float32"}
+    place = publish_adapter(base, tmp_path / "q", seed=1, settings=settings)
+    adapters = [{"uri": place.as_uri()}]
+    lineage = succeed(manifest(tmp_path, [], into="Model", adapters=adapters)).lineage
+    assert lineage.verification is not None
+    assert "NF4 base" in lineage.verification.method
+    assert float(lineage.verification.max_error) <= 0.01
+
+
+def test_different_bases_are_refused_by_name(tmp_path: Path, inputs: list[Path], base: Path) -> None:
+    changed = publish_other(base, tmp_path / "other")
+    refuse(
+        manifest(tmp_path, [inputs[0], changed]),
+        64,
+        "InvalidSpec",
+        "base_model_name_or_path differs: 'org/base' in spec.adapters[0]",
+        "'org/other' in spec.adapters[1]",
+    )
+
+
+def publish_other(base: Path, place: Path) -> Path:
+    folder = trained_adapter(base, LoraConfig(r=4, target_modules=["q_proj"]), place.parent / "other.work", seed=9)
+    stored = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": "org/other"}))
+    publish(folder, target(place, RunIdentity(kind="LoRAJob", namespace="ns", name="o", uid="o")), Lineage())
+    return place
+
+
+def test_a_nan_weight_names_the_tensor(tmp_path: Path, inputs: list[Path], base: Path) -> None:
+    work = tmp_path / "in-1.work"
+    weights = load_file(work / "adapter_model.safetensors")
+    key = next(iter(weights))
+    weights[key][0, 0] = float("nan")
+    save_file(weights, work / "adapter_model.safetensors")
+    place = tmp_path / "broken"
+    publish(work, target(place, RunIdentity(kind="LoRAJob", namespace="ns", name="b", uid="b")), Lineage())
+    done = run(manifest(tmp_path, [place, inputs[1]]))
+    assert done.returncode == 64
+    assert f"tensor {key} holds NaN or infinite values" in done.stderr
+    assert "spec.adapters[0]" in done.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert not (tmp_path / "out/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["tampered", "truncated", "missing weights", "no manifest"])
+def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, inputs: list[Path], damage: str) -> None:
+    weights = inputs[1] / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    if damage == "tampered":
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "truncated":
+        weights.write_bytes(data[:-100])
+    elif damage == "missing weights":
+        weights.unlink()
+    else:
+        (inputs[1] / "manifest.json").unlink()
+    reason = "AdapterMissing" if damage == "no manifest" else "AdapterCorrupt"
+    refuse(manifest(tmp_path, inputs), 64, reason, "spec.adapters[1]")
+
+
+def test_killed_at_any_instant_and_run_again(tmp_path: Path, inputs: list[Path]) -> None:
+    path = manifest(tmp_path, inputs, into="Model", adapters=[{"uri": inputs[0].as_uri()}])
+    seen = set()
+    for delay in (0.3, 1.5, 2.5, 3.5, 4.5, 6.0):
+        process = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        seen.add(process.wait())
+        if (tmp_path / "out/manifest.json").exists():
+            published(tmp_path / "out")  # complete and matching, or this raises
+    assert -signal.SIGKILL in seen
+    first = succeed(path)
+    assert succeed(path).created == first.created, "a rerun of what is published does no work"
