@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+
 from controller.api import Api, Json
 from controller.objects import RESULT, lorajob
 from controller.process import OperatorProcess

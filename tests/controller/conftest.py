@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from controller.api import Api, Json
 from controller.objects import Namespace
 from controller.process import OperatorProcess
-
 from tunery_operator.kube.rbac import PERMISSIONS
 
 from cluster.controlplane import ControlPlane

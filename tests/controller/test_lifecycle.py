@@ -72,7 +72,7 @@ def test_deleting_the_object_removes_its_children(namespace: Namespace) -> None:
     namespace.apply(lorajob("del", preflight="Skip"))
     namespace.run_pod("del-train")
     namespace.api.delete(namespace.path("lorajobs", "del"))
-    eventually("the Job is gone", lambda: namespace.get("jobs", "del-train") is None)
+    eventually("the Job is gone", lambda: namespace.get("jobs", "del-train") is None, timeout=60)
     eventually("the pods are gone", lambda: not namespace.pods("del-train"))
     configs = [c["metadata"]["name"] for c in namespace.api.items(namespace.path("configmaps"))]
     assert [name for name in configs if name.startswith("del-")] == []
@@ -108,25 +108,23 @@ def test_a_predecessors_job_is_waited_for(namespace: Namespace) -> None:
     assert namespace.job("pre-train")["metadata"]["uid"] == first["metadata"]["uid"]
     namespace.api.patch(namespace.path("jobs", "pre-train"), {"metadata": {"finalizers": None}})
 
-    def replaced() -> bool:
-        job = namespace.get("jobs", "pre-train")
-        return job is not None and job["metadata"]["uid"] != first["metadata"]["uid"]
-
-    eventually("a Job of its own", replaced)
+    old = first["metadata"]["uid"]
+    eventually("a Job of its own", lambda: _uid(namespace, "pre-train") not in (None, old), timeout=60)
     namespace.finish("pre")
     namespace.wait_phase("pre", "Succeeded")
 
 
 def test_a_job_that_someone_deleted_is_made_again(namespace: Namespace) -> None:
     namespace.apply(lorajob("gone", preflight="Skip"))
-    first = namespace.job("gone-train")
+    first = namespace.job("gone-train")["metadata"]["uid"]
     namespace.api.delete(namespace.path("jobs", "gone-train"))
+    eventually("a new Job", lambda: _uid(namespace, "gone-train") not in (None, first))
 
-    def again() -> bool:
-        job = namespace.get("jobs", "gone-train")
-        return job is not None and job["metadata"]["uid"] != first["metadata"]["uid"]
 
-    eventually("a new Job", again)
+def _uid(namespace: Namespace, job: str) -> str | None:
+    """Return the uid of a Job, or None where there is none."""
+    body = namespace.get("jobs", job)
+    return body["metadata"]["uid"] if body is not None else None
 
 
 def test_kueue_holds_the_train_job(namespace: Namespace) -> None:
@@ -150,18 +148,22 @@ def test_kueue_holds_the_train_job(namespace: Namespace) -> None:
 
 
 def test_a_broken_object_does_not_slow_the_others(namespace: Namespace) -> None:
-    # The API server refuses what is built from it: a label of its own that no Job may have.
-    broken = lorajob("broken", preflight="Skip", output={"uri": "s3://adapters/b"})
-    broken["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "q"}
-    namespace.api.call("POST", namespace.path("jobs"), strange_job("broken-train"))
-    namespace.apply(broken)
+    # Its Job can never be made: a predecessor's stands in the way, held by a finalizer.
+    namespace.apply(lorajob("broken", preflight="Skip"))
+    first = namespace.job("broken-train")["metadata"]["uid"]
+    namespace.api.patch(namespace.path("jobs", "broken-train"), {"metadata": {"finalizers": ["example.com/hold"]}})
+    namespace.api.delete(namespace.path("lorajobs", "broken"))
+    eventually("the predecessor is gone", lambda: namespace.get("lorajobs", "broken") is None)
+    namespace.apply(lorajob("broken", preflight="Skip"))
     for index in range(20):
         namespace.apply(lorajob(f"good-{index}", preflight="Skip"))
     started = time.monotonic()
     for index in range(20):
         namespace.job(f"good-{index}-train")
     assert time.monotonic() - started < 5
-    assert namespace.wait_phase("broken", "Failed")["failure"]["reason"] == "NameConflict"
+    assert "jobName" not in namespace.status("broken")
+    namespace.api.patch(namespace.path("jobs", "broken-train"), {"metadata": {"finalizers": None}})
+    eventually("its own Job", lambda: _uid(namespace, "broken-train") not in (None, first), timeout=60)
 
 
 def test_killed_at_any_time_nothing_happens_twice_and_nothing_is_lost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from controller.api import Refused, eventually
 from controller.objects import REPORT, RESULT, Namespace, lorajob
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from controller.objects import adaptermerge, lorajob
 
+from controller.objects import adaptermerge, lorajob
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.configmap import build_config_map

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from controller.api import eventually
 from controller.objects import Namespace, lorajob
 from controller.process import OperatorProcess

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from controller.objects import REPORT, RESULT
 
+from controller.objects import REPORT, RESULT
 from tunery_api.errors import FieldError
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.status import LoRAJobStatus
