@@ -16,7 +16,6 @@ from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunResult, RunSpec
 from tunery_api.status import AdapterStatus, MergeInputStatus, Phase, VerificationStatus
-
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import credentials_for, work_folder

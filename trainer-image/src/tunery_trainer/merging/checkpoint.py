@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.files import Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tunery_api.adaptermerge import MergeMethod
 
+from tunery_api.adaptermerge import MergeMethod
 from tunery_trainer.merging import whole
 from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
 from tunery_trainer.merging.compatibility import check_tensors

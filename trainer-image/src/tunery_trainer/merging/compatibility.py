@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.adapters import Adapter
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Final
 
 import torch
+
 from tunery_api.adaptermerge import MajoritySign
 
 BLOCK_ELEMENTS: Final = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.adapters import Adapter, Module
 from tunery_trainer.merging.checkpoint import Checkpoint, embedding_name, tensor_name

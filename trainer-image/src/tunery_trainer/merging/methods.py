@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
-from tunery_api.adaptermerge import MergeMethod
 
+from tunery_api.adaptermerge import MergeMethod
 from tunery_trainer.merging import dare, linear, magnitude_prune, ties
 from tunery_trainer.merging.deltas import Delta, Factored, Options
 from tunery_trainer.merging.svd import truncate_dense

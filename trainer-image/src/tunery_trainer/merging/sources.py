@@ -14,7 +14,6 @@ from tunery_api.manifest import Manifest, MergeInputRecord
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
-
 from tunery_trainer.credentials import S3_KEYS, Credentials, ambient, from_secret
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import Place, fetch_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from tunery_api.adaptermerge import MajoritySign
 
+from tunery_api.adaptermerge import MajoritySign
 from tunery_trainer.merging.deltas import Delta, Options, blocks
 from tunery_trainer.merging.trim import Trim
 

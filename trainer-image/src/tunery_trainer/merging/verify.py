@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.methods import QuantizationType
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.adapters import Adapter, open_adapter
 from tunery_trainer.merging.apply import Context, merged_blocks

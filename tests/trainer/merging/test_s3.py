@@ -1,0 +1,80 @@
+"""A merge into a base in a real S3: shards stream through, and the local disk never holds more than one of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import LoraConfig
+
+from trainer.storage.access import credentials
+from trainer.storage.conftest import CatalogFreeS3Server
+from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.runspec import RunIdentity
+from tunery_trainer import merge
+from tunery_trainer.local_run import load_run_spec
+from tunery_trainer.publish import Publisher, Target, publish
+from tunery_trainer.published import download_published
+from tunery_trainer.storage import open_store
+
+from cluster.s3 import S3Server
+from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter
+
+BUCKET = "merges"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = CatalogFreeS3Server(tmp_path_factory.mktemp("s3"), buckets=(BUCKET,))
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.mark.parametrize("small", [0, merge.SMALL_MODEL], ids=["streamed", "compared by logits"])
+def test_into_a_model_in_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    for name, value in credentials(s3).values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(merge, "SMALL_MODEL", small)
+    store, _ = open_store(f"s3://{BUCKET}", credentials(s3), "test")
+    prefix = f"case-{small}"
+    base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)
+    for path in base.iterdir():
+        store.upload_file(path, f"{prefix}/base/{path.name}")
+    adapter = trained_adapter(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter", seed=1)
+    identity = RunIdentity(kind="LoRAJob", namespace="ns", name="one", uid="one")
+    lineage = Lineage(model=SourceRecord(uri=f"s3://{BUCKET}/{prefix}/base"))
+    publish(adapter, Target(store, f"{prefix}/adapter", identity), lineage)
+
+    held: list[int] = []
+    add = Publisher.add
+
+    def watch(self: Publisher, path: Path, name: str) -> object:
+        held.append(len([file for file in (tmp_path / "work").rglob("model-*.safetensors") if file.is_file()]))
+        return add(self, path, name)
+
+    monkeypatch.setattr(Publisher, "add", watch)
+    result = merge.run_merge(load_run_spec(_manifest(tmp_path, prefix), tmp_path / "work", None))
+
+    download_published(store, f"{prefix}/out", tmp_path / "out")
+    assert float((logits(tmp_path / "out") - logits(base, adapter)).abs().max()) <= 1e-5
+    assert result.verification is not None
+    assert ("logits" in result.verification.method) is (small > 0)
+    assert float(result.verification.max_error) <= 1e-5
+    shards = len(list(base.glob("model-*.safetensors")))
+    assert shards > 2
+    assert max(held) == (2 * shards if small else 1)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {path.name for path in base.glob("model-*.safetensors")}
+
+
+def _manifest(folder: Path, prefix: str) -> Path:
+    place = f"s3://{BUCKET}/{prefix}"
+    spec = {"adapters": [{"uri": f"{place}/adapter"}], "into": "Model", "output": {"uri": f"{place}/out"}}
+    document = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "m"}, "spec": spec}
+    path = folder / "merge.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
