@@ -9,6 +9,7 @@ import time
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
+
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.training import Optimizer
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunery_api.exitcodes import ExitCode
 
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, run_trainer, write_rows
+from tunery_api.exitcodes import ExitCode
 
 
 def refused(path: Path, **environment: str) -> str:

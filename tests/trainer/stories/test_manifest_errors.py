@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunery_api.exitcodes import ExitCode
 
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import environment, run_trainer, write_manifest
+from tunery_api.exitcodes import ExitCode
 
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "boto3", "numpy", "pyarrow", "huggingface_hub")
 

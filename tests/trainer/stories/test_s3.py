@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trainer.stories.conftest import Case
+from trainer.stories.tiny import manifest, run_trainer
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
 
 from cluster.s3 import S3Server
-from trainer.stories.conftest import Case
-from trainer.stories.tiny import manifest, run_trainer
 
 Run = Callable[..., Path]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tunery_api.exitcodes import ExitCode
 
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import command, environment, run_trainer
+from tunery_api.exitcodes import ExitCode
 
 LONG = {"maxSteps": 400, "learningRate": "1e-3"}
 

@@ -12,10 +12,10 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from tunery_api.exitcodes import ExitCode
 
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import run_trainer
+from tunery_api.exitcodes import ExitCode
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.report import ProgressReporter
 from tunery_trainer.signals import StopSignal

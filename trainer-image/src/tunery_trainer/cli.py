@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+
 from tunery_api.exitcodes import ExitCode
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
-
 from tunery_trainer.environment import prepare_environment
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.failures import explain, show, to_failure

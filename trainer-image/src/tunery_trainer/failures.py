@@ -10,7 +10,6 @@ from typing import Final
 from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
-
 from tunery_trainer.errors import TrainerError
 
 _MAX_TEXT: Final = 1024

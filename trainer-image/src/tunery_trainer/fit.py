@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import PeftModel
+
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
-
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.callbacks import (
     CheckpointCallback,

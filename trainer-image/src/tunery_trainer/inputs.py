@@ -9,7 +9,6 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
-
 from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss
 from tunery_trainer.errors import TrainerError

@@ -13,13 +13,13 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import yaml
+
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-
 from tunery_trainer.cli import run_task
 from tunery_trainer.signals import StopSignal
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
+
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
-
 from tunery_trainer.resolved import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64

@@ -12,7 +12,6 @@ from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_api.training import Precision
-
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError

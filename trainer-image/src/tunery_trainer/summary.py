@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.status import DatasetStatus, ResolvedStatus
-
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.resolved import Resolved
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from transformers import TrainerCallback
+
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_api.training import MlflowSpec, WandbSpec
-
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.inputs import credentials_for
 

@@ -12,7 +12,6 @@ from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import AdapterStatus, CheckpointStatus, MetricsStatus, Phase
-
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedModel

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
-from tunery_api.training import Optimizer, Precision, Scheduler
 
+from tunery_api.training import Optimizer, Precision, Scheduler
 from tunery_trainer.collator import Collator
 from tunery_trainer.resolved import TrainingSettings
 
