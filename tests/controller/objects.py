@@ -88,8 +88,9 @@ class Namespace:
         return eventually(f"Job {name}", lambda: self.get("jobs", name))
 
     def pods(self, job: str) -> list[Json]:
-        """Return the pods of a Job, oldest first."""
-        selector = f"?labelSelector=batch.kubernetes.io/job-name%3D{job}"
+        """Return the pods of a Job, oldest first; a predecessor's of the same name are not among them."""
+        uid = (self.get("jobs", job) or {"metadata": {"uid": "none"}})["metadata"]["uid"]
+        selector = f"?labelSelector=batch.kubernetes.io/controller-uid%3D{uid}"
         pods = self.api.items(self.path("pods") + selector)
         return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
 

@@ -73,7 +73,7 @@ def test_deleting_the_object_removes_its_children(namespace: Namespace) -> None:
     namespace.run_pod("del-train")
     namespace.api.delete(namespace.path("lorajobs", "del"))
     eventually("the Job is gone", lambda: namespace.get("jobs", "del-train") is None, timeout=60)
-    eventually("the pods are gone", lambda: not namespace.pods("del-train"))
+    eventually("the pods are gone", lambda: not namespace.api.items(namespace.path("pods")))
     configs = [c["metadata"]["name"] for c in namespace.api.items(namespace.path("configmaps"))]
     assert [name for name in configs if name.startswith("del-")] == []
 
