@@ -76,11 +76,6 @@ class Adapter:
         """PEFT's name of the method: LORA, ADALORA, IA3, ..."""
         return str(self.config.get("peft_type", "")).upper()
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.end - info.start for info in self.tensors.values())
-
     def read(self, key: str) -> torch.Tensor:
         """Return a tensor as stored. Raises TrainerError(AdapterCorrupt) where it is not finite."""
         tensor = read_tensor(self.files, self.tensors[key])

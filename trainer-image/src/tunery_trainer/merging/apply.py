@@ -34,7 +34,7 @@ class Context:
 
 def merged_blocks(edit: Edit, context: Context) -> Iterator[torch.Tensor]:
     """Yield the merged tensor in blocks of rows: float32 where it was changed, else in its own type."""
-    change = _Change(edit, context) if edit.module else None
+    change = _Change(edit, edit.module, context) if edit.module else None
     restore = context.quantization if edit.name in context.quantized else None
     if not edit.source.shape or restore or (change and change.needs_whole):
         weight = read_tensor(edit.files, edit.source)
@@ -58,10 +58,9 @@ def aligned_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 class _Change:
     """What one module of the adapter does to one weight or bias; its small tensors are read once."""
 
-    def __init__(self, edit: Edit, context: Context) -> None:
-        assert edit.module is not None  # noqa: S101 (narrows a type; the only caller has checked it)
-        self.adapter, self.module, self.bias = context.adapter, edit.module, edit.bias
-        self.by_columns = edit.name in context.transposed or edit.module.embedding
+    def __init__(self, edit: Edit, module: Module, context: Context) -> None:
+        self.adapter, self.module, self.bias = context.adapter, module, edit.bias
+        self.by_columns = edit.name in context.transposed or module.embedding
         self.parts = {
             part: self.adapter.read(key).float()
             for part, key in self.module.keys.items()
