@@ -8,11 +8,12 @@ from pathlib import Path
 
 from cluster.daemon import Daemon
 from cluster.packages import CNI_PLUGINS, SYSTEM_PATH
-from cluster.shell import succeeds
+from cluster.shell import run, succeeds
 
 POD_RANGE = "10.244.0.0/24"
 BRIDGE = "tunery0"
 NETWORK = "tunery"
+PULL_TIMEOUT = 1800
 
 CONFIG = """\
 version = 2
@@ -73,6 +74,11 @@ class Containerd:
 
     def stop(self) -> None:
         self.daemon.stop()
+
+    def pull(self, reference: str) -> None:
+        """Bring an image onto the node now, so that no pod waits for gigabytes later."""
+        address = ["--address", str(self.socket), "--namespace", "k8s.io"]
+        run(["ctr", *address, "images", "pull", "--plain-http", reference], timeout=PULL_TIMEOUT)
 
     def _write_network(self) -> None:
         ipam = {

@@ -86,6 +86,7 @@ class LocalCluster:
         with self._lock():
             if self.is_running():
                 self._bring_images(progress)
+                self._pull_images(progress)
                 return
             with progress.step("Debian packages"):
                 packages.ensure()
@@ -124,6 +125,7 @@ class LocalCluster:
             ]
             for done in as_completed(work):
                 done.result()
+        self._pull_images(progress)
 
     def _start_registry(self, progress: Progress) -> None:
         with progress.step("Registry"):
@@ -155,6 +157,11 @@ class LocalCluster:
             with progress.step(f"Image {image.repository}"):
                 pushed[image.name] = images.push_one(image, self.registry)
         self._images_file.write_text(json.dumps(pushed))
+
+    def _pull_images(self, progress: Progress) -> None:
+        with progress.step("Images on the node"):
+            for reference in json.loads(self._images_file.read_text()).values():
+                self.containerd.pull(reference)
 
     def _delete_pods(self) -> None:
         """End the pods in order while there is a kubelet: their mounts go with them."""

@@ -29,6 +29,8 @@ PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"
 VOLUME_LIMIT_MB = 1024
 ELECTION_SECONDS = 1
 READY_SECONDS = 60
+# The server leaves sockets here, and has no flag for another place.
+SOCKETS = Path("/tmp")
 
 
 class WeedMissing(Exception):
@@ -114,6 +116,9 @@ class S3Server:
     def stop(self) -> None:
         """Stop the server; objects stay."""
         self.daemon.stop()
+        for port in self.ports.values():
+            for socket in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Stop the server and remove its state."""
@@ -151,6 +156,8 @@ class S3Server:
             *(f"-ip={self.address}", f"-ip.bind={'127.0.0.1' if self.address == '127.0.0.1' else '0.0.0.0'}", *flags),
             *(f"-filer.localSocket={folder}/filer.sock", f"-s3.localSocket={folder}/s3.sock"),
             *(f"-master.volumeSizeLimitMB={VOLUME_LIMIT_MB}", "-volume.max=0", "-master.telemetry=false"),
+            # Their ports are fixed, and a second server on the machine would end where they are taken.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0"),
             "-volume.preStopSeconds=0",  # there is no other server to hand over to
             f"-master.electionTimeout={ELECTION_SECONDS}s",
         ]
