@@ -11,7 +11,7 @@ import torch
 
 from tunery_api.adaptermerge import MajoritySign
 
-BLOCK_ELEMENTS: Final = 1 << 20
+BLOCK_ELEMENTS: Final = 1 << 18
 """Entries of a delta that exist at once."""
 
 
