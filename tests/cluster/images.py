@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -92,16 +93,31 @@ def push_one(image: Image, registry: Registry) -> str:
 
 
 def push_elsewhere(prefix: str) -> dict[str, str]:
-    """Build the images on a registry's base image, push them under `prefix`, and return their references."""
+    """Build the images, push them under `prefix`, and return their references.
+
+    The base image is the Dockerfile's, from its registry, unless the variable BASE_IMAGE names another.
+    """
+    arguments = {"BASE_IMAGE": os.environ["BASE_IMAGE"]} if os.environ.get("BASE_IMAGE") else {}
     pushed = {}
     for image in IMAGES:
         with snapshot(image) as taken:
             reference = f"{prefix.rstrip('/')}/{image.repository}:{taken.tag()}"
             if shutil.which("docker"):
-                run(["docker", "build", "--file", taken.dockerfile, "--tag", reference, taken.context], timeout=3600)
+                flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+                command: list[str | Path] = [
+                    "docker",
+                    "build",
+                    *flags,
+                    "--file",
+                    taken.dockerfile,
+                    "--tag",
+                    reference,
+                    taken.context,
+                ]
+                run(command, env={"DOCKER_BUILDKIT": "1"}, timeout=3600)
                 run(["docker", "push", "--quiet", reference], timeout=3600)
             else:
-                buildah.build(reference, taken.dockerfile, taken.context, {})
+                buildah.build(reference, taken.dockerfile, taken.context, arguments)
                 buildah.push(reference, reference)
         pushed[image.name] = reference
     return pushed

@@ -29,6 +29,7 @@ PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"
 VOLUME_LIMIT_MB = 1024
 ELECTION_SECONDS = 1
 READY_SECONDS = 60
+STOP_SECONDS = 1  # it does not end on SIGTERM, and objects are on disk by then
 # The server leaves sockets here, and has no flag for another place.
 SOCKETS = Path("/tmp")
 
@@ -115,7 +116,7 @@ class S3Server:
 
     def stop(self) -> None:
         """Stop the server; objects stay."""
-        self.daemon.stop()
+        self.daemon.stop(timeout=STOP_SECONDS)
         for port in self.ports.values():
             for socket in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
                 socket.unlink(missing_ok=True)
