@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster import baseimage, buildah
 from cluster.paths import REPOSITORY
 from cluster.registry import Registry
-from cluster.shell import run
+from cluster.shell import run, succeeds
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ def push_elsewhere(prefix: str) -> dict[str, str]:
     The base image is the Dockerfile's, from its registry, unless the variable BASE_IMAGE names another.
     """
     arguments = {"BASE_IMAGE": os.environ["BASE_IMAGE"]} if os.environ.get("BASE_IMAGE") else {}
+    with_docker = succeeds(["docker", "info"]) and succeeds(["docker", "buildx", "version"])
     pushed = {}
     for image in IMAGES:
         with snapshot(image) as taken:
             reference = f"{prefix.rstrip('/')}/{image.repository}:{taken.tag()}"
-            if shutil.which("docker"):
+            if with_docker:
                 flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
                 command: list[str | Path] = [
                     "docker",
@@ -118,6 +119,6 @@ def push_elsewhere(prefix: str) -> dict[str, str]:
                 run(["docker", "push", "--quiet", reference], timeout=3600)
             else:
                 buildah.build(reference, taken.dockerfile, taken.context, arguments)
-                buildah.push(reference, reference)
+                buildah.push(reference, reference, insecure=prefix.startswith("localhost"))
         pushed[image.name] = reference
     return pushed
