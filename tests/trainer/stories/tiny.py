@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tunery_trainer.cli import main
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -117,3 +122,18 @@ def run_trainer(*arguments: str | Path, **extra: str) -> subprocess.CompletedPro
     return subprocess.run(
         command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def run_here(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Do the same as run_trainer in this process, which has the libraries imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    os.environ.update(environment(**extra))
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
@@ -26,6 +27,7 @@ from tunery_trainer.callbacks import (
 )
 from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore
 from tunery_trainer.collator import Collator
+from tunery_trainer.continued import continue_from
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.evaluation import held_out_loss
 from tunery_trainer.inputs import checkpoint_store, work_folder
@@ -86,9 +88,8 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
     restored = _restore(session, folder)
     memory = _remembered(restored)
     base = load_base(session.model.folder, session.resolved, _device(session))
-    base_loss = memory.base_eval_loss if memory else _measure(session, base, reporter)
+    model, base_loss = _adapt(session, base, memory, reporter)
     reporter.metrics({"base_eval_loss": base_loss})
-    model = attach(base, session.resolved, _start(session))
     with _uploads(session, reporter) as uploader:
         trainer = _trainer(session, model, folder)
         _add_callbacks(trainer, session, (stop, reporter), _writer(uploader, base_loss))
@@ -127,6 +128,20 @@ def _measure(session: Session, model: torch.nn.Module, reporter: ProgressReporte
     if not math.isfinite(loss):
         raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {loss}")
     return loss
+
+
+def _adapt(
+    session: Session, base: PreTrainedModel, memory: _Memory | None, reporter: ProgressReporter
+) -> tuple[PeftModel, float]:
+    """Return the model with its adapter, and the held-out loss before training: the base's, or the adapter's if it
+    is a published one that is trained on."""
+    known = memory.base_eval_loss if memory else None
+    if session.previous:
+        model = continue_from(base, session.resolved, _start(session), session.previous.folder)
+        return model, _measure(session, model, reporter) if known is None else known
+    # Measured first: PiSSA and OLoRA change the base when they are put on it.
+    loss = _measure(session, base, reporter) if known is None else known
+    return attach(base, session.resolved, _start(session)), loss
 
 
 def _start(session: Session) -> Start:

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
@@ -26,6 +25,7 @@ from tunery_trainer.inputs import (
     lora_spec,
     output_target,
 )
+from tunery_trainer.previous import PreviousAdapter, continued, get_previous
 from tunery_trainer.publish import probe
 from tunery_trainer.report import write_termination
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
@@ -43,28 +43,33 @@ def run_preflight(run: RunSpec) -> PreflightReport:
 
     Writes the report as the termination message and prints it. Raises TrainerError for what would fail later.
     """
-    spec = lora_spec(run)
     check_secrets(run)
     probe(output_target(run))
     model = get_model(run, weights=False)
+    previous = get_previous(run, weights=False)
     files = get_data(run)
     go_offline()
-    report = _check(run, spec, model, files)
+    report = _check(run, (model, previous), files)
     write_termination(report)
     _print(report)
     return report
 
 
 def _check(
-    run: RunSpec, spec: LoRAJobSpec, model: FetchedModel, files: tuple[FetchedDataset, FetchedDataset | None]
+    run: RunSpec,
+    start: tuple[FetchedModel, PreviousAdapter | None],
+    files: tuple[FetchedDataset, FetchedDataset | None],
 ) -> PreflightReport:
     from tunery_trainer.data.scan import scan
     from tunery_trainer.model import load_tokenizer, model_facts
 
+    spec, (model, previous) = lora_spec(run), start
     facts = model_facts(model.folder)
     tokenizer = load_tokenizer(model.folder)
     devices = expected_device(run)
     resolved = decide(spec, facts, files, devices)
+    if previous:
+        resolved = continued(resolved, spec, model.folder, previous)
     options = data_options(spec, files, resolved)
     dataset = scan(files[0].root, options, tokenizer)
     steps = total_steps(expected_sequences(dataset, options), resolved.training)

@@ -26,6 +26,7 @@ from tunery_trainer.inputs import (
     output_target,
     work_folder,
 )
+from tunery_trainer.previous import PreviousAdapter, continued, get_previous
 from tunery_trainer.publish import Published, Target, probe, publish
 from tunery_trainer.published import read_manifest, verify
 from tunery_trainer.report import ProgressReporter, write_termination
@@ -50,6 +51,8 @@ class Session:
     run: RunSpec
     spec: LoRAJobSpec
     model: FetchedModel
+    previous: PreviousAdapter | None
+    """The adapter that is trained on; None: a new one is trained."""
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     resolved: Resolved
@@ -131,6 +134,7 @@ def _gather(run: RunSpec) -> Session:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec = lora_spec(run)
     model = get_model(run, weights=True)
+    previous = get_previous(run, weights=True)
     files = get_data(run)
     go_offline()
     from tunery_trainer.data.prepare import prepare
@@ -140,10 +144,12 @@ def _gather(run: RunSpec) -> Session:
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
     resolved = decide(spec, model_facts(model.folder), files, device)
+    if previous:
+        resolved = continued(resolved, spec, model.folder, previous)
     tokenizer = load_tokenizer(model.folder)
     data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, work_folder(run, "prepared"))
     steps = total_steps(len(data.train), resolved.training)
-    return Session(run, spec, model, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
+    return Session(run, spec, model, previous, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
 
 
 def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
@@ -180,7 +186,7 @@ def _write_result(session: Session, fitted: Fitted) -> Path:
 
 
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
-    spec, run, resolved = session.spec, session.run, session.resolved
+    spec, run, resolved, previous = session.spec, session.run, session.resolved, session.previous
     return Lineage(
         model=SourceRecord(uri=spec.model.uri, revision=session.model.revision, digest=session.model.digest),
         dataset=SourceRecord(uri=spec.dataset.uri, digest=session.data.report.sha256),
@@ -193,8 +199,8 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         versions=library_versions(),
         device=fitted.device,
         metrics={"loss": fitted.loss, "evalLoss": fitted.eval_loss, "baseEvalLoss": fitted.base_eval_loss},
-        continued_from=MergeInputRecord(uri=run.adapters[0].uri, manifest_sha256=run.adapters[0].manifest_sha256)
-        if run.adapters
+        continued_from=MergeInputRecord(uri=previous.uri, manifest_sha256=previous.manifest_sha256)
+        if previous
         else None,
     )
 
