@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from trainer.stories.conftest import Case
-from trainer.stories.tiny import make_rows, run_trainer, write_rows
+from trainer.stories.tiny import make_rows, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
 
 
 def refused(path: Path, **environment: str) -> str:
     """Run a manifest that must be refused and return the line with reason and message."""
-    done = run_trainer("run", path, "--work-dir", path.parent / "work", **environment)
+    done = run_here("run", path, "--work-dir", path.parent / "work", **environment)
     assert done.returncode == ExitCode.USER_ERROR, done.stderr
     assert "Training" not in done.stdout
     return done.stderr.strip().splitlines()[-2]

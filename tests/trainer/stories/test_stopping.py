@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.stories.conftest import Case
-from trainer.stories.tiny import command, environment, run_trainer
+from trainer.stories.tiny import command, environment, run_here
 from tunery_api.exitcodes import ExitCode
 
-LONG = {"maxSteps": 400, "learningRate": "1e-3"}
+LONG = {"maxSteps": 200, "learningRate": "1e-3"}
 
 
 def start(path: Path) -> subprocess.Popen[str]:
@@ -43,7 +43,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
 
 def finish(path: Path) -> str:
     """Run to the end and return what was printed."""
-    done = run_trainer("run", path, "--work-dir", path.parent / "work")
+    done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.OK, done.stderr
     assert (path.parent / "out" / "manifest.json").exists()
     return done.stdout

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
+from tunery_trainer.best import BestAdapter
 from tunery_trainer.callbacks import (
     CheckpointCallback,
     DivergenceCallback,
@@ -92,13 +93,14 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
     reporter.metrics({"base_eval_loss": base_loss})
     with _uploads(session, reporter) as uploader:
         trainer = _trainer(session, model, folder)
-        _add_callbacks(trainer, session, (stop, reporter), _writer(uploader, base_loss))
+        best = _best(session, model, restored)
+        _add_callbacks(trainer, session, (stop, reporter, best), _writer(uploader, base_loss))
         if memory and memory.finished and restored:
             load_trained(model, restored.folder, training_hooks(model, session.resolved))
             history = memory.history
         else:
             history = _loop(trainer, session, (stop, reporter, uploader), restored)
-    return _evaluated(session, model, (base_loss, history, uploader), reporter)
+    return _evaluated(session, model, (base_loss, history, uploader, best), reporter)
 
 
 def _device(session: Session) -> str:
@@ -175,18 +177,30 @@ def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer
     return AdapterTrainer(model, loop, parts)
 
 
+def _best(session: Session, model: PeftModel, restored: Restored | None) -> BestAdapter | None:
+    """Return what keeps the best weights where the job may stop early, with what a checkpoint knows of it."""
+    if session.spec.evaluation.early_stopping_patience is None:
+        return None
+    best = BestAdapter(model, training_hooks(model, session.resolved))
+    if restored:
+        best.load(restored.folder)
+    return best
+
+
 def _add_callbacks(
     trainer: AdapterTrainer,
     session: Session,
-    listeners: tuple[StopSignal, ProgressReporter],
+    listeners: tuple[StopSignal, ProgressReporter, BestAdapter | None],
     written: Callable[[Path, Any, bool], None],
 ) -> None:
-    stop, reporter = listeners
+    stop, reporter, best = listeners
     trainer.add_callback(ProgressCallback(reporter, lambda: trainer.tokens_seen))
     trainer.add_callback(DivergenceCallback())
     patience = session.spec.evaluation.early_stopping_patience
     if patience is not None:
         trainer.add_callback(PatienceCallback(patience))
+    if best:
+        trainer.add_callback(best)
     trainer.add_callback(CheckpointCallback(session.spec.checkpoint, written))
     trainer.add_callback(StopCallback(stop))
 
@@ -240,11 +254,14 @@ def _loop(
 def _evaluated(
     session: Session,
     model: PeftModel,
-    measured: tuple[float, list[dict[str, Any]], CheckpointUploader | None],
+    measured: tuple[float, list[dict[str, Any]], CheckpointUploader | None, BestAdapter | None],
     reporter: ProgressReporter,
 ) -> Fitted:
-    base_loss, history, uploader = measured
-    eval_loss = _measure(session, model, reporter)
+    base_loss, history, uploader, best = measured
+    eval_loss = last_loss = _measure(session, model, reporter)
+    if best and best.loss < last_loss:
+        best.put_back()
+        eval_loss = _measure(session, model, reporter)
     reporter.metrics({"eval_loss": eval_loss})
     losses = [entry["loss"] for entry in history if "loss" in entry]
     last_step = max((int(entry["step"]) for entry in history), default=session.steps)
@@ -255,7 +272,7 @@ def _evaluated(
         base_eval_loss=base_loss,
         eval_loss=eval_loss,
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*history, {"step": last_step, "eval_loss": eval_loss}],
+        history=[*history, {"step": last_step, "eval_loss": last_loss}],
         rank=_published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),

@@ -224,15 +224,19 @@ def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def put_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put back what `trained_state` returned; raises KeyError when it is of another adapter."""
+    parameters = dict(model.named_parameters())
+    for name, saved in state.items():
+        parameter = parameters[name]
+        parameter.data = saved.to(parameter.device, copy=True)
+
+
 def load_trained(model: torch.nn.Module, checkpoint: Path, hooks: Hooks | None) -> None:
     """Put the weights of a checkpoint back, in the type they were trained in, so that a resume is exact.
 
     Raises KeyError when the checkpoint is of another adapter.
     """
-    state = load_file(checkpoint / WEIGHTS_FILE)
-    parameters = dict(model.named_parameters())
-    for name, saved in state.items():
-        parameter = parameters[name]
-        parameter.data = saved.to(parameter.device)
+    put_state(model, load_file(checkpoint / WEIGHTS_FILE))
     if hooks and (checkpoint / "hooks.pt").exists():
         hooks.load_state(torch.load(checkpoint / "hooks.pt", weights_only=True, map_location="cpu"))

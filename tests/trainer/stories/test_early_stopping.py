@@ -1,0 +1,49 @@
+"""Early stopping: training ends when the evaluation loss gets no better, and the best weights are published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from trainer.stories.conftest import Case
+from trainer.stories.peft_reader import held_out_rows, plain_peft, single_row_loss
+from trainer.stories.tiny import run_here
+from tunery_api.exitcodes import ExitCode
+
+# A rate at which the loss soon rises again.
+WILD = {"maxSteps": 60, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}
+
+
+def run(path: Path) -> dict[str, float]:
+    """Run to the end and return the metrics of the manifest."""
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.OK, done.stderr
+    metrics: dict[str, float] = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["metrics"]
+    return metrics
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """Return the evaluations that the newest checkpoint remembers."""
+    newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))
+    return [entry for entry in json.loads(newest.read_text())["log_history"] if "eval_loss" in entry]
+
+
+def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
+    path = case(training=WILD, evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"})
+    published = run(path)["evalLoss"]
+    losses = [entry["eval_loss"] for entry in evaluations(path)]
+    assert evaluations(path)[-1]["step"] < WILD["maxSteps"]
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert published == pytest.approx(min(losses), rel=1e-5)
+    folder = path.parent
+    assert single_row_loss(plain_peft(folder), held_out_rows(folder)) == pytest.approx(min(losses), rel=1e-3)
+    before = load_file(folder / "out" / "adapter_model.safetensors")
+    shutil.rmtree(folder / "out")
+    assert run(path)["evalLoss"] == pytest.approx(published, rel=1e-6)
+    after = load_file(folder / "out" / "adapter_model.safetensors")
+    assert all((before[name] == after[name]).all() for name in before)
