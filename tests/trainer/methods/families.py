@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter import attach, training_hooks
 from tunery_trainer.methods.base import Start
@@ -128,4 +129,4 @@ def logits_of(model: Any) -> torch.Tensor:
     model.eval()
     ids = token_rows(9)
     logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return logits
+    return logits[:, -ids.shape[1] :]  # without those of virtual tokens

@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import pytest
+
+from trainer.methods.families import spec_of
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
@@ -15,8 +17,6 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.presets import guideline_for
 from tunery_trainer.resolve import resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
-
-from trainer.methods.families import spec_of
 
 GIB = 2**30
 SEVEN_B = ModelFacts("LlamaForCausalLM", 7_000_000_000, 32, 4096, 32_000, 4096, tied_embeddings=False, packable=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trainer.methods.families import FAMILIES, resolved_for
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model import load_base, meta_model
 from tunery_trainer.targets import check_modules_to_save, check_patterns, ia3_targets, resolve_targets
-
-from trainer.methods.families import FAMILIES, resolved_for
 
 Folder = Callable[[str], Path]
 

@@ -12,10 +12,10 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
-
 from tunery_trainer.adapter import CONFIG_FILE, WEIGHTS_FILE, attach
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.base import Start
@@ -67,11 +67,12 @@ def continue_from(model: PreTrainedModel, resolved: Resolved, start: Start, fold
         result = set_peft_model_state_dict(adapted, weights)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise _corrupt(f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+    # PEFT loads a prompt by its own way, and then calls it unexpected.
+    prompt = resolved.method in PROMPT_LEARNING and set(weights) == {"prompt_embeddings"}
     own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    missing = sorted(own.intersection(result.missing_keys)) if result else []
-    unexpected = list(result.unexpected_keys) if result else []
-    if missing or unexpected:
-        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[:3]} and holds {unexpected[:3]}, which nothing asks for")
+    missing = sorted(own.intersection(result.missing_keys))
+    if not prompt and (missing or result.unexpected_keys):
+        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[:3]}, and nothing asks for {result.unexpected_keys[:3]} in it")
     return adapted
 
 
@@ -117,15 +118,10 @@ def _inherit_names(resolved: Resolved, model: PreTrainedModel, config: Mapping[s
         asked = adapter.target_modules or ()
         ours = ia3_targets(model, asked)[0] if resolved.method is Method.IA3 else resolve_targets(model, asked)
         if _paths(model, ours) != _paths(model, theirs):
-            raise _disagree(
-                "lora.targetModules", f"is {_list(ours)}, but the adapter has {_list(theirs)}; leave it out"
-            )
+            raise _differs("lora.targetModules", _list(ours), _list(theirs))
     saved = tuple(sorted(config.get("modules_to_save") or ()))
     if adapter.modules_to_save and set(adapter.modules_to_save) != set(saved):
-        raise _disagree(
-            "lora.modulesToSave",
-            f"is {_list(adapter.modules_to_save)}, but the adapter has {_list(saved)}; leave it out",
-        )
+        raise _differs("lora.modulesToSave", _list(adapter.modules_to_save), _list(saved))
     return replace(adapter, target_modules=theirs, modules_to_save=saved)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, QuantizationSettings, Resolved
 
@@ -141,11 +142,13 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         options["quantization_config"] = bitsandbytes_config(resolved.quantization)
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise _unsupported(f"its weights cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
+    # A cache would hide from the attention mask that positions start anew inside a packed row.
+    model.config.use_cache = False
     _keep_gradients(model)
     return model
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from tunery_api.methods import Method
-
 from tunery_trainer.methods.adalora import ADALORA
 from tunery_trainer.methods.base import MethodParts
 from tunery_trainer.methods.ia3 import IA3

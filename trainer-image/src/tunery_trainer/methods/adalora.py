@@ -8,8 +8,8 @@ from typing import Any, Final
 import torch
 from peft import AdaLoraConfig, PeftModel
 from transformers import PreTrainedModel
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import ADAPTER
@@ -64,6 +64,13 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> 
     )
 
 
+def _freeze_rank_counts(model: PeftModel, resolved: Resolved, start: Start) -> None:
+    """Undo what PEFT does on a base in bfloat16: its cast to float32 makes the counts of ranks trainable."""
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:
+            parameter.requires_grad = False
+
+
 class AdaLoraHooks:
     """The half of AdaLoRA that a training loop must do itself: the orthogonality term, and the pruning."""
 
@@ -108,4 +115,4 @@ def _gram(name: str, parameter: torch.Tensor) -> torch.Tensor:
     return factor @ factor.T if "lora_A" in name else factor.T @ factor
 
 
-ADALORA: Final = MethodParts(config=adalora_config, hooks=AdaLoraHooks)
+ADALORA: Final = MethodParts(config=adalora_config, begin=_freeze_rank_counts, hooks=AdaLoraHooks)

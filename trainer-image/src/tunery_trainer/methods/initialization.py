@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,17 +12,20 @@ from peft import PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
+
 from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.methods.base import Start
+from tunery_trainer.methods.base import Batch, Start
 from tunery_trainer.resolved import Resolved
 
 ADAPTER: Final = "default"
 """PEFT's name for the one adapter of a model."""
 RELATIVE: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA})
 """Initialisations that take the adapter's first delta out of the base weights (Meng et al. 2024, Buyukakyuz 2024)."""
+MAX_EVA_BATCHES: Final = 1000
+"""Forward passes after which EVA gives up; it settles within some dozens."""
+_EVA_INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
 FIRST_A: Final = "first_lora_A"
 FIRST_B: Final = "first_lora_B"
 """Buffers, outside the state dict, in which a layer keeps the delta that was taken out of its base weight."""
@@ -55,16 +59,39 @@ def _begin_eva(model: PeftModel, start: Start) -> None:
     """Set A to the main directions of each layer's inputs on the training data (Paischer et al. 2024)."""
     if start.batches is None:
         raise ValueError("EVA needs training batches")
-    device = next(model.parameters()).device
-    batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in start.batches]
-    try:
-        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
-    except ValueError as error:
+    config = model.peft_config[ADAPTER]
+    rank = max([config.r, *config.rank_pattern.values()])
+    large = [batch for batch in start.batches if _tokens(batch) >= rank]
+    if not large:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
-            f"spec.lora.init: EVA found too few tokens for rank {model.peft_config[ADAPTER].r}: {error}; use a lower "
-            "rank, more data, or init: Default",
-        ) from error
+            f"spec.lora.init: EVA needs batches of at least as many tokens as the rank, {rank}; raise "
+            "training.batchSize, or use another init",
+        )
+    initialize_lora_eva_weights(model, _Bounded(large), show_progress_bar=False)
+
+
+def _tokens(batch: Batch) -> int:
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+class _Bounded:
+    """Batches over and over, up to a limit: PEFT reads on until every direction has settled, which may be never."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = [{name: batch[name] for name in _EVA_INPUTS if name in batch} for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from islice(cycle(self._batches), MAX_EVA_BATCHES)
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.lora.init: EVA's directions have not settled after {MAX_EVA_BATCHES} batches; use a lower rank, "
+            "or another init",
+        )
 
 
 def _begin_loftq(model: PeftModel) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Final
 from peft import EvaConfig, LoraConfig, TaskType
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from tunery_api.methods import LoraInit, Method
 
+from tunery_api.methods import LoraInit, Method
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import begin_lora
 from tunery_trainer.resolved import Resolved

@@ -8,6 +8,8 @@ import torch
 from peft import PeftModel, PrefixTuningConfig, TaskType
 from transformers import PreTrainedModel
 
+from tunery_api.reasons import FailureReason
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import ADAPTER
 from tunery_trainer.methods.prompt_tuning import prompt_settings, start_tokens
@@ -15,14 +17,33 @@ from tunery_trainer.resolved import Resolved
 
 
 def prefix_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> PrefixTuningConfig:
-    """Return PEFT's configuration."""
+    """Return PEFT's configuration; raises TrainerError(InvalidSpec) for a model whose layers differ in their heads."""
     settings = prompt_settings(resolved)
+    heads, width = _heads(model)
     return PrefixTuningConfig(
         num_virtual_tokens=settings.virtual_tokens,
+        num_attention_heads=heads,
+        token_dim=heads * width,
         prefix_projection=settings.projection,
         encoder_hidden_size=model.config.get_text_config().hidden_size,
         task_type=TaskType.CAUSAL_LM,
     )
+
+
+@torch.no_grad()
+def _heads(model: PreTrainedModel) -> tuple[int, int]:
+    """Return number and width of the heads that keys have: configurations name them too differently to be read."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    layers = model(input_ids=token, use_cache=True).past_key_values.layers
+    shapes = {(layer.keys.shape[1], layer.keys.shape[3]) for layer in layers if hasattr(layer, "keys")}
+    if len(shapes) != 1:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.method: PrefixTuning needs the same heads in every layer, which {type(model).__name__} does not "
+            "have; use PromptTuning or LoRA",
+        )
+    heads, width = shapes.pop()
+    return heads, width
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from typing import Final
 import torch
 from peft import PeftModel, PromptTuningConfig, PromptTuningInit, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import ADAPTER
