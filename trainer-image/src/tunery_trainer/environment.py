@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Final
 
+from tunery_api.scrub import scrub
+
 _CACHES: Final = {
     "HF_HOME": "huggingface",
     "HF_HUB_CACHE": "huggingface/hub",
@@ -40,6 +42,8 @@ _ALWAYS: Final = {
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
 }
 
+_MAX_LINE: Final = 16 * 1024
+"""Bytes of one log record, its trace included."""
 _CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -57,11 +61,25 @@ def prepare_environment(work_dir: Path, gpus: int) -> None:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _log_to_stderr()
     threads = str(cpu_limit())
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ["CUDA_VISIBLE_DEVICES"] = visible if gpus else ""
+
+
+def _log_to_stderr() -> None:
+    """Send the log to stderr, without credentials; a handler that is there already (in tests) stays alone."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ScrubbingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _ScrubbingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line as usual, with its trace, but without credentials."""
+        return scrub(super().format(record), _MAX_LINE)
 
 
 def go_offline() -> None:

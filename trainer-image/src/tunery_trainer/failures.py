@@ -10,10 +10,14 @@ from typing import Final
 from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
+from tunery_api.scrub import scrub
 from tunery_trainer.errors import TrainerError
 
 _MAX_TEXT: Final = 1024
 """Characters of a message in the API."""
+
+_MAX_TRACE: Final = 64 * 1024
+"""Bytes of a trace on stderr."""
 
 
 def explain(error: BaseException) -> TrainerError:
@@ -34,14 +38,14 @@ def explain(error: BaseException) -> TrainerError:
 def to_failure(error: TrainerError) -> Failure:
     """Return `error` as it stands in a termination message."""
     hint = error.hint[:_MAX_TEXT] if error.hint else None
-    return Failure(reason=error.reason, message=error.message[:_MAX_TEXT], hint=hint)
+    return Failure(reason=error.reason, message=scrub(error.message)[:_MAX_TEXT], hint=hint)
 
 
 def show(failure: TrainerError, cause: BaseException) -> None:
     """Print the failure to stderr: the trace where it helps, then `Reason: message` and the hint as the last lines."""
     if failure.reason is FailureReason.INTERNAL_ERROR:
-        traceback.print_exception(cause, file=sys.stderr)
-    message = " ".join(failure.message.split())
+        print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
+    message = " ".join(scrub(failure.message, _MAX_TRACE).split())
     print(f"{failure.reason}: {message}", file=sys.stderr)
     print(" ".join((failure.hint or "").split()), file=sys.stderr, flush=True)
 

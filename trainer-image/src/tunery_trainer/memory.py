@@ -23,13 +23,13 @@ _ABSMAX_DOUBLE: Final = 1 / 64 + 4 / (64 * 256)
 _SMALL_TENSOR: Final = 4096
 """bitsandbytes keeps the 8-bit optimizers' state of smaller tensors in 32 bits."""
 _CUDA_CONTEXT: Final = 600 * 2**20
-"""CUDA context and the kernels of cuBLAS and bitsandbytes, on an H100."""
+"""An allowance for the CUDA context and the kernels of cuBLAS and bitsandbytes; assumed, not measured."""
 _CPU_PROCESS: Final = 1200 * 2**20
-"""Resident memory of the process once torch, transformers, peft and trl are imported."""
+"""An allowance for the process once torch, transformers, peft and trl are imported; assumed, not measured."""
 _ALLOCATOR_SLACK: Final = 0.05
-"""Share that a caching allocator loses to fragments."""
+"""Share that a caching allocator is assumed to lose to fragments; not measured."""
 _HEAD_TILE: Final = 2**28
-"""Bytes that TRL's tiled language-model head holds at a time, at most; it never makes all logits."""
+"""Bytes allowed for TRL's tiled language-model head, which never makes all logits; assumed, not measured."""
 _PROBE: Final = (1, 2)
 """Batch sizes that are traced; activations are linear in the batch size."""
 

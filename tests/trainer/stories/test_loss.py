@@ -1,0 +1,78 @@
+"""The loss that adapters learn from: the same packed and alone, and with gradients after an evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_trainer.adapter import attach
+from tunery_trainer.collator import Collator
+from tunery_trainer.evaluation import held_out_loss
+from tunery_trainer.methods.base import Start
+from tunery_trainer.model import load_base, load_tokenizer, model_facts
+from tunery_trainer.resolve import resolve
+from tunery_trainer.resolved import DeviceFacts, DeviceKind
+
+CPU = DeviceFacts(DeviceKind.CPU, None, bfloat16=True)
+LENGTHS = (9, 17, 5)
+
+
+def adapted(folder: Path, precision: str = "Float32", **blocks: Any) -> Any:
+    """Return the tiny model with an adapter whose weights are not those it starts with."""
+    raw = {"model": {"uri": "s3://m/base"}, "dataset": {"uri": "s3://d/rows"}, "training": {"precision": precision}}
+    resolved = resolve(LoRAJobSpec.model_validate(json.loads(json.dumps(raw | blocks))), model_facts(folder), 500, CPU)
+    model = attach(load_base(folder, resolved, "cpu"), resolved, Start(load_tokenizer(folder), 10))
+    draw = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+    return model
+
+
+def examples() -> list[dict[str, Any]]:
+    """Return rows of several lengths."""
+    draw = torch.Generator().manual_seed(1)
+    ids = [torch.randint(3, 250, (length,), generator=draw).tolist() for length in LENGTHS]
+    return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
+
+
+def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows in one, as the data layer packs them."""
+    joined = {name: [value for row in rows for value in row[name]] for name in ("input_ids", "labels")}
+    return {**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}
+
+
+@pytest.mark.parametrize("method", ["LoRA", "DoRA", "IA3"])
+def test_packed_loss_is_that_of_single_rows(tiny_model: Path, method: str) -> None:
+    model, rows = adapted(tiny_model, method=method), examples()
+    alone = [held_out_loss(model, [row], 0) * (len(row["input_ids"]) - 1) for row in rows]
+    expected = sum(alone) / sum(length - 1 for length in LENGTHS)
+    assert held_out_loss(model, [packed(rows)], 0) == pytest.approx(expected, abs=1e-5)
+    torch_loss = model.eval()(**Collator(0)([packed(rows)])).loss.item()
+    assert torch_loss == pytest.approx(expected, abs=1e-5)
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Return the gradients of one training step."""
+    model.zero_grad()
+    model.train()
+    torch.manual_seed(0)
+    model(**Collator(0)(examples())).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def test_an_evaluation_takes_no_gradient_from_4_bit_layers(tiny_model: Path) -> None:
+    """On a CPU with AVX512-BF16 bitsandbytes changes its weights' layout in evaluation, to one without a backward."""
+    model = adapted(tiny_model, "BFloat16", method="QLoRA", lora={"rank": 4, "dropout": "0"})
+    before = gradients(model)
+    held_out_loss(model, examples(), 0)
+    after = gradients(model)
+    assert before.keys() == after.keys()
+    for name, gradient in before.items():
+        assert torch.equal(gradient, after[name]), name
+        assert gradient.abs().max() > 0, name

@@ -1,0 +1,36 @@
+"""No credential reaches stderr, be it by a failure, its trace, or a library's log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from trainer.stories.tiny import environment
+
+SAY = """
+import logging, sys
+from pathlib import Path
+from tunery_api.scrub import register_secret
+from tunery_trainer.environment import prepare_environment
+from tunery_trainer.failures import explain, show
+register_secret("s3cr3t-v4lue")
+prepare_environment(Path(sys.argv[1]), 0)
+try:
+    raise RuntimeError("refused s3cr3t-v4lue at https://me:hunter22@store/x")
+except RuntimeError as error:
+    logging.getLogger("library").warning("again: %s", error, exc_info=True)
+    show(explain(error), error)
+"""
+
+
+def test_stderr_is_scrubbed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    work = tmp_path_factory.mktemp("work")
+    done = subprocess.run(
+        [sys.executable, "-c", SAY, str(work)], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert "s3cr3t" not in done.stderr
+    assert "hunter22" not in done.stderr
+    assert done.stderr.count("refused [redacted] at https://[redacted]@store/x") == 4
+    assert done.stderr.splitlines()[-2].startswith("InternalError: RuntimeError: refused [redacted]")
