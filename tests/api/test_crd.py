@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from tunery_api.crd import custom_resource_definition
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import KINDS, Kind

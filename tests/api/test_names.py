@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.fields import parse_quantity
 from tunery_api.names import child_name, label_value

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit.kubectl import Kubectl, KubectlError
+
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+from kit.kubectl import Kubectl, KubectlError
 
 BASE = {"model": {"uri": "s3://models/SmolLM2"}, "dataset": {"uri": "s3://datasets/chat.jsonl"}}
 ONE = {"uri": "s3://adapters/one"}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 

@@ -19,6 +19,7 @@ import yaml
 from chatterbot_corpus import corpus
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
+
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.prepare import prepare
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.tiny import make_tiny_model
 
+from cluster.tiny import make_tiny_model
 from kit.environment import cluster_environment, images
 from kit.installation import install
 from kit.jobs import Job

@@ -11,12 +11,11 @@ from typing import Any
 
 import yaml
 
+from .conftest import Launch
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.published import download, list_keys, s3_client
-
-from .conftest import Launch
 
 
 def test_the_quickstart_trains_and_publishes(
@@ -41,7 +40,12 @@ def test_the_quickstart_trains_and_publishes(
     assert (
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
     )
-    assert {event["reason"] for event in job.events()} >= {"Validated", "Succeeded"}
+    assert {event["reason"] for event in job.events()} >= {
+        "PreflightPassed",
+        "Training",
+        "AdapterUploaded",
+        "Succeeded",
+    }
 
 
 def _moving_row(kubectl: Kubectl, job: Job) -> dict[str, str] | None:

@@ -6,11 +6,10 @@ import signal
 import subprocess
 from typing import Any
 
+from .conftest import Launch
 from kit.installation import NAMESPACE
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
-
-from .conftest import Launch
 
 LONG: dict[str, Any] = {
     "training": {"maxSteps": 600, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .conftest import adaptermerge, lorajob
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import download, list_keys
-
-from .conftest import adaptermerge, lorajob
 
 LOAD_ADAPTER = """
 import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from kit.published import download
-
 from .conftest import Launch
+from kit.published import download
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "qlora": ({"method": "QLoRA"}, "LORA"),

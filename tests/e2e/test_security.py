@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 
+from .conftest import Launch
 from kit.installation import NAMESPACE, uninstall
 from kit.kubectl import Kubectl, KubectlError, wait_for
-
-from .conftest import Launch
 
 SERVICE_ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tunery"
 

@@ -87,7 +87,7 @@ class MetricsStatus(ApiModel):
 
     loss: Number | None = Field(None, description="Training loss.")
     eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
-    base_eval_loss: Number | None = Field(None, description="The base model's loss on the held-out rows.")
+    base_eval_loss: Number | None = Field(None, description="The loss on the held-out rows before training: the base model's, or continueFrom's.")
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 
@@ -122,7 +122,9 @@ class ResolvedValue(ApiModel):
 
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
     value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
-    source: Annotated[str, Field(max_length=64)] = Field(description="Manifest, Preset, Default, Rule or Adapter (continueFrom's).")
+    source: Annotated[str, Field(max_length=64)] = Field(
+        description="Manifest, Preset, Default, Rule or Adapter (continueFrom's)."
+    )
 
 
 class ResolvedStatus(ApiModel):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
+
 from tunery_trainer.data.encode import Encoded, Encoder
 from tunery_trainer.data.options import Loss
 from tunery_trainer.data.render import Renderer

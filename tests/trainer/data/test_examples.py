@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
 from tunery_trainer.data.options import DataFormat, DataOptions

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data import prepare as prepare_module
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss

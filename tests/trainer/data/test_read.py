@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data import read
 from tunery_trainer.data.read import read_records

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.sources import content_digest, find_sources
 from tunery_trainer.errors import TrainerError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.split import held_out
 from tunery_trainer.errors import TrainerError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.s3 import Identity, S3Server
 from tunery_trainer.credentials import Credentials
+
+from cluster.s3 import Identity, S3Server
 
 
 def credentials(server: S3Server, who: Identity | None = None, **more: str) -> Credentials:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.s3 import S3Server
+
 from trainer.storage.access import credentials
 from tunery_trainer.storage import LocalStore, Store, open_store
+
+from cluster.s3 import S3Server
 
 
 class CatalogFreeS3Server(S3Server):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tunery_api.reasons import FailureReason
 from tunery_trainer.checkpoints import CheckpointUploader, complete_checkpoints, latest_complete, restore
 from tunery_trainer.errors import TrainerError

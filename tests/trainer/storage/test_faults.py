@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from cluster.s3 import S3Server
+
 from trainer.storage.access import credentials
 from trainer.storage.results import lineage, make_folder, run
 from tunery_api.reasons import FailureReason
@@ -23,6 +23,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.publish import Target, probe, publish
 from tunery_trainer.storage import LocalStore, Store, open_store
 from tunery_trainer.storage.cleanup import remove_stale_uploads
+
+from cluster.s3 import S3Server
 
 
 def _open(s3: S3Server, uri: str, **values: str) -> tuple[Store, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.s3 import S3Server
+
 from trainer.storage.access import credentials
 from trainer.storage.hub_server import COMMIT, TOKEN, HubServer
 from tunery_api.reasons import FailureReason
@@ -17,6 +17,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
 from tunery_trainer.selection import data_files
 from tunery_trainer.storage import Store
+
+from cluster.s3 import S3Server
 
 MODEL = {
     "config.json": b'{"model_type": "llama"}',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 from huggingface_hub import ModelCard
+
 from trainer.storage.results import lineage, run
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import VerificationStatus

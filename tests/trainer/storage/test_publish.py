@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster.s3 import S3Server
+
 from trainer.storage.access import credentials
 from trainer.storage.results import lineage, make_folder, run
 from tunery_api.manifest import Manifest
@@ -21,6 +21,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.publish import CLAIM_NAME, Published, Target, probe, publish
 from tunery_trainer.published import download_published, read_manifest, verify
 from tunery_trainer.storage import Store, open_store
+
+from cluster.s3 import S3Server
 
 
 def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_path: Path) -> None:

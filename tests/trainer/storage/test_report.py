@@ -19,6 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, PreflightReport, ProgressUpdate, RunResult

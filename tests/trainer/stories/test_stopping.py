@@ -18,7 +18,7 @@ from trainer.stories.conftest import Case
 from trainer.stories.tiny import command, environment, run_here
 from tunery_api.exitcodes import ExitCode
 
-LONG = {"maxSteps": 200, "learningRate": "1e-3"}
+LONG = {"maxSteps": 80, "learningRate": "1e-3"}
 
 
 def start(path: Path) -> subprocess.Popen[str]:

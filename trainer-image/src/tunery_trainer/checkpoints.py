@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from tunery_api.manifest import FileRecord
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import ObjectMissing, Store, join_key
 from tunery_trainer.storage.base import check_key

@@ -6,7 +6,6 @@ from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
-
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts
 
 FEW_ROWS: Final = 100

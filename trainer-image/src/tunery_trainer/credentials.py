@@ -10,7 +10,6 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import register_secret
-
 from tunery_trainer.errors import TrainerError
 
 S3_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.selection import data_files, is_model_file, model_files, split_pattern

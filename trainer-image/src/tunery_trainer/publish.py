@@ -19,7 +19,6 @@ from typing import Final
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.published import PublishedManifest, read_manifest, verify, verify_file
 from tunery_trainer.storage import ObjectExists, ObjectMissing, Progress, Store, join_key

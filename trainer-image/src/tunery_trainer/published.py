@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import ObjectMissing, Progress, Store, join_key
 from tunery_trainer.storage.base import check_key

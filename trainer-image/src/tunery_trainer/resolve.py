@@ -23,7 +23,6 @@ from tunery_api.methods import (
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
-
 from tunery_trainer.choose import choose_method
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.presets import PRESETS, PresetValues

@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 _MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")

@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
 from tunery_api.methods import TARGET_WORDS
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 _ATTENTION: Final = re.compile(r"attn|attention", re.IGNORECASE)

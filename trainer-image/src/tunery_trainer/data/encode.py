@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.data.mask import IGNORED, labels_of
 from tunery_trainer.data.render import Rendered
 from tunery_trainer.errors import TrainerError

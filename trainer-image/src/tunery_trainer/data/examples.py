@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.data.formats import ALL_FIELDS, FIELDS, OPTIONAL_FIELDS, columns_text, convert, detect
 from tunery_trainer.data.options import DataFormat, DataOptions
 from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError

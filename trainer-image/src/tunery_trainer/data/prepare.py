@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.pack import pack

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.data.rows import Place, Record, RowError
 from tunery_trainer.data.sources import Source
 from tunery_trainer.data.zstd import ZstdReader

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 SUFFIXES = frozenset(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 MAX_EVALUATION_ROWS: Final = 1000

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
 from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
 from tunery_trainer.data.read import read_records

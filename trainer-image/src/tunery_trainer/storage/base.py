@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 Progress = Callable[[int], None]

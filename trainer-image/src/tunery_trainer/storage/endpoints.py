@@ -7,7 +7,6 @@ import socket
 from urllib.parse import urlsplit
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Store, check_key

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
-from tunery_api.reasons import FailureReason
 from urllib3.exceptions import HTTPError
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import s3_errors, transfer
 from tunery_trainer.storage.base import Entry, ObjectExists, ObjectMissing, Progress, PutResult, check_key

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.endpoints import check_endpoint

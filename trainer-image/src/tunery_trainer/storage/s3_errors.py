@@ -12,8 +12,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
     TokenRetrievalError,
 )
-from tunery_api.reasons import FailureReason
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 
 _DENIED: Final = frozenset(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Entry, ObjectMissing, Progress, Store
 
