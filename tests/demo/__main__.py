@@ -44,7 +44,7 @@ def main() -> int:
             create_tenant(kubectl, NAMESPACE, environment)
         job = _train(kubectl)
         told = _compare(environment, job)
-    except (MissingEnvironment, KubectlError, AssertionError, TimeoutError) as error:
+    except (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
         console.print(f"[red]{type(error).__name__}[/]: {error}", markup=True)
         return 1
     _farewell(job, told, time.monotonic() - began)
@@ -118,7 +118,7 @@ def _compare(environment: dict[str, str], job: Job) -> list[dict[str, str]]:
             _download_model(client, job.manifest["spec"]["model"]["uri"], model)
             told = subprocess.run(
                 [sys.executable, "-m", "demo.answers", str(model), str(adapter), *QUESTIONS],
-                cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, stdout=subprocess.PIPE,
+                cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
             )  # fmt: skip
         answers: list[dict[str, str]] = json.loads(told.stdout)
     return answers

@@ -59,3 +59,10 @@ def store(request: pytest.FixtureRequest) -> Store:
     """Both stores: what is promised holds for each."""
     found: Store = request.getfixturevalue(f"{request.param}_store")
     return found
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's client speak to the local hub: other tests of the session switch it off for good."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

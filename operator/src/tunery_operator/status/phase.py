@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.conditions import Conditions
+
+FINISHING: Final = "Finishing"
+"""Reason of Running=False between the end of a pod that ended well and that of its Job."""
 
 _TRAINER_PHASES = {phase.value: phase for phase in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)}
 
@@ -18,6 +23,8 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
         (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
+        # The pod has ended well, and its Job does not say so yet: nothing starts again.
+        (conditions.reason(ConditionType.RUNNING) == FINISHING, Phase.UPLOADING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
     )

@@ -11,6 +11,7 @@ from tunery_operator.plan.model import Kind
 from tunery_operator.status.attempts import count_attempts
 from tunery_operator.status.diagnosis import job_failure, obstacle, parse_result, pod_failure
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.phase import FINISHING
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
 from tunery_operator.status.snapshot import Attempt
@@ -130,7 +131,7 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
 
 def _show_ended_pod(draft: Draft, pod: PodView) -> None:
     if pod.phase == "Succeeded":
-        draft.conditions.set(ConditionType.RUNNING, False, "Finishing", f"pod {pod.name} has ended well")
+        draft.conditions.set(ConditionType.RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     failure = pod_failure(pod)
     text = f"attempt {draft.fields.get('attempts', 1)} failed: {failure.reason.value}: {failure.message}"
