@@ -87,7 +87,9 @@ class MetricsStatus(ApiModel):
 
     loss: Number | None = Field(None, description="Training loss.")
     eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
-    base_eval_loss: Number | None = Field(None, description="The loss on the held-out rows before training: the base model's, or continueFrom's.")
+    base_eval_loss: Number | None = Field(
+        None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
+    )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 
