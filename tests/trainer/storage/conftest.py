@@ -14,16 +14,9 @@ from tunery_trainer.storage import LocalStore, Store, open_store
 from cluster.s3 import S3Server
 
 
-class CatalogFreeS3Server(S3Server):
-    """One without the table catalogs, whose ports are the same for every server on the machine."""
-
-    def _command(self) -> list[str | Path]:
-        return [*super()._command(), "-s3.port.iceberg=0", "-s3.port.lance=0"]
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = CatalogFreeS3Server(tmp_path_factory.mktemp("s3"), buckets=("ready",))
+    server = S3Server(tmp_path_factory.mktemp("s3"), buckets=("ready",))
     server.start()
     yield server
     server.remove()
