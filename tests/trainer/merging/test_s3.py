@@ -11,7 +11,6 @@ import yaml
 from peft import LoraConfig
 
 from trainer.storage.access import credentials
-from trainer.storage.conftest import CatalogFreeS3Server
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_trainer import merge
@@ -28,7 +27,7 @@ BUCKET = "merges"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = CatalogFreeS3Server(tmp_path_factory.mktemp("s3"), buckets=(BUCKET,))
+    server = S3Server(tmp_path_factory.mktemp("s3"), buckets=(BUCKET,))
     server.start()
     yield server
     server.remove()
