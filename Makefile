@@ -30,7 +30,8 @@ $(UV):
 # The stamp changes with the locks, so that a pull is followed by a sync.
 STAMP = $(VENV)/.synced-$(shell cat */pyproject.toml */uv.lock | sha256sum | cut -c1-12)
 $(STAMP): | $(UV)
-	cd $(TESTS) && $(UV) sync --frozen --quiet
+	@echo "Making tests/.venv (the first time some 5 GB of packages, a few minutes)"
+	@cd $(TESTS) && $(UV) sync --frozen --quiet
 	@rm -f $(VENV)/.synced-*; touch $@
 
 .PHONY: setup
