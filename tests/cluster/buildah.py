@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cluster.paths import cache_dir
@@ -43,6 +43,18 @@ def build(image: str, dockerfile: Path, context: Path, arguments: Mapping[str, s
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
     run([*command, context], timeout=BUILD_TIMEOUT)
+
+
+def names(repository: str) -> list[str]:
+    """Return the names, with their tags, of the images of a repository in the local storage."""
+    listed = run([*_buildah(), "images", "--format", "{{.Name}}:{{.Tag}}"])
+    return [name for name in listed.splitlines() if name.startswith(f"{repository}:")]
+
+
+def remove(images: Iterable[str]) -> None:
+    """Remove images from the local storage, except one that a build uses just now."""
+    for image in images:
+        succeeds([*_buildah(), "rmi", image])
 
 
 def push(image: str, destination: str, *, insecure: bool = False) -> None:

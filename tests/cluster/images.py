@@ -71,10 +71,13 @@ def snapshot(image: Image) -> Iterator[Snapshot]:
 
 
 def build(taken: Snapshot) -> str:
-    """Build an image unless the local storage has it, and return its local name."""
-    name = f"localhost/{taken.image.repository}:{taken.tag()}"
+    """Build an image unless the local storage has it, and return its local name; it takes the place of older ones."""
+    local = f"localhost/{taken.image.repository}"
+    name = f"{local}:{taken.tag()}"
     if not buildah.has(name):
         buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": baseimage.ensure()})
+        # Each has a layer of its own; the lower ones are shared, and stay.
+        buildah.remove(set(buildah.names(local)) - {name})
     return name
 
 

@@ -83,6 +83,16 @@ class Namespace:
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
 
+    def wait_running(self, name: str, plural: str = "lorajobs") -> Json:
+        """Return the status once a pod is at work."""
+
+        def check() -> Json | None:
+            status = self.status(name, plural)
+            running = [c["status"] for c in status.get("conditions", []) if c["type"] == "Running"]
+            return status if running == ["True"] else None
+
+        return eventually(f"{name} has a running pod", check)
+
     def job(self, name: str) -> Json:
         """Return a Job once it is there."""
         return eventually(f"Job {name}", lambda: self.get("jobs", name))

@@ -26,7 +26,7 @@ def test_suspended_from_the_start_has_no_pod(namespace: Namespace) -> None:
 def test_suspended_while_training_stops_the_pod_and_goes_on_later(namespace: Namespace) -> None:
     namespace.apply(lorajob("d", preflight="Skip"))
     first = namespace.run_pod("d-train")
-    namespace.wait_phase("d", "Training")
+    namespace.wait_running("d")
     namespace.patch_spec("d", suspend=True)
     namespace.wait_phase("d", "Suspended")
     eventually("the pod is gone", lambda: not [p for p in namespace.pods("d-train") if p["metadata"]["name"] == first])

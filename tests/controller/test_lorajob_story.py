@@ -20,7 +20,7 @@ def test_preflight_then_training_then_succeeded(namespace: Namespace) -> None:
     assert status["dataset"]["rows"] == 90
     assert status["resolved"]["revision"] == "0123abc"
     pod = namespace.run_pod("a-train")
-    assert namespace.wait_phase("a", "Training")["podName"] == pod
+    assert namespace.wait_running("a")["podName"] == pod
     namespace.end_pod(pod, message=RESULT)
     status = namespace.wait_phase("a", "Succeeded")
     assert status["adapter"] == RESULT["adapter"]
@@ -70,7 +70,7 @@ def test_preflight_failure_ends_the_job_before_training(namespace: Namespace) ->
 def test_a_failed_attempt_is_retried_and_counted(namespace: Namespace) -> None:
     namespace.apply(lorajob("r", preflight="Skip", retries=2))
     first = namespace.run_pod("r-train")
-    namespace.wait_phase("r", "Training")
+    namespace.wait_running("r")
     namespace.end_pod(first, 137, reason="OOMKilled")
     eventually("the failed attempt shows", lambda: namespace.condition("r", "Running").get("reason") == "AttemptFailed")
     assert "Failed" not in {c["type"] for c in namespace.status("r")["conditions"]}
@@ -113,7 +113,7 @@ def test_a_pod_that_cannot_start_says_why_and_it_passes(namespace: Namespace) ->
     eventually("ImagePull", lambda: namespace.status("w").get("failure", {}).get("reason") == "ImagePullFailed")
     assert namespace.status("w")["phase"] == "Starting"
     namespace.run_pod("w-train")
-    assert "failure" not in namespace.wait_phase("w", "Training")
+    assert "failure" not in namespace.wait_running("w")
 
 
 def test_an_invalid_spec_that_the_schema_lets_through_names_its_field(namespace: Namespace) -> None:

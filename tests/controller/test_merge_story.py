@@ -39,7 +39,7 @@ def test_a_merge_waits_for_its_lorajobs_then_runs(namespace: Namespace) -> None:
     assert run["adapters"] == [{"uri": "s3://adapters/x", "manifestSha256": digest}] * 2
     assert run["secrets"]["adapter-0"]["name"] == "s3"
     pod = namespace.run_pod("m-merge")
-    namespace.wait_phase("m", "Merging", "adaptermerges")
+    namespace.wait_running("m", "adaptermerges")
     namespace.end_pod(pod, message=MERGED)
     status = namespace.wait_phase("m", "Succeeded", "adaptermerges")
     assert status["inputs"] == MERGED["inputs"]

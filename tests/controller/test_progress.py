@@ -66,7 +66,7 @@ def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> 
     eventually("the namespace's ServiceAccount", lambda: namespace.get("serviceaccounts", "default"))
     namespace.apply(lorajob("c", preflight="Skip"))
     name = namespace.run_pod("c-train")
-    namespace.wait_phase("c", "Training")
+    namespace.wait_running("c")
     return Pod(namespace, operator, progress_tls, name)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from controller.objects import REPORT, RESULT
 from tunery_api.errors import FieldError
-from tunery_api.runspec import PreflightReport, RunResult
-from tunery_api.status import LoRAJobStatus
+from tunery_api.runspec import PreflightReport, RunResult, TrainerStatus
+from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
 from tunery_operator.plan.model import Key, Kind, Owner
 from tunery_operator.status.clock import format_duration
@@ -40,7 +40,12 @@ def ran(name: str = "p1", code: int | None = None, seconds: int = 60, **changes:
     """Return a pod that runs, or ended with a code."""
     phase = "Running" if code is None else "Failed" if code else "Succeeded"
     ended = None if code is None else NOW + timedelta(seconds=seconds)
-    return pod(name, phase=phase, started_at=NOW, finished_at=ended, exit_code=code, **changes)
+    return pod(name, **{"phase": phase, "started_at": NOW, "finished_at": ended, "exit_code": code, **changes})
+
+
+def says(phase: Phase | None) -> TrainerStatus:
+    """Return a report of the running pod."""
+    return TrainerStatus(progress_percentage=10, phase=phase)
 
 
 def snapshot(**changes: Any) -> Snapshot:
@@ -80,7 +85,13 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
         "InternalError",
     ),
     "queued": (snapshot(queue="team-a", work=Attempt(job(suspend=True))), "Queued", None),
-    "training": (snapshot(work=Attempt(job(), (ran(),))), "Training", None),
+    "has said nothing": (snapshot(work=Attempt(job(), (ran(),))), "Starting", None),
+    "loads": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.STARTING)), "Starting", None),
+    "training": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.TRAINING)), "Training", None),
+    "another image trains": (snapshot(work=Attempt(job(), (ran(),)), progress=says(None)), "Training", None),
+    "uploads": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.UPLOADING)), "Uploading", None),
+    "says it is done": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.SUCCEEDED)), "Uploading", None),
+    "container done": (snapshot(work=Attempt(job(), (ran(code=0, phase="Running"),))), "Uploading", None),
     "between attempts": (snapshot(work=Attempt(job(), (ran(code=75),))), "Starting", None),
     "succeeded": (
         snapshot(work=Attempt(job(complete=True), (ran(code=0, termination_message=RESULT_TEXT),))),

@@ -13,7 +13,7 @@ import kopf
 from aiohttp import web
 from pydantic import ValidationError
 
-from tunery_operator.handlers import build_registry, open_when_listed, resync
+from tunery_operator.handlers import NoMemories, build_registry, open_when_listed, resync
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
@@ -71,7 +71,7 @@ async def _run(settings: Settings) -> int:
         tasks.append(asyncio.create_task(keep_fresh(context, settings.progress_tls_dir)))
     logger.info("Tunery operator starts with %s", settings.trainer_image)
     try:
-        await kopf.operator(registry=build_registry(cache, queue, ages), clusterwide=True)
+        await kopf.operator(registry=build_registry(cache, queue, ages), clusterwide=True, memories=NoMemories())
     finally:
         for task in tasks:
             task.cancel()

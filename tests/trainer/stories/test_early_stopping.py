@@ -47,3 +47,22 @@ def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
     assert run(path)["evalLoss"] == pytest.approx(published, rel=1e-6)
     after = load_file(folder / "out" / "adapter_model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_adalora_publishes_the_weights_and_the_ranks_of_its_best_step(case: Case) -> None:
+    """Between the best step and the last one its ranks were pruned further."""
+    asked = {"initialRank": 8, "targetRank": 2, "warmupSteps": 1, "finalSteps": 5, "updateEverySteps": 1}
+    path = case(
+        method="AdaLoRA",
+        lora=None,
+        adalora=asked,
+        training=WILD,
+        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"},
+    )
+    published, folder = run(path)["evalLoss"], path.parent
+    losses = [entry["eval_loss"] for entry in evaluations(path)]
+    assert losses.index(min(losses)) < len(losses) - 1
+    assert published == pytest.approx(min(losses), rel=1e-5)
+    assert single_row_loss(plain_peft(folder), held_out_rows(folder)) == pytest.approx(published, rel=1e-3)
+    kept = json.loads((folder / "out" / "adapter_config.json").read_text())["rank_pattern"]
+    assert sum(map(sum, kept.values())) > asked["targetRank"] * len(kept)

@@ -11,7 +11,15 @@ from tunery_operator.status.conditions import Conditions
 FINISHING: Final = "Finishing"
 """Reason of Running=False between the end of a pod that ended well and that of its Job."""
 
-_TRAINER_PHASES = {phase.value: phase for phase in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)}
+POD_STARTED: Final = "PodStarted"
+"""Reason of Running=True until the pod trains or merges: it imports its libraries, and downloads."""
+
+_TRAINER_PHASES: Final = {
+    POD_STARTED: Phase.STARTING,
+    **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)},
+    # What the trainer calls done is done only when its Job says so, too.
+    Phase.SUCCEEDED.value: Phase.UPLOADING,
+}
 
 
 def phase_of(conditions: Conditions, kind: Kind) -> Phase:

@@ -11,7 +11,7 @@ from tunery_operator.plan.model import Kind
 from tunery_operator.status.attempts import count_attempts
 from tunery_operator.status.diagnosis import job_failure, obstacle, parse_result, pod_failure
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.phase import FINISHING
+from tunery_operator.status.phase import FINISHING, POD_STARTED
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
 from tunery_operator.status.snapshot import Attempt
@@ -113,7 +113,7 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
 def _show_pod(draft: Draft, attempt: Attempt) -> None:
     pod, running = attempt.last, ConditionType.RUNNING
     if pod is not None and pod.running and not (draft.snapshot.suspend and pod.deleting):
-        draft.conditions.set(running, True, _trainer_phase(draft), f"pod {pod.name} on node {pod.node}")
+        draft.conditions.set(running, True, _activity(draft), f"pod {pod.name} on node {pod.node}")
         return
     if draft.snapshot.suspend or attempt.job.suspend:
         if draft.conditions.status(running) is not None:
@@ -123,14 +123,15 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
     if failure is not None:
         draft.hinder(failure)
         draft.conditions.set(running, False, failure.reason.value, failure.message)
-    elif pod is not None and pod.finished:
+    elif pod is not None and (pod.finished or pod.finished_at is not None):
         _show_ended_pod(draft, pod)
     else:
         draft.conditions.set(running, False, "Starting", f"Job {attempt.job.name} was created")
 
 
 def _show_ended_pod(draft: Draft, pod: PodView) -> None:
-    if pod.phase == "Succeeded":
+    # The container ends a moment before its pod does.
+    if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(ConditionType.RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     failure = pod_failure(pod)
@@ -138,11 +139,13 @@ def _show_ended_pod(draft: Draft, pod: PodView) -> None:
     draft.conditions.set(ConditionType.RUNNING, False, "AttemptFailed", text)
 
 
-def _trainer_phase(draft: Draft) -> str:
+def _activity(draft: Draft) -> str:
+    """Return the reason of Running=True: what the pod says it does."""
     report = draft.snapshot.progress
-    if report is not None and report.phase is not None:
-        return report.phase.value
-    known = draft.conditions.reason(ConditionType.RUNNING)
-    if draft.conditions.is_true(ConditionType.RUNNING) and known:
-        return known
-    return (Phase.TRAINING if draft.snapshot.kind is Kind.LORAJOB else Phase.MERGING).value
+    if report is None:
+        known = draft.conditions.reason(ConditionType.RUNNING)
+        return known if draft.conditions.is_true(ConditionType.RUNNING) and known else POD_STARTED
+    if report.phase is Phase.STARTING:
+        return POD_STARTED
+    default = Phase.TRAINING if draft.snapshot.kind is Kind.LORAJOB else Phase.MERGING
+    return (report.phase or default).value
