@@ -1,12 +1,17 @@
 """Measure merging side by side with PEFT: time, and peak memory above the imports, each in a process of its own.
 
-Run `python tests/bench/merging.py` for the whole table; it needs 6 GB of disk and deletes what it makes.
+    python -m bench.merging [--matrix 4096] [--mergekit /other/venv/bin/python]
+
+Prints the whole table; what touches the disk is measured three times, after the disk has come to rest, and the median
+counts. mergekit comes into the table where a Python that has it is named. It needs 10 GB of disk, for a while.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +24,7 @@ RANK = 16
 SHAPES = {"0.1B": (768, 3072, 12, 12), "1B": (2048, 8192, 16, 32)}
 """Model to hidden size, inner size, layers, heads."""
 VOCABULARY = 32_000
+REPEATS = 3
 
 
 def status_bytes(field: str) -> int:
@@ -51,6 +57,7 @@ def make_base(folder: Path, size: str) -> int:
         num_attention_heads=heads,
         num_key_value_heads=heads,
         dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
     )
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
@@ -154,6 +161,18 @@ def base_peft(folder: Path, size: str) -> dict[str, float]:
     return measured(work)
 
 
+def base_mergekit(folder: Path, size: str) -> dict[str, float]:
+    """The same by mergekit's passthrough of base+adapter."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    model = f"{folder}/base-{size}+{folder}/adapter-{size}-1"
+    config = MergeConfiguration(merge_method="passthrough", models=[{"model": model}], dtype="bfloat16")
+    options = MergeOptions(lora_merge_cache=str(folder / "out" / "cache"), copy_tokenizer=False)
+    return measured(lambda: run_merge(config, str(folder / "out"), options))
+
+
 def combine_ours(folder: Path, size: str, method: str) -> dict[str, float]:
     """Two adapters into one, from their files."""
     import torch
@@ -178,13 +197,14 @@ CASES: dict[str, Callable[..., dict[str, float]]] = {
     "linear_peft": linear_peft,
     "base_ours": base_ours,
     "base_peft": base_peft,
+    "base_mergekit": base_mergekit,
     "combine_ours": combine_ours,
 }
 
 
-def in_process(case: str, folder: Path, *arguments: object) -> dict[str, float]:
+def in_process(case: str, folder: Path, *arguments: object, python: str = sys.executable) -> dict[str, float]:
     """Run one case in a fresh process; return what it measured."""
-    command = [sys.executable, __file__, "--case", case, "--arguments", json.dumps([str(folder), *arguments])]
+    command = [python, __file__, "--case", case, "--arguments", json.dumps([str(folder), *arguments])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -195,10 +215,10 @@ def row(*cells: object) -> None:
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
-def report(folder: Path, matrix: int) -> None:
+def report(folder: Path, matrix: int, mergekit: str | None) -> None:
     """Print the whole table in Markdown."""
-    row("what", "ours", "PEFT", "ratio")
-    row("---", "---", "---", "---")
+    row("what", "ours", "PEFT", "ratio", *(["mergekit", "ratio"] if mergekit else []))
+    row(*["---"] * (6 if mergekit else 4))
     ours, theirs = in_process("linear_ours", folder, matrix), in_process("linear_peft", folder, matrix)
     times = theirs["seconds"] / ours["seconds"]
     name = f"Linear at rank {RANK}, one {matrix} × {matrix} matrix"
@@ -206,25 +226,40 @@ def report(folder: Path, matrix: int) -> None:
     for size in SHAPES:
         weights = make_base(folder / f"base-{size}", size)
         adapters = sum(make_adapter(folder / f"adapter-{size}-{i}", size, i) for i in (1, 2))
-        _base_rows(folder, size, weights)
-        for method in ("Linear", "Linear at a rank", *(("TIES", "DARETIES") if size == "0.1B" else ())):
+        _base_rows(folder, size, weights, mergekit)
+        for method in ("Linear", "Linear at a rank", "TIES", "DARETIES"):
             result = in_process("combine_ours", folder, size, method)
             share = f"peak {result['peak'] / adapters:.2f} × the adapters' {adapters / 2**20:.0f} MiB"
             row(f"{method}, two adapters of a {size} model", f"{result['seconds']:.1f} s, {share}", "", "")
         subprocess.run(["rm", "-rf", str(folder / f"base-{size}")], check=True)
 
 
-def _base_rows(folder: Path, size: str, weights: int) -> None:
-    results = {}
-    for case in ("base_ours", "base_peft"):
-        subprocess.run(["rm", "-rf", str(folder / "out")], check=True)
-        results[case] = in_process(case, folder, size)
+def _base_rows(folder: Path, size: str, weights: int, mergekit: str | None) -> None:
+    programs = {"base_ours": sys.executable, "base_peft": sys.executable}
+    if mergekit:
+        programs["base_mergekit"] = mergekit
+    runs: dict[str, list[dict[str, float]]] = {case: [] for case in programs}
+    for _ in range(REPEATS):
+        for case, python in programs.items():
+            subprocess.run(["rm", "-rf", str(folder / "out")], check=True)
+            # What the case before left to write or to free would be counted to this one.
+            os.sync()
+            time.sleep(2)
+            runs[case].append(in_process(case, folder, size, python=python))
     subprocess.run(["rm", "-rf", str(folder / "out")], check=True)
-    ours, theirs = results["base_ours"], results["base_peft"]
-    times = theirs["seconds"] / ours["seconds"]
-    row(f"Into a {size} base", f"{ours['seconds']:.1f} s", f"{theirs['seconds']:.1f} s", f"{times:.1f} ×")
-    cells = [f"{r['peak'] / 2**20:.0f} MiB, {r['peak'] / weights:.2f} × the base" for r in (ours, theirs)]
-    row(f"Peak memory into a {size} base ({weights / 2**20:.0f} MiB)", *cells, f"{theirs['peak'] / ours['peak']:.0f} ×")
+    for field, title, text in (
+        ("seconds", f"Into a {size} base", lambda value: f"{value:.2f} s"),
+        ("peak", f"Peak memory into a {size} base ({weights / 2**20:.0f} MiB)", lambda value: _memory(value, weights)),
+    ):
+        medians = [statistics.median(run[field] for run in measured_runs) for measured_runs in runs.values()]
+        cells = [text(medians[0])]
+        for other in medians[1:]:
+            cells += [text(other), f"{other / medians[0]:.1f} ×"]
+        row(title, *cells)
+
+
+def _memory(value: float, weights: int) -> str:
+    return f"{value / 2**20:.0f} MiB, {value / weights:.2f} × the base"
 
 
 def main() -> None:
@@ -233,13 +268,14 @@ def main() -> None:
     parser.add_argument("--case", choices=sorted(CASES))
     parser.add_argument("--arguments", default="[]")
     parser.add_argument("--matrix", type=int, default=4096, help="side of the matrix of the SVD comparison")
+    parser.add_argument("--mergekit", help="a Python that has mergekit")
     options = parser.parse_args()
     if options.case:
         folder, *rest = json.loads(options.arguments)
         print(json.dumps(CASES[options.case](Path(folder), *rest)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        report(Path(folder), options.matrix)
+        report(Path(folder), options.matrix, options.mergekit)
 
 
 if __name__ == "__main__":

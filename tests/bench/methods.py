@@ -26,7 +26,8 @@ from cluster import dataset, model
 Json = dict[str, Any]
 
 TOLERANCE: Final = 1e-5
-"""Largest difference between a logit of the trained model and of the published adapter in plain PEFT."""
+"""Largest difference of a logit between the trained model and the published adapter in plain PEFT, as a share of
+the largest logit: AdaLoRA's pruned triplets are left out of the files, and shorter sums round otherwise."""
 _FOUR_BITS: Final = ("NF4", "FP4")
 _ANY: Final = (*_FOUR_BITS, "Int8")
 
@@ -55,13 +56,13 @@ def cases() -> dict[str, Json]:
 
 
 def job(folder: Path, blocks: Json, steps: int) -> Json:
-    """Return a LoRAJob beside the data in `folder`: whole rows in batches of eight, everything in float32."""
+    """Return a LoRAJob beside the data in `folder`: whole rows in batches of two, everything in float32."""
     spec: Json = {
         "model": {"uri": model.ensure().as_uri(), "servedName": "SmolLM2-135M-Instruct"},
-        "dataset": {"uri": "file://rows.jsonl", "evaluation": {"fraction": "0.05"}},
+        "dataset": {"uri": "file://rows.jsonl", "evaluation": {"fraction": "0.02"}},
         "training": {
             "maxSteps": steps,
-            "batchSize": 8,
+            "batchSize": 2,
             "gradientAccumulation": 1,
             "maxLength": 128,
             "packing": False,
@@ -119,7 +120,8 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     found |= {"base_loss": round(metrics["baseEvalLoss"], 4), "loss": round(metrics["evalLoss"], 4)}
     found["adapter_mb"] = round((folder / "out/adapter_model.safetensors").stat().st_size / 1e6, 2)
     plain = logits(plain_peft(folder / "out", blocks), rows)
-    found["difference"] = max(float((one - two).abs().max()) for one, two in zip(trained, plain, strict=True))
+    largest = max(float(one.abs().max()) for one in trained)
+    found["difference"] = max(float((a - b).abs().max()) for a, b in zip(trained, plain, strict=True)) / largest
     return found
 
 
@@ -152,6 +154,10 @@ def plain_peft(folder: Path, blocks: Json) -> Any:
     base = AutoModelForCausalLM.from_pretrained(
         model.ensure(), dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
     )
+    for module in base.modules():
+        # Else bitsandbytes goes over to bfloat16 on CPUs that have it, at the first forward without gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return PeftModel.from_pretrained(base, folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,30 +116,34 @@ class LocalCluster:
         }
 
     def _start(self, progress: Progress) -> None:
-        with ThreadPoolExecutor() as pool:
-            stores = pool.submit(self._start_registry, progress)
+        """Start everything side by side; each part waits for what it needs."""
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            registry = pool.submit(self._start_registry, progress)
+            runtime = pool.submit(_after, [registry], lambda: self._start_runtime(progress))
+            pushed = pool.submit(_after, [registry], lambda: self._bring_images(progress))
             work = [
-                pool.submit(self._start_kubernetes, progress, stores),
+                pool.submit(self._start_kubernetes, progress, runtime),
                 pool.submit(self._seed, progress),
-                pool.submit(_after, stores, lambda: self._bring_images(progress)),
+                pool.submit(_after, [runtime, pushed], lambda: self._pull_images(progress)),
             ]
-            for done in as_completed(work):
+            for done in as_completed([registry, runtime, pushed, *work]):
                 done.result()
-        self._pull_images(progress)
 
     def _start_registry(self, progress: Progress) -> None:
         with progress.step("Registry"):
             self.registry.start()
 
-    def _start_kubernetes(self, progress: Progress, registry: Future[None]) -> None:
+    def _start_runtime(self, progress: Progress) -> None:
+        with progress.step("Container runtime"):
+            self.containerd.start(pauseimage.ensure(self.registry), self.registry.host)
+
+    def _start_kubernetes(self, progress: Progress, runtime: Future[None]) -> None:
         with progress.step("Building Kubernetes and Helm (minutes the first time)"):
             binaries.kubernetes()
             binaries.helm()
         with progress.step("Control plane"):
             self.control_plane.start()
-        registry.result()
-        with progress.step("Container runtime"):
-            self.containerd.start(pauseimage.ensure(self.registry), self.registry.host)
+        runtime.result()
         with progress.step("Node"):
             self.dns.start()
             self.node.start(self.containerd)
@@ -177,6 +181,7 @@ class LocalCluster:
             yield
 
 
-def _after(first: Future[None], then: Callable[[], None]) -> None:
-    first.result()
+def _after(first: Iterable[Future[None]], then: Callable[[], None]) -> None:
+    for done in first:
+        done.result()
     then()

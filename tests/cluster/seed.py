@@ -16,13 +16,17 @@ DATASET_URI = "s3://datasets/chatterbot.jsonl"
 PROMPTS_URI = "s3://datasets/chatterbot-prompts.jsonl"
 
 
-def upload(s3: S3Client) -> None:
-    """Put the model and both forms of the data set into their buckets."""
+def upload(s3: S3Client, root: str = "s3://") -> None:
+    """Put the model and both forms of the data set where their URIs say, below `root` instead of s3://."""
     for file in sorted(model.ensure().iterdir()):
-        s3.upload_file(str(file), "models", f"{model.NAME}/{file.name}")
+        _put(s3, file, f"{MODEL_URI}/{file.name}", root)
     with tempfile.TemporaryDirectory() as folder:
         for uri, write in ((DATASET_URI, dataset.write_messages), (PROMPTS_URI, dataset.write_prompts)):
-            bucket, _, key = uri.removeprefix("s3://").partition("/")
-            file = Path(folder, key)
+            file = Path(folder, "rows.jsonl")
             write(file)
-            s3.upload_file(str(file), bucket, key)
+            _put(s3, file, uri, root)
+
+
+def _put(s3: S3Client, file: Path, uri: str, root: str) -> None:
+    bucket, _, key = uri.replace("s3://", root).removeprefix("s3://").partition("/")
+    s3.upload_file(str(file), bucket, key)

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from kit.environment import MissingEnvironment, cluster_environment, images, is_existing
+from cluster import seed
+from kit.environment import MissingEnvironment, cluster_environment, images, is_existing, uri_root
 from kit.installation import ROOT, install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError
@@ -42,7 +43,7 @@ def main() -> int:
             install(kubectl, images(environment))
         with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
             create_tenant(kubectl, NAMESPACE, environment)
-        job = _train(kubectl)
+        job = _train(kubectl, uri_root(environment))
         told = _compare(environment, job)
     except (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
         console.print(f"[red]{type(error).__name__}[/]: {error}", markup=True)
@@ -64,15 +65,19 @@ def _cluster() -> dict[str, str]:
     if not is_existing():
         with step("Start the local cluster: Kubernetes, S3 server, registry, images, model, data"):
             subprocess.run([sys.executable, "-m", "cluster", "up"], cwd=ROOT / "tests", check=True)
-    return cluster_environment()
+    environment = cluster_environment()
+    if is_existing():
+        with step(f"Upload the model and the data set below {uri_root(environment)}"):
+            seed.upload(s3_client(environment), uri_root(environment))
+    return environment
 
 
-def _train(kubectl: Kubectl) -> Job:
-    manifest = yaml.safe_load(MANIFEST.read_text())
-    job = Job(kubectl, manifest, NAMESPACE)
+def _train(kubectl: Kubectl, root: str) -> Job:
+    text = MANIFEST.read_text().replace("s3://", root)
+    job = Job(kubectl, yaml.safe_load(text), NAMESPACE)
     with step(f"Apply {MANIFEST.relative_to(ROOT)}"):
         kubectl.delete(job.kind, job.name, NAMESPACE)
-        console.print(MANIFEST.read_text(), style="cyan", markup=False)
+        console.print(text, style="cyan", markup=False)
         job.apply()
     with step(f"Fine-tune: kubectl get lorajob {job.name} -n {NAMESPACE} -w"):
         _follow(job)
@@ -147,9 +152,10 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     console.print(f"everything took  {seconds:.0f} s")
     console.print("\nTry next:")
     prefix = "" if is_existing() else 'eval "$(make -s cluster-env)"; '
+    third = "get lorajob quickstart -o yaml" if is_existing() else "apply -f docs/examples/merge-ties.yaml"
     console.print(f"  {prefix}kubectl describe lorajob {job.name} -n {NAMESPACE}", markup=False)
     console.print("  kubectl explain lorajob.spec.lora", markup=False)
-    console.print(f"  kubectl apply -n {NAMESPACE} -f docs/examples/merge-ties.yaml", markup=False)
+    console.print(f"  kubectl -n {NAMESPACE} {third}", markup=False)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 
 S3 = {"name": "s3"}
+GPU = "nvidia.com/gpu"
 
 
 def test_what_preflight_finds(launch: Launch) -> None:
@@ -72,11 +74,28 @@ def test_a_typo_that_is_not_validated_strictly_is_pruned_and_harms_nothing(kubec
     assert stored["spec"]["lora"] == {}
 
 
-def test_what_no_node_offers_is_said_within_a_minute(launch: Launch) -> None:
-    resources = {"gpus": 1, "gpuResource": "example.com/tpu", "cpu": "800m", "memory": "1Gi", "ephemeralStorage": "1Gi"}
+@pytest.fixture
+def node_without_gpus(kubectl: Kubectl) -> Iterator[None]:
+    """Let the node offer no `nvidia.com/gpu` for the time of a test."""
+    (node,) = kubectl.list("nodes")
+    offered = node["status"]["capacity"][GPU]
+
+    def offer(count: str | None) -> None:
+        patch = {"status": {"capacity": {GPU: count}, "allocatable": {GPU: count}}}
+        kubectl.run("patch", "node", node["metadata"]["name"], "--subresource=status", "-p", json.dumps(patch))
+
+    offer(None)
+    yield
+    offer(offered)
+
+
+@pytest.mark.usefixtures("node_without_gpus")
+@pytest.mark.parametrize("resource", [GPU, "example.com/tpu"])
+def test_what_no_node_offers_is_said_within_a_minute(launch: Launch, resource: str) -> None:
+    resources = {"gpus": 1, "gpuResource": resource, "cpu": "800m", "memory": "1Gi", "ephemeralStorage": "1Gi"}
     job = launch("nowhere", resources=resources, preflight="Skip")
     wait_for("Unschedulable", lambda: job.status.get("failure", {}).get("reason") == "Unschedulable", timeout=60)
-    assert "example.com/tpu" in job.status["failure"]["message"]
+    assert resource in job.status["failure"]["message"]
 
 
 def test_the_fields_that_training_depends_on_cannot_change(launch: Launch) -> None:

@@ -14,6 +14,7 @@ NEEDED = (
     "AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "DEMO_BUCKET",
     "TUNERY_OPERATOR_IMAGE",
     "TUNERY_TRAINER_IMAGE",
 )
@@ -28,6 +29,11 @@ def is_existing() -> bool:
     return os.environ.get("CLUSTER", "local") == "existing"
 
 
+def uri_root(environment: Mapping[str, str]) -> str:
+    """Return what the manifests' `s3://` stands for: in a cluster of the user's all lies in one bucket."""
+    return f"s3://{environment['DEMO_BUCKET']}/tunery-demo/" if is_existing() else "s3://"
+
+
 def cluster_environment() -> dict[str, str]:
     """Return the environment in which kubectl, helm and boto3 reach the cluster and its S3 server.
 
@@ -38,8 +44,8 @@ def cluster_environment() -> dict[str, str]:
         missing = [name for name in NEEDED if not os.environ.get(name)]
         if missing:
             raise MissingEnvironment(
-                f"CLUSTER=existing needs {', '.join(missing)}: an S3 endpoint that pods and this machine reach, and "
-                "the images that `make push REGISTRY=…` printed"
+                f"CLUSTER=existing needs {', '.join(missing)}: an S3 endpoint that pods and this machine reach, a "
+                "bucket there, and the images that `make push REGISTRY=…` printed"
             )
         return dict(os.environ)
     done = subprocess.run(

@@ -55,8 +55,8 @@ class TrainingSpec(ApiModel):
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
     learning_rate: DecimalString | None = Field(
         None,
-        description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4"; IA3 "3e-3", PrefixTuning '
-        '"1e-2" and PromptTuning "3e-2", whatever the preset.',
+        description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4"; AdaLoRA "1e-3", IA3 '
+        '"3e-3", PrefixTuning "1e-2" (with projection "1e-3") and PromptTuning "3e-2", whatever the preset.',
     )
     scale_learning_rate_with_rank: bool = Field(
         False, description="Multiply the learning rate by sqrt(8 / rank), the guide's rule for higher ranks."

@@ -166,10 +166,14 @@ def test_quantisation_is_implied_by_the_method() -> None:
 
 @pytest.mark.parametrize(
     ("method", "rate"),
-    [("IA3", 3e-3), ("PromptTuning", 3e-2), ("PrefixTuning", 1e-2), ("AdaLoRA", 2e-4), ("QLoRA", 2e-4)],
+    [("IA3", 3e-3), ("PromptTuning", 3e-2), ("PrefixTuning", 1e-2), ("AdaLoRA", 1e-3), ("QLoRA", 2e-4)],
 )
 def test_each_method_has_a_rate_that_moves_it(method: str, rate: float) -> None:
     assert resolved({"method": method, "preset": "InstructionTuning"}).training.learning_rate == rate
+
+
+def test_a_prefix_that_is_projected_is_trained_gently() -> None:
+    assert resolved({"method": "PrefixTuning", "prefixTuning": {"projection": True}}).training.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("method", ["PromptTuning", "PrefixTuning"])

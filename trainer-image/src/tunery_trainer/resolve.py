@@ -43,9 +43,16 @@ DEFAULT_RANK: Final = 16
 DEFAULT_DROPOUT: Final = 0.05
 DEFAULT_WARMUP: Final = 0.1
 DEFAULT_LEARNING_RATE: Final = 2e-4
-METHOD_LEARNING_RATES: Final = {Method.IA3: 3e-3, Method.PROMPT_TUNING: 3e-2, Method.PREFIX_TUNING: 1e-2}
-"""Where 2e-4 would hardly move the few weights there are: IA3 as in its paper (Liu et al. 2022), prompt and prefix
-tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
+METHOD_LEARNING_RATES: Final = {
+    Method.ADALORA: 1e-3,
+    Method.IA3: 3e-3,
+    Method.PROMPT_TUNING: 3e-2,
+    Method.PREFIX_TUNING: 1e-2,
+}
+"""Where 2e-4 would hardly move the weights: AdaLoRA and IA3 as in their papers (Zhang et al. 2023, Liu et al. 2022),
+prompt and prefix tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
+PROJECTION_LEARNING_RATE: Final = 1e-3
+"""Prefix tuning through its network: at 1e-2 the loss of SmolLM2 tripled within 20 steps (docs/benchmarks.md)."""
 BASE_RANK: Final = 8
 """The rank at which the guide's scaled learning rate is the plain one."""
 SCALED_LEARNING_RATE: Final = "training.learningRate, scaled with rank"
@@ -266,6 +273,8 @@ def _warmup(decide: _Decisions) -> float:
 def _learning_rate(decide: _Decisions, rank: int) -> float:
     block = decide.spec.training
     own = METHOD_LEARNING_RATES.get(decide.method)
+    if decide.method is Method.PREFIX_TUNING and decide.spec.prefix_tuning and decide.spec.prefix_tuning.projection:
+        own = PROJECTION_LEARNING_RATE
     preset = decide.preset.learning_rate if decide.preset and own is None else None
     otherwise = (DEFAULT_LEARNING_RATE, Source.DEFAULT) if own is None else (own, Source.RULE)
     rate = decide.pick("training.learningRate", _number(block.learning_rate), preset, otherwise)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
-from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference
-from tunery_api.names import child_name
-from tunery_api.runspec import Purpose, ResolvedAdapter, RunSpec, Task
-from tunery_operator.plan import common, mounts
+from tunery_api.runspec import Purpose, Task
+from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.inputs import ReadyInput
 from tunery_operator.plan.model import JobPlan, Owner
@@ -23,40 +21,9 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
     """
     place = common.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place, inputs))
-    name = child_name(owner.key.name, Task.MERGE.value)
-    return JobPlan(
-        owner=owner,
-        task=Task.MERGE,
-        name=name,
-        config_name=common.config_name(name, owner),
-        run=_run(spec, owner, platform, accesses, place).model_copy(update={"adapters": _resolved(inputs)}),
-        image=common.image(platform.settings),
-        resources=common.resources(spec.resources),
-        secrets=mounts.secret_mounts(accesses),
-        volumes=mounts.volume_mounts(accesses),
-        scheduling=spec.scheduling,
-        retries=spec.retries,
-        active_deadline_seconds=spec.active_deadline_seconds,
-        suspend=spec.suspend,
-        kueue_labels=common.kueue_labels(owner),
-        progress=platform.progress,
-    )
-
-
-def _resolved(inputs: Sequence[ReadyInput]) -> list[ResolvedAdapter]:
-    return [item.adapter for item in inputs]
-
-
-def _run(spec: AdapterMergeSpec, owner: Owner, platform: Platform, accesses: list[Access], place: Place) -> RunSpec:
-    return RunSpec(
-        identity=common.identity(owner),
-        adapter_merge=spec,
-        output_uri=place.uri,
-        secrets=mounts.run_secrets(accesses),
-        volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
-        memory_bytes=int(parse_quantity(spec.resources.memory)),
-        image=platform.settings.trainer_image,
-    )
+    own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
+    run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return common.job_plan(spec, owner, platform, Task.MERGE, run, accesses)
 
 
 def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:

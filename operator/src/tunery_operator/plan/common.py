@@ -1,15 +1,21 @@
-"""What both kinds decide alike: the place of the result, identity, image, progress."""
+"""What both kinds decide alike: the place of the result, identity, image, and the Job as a whole."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
-from tunery_api.names import KUEUE_LABELS
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.names import KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
-from tunery_api.runspec import RunIdentity
-from tunery_operator.plan.model import Image, Owner, Progress, Resources
+from tunery_api.runspec import RunIdentity, RunSpec, Task
+from tunery_operator.plan import mounts
+from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
+from tunery_operator.plan.mounts import Access
 from tunery_operator.settings import Settings
 
 
@@ -81,3 +87,46 @@ def preflight_resources(settings: Settings) -> Resources:
 def kueue_labels(owner: Owner) -> dict[str, str]:
     """Return the owner's Kueue labels, which the Job that does the work carries on."""
     return {name: owner.labels[name] for name in KUEUE_LABELS if name in owner.labels}
+
+
+def run_spec(
+    spec: LoRAJobSpec | AdapterMergeSpec, owner: Owner, platform: Platform, place: Place, accesses: Sequence[Access]
+) -> RunSpec:
+    """Return what run.json says for both kinds; the spec itself and the adapters come on top."""
+    return RunSpec(
+        identity=identity(owner),
+        output_uri=place.uri,
+        secrets=mounts.run_secrets(accesses),
+        volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
+        memory_bytes=int(parse_quantity(spec.resources.memory)),
+        image=platform.settings.trainer_image,
+    )
+
+
+def job_plan(
+    spec: LoRAJobSpec | AdapterMergeSpec,
+    owner: Owner,
+    platform: Platform,
+    task: Task,
+    run: RunSpec,
+    accesses: Sequence[Access],
+) -> JobPlan:
+    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say."""
+    name = child_name(owner.key.name, task.value)
+    return JobPlan(
+        owner=owner,
+        task=task,
+        name=name,
+        config_name=config_name(name, owner),
+        run=run,
+        image=image(platform.settings),
+        resources=resources(spec.resources),
+        secrets=mounts.secret_mounts(accesses),
+        volumes=mounts.volume_mounts(accesses),
+        scheduling=spec.scheduling,
+        retries=spec.retries,
+        active_deadline_seconds=spec.active_deadline_seconds,
+        suspend=spec.suspend,
+        kueue_labels=kueue_labels(owner),
+        progress=platform.progress,
+    )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import child_name
 from tunery_api.placement import SchedulingSpec
-from tunery_api.runspec import Purpose, ResolvedAdapter, RunSpec, Task
-from tunery_operator.plan import common, mounts
+from tunery_api.runspec import Purpose, ResolvedAdapter, Task
+from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.model import JobPlan, Owner
 from tunery_operator.plan.mounts import Access
@@ -49,45 +47,14 @@ def plan_train(
 def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, adapter: ResolvedAdapter | None, task: Task) -> JobPlan:
     place = common.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
-    run = _run(spec, owner, platform, accesses, place)
-    name = child_name(owner.key.name, task.value)
-    return JobPlan(
-        owner=owner,
-        task=task,
-        name=name,
-        config_name=common.config_name(name, owner),
-        run=run.model_copy(update={"adapters": [adapter]}) if adapter else run,
-        image=common.image(platform.settings),
-        resources=common.resources(spec.resources),
-        secrets=mounts.secret_mounts(accesses),
-        volumes=mounts.volume_mounts(accesses),
-        scheduling=spec.scheduling,
-        retries=spec.retries,
-        active_deadline_seconds=spec.active_deadline_seconds,
-        suspend=spec.suspend,
-        kueue_labels=common.kueue_labels(owner),
-        progress=platform.progress,
-    )
-
-
-def _run(
-    spec: LoRAJobSpec,
-    owner: Owner,
-    platform: Platform,
-    accesses: list[Access],
-    place: Place,
-) -> RunSpec:
-    return RunSpec(
-        identity=common.identity(owner),
-        lora_job=spec,
-        output_uri=place.uri,
-        checkpoint_uri=common.checkpoint_place(place.uri, owner),
-        secrets=mounts.run_secrets(accesses),
-        volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
-        gpu_memory_bytes=_gpu_memory(spec, platform),
-        memory_bytes=int(parse_quantity(spec.resources.memory)),
-        image=platform.settings.trainer_image,
-    )
+    own = {
+        "lora_job": spec,
+        "checkpoint_uri": common.checkpoint_place(place.uri, owner),
+        "gpu_memory_bytes": _gpu_memory(spec, platform),
+        "adapters": [adapter] if adapter else [],
+    }
+    run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return common.job_plan(spec, owner, platform, task, run, accesses)
 
 
 def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:

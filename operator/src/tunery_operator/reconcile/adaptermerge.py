@@ -5,41 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.validation import parse_adaptermerge
-from tunery_operator.errors import NameTaken, Rejected
 from tunery_operator.kube.read import read_attempt
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.inputs import all_ready, read_input
-from tunery_operator.reconcile.outcome import DONE, Outcome
-from tunery_operator.reconcile.report import expire, report
-from tunery_operator.reconcile.subject import Subject, find_subject, first_snapshot, invalid_snapshot
+from tunery_operator.reconcile.outcome import Outcome
+from tunery_operator.reconcile.story import go_on
+from tunery_operator.reconcile.subject import Subject, first_snapshot
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.snapshot import Snapshot
 
 
 def reconcile_adaptermerge(world: World, key: Key) -> Outcome:
     """Bring one AdapterMerge a step further; gives the same answer however often it is asked."""
-    subject = find_subject(world, key)
-    if subject is None:
-        return DONE
-    if subject.finished:
-        return expire(world, subject)
-    try:
-        spec = parse_adaptermerge(subject.body)
-        snapshot = _advance(world, subject, spec, _gather(world, subject, spec))
-    except InvalidSpec as error:
-        snapshot = invalid_snapshot(world, subject, error)
-    except Rejected as error:
-        snapshot = invalid_snapshot(world, subject, InvalidSpec([FieldError("spec", str(error))]))
-    except NameTaken as error:
-        snapshot = replace(first_snapshot(world, subject, False, spec.resources), conflict=str(error))
-    world.cache.stale.discard(key)
-    return report(world, subject, snapshot)
+    return go_on(world, key, parse_adaptermerge, _advance)
 
 
 def _gather(world: World, subject: Subject, spec: AdapterMergeSpec) -> Snapshot:
@@ -51,9 +34,9 @@ def _gather(world: World, subject: Subject, spec: AdapterMergeSpec) -> Snapshot:
     return replace(snapshot, work=work, lost_pods=lost)
 
 
-def _advance(world: World, subject: Subject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(world: World, subject: Subject, spec: AdapterMergeSpec) -> Snapshot:
     """Make the merge Job once every adapter is there."""
-    owner = subject.owner
+    owner, snapshot = subject.owner, _gather(world, subject, spec)
     if snapshot.work is not None and snapshot.work.job.finished:
         return snapshot
     inputs = tuple(read_input(world, owner, item.lora_job_ref, item.uri) for item in spec.adapters)

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
 from tunery_api.methods import Method
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
-from tunery_operator.errors import NameTaken, Rejected
 from tunery_operator.kube.read import read_attempt
 from tunery_operator.plan.inputs import AdapterInput
 from tunery_operator.plan.lorajob import plan_preflight, plan_train
 from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.inputs import all_ready, read_input
-from tunery_operator.reconcile.outcome import DONE, Outcome
-from tunery_operator.reconcile.report import expire, report
-from tunery_operator.reconcile.subject import Subject, find_subject, first_snapshot, invalid_snapshot
+from tunery_operator.reconcile.outcome import Outcome
+from tunery_operator.reconcile.story import go_on
+from tunery_operator.reconcile.subject import Subject, first_snapshot
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.snapshot import Snapshot
 
 
 def reconcile_lorajob(world: World, key: Key) -> Outcome:
     """Bring one LoRAJob a step further; gives the same answer however often it is asked."""
-    subject = find_subject(world, key)
-    if subject is None:
-        return DONE
-    if subject.finished:
-        return expire(world, subject)
-    try:
-        spec = parse_lorajob(subject.body)
-        snapshot = _advance(world, subject, spec, _gather(world, subject, spec))
-    except InvalidSpec as error:
-        snapshot = invalid_snapshot(world, subject, error)
-    except Rejected as error:
-        snapshot = invalid_snapshot(world, subject, InvalidSpec([FieldError("spec", str(error))]))
-    except NameTaken as error:
-        snapshot = replace(first_snapshot(world, subject, False, spec.resources), conflict=str(error))
-    world.cache.stale.discard(key)
-    return report(world, subject, snapshot)
+    return go_on(world, key, parse_lorajob, _advance)
 
 
 def _gather(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
@@ -59,8 +42,9 @@ def _gather(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
     return replace(snapshot, method=method, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost)
 
 
-def _advance(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
     """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
+    snapshot = _gather(world, subject, spec)
     inputs = _inputs(world, subject, spec)
     ready = all_ready(inputs)
     if ready is None and snapshot.work is None:

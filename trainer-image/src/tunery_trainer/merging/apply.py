@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -19,6 +19,21 @@ BLOCK_ROWS: Final = 256
 """Blocks are multiples of this many rows: products of fewer may round unlike the whole product."""
 
 
+class Scratch:
+    """Memory that block after block is worked in: taken anew for each, it would be faulted in again each time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def take(self, use: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor for this use; what was taken for it before is overwritten."""
+        count = torch.Size(shape).numel()
+        kept = self._kept.get(use)
+        if kept is None or kept.dtype != dtype or kept.numel() < count:
+            kept = self._kept[use] = torch.empty(max(count, BLOCK_ELEMENTS), dtype=dtype)
+        return kept[:count].view(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What all edits share."""
@@ -30,10 +45,14 @@ class Context:
     """Tensors of the base that were quantised."""
     transposed: frozenset[str] = frozenset()
     """Tensors that lie in × out (GPT-2's Conv1D, PEFT's fan_in_fan_out)."""
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 def merged_blocks(edit: Edit, context: Context) -> Iterator[torch.Tensor]:
-    """Yield the merged tensor in blocks of rows: float32 where it was changed, else in its own type."""
+    """Yield the merged tensor in blocks of rows: float32 where it was changed, else in its own type.
+
+    A block is good until the next one is asked for.
+    """
     change = _Change(edit, edit.module, context) if edit.module else None
     restore = context.quantization if edit.name in context.quantized else None
     if not edit.source.shape or restore or (change and change.needs_whole):
@@ -60,6 +79,7 @@ class _Change:
 
     def __init__(self, edit: Edit, module: Module, context: Context) -> None:
         self.adapter, self.module, self.bias = context.adapter, module, edit.bias
+        self.scratch = context.scratch
         self.by_columns = edit.name in context.transposed or module.embedding
         self.parts = {
             part: self.adapter.read(key).float()
@@ -75,7 +95,7 @@ class _Change:
 
     def apply(self, rows: torch.Tensor, start: int) -> torch.Tensor:
         """Return changed rows in float32; `rows` begin at row `start` and may be overwritten."""
-        merged = rows.float()
+        merged = self.scratch.take("merged", rows.shape, torch.float32).copy_(rows)
         if self.bias:
             return self._apply_to_bias(merged)
         if self.factors:
@@ -95,7 +115,11 @@ class _Change:
     def _delta(self, start: int, stop: int) -> torch.Tensor:
         """Rows of scaling·B·A in the weight's own orientation."""
         a, b = self.factors or self._read_factors()
-        product = (b @ a[:, start:stop]).T if self.by_columns else b[start:stop] @ a
+        if self.by_columns:
+            product = (b @ a[:, start:stop]).T
+        else:
+            product = self.scratch.take("delta", (stop - start, a.shape[1]), torch.float32)
+            torch.mm(b[start:stop], a, out=product)
         return product.mul_(self.adapter.scaling(self.module))
 
     def _rescale(self, merged: torch.Tensor, start: int) -> None:

@@ -87,7 +87,8 @@ def write_shard(path: Path, edits: list[Edit], context: Context, dtype: torch.dt
                 writer.copy(edit.files, edit.source)
                 continue
             for block in merged_blocks(edit, context):
-                writer.write(block.to(layout.dtype))
+                rounded = context.scratch.take("rounded", block.shape, layout.dtype).copy_(block)
+                writer.write(rounded)
 
 
 def merged_config(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype | None) -> dict[str, Any]:

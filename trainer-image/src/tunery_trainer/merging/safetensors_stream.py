@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,8 +146,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            os.fsync(self._file.fileno())
+        # Not flushed to the disk: the file is uploaded from here, and its digest read back from there.
         self._file.close()
         if kind is None and self._written != self._expected:
             raise ValueError(f"{self.path.name}: {self._written} of {self._expected} bytes were written")
