@@ -14,11 +14,11 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
-from tunery_trainer.environment import prepare_environment
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.failures import explain, show, to_failure
 from tunery_trainer.report import write_termination
 from tunery_trainer.signals import StopRequested, StopSignal
+from tunery_trainer.tasks import run_task
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,23 +39,6 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 (the one place where any failure becomes an exit code and a message)
         return _fail(error, task)
     return ExitCode.OK
-
-
-def run_task(task: Task, run: RunSpec, stop: StopSignal) -> None:
-    """Do what the container is asked to do; the heavy libraries are imported here and not before."""
-    prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0)
-    if task is Task.PREFLIGHT:
-        from tunery_trainer.preflight import run_preflight
-
-        run_preflight(run)
-    elif task is Task.TRAIN:
-        from tunery_trainer.train import run_train
-
-        run_train(run, stop)
-    else:
-        from tunery_trainer.merge import run_merge
-
-        run_merge(run)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

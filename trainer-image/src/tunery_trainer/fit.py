@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
@@ -35,13 +35,11 @@ from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.methods.base import Batch, Start
 from tunery_trainer.model import load_base
 from tunery_trainer.report import ProgressReporter
+from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
 from tunery_trainer.tracking import TrackingCallback, trackers
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings, load_trained
-
-if TYPE_CHECKING:
-    from tunery_trainer.train import Session
 
 MEMORY_FILE: Final = "tunery.json"
 """What a checkpoint remembers beside transformers' own files."""

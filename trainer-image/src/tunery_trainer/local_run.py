@@ -20,8 +20,8 @@ from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-from tunery_trainer.cli import run_task
 from tunery_trainer.signals import StopSignal
+from tunery_trainer.tasks import run_task
 
 Model = TypeVar("Model", bound=ApiModel)
 

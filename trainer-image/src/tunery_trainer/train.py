@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import AdapterStatus, CheckpointStatus, MetricsStatus, Phase
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.fetch import FetchedModel
 from tunery_trainer.inputs import (
     actual_device,
     check_secrets,
@@ -26,38 +24,20 @@ from tunery_trainer.inputs import (
     output_target,
     work_folder,
 )
-from tunery_trainer.previous import PreviousAdapter, continued, get_previous
+from tunery_trainer.previous import continued, get_previous
 from tunery_trainer.publish import Published, Target, probe, publish
 from tunery_trainer.published import read_manifest, verify
 from tunery_trainer.report import ProgressReporter, write_termination
-from tunery_trainer.resolved import DeviceKind, Resolved
+from tunery_trainer.resolved import DeviceKind
+from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.steps import total_steps
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tunery_trainer.data.prepare import PreparedData
     from tunery_trainer.fit import Fitted
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a run works with once everything is on the disk and every setting is decided."""
-
-    run: RunSpec
-    spec: LoRAJobSpec
-    model: FetchedModel
-    previous: PreviousAdapter | None
-    """The adapter that is trained on; None: a new one is trained."""
-    tokenizer: PreTrainedTokenizerBase
-    data: PreparedData
-    resolved: Resolved
-    steps: int
-    on_gpu: bool
 
 
 def run_train(run: RunSpec, stop: StopSignal) -> RunResult:

@@ -1,0 +1,33 @@
+"""What training works with; made by the story of a run, read by the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.runspec import RunSpec
+from tunery_trainer.fetch import FetchedModel
+from tunery_trainer.previous import PreviousAdapter
+from tunery_trainer.resolved import Resolved
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tunery_trainer.data.prepare import PreparedData
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with once everything is on the disk and every setting is decided."""
+
+    run: RunSpec
+    spec: LoRAJobSpec
+    model: FetchedModel
+    previous: PreviousAdapter | None
+    """The adapter that is trained on; None: a new one is trained."""
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    resolved: Resolved
+    steps: int
+    on_gpu: bool
