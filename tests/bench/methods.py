@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import yaml
 
+from bench.merging import status_bytes
 from cluster import dataset, model
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ _ANY: Final = (*_FOUR_BITS, "Int8")
 
 
 def cases() -> dict[str, Json]:
-    """Return the blocks of the spec of each case, by name."""
+    """Return the blocks of the spec of each case, by name; what is quantised says how."""
     found: dict[str, Json] = {name: {"method": name} for name in ("LoRA", "DoRA")}
     kinds = {
         "QLoRA": _ANY,
@@ -51,7 +52,7 @@ def cases() -> dict[str, Json]:
     found["LoRA-rsLoRA"] = {"method": "LoRA", "lora": {"useRslora": True}}
     for init in ("Gaussian", "PiSSA", "OLoRA", "EVA"):
         found[f"LoRA-{init}"] = {"method": "LoRA", "lora": {"init": init}}
-    found["QLoRA-LoftQ"] = {"method": "QLoRA", "lora": {"init": "LoftQ"}}
+    found["QLoRA-LoftQ"] = {"method": "QLoRA", "quantization": {"type": "NF4"}, "lora": {"init": "LoftQ"}}
     return found
 
 
@@ -75,16 +76,8 @@ def job(folder: Path, blocks: Json, steps: int) -> Json:
     }
     if "quantization" in blocks:
         blocks = blocks | {"quantization": {"computeType": "Float32"} | blocks["quantization"]}
-    elif blocks["method"] in ("QLoRA", "QDoRA"):
-        blocks = blocks | {"quantization": {"computeType": "Float32"}}
     metadata = {"name": "bench"}
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "metadata": metadata, "spec": spec | blocks}
-
-
-def megabytes(field: str) -> float:
-    """Return VmRSS or VmHWM of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(field))
 
 
 def run_one(folder: Path, blocks: Json, steps: int) -> Json:
@@ -94,14 +87,14 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     from tunery_trainer import fit as fit_module
     from tunery_trainer.cli import main as trainer
 
-    before, found = megabytes("VmRSS"), {}
+    before, found = status_bytes("VmRSS"), {}
     rows: list[list[int]] = []
     trained: list[torch.Tensor] = []
     fit = fit_module.fit
 
     def measured(session: Any, *rest: Any) -> Any:
         fitted = fit(session, *rest)
-        found["peak_mb"] = round(megabytes("VmHWM") - before)
+        found["peak_mb"] = round((status_bytes("VmHWM") - before) / 1e6)
         runtime = next(entry["train_runtime"] for entry in fitted.history if "train_runtime" in entry)
         found["step_s"] = round(runtime / steps, 2)
         found["trainable"] = fitted.trainable_parameters
@@ -109,7 +102,8 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
         trained.extend(logits(fitted.model, rows))
         return fitted
 
-    fit_module.fit = measured  # type: ignore[assignment]
+    # Looked up when training begins: here the trained model is still at hand, which the command line never gives out.
+    fit_module.fit = measured
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job(folder, blocks, steps)))
     with contextlib.redirect_stdout(sys.stderr):
@@ -140,8 +134,7 @@ def plain_peft(folder: Path, blocks: Json) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    chosen = blocks.get("quantization") or ({"type": "NF4"} if blocks["method"] in ("QLoRA", "QDoRA") else None)
-    config = None
+    chosen, config = blocks.get("quantization"), None
     if chosen and chosen["type"] == "Int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
     elif chosen:

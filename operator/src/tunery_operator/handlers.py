@@ -161,7 +161,10 @@ def _without_managed_fields(value: dict[str, Any]) -> dict[str, Any]:
 
 
 async def open_when_listed(queue: WorkQueue, ages: WatchAges) -> None:
-    """Open the queue once each watch has listed its objects: before, a child that was not seen says nothing."""
+    """Open the queue once each watch has listed its objects: before, a child that was not seen says nothing.
+
+    A little later the memory that the lists took is given back.
+    """
     while not ages.ready:
         await asyncio.sleep(0.02)
     await asyncio.sleep(SETTLE_SECONDS)
