@@ -32,6 +32,9 @@ GET_CONFIG_MAP: Final = Call("", "configmaps", "get")
 CREATE_CONFIG_MAP: Final = Call("", "configmaps", "create")
 CREATE_EVENT: Final = Call("events.k8s.io", "events", "create")
 REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
+GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
+CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
+UPDATE_LEASE: Final = Call("coordination.k8s.io", "leases", "update")
 
 
 def get_owner(plural: str) -> Call:
@@ -59,3 +62,6 @@ PERMISSIONS: Final = frozenset(
     # An owner reference that blocks deletion needs the right to set the owner's finalizers.
     | {Call(GROUP, plural, "update", "finalizers") for plural in OWNERS}
 )
+
+OWN_NAMESPACE_PERMISSIONS: Final = frozenset({GET_LEASE, CREATE_LEASE, UPDATE_LEASE})
+"""Rights in the operator's own namespace: a Role, where `get` and `update` name the one Lease."""
