@@ -9,14 +9,17 @@ from urllib.parse import urlencode
 
 import urllib3
 from kubernetes.client.api_client import ApiClient
-from kubernetes.client.configuration import Configuration
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.rbac import PERMISSIONS, Call
+from tunery_operator.kube.connection import Connection, load_connection
+from tunery_operator.kube.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS, Call
+from tunery_operator.metrics import API_REQUESTS
 
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
 POOL_SIZE: Final = 64
+DEFAULT_RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 60.0
+"""No answer can make an object wait for longer than this."""
 
 _VERSIONS: Final = {
     "": "/api/v1",
@@ -24,29 +27,44 @@ _VERSIONS: Final = {
     "tunery.dev": "/apis/tunery.dev/v1alpha1",
     "events.k8s.io": "/apis/events.k8s.io/v1",
     "authentication.k8s.io": "/apis/authentication.k8s.io/v1",
+    "coordination.k8s.io": "/apis/coordination.k8s.io/v1",
 }
-_METHODS: Final = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
+_METHODS: Final = {
+    "get": "GET",
+    "list": "GET",
+    "create": "POST",
+    "update": "PUT",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
+_ALLOWED: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
 _MERGE_PATCH: Final = "application/merge-patch+json"
 
 Json = dict[str, Any]
 
 
 class HttpError(ApiFailure):
-    """An answer of 400 or more; `body` is the Status object, empty where there is none."""
+    """An answer of 400 or more; `body` is the Status object, empty where there is none.
 
-    def __init__(self, call: Call, status: int, body: Json) -> None:
+    `retry_after` is what the server asked for, in seconds: the queue heeds it, a worker never sleeps.
+    """
+
+    def __init__(self, call: Call, status: int, body: Json, retry_after: float | None = None) -> None:
         self.body = body
         super().__init__(status, f"{call.verb} {call.rbac_resource}: {status} {body.get('message', '')}")
+        self.retry_after = retry_after
 
 
 class KubeClient:
     """The API server, as this operator uses it; safe to share between threads."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, connection: Connection, timeout: urllib3.Timeout = TIMEOUT) -> None:
+        configuration = connection.configuration
         configuration.connection_pool_maxsize = POOL_SIZE
         # A write that was lost on the way is tried again by the queue, never behind its back.
         configuration.retries = urllib3.Retry(0)
-        self._configuration = configuration
+        self._connection = connection
+        self._timeout = timeout
         self._pool = ApiClient(configuration).rest_client.pool_manager
 
     def request(
@@ -61,27 +79,23 @@ class KubeClient:
 
         Raises HttpError for an answer of 400 or more, ApiFailure (status 0) where none came.
         """
-        if call not in PERMISSIONS:
+        if call not in _ALLOWED:
             raise ValueError(f"{call} is missing in PERMISSIONS")
-        url = self._configuration.host + _path(call, namespace, name) + (f"?{urlencode(query)}" if query else "")
+        url = self._connection.host + _path(call, namespace, name) + (f"?{urlencode(query)}" if query else "")
+        kind = _MERGE_PATCH if call.verb == "patch" else "application/json"
         try:
             answer = self._pool.request(
                 _METHODS[call.verb],
                 url,
                 body=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
-                headers=self._headers(call),
-                timeout=TIMEOUT,
+                headers={"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},
+                timeout=self._timeout,
             )
         except urllib3.exceptions.HTTPError as error:
+            API_REQUESTS.labels(call.verb, call.rbac_resource, "0").inc()
             raise ApiFailure(0, f"{call.verb} {call.rbac_resource}: {error}") from error
-        return _parse(call, answer.status, answer.data)
-
-    def _headers(self, call: Call) -> dict[str, str]:
-        kind = _MERGE_PATCH if call.verb == "patch" else "application/json"
-        headers = {"Content-Type": kind, "Accept": "application/json", "User-Agent": "tunery-operator"}
-        auths: Mapping[str, Any] = self._configuration.auth_settings()
-        headers |= {auth["key"]: auth["value"] for auth in auths.values()}
-        return headers
+        API_REQUESTS.labels(call.verb, call.rbac_resource, str(answer.status)).inc()
+        return _parse(call, answer.status, answer.data, answer.headers.get("Retry-After"))
 
     def get(self, call: Call, namespace: str, name: str) -> Json | None:
         """Return one object, or None where there is none."""
@@ -98,21 +112,29 @@ def _path(call: Call, namespace: str | None, name: str | None) -> str:
     return "/".join(part for part in [*parts, call.subresource] if part)
 
 
-def _parse(call: Call, status: int, data: bytes) -> Json:
+def _parse(call: Call, status: int, data: bytes, retry_after: str | None) -> Json:
     try:
         body = json.loads(data) if data else {}
     except ValueError:
         body = {"message": data[:200].decode(errors="replace")}
     if status >= 400:
-        raise HttpError(call, status, body if isinstance(body, dict) else {})
+        raise HttpError(call, status, body if isinstance(body, dict) else {}, seconds_to_wait(status, retry_after))
     return body if isinstance(body, dict) else {}
 
 
-def load_client() -> KubeClient:
+def seconds_to_wait(status: int, retry_after: str | None) -> float | None:
+    """Return the seconds that an answer asks to wait; None where it asks for none.
+
+    Only 429 and 5xx mean it; the API server writes whole seconds, and a date, which HTTP allows, would be read by the
+    clock of another machine: it counts as one second, like a 429 without any word.
+    """
+    if status != 429 and status < 500:
+        return None
+    if retry_after is None:
+        return DEFAULT_RETRY_SECONDS if status == 429 else None
+    return min(float(retry_after), MAX_RETRY_SECONDS) if retry_after.isdecimal() else DEFAULT_RETRY_SECONDS
+
+
+def load_client(connection: Connection | None = None, timeout: urllib3.Timeout = TIMEOUT) -> KubeClient:
     """Return a client for the cluster that the process runs in, else for the current kubeconfig."""
-    configuration = Configuration()
-    try:
-        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except ConfigException:
-        load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    return KubeClient(configuration)
+    return KubeClient(connection or load_connection(), timeout)
