@@ -61,7 +61,8 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 	cd $(TESTS) && $(VENV)/bin/coverage erase && $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-e2e
-test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real images
+test-e2e: setup ## End-to-end tests on the local cluster, with the real images and a real Kueue
+	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest e2e
 
 .PHONY: test
@@ -74,6 +75,10 @@ test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
 .PHONY: bench
 bench: setup ## Measure what docs/benchmarks.md reports
 	cd $(TESTS) && $(PYTHON) -m bench
+
+.PHONY: soak
+soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
+	cd $(TESTS) && $(PYTHON) -m soak
 
 .PHONY: demo
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing

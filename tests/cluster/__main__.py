@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import images
+from cluster import binaries, images
 from cluster.binaries import GoMissing
 from cluster.controlplane import ControlPlane
 from cluster.daemon import DaemonFailed
@@ -72,6 +72,11 @@ def push(options: argparse.Namespace) -> None:
         sys.stdout.write(f'export TUNERY_{name.upper()}_IMAGE="{reference}"\n')
 
 
+def build_neighbours(_: argparse.Namespace) -> None:
+    """build Kueue, which only the end-to-end tests need"""
+    binaries.kueue()
+
+
 def control_plane_up(options: argparse.Namespace) -> None:
     """start a control plane alone, without a node"""
     plane = ControlPlane(options.state)
@@ -91,6 +96,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "status": status,
     "images": build_images,
     "push": push,
+    "neighbours": build_neighbours,
     "control-plane-up": control_plane_up,
     "control-plane-down": control_plane_down,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ KUBERNETES_NAMES = (
     "kubectl",
 )
 BUILD_TIMEOUT = 3600
+STATIC = {"CGO_ENABLED": "0"}
 
 
 class GoMissing(Exception):
@@ -47,7 +49,28 @@ def helm() -> Path:
 
 def pause() -> Path:
     """Return a folder with the static pause program."""
-    return _built("pause", ".", "", {"CGO_ENABLED": "0"})
+    return _built("pause", ".", "", STATIC)
+
+
+def kueue() -> Path:
+    """Return a folder with Kueue's controller, static."""
+    return _built("kueue", "sigs.k8s.io/kueue/cmd/kueue", "", STATIC)
+
+
+def kueue_chart() -> Path:
+    """Return the folder of Kueue's own Helm chart, of the version that is built here."""
+    return _source("kueue", "sigs.k8s.io/kueue") / "charts" / "kueue"
+
+
+def kwok() -> Path:
+    """Return a folder with KWOK, which plays the kubelets of nodes that do not exist."""
+    return _built("kwok", "sigs.k8s.io/kwok/cmd/kwok", "", STATIC)
+
+
+def _source(name: str, module: str) -> Path:
+    """Return where Go keeps the source of a module that the program `name` is built from."""
+    told = run([_go(), "mod", "download", "-json", module], cwd=MODULES / name, timeout=BUILD_TIMEOUT)
+    return Path(json.loads(told)["Dir"])
 
 
 def _built(name: str, package: str, flags: str, env: dict[str, str] | None = None) -> Path:

@@ -123,6 +123,9 @@ class ControlPlane:
                 *("--kubelet-client-certificate", client.cert, "--kubelet-client-key", client.key),
                 *("--kubelet-certificate-authority", ca, "--kubelet-preferred-address-types", "InternalIP"),
                 *("--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction"),
+                # Policies with which tests change pods as a platform's own would.
+                *("--feature-gates", "MutatingAdmissionPolicy=true"),
+                *("--runtime-config", "admissionregistration.k8s.io/v1beta1=true"),
                 *("--service-account-key-file", key, "--service-account-signing-key-file", key),
                 *("--service-account-issuer", "https://kubernetes.default.svc"),
                 *("--service-cluster-ip-range", SERVICE_RANGE, "--secure-port", str(self.ports["apiserver"])),

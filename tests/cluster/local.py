@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cluster import binaries, cleanup, images, packages, pauseimage, seed
+from cluster import binaries, cleanup, images, packages, scratchimage, seed
 from cluster.containerd import Containerd
 from cluster.controlplane import ControlPlane
 from cluster.daemon import Daemon
@@ -135,7 +135,8 @@ class LocalCluster:
 
     def _start_runtime(self, progress: Progress) -> None:
         with progress.step("Container runtime"):
-            self.containerd.start(pauseimage.ensure(self.registry), self.registry.host)
+            pause = scratchimage.ensure(scratchimage.PAUSE, self.registry)
+            self.containerd.start(pause, self.registry.host)
 
     def _start_kubernetes(self, progress: Progress, runtime: Future[None]) -> None:
         with progress.step("Building Kubernetes and Helm (minutes the first time)"):
