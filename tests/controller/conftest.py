@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,15 @@ import pytest
 from controller.api import Api, Json
 from controller.objects import Namespace
 from controller.process import OperatorProcess
-from tunery_operator.kube.rbac import PERMISSIONS
+from tunery_operator.kube.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS, Call
 
 from cluster.controlplane import ControlPlane
 
+USER = "test-operator"
+LEASE_NAMESPACE = "tunery-system"
+"""Where replicas of the operator elect their leader."""
+
+_RBAC = "/apis/rbac.authorization.k8s.io/v1"
 _numbers = itertools.count(1)
 
 
@@ -28,20 +33,26 @@ def api(control_plane: ControlPlane) -> Api:
 
 @pytest.fixture(scope="session")
 def operator_kubeconfig(control_plane: ControlPlane, api: Api) -> Path:
-    """A user that may do what PERMISSIONS say, and nothing else."""
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    meta = {"name": "test-operator"}
-    api.call("POST", f"{rbac}/clusterroles", {"metadata": meta, "rules": rules()})
-    subject = {"kind": "User", "name": "test-operator", "apiGroup": "rbac.authorization.k8s.io"}
-    role = {"kind": "ClusterRole", "name": "test-operator", "apiGroup": "rbac.authorization.k8s.io"}
-    api.call("POST", f"{rbac}/clusterrolebindings", {"metadata": meta, "roleRef": role, "subjects": [subject]})
-    return control_plane.client_kubeconfig("test-operator", "test-operator")
+    """A user that may do what PERMISSIONS say, in LEASE_NAMESPACE what its own permissions say, and nothing else."""
+    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": LEASE_NAMESPACE}})
+    _grant(api, _RBAC, "Cluster", PERMISSIONS)
+    _grant(api, f"{_RBAC}/namespaces/{LEASE_NAMESPACE}", "", OWN_NAMESPACE_PERMISSIONS)
+    return control_plane.client_kubeconfig(USER, USER)
 
 
-def rules() -> list[Json]:
-    """Return PERMISSIONS as the rules of a ClusterRole."""
+def _grant(api: Api, path: str, prefix: str, calls: Iterable[Call]) -> None:
+    """Give the operator's user these rights, by a Role or (prefix `Cluster`) a ClusterRole."""
+    group, kind, meta = "rbac.authorization.k8s.io", f"{prefix}Role", {"name": USER}
+    api.call("POST", f"{path}/{kind.lower()}s", {"metadata": meta, "rules": rules(calls)})
+    subjects = [{"kind": "User", "name": USER, "apiGroup": group}]
+    binding = {"metadata": meta, "roleRef": {"kind": kind, "name": USER, "apiGroup": group}, "subjects": subjects}
+    api.call("POST", f"{path}/{kind.lower()}bindings", binding)
+
+
+def rules(calls: Iterable[Call] = PERMISSIONS) -> list[Json]:
+    """Return rights as the rules of a Role."""
     verbs: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for call in sorted(PERMISSIONS):
+    for call in sorted(calls):
         verbs[call.group, call.rbac_resource].append(call.verb)
     return [{"apiGroups": [g], "resources": [r], "verbs": v} for (g, r), v in verbs.items()]
 
@@ -57,18 +68,66 @@ def progress_tls(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+class Stage:
+    """The operators that serve the API server of the session: the shared one, or those of a test, never both."""
+
+    def __init__(self, kubeconfig: Path, tls: Path, folder: Path) -> None:
+        self._kubeconfig = kubeconfig
+        self._tls = tls
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self.shared: OperatorProcess | None = None
+
+    def share(self) -> OperatorProcess:
+        """Return the shared operator, and start it where it does not run."""
+        if self.shared is None:
+            self.shared = OperatorProcess(self._folder / "shared", self._kubeconfig, self._tls)
+        if self.shared.process is None:
+            self.shared.start()
+        return self.shared
+
+    def make(self, kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
+        """Return an operator of one test, not started yet."""
+        folder = self._folder / f"own-{next(self._numbers)}"
+        return OperatorProcess(folder, kubeconfig or self._kubeconfig, self._tls, settings)
+
+    def clear(self) -> None:
+        """Stop the shared operator: who needs it starts it again."""
+        if self.shared is not None:
+            assert self.shared.stop() == 0
+
+
 @pytest.fixture(scope="session")
-def operator(
-    operator_kubeconfig: Path, progress_tls: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OperatorProcess]:
+def stage(operator_kubeconfig: Path, progress_tls: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Who serves the API server; at the end the shared operator's log must be clean."""
+    stage = Stage(operator_kubeconfig, progress_tls, tmp_path_factory.mktemp("operators"))
+    yield stage
+    if stage.shared is not None:
+        stage.clear()
+        stage.shared.assert_clean_log()
+        log = stage.shared.log.read_text()
+        assert f'User "{USER}" cannot' not in log, log
+
+
+@pytest.fixture
+def operator(stage: Stage) -> OperatorProcess:
     """The operator that all tests share, unless they kill it."""
-    process = OperatorProcess(tmp_path_factory.mktemp("operator"), operator_kubeconfig, progress_tls)
-    process.start()
-    yield process
-    assert process.stop() == 0
-    log = process.log.read_text()
-    assert "a defect of the operator" not in log, log
-    assert "forbidden" not in log.lower(), log
+    return stage.share()
+
+
+@pytest.fixture
+def own_operator(stage: Stage) -> Iterator[Callable[..., OperatorProcess]]:
+    """A maker of operators for this test alone, such as `own_operator(TUNERY_WORKERS="2")`; they are not started."""
+    stage.clear()
+    made: list[OperatorProcess] = []
+
+    def make(kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
+        made.append(stage.make(kubeconfig, **settings))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.kill()
 
 
 def make_namespace(api: Api) -> Namespace:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from controller.api import Api, Json, eventually
+from controller.api import Json, Refused, eventually
+from controller.kubelet import Kubelet
 
-GROUP = "/apis/tunery.dev/v1alpha1"
+_ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 RESULT: Json = {
     "adapter": {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12, "rank": 16},
     "metrics": {"loss": "1.2", "evalLoss": "1.4", "baseEvalLoss": "2.5"},
@@ -41,23 +41,20 @@ def _object(kind: str, name: str, spec: Json) -> Json:
 
 
 @dataclass(frozen=True)
-class Namespace:
+class Namespace(Kubelet):
     """A namespace of one test, whose kubelet the test itself plays: no node runs any pod."""
-
-    api: Api
-    name: str
-
-    def path(self, plural: str, name: str = "") -> str:
-        group = {"jobs": "/apis/batch/v1", "events": "/apis/events.k8s.io/v1"}.get(plural, "/api/v1")
-        group = GROUP if plural in ("lorajobs", "adaptermerges") else group
-        return f"{group}/namespaces/{self.name}/{plural}" + (f"/{name}" if name else "")
 
     def apply(self, body: Json) -> Json:
         """Create an object of ours."""
         return self.api.call("POST", self.path(f"{body['kind'].lower()}s"), body)
 
     def get(self, plural: str, name: str) -> Json | None:
+        """Return an object, or None where there is none."""
         return self.api.get(self.path(plural, name))
+
+    def delete(self, plural: str, name: str) -> None:
+        """Delete an object, its children in the background."""
+        self.api.delete(self.path(plural, name))
 
     def status(self, name: str, plural: str = "lorajobs") -> Json:
         """Return the status of an object of ours; empty before there is one."""
@@ -65,13 +62,20 @@ class Namespace:
         return status
 
     def condition(self, name: str, type_: str, plural: str = "lorajobs") -> Json:
+        """Return a condition, empty where it is not set."""
         conditions = self.status(name, plural).get("conditions", [])
         return next((c for c in conditions if c["type"] == type_), {})
 
     def patch_spec(self, name: str, plural: str = "lorajobs", **spec: Any) -> None:
+        """Change fields of a spec."""
         self.api.patch(self.path(plural, name), {"spec": spec})
 
-    def wait_phase(self, name: str, phase: str, plural: str = "lorajobs") -> Json:
+    def annotate(self, name: str, plural: str = "lorajobs", **annotations: str | None) -> None:
+        """Set annotations; those of ours are named by what follows `tunery.dev/`."""
+        full = {f"tunery.dev/{key}": value for key, value in annotations.items()}
+        self.api.patch(self.path(plural, name), {"metadata": {"annotations": full}})
+
+    def wait_phase(self, name: str, phase: str, plural: str = "lorajobs", timeout: float = 20.0) -> Json:
         """Return the status once it has this phase."""
 
         def check() -> Json | None:
@@ -79,7 +83,19 @@ class Namespace:
             return status if status.get("phase") == phase else None
 
         try:
-            return eventually(f"{name} is {phase}", check)
+            return eventually(f"{name} is {phase}", check, timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
+
+    def wait_reason(self, name: str, reason: str, plural: str = "lorajobs", timeout: float = 40.0) -> Json:
+        """Return the status once a condition gives this reason."""
+
+        def check() -> Json | None:
+            status = self.status(name, plural)
+            return status if reason in {c["reason"] for c in status.get("conditions", [])} else None
+
+        try:
+            return eventually(f"a condition of {name} says {reason}", check, timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
 
@@ -97,53 +113,52 @@ class Namespace:
         """Return a Job once it is there."""
         return eventually(f"Job {name}", lambda: self.get("jobs", name))
 
-    def pods(self, job: str) -> list[Json]:
-        """Return the pods of a Job, oldest first; a predecessor's of the same name are not among them."""
-        uid = (self.get("jobs", job) or {"metadata": {"uid": "none"}})["metadata"]["uid"]
-        selector = f"?labelSelector=batch.kubernetes.io/controller-uid%3D{uid}"
-        pods = self.api.items(self.path("pods") + selector)
-        return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
-
-    def pod(self, job: str) -> str:
-        """Return the name of the pod of a Job that waits to be started, once there is one."""
-
-        def check() -> str | None:
-            waiting = [pod for pod in self.pods(job) if pod["status"].get("phase") == "Pending"]
-            return waiting[-1]["metadata"]["name"] if waiting else None
-
-        return eventually(f"a pod of {job}", check)
-
-    # What a kubelet does
-
-    def _pod_status(self, pod: str, phase: str, state: Json, **more: Any) -> None:
-        container = {"name": "trainer", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
-        status = {"phase": phase, "containerStatuses": [container], **more}
-        self.api.patch(self.path("pods", pod) + "/status", {"status": status})
-
-    def run_pod(self, job: str) -> str:
-        """Start the container of the Job's waiting pod; return the pod's name."""
-        pod = self.pod(job)
-        self._pod_status(pod, "Running", {"running": {"startedAt": _now()}})
-        return pod
-
-    def wait_pod(self, job: str, reason: str, message: str) -> None:
-        """Let the container of the Job's waiting pod wait for a reason."""
-        self._pod_status(self.pod(job), "Pending", {"waiting": {"reason": reason, "message": message}})
-
-    def end_pod(self, pod: str, code: int = 0, message: Any = "", reason: str = "") -> None:
-        """End the container with an exit code and a termination message."""
-        text = message if isinstance(message, str) else json.dumps(message)
-        reason = reason or ("Completed" if code == 0 else "Error")
-        ended = {"exitCode": code, "reason": reason, "message": text, "startedAt": _now(), "finishedAt": _now()}
-        self._pod_status(pod, "Failed" if code else "Succeeded", {"terminated": ended})
-
     def pass_preflight(self, name: str) -> None:
+        """Run the preflight Job of a LoRAJob to its end."""
         self.end_pod(self.run_pod(f"{name}-preflight"), message=REPORT)
 
     def finish(self, name: str, result: Json | None = None) -> None:
         """Run the train Job of a LoRAJob to its end."""
         self.end_pod(self.run_pod(f"{name}-train"), message=result or RESULT)
 
+    def limit(self, **hard: str) -> None:
+        """Set a ResourceQuota such as pods="0"; with `__` for a dot or slash where keywords allow none."""
+        spec = {"hard": {key.replace("__", "/").replace("_", "."): value for key, value in hard.items()}}
+        self.api.call("POST", self.path("resourcequotas"), {"metadata": {"name": "limit"}, "spec": spec})
+        path = self.path("resourcequotas", "limit")
+        eventually("the quota holds", lambda: (self.api.get(path) or {}).get("status", {}).get("hard"))
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def unlimit(self) -> None:
+        """Remove the quota of `limit`."""
+        self.delete("resourcequotas", "limit")
+
+    def deny(self, group: str, resource: str, message: str) -> None:
+        """Refuse to create objects of a resource here, by an admission policy that says `message`."""
+        rules = [
+            {"apiGroups": [group], "apiVersions": ["*"], "operations": ["CREATE"], "resources": [resource]},
+        ]
+        here = {"matchLabels": {"kubernetes.io/metadata.name": self.name}}
+        spec = {
+            "matchConstraints": {"resourceRules": rules, "namespaceSelector": here},
+            "validations": [{"expression": "false", "message": message}],
+        }
+        meta = {"name": f"deny-{self.name}"}
+        self.api.call("POST", f"{_ADMISSION}/validatingadmissionpolicies", {"metadata": meta, "spec": spec})
+        binding = {"policyName": meta["name"], "validationActions": ["Deny"]}
+        self.api.call("POST", f"{_ADMISSION}/validatingadmissionpolicybindings", {"metadata": meta, "spec": binding})
+        eventually("the policy is in force", lambda: self._is_denied(resource))
+
+    def allow(self) -> None:
+        """Remove the policy of `deny`."""
+        for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            self.api.delete(f"{_ADMISSION}/{plural}/deny-{self.name}")
+
+    def _is_denied(self, resource: str) -> bool:
+        container = {"name": "c", "image": "i"}
+        template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+        body: Json = {"metadata": {"name": "probe"}, **({"spec": {"template": template}} if resource == "jobs" else {})}
+        try:
+            self.api.call("POST", f"{self.path(resource)}?dryRun=All", body)
+        except Refused as refused:
+            return refused.status in (403, 422)
+        return False

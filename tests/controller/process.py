@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,20 @@ from controller.api import eventually
 
 from cluster.ports import kept_ports
 
+_BAD_LINE = re.compile(r"^(?:\S+ (?:ERROR|CRITICAL) |Traceback \(most recent call last\)).*", re.MULTILINE)
+
+
+def election(namespace: str, pod: str, lease: str = "tunery-operator") -> dict[str, str]:
+    """Return the settings of one of several replicas that elect their leader by a Lease."""
+    return {"TUNERY_LEASE_NAME": lease, "TUNERY_LEASE_NAMESPACE": namespace, "TUNERY_POD_NAME": pod}
+
 
 @dataclass
 class OperatorProcess:
-    """`python -m tunery_operator` with a kubeconfig; its log lies in `folder`."""
+    """`python -m tunery_operator` with a kubeconfig; its log lies in `folder`.
+
+    Two with different folders and settings from `election` are two replicas of one operator.
+    """
 
     folder: Path
     kubeconfig: Path
@@ -48,8 +60,8 @@ class OperatorProcess:
     def progress_url(self) -> str:
         return f"https://127.0.0.1:{self.ports['progress']}"
 
-    def start(self) -> OperatorProcess:
-        """Start it, and return when each watch has listed its objects."""
+    def start(self, *, wait: bool = True) -> OperatorProcess:
+        """Start it, and return when each watch has listed its objects; `wait=False`: at once."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNERY_")}
         environment = kept | {
             "KUBECONFIG": str(self.kubeconfig),
@@ -62,7 +74,8 @@ class OperatorProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tunery_operator"], env=environment, stdout=log, stderr=log
             )
-        eventually("the operator is ready", self._is_ready, timeout=30)
+        if wait:
+            eventually("the operator is ready", self.is_ready, timeout=60)
         return self
 
     def _progress(self) -> dict[str, str]:
@@ -74,22 +87,72 @@ class OperatorProcess:
             "TUNERY_PROGRESS_PORT": str(self.ports["progress"]),
         }
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Tell whether /readyz says so; fails where the process has ended."""
+        self.assert_alive()
+        return self.probe("readyz") == 200
+
+    def probe(self, name: str) -> int:
+        """Return the HTTP status of /readyz or /healthz; 0 where nothing answers."""
+        return self._fetch(name)[0]
+
+    def metrics(self) -> str:
+        """Return what Prometheus would read."""
+        return self._fetch("metrics")[1]
+
+    def metric(self, sample: str) -> float | None:
+        """Return the value of a sample such as `tunery_queue_depth`, or None where there is none."""
+        lines = (line.rpartition(" ") for line in self.metrics().splitlines())
+        return next((float(value) for name, _, value in lines if name == sample), None)
+
+    def _fetch(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"{self.metrics_url}/{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def assert_alive(self) -> None:
+        """Fail where the process has ended by itself."""
         assert self.process is not None
         assert self.process.poll() is None, f"the operator ended: {self.log.read_text()[-2000:]}"
-        try:
-            with urllib.request.urlopen(f"{self.metrics_url}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+
+    def assert_clean_log(self) -> None:
+        """Fail where the log has a line of level ERROR or a traceback."""
+        text = self.log.read_text()
+        found = _BAD_LINE.search(text)
+        assert found is None, text[found.start() : found.start() + 3000]
 
     def kill(self) -> None:
         """kill -9."""
         self._end(signal.SIGKILL)
 
+    def kill_now(self) -> None:
+        """kill -9 from any thread, at once; `start` may follow after `reap`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it stand still, as on a node that is overloaded or cut off."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         return self._end(signal.SIGTERM)
+
+    def reap(self) -> bool:
+        """Tell whether the process has ended, and let `start` begin a new one then."""
+        if self.process is not None and self.process.poll() is not None:
+            self.process = None
+        return self.process is None
 
     def _end(self, number: signal.Signals) -> int:
         if self.process is None:
