@@ -1,4 +1,4 @@
-"""Every right that the operator uses, once: the chart's ClusterRole holds these and no other."""
+"""Every right that the operator uses, once: the chart's roles hold these and no other."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ LIST_PODS: Final = Call("", "pods", "list")
 GET_CONFIG_MAP: Final = Call("", "configmaps", "get")
 CREATE_CONFIG_MAP: Final = Call("", "configmaps", "create")
 CREATE_EVENT: Final = Call("events.k8s.io", "events", "create")
+LIST_EVENTS: Final = Call("", "events", "list")
+"""Why a pod cannot be made or its volumes not be mounted is told nowhere else."""
 REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
 GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
 CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
@@ -54,14 +56,20 @@ def patch_status(plural: str) -> Call:
 
 _WATCHED: Final = (*((GROUP, plural) for plural in OWNERS), ("batch", "jobs"), ("", "pods"))
 
-PERMISSIONS: Final = frozenset(
-    {GET_JOB, CREATE_JOB, PATCH_JOB, DELETE_JOB, LIST_PODS, GET_CONFIG_MAP, CREATE_CONFIG_MAP, CREATE_EVENT}
-    | {REVIEW_TOKEN}
+NAMESPACED_PERMISSIONS: Final = frozenset(
+    {GET_JOB, CREATE_JOB, PATCH_JOB, DELETE_JOB, LIST_PODS, GET_CONFIG_MAP, CREATE_CONFIG_MAP, CREATE_EVENT, LIST_EVENTS}
     | {make(plural) for plural in OWNERS for make in (get_owner, delete_owner, patch_status)}
     | {Call(group, resource, verb) for group, resource in _WATCHED for verb in ("list", "watch")}
     # An owner reference that blocks deletion needs the right to set the owner's finalizers.
     | {Call(GROUP, plural, "update", "finalizers") for plural in OWNERS}
 )
+"""Rights in every namespace that is served: a Role in each, or one ClusterRole for all."""
+
+CLUSTER_PERMISSIONS: Final = frozenset({REVIEW_TOKEN})
+"""Rights that belong to no namespace: always a ClusterRole."""
+
+PERMISSIONS: Final = NAMESPACED_PERMISSIONS | CLUSTER_PERMISSIONS
+"""What serving tenants takes, wherever it is granted."""
 
 OWN_NAMESPACE_PERMISSIONS: Final = frozenset({GET_LEASE, CREATE_LEASE, UPDATE_LEASE})
 """Rights in the operator's own namespace: a Role, where `get` and `update` name the one Lease."""

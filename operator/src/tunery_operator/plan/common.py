@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import KUEUE_LABELS, child_name
+from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import RunIdentity, RunSpec, Task
-from tunery_operator.plan import mounts
+from tunery_operator.plan import mounts, placing
 from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
 from tunery_operator.plan.mounts import Access
 from tunery_operator.settings import Settings
+
+
+MAX_CHECK_RETRIES: Final = 3
 
 
 class Platform(NamedTuple):
@@ -53,9 +59,17 @@ def _default_uri(owner: Owner, settings: Settings) -> str:
     return f"{settings.default_output_uri}/{owner.key.namespace}/{owner.key.name}/{owner.uid}"
 
 
-def checkpoint_place(output_uri: str, owner: Owner) -> str:
-    """Return the prefix of the checkpoints: beside the output, and of this very object only."""
-    return f"{output_uri}-checkpoints/{owner.uid}"
+def checkpoint_place(output_uri: str, owner: Owner, newest: str | None) -> str:
+    """Return the prefix of the checkpoints: of this very object only, and named by one rule in each bucket.
+
+    `newest` is the URI of the newest checkpoint: whatever place an earlier version gave it, it goes on there.
+    """
+    before = (newest or "").rstrip("/").rpartition("/")[0]
+    if owner.uid in before:
+        return before
+    scheme, _, rest = output_uri.partition("://")
+    key = owner.key
+    return f"{scheme}://{rest.partition('/')[0]}/{CHECKPOINTS_PREFIX}/{key.namespace}/{key.name}-{owner.uid}"
 
 
 def identity(owner: Owner) -> RunIdentity:
@@ -64,9 +78,11 @@ def identity(owner: Owner) -> RunIdentity:
     return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid)
 
 
-def config_name(job_name: str, owner: Owner) -> str:
-    """Return the name of the ConfigMap of a Job: a predecessor's can never be mistaken for it."""
-    return f"{job_name}-{owner.uid[:8]}"
+def named_by_content(plan: JobPlan) -> JobPlan:
+    """Return the plan with the name of its ConfigMap: what another object or other settings made is never mistaken for it."""
+    content = json.dumps([plan.run.to_json_dict(), plan.progress.ca_pem if plan.progress else ""], sort_keys=True)
+    digest = hashlib.sha256(f"{plan.owner.uid}\n{content}".encode()).hexdigest()
+    return replace(plan, config_name=f"{plan.name}-{digest[:10]}")
 
 
 def image(settings: Settings) -> Image:
@@ -79,8 +95,8 @@ def resources(spec: ResourcesSpec) -> Resources:
     return Resources(spec.cpu, spec.memory, spec.ephemeral_storage, spec.gpus, spec.gpu_resource)
 
 
-def preflight_resources(settings: Settings) -> Resources:
-    """Return the resources of a preflight container: no GPU."""
+def check_resources(settings: Settings) -> Resources:
+    """Return the resources of a container that checks or reports: no GPU."""
     return Resources(settings.preflight_cpu, settings.preflight_memory, settings.preflight_ephemeral_storage)
 
 
@@ -111,22 +127,44 @@ def job_plan(
     run: RunSpec,
     accesses: Sequence[Access],
 ) -> JobPlan:
-    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say."""
-    name = child_name(owner.key.name, task.value)
+    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say.
+
+    Its ConfigMap has no name yet: see `named_by_content`.
+    """
+    settings = platform.settings
     return JobPlan(
         owner=owner,
         task=task,
-        name=name,
-        config_name=config_name(name, owner),
+        name=child_name(owner.key.name, task.value),
+        config_name="",
         run=run,
-        image=image(platform.settings),
+        image=image(settings),
         resources=resources(spec.resources),
         secrets=mounts.secret_mounts(accesses),
         volumes=mounts.volume_mounts(accesses),
-        scheduling=spec.scheduling,
+        scheduling=placing.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
         retries=spec.retries,
-        active_deadline_seconds=spec.active_deadline_seconds,
         suspend=spec.suspend,
         kueue_labels=kueue_labels(owner),
         progress=platform.progress,
+        settings=owner.settings,
+        pod=placing.pod_extras(owner, settings),
     )
+
+
+def check_plan(base: JobPlan, spec: LoRAJobSpec | AdapterMergeSpec, settings: Settings) -> JobPlan:
+    """Return the plan of a Job that only looks at things: on CPU, with the platform's own resources and placement."""
+    return replace(
+        base,
+        resources=check_resources(settings),
+        scheduling=placing.check_scheduling(spec.scheduling, settings),
+        retries=min(spec.retries, MAX_CHECK_RETRIES),
+        kueue_labels=_check_labels(base.owner, settings),
+        progress=None,
+    )
+
+
+def _check_labels(owner: Owner, settings: Settings) -> dict[str, str]:
+    if settings.preflight_queue_from_owner:
+        return kueue_labels(owner)
+    return {KUEUE_LABELS[0]: settings.preflight_queue} if settings.preflight_queue else {}

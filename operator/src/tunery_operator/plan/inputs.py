@@ -12,10 +12,11 @@ from tunery_api.runspec import ResolvedAdapter
 
 @dataclass(frozen=True, slots=True)
 class ReadyInput:
-    """An adapter that can be read now; `name` is the LoRAJob it comes from, if it comes from one."""
+    """An adapter that can be read now; `name` and `uid` are the LoRAJob's that it comes from, if it comes from one."""
 
     adapter: ResolvedAdapter
     name: str | None = None
+    uid: str | None = None
     output_secret: LocalReference | None = None
     model_uri: str | None = None
     model_secret: LocalReference | None = None
@@ -55,20 +56,52 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     status = body.get("status") or {}
     adapter = status.get("adapter")
     if status.get("phase") == "Succeeded" and adapter:
-        return _ready(name, body["spec"], adapter, default_secret)
+        return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
         return FailedInput(name, (status.get("failure") or {}).get("reason", "Failed"))
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
 
 
-def _ready(name: str, spec: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:
+def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:
+    spec = body["spec"]
     resolved = ResolvedAdapter(uri=adapter["uri"], manifest_sha256=adapter["manifestSha256"])
     model = spec.get("model") or {}
     secret = _reference((spec.get("output") or {}).get("secretRef"))
     if secret is None and default_secret:
         secret = LocalReference(name=default_secret)
-    return ReadyInput(resolved, name, secret, model.get("uri"), _reference(model.get("secretRef")))
+    uid = body["metadata"]["uid"]
+    return ReadyInput(resolved, name, uid, secret, model.get("uri"), _reference(model.get("secretRef")))
+
+
+def record(ready: ReadyInput) -> dict[str, Any]:
+    """Return the entry of status.inputReferences for an input: enough to go on without the LoRAJob."""
+    entry = {
+        "name": ready.name,
+        "uid": ready.uid,
+        "uri": ready.adapter.uri,
+        "manifestSha256": ready.adapter.manifest_sha256,
+        "outputSecret": ready.output_secret and ready.output_secret.name,
+        "modelUri": ready.model_uri,
+        "modelSecret": ready.model_secret and ready.model_secret.name,
+    }
+    return {name: value for name, value in entry.items() if value}
+
+
+def recorded(entry: Mapping[str, Any]) -> ReadyInput:
+    """Return the input that an entry of status.inputReferences stands for."""
+    return ReadyInput(
+        ResolvedAdapter(uri=entry["uri"], manifest_sha256=entry.get("manifestSha256")),
+        entry["name"],
+        entry.get("uid"),
+        _named(entry.get("outputSecret")),
+        entry.get("modelUri"),
+        _named(entry.get("modelSecret")),
+    )
+
+
+def _named(name: str | None) -> LocalReference | None:
+    return LocalReference(name=name) if name else None
 
 
 def _reference(value: Any) -> LocalReference | None:
-    return LocalReference(name=value["name"]) if isinstance(value, dict) and value.get("name") else None
+    return _named(value.get("name")) if isinstance(value, dict) else None

@@ -1,57 +1,65 @@
-"""The plans of a LoRAJob: its preflight Job and its train Job."""
+"""The plans of a LoRAJob: its preflight Job, its train Job, and the one that reports again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.model import JobPlan, Owner
 from tunery_operator.plan.mounts import Access
 
-MAX_PREFLIGHT_RETRIES = 3
 TRAIN_GRACE_SECONDS = 120
 """Long enough to finish a step and to write a checkpoint after SIGTERM."""
 
 
-def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, adapter: ResolvedAdapter | None) -> JobPlan:
-    """Return the plan of the preflight Job: CPU only, and placed like any pod of the namespace.
+class Known(NamedTuple):
+    """What was found out about a LoRAJob before its Job is planned."""
 
-    Raises InvalidSpec when the platform cannot run the spec.
-    """
-    base = _plan(spec, owner, platform, adapter, Task.PREFLIGHT)
-    service_account = SchedulingSpec(service_account_name=spec.scheduling.service_account_name)
-    return replace(
-        base,
-        resources=common.preflight_resources(platform.settings),
-        scheduling=service_account,
-        retries=min(spec.retries, MAX_PREFLIGHT_RETRIES),
-        kueue_labels={},
-        progress=None,
-    )
+    adapter: ResolvedAdapter | None = None
+    """What continueFrom was resolved to."""
+    revision: str | None = None
+    """The model's commit that preflight resolved."""
+    checkpoint: str | None = None
+    """URI of the newest checkpoint."""
 
 
-def plan_train(
-    spec: LoRAJobSpec, owner: Owner, platform: Platform, adapter: ResolvedAdapter | None, revision: str | None
-) -> JobPlan:
-    """Return the plan of the train Job; `revision` is the model's commit that preflight resolved."""
-    base = _plan(spec, owner, platform, adapter, Task.TRAIN)
-    run = base.run.model_copy(update={"model_revision": revision}) if revision else base.run
-    return replace(base, run=run, grace_seconds=TRAIN_GRACE_SECONDS)
+def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
+    base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
+    return common.named_by_content(common.check_plan(base, spec, platform.settings))
 
 
-def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, adapter: ResolvedAdapter | None, task: Task) -> JobPlan:
+def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
+    base = _with_revision(_plan(spec, owner, platform, known, Task.TRAIN), known)
+    return common.named_by_content(replace(base, grace_seconds=TRAIN_GRACE_SECONDS))
+
+
+def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
+    base = _with_revision(_plan(spec, owner, platform, known, Task.REPORT), known)
+    return common.named_by_content(common.check_plan(base, spec, platform.settings))
+
+
+def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
+    if known.revision is None:
+        return plan
+    return replace(plan, run=plan.run.model_copy(update={"model_revision": known.revision}))
+
+
+def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, task: Task) -> JobPlan:
     place = common.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
     own = {
         "lora_job": spec,
-        "checkpoint_uri": common.checkpoint_place(place.uri, owner),
+        "checkpoint_uri": common.checkpoint_place(place.uri, owner, known.checkpoint),
         "gpu_memory_bytes": _gpu_memory(spec, platform),
-        "adapters": [adapter] if adapter else [],
+        "adapters": [known.adapter] if known.adapter else [],
     }
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
     return common.job_plan(spec, owner, platform, task, run, accesses)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from tunery_api.names import API_VERSION
 from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
+from tunery_operator.settings import PodSecurity
 
 
 class Kind(StrEnum):
@@ -44,6 +47,9 @@ class Owner:
     uid: str
     generation: int
     labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    """Digest of the fields of its spec that may change while no pod runs."""
 
     @property
     def api_version(self) -> str:
@@ -99,6 +105,17 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class PodExtras:
+    """What the platform, and the owner through its labels, say of a pod apart from where it runs."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    shm_size: str = "1Gi"
+    security: PodSecurity = PodSecurity()
+
+
+@dataclass(frozen=True, slots=True)
 class JobPlan:
     """One batch Job, its pod, and the ConfigMap with its run.json."""
 
@@ -113,10 +130,12 @@ class JobPlan:
     volumes: tuple[VolumeMount, ...]
     scheduling: SchedulingSpec
     retries: int
-    active_deadline_seconds: int
     suspend: bool
     kueue_labels: Mapping[str, str]
     progress: Progress | None
+    settings: str
+    """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
+    pod: PodExtras = PodExtras()
     grace_seconds: int = 30
 
 
@@ -124,4 +143,13 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
     """Return the owner that an object of the API server is."""
     meta = body["metadata"]
     key = Key(kind, meta["namespace"], meta["name"])
-    return Owner(key, meta["uid"], int(meta.get("generation", 1)), meta.get("labels") or {})
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    settings = settings_digest(body.get("spec") or {})
+    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings)
+
+
+def settings_digest(spec: Mapping[str, Any]) -> str:
+    """Return a digest of what a raw spec says in the fields that may change while no pod runs."""
+    resources = spec.get("resources") or {}
+    fields = [spec.get("retries"), spec.get("scheduling"), resources.get("memory"), resources.get("ephemeralStorage")]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

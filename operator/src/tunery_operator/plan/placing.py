@@ -1,0 +1,74 @@
+"""Where pods run and what they carry: what the manifest says, then what the platform says for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tunery_api.names import GROUP
+from tunery_api.placement import SchedulingSpec, Toleration
+from tunery_operator.plan.model import Owner, PodExtras
+from tunery_operator.settings import Placement, Settings
+
+
+def work_scheduling(spec: SchedulingSpec, settings: Settings, gpus: int) -> SchedulingSpec:
+    """Return where the pods that train or merge run."""
+    template = settings.pod_template
+    return _placed(spec, template.gpu, template) if gpus else _placed(spec, template)
+
+
+def check_scheduling(spec: SchedulingSpec, settings: Settings) -> SchedulingSpec:
+    """Return where the pods without a GPU run that check and report.
+
+    Of the manifest they take its account and what it tolerates: it selects nodes for the sake of their GPUs.
+    """
+    own = SchedulingSpec(service_account_name=spec.service_account_name, tolerations=spec.tolerations)
+    return _placed(own, settings.preflight_scheduling, settings.pod_template)
+
+
+def _placed(spec: SchedulingSpec, *placements: Placement) -> SchedulingSpec:
+    """Lay placements below a scheduling: what comes first wins, tolerations add up."""
+    layers = (spec, *placements)
+    selector: dict[str, str] = {}
+    for layer in reversed(layers):
+        selector |= layer.node_selector or {}
+    change: dict[str, Any] = {
+        "node_selector": selector or None,
+        "tolerations": list(_tolerations(layers)) or None,
+        "priority_class_name": _first(layers, "priority_class_name"),
+        "runtime_class_name": _first(layers, "runtime_class_name"),
+    }
+    # Only what is set: run.json and the pod hold nothing that nobody asked for.
+    return spec.model_copy(update={name: value for name, value in change.items() if value is not None})
+
+
+def _tolerations(layers: tuple[SchedulingSpec | Placement, ...]) -> Iterator[Toleration]:
+    """Yield each toleration once."""
+    seen: list[Toleration] = []
+    for layer in layers:
+        for toleration in layer.tolerations or ():
+            if toleration not in seen:
+                seen.append(toleration)
+                yield toleration
+
+
+def _first(layers: tuple[SchedulingSpec | Placement, ...], field: str) -> str | None:
+    return next((value for layer in layers if (value := getattr(layer, field)) is not None), None)
+
+
+def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
+    """Return what else pods carry; the platform's own word goes before what is inherited from the owner."""
+    template, prefixes = settings.pod_template, tuple(settings.inherit_label_prefixes)
+    return PodExtras(
+        labels=_inherited(owner.labels, prefixes) | template.labels,
+        annotations=_inherited(owner.annotations, prefixes) | template.annotations,
+        env=template.env,
+        shm_size=template.shm_size,
+        security=template.security,
+    )
+
+
+def _inherited(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Return what begins with a prefix; what is Tunery's own speaks of the owner and never of its pods."""
+    own = f"{GROUP}/"
+    return {name: text for name, text in values.items() if name.startswith(prefixes) and not name.startswith(own)}
