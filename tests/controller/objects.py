@@ -122,9 +122,9 @@ class Namespace(Kubelet):
         self.end_pod(self.run_pod(f"{name}-train"), message=result or RESULT)
 
     def limit(self, **hard: str) -> None:
-        """Set a ResourceQuota such as pods="0"; with `__` for a dot or slash where keywords allow none."""
-        spec = {"hard": {key.replace("__", "/").replace("_", "."): value for key, value in hard.items()}}
-        self.api.call("POST", self.path("resourcequotas"), {"metadata": {"name": "limit"}, "spec": spec})
+        """Set a ResourceQuota, such as pods="0"."""
+        body = {"metadata": {"name": "limit"}, "spec": {"hard": hard}}
+        self.api.call("POST", self.path("resourcequotas"), body)
         path = self.path("resourcequotas", "limit")
         eventually("the quota holds", lambda: (self.api.get(path) or {}).get("status", {}).get("hard"))
 

@@ -1,0 +1,318 @@
+"""What a cluster does to a job while nobody looks: refused, evicted, lost, deleted, upgraded; the status says which."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from controller.api import Api, Json, eventually
+from controller.conftest import make_namespace
+from controller.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
+from controller.process import OperatorProcess
+
+Make = Callable[..., OperatorProcess]
+SAYS_SO = 40.0
+"""Seconds within which a refusal must be told: the promise is 30."""
+
+
+def wait_failure(namespace: Namespace, name: str, reason: str) -> Json:
+    """Return the status once `failure.reason` is this; it must not have failed for good."""
+
+    def check() -> Json | None:
+        status = namespace.status(name)
+        return status if status.get("failure", {}).get("reason") == reason else None
+
+    status = eventually(f"the status of {name} says {reason}", check, SAYS_SO)
+    assert status["phase"] != "Failed"
+    assert status["failure"]["hint"]
+    assert reason in {condition["reason"] for condition in status["conditions"]}
+    return status
+
+
+def ends_well(namespace: Namespace, name: str) -> Json:
+    """Let the train Job run to its end, and return the status of a success."""
+    namespace.finish(name)
+    status = namespace.wait_phase(name, "Succeeded", timeout=40)
+    assert "failure" not in status
+    return status
+
+
+# Refused by the API server (M1)
+
+
+def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
+    namespace.limit(**{"count/jobs.batch": "0"})
+    namespace.apply(lorajob("q", preflight="Skip"))
+    status = wait_failure(namespace, "q", "QuotaExceeded")
+    assert "exceeded quota: limit" in status["failure"]["message"]
+    namespace.unlimit()
+    eventually("the Job", lambda: namespace.get("jobs", "q-train"), 60)
+    ends_well(namespace, "q")
+
+
+def test_a_quota_on_config_maps_leaves_no_job_behind(namespace: Namespace) -> None:
+    namespace.limit(**{"count/configmaps": "0"})
+    namespace.apply(lorajob("c", preflight="Skip"))
+    wait_failure(namespace, "c", "QuotaExceeded")
+    assert namespace.get("jobs", "c-train") is None
+    namespace.unlimit()
+    eventually("the Job", lambda: namespace.get("jobs", "c-train"), 60)
+    ends_well(namespace, "c")
+
+
+@pytest.mark.parametrize("preflight", ["Skip", "Required"])
+def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, preflight: str) -> None:
+    namespace.deny("batch", "jobs", "no jobs of this team on Fridays")
+    namespace.apply(lorajob("a", preflight=preflight))
+    status = wait_failure(namespace, "a", "CreateRefused")
+    assert "no jobs of this team on Fridays" in status["failure"]["message"]
+    namespace.allow()
+    if preflight == "Required":
+        eventually("the preflight Job", lambda: namespace.get("jobs", "a-preflight"), 60)
+        namespace.pass_preflight("a")
+    eventually("the Job", lambda: namespace.get("jobs", "a-train"), 60)
+    ends_well(namespace, "a")
+
+
+# Refused by the cluster (M2)
+
+
+def test_a_quota_on_pods_is_told_though_only_an_event_of_the_job_says_so(namespace: Namespace) -> None:
+    namespace.limit(pods="0")
+    namespace.apply(lorajob("p", preflight="Skip"))
+    status = wait_failure(namespace, "p", "QuotaExceeded")
+    assert "exceeded quota: limit" in status["failure"]["message"]
+    assert status.get("attempts", 0) == 0
+    namespace.unlimit()
+    eventually("a pod", lambda: namespace.pods("p-train"), 120)
+    ends_well(namespace, "p")
+
+
+def test_a_missing_service_account_is_told(namespace: Namespace) -> None:
+    namespace.apply(lorajob("s", preflight="Skip", scheduling={"serviceAccountName": "nobody"}))
+    status = wait_failure(namespace, "s", "PodRefused")
+    assert "nobody" in status["failure"]["message"]
+
+
+# Nodes and what runs on them (M4, M6, M7)
+
+
+def test_a_lost_node_is_no_training(namespace: Namespace) -> None:
+    namespace.apply(lorajob("n", preflight="Skip"))
+    pod = namespace.run_pod("n-train", node="gone")
+    namespace.wait_running("n")
+    # What the taint manager does; the kubelet never answers.
+    namespace.disrupt_pod(pod, "DeletionByTaintManager")
+    options = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 1}
+    namespace.api.call("DELETE", namespace.path("pods", pod), options)
+
+    def lost() -> bool:
+        condition = namespace.condition("n", "Running")
+        return condition.get("status") == "Unknown" and condition.get("reason") == "NodeLost"
+
+    eventually("Running is Unknown", lost, SAYS_SO)
+    assert namespace.status("n")["phase"] != "Training"
+    assert namespace.status("n")["failure"]["reason"] == "NodeLost"
+    namespace.remove_pod(pod)
+    status = ends_well(namespace, "n")
+    assert status["attempts"] == 2
+
+
+@pytest.mark.parametrize(("node_pressure", "reason"), [(False, "DiskFull"), (True, "NodePressure")])
+def test_an_eviction_is_told_for_what_it_was(namespace: Namespace, node_pressure: bool, reason: str) -> None:
+    message = (
+        "The node was low on resource: memory." if node_pressure else "Usage of EmptyDir volume exceeds the limit."
+    )
+    namespace.apply(lorajob("e", preflight="Skip", retries=3))
+    pod = namespace.run_pod("e-train")
+    namespace.wait_running("e")
+    namespace.evict_pod(pod, message, node_pressure=node_pressure)
+
+    def told() -> bool:
+        history = namespace.status("e").get("attemptHistory", [])
+        return bool(history) and history[0].get("reason") == reason
+
+    eventually(f"the attempt ended for {reason}", told)
+
+
+def test_a_sidecar_that_sorts_first_does_not_speak_for_the_trainer(namespace: Namespace) -> None:
+    namespace.apply(lorajob("i", preflight="Skip"))
+    pod = namespace.run_pod("i-train", sidecars=["istio-proxy"])
+    namespace.wait_running("i")
+    namespace.end_pod(pod, message=RESULT, sidecars=["istio-proxy"])
+    status = namespace.wait_phase("i", "Succeeded")
+    assert status["adapter"] == RESULT["adapter"]
+
+
+# Suspension (M5)
+
+
+def test_suspended_only_when_the_pod_is_gone(namespace: Namespace) -> None:
+    namespace.apply(lorajob("w", preflight="Skip"))
+    pod = namespace.run_pod("w-train", node="slow")
+    namespace.wait_running("w")
+    namespace.patch_spec("w", suspend=True)
+    eventually("the pod terminates", lambda: "deletionTimestamp" in namespace.get("pods", pod)["metadata"])  # type: ignore[index]
+    time.sleep(1)
+    assert namespace.status("w")["phase"] == "Suspending"
+    assert namespace.condition("w", "Suspended").get("status") == "False"
+    namespace.stop_pod(pod)
+    namespace.wait_phase("w", "Suspended")
+    namespace.patch_spec("w", suspend=False)
+    ends_well(namespace, "w")
+
+
+# What is lost must be had again (M8, M15)
+
+
+def test_a_result_whose_pod_is_gone_is_asked_for_again(api: Api, own_operator: Make) -> None:
+    namespace, operator = make_namespace(api), own_operator().start()
+    namespace.apply(lorajob("r", preflight="Skip"))
+    pod = namespace.run_pod("r-train")
+    namespace.wait_running("r")
+    operator.kill()
+    namespace.end_pod(pod, message=RESULT)
+    eventually("the Job is complete", lambda: namespace.job("r-train").get("status", {}).get("succeeded"))
+    namespace.remove_pod(pod)
+    operator.start()
+    again = eventually("a Job that reports", lambda: namespace.get("jobs", "r-report"))
+    amounts = again["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert not [name for name in amounts if "gpu" in name]
+    assert namespace.status("r")["phase"] != "Failed"
+    namespace.end_pod(namespace.run_pod("r-report"), message=RESULT)
+    status = namespace.wait_phase("r", "Succeeded")
+    assert status["adapter"] == RESULT["adapter"]
+    assert status["attempts"] == 1
+    operator.assert_clean_log()
+
+
+def test_a_preflight_report_that_is_lost_is_made_again(api: Api, own_operator: Make) -> None:
+    namespace, operator = make_namespace(api), own_operator().start()
+    namespace.apply(lorajob("f"))
+    pod = namespace.run_pod("f-preflight")
+    operator.kill()
+    first = namespace.job("f-preflight")["metadata"]["uid"]
+    namespace.end_pod(pod, message=REPORT)
+    eventually("the Job is complete", lambda: namespace.job("f-preflight").get("status", {}).get("succeeded"))
+    namespace.remove_pod(pod)
+    operator.start()
+    eventually(
+        "another preflight Job",
+        lambda: (namespace.get("jobs", "f-preflight") or {"metadata": {"uid": first}})["metadata"]["uid"] != first,
+        40,
+    )
+    namespace.pass_preflight("f")
+    assert ends_well(namespace, "f")["dataset"]["rows"] == 90
+
+
+def test_a_config_map_that_was_deleted_is_there_for_the_retry(namespace: Namespace) -> None:
+    created = namespace.apply(lorajob("m", preflight="Skip", retries=2))
+    pod = namespace.run_pod("m-train")
+    namespace.wait_running("m")
+    config = f"m-train-{created['metadata']['uid'][:8]}"
+    namespace.delete("configmaps", config)
+    namespace.end_pod(pod, 1)
+    eventually("the ConfigMap", lambda: namespace.get("configmaps", config))
+    assert ends_well(namespace, "m")["attempts"] == 2
+
+
+# The ledger (M9)
+
+
+def test_seconds_and_attempts_are_exact_across_restarts(api: Api, own_operator: Make) -> None:
+    namespace, operator = make_namespace(api), own_operator().start()
+    namespace.apply(lorajob("l", preflight="Skip", resources={"gpus": 1}))
+    first = namespace.run_pod("l-train", node="one", seconds_ago=7200)
+    namespace.wait_running("l")
+    namespace.patch_spec("l", suspend=True)
+    eventually("the pod terminates", lambda: "deletionTimestamp" in namespace.get("pods", first)["metadata"])  # type: ignore[index]
+    operator.kill()
+    namespace.stop_pod(first, seconds=3600)
+    operator.start()
+    namespace.wait_phase("l", "Suspended")
+    operator.kill()
+    operator.start()
+    namespace.patch_spec("l", suspend=False)
+    second = namespace.run_pod("l-train", seconds_ago=3000)
+    namespace.wait_running("l")
+    operator.kill()
+    operator.start()
+    namespace.end_pod(second, message=RESULT, seconds=1800)
+    status = namespace.wait_phase("l", "Succeeded")
+    assert status["attempts"] == 2
+    assert len(status["attemptHistory"]) == 2
+    # The first pod's end was seen by nobody: what is known of it is when its node said that it ended, or when it went.
+    assert status["attemptHistory"][1]["seconds"] == 1800
+    assert status["runSeconds"] == sum(attempt["seconds"] for attempt in status["attemptHistory"])
+    assert status["gpuSeconds"] == status["runSeconds"]
+
+
+# Another version's words (M10)
+
+
+def test_a_newer_image_may_say_more(namespace: Namespace) -> None:
+    namespace.apply(lorajob("v"))
+    namespace.end_pod(namespace.run_pod("v-preflight"), message=REPORT | {"novelty": {"a": 1}})
+    namespace.finish("v", RESULT | {"novelty": 1, "metrics": {**RESULT["metrics"], "perplexity": "3.1"}})
+    status = namespace.wait_phase("v", "Succeeded")
+    assert status["metrics"]["evalLoss"] == "1.4"
+
+
+def test_a_reason_that_nobody_knows_yet_is_passed_on(namespace: Namespace) -> None:
+    namespace.apply(lorajob("u", preflight="Skip"))
+    words = {"failure": {"reason": "MoonTooBright", "message": "the moon was too bright", "phase": "new"}}
+    namespace.end_pod(namespace.run_pod("u-train"), 64, words)
+    failure = namespace.wait_phase("u", "Failed")["failure"]
+    assert failure["reason"] == "MoonTooBright"
+    assert failure["message"].startswith("the moon was too bright")
+
+
+# Judged once (B4)
+
+
+def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_operator: Make) -> None:
+    namespace = make_namespace(api)
+    before = own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
+    namespace.apply(lorajob("old", output={}, preflight="Skip"))
+    namespace.apply(lorajob("next", output={}))
+    pod = namespace.run_pod("old-train")
+    namespace.wait_running("old")
+    preflight = namespace.run_pod("next-preflight")
+    assert before.stop() == 0
+    after = own_operator().start()
+    namespace.end_pod(preflight, message=REPORT)
+    time.sleep(2)
+    assert namespace.status("old")["phase"] == "Starting"
+    assert namespace.condition("old", "Running")["status"] == "True"
+    namespace.end_pod(pod, message=RESULT)
+    namespace.wait_phase("old", "Succeeded")
+    status = namespace.wait_reason("next", "PlatformChanged")
+    assert status["phase"] != "Failed"
+    # Whoever comes now is told at once: nothing was accepted for him.
+    namespace.apply(lorajob("new", output={}))
+    assert namespace.wait_phase("new", "Failed")["failure"]["reason"] == "InvalidSpec"
+    assert after.stop() == 0
+    own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
+    ends_well(namespace, "next")
+
+
+# Inputs that come and go (M17)
+
+
+def test_an_input_that_expires_does_not_stop_who_waits_for_another(namespace: Namespace) -> None:
+    references = [{"loraJobRef": {"name": name}} for name in ("one", "two")]
+    namespace.apply(lorajob("one", preflight="Skip"))
+    namespace.finish("one")
+    namespace.wait_phase("one", "Succeeded")
+    namespace.apply(adaptermerge("both", references))
+    eventually(
+        "the first input is noted",
+        lambda: namespace.status("both", "adaptermerges").get("inputReferences"),
+    )
+    namespace.delete("lorajobs", "one")
+    eventually("it is gone", lambda: namespace.get("lorajobs", "one") is None)
+    namespace.apply(lorajob("two", preflight="Skip"))
+    namespace.finish("two")
+    eventually("the merge starts", lambda: namespace.get("jobs", "both-merge"))
