@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tunery_operator.errors import OperatorError, OwnerGone, StaleObject
+from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
+from tunery_operator.lanes import AGED_SECONDS, Lanes
 from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import WorkQueue
+from tunery_operator.queue import MAX_OUTAGE_BACKOFF, Lane, WorkQueue, delay
 from tunery_operator.reconcile.outcome import DONE, Outcome
 
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")
@@ -61,9 +62,9 @@ async def test_the_limit_holds_and_fresh_objects_go_first() -> None:
 
     queue = WorkQueue(reconcile, 1)
     queue.add([A, B])
-    queue.add([C], fresh=True)
+    queue.add([C], lane=Lane.FRESH)
     assert queue.depth == 3
-    assert queue.oldest_age > 0
+    assert queue.oldest_age == 0, "a queue that is closed keeps nobody waiting"
     queue.open()
     await until(lambda: len(calls) == 3)
     assert calls == [C, A, B]
@@ -123,3 +124,91 @@ async def test_an_outcome_comes_back_later_and_wakes_others() -> None:
     queue.add([A])
     await until(lambda: sorted(calls) == [A, A, B])
     await queue.close(1)
+
+
+def keys(namespace: str, count: int) -> list[Key]:
+    return [Key(Kind.LORAJOB, namespace, f"{namespace}-{index:03d}") for index in range(count)]
+
+
+def drain(lanes: Lanes, count: int) -> list[str]:
+    """Return the lanes and namespaces of the next keys."""
+    popped = [lanes.pop() for _ in range(count)]
+    return [f"{lane.value}:{key.namespace}" for key, lane, _ in popped]
+
+
+def test_namespaces_take_turns() -> None:
+    lanes = Lanes()
+    for key in [*keys("big", 100), *keys("small", 2)]:
+        lanes.put(key, Lane.NORMAL)
+    assert drain(lanes, 6) == [f"normal:{name}" for name in ("big", "small", "big", "small", "big", "big")]
+
+
+def test_four_fresh_keys_go_before_one_that_was_looked_at_before() -> None:
+    lanes = Lanes()
+    for key in keys("fresh", 10):
+        lanes.put(key, Lane.FRESH)
+    for key in keys("known", 10):
+        lanes.put(key, Lane.NORMAL)
+    assert drain(lanes, 10) == [*["fresh:fresh"] * 4, "normal:known"] * 2
+    assert drain(lanes, 3) == ["fresh:fresh", "fresh:fresh", "normal:known"]
+
+
+def test_the_low_lane_goes_last_but_is_never_starved() -> None:
+    now = 0.0
+    lanes = Lanes(lambda: now)
+    for key in keys("late", 3):
+        lanes.put(key, Lane.LOW)
+    for key in keys("busy", 40):
+        lanes.put(key, Lane.NORMAL)
+    assert drain(lanes, 15) == ["normal:busy"] * 15
+    now = AGED_SECONDS
+    assert drain(lanes, 21) == ["low:late", *["normal:busy"] * 9] * 2 + ["low:late"]
+
+
+def test_a_key_waits_once_in_its_most_urgent_lane() -> None:
+    lanes = Lanes()
+    lanes.put(A, Lane.LOW)
+    lanes.put(B, Lane.NORMAL)
+    lanes.put(A, Lane.FRESH)
+    lanes.put(A, Lane.NORMAL)
+    assert lanes.depths() == {"fresh": 1, "normal": 1, "low": 0}
+    assert [lanes.pop()[:2] for _ in range(2)] == [(A, Lane.FRESH), (B, Lane.NORMAL)]
+    assert not lanes
+
+
+async def test_a_closed_queue_starts_nothing_until_it_is_opened_again() -> None:
+    calls: list[Key] = []
+
+    def reconcile(key: Key) -> Outcome:
+        calls.append(key)
+        return DONE
+
+    queue = WorkQueue(reconcile, 1)
+    queue.open()
+    queue.add([A])
+    await until(lambda: calls == [A])
+    await queue.close(1)
+    queue.add([B])
+    await asyncio.sleep(0.05)
+    assert calls == [A]
+    queue.open()
+    await until(lambda: calls == [A, B])
+    await queue.close(1)
+
+
+def overloaded(seconds: float | None, status: int = 429) -> ApiFailure:
+    error = ApiFailure(status, "busy")
+    error.retry_after = seconds
+    return error
+
+
+def test_what_an_overloaded_server_asks_for_is_the_least() -> None:
+    assert 7 <= delay(overloaded(7), 1) <= 9
+    assert delay(overloaded(1), 6) > 1.2, "it grows while the server stays overloaded"
+
+
+def test_an_outage_is_over_for_everybody_soon_after_it_is_over() -> None:
+    for status in (0, 429, 500, 503):
+        assert delay(overloaded(None, status), 100) <= MAX_OUTAGE_BACKOFF
+    assert delay(overloaded(None, 403), 100) > MAX_OUTAGE_BACKOFF
+    assert delay(StaleObject("x"), 1) == 0

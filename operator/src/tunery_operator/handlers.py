@@ -18,7 +18,7 @@ from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from tunery_api.names import GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 from tunery_operator.kube.cache import Cache
 from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import WorkQueue
+from tunery_operator.queue import Lane, WorkQueue
 from tunery_operator.watches import WatchAges
 
 RESYNC_SECONDS: Final = 300.0
@@ -67,7 +67,7 @@ def _owner_handler(kind: Kind, cache: Cache, queue: WorkQueue) -> Any:
         if event["type"] == _DELETED:
             queue.add(cache.forget_owner(Key(kind, meta["namespace"], meta["name"]), meta["uid"]))
         else:
-            queue.add(cache.see_owner(kind, body), fresh="status" not in body)
+            queue.add(cache.see_owner(kind, body), lane=Lane.NORMAL if "status" in body else Lane.FRESH)
 
     return handle
 

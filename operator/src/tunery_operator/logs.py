@@ -1,19 +1,48 @@
-"""Log lines: text for people or JSON for machines, never with a credential."""
+"""Log lines: text for people or JSON for machines, never with a credential.
+
+A line that is written while an object is being looked at tells in JSON which object, and which look: the fields
+`kind`, `namespace`, `name` and `request`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Final
 
 from tunery_api.scrub import scrub
 from tunery_operator.settings import LogFormat, Settings
 
 MAX_LINE = 8192
 
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039 - nobody writes into it
+_process: Final = secrets.token_hex(4)
+_numbers: Final = itertools.count(1)
+
+
+def new_request() -> str:
+    """Return the id of one look at an object, unlike that of any other look of any replica."""
+    return f"{_process}-{next(_numbers)}"
+
+
+@contextmanager
+def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
+    """Mark every line that is logged inside, in this thread or task, as one about this object."""
+    token = _about.set({"kind": kind, "namespace": namespace, "name": name, "request": request})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00Z INFO tunery_operator.queue: message`."""
+    """`2026-01-31T12:00:00Z INFO tunery_operator.queue: message`; the messages themselves name their object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, or several with a traceback."""
@@ -26,7 +55,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
         message = scrub(_message(self, record), MAX_LINE)
-        return json.dumps({"time": _time(record), "level": record.levelname, "logger": record.name, "message": message})
+        head = {"time": _time(record), "level": record.levelname, "logger": record.name}
+        return json.dumps({**head, **_about.get(), "message": message})
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,10 +1,32 @@
-"""Every metric of the operator, once; names and units as Prometheus expects them, no name of an object in any label."""
+"""Every metric of the operator, once: names and units as Prometheus expects them, no object's name in any label.
+
+What tenants and their platform team ask for follows from changes of status: `observe` is called after each status
+that was written, and a status holds the ledger of attempts, so nothing is counted twice and a restart loses nothing
+but what Prometheus expects of one: the counters begin anew.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any, Final
 
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
+
+from tunery_api.adaptermerge import MergeMethod
+from tunery_api.methods import Method
+from tunery_api.reasons import FailureReason
+from tunery_api.status import ConditionType, Phase
+from tunery_operator.status.clock import parse_time
+
+_LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_WAITS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 86_400, 3 * 86_400)
 
 # The operator itself
 
@@ -13,3 +35,263 @@ API_REQUESTS: Final = Counter(
     "Requests to the API server, by verb, resource and HTTP status (0: no answer).",
     ["verb", "resource", "code"],
 )
+RECONCILE_SECONDS: Final = Histogram(
+    "tunery_reconcile_duration_seconds", "Time of one reconcile.", ["kind"], buckets=_LATENCY
+)
+RECONCILE_ERRORS: Final = Counter("tunery_reconcile_errors", "Reconciles that ended with an error.", ["kind"])
+RECONCILE_CONFLICTS: Final = Counter(
+    "tunery_reconcile_conflicts", "Reconciles whose object had changed meanwhile; they are done again.", ["kind"]
+)
+QUEUE_WAIT: Final = Histogram(
+    "tunery_work_queue_wait_seconds", "Time that a key waited for its reconcile, by lane.", ["lane"], buckets=_LATENCY
+)
+EVENTS_DROPPED: Final = Counter("tunery_events_dropped", "Events that were not posted, by cause.", ["cause"])
+PROGRESS_POSTS: Final = Counter("tunery_progress_posts", "Progress reports, by HTTP status.", ["code"])
+PROGRESS_CONNECTIONS: Final = Gauge("tunery_progress_connections", "Open connections to the progress endpoint.")
+PROGRESS_REFUSED: Final = Counter(
+    "tunery_progress_connections_refused", "Connections to the progress endpoint that were closed, by cause.", ["cause"]
+)
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "tunery_certificate_expiry_timestamp_seconds",
+    "When a certificate of the progress endpoint ends, in seconds since 1970.",
+    ["certificate"],
+)
+LEADER: Final = Gauge("tunery_leader", "1 where this replica reconciles, 0 where it stands by.")
+INFO: Final = Info("tunery", "The version of this operator.")
+INFO.info({"version": version("tunery-operator")})
+
+# By tenant
+
+JOBS_FINISHED: Final = Counter(
+    "tunery_jobs_finished", "Objects that ended, by outcome and reason.", ["kind", "namespace", "outcome", "reason"]
+)
+ATTEMPTS: Final = Counter("tunery_attempts", "Attempts that ended, by reason.", ["kind", "namespace", "reason"])
+GPU_SECONDS: Final = Counter(
+    "tunery_gpu_seconds",
+    "Seconds that ended attempts held GPUs, times the GPUs.",
+    ["namespace", "gpu_resource", "queue"],
+)
+QUEUE_SECONDS: Final = Histogram(
+    "tunery_queue_wait_seconds",
+    "Time that an object which might have run waited until its queue admitted it.",
+    ["namespace", "queue"],
+    buckets=_WAITS,
+)
+FIRST_STEP_SECONDS: Final = Histogram(
+    "tunery_time_to_first_step_seconds",
+    "Time from the moment at which training might start to its first step: scheduling, image, model and data.",
+    ["namespace"],
+    buckets=_WAITS,
+)
+RUN_SECONDS: Final = Histogram(
+    "tunery_run_duration_seconds",
+    "Seconds that the pods of an object that succeeded ran in all.",
+    ["kind", "method"],
+    buckets=_WAITS,
+)
+PREFLIGHT_FAILURES: Final = Counter(
+    "tunery_preflight_failures", "LoRAJobs that ended in preflight, before any GPU.", ["namespace", "reason"]
+)
+
+_FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+_REASONS: Final = frozenset({reason.value for reason in FailureReason} | {"Succeeded", "Suspended", "Preempted"})
+_METHODS: Final = frozenset({m.value for m in Method} | {m.value for m in MergeMethod})
+_OTHER: Final = "Other"
+_CHOSEN_FREELY: Final[Mapping[MetricWrapperBase, tuple[int, ...]]] = {GPU_SECONDS: (1, 2), QUEUE_SECONDS: (1,)}
+"""Which labels of which metric a tenant's manifest decides."""
+_MAX_VALUES: Final = 100
+"""Values of such a label in one namespace; what comes after them counts as Other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the metrics need to know of an object apart from its status."""
+
+    kind: str
+    namespace: str
+    created: str
+    """metadata.creationTimestamp."""
+    now: datetime
+    gpu_resource: str = ""
+    method: str = ""
+    """The method that the spec names; the status's own comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One step of a counter, or one value of a histogram."""
+
+    metric: Counter | Histogram
+    labels: tuple[str, ...]
+    value: float = 1.0
+
+
+class _Guard:
+    """Bounds how many values tenants can make a label have: each is a series for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], set[str]] = {}
+
+    def bounded(self, seen: Observation) -> tuple[str, ...]:
+        """Return the labels of an observation; the first of them is the namespace where others are chosen freely."""
+        labels = list(seen.labels)
+        for index in _CHOSEN_FREELY.get(seen.metric, ()):
+            known = self._known.setdefault((labels[0], index), set())
+            if labels[index] not in known and len(known) >= _MAX_VALUES:
+                labels[index] = _OTHER
+            else:
+                known.add(labels[index])
+        return tuple(labels)
+
+
+_guard: Final = _Guard()
+
+
+def observe(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> None:
+    """Count what a status that was just written tells; call it once for each successful write."""
+    for seen in changes(old, new, facts):
+        labelled: MetricWrapperBase = seen.metric.labels(*_guard.bounded(seen))
+        if isinstance(labelled, Histogram):
+            labelled.observe(seen.value)
+        elif isinstance(labelled, Counter):
+            labelled.inc(seen.value)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> tuple[Observation, ...]:
+    """Return what happened between two statuses of one object, each thing once."""
+    return (
+        *_ended_attempts(old, new, facts),
+        *_gpu_seconds(old, new, facts),
+        *_admission(old, new, facts),
+        *_first_step(old, new, facts),
+        *_end(old, new, facts),
+    )
+
+
+def _ended_attempts(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    before = {attempt["uid"] for attempt in old.get("attemptHistory") or () if attempt.get("endTime")}
+    for attempt in new.get("attemptHistory") or ():
+        if attempt.get("endTime") and attempt["uid"] not in before:
+            yield Observation(ATTEMPTS, (facts.kind, facts.namespace, _reason(attempt.get("reason"))))
+
+
+def _gpu_seconds(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    seconds = int(new.get("gpuSeconds") or 0) - int(old.get("gpuSeconds") or 0)
+    if seconds > 0:
+        labels = (facts.namespace, facts.gpu_resource, str(new.get("queue") or ""))
+        yield Observation(GPU_SECONDS, labels, seconds)
+
+
+def _admission(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    quota = ConditionType.QUOTA_RESERVED
+    admitted = _since(new, quota, "True")
+    queue = new.get("queue")
+    if admitted is None or _since(old, quota, "True") is not None or not queue:
+        return
+    began = _latest(
+        facts.created,
+        _since(new, ConditionType.PREFLIGHT, "True"),
+        _since(old, quota, "False"),
+        _since(new, ConditionType.SUSPENDED, "False"),
+    )
+    if began is not None:
+        yield Observation(QUEUE_SECONDS, (facts.namespace, queue), max(0.0, (admitted - began).total_seconds()))
+
+
+def _first_step(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    if _step(old) > 0 or _step(new) == 0:
+        return
+    began = _latest(
+        facts.created,
+        _since(new, ConditionType.PREFLIGHT, "True"),
+        _since(new, ConditionType.QUOTA_RESERVED, "True"),
+        _since(new, ConditionType.SUSPENDED, "False"),
+    )
+    if began is not None:
+        yield Observation(FIRST_STEP_SECONDS, (facts.namespace,), max(0.0, (facts.now - began).total_seconds()))
+
+
+def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    phase = new.get("phase")
+    if phase not in _FINAL or old.get("phase") in _FINAL:
+        return
+    if phase == Phase.SUCCEEDED.value:
+        yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))
+        method = (new.get("resolved") or {}).get("method") or facts.method
+        labels = (facts.kind, method if method in _METHODS else _OTHER)
+        yield Observation(RUN_SECONDS, labels, int(new.get("runSeconds") or 0))
+        return
+    reason = _reason((new.get("failure") or {}).get("reason"))
+    yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, reason))
+    if _since(new, ConditionType.PREFLIGHT, "False") is not None:
+        yield Observation(PREFLIGHT_FAILURES, (facts.namespace, reason))
+
+
+def _reason(reason: Any) -> str:
+    """Return a reason that is ours; a pod may write any word into its termination message."""
+    return reason if reason in _REASONS else _OTHER
+
+
+def _step(status: Mapping[str, Any]) -> int:
+    return int((status.get("progress") or {}).get("step") or 0)
+
+
+def _since(status: Mapping[str, Any], condition: ConditionType, value: str) -> datetime | None:
+    """Return since when a condition has this value; None where it has another, or is not there."""
+    for found in status.get("conditions") or ():
+        if found["type"] == condition.value and found["status"] == value:
+            return parse_time(found.get("lastTransitionTime"))
+    return None
+
+
+def _latest(created: str, *times: datetime | None) -> datetime | None:
+    known = [time for time in (parse_time(created), *times) if time is not None]
+    return max(known, default=None)
+
+
+# What is read when someone asks
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where the gauges of the moment come from."""
+
+    objects: Callable[[], Mapping[tuple[str, str, str], int]]
+    """Objects by kind, namespace and phase."""
+    watch_ages: Callable[[], Mapping[str, float]]
+    """Seconds since the last sign of each watch, by resource."""
+    queue_depth: Callable[[], Mapping[str, int]]
+    """Keys that wait, by lane."""
+    queue_oldest: Callable[[], float]
+    """Seconds that the oldest of them has waited."""
+
+
+class StateCollector(Collector):
+    """The gauges that are read when someone asks: objects, watches, queue."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges."""
+        objects = GaugeMetricFamily("tunery_objects", "Objects by phase.", labels=["kind", "namespace", "phase"])
+        for labels, count in self._state.objects().items():
+            objects.add_metric(list(labels), count)
+        yield objects
+        ages = GaugeMetricFamily("tunery_watch_age_seconds", "Seconds since a watch's last sign.", labels=["resource"])
+        for resource, age in self._state.watch_ages().items():
+            ages.add_metric([resource], age)
+        yield ages
+        depth = GaugeMetricFamily("tunery_work_queue_depth", "Keys that wait for their reconcile.", labels=["lane"])
+        for lane, count in self._state.queue_depth().items():
+            depth.add_metric([lane], count)
+        yield depth
+        yield GaugeMetricFamily(
+            "tunery_work_queue_oldest_seconds", "Seconds that the oldest key has waited.", self._state.queue_oldest()
+        )
+
+
+def expose(accept: str | None) -> tuple[bytes, str]:
+    """Return all metrics and their content type: Prometheus's text format, or OpenMetrics where it is asked for."""
+    encode, content_type = choose_encoder(accept or "")
+    return encode(REGISTRY), content_type

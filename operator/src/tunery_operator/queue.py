@@ -1,4 +1,4 @@
-"""The work queue: one reconcile per object at a time, a global limit, backoff with jitter."""
+"""The work queue: one reconcile per object at a time, a global limit, fair lanes, backoff with jitter."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from prometheus_client import Counter, Histogram
-
-from tunery_operator.errors import OperatorError, OwnerGone
+from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
+from tunery_operator.lanes import Lane, Lanes
+from tunery_operator.logs import about, new_request
+from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
 from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.outcome import Outcome
 
+__all__ = ["Lane", "WorkQueue"]
+
 logger = logging.getLogger(__name__)
 
-MAX_BACKOFF: Final = 300.0
 FIRST_BACKOFF: Final = 0.5
+MAX_BACKOFF: Final = 300.0
+MAX_OUTAGE_BACKOFF: Final = 30.0
+"""Backoff where the API server is away or overloaded: when it is back, nobody should wait for minutes more."""
 MAX_QUICK_RETRIES: Final = 30
 """After so many errors that asked for a quick retry, the backoff decides."""
-
-SECONDS: Final = Histogram("tunery_reconcile_seconds", "Time of one reconcile.", ["kind"])
-ERRORS: Final = Counter("tunery_reconcile_errors", "Reconciles that ended with an error.", ["kind"])
 
 
 Reconcile = Callable[[Key], Outcome]
@@ -37,43 +39,47 @@ class WorkQueue:
         self._reconcile = reconcile
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
-        self._ready: dict[Key, float] = {}
-        """Keys to reconcile now, oldest first, with the time since when."""
-        self._fresh: dict[Key, float] = {}
-        """Keys of objects that nobody has looked at yet: they go first."""
+        self._waiting = Lanes()
         self._running: dict[Key, asyncio.Task[None]] = {}
-        self._dirty: set[Key] = set()
+        self._dirty: dict[Key, Lane] = {}
         """Keys that were added again while their reconcile ran."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
-        self._open = False
+        self._opened: float | None = None
+        """Since when the queue is open; None: it is closed."""
 
     @property
     def depth(self) -> int:
         """The number of keys that wait."""
-        return len(self._fresh) + len(self._ready) + len(self._dirty)
+        return len(self._waiting) + len(self._dirty)
+
+    def depths(self) -> dict[str, int]:
+        """Return how many keys wait, by lane."""
+        return self._waiting.depths()
 
     @property
     def oldest_age(self) -> float:
-        """Seconds that the oldest key has waited."""
-        firsts = [next(iter(keys.values())) for keys in (self._fresh, self._ready) if keys]
-        return time.monotonic() - min(firsts) if firsts else 0.0
+        """Seconds that the oldest key has waited for a worker; 0 while the queue is closed."""
+        oldest = self._waiting.oldest()
+        if oldest is None or self._opened is None:
+            return 0.0
+        return time.monotonic() - max(oldest, self._opened)
 
     def open(self) -> None:
-        """Start to work: what was added before has waited for this."""
-        self._open = True
+        """Start to work, for the first time or again: what was added before has waited for this."""
+        self._opened = time.monotonic()
         self._start()
 
-    def add(self, keys: Iterable[Key], *, fresh: bool = False) -> None:
-        """Reconcile these keys as soon as a worker is free; `fresh`: before those that were looked at before."""
+    def add(self, keys: Iterable[Key], *, lane: Lane = Lane.NORMAL) -> None:
+        """Reconcile these keys as soon as it is their turn."""
         for key in keys:
             if key in self._running:
-                self._dirty.add(key)
-            elif key not in self._fresh and key not in self._ready:
-                (self._fresh if fresh else self._ready)[key] = time.monotonic()
+                self._dirty[key] = min(lane, self._dirty.get(key, lane), key=lambda each: each.urgency)
+            else:
+                self._waiting.put(key, lane)
         self._start()
 
-    def add_after(self, key: Key, seconds: float) -> None:
+    def add_after(self, key: Key, seconds: float, *, lane: Lane = Lane.LOW) -> None:
         """Reconcile a key in so many seconds, or earlier if it was to be looked at earlier."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -82,56 +88,88 @@ class WorkQueue:
             return
         if timer is not None:
             timer.cancel()
-        self._timers[key] = loop.call_at(when, self._fire, key)
+        self._timers[key] = loop.call_at(when, self._fire, key, lane)
 
-    def _fire(self, key: Key) -> None:
+    def _fire(self, key: Key, lane: Lane) -> None:
         self._timers.pop(key, None)
-        self.add([key])
+        self.add([key], lane=lane)
 
     def _start(self) -> None:
-        while (waiting := self._fresh or self._ready) and len(self._running) < self._workers and self._open:
-            key = next(iter(waiting))
-            del waiting[key]
+        while self._opened is not None and self._waiting and len(self._running) < self._workers:
+            key, lane, since = self._waiting.pop()
+            QUEUE_WAIT.labels(lane.value).observe(time.monotonic() - max(since, self._opened))
             self._running[key] = asyncio.create_task(self._process(key))
 
     async def _process(self, key: Key) -> None:
-        loop = asyncio.get_running_loop()
+        loop, request = asyncio.get_running_loop(), new_request()
         try:
-            with SECONDS.labels(key.kind.value).time():
-                outcome = await loop.run_in_executor(self._pool, self._reconcile, key)
+            with RECONCILE_SECONDS.labels(key.kind.value).time():
+                outcome = await loop.run_in_executor(self._pool, self._look, key, request)
             self._failures.pop(key, None)
-            self.add(outcome.wake)
-            if outcome.after is not None:
-                self.add_after(key, outcome.after)
+            self._follow(key, outcome)
         except OwnerGone as gone:
             logger.debug("%s: %s", key, gone)
             self._failures.pop(key, None)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
-            self._retry(key, error)
+            with about(key.kind.value, key.namespace, key.name, request):
+                self._retry(key, error)
         finally:
             del self._running[key]
-            if key in self._dirty:
-                self._dirty.discard(key)
-                self._ready.setdefault(key, time.monotonic())
+            lane = self._dirty.pop(key, None)
+            if lane is not None:
+                self._waiting.put(key, lane)
             self._start()
+
+    def _look(self, key: Key, request: str) -> Outcome:
+        """Reconcile one key, in a worker's thread; what is logged there tells for which object it was."""
+        with about(key.kind.value, key.namespace, key.name, request):
+            return self._reconcile(key)
+
+    def _follow(self, key: Key, outcome: Outcome) -> None:
+        self.add(outcome.wake)
+        if outcome.after is not None and outcome.after <= 0:
+            self.add([key])
+        elif outcome.after is not None:
+            self.add_after(key, outcome.after)
 
     def _retry(self, key: Key, error: Exception) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        ERRORS.labels(key.kind.value).inc()
-        if isinstance(error, OperatorError):
-            logger.warning("%s: %s (failure %d in a row)", key, error, failures)
+        if isinstance(error, StaleObject):
+            RECONCILE_CONFLICTS.labels(key.kind.value).inc()
+            logger.debug("%s: %s", key, error)
         else:
-            logger.error("%s: a defect of the operator (failure %d in a row)", key, failures, exc_info=error)
-        delay = error.retry_after if isinstance(error, OperatorError) else None
-        if delay is None or failures > MAX_QUICK_RETRIES:
-            delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
-        self.add_after(key, delay)
+            RECONCILE_ERRORS.labels(key.kind.value).inc()
+            _tell(key, error, failures)
+        self.add_after(key, delay(error, failures), lane=Lane.NORMAL)
 
     async def close(self, seconds: float) -> None:
-        """Start nothing more, and wait at most so many seconds for what runs."""
-        self._open = False
-        for timer in self._timers.values():
-            timer.cancel()
+        """Start nothing more until the queue is opened again, and wait at most so many seconds for what runs."""
+        self._opened = None
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=seconds)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def delay(error: Exception, failures: int) -> float:
+    """Return the seconds until the next try after so many failures in a row."""
+    asked = error.retry_after if isinstance(error, OperatorError) else None
+    outage = isinstance(error, ApiFailure) and (error.status in (0, 429) or error.status >= 500)
+    longest = MAX_OUTAGE_BACKOFF if outage else MAX_BACKOFF
+    backoff = min(longest, FIRST_BACKOFF * 2 ** min(failures, 16)) * _jitter(0.5, 1.0)
+    if asked is None or failures > MAX_QUICK_RETRIES:
+        return backoff
+    # What a server that is overloaded asks for is the least; the others know better than the backoff.
+    return max(asked * _jitter(1.0, 1.2), backoff) if isinstance(error, ApiFailure) else asked
+
+
+def _jitter(low: float, high: float) -> float:
+    return random.uniform(low, high)  # noqa: S311 - it spreads load, it guards nothing
+
+
+def _tell(key: Key, error: Exception, failures: int) -> None:
+    """Log the first failure in a row, the second, the fourth, the eighth …: an outage must not fill the log."""
+    if failures & (failures - 1):
+        return
+    if isinstance(error, OperatorError):
+        logger.warning("%s: %s (failure %d in a row)", key, error, failures)
+    else:
+        logger.error("%s: a defect of the operator (failure %d in a row)", key, failures, exc_info=error)
