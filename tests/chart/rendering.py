@@ -44,8 +44,13 @@ class Rendered:
         return spec
 
     def env(self) -> dict[str, str]:
-        """Return the environment of the operator."""
-        return {entry["name"]: entry["value"] for entry in self.pod()["containers"][0]["env"]}
+        """Return the environment of the operator; what the kubelet fills in is the name of the field it takes."""
+        entries = self.pod()["containers"][0]["env"]
+        return {entry["name"]: entry.get("value") or _field_path(entry) for entry in entries}
+
+
+def _field_path(entry: dict[str, Any]) -> str:
+    return str(entry["valueFrom"]["fieldRef"]["fieldPath"]) if "valueFrom" in entry else ""
 
 
 @dataclass(frozen=True)

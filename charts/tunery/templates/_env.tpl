@@ -6,10 +6,16 @@
   value: {{ .Values.trainer.image.pullPolicy | quote }}
 - name: TUNERY_TRAINER_PULL_SECRETS
   value: {{ .Values.trainer.pullSecrets | toJson | quote }}
+- name: TUNERY_POD_TEMPLATE
+  value: {{ include "tunery.podTemplate" . | fromYaml | toJson | quote }}
+- name: TUNERY_INHERIT_LABEL_PREFIXES
+  value: {{ .Values.trainer.inheritLabels | toJson | quote }}
 - name: TUNERY_DEFAULT_OUTPUT_URI
   value: {{ .Values.defaultOutput.uri | quote }}
 - name: TUNERY_DEFAULT_OUTPUT_SECRET
   value: {{ .Values.defaultOutput.secretName | quote }}
+- name: TUNERY_DEFAULT_TTL_SECONDS
+  value: {{ .Values.defaultTtlSecondsAfterFinished | toJson | quote }}
 - name: TUNERY_GPU_MEMORY
   value: {{ .Values.gpuMemory | toJson | quote }}
 - name: TUNERY_PREFLIGHT_CPU
@@ -18,16 +24,64 @@
   value: {{ .Values.preflight.resources.memory | quote }}
 - name: TUNERY_PREFLIGHT_EPHEMERAL_STORAGE
   value: {{ .Values.preflight.resources.ephemeralStorage | quote }}
+- name: TUNERY_PREFLIGHT_SCHEDULING
+  value: {{ include "tunery.placement" .Values.preflight | fromYaml | toJson | quote }}
+- name: TUNERY_PREFLIGHT_QUEUE
+  value: {{ .Values.preflight.queueName | quote }}
+- name: TUNERY_PREFLIGHT_QUEUE_FROM_OWNER
+  value: {{ .Values.preflight.queueFromOwner | quote }}
+- name: TUNERY_PREFLIGHT_MAX_CONCURRENT
+  value: {{ int .Values.preflight.maxConcurrent | quote }}
 - name: TUNERY_PROGRESS_URL
   value: {{ printf "https://%s:%v" (include "tunery.serviceHost" .) .Values.progress.port | quote }}
 - name: TUNERY_PROGRESS_PORT
   value: {{ .Values.progress.port | quote }}
 - name: TUNERY_PROGRESS_TLS_DIR
   value: /etc/tunery/progress-tls
+- name: TUNERY_PROGRESS_WRITE_SECONDS
+  value: {{ .Values.progress.writeSeconds | quote }}
 - name: TUNERY_METRICS_PORT
   value: {{ .Values.metrics.port | quote }}
+- name: TUNERY_WATCH_NAMESPACES
+  value: {{ .Values.watchNamespaces | toJson | quote }}
+- name: TUNERY_WORKERS
+  value: {{ int .Values.operator.workers | quote }}
+- name: TUNERY_LEASE_NAME
+  value: {{ include "tunery.leaseName" . | quote }}
+- name: TUNERY_LEASE_NAMESPACE
+  value: {{ .Release.Namespace | quote }}
+- name: TUNERY_POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
 - name: TUNERY_LOG_LEVEL
   value: {{ .Values.operator.logging.level | quote }}
 - name: TUNERY_LOG_FORMAT
   value: {{ .Values.operator.logging.format | quote }}
+{{- end -}}
+
+{{/* Where pods are put, as Placement reads it. Takes the values that hold the four names. */}}
+{{- define "tunery.placement" -}}
+nodeSelector: {{- toYaml .nodeSelector | nindent 2 }}
+tolerations: {{- toYaml .tolerations | nindent 2 }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* What trainer says of the pods of jobs, as PodTemplate reads it. An id that is null stays null: the cluster chooses. */}}
+{{- define "tunery.podTemplate" -}}
+{{ include "tunery.placement" .Values.trainer }}
+labels: {{- toYaml .Values.trainer.podLabels | nindent 2 }}
+annotations: {{- toYaml .Values.trainer.podAnnotations | nindent 2 }}
+env: {{- toYaml .Values.trainer.env | nindent 2 }}
+shmSize: {{ .Values.trainer.shmSize | quote }}
+security:
+  {{- range $id := list "runAsUser" "runAsGroup" "fsGroup" }}
+  {{ $id }}: {{ get $.Values.trainer.securityContext $id | default nil | toJson }}
+  {{- end }}
+gpu: {{- include "tunery.placement" .Values.trainer.gpu | nindent 2 }}
 {{- end -}}

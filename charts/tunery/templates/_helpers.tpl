@@ -48,6 +48,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (include "tunery.fullname" .) .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{/* The Lease by which the replicas agree on the one that acts. */}}
+{{- define "tunery.leaseName" -}}
+{{- include "tunery.fullname" . -}}
+{{- end -}}
+
 {{- define "tunery.serviceName" -}}
 {{- include "tunery.fullname" . -}}
 {{- end -}}

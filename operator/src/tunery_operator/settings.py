@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from tunery_api.fields import QuantityString, parse_quantity
+from tunery_api.fields import ObjectName, QuantityString, parse_quantity
+from tunery_api.names import GROUP, MANAGED_BY_LABEL
+from tunery_api.placement import LabelKey, LabelValue, Toleration
+
+PREFIX: Final = "TUNERY_"
+USER: Final = 65532
+"""The user and group of the trainer image."""
+
+EnvName = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+UserId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class InvalidSettings(Exception):
+    """The environment does not make settings; the message has a line for each error, with the variable's name."""
 
 
 class LogFormat(StrEnum):
@@ -19,6 +33,49 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class _Part(BaseModel):
+    """A value of its own within one variable, as JSON: camelCase, no unknown fields."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Placement(_Part):
+    """Where pods are put when their manifest does not say."""
+
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    priority_class_name: ObjectName | None = None
+    runtime_class_name: ObjectName | None = None
+
+
+class PodSecurity(_Part):
+    """The ids that pods run with; None leaves the choice to the cluster, as OpenShift's restricted-v2 demands."""
+
+    run_as_user: UserId | None = USER
+    run_as_group: UserId | None = USER
+    fs_group: UserId | None = USER
+
+
+def _free_label(key: str) -> str:
+    if key == MANAGED_BY_LABEL or key.startswith(f"{GROUP}/"):
+        raise ValueError("is a label of Tunery's own: by it the operator finds its pods")
+    return key
+
+
+class PodTemplate(Placement):
+    """What the platform says of every pod of a job; the manifest's scheduling goes before it."""
+
+    labels: dict[Annotated[LabelKey, AfterValidator(_free_label)], LabelValue] = Field(default_factory=dict)
+    annotations: dict[LabelKey, str] = Field(default_factory=dict)
+    env: dict[EnvName, str] = Field(default_factory=dict)
+    """Variables of the container, such as HTTPS_PROXY; never a credential, since pods are not secret."""
+    shm_size: QuantityString = "1Gi"
+    """Size limit of /dev/shm; it counts as memory of the container."""
+    security: PodSecurity = PodSecurity()
+    gpu: Placement = Placement()
+    """What is added for pods that ask for a GPU."""
+
+
 def _without_slash(uri: str) -> str:
     return uri.rstrip("/")
 
@@ -26,31 +83,90 @@ def _without_slash(uri: str) -> str:
 class Settings(BaseSettings):
     """The settings of one operator process."""
 
-    model_config = SettingsConfigDict(env_prefix="TUNERY_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_parse_none_str="null")
 
     trainer_image: str = Field(min_length=1)
     """The image of preflight, train and merge containers."""
     trainer_pull_policy: str = "IfNotPresent"
     trainer_pull_secrets: list[str] = Field(default_factory=list)
     """Names of Secrets in the jobs' namespaces; the kubelet reads them, the operator never does."""
+    pod_template: PodTemplate = PodTemplate()
+    inherit_label_prefixes: list[Annotated[str, Field(min_length=1, max_length=317)]] = Field(default_factory=list)
+    """Labels and annotations of an object that begin with one of these are its pods' too."""
     default_output_uri: Annotated[str, AfterValidator(_without_slash)] = ""
     """Where results go whose manifest names no place; empty: every manifest must name one."""
     default_output_secret: str = ""
+    default_ttl_seconds: int | None = Field(None, ge=0)
+    """Seconds after which a finished object is deleted whose manifest does not say; None: never."""
     gpu_memory: dict[str, QuantityString] = Field(default_factory=dict)
     """Memory of one GPU, by resource name."""
     preflight_cpu: QuantityString = "1"
     preflight_memory: QuantityString = "4Gi"
     preflight_ephemeral_storage: QuantityString = "20Gi"
+    preflight_scheduling: Placement = Placement()
+    preflight_queue: str = ""
+    """Kueue's LocalQueue of preflight Jobs, in their own namespace; empty: none."""
+    preflight_queue_from_owner: bool = False
+    """Queue preflight Jobs where their object is queued."""
+    preflight_max_concurrent: int = Field(0, ge=0)
+    """Preflight Jobs that are unfinished at a time; 0: no limit."""
     progress_url: str = ""
     """The URL that pods post progress to; empty: pods are not asked to report."""
     progress_port: int = Field(8443, ge=0, le=65535)
     progress_tls_dir: Path | None = None
     """Folder with tls.crt, tls.key and ca.crt; None: no progress endpoint."""
+    progress_write_seconds: float = Field(5.0, ge=1)
+    """Least seconds between two writes of the progress of one object."""
     metrics_port: int = Field(8080, ge=0, le=65535)
+    watch_namespaces: list[ObjectName] = Field(default_factory=list)
+    """The namespaces that are served; empty: all."""
+    workers: int = Field(16, ge=1, le=256)
+    """Reconciles at a time; each holds a thread."""
+    lease_name: str = ""
+    """The Lease by which replicas agree on the one that acts; empty: this process always acts."""
+    lease_namespace: str = ""
+    pod_name: str = ""
+    """The name that this process holds the Lease by."""
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: LogFormat = LogFormat.TEXT
+
+    @model_validator(mode="after")
+    def _election_is_whole(self) -> Self:
+        if self.lease_name and not (self.lease_namespace and self.pod_name):
+            raise ValueError(f"{PREFIX}LEASE_NAME needs {PREFIX}LEASE_NAMESPACE and {PREFIX}POD_NAME")
+        return self
+
+    @model_validator(mode="after")
+    def _preflight_has_one_queue(self) -> Self:
+        if self.preflight_queue and self.preflight_queue_from_owner:
+            raise ValueError(f"{PREFIX}PREFLIGHT_QUEUE and {PREFIX}PREFLIGHT_QUEUE_FROM_OWNER exclude each other")
+        return self
 
     def gpu_memory_bytes(self, resource: str) -> int | None:
         """Return the memory of one GPU of this resource in bytes, or None where the platform did not tell."""
         quantity = self.gpu_memory.get(resource)
         return None if quantity is None else int(parse_quantity(quantity))
+
+
+def read_settings() -> Settings:
+    """Return the settings that the environment makes.
+
+    Raises InvalidSettings with every error, each with the variable and the place in it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidSettings("\n".join(map(_line, error.errors()))) from error
+    except SettingsError as error:
+        # Its message names the field; its cause says where in the text.
+        raise InvalidSettings(f"{error}: {error.__cause__}") from error
+
+
+def _line(error: Any) -> str:
+    """Return one error of pydantic as `TUNERY_POD_TEMPLATE.labels.a: what is wrong`."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    variable, *rest = map(str, error["loc"])
+    name = variable if variable.startswith(PREFIX) else f"{PREFIX}{variable.upper()}"
+    return f"{'.'.join([name, *rest])}: {message}"
