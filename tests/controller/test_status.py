@@ -82,7 +82,7 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "config": (
         snapshot(work=Attempt(job(), (pod(waiting_reason="CreateContainerConfigError"),))),
         "Starting",
-        "InternalError",
+        "ContainerRefused",
     ),
     "queued": (snapshot(queue="team-a", work=Attempt(job(suspend=True))), "Queued", None),
     "has said nothing": (snapshot(work=Attempt(job(), (ran(),))), "Starting", None),

@@ -88,4 +88,6 @@ class AdapterMergeSpec(LifecycleFields):
     resources: ResourcesSpec = Field(
         default_factory=lambda: ResourcesSpec(gpus=0), description="Resources of the merging pod."
     )
-    scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec, description="Where the pod runs.")
+    scheduling: SchedulingSpec = Field(
+        default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
+    )

@@ -15,7 +15,9 @@ _HEAD = f"""# API reference
 
 Group and version: `{API_VERSION}`. Both kinds are namespaced; references never cross a namespace.
 Numbers that may be fractions are strings (`"0.05"`). `suspend`, `activeDeadlineSeconds` and
-`ttlSecondsAfterFinished` may change while a job runs; everything else is fixed once applied.
+`ttlSecondsAfterFinished` may change at any time; `retries`, `scheduling`, `resources.memory` and
+`resources.ephemeralStorage` while no pod runs (suspend the job first); everything else is fixed once applied.
+Defaults never change within a version of the API.
 """
 
 
@@ -31,7 +33,7 @@ def _kind(kind: Kind) -> str:
         parts += [f"### {kind.kind} {part}", "", "| field | type | description |", "|---|---|---|"]
         parts += _rows(schema["properties"][part], part)
         parts += [""]
-        rules = [rule for rule in _rules(schema["properties"][part]) if "cannot be changed" not in rule]
+        rules = list(_rules(schema["properties"][part]))
         parts += ["Rules:", "", *(f"- {rule}" for rule in rules), ""] if rules else []
     return "\n".join(parts)
 

@@ -9,6 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from tunery_api.cel import CEL_RULES, CelRule
+from tunery_api.changes import change_rules
 from tunery_api.fields import SERVER_DEFAULT, ApiModel
 from tunery_api.kinds import Kind
 from tunery_api.names import GROUP, VERSION
@@ -41,13 +42,12 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
 
 
 def _version(kind: Kind) -> dict[str, Any]:
-    spec = structural_schema(kind.spec)
-    spec["x-kubernetes-validations"] = [*_immutability(kind), *spec.get("x-kubernetes-validations", [])]
     return {
         "name": VERSION,
         "served": True,
         "storage": True,
         "subresources": {"status": {}},
+        "selectableFields": [{"jsonPath": ".spec.suspend"}, {"jsonPath": ".status.phase"}],
         "additionalPrinterColumns": [_column(column) for column in kind.columns],
         "schema": {
             "openAPIV3Schema": {
@@ -58,9 +58,10 @@ def _version(kind: Kind) -> dict[str, Any]:
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
-                    "spec": spec,
+                    "spec": structural_schema(kind.spec),
                     "status": structural_schema(kind.status),
                 },
+                "x-kubernetes-validations": change_rules(kind),
             }
         },
     }
@@ -69,22 +70,6 @@ def _version(kind: Kind) -> dict[str, Any]:
 def _column(column: Any) -> dict[str, Any]:
     shown = {"name": column.name, "type": column.type, "jsonPath": column.json_path}
     return shown | ({"priority": column.priority} if column.priority else {})
-
-
-def _immutability(kind: Kind) -> list[dict[str, str]]:
-    """Return one rule for each field of the spec that must not change.
-
-    The rule stands on the parent: a rule on an optional field is not asked when the field comes or goes.
-    """
-    names = [info.alias or name for name, info in kind.spec.model_fields.items()]
-    return [
-        {
-            "rule": f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
-            "message": f"{name} cannot be changed; delete the {kind.kind} and apply it again, or use another name",
-        }
-        for name in names
-        if name not in kind.spec.MUTABLE
-    ]
 
 
 class _WithRules(GenerateJsonSchema):

@@ -22,6 +22,12 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
+class OpenModel(ApiModel):
+    """A part of what programs of different versions tell each other: fields that a later one added are read over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 SERVER_DEFAULT: Final = "x-tunery-server-default"
 """Marks a field whose default the API server itself fills in, so that a column can show it."""
 

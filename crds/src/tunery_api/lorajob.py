@@ -30,16 +30,29 @@ class PreflightPolicy(StrEnum):
 
 
 class LifecycleFields(ApiModel):
-    """What both kinds share with a Job of Kubernetes; all of it may change while the job runs."""
+    """What both kinds share with a Job of Kubernetes."""
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
+    """May change at any time."""
+    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
+    """May change while no pod runs: the next pod is made from them."""
+    MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
+    """The fields of `resources` that may change while no pod runs."""
 
     suspend: bool = Field(False, description="Stop the pods, after a checkpoint, and keep the rest; false goes on.")
     retries: int = Field(
-        3, ge=0, le=100, description="Failed attempts that are tried again; preemptions and lost nodes do not count."
+        3,
+        ge=0,
+        le=100,
+        description="Failed attempts that are tried again; preemptions and lost nodes do not count. May change while "
+        "no pod runs.",
     )
     active_deadline_seconds: int = Field(
-        86_400, ge=1, le=31_536_000, description="Seconds that the pods may run in all before the job fails."
+        86_400,
+        ge=1,
+        le=31_536_000,
+        description="Seconds that training or merging pods may run, all attempts together, before the job fails. "
+        "Waiting for a queue, a node or an image does not count, nor does preflight. May be raised at any time.",
     )
     ttl_seconds_after_finished: int | None = Field(
         None, ge=0, le=315_360_000, description="Seconds after the end at which this object is deleted; unset: never."
@@ -75,7 +88,9 @@ class LoRAJobSpec(LifecycleFields):
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of the training pod.")
-    scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec, description="Where the pods run.")
+    scheduling: SchedulingSpec = Field(
+        default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."
+    )
     preflight: PreflightPolicy = Field(
         PreflightPolicy.REQUIRED,
         description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for.",

@@ -22,9 +22,10 @@ class ResourcesSpec(ApiModel):
     gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to train on the CPU.")
     gpu_resource: GpuResource = Field("nvidia.com/gpu", description="Name of the extended resource that GPUs are.")
     cpu: QuantityString = Field("4", description="CPU of the container.")
-    memory: QuantityString = Field("24Gi", description="Memory of the container.")
+    memory: QuantityString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: QuantityString = Field(
-        "50Gi", description="Disk of the container: model, data set, one or two checkpoints."
+        "50Gi",
+        description="Disk of the container: model, data set, one or two checkpoints. May change while no pod runs.",
     )
 
 

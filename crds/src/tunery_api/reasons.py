@@ -31,6 +31,15 @@ class FailureReason(StrEnum):
     ADAPTER_MISSING = "AdapterMissing"
     ADAPTER_CORRUPT = "AdapterCorrupt"
     NAME_CONFLICT = "NameConflict"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CREATE_REFUSED = "CreateRefused"
+    CLUSTER_UNAVAILABLE = "ClusterUnavailable"
+    POD_REFUSED = "PodRefused"
+    MOUNT_FAILED = "MountFailed"
+    CONTAINER_REFUSED = "ContainerRefused"
+    PLATFORM_CHANGED = "PlatformChanged"
+    FIELD_CONTESTED = "FieldContested"
+    NODE_PRESSURE = "NodePressure"
     NODE_LOST = "NodeLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RETRIES_EXHAUSTED = "RetriesExhausted"
@@ -97,6 +106,31 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.NAME_CONFLICT: Advice(
         False, "Delete or rename the object that bears the named name, or give this job another name."
     ),
+    _R.QUOTA_EXCEEDED: Advice(
+        True, "Free or raise the namespace's ResourceQuota that the message names; the job goes on as soon as it fits."
+    ),
+    _R.CREATE_REFUSED: Advice(
+        True, "Do what the cluster's answer asks (a policy, a right, a limit); the job goes on once it is accepted."
+    ),
+    _R.CLUSTER_UNAVAILABLE: Advice(True, "Nothing to do here: it is tried again until the API server answers."),
+    _R.POD_REFUSED: Advice(
+        True, "Create or correct what the cluster's answer names; the job goes on once its pod is accepted."
+    ),
+    _R.MOUNT_FAILED: Advice(
+        True, "Create or free the volume that the message names; the pod starts as soon as it can be mounted."
+    ),
+    _R.CONTAINER_REFUSED: Advice(
+        True, "Correct what the node's answer names; the container starts as soon as the node accepts it."
+    ),
+    _R.PLATFORM_CHANGED: Advice(
+        True, "Ask whoever runs Tunery to restore the named setting; the job goes on with it by itself."
+    ),
+    _R.FIELD_CONTESTED: Advice(
+        True, "Find what else changes the named field of the Job, a policy or a controller, and exempt Tunery's Jobs."
+    ),
+    _R.NODE_PRESSURE: Advice(
+        True, "Nothing to do if the next attempt goes well; else look at what else uses up the node that is named."
+    ),
     _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
     _R.DEADLINE_EXCEEDED: Advice(
         False, "Apply the job again with a higher spec.activeDeadlineSeconds; it may be raised while a job runs."
@@ -107,3 +141,13 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
 }
 """One entry for each reason; a test keeps it complete."""
+
+_UNKNOWN: Final = Advice(True, "This reason is of another version of Tunery; look it up in that version's docs.")
+
+
+def advice_for(reason: str) -> Advice:
+    """Return what is known about a reason, also about one that a later version may have added."""
+    try:
+        return ADVICE[FailureReason(reason)]
+    except ValueError:
+        return _UNKNOWN

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.fields import ApiModel
+from tunery_api.fields import OpenModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
@@ -20,6 +20,7 @@ from tunery_api.status import (
     MergeInputStatus,
     MetricsStatus,
     Phase,
+    Reason,
     ResolvedStatus,
     VerificationStatus,
 )
@@ -31,6 +32,8 @@ class Task(StrEnum):
     PREFLIGHT = "preflight"
     TRAIN = "train"
     MERGE = "merge"
+    REPORT = "report"
+    """Say again what this very object has published; on CPU, and nothing is written."""
 
 
 class Purpose(StrEnum):
@@ -46,7 +49,7 @@ class Purpose(StrEnum):
     MLFLOW = "mlflow"
 
 
-class RunIdentity(ApiModel):
+class RunIdentity(OpenModel):
     """Whose run this is; it goes into the manifest."""
 
     kind: str
@@ -55,7 +58,7 @@ class RunIdentity(ApiModel):
     uid: str
 
 
-class MountedSecret(ApiModel):
+class MountedSecret(OpenModel):
     """A Secret, mounted as a folder of files (optional: the folder may be empty)."""
 
     name: str
@@ -64,7 +67,7 @@ class MountedSecret(ApiModel):
     """The field of the spec that names it, for messages."""
 
 
-class ResolvedAdapter(ApiModel):
+class ResolvedAdapter(OpenModel):
     """An adapter that a reference was resolved to."""
 
     uri: str
@@ -72,7 +75,7 @@ class ResolvedAdapter(ApiModel):
     """Digest that the LoRAJob's status vouches for; None for a plain URI."""
 
 
-class RunSpec(ApiModel):
+class RunSpec(OpenModel):
     """Everything a container needs to know; nothing in it is secret. Exactly one of the two specs is set."""
 
     identity: RunIdentity
@@ -101,15 +104,16 @@ class RunSpec(ApiModel):
     """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
 
 
-class Failure(ApiModel):
+class Failure(OpenModel):
     """Why a container ended badly."""
 
-    reason: FailureReason
+    reason: Annotated[FailureReason | Reason, Field(union_mode="left_to_right")]
+    """One of ours; a text is a reason that a later version of the trainer has."""
     message: Annotated[str, Field(max_length=1024)]
     hint: Annotated[str, Field(max_length=1024)] | None = None
 
 
-class PreflightReport(ApiModel):
+class PreflightReport(OpenModel):
     """The termination message of a preflight container, at most 4 KiB of JSON."""
 
     failure: Failure | None = None
@@ -118,7 +122,7 @@ class PreflightReport(ApiModel):
     resolved: ResolvedStatus | None = None
 
 
-class RunResult(ApiModel):
+class RunResult(OpenModel):
     """The termination message of a train or merge container, at most 4 KiB of JSON.
 
     `adapter` is set only after the manifest was read back and every digest in it matched.
@@ -137,14 +141,14 @@ class RunResult(ApiModel):
     rank_error: str | None = None
 
 
-class ProgressMetric(ApiModel):
+class ProgressMetric(OpenModel):
     """One metric of the KubeflowCallback protocol; value is a number in a string."""
 
     name: Annotated[str, Field(max_length=64)]
     value: Annotated[str, Field(max_length=64)]
 
 
-class TrainerStatus(ApiModel):
+class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
     `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint` are ours and may be missing.
@@ -161,8 +165,14 @@ class TrainerStatus(ApiModel):
     phase: Phase | None = None
     checkpoint: CheckpointStatus | None = None
 
+    @field_validator("phase", mode="before")
+    @classmethod
+    def _known(cls, phase: object) -> object:
+        """A phase of a later version says no more than none."""
+        return phase if phase in {known.value for known in Phase} else None
 
-class ProgressUpdate(ApiModel):
+
+class ProgressUpdate(OpenModel):
     """The body of a progress post."""
 
     trainer_status: TrainerStatus

@@ -7,13 +7,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel
-from tunery_api.reasons import FailureReason
+from tunery_api.fields import OpenModel
 
 Text = Annotated[str, Field(max_length=1024)]
 Number = Annotated[str, Field(max_length=32)]
 """A floating point number as a string."""
 Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+Reason = Annotated[str, Field(min_length=1, max_length=128)]
+"""A word in CamelCase. Open, as the API conventions want it: a later version may know more."""
+
+
+def _words(known: type[StrEnum]) -> str:
+    """Return what an open string may be, for its description; the schema itself stays open."""
+    return ", ".join(member.value for member in known)
 
 
 class Phase(StrEnum):
@@ -30,6 +36,7 @@ class Phase(StrEnum):
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
 
 
@@ -57,18 +64,20 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class Condition(ApiModel):
+class Condition(OpenModel):
     """A condition, as in metav1."""
 
-    type: ConditionType = Field(description="What it speaks of.")
+    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description=f"What it speaks of: {_words(ConditionType)}."
+    )
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="Why, in CamelCase.")
+    reason: Reason = Field(description="Why, in CamelCase.")
     message: Annotated[str, Field(max_length=2048)] = Field("", description="Why, in a sentence.")
     last_transition_time: Timestamp = Field(description="When the status last changed.")
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(OpenModel):
     """How far training is, as last reported by the pod."""
 
     percent: int | None = Field(None, ge=0, le=100, description="Share of the steps done.")
@@ -82,7 +91,7 @@ class ProgressStatus(ApiModel):
     last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
 
 
-class MetricsStatus(ApiModel):
+class MetricsStatus(OpenModel):
     """The newest metrics, as strings."""
 
     loss: Number | None = Field(None, description="Training loss.")
@@ -94,7 +103,7 @@ class MetricsStatus(ApiModel):
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 
 
-class DatasetStatus(ApiModel):
+class DatasetStatus(OpenModel):
     """What preflight found in the data set."""
 
     rows: int | None = Field(None, ge=0, description="Valid rows.")
@@ -111,7 +120,7 @@ class DatasetStatus(ApiModel):
     format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
 
 
-class MemoryStatus(ApiModel):
+class MemoryStatus(OpenModel):
     """What preflight estimated."""
 
     estimate_bytes: int | None = Field(None, ge=0, description="Peak memory of the device while training.")
@@ -119,7 +128,7 @@ class MemoryStatus(ApiModel):
     suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
 
 
-class ResolvedValue(ApiModel):
+class ResolvedValue(OpenModel):
     """One setting, and where it came from."""
 
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
@@ -129,7 +138,7 @@ class ResolvedValue(ApiModel):
     )
 
 
-class ResolvedStatus(ApiModel):
+class ResolvedStatus(OpenModel):
     """What was left open in the manifest, and what it became."""
 
     method: Annotated[str, Field(max_length=32)] | None = Field(None, description="The method used.")
@@ -144,7 +153,7 @@ class ResolvedStatus(ApiModel):
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
 
 
-class AdapterStatus(ApiModel):
+class AdapterStatus(OpenModel):
     """The published result; set only after its manifest was read back and every digest matched."""
 
     uri: Text = Field(description="Where it lies.")
@@ -154,27 +163,68 @@ class AdapterStatus(ApiModel):
     rank: int | None = Field(None, ge=0, description="Its rank.")
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(OpenModel):
     """The newest complete checkpoint."""
 
     uri: Text = Field(description="Where it lies.")
     step: int = Field(ge=0, description="The optimizer step it was taken at.")
 
 
-class FailureStatus(ApiModel):
+class FailureStatus(OpenModel):
     """Why the job failed, and what to do."""
 
-    reason: FailureReason = Field(description="Which of the documented reasons.")
+    reason: Reason = Field(description="Which of the documented reasons.")
     message: Text = Field(description="What happened, in a sentence.")
     hint: Text | None = Field(None, description="What to do, in a sentence.")
     exit_code: int | None = Field(None, description="Exit code of the container.")
 
 
-class CommonStatus(ApiModel):
+class AttemptStatus(OpenModel):
+    """One pod that was started."""
+
+    uid: Annotated[str, Field(max_length=64)] = Field(description="uid of the pod.")
+    pod: Annotated[str, Field(max_length=253)] = Field(description="Name of the pod.")
+    node: Annotated[str, Field(max_length=253)] | None = Field(None, description="Node that it ran on.")
+    start_time: Timestamp = Field(description="When its container started.")
+    end_time: Timestamp | None = Field(None, description="When its container ended, as far as anything tells.")
+    reason: Reason | None = Field(
+        None, description="How it ended: Succeeded, Suspended, Preempted, Evicted, a failure reason, …"
+    )
+    seconds: int | None = Field(None, ge=0, description="How long it ran.")
+    gpu_seconds: int | None = Field(None, ge=0, description="How long it ran, times its GPUs.")
+
+
+class InputReference(OpenModel):
+    """A LoRAJob whose adapter is used: what it offered when it was ready, so that it may expire meanwhile."""
+
+    name: Annotated[str, Field(max_length=253)] = Field(description="Name of the LoRAJob.")
+    uid: Annotated[str, Field(max_length=64)] = Field(description="Its uid.")
+    uri: Text = Field(description="Where its adapter lies.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of the adapter's manifest.json."
+    )
+    output_secret: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="Secret that opens the adapter."
+    )
+    model_uri: Text | None = Field(None, description="Its base model.")
+    model_secret: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="Secret that opens the base model."
+    )
+
+
+class CommonStatus(OpenModel):
     """The status that both kinds share."""
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
-    phase: Phase | None = Field(None, description="One word, derived from the conditions.")
+    spec_version: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="API version by whose rules and defaults the spec was judged."
+    )
+    observed_retry: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="The annotation tunery.dev/retry that was heeded last; another value reopens a failed object."
+    )
+    phase: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description=f"One word, derived from the conditions: {_words(Phase)}."
+    )
     conditions: list[Condition] | None = Field(
         None,
         max_length=16,
@@ -184,8 +234,17 @@ class CommonStatus(ApiModel):
     adapter: AdapterStatus | None = Field(None, description="The published result.")
     start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
     completion_time: Timestamp | None = Field(None, description="When the job succeeded or failed.")
-    gpu_seconds: int | None = Field(None, ge=0, description="Seconds that pods ran, times their GPUs.")
-    attempts: int | None = Field(None, ge=0, description="Pods that were started.")
+    attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
+    run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
+    gpu_seconds: int | None = Field(
+        None, ge=0, description="Seconds that the attempts which have ended ran, times their GPUs, in all."
+    )
+    attempt_history: list[AttemptStatus] | None = Field(
+        None, max_length=20, description="The newest 20 attempts, oldest first."
+    )
+    input_references: list[InputReference] | None = Field(
+        None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."
+    )
     job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
     pod_name: Annotated[str, Field(max_length=253)] | None = Field(None, description="The pod of the newest attempt.")
     queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
@@ -203,7 +262,7 @@ class LoRAJobStatus(CommonStatus):
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
 
 
-class MergeInputStatus(ApiModel):
+class MergeInputStatus(OpenModel):
     """One adapter that went into a merge."""
 
     uri: Text = Field(description="Where it lies.")
@@ -212,7 +271,7 @@ class MergeInputStatus(ApiModel):
     weight: Number | None = Field(None, description="Its weight.")
 
 
-class VerificationStatus(ApiModel):
+class VerificationStatus(OpenModel):
     """How far the written result is from what its inputs say."""
 
     max_error: Number = Field(description="Largest relative error.")

@@ -114,7 +114,10 @@ class CheckpointSpec(ApiModel):
     every_minutes: int | None = Field(
         None, ge=1, le=10_080, description="Minutes between two checkpoints. Default: 10, if neither is set."
     )
-    keep: int = Field(2, ge=1, le=100, description="Complete checkpoints that are kept.")
+    keep: int = Field(2, ge=1, le=100, description="Complete checkpoints that are kept while training.")
+    keep_after_success: bool = Field(
+        False, description="Keep them once the adapter is published; else they are removed then."
+    )
 
 
 class ContinueFrom(ApiModel):

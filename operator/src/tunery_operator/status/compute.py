@@ -10,6 +10,7 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.preflight import check_preflight
+from tunery_operator.status.reopen import retry_mark
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.work import check_work
 
@@ -34,7 +35,7 @@ def _check_spec(draft: Draft) -> bool:
         draft.fail_for(FailureReason.INVALID_SPEC, text)
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
-    draft.put(queue=draft.snapshot.queue)
+    draft.put(queue=draft.snapshot.queue, observedRetry=retry_mark(draft.snapshot.retry))
     if draft.snapshot.method is not None:
         draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
     return False

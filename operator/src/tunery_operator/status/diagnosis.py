@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure, PreflightReport, RunResult
 from tunery_api.scrub import scrub
 from tunery_operator.status.podview import PodView
@@ -27,7 +27,7 @@ def obstacle(pod: PodView) -> Failure | None:
     if pod.waiting_reason in _IMAGE_REASONS:
         return _failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.waiting_reason in _CONFIG_REASONS:
-        return _failure(_R.INTERNAL_ERROR, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
+        return _failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.unschedulable is not None:
         return _failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}")
     if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
@@ -113,12 +113,12 @@ def _last_failed(attempt: Attempt) -> PodView | None:
 def failure_status(failure: Failure, exit_code: int | None = None) -> dict[str, Any]:
     """Return `status.failure`, with the advice that belongs to the reason."""
     status: dict[str, Any] = {
-        "reason": failure.reason.value,
+        "reason": str(failure.reason),
         "message": failure.message,
-        "hint": failure.hint or ADVICE[failure.reason].hint,
+        "hint": failure.hint or advice_for(failure.reason).hint,
     }
     return status if exit_code is None else {**status, "exitCode": exit_code}
 
 
-def _failure(reason: FailureReason, message: str, hint: str | None = None) -> Failure:
+def _failure(reason: str, message: str, hint: str | None = None) -> Failure:
     return Failure(reason=reason, message=scrub(message), hint=scrub(hint) if hint else None)

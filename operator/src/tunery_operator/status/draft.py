@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
@@ -65,8 +66,11 @@ class Draft:
 
     def finish(self) -> dict[str, Any]:
         """Return the status."""
+        references = list(self.snapshot.input_references)
         return {
             **self.fields,
+            **({"inputReferences": references} if references else {}),
+            "specVersion": VERSION,
             "observedGeneration": self.snapshot.owner.generation,
             "conditions": self.conditions.to_list(),
             "phase": phase_of(self.conditions, self.snapshot.kind).value,

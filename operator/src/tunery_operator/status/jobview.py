@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
-from tunery_api.names import ROLE_LABEL
+from tunery_api.names import DONE_LABEL, KUEUE_LABELS, ROLE_LABEL, SETTINGS_ANNOTATION, SUSPENDED_BY_ANNOTATION
+from tunery_operator.status.clock import parse_time
+
+_RUN_VOLUME: Final = "run"
+"""The volume of a pod that holds run.json."""
+_PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
+_WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
+"""Kueue puts these into the pod template of a Job when it admits it, and takes them out when it suspends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +27,32 @@ class JobView:
     owner_uid: str
     role: str
     suspend: bool
+    queue: str | None
+    """The queue that the Job itself names, whoever wrote it there."""
+    suspended_by_us: bool
+    settings: str | None
+    """Digest of the owner's mutable settings that it was built from."""
+    config_name: str | None
+    """The ConfigMap with its run.json."""
+    admitted: bool
+    """Kueue has let it start."""
+    created: str
+    """RFC 3339 in UTC: sorts as text."""
+    started_at: datetime | None
+    """When it was last started or resumed."""
     active_deadline_seconds: int | None
-    started: int
-    """Pods that the Job controller counts: active, succeeded, failed."""
     active: int
+    """Pods that have not ended, as the Job controller counts them."""
+    succeeded: int
+    failed: int
     complete: bool
     failed_reason: str | None
     """The reason of the Failed condition; None while there is none."""
     failed_message: str
+    ended_at: datetime | None
+    """When the Job controller said its last word."""
+    done: bool
+    """Its verdict was taken over."""
 
     @property
     def finished(self) -> bool:
@@ -37,23 +63,45 @@ class JobView:
 def parse_job(body: Mapping[str, Any]) -> JobView:
     """Return the view of a Job of the API server."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    template = spec.get("template") or {}
     true = {c.get("type"): c for c in status.get("conditions") or () if c.get("status") == "True"}
     failed = true.get("Failed")
-    counts = [int(status.get(name) or 0) for name in ("active", "succeeded", "failed")]
+    last_word = failed or true.get("Complete") or {}
     return JobView(
         name=meta["name"],
         uid=meta["uid"],
         version=meta.get("resourceVersion", ""),
         owner_uid=controller_of(body).get("uid", ""),
-        role=(meta.get("labels") or {}).get(ROLE_LABEL, ""),
+        role=labels.get(ROLE_LABEL, ""),
         suspend=bool(spec.get("suspend")),
+        queue=labels.get(KUEUE_LABELS[0]),
+        suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
+        settings=annotations.get(SETTINGS_ANNOTATION),
+        config_name=_config_name((template.get("spec") or {}).get("volumes") or ()),
+        admitted=_admitted(template.get("metadata") or {}),
+        created=meta.get("creationTimestamp") or "",
+        started_at=parse_time(status.get("startTime")),
         active_deadline_seconds=spec.get("activeDeadlineSeconds"),
-        started=sum(counts),
-        active=counts[0],
+        active=int(status.get("active") or 0),
+        succeeded=int(status.get("succeeded") or 0),
+        failed=int(status.get("failed") or 0),
         complete="Complete" in true,
         failed_reason=failed.get("reason") or "Unknown" if failed else None,
         failed_message=failed.get("message") or "" if failed else "",
+        ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
+        done=labels.get(DONE_LABEL) == "true",
     )
+
+
+def _config_name(volumes: Iterable[Mapping[str, Any]]) -> str | None:
+    names = [(volume.get("configMap") or {}).get("name") for volume in volumes if volume.get("name") == _RUN_VOLUME]
+    return names[0] if names else None
+
+
+def _admitted(template_meta: Mapping[str, Any]) -> bool:
+    labels, annotations = template_meta.get("labels") or {}, template_meta.get("annotations") or {}
+    return _PODSET_LABEL in labels or _WORKLOAD_ANNOTATION in annotations
 
 
 def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:

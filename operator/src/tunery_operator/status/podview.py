@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tunery_api.names import CONTAINER
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.jobview import controller_of
 
@@ -26,7 +27,11 @@ class PodView:
     phase: str
     node: str | None
     deleting: bool
+    deleted_at: datetime | None
+    """When its grace period is over, once it was told to end."""
     status_reason: str | None
+    status_message: str
+    """What the kubelet says of an eviction."""
     waiting_reason: str | None
     waiting_message: str
     unschedulable: str | None
@@ -79,7 +84,9 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         phase=status.get("phase") or "Pending",
         node=(body.get("spec") or {}).get("nodeName"),
         deleting="deletionTimestamp" in meta,
+        deleted_at=parse_time(meta.get("deletionTimestamp")),
         status_reason=status.get("reason"),
+        status_message=status.get("message") or "",
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",
         unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
@@ -93,8 +100,9 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
 
 
 def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of our own container; the kubelet sorts them by name, and others may have been injected."""
     statuses = status.get("containerStatuses") or ()
-    return (statuses[0].get("state") or {}) if statuses else {}
+    return next((item.get("state") or {} for item in statuses if item.get("name") == CONTAINER), {})
 
 
 def _unschedulable(condition: Mapping[str, Any]) -> str | None:

@@ -8,9 +8,17 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import job_failure, obstacle, parse_report
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.snapshot import Attempt, Snapshot
 
 _PREFLIGHT = ConditionType.PREFLIGHT
+
+
+def needs_rerun(snapshot: Snapshot) -> bool:
+    """Tell whether a complete preflight Job's report can be read nowhere, so that it must be made once more."""
+    attempt = snapshot.preflight
+    if attempt is None or not attempt.job.complete:
+        return False
+    return attempt.last is None or parse_report(attempt.last.termination_message) is None
 
 
 def check_preflight(draft: Draft) -> bool:
@@ -62,7 +70,7 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
     failure = obstacle(pod) if pod else None
     if failure is not None:
         draft.hinder(failure)
-        draft.conditions.set(_PREFLIGHT, None, failure.reason.value, failure.message)
+        draft.conditions.set(_PREFLIGHT, None, str(failure.reason), failure.message)
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, "PreflightRunning", f"pod {pod.name} checks data, model and output")
     else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from tunery_api.errors import FieldError
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import AdapterInput
 from tunery_operator.plan.model import Kind, Owner
@@ -16,11 +17,31 @@ from tunery_operator.status.podview import LostPod, PodView
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterWarning:
+    """A warning event of the cluster about a Job or one of its pods."""
+
+    reason: str
+    message: str
+    time: str
+    """RFC 3339 in UTC, of its last occurrence."""
+    about: Literal["Job", "Pod"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server's answer to a create of ours that it refused."""
+
+    reason: FailureReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
-    """A Job with its pods, oldest first."""
+    """A Job with the pods of its own uid, oldest first, and what the cluster says against them."""
 
     job: JobView
     pods: tuple[PodView, ...] = ()
+    warnings: tuple[ClusterWarning, ...] = ()
 
     @property
     def last(self) -> PodView | None:
@@ -51,5 +72,21 @@ class Snapshot:
     preflight: Attempt | None = None
     work: Attempt | None = None
     """The train or merge Job."""
+    report: Attempt | None = None
+    """The Job that says again what a complete one has published."""
+    leftovers: tuple[PodView, ...] = ()
+    """Pods of an earlier Job of the same name that have not ended."""
     progress: TrainerStatus | None = None
     lost_pods: tuple[LostPod, ...] = ()
+    deadline_seconds: int | None = None
+    """How long pods may run in all; None: for ever."""
+    gpu_resource: str = ""
+    unplannable: tuple[FieldError, ...] = ()
+    """Why an accepted spec cannot be planned with today's rules and settings: told, and waited for."""
+    refusal: Refusal | None = None
+    waiting_for: str | None = None
+    """What of an earlier object or Job must end before the next Job can be made."""
+    retry: str | None = None
+    """The annotation tunery.dev/retry."""
+    input_references: tuple[dict[str, Any], ...] = ()
+    """The LoRAJobs that it uses, as status.inputReferences tells them."""

@@ -14,9 +14,23 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.phase import FINISHING, POD_STARTED
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.snapshot import Attempt, Snapshot
 
 _RESULT_PARTS = ("metrics", "dataset", "memory", "resolved", "checkpoint")
+
+
+def needs_report(snapshot: Snapshot) -> bool:
+    """Tell whether a complete Job's result can be read nowhere, so that a report Job must ask the bucket for it."""
+    work, report = snapshot.work, snapshot.report
+    if work is None or not work.job.complete or _result_of(work) is not None:
+        return False
+    return report is None or (report.job.failed_reason is None and _result_of(report) is None)
+
+
+def _result_of(attempt: Attempt) -> RunResult | None:
+    """Return what the pod of a complete Job said, or None where the pod or its words are gone."""
+    pod = next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded"), None)
+    return parse_result(pod.termination_message) if pod is not None else None
 
 
 def check_work(draft: Draft) -> bool:
@@ -122,7 +136,7 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
     failure = obstacle(pod) if pod else None
     if failure is not None:
         draft.hinder(failure)
-        draft.conditions.set(running, False, failure.reason.value, failure.message)
+        draft.conditions.set(running, False, str(failure.reason), failure.message)
     elif pod is not None and (pod.finished or pod.finished_at is not None):
         _show_ended_pod(draft, pod)
     else:
@@ -135,7 +149,7 @@ def _show_ended_pod(draft: Draft, pod: PodView) -> None:
         draft.conditions.set(ConditionType.RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     failure = pod_failure(pod)
-    text = f"attempt {draft.fields.get('attempts', 1)} failed: {failure.reason.value}: {failure.message}"
+    text = f"attempt {draft.fields.get('attempts', 1)} failed: {failure.reason}: {failure.message}"
     draft.conditions.set(ConditionType.RUNNING, False, "AttemptFailed", text)
 
 

@@ -1,0 +1,68 @@
+"""What of a spec may change, and when: transition rules in CEL, at the root of the schema, where status is visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic.fields import FieldInfo
+
+from tunery_api.kinds import Kind
+from tunery_api.placement import ResourcesSpec
+
+_AT_REST: Final = (
+    "!(has(self.status) && has(self.status.conditions) && "
+    "self.status.conditions.exists(c, c.type == 'Running' && c.status == 'True'))"
+)
+
+
+def change_rules(kind: Kind) -> list[dict[str, str]]:
+    """Return one rule for each field that must not change, or not while a pod runs.
+
+    The rules stand above the fields: a rule on an optional field is not asked when the field comes or goes.
+    """
+    spec, rules = kind.spec, []
+    for name in _names(spec.model_fields.values()):
+        if name == "resources":
+            rules += [_resource(kind, field) for field in _names(ResourcesSpec.model_fields.values())]
+        elif name in spec.MUTABLE_AT_REST:
+            rules.append(_rule(f".spec.{name}", f"{_AT_REST} || {_same(name)}", _wait(name)))
+        elif name not in spec.MUTABLE:
+            rules.append(_rule(f".spec.{name}", _same(name), _never(kind, name)))
+    return rules
+
+
+def _names(fields: Iterable[FieldInfo]) -> list[str]:
+    return [str(info.alias) for info in fields]
+
+
+def _resource(kind: Kind, field: str) -> dict[str, str]:
+    """Return the rule of one field of `resources`; all of them may come and go with the block."""
+    none = "-1" if field == "gpus" else "''"
+    new, old = (
+        f"(has({at}.spec.resources) && has({at}.spec.resources.{field}) ? {at}.spec.resources.{field} : {none})"
+        for at in ("self", "oldSelf")
+    )
+    name = f"resources.{field}"
+    if field in kind.spec.MUTABLE_RESOURCES:
+        return _rule(".spec.resources", f"{_AT_REST} || {new} == {old}", _wait(name))
+    return _rule(".spec.resources", f"{new} == {old}", _never(kind, name))
+
+
+def _same(name: str) -> str:
+    return (
+        f"has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
+        f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name})"
+    )
+
+
+def _wait(name: str) -> str:
+    return f"{name} cannot be changed while a pod runs; set suspend: true, wait for phase Suspended, then change it"
+
+
+def _never(kind: Kind, name: str) -> str:
+    return f"{name} cannot be changed; delete the {kind.kind} and apply it again, or use another name"
+
+
+def _rule(path: str, rule: str, message: str) -> dict[str, str]:
+    return {"rule": rule, "message": message, "fieldPath": path}
