@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.names import CONTAINER, SETTINGS_ANNOTATION
 from tunery_operator.manifests.metadata import metadata
-from tunery_operator.manifests.pod import CONTAINER, build_pod_template
+from tunery_operator.manifests.pod import build_pod_template
 from tunery_operator.plan.model import JobPlan
 
 
 def build_job(plan: JobPlan) -> dict[str, Any]:
-    """Return the Job of a plan."""
+    """Return the Job of a plan.
+
+    It has no activeDeadlineSeconds: Kubernetes counts from the Job's last start, waiting for a node included, while
+    spec.activeDeadlineSeconds means the seconds that pods ran, which the operator adds up itself.
+    """
     meta = metadata(plan, plan.name)
     meta["labels"] |= plan.kueue_labels
+    meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -23,7 +29,6 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
             "parallelism": 1,
             "completions": 1,
             "backoffLimit": plan.retries,
-            "activeDeadlineSeconds": plan.active_deadline_seconds,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
             "template": build_pod_template(plan),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-from tunery_api.names import RUN_DIR, RUN_FILE, TERMINATION_PATH, WORK_DIR
+from tunery_api.names import CONTAINER, RUN_DIR, RUN_FILE, TERMINATION_PATH, WORK_DIR
 from tunery_operator.manifests.configmap import CA_FILE
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
 from tunery_operator.plan.model import JobPlan, Progress, Resources
+from tunery_operator.settings import PodSecurity
 
-CONTAINER: Final = "trainer"
-USER: Final = 65532
-
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": WORK_DIR,
     "HF_HOME": f"{WORK_DIR}/hf",
     "XDG_CACHE_HOME": f"{WORK_DIR}/cache",
@@ -26,7 +25,15 @@ _ENVIRONMENT: Final = {
 
 def build_pod_template(plan: JobPlan) -> dict[str, Any]:
     """Return the template of the pods of a Job."""
-    return {"metadata": {"labels": labels(plan)}, "spec": {**_pod_spec(plan), **_scheduling(plan)}}
+    return {"metadata": _metadata(plan), "spec": {**_pod_spec(plan), **_scheduling(plan)}}
+
+
+def _metadata(plan: JobPlan) -> dict[str, Any]:
+    """Return the labels and annotations: those by which the operator finds its pods go before all others."""
+    meta: dict[str, Any] = {"labels": {**plan.pod.labels, **labels(plan)}}
+    if plan.pod.annotations:
+        meta["annotations"] = dict(plan.pod.annotations)
+    return meta
 
 
 def _pod_spec(plan: JobPlan) -> dict[str, Any]:
@@ -35,17 +42,21 @@ def _pod_spec(plan: JobPlan) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": plan.grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security(plan.pod.security),
         "containers": [_container(plan)],
         "volumes": build_volumes(plan),
         **_pull_secrets(plan),
+    }
+
+
+def _security(ids: PodSecurity) -> dict[str, Any]:
+    """Return the pod's security context; an id that is None is left for the cluster to choose."""
+    chosen = {"runAsUser": ids.run_as_user, "runAsGroup": ids.run_as_group, "fsGroup": ids.fs_group}
+    return {
+        "runAsNonRoot": True,
+        **{name: number for name, number in chosen.items() if number is not None},
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
@@ -74,7 +85,9 @@ def _container(plan: JobPlan) -> dict[str, Any]:
 
 
 def _environment(plan: JobPlan) -> dict[str, str]:
-    return _ENVIRONMENT if plan.progress is None else {**_ENVIRONMENT, **_progress(plan.progress)}
+    """Return the variables: the platform may move a cache, but not where progress is reported to."""
+    progress = {} if plan.progress is None else _progress(plan.progress)
+    return {**ENVIRONMENT, **plan.pod.env, **progress}
 
 
 def _progress(progress: Progress) -> dict[str, str]:

@@ -12,7 +12,6 @@ TOKEN_DIR: Final = "/var/run/tunery-progress"
 TOKEN_FILE: Final = "token"
 TOKEN_SECONDS: Final = 3600
 TMP_SIZE: Final = "2Gi"
-SHM_SIZE: Final = "1Gi"
 
 
 class Mounted(NamedTuple):
@@ -43,7 +42,7 @@ def _mounted(plan: JobPlan) -> Iterator[Mounted]:
     work = {"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
     yield Mounted(work, WORK_DIR, read_only=False)
     yield Mounted({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHM_SIZE}}
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.pod.shm_size}}
     yield Mounted(shm, "/dev/shm", read_only=False)  # noqa: S108
     for secret in plan.secrets:
         # optional: a pod that waits for a missing Secret waits forever and only an event says why.
