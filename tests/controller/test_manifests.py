@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.common import Platform
 from tunery_operator.plan.inputs import ReadyInput, lorajob_input, plain_input
-from tunery_operator.plan.lorajob import plan_preflight, plan_train
+from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
 from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
-from tunery_operator.settings import Settings
+from tunery_operator.settings import Placement, PodTemplate, Settings
 
 SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
@@ -37,7 +38,14 @@ def owner(labels: dict[str, str] | None = None) -> Owner:
 
 
 def train(labels: dict[str, str] | None = None, **spec: Any) -> JobPlan:
-    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(labels), PLATFORM, None, "0123abc")
+    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(labels), PLATFORM, Known(revision="0123abc"))
+
+
+def train_on(template: dict[str, Any], **spec: Any) -> JobPlan:
+    """Return the plan of a train Job where the platform's pod template is this."""
+    settings = SETTINGS.model_copy(update={"pod_template": PodTemplate.model_validate(template)})
+    platform = Platform(settings, PLATFORM.progress)
+    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(), platform, Known())
 
 
 def pod_of(plan: JobPlan) -> dict[str, Any]:
@@ -46,7 +54,8 @@ def pod_of(plan: JobPlan) -> dict[str, Any]:
 
 
 def test_the_train_job() -> None:
-    body = build_job(train({"kueue.x-k8s.io/queue-name": "q"}, retries=2, activeDeadlineSeconds=60))
+    plan = train({"kueue.x-k8s.io/queue-name": "q"}, retries=2, activeDeadlineSeconds=60)
+    body = build_job(plan)
     assert body["metadata"] == {
         "name": "x-train",
         "namespace": "ns",
@@ -57,6 +66,7 @@ def test_the_train_job() -> None:
             "tunery.dev/role": "train",
             "kueue.x-k8s.io/queue-name": "q",
         },
+        "annotations": {"tunery.dev/settings": plan.settings},
         "ownerReferences": [OWNER_REFERENCE],
     }
     template = body["spec"].pop("template")
@@ -65,7 +75,6 @@ def test_the_train_job() -> None:
         "parallelism": 1,
         "completions": 1,
         "backoffLimit": 2,
-        "activeDeadlineSeconds": 60,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [
@@ -77,8 +86,8 @@ def test_the_train_job() -> None:
             ]
         },
     }
-    assert "ownerReferences" not in template["metadata"]
-    assert "kueue.x-k8s.io/queue-name" not in template["metadata"]["labels"]
+    own = ("app.kubernetes.io/managed-by", "tunery.dev/kind", "tunery.dev/owner", "tunery.dev/role")
+    assert template["metadata"] == {"labels": {name: body["metadata"]["labels"][name] for name in own}}
 
 
 def test_the_pod_meets_restricted_pod_security() -> None:
@@ -93,6 +102,99 @@ def test_the_pod_meets_restricted_pod_security() -> None:
     }
     kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
     assert kinds <= {"configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
+
+
+def test_labels_annotations_and_variables_of_the_platform_reach_the_pod() -> None:
+    body = build_job(
+        train_on(
+            {
+                "labels": {"cost-center": "42", "team.example.com/name": "ml"},
+                "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+                "env": {"HTTPS_PROXY": "http://proxy:3128", "HF_HOME": "/work/models"},
+                "shmSize": "8Gi",
+            }
+        )
+    )
+    meta, pod = body["spec"]["template"]["metadata"], body["spec"]["template"]["spec"]
+    assert {"cost-center": "42", "team.example.com/name": "ml", "tunery.dev/role": "train"}.items() <= meta[
+        "labels"
+    ].items()
+    assert meta["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
+    variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
+    assert variables["HTTPS_PROXY"] == "http://proxy:3128"
+    assert variables["HF_HOME"] == "/work/models"
+    shm = next(v for v in pod["volumes"] if v["name"] == "shm")
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    # The Job itself carries none of it: a queue or a policy reads the pods' own.
+    assert "cost-center" not in body["metadata"]["labels"]
+
+
+def test_where_progress_goes_to_is_not_the_platforms_to_change() -> None:
+    pod = build_job(train_on({"env": {"KUBEFLOW_TRAINER_SERVER_URL": "https://elsewhere"}}))["spec"]["template"]["spec"]
+    variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
+    assert variables["KUBEFLOW_TRAINER_SERVER_URL"] == "https://tunery:8443"
+
+
+def test_chosen_prefixes_of_the_owners_labels_and_annotations_reach_the_pod() -> None:
+    meta = META | {
+        "labels": {"cost-center": "42", "app": "x", "tunery.dev/role": "preflight"},
+        "annotations": {"team.example.com/owner": "ada", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    }
+    settings = SETTINGS.model_copy(update={"inherit_label_prefixes": ["cost-", "team.example.com/", "tunery.dev/"]})
+    plan = plan_train(
+        parse_lorajob(lorajob("x")), parse_owner(Kind.LORAJOB, {"metadata": meta}), Platform(settings), Known()
+    )
+    template = build_job(plan)["spec"]["template"]["metadata"]
+    assert template["labels"]["cost-center"] == "42"
+    assert template["labels"]["tunery.dev/role"] == "train"
+    assert "app" not in template["labels"]
+    assert template["annotations"] == {"team.example.com/owner": "ada"}
+
+
+@pytest.mark.parametrize(
+    ("security", "expected"),
+    [
+        pytest.param({}, {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}, id="of-the-image"),
+        pytest.param({"runAsUser": None, "runAsGroup": None, "fsGroup": None}, {}, id="of-the-cluster"),
+        pytest.param({"runAsUser": 1000, "fsGroup": None}, {"runAsUser": 1000, "runAsGroup": 65532}, id="chosen"),
+    ],
+)
+def test_the_ids_of_the_pod(security: dict[str, Any], expected: dict[str, int]) -> None:
+    context = build_job(train_on({"security": security}))["spec"]["template"]["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+        **expected,
+    }
+
+
+def test_the_platform_places_pods_and_the_manifest_goes_before_it() -> None:
+    template = {
+        "nodeSelector": {"pool": "ml", "zone": "a"},
+        "priorityClassName": "batch",
+        "gpu": {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "runtimeClassName": "nvidia"},
+    }
+    asked = {"nodeSelector": {"zone": "b"}, "tolerations": [{"key": "mine"}], "priorityClassName": "urgent"}
+    pod = build_job(train_on(template, resources={"gpus": 1}, scheduling=asked))["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "ml", "zone": "b"}
+    assert pod["tolerations"] == [{"key": "mine"}, {"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert (pod["priorityClassName"], pod["runtimeClassName"]) == ("urgent", "nvidia")
+    on_cpu = build_job(train_on(template, resources={"gpus": 0}))["spec"]["template"]["spec"]
+    assert on_cpu["priorityClassName"] == "batch"
+    assert {"tolerations", "runtimeClassName"} & set(on_cpu) == set()
+
+
+def test_the_platform_places_preflight() -> None:
+    settings = SETTINGS.model_copy(
+        update={"preflight_scheduling": Placement(node_selector={"pool": "cpu"}, priority_class_name="low")}
+    )
+    asked = {"nodeSelector": {"gpu": "yes"}, "tolerations": [{"key": "mine"}], "runtimeClassName": "nvidia"}
+    plan = plan_preflight(parse_lorajob(lorajob("x", scheduling=asked)), owner(), Platform(settings), Known())
+    pod = pod_of(plan)
+    assert (pod["nodeSelector"], pod["priorityClassName"]) == ({"pool": "cpu"}, "low")
+    assert pod["tolerations"] == [{"key": "mine"}]
+    assert "runtimeClassName" not in pod
 
 
 def test_secrets_are_files_and_never_variables() -> None:
@@ -126,7 +228,7 @@ def test_claims_and_config_maps_are_mounted_read_only() -> None:
 
 def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": {"gpu": "yes"}}))
-    plan = plan_preflight(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, None)
+    plan = plan_preflight(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, Known())
     pod = pod_of(plan)
     assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
     assert "nodeSelector" not in pod
@@ -148,30 +250,42 @@ def test_progress_is_reported_with_a_token_of_its_own() -> None:
 def test_the_config_map_is_immutable_and_holds_the_run() -> None:
     body = build_config_map(train())
     assert body["immutable"] is True
-    assert body["metadata"]["name"] == "x-train-12345678"
+    assert re.fullmatch(r"x-train-[0-9a-f]{10}", body["metadata"]["name"])
     run = json.loads(body["data"]["run.json"])
     assert run["modelRevision"] == "0123abc"
-    assert run["checkpointUri"] == "s3://adapters/x-checkpoints/12345678-abcd"
+    assert run["checkpointUri"] == "s3://adapters/tunery-checkpoints/ns/x-12345678-abcd"
 
 
 def test_without_an_output_the_platforms_is_used() -> None:
     settings = Settings(trainer_image="i", default_output_uri="s3://all/", default_output_secret="shared")
-    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), Platform(settings), None, None)
+    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), Platform(settings), Known())
     assert plan.run.output_uri == "s3://all/ns/x/12345678-abcd"
     assert plan.run.secrets["output"].name == "shared"
     with pytest.raises(InvalidSpec, match=r"spec\.output\.uri: is required"):
-        plan_train(parse_lorajob(lorajob("x", output={})), owner(), PLATFORM, None, None)
+        plan_train(parse_lorajob(lorajob("x", output={})), owner(), PLATFORM, Known())
+
+
+def test_what_was_published_is_reported_again_on_cpu_from_the_same_run() -> None:
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1}))
+    body = build_job(plan_report(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, Known()))
+    container = body["spec"]["template"]["spec"]["containers"][0]
+    assert body["metadata"]["name"] == "x-report"
+    assert body["metadata"]["labels"]["tunery.dev/role"] == "report"
+    assert "kueue.x-k8s.io/queue-name" not in body["metadata"]["labels"]
+    assert container["command"] == ["python", "-m", "tunery_trainer", "report", "/etc/tunery/run.json"]
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "20Gi"}
 
 
 def test_a_long_name_stays_within_limits() -> None:
     long = parse_owner(Kind.LORAJOB, {"metadata": {**META, "name": "n" * 200}})
-    body = build_job(plan_train(parse_lorajob(lorajob("x")), long, PLATFORM, None, None))
+    body = build_job(plan_train(parse_lorajob(lorajob("x")), long, PLATFORM, Known()))
     assert len(body["metadata"]["name"]) <= 63
     assert all(len(value) <= 63 for value in body["metadata"]["labels"].values())
 
 
 def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
     done = {
+        "metadata": {"uid": "u-1"},
         "spec": lorajob("one")["spec"],
         "status": {"phase": "Succeeded", "adapter": {"uri": "s3://a/one", "manifestSha256": "ab"}},
     }
