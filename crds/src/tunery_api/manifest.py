@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from pydantic.alias_generators import to_camel
 
 from tunery_api.runspec import RunIdentity
-from tunery_api.status import VerificationStatus
+from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 
 MANIFEST_NAME: Final = "manifest.json"
 """Written last; a prefix without it is not a published result."""
@@ -74,6 +74,10 @@ class Lineage(_Record):
     inputs: list[MergeInputRecord] = Field(default_factory=list)
     """The adapters of a merge, in order."""
     verification: VerificationStatus | None = None
+    found: DatasetStatus | None = None
+    """What was found in the data set, as status.dataset tells it."""
+    resolved: ResolvedStatus | None = None
+    """Each setting and where it came from, as status.resolved tells it."""
 
     @field_validator("metrics")
     @classmethod

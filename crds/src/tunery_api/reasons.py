@@ -53,36 +53,48 @@ class Advice(NamedTuple):
     """True where the same spec may succeed later; a retry is then worth its GPU time."""
     hint: str
     """One sentence for the user: what to do."""
+    mendable: bool = True
+    """The job itself can be tried again once that is done; False: only another spec can help."""
 
 
 _R = FailureReason
 
 ADVICE: Final[dict[FailureReason, Advice]] = {
-    _R.INVALID_SPEC: Advice(False, "Correct the named field and apply the manifest under a new name."),
-    _R.SECRET_NOT_FOUND: Advice(
-        False, "Create the Secret with the named keys in the job's namespace, then apply the job again."
+    _R.INVALID_SPEC: Advice(False, "Correct the named field and apply the manifest under a new name.", mendable=False),
+    _R.SECRET_NOT_FOUND: Advice(False, "Create the Secret with the named keys in the namespace of the job."),
+    _R.MODEL_NOT_FOUND: Advice(
+        False, "Put the model there; another spec.model.uri or spec.model.revision needs a new job."
     ),
-    _R.MODEL_NOT_FOUND: Advice(False, "Check spec.model.uri and spec.model.revision, and what is stored there."),
     _R.MODEL_GATED: Advice(
-        False, "Accept the model's terms on its hub page and name a Secret with HF_TOKEN in spec.model.secretRef."
+        False,
+        "Accept the model's terms on its hub page, with the account whose HF_TOKEN spec.model.secretRef has.",
     ),
     _R.MODEL_UNSUPPORTED: Advice(
-        False, "Use a causal language model in safetensors format that needs no code of its own."
+        False,
+        "Use a causal language model in safetensors format that needs no code of its own, in a new job.",
+        mendable=False,
     ),
-    _R.DATASET_NOT_FOUND: Advice(False, "Check spec.dataset.uri and spec.dataset.split, and what is stored there."),
+    _R.DATASET_NOT_FOUND: Advice(
+        False, "Put the data there; another spec.dataset.uri or spec.dataset.split needs a new job."
+    ),
     _R.DATASET_INVALID: Advice(
-        False, "Mend the named lines of the data set, or raise spec.dataset.maxInvalidRows to leave bad rows out."
+        False,
+        "Mend the named lines of the data set; a higher spec.dataset.maxInvalidRows needs a new job.",
     ),
     _R.STORAGE_ACCESS_DENIED: Advice(
         False, "Give the credentials of the named Secret the right to read and write the named place."
     ),
-    _R.STORAGE_NOT_FOUND: Advice(False, "Create the bucket, or correct its name and the endpoint in the Secret."),
+    _R.STORAGE_NOT_FOUND: Advice(
+        False, "Create the bucket, or correct the endpoint in the Secret; another bucket needs a new job."
+    ),
     _R.STORAGE_UNAVAILABLE: Advice(True, "Check that the storage endpoint is up and reachable from the namespace."),
     _R.OUTPUT_EXISTS: Advice(
-        False, "Choose another spec.output.uri, or set spec.output.overwrite: true to replace what is there."
+        False, "Remove what is there; another spec.output.uri, or spec.output.overwrite: true, needs a new job."
     ),
     _R.WONT_FIT: Advice(
-        False, "Lower training.batchSize or training.maxLength, use QLoRA, or ask for a GPU with more memory."
+        False,
+        "Lower training.batchSize or training.maxLength, use QLoRA, or ask for a GPU with more memory, in a new job.",
+        mendable=False,
     ),
     _R.IMAGE_PULL_FAILED: Advice(
         True, "Check the image's name and that the nodes can pull it; the job goes on as soon as they can."
@@ -91,21 +103,30 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True, "Ask for resources that some node offers (spec.resources, spec.scheduling), or add such a node."
     ),
     _R.GPU_OUT_OF_MEMORY: Advice(
-        False, "Lower training.batchSize or training.maxLength, keep gradientCheckpointing on, or use QLoRA."
+        False,
+        "Lower training.batchSize or training.maxLength, keep gradientCheckpointing on, or use QLoRA, in a new job.",
+        mendable=False,
     ),
-    _R.OUT_OF_MEMORY: Advice(True, "Raise spec.resources.memory; the container was killed for using more."),
-    _R.DISK_FULL: Advice(False, "Raise spec.resources.ephemeralStorage, or keep fewer checkpoints."),
-    _R.LOSS_DIVERGED: Advice(False, "Lower training.learningRate, raise training.warmup, and look at the data."),
+    _R.OUT_OF_MEMORY: Advice(
+        True,
+        "Raise spec.resources.memory, which may change while no pod runs; the container was killed for using more.",
+    ),
+    _R.DISK_FULL: Advice(False, "Raise spec.resources.ephemeralStorage, which may change while no pod runs."),
+    _R.LOSS_DIVERGED: Advice(
+        False,
+        "Lower training.learningRate or raise training.warmup in a new job, and look at the data.",
+        mendable=False,
+    ),
     _R.NOT_IMPROVED: Advice(
-        False, "Train longer or with a higher rank, look at the data, or lower evaluation.minImprovement."
+        False,
+        "Train longer or with a higher rank, or lower evaluation.minImprovement, in a new job; look at the data.",
+        mendable=False,
     ),
-    _R.ADAPTER_MISSING: Advice(False, "Check the named adapter: its prefix must hold a manifest.json of Tunery."),
+    _R.ADAPTER_MISSING: Advice(False, "Publish the named adapter: its prefix must hold a manifest.json of Tunery."),
     _R.ADAPTER_CORRUPT: Advice(
         False, "Publish the named adapter again: its files do not match the digests of its manifest."
     ),
-    _R.NAME_CONFLICT: Advice(
-        False, "Delete or rename the object that bears the named name, or give this job another name."
-    ),
+    _R.NAME_CONFLICT: Advice(False, "Delete or rename the object that bears the named name."),
     _R.QUOTA_EXCEEDED: Advice(
         True, "Free or raise the namespace's ResourceQuota that the message names; the job goes on as soon as it fits."
     ),
@@ -133,10 +154,11 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
     _R.DEADLINE_EXCEEDED: Advice(
-        False, "Apply the job again with a higher spec.activeDeadlineSeconds; it may be raised while a job runs."
+        False, "Raise spec.activeDeadlineSeconds; what was trained is kept in the checkpoints."
     ),
     _R.RETRIES_EXHAUSTED: Advice(
-        False, "Look at the message of the last attempt; raise spec.retries if it would have healed."
+        False,
+        "Mend what the message of the last attempt says, or raise spec.retries, which may change while no pod runs.",
     ),
     _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
 }

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tunery_api.fields import OpenModel
 
 Text = Annotated[str, Field(max_length=1024)]
 Number = Annotated[str, Field(max_length=32)]
 """A floating point number as a string."""
-Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+def _rfc3339(text: str) -> str:
+    """Refuse what the API server would: a schema's format is checked there only."""
+    if not _RFC3339.fullmatch(text):
+        raise ValueError("must be a time as RFC 3339 writes it")
+    datetime.fromisoformat(text)
+    return text
+
+
+_RFC3339: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})")
+Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"}), AfterValidator(_rfc3339)]
 Reason = Annotated[str, Field(min_length=1, max_length=128)]
 """A word in CamelCase. Open, as the API conventions want it: a later version may know more."""
 
@@ -179,6 +192,10 @@ class FailureStatus(OpenModel):
     exit_code: int | None = Field(None, description="Exit code of the container.")
 
 
+ATTEMPTS_KEPT: Final = 20
+"""Attempts of which the status tells one by one; its totals count all."""
+
+
 class AttemptStatus(OpenModel):
     """One pod that was started."""
 
@@ -240,7 +257,7 @@ class CommonStatus(OpenModel):
         None, ge=0, description="Seconds that the attempts which have ended ran, times their GPUs, in all."
     )
     attempt_history: list[AttemptStatus] | None = Field(
-        None, max_length=20, description="The newest 20 attempts, oldest first."
+        None, max_length=ATTEMPTS_KEPT, description=f"The newest {ATTEMPTS_KEPT} attempts, oldest first."
     )
     input_references: list[InputReference] | None = Field(
         None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."

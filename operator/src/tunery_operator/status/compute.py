@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
+from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.hindrance import show_hindrance
+from tunery_operator.status.ledger import close_ledger, keep_ledger
+from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
+from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reopen import retry_mark
-from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.snapshot import Attempt, Snapshot
 from tunery_operator.status.work import check_work
 
 Check = Callable[[Draft], bool]
@@ -24,10 +29,15 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     for check in CHECKS:
         if check(draft):
             break
+    if draft.ended:
+        close_ledger(draft, draft.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
+    else:
+        show_hindrance(draft)
     return draft.finish()
 
 
 def _check_spec(draft: Draft) -> bool:
+    draft.put(observedRetry=retry_mark(draft.snapshot.retry))
     errors = draft.snapshot.errors
     if errors:
         text = "; ".join(str(error) for error in errors)
@@ -35,7 +45,8 @@ def _check_spec(draft: Draft) -> bool:
         draft.fail_for(FailureReason.INVALID_SPEC, text)
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
-    draft.put(queue=draft.snapshot.queue, observedRetry=retry_mark(draft.snapshot.retry))
+    if draft.snapshot.work is None:
+        draft.put(queue=draft.snapshot.queue)
     if draft.snapshot.method is not None:
         draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
     return False
@@ -66,19 +77,40 @@ def _check_inputs(draft: Draft) -> bool:
 
 
 def _check_suspension(draft: Draft) -> bool:
-    if draft.snapshot.suspend:
-        text = "spec.suspend is true; set it to false to go on"
-        draft.conditions.set(ConditionType.SUSPENDED, True, "Suspended", text)
-    elif draft.conditions.status(ConditionType.SUSPENDED) is not None:
-        draft.conditions.set(ConditionType.SUSPENDED, False, "Resumed")
+    suspended = ConditionType.SUSPENDED
+    if not draft.snapshot.suspend:
+        if draft.conditions.status(suspended) is not None:
+            draft.conditions.set(suspended, False, "Resumed")
+        return False
+    still = next(_still_there(draft.snapshot), None)
+    if still is not None:
+        draft.conditions.set(suspended, False, STOPPING, f"spec.suspend is true; {still}")
+    else:
+        draft.conditions.set(suspended, True, "Suspended", "spec.suspend is true; set it to false to go on")
     return False
+
+
+def _still_there(snapshot: Snapshot) -> Iterator[str]:
+    """Yield what must end before an object is suspended."""
+    for attempt in (snapshot.preflight, snapshot.work, snapshot.report):
+        yield from _not_ended(attempt) if attempt is not None and not attempt.job.finished else ()
+    yield from (f"pod {pod.name} of an earlier Job ends" for pod in snapshot.leftovers if not pod.finished)
+
+
+def _not_ended(attempt: Attempt) -> Iterator[str]:
+    yield from (f"pod {pod.name} ends, after a checkpoint" for pod in attempt.pods if not pod.finished)
+    # A queue that holds the Job may start it at any time: only what we hold stays put.
+    if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
+        yield f"Job {attempt.job.name} is not stopped yet"
 
 
 CHECKS: Final[tuple[Check, ...]] = (
     _check_spec,
     _check_names,
     _check_suspension,
+    keep_ledger,
     _check_inputs,
     check_preflight,
     check_work,
+    check_deadline,
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType
 from tunery_operator.status.clock import format_time
 
-_ORDER = list(ConditionType)
+_ORDER: Final = {type_.value: index for index, type_ in enumerate(ConditionType)}
 
 
 class Conditions:
@@ -55,9 +55,13 @@ class Conditions:
         condition = self._by_type.get(type_.value)
         return condition["reason"] if condition else None
 
+    def drop(self, type_: ConditionType) -> None:
+        """Take a condition away: nothing is to be said of it any more."""
+        self._by_type.pop(type_.value, None)
+
     def to_list(self) -> list[dict[str, Any]]:
-        """Return the conditions in the order of their types."""
-        return sorted(self._by_type.values(), key=lambda c: _ORDER.index(ConditionType(c["type"])))
+        """Return the conditions in the order of their types; those of a later version come last."""
+        return sorted(self._by_type.values(), key=lambda c: (_ORDER.get(c["type"], len(_ORDER)), c["type"]))
 
 
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}

@@ -1,124 +1,183 @@
-"""Why a pod does not run, or ended badly: pods in, failures out."""
+"""Why a pod does not run, or ended badly: pods and warnings in, failures out."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from tunery_api.reasons import FailureReason, advice_for
-from tunery_api.runspec import Failure, PreflightReport, RunResult
+from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
+from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.podview import PodView
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.snapshot import Attempt, ClusterWarning
+
+NODE_GRACE: Final = timedelta(seconds=15)
+"""Time after the end of a pod's grace period from which its node counts as lost."""
 
 _R = FailureReason
 _IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 _CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""Why a container ended that never ran."""
+_MOUNT_WARNINGS: Final = frozenset(
+    {"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
+)
 _LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
-def obstacle(pod: PodView) -> Failure | None:
-    """Return why a pod does not start, or None while nothing stands in its way; it may pass by itself."""
-    if pod.finished:
+# A pod that does not run
+
+
+def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
+    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
+    pod = attempt.last
+    if pod is None or pod.finished:
+        return _refused_pod(attempt)
+    if is_node_lost(pod, now):
+        return lost_node(pod)
+    if pod.started_at is not None:
         return None
     if pod.waiting_reason in _IMAGE_REASONS:
-        return _failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
+        return failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.waiting_reason in _CONFIG_REASONS:
-        return _failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
+        return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.unschedulable is not None:
-        return _failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}")
-    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
-        return _failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} is lost")
+        return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}")
+    warning = _newest(attempt, "Pod")
+    if warning is not None and warning.reason in _MOUNT_WARNINGS:
+        return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
     return None
 
 
-def parse_report(message: str) -> PreflightReport | None:
-    """Return the report in a preflight container's termination message, or None for any other text."""
-    try:
-        return PreflightReport.model_validate_json(message)
-    except ValidationError:
-        return None
+def is_node_lost(pod: PodView, now: datetime) -> bool:
+    """Tell whether nobody can say any more what a pod that has not ended does."""
+    if pod.finished:
+        return False
+    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
+        return True
+    return pod.deleted_at is not None and pod.node is not None and now > pod.deleted_at + NODE_GRACE
 
 
-def parse_result(message: str) -> RunResult | None:
-    """Return the result in a train or merge container's termination message, or None for any other text."""
-    try:
-        return RunResult.model_validate_json(message)
-    except ValidationError:
+def lost_node(pod: PodView) -> Failure:
+    """Return the failure of a pod whose node does not answer, and what frees the next attempt."""
+    hint = (
+        f"Kubernetes starts no other pod until this one is gone. If the machine is off for good, delete its Node "
+        f"(kubectl delete node {pod.node}), or say so with a taint (kubectl taint nodes {pod.node} "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute); if it comes back, nothing is to be done."
+    )
+    return failure(_R.NODE_LOST, f"node {pod.node} does not answer, and pod {pod.name} on it cannot be ended", hint)
+
+
+def _refused_pod(attempt: Attempt) -> Failure | None:
+    """Return why the Job controller cannot create the next pod."""
+    warning = _newest(attempt, "Job")
+    if warning is None or warning.reason != "FailedCreate":
         return None
+    reason = _R.QUOTA_EXCEEDED if "exceeded quota" in warning.message else _R.POD_REFUSED
+    return failure(reason, f"Job {attempt.job.name} cannot create its pod: {warning.message}")
+
+
+def _newest(attempt: Attempt, about: str) -> ClusterWarning | None:
+    """Return the newest warning since the Job was last started; what was before that is no longer so."""
+    started = attempt.job.started_at
+    since = started.strftime("%Y-%m-%dT%H:%M:%S") if started is not None else attempt.job.created
+    warnings = [item for item in attempt.warnings if item.about == about and item.time >= since]
+    return max(warnings, key=lambda item: item.time, default=None)
+
+
+# A pod that has ended badly
 
 
 def pod_failure(pod: PodView) -> Failure:
     """Return why a pod failed: what the container said, else what Kubernetes says."""
-    return _reported(pod) or _observed(pod)
-
-
-def _reported(pod: PodView) -> Failure | None:
-    answer = parse_report(pod.termination_message) or parse_result(pod.termination_message)
-    if answer is None or answer.failure is None:
-        return None
-    failure = answer.failure
-    return _failure(failure.reason, failure.message, failure.hint)
+    said = reported_failure(pod.termination_message)
+    return failure(said.reason, said.message, said.hint) if said is not None else _observed(pod)
 
 
 def _observed(pod: PodView) -> Failure:
-    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
-        return _failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost")
+    found = _taken_away(pod) or _never_ran(pod)
+    if found is not None:
+        return found
+    if pod.exit_reason == "ContainerStatusUnknown":
+        return failure(_R.NODE_LOST, f"node {pod.node} lost track of pod {pod.name}, as after a restart")
     if pod.exit_reason == "OOMKilled":
-        return _failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
-    if pod.status_reason == "Evicted" and pod.disruption == "TerminationByKubelet":
-        text = f"pod {pod.name} was evicted: it used more disk than it asked for, or its node ran out"
-        return _failure(_R.DISK_FULL, text)
-    if pod.exit_code == 137 and pod.disruption is None and not pod.deleting:
-        return _failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed (exit 137), most likely for too much memory")
-    return _failure(_R.INTERNAL_ERROR, _exit_text(pod))
+        return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
+    if pod.exit_code == 137 and not pod.deleting:
+        return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed (exit 137), most likely for too much memory")
+    return failure(_R.INTERNAL_ERROR, _exit_text(pod))
+
+
+def _taken_away(pod: PodView) -> Failure | None:
+    """Return why the cluster ended a pod, or None where it did not.
+
+    The kubelet says DisruptionTarget for pressure on the node only; a pod over its own disk limit is evicted without.
+    """
+    said = f": {pod.status_message}" if pod.status_message else ""
+    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
+        return failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost{said}")
+    if pod.disruption == "TerminationByKubelet":
+        reason = _R.NODE_PRESSURE if pod.status_reason in ("Evicted", "Preempting") else _R.NODE_LOST
+        return failure(reason, f"node {pod.node} ended pod {pod.name}{said}")
+    if pod.disruption is not None:
+        return failure(_R.NODE_LOST, f"pod {pod.name} was ended by the cluster ({pod.disruption}){said}")
+    if pod.status_reason == "Evicted":
+        return failure(_R.DISK_FULL, f"pod {pod.name} was evicted{said}")
+    return None
+
+
+def _never_ran(pod: PodView) -> Failure | None:
+    if pod.exit_reason in _START_REASONS:
+        return failure(_R.CONTAINER_REFUSED, f"{pod.exit_reason}: {pod.termination_message or 'no further detail'}")
+    if pod.exit_code is None and pod.status_reason is not None:
+        text = f"node {pod.node} refused pod {pod.name}: {pod.status_reason}: {pod.status_message}"
+        return failure(_R.CONTAINER_REFUSED, text)
+    return None
 
 
 def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
-        return f"pod {pod.name} failed before its container started: {pod.status_reason or 'no reason given'}"
+        return f"pod {pod.name} failed before its container started: no reason given"
     said = pod.termination_message.strip()
     return f"pod {pod.name} ended with exit code {pod.exit_code}" + (f": {said}" if said else " and said nothing")
 
 
-def job_failure(attempt: Attempt, attempts: int) -> dict[str, Any]:
-    """Return `status.failure` for a Job that has failed."""
+# A Job that has failed
+
+
+def job_failure(attempt: Attempt, attempts: int) -> tuple[Failure, int | None]:
+    """Return why a Job has failed, and the exit code of its last container where there is one."""
     job, pod = attempt.job, _last_failed(attempt)
     if job.failed_reason == "DeadlineExceeded":
-        text = f"the pods ran longer than spec.activeDeadlineSeconds ({job.active_deadline_seconds} s) in all"
-        return failure_status(_failure(_R.DEADLINE_EXCEEDED, text))
+        text = f"Job {job.name} ran into a deadline that Tunery did not set: {job.failed_message}"
+        hint = "Exempt Tunery's Jobs from whatever sets activeDeadlineSeconds on them; Tunery counts the time itself."
+        return failure(_R.DEADLINE_EXCEEDED, text, hint), pod.exit_code if pod is not None else None
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
-        return failure_status(_failure(_R.RETRIES_EXHAUSTED, text))
-    failure = _reported(pod) or _exhausted(pod, attempts)
-    counted = f"{failure.message} (attempt {attempts}, the last)" if attempts > 1 else failure.message
-    return failure_status(_failure(failure.reason, counted, failure.hint), pod.exit_code)
-
-
-def _exhausted(pod: PodView, attempts: int) -> Failure:
-    """Return the observed failure; what says nothing of its own is called by the attempts it took."""
-    failure = _observed(pod)
-    if failure.reason is _R.INTERNAL_ERROR and attempts > 1:
-        return _failure(_R.RETRIES_EXHAUSTED, failure.message)
-    return failure
+        return failure(_R.RETRIES_EXHAUSTED, text), None
+    found = pod_failure(pod)
+    if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
+        found = failure(_R.RETRIES_EXHAUSTED, found.message)
+    counted = f"{found.message} (attempt {attempts}, the last)" if attempts > 1 else found.message
+    return failure(found.reason, counted, found.hint), pod.exit_code
 
 
 def _last_failed(attempt: Attempt) -> PodView | None:
     return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), attempt.last)
 
 
-def failure_status(failure: Failure, exit_code: int | None = None) -> dict[str, Any]:
+def failure_status(found: Failure, exit_code: int | None = None) -> dict[str, Any]:
     """Return `status.failure`, with the advice that belongs to the reason."""
     status: dict[str, Any] = {
-        "reason": str(failure.reason),
-        "message": failure.message,
-        "hint": failure.hint or advice_for(failure.reason).hint,
+        "reason": str(found.reason),
+        "message": found.message,
+        "hint": found.hint or advice_for(found.reason).hint,
     }
     return status if exit_code is None else {**status, "exitCode": exit_code}
 
 
-def _failure(reason: str, message: str, hint: str | None = None) -> Failure:
+def failure(reason: str, message: str, hint: str | None = None) -> Failure:
+    """Return a failure whose texts hold no credentials."""
     return Failure(reason=reason, message=scrub(message), hint=scrub(hint) if hint else None)

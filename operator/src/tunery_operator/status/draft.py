@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
-from tunery_api.names import VERSION
-from tunery_api.reasons import FailureReason
+from tunery_api.names import RETRY_ANNOTATION, VERSION
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_api.status import ConditionType
+from tunery_api.status import AdapterMergeStatus, CommonStatus, ConditionType, LoRAJobStatus
+from tunery_api.tolerant import without_invalid
+from tunery_operator.plan.model import Kind
 from tunery_operator.status.clock import format_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
+
+_MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
 
 
 class Draft:
@@ -39,39 +44,62 @@ class Draft:
         if values:
             self.fields[name] = {**(self.fields.get(name) or {}), **values}
 
-    def fail(self, failure: dict[str, Any]) -> None:
-        """End the object as failed, for good."""
-        self.fields["failure"] = failure
-        self.conditions.set(ConditionType.FAILED, True, failure["reason"], failure["message"])
-        if self.conditions.is_true(ConditionType.RUNNING):
-            self.conditions.set(ConditionType.RUNNING, False, "Ended")
-        self._complete()
+    def add(self, name: str, amount: int) -> None:
+        """Add to a total."""
+        self.fields[name] = int(self.fields.get(name) or 0) + amount
+
+    def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
+        """End the object as failed; `ended` is when that came about, if not now."""
+        status = failure_status(failure, exit_code)
+        if advice_for(failure.reason).mendable:
+            status["hint"] = scrub(f"{status['hint']} {self._retry_command()}")
+        self.fields["failure"] = status
+        self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
+        self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
+        self._complete(ended)
 
     def fail_for(self, reason: FailureReason, message: str) -> None:
         """End the object as failed, with the advice that belongs to the reason."""
-        self.fail(failure_status(Failure(reason=reason, message=scrub(message))))
+        self.fail(Failure(reason=reason, message=scrub(message)))
 
-    def succeed(self, message: str) -> None:
+    def _retry_command(self) -> str:
+        key = self.snapshot.owner.key
+        return (
+            f"Once that is done: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "
+            f'{RETRY_ANNOTATION}="$(date +%s)"'
+        )
+
+    def succeed(self, message: str, ended: datetime | None) -> None:
         """End the object as succeeded, for good."""
         self.conditions.set(ConditionType.SUCCEEDED, True, "Succeeded", message)
-        self.conditions.set(ConditionType.RUNNING, False, "Ended")
-        self._complete()
+        self._complete(ended)
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether the object has succeeded or failed."""
+        return self.conditions.is_true(ConditionType.SUCCEEDED) or self.conditions.is_true(ConditionType.FAILED)
 
     def hinder(self, failure: Failure) -> None:
         """Show what stands in the way now; it is gone from the status as soon as it no longer does."""
         self.fields["failure"] = failure_status(failure)
 
-    def _complete(self) -> None:
-        self.fields.setdefault("completionTime", format_time(self.snapshot.now))
+    def _complete(self, ended: datetime | None) -> None:
+        self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))
+        if self.conditions.status(ConditionType.RUNNING) is not None:
+            self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
     def finish(self) -> dict[str, Any]:
-        """Return the status."""
-        references = list(self.snapshot.input_references)
-        return {
+        """Return the status, without what the API server would refuse it for."""
+        if not self.ended:
+            self.conditions.set(ConditionType.SUCCEEDED, None, "InProgress")
+        references = [dict(reference) for reference in self.snapshot.input_references]
+        if references:
+            self.fields["inputReferences"] = references
+        status = {
             **self.fields,
-            **({"inputReferences": references} if references else {}),
             "specVersion": VERSION,
             "observedGeneration": self.snapshot.owner.generation,
             "conditions": self.conditions.to_list(),
             "phase": phase_of(self.conditions, self.snapshot.kind).value,
         }
+        return without_invalid(_MODELS[self.snapshot.kind], status, strict=True) or status

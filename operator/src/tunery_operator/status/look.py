@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.status import Phase
+from tunery_api.status import ConditionType, Phase
+from tunery_operator.status.clock import parse_time
+from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
-NODE_GRACE_SECONDS: Final = 15.0
-"""Time after the end of a pod's grace period from which its node counts as lost."""
-WARNING_SECONDS: Final = 10.0
-"""Time between two looks at what the cluster says of a pod that does not start."""
-
+MIN_SECONDS: Final = 10.0
+MAX_SECONDS: Final = 60.0
+"""Between two looks at what the cluster says of a pod that does not start, or of a Job that it refuses: the longer
+that lasts, the more seldom, since a thousand jobs may wait for the same thing."""
+_SHARE: Final = 6
 _FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+_STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value})
 
 
 def next_look(snapshot: Snapshot, status: Mapping[str, Any]) -> float | None:
     """Return the seconds until time alone may change `status`, which was computed from `snapshot`; None: never."""
     if status.get("phase") in _FINAL:
         return None
-    return min(_looks(snapshot), default=None)
+    return min(_looks(snapshot, status), default=None)
 
 
-def _looks(snapshot: Snapshot) -> Iterator[float]:
+def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     attempts = [attempt for attempt in (snapshot.preflight, snapshot.work, snapshot.report) if attempt is not None]
     pods = [pod for attempt in attempts for pod in attempt.pods] + list(snapshot.leftovers)
     left = deadline_left(snapshot)
@@ -32,11 +36,15 @@ def _looks(snapshot: Snapshot) -> Iterator[float]:
         yield max(0.0, left)
     for pod in pods:
         if pod.deleted_at is not None and not pod.finished:
-            grace = (pod.deleted_at - snapshot.now).total_seconds() + NODE_GRACE_SECONDS
-            if grace > 0:
-                yield grace
-    if snapshot.refusal is not None or any(_does_not_start(attempt) for attempt in attempts):
-        yield WARNING_SECONDS
+            grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()
+            if grace >= 0:
+                yield grace + 1.0
+    for attempt in attempts:
+        if _does_not_start(attempt):
+            started = attempt.job.started_at or parse_time(attempt.job.created)
+            yield _pause(snapshot.now, started)
+    if snapshot.refusal is not None or snapshot.waiting_for is not None:
+        yield _pause(snapshot.now, _since(status))
 
 
 def _does_not_start(attempt: Attempt) -> bool:
@@ -45,3 +53,14 @@ def _does_not_start(attempt: Attempt) -> bool:
     if job.suspend or job.finished:
         return False
     return pod is None or pod.finished or (pod.started_at is None and pod.unschedulable is None)
+
+
+def _since(status: Mapping[str, Any]) -> datetime | None:
+    """Return since when an object is at the stage at which it is."""
+    stages = [c["lastTransitionTime"] for c in status.get("conditions") or () if c["type"] in _STAGES]
+    return parse_time(max(stages, default=None))
+
+
+def _pause(now: datetime, since: datetime | None) -> float:
+    waited = (now - since).total_seconds() if since is not None else 0.0
+    return min(MAX_SECONDS, max(MIN_SECONDS, waited / _SHARE))

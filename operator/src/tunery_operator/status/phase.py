@@ -11,6 +11,15 @@ from tunery_operator.status.conditions import Conditions
 FINISHING: Final = "Finishing"
 """Reason of Running=False between the end of a pod that ended well and that of its Job."""
 
+RESULT_LOOKUP: Final = "ResultLookup"
+"""Reason of Running=False while the bucket is asked what a pod that is gone has published."""
+
+STOPPING: Final = "Stopping"
+"""Reason of Running=True while a pod was told to end, and of Suspended=False until all have."""
+
+HELD: Final = "JobSuspended"
+"""Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
+
 POD_STARTED: Final = "PodStarted"
 """Reason of Running=True until the pod trains or merges: it imports its libraries, and downloads."""
 
@@ -28,11 +37,13 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
         (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
         (conditions.is_true(ConditionType.SUSPENDED), Phase.SUSPENDED),
+        (conditions.reason(ConditionType.SUSPENDED) == STOPPING, Phase.SUSPENDING),
         (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
+        # The pod has ended well, and its Job does not say so yet, or its words are gone: nothing starts again.
+        (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
         (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
-        # The pod has ended well, and its Job does not say so yet: nothing starts again.
-        (conditions.reason(ConditionType.RUNNING) == FINISHING, Phase.UPLOADING),
+        (conditions.reason(ConditionType.RUNNING) == HELD, Phase.QUEUED),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
     )

@@ -38,6 +38,7 @@ class PodView:
     """The scheduler's message while no node fits."""
     disruption: str | None
     """The reason of the DisruptionTarget condition."""
+    disrupted_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     exit_code: int | None
@@ -64,6 +65,9 @@ class LostPod:
     created: str
     seconds: float
     """How long its container ran."""
+    started_at: datetime | None = None
+    node: str | None = None
+    disruption: str | None = None
 
 
 def parse_pod(body: Mapping[str, Any]) -> PodView:
@@ -71,6 +75,7 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
     meta, status = body["metadata"], body.get("status") or {}
     controller = controller_of(body)
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    disrupted = conditions.get("DisruptionTarget") or {}
     state = _container_state(status)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     current = terminated or state.get("running") or {}
@@ -90,7 +95,8 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",
         unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
-        disruption=_disruption(conditions.get("DisruptionTarget") or {}),
+        disruption=_disruption(disrupted),
+        disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
         started_at=parse_time(current.get("startedAt")),
         finished_at=parse_time(terminated.get("finishedAt")),
         exit_code=terminated.get("exitCode"),

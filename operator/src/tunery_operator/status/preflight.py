@@ -6,19 +6,14 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
-from tunery_operator.status.diagnosis import job_failure, obstacle, parse_report
+from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.needs import report_of
+from tunery_operator.status.podview import PodView
+from tunery_operator.status.queueing import check_queue, is_queued
+from tunery_operator.status.snapshot import Attempt
 
 _PREFLIGHT = ConditionType.PREFLIGHT
-
-
-def needs_rerun(snapshot: Snapshot) -> bool:
-    """Tell whether a complete preflight Job's report can be read nowhere, so that it must be made once more."""
-    attempt = snapshot.preflight
-    if attempt is None or not attempt.job.complete:
-        return False
-    return attempt.last is None or parse_report(attempt.last.termination_message) is None
 
 
 def check_preflight(draft: Draft) -> bool:
@@ -33,24 +28,30 @@ def check_preflight(draft: Draft) -> bool:
     if attempt is None:
         draft.conditions.set(_PREFLIGHT, None, "PreflightPending")
         return True
-    if attempt.job.failed_reason is not None:
-        failure = job_failure(attempt, max(1, len(attempt.pods)))
-        draft.conditions.set(_PREFLIGHT, False, failure["reason"], failure["message"])
-        draft.fail(failure)
-        return True
+    check_queue(draft, attempt.job)
     if attempt.job.complete:
         return _check_report(draft, attempt)
-    _show_progress(draft, attempt)
+    if attempt.job.failed_reason is not None:
+        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
+        draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
+        ended = attempt.last.finished_at if attempt.last is not None else None
+        draft.fail(found, ended=ended or attempt.job.ended_at, exit_code=exit_code)
+        return True
+    if not _is_too_long(draft, attempt):
+        _show_progress(draft, attempt)
     return True
 
 
 def _check_report(draft: Draft, attempt: Attempt) -> bool:
-    pod = attempt.last
-    report = parse_report(pod.termination_message) if pod else None
-    if report is None or report.failure is not None:
-        text = f"the preflight pod {pod.name if pod else ''} ended well but left no report"
-        draft.conditions.set(_PREFLIGHT, False, FailureReason.INTERNAL_ERROR.value, text)
-        draft.fail_for(FailureReason.INTERNAL_ERROR, text)
+    report = report_of(attempt)
+    if report is None:
+        text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs once more"
+        draft.conditions.set(_PREFLIGHT, None, "PreflightRepeated", text)
+        return True
+    if report.failure is not None:
+        found = failure(report.failure.reason, report.failure.message, report.failure.hint)
+        draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
+        draft.fail(found, ended=attempt.job.ended_at)
         return True
     _take_over(draft, report)
     rows = report.dataset.rows if report.dataset else None
@@ -65,13 +66,33 @@ def _take_over(draft: Draft, report: PreflightReport) -> None:
         draft.merge(name, part.to_json_dict() if part else None)
 
 
+def _is_too_long(draft: Draft, attempt: Attempt) -> bool:
+    """End the object where preflight alone runs for longer than training may."""
+    limit = draft.snapshot.deadline_seconds
+    ran = sum(_seconds(draft, pod) for pod in attempt.pods)
+    if limit is None or ran < limit:
+        return False
+    text = f"preflight ran for {int(ran)} s, and spec.activeDeadlineSeconds is {limit}"
+    draft.conditions.set(_PREFLIGHT, False, FailureReason.DEADLINE_EXCEEDED.value, text)
+    draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text))
+    return True
+
+
+def _seconds(draft: Draft, pod: PodView) -> float:
+    if pod.started_at is None:
+        return 0.0
+    return ((pod.finished_at or draft.snapshot.now) - pod.started_at).total_seconds()
+
+
 def _show_progress(draft: Draft, attempt: Attempt) -> None:
-    pod = attempt.last
-    failure = obstacle(pod) if pod else None
-    if failure is not None:
-        draft.hinder(failure)
-        draft.conditions.set(_PREFLIGHT, None, str(failure.reason), failure.message)
+    pod, job = attempt.last, attempt.job
+    found = None if job.suspend else obstacle(attempt, draft.snapshot.now)
+    if found is not None:
+        draft.hinder(found)
+        draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, "PreflightRunning", f"pod {pod.name} checks data, model and output")
+    elif is_queued(job):
+        draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
-        draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {attempt.job.name} was created")
+        draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} was created")

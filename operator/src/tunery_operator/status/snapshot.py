@@ -85,7 +85,8 @@ class Snapshot:
     """Why an accepted spec cannot be planned with today's rules and settings: told, and waited for."""
     refusal: Refusal | None = None
     waiting_for: str | None = None
-    """What of an earlier object or Job must end before the next Job can be made."""
+    """What the next Job waits for, such as an earlier object's Job that still ends."""
+    waiting_reason: str = "WaitingForPredecessor"
     retry: str | None = None
     """The annotation tunery.dev/retry."""
     input_references: tuple[dict[str, Any], ...] = ()

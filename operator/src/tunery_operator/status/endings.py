@@ -1,0 +1,101 @@
+"""How an attempt ended: one word for the ledger, and the time it ended at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from tunery_api.status import ConditionType
+from tunery_operator.status.clock import parse_time
+from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.diagnosis import pod_failure
+from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.podview import LostPod, PodView
+from tunery_operator.status.snapshot import Snapshot
+
+EVICTED: Final = "Evicted"
+"""Taken off its node on somebody's order, such as `kubectl drain`."""
+PREEMPTED: Final = "Preempted"
+SUSPENDED: Final = "Suspended"
+STOPPED: Final = "Stopped"
+"""Told to end by someone who is not known, such as `kubectl delete pod`."""
+SUCCEEDED: Final = "Succeeded"
+VANISHED: Final = "Vanished"
+"""Gone while nobody looked."""
+
+_DISRUPTIONS: Final = {
+    "PreemptionByScheduler": PREEMPTED,
+    "PreemptionByKubeScheduler": PREEMPTED,
+    "EvictionByEvictionAPI": EVICTED,
+}
+"""Reasons of DisruptionTarget that are no failure of anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of an attempt."""
+
+    time: datetime
+    reason: str
+
+
+def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Ending | None:
+    """Return how a pod that is there ended, or None while it has not ended."""
+    if pod.finished_at is not None:
+        return Ending(pod.finished_at, how_it_ended(pod, snapshot, conditions))
+    if not pod.finished or pod.started_at is None:
+        return None
+    found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
+    return Ending(found, how_it_ended(pod, snapshot, conditions))
+
+
+def ending_of_lost(
+    started: datetime, lost: LostPod | None, following: datetime | None, snapshot: Snapshot, conditions: Conditions
+) -> Ending:
+    """Return how a pod ended that is gone; `following` is when the next attempt started.
+
+    The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
+    """
+    if lost is not None and lost.started_at is not None:
+        reason = _DISRUPTIONS.get(lost.disruption or "") or _who_stopped(snapshot, conditions) or STOPPED
+        return Ending(max(started, _end_of(lost, lost.started_at)), reason)
+    job = snapshot.work.job if snapshot.work is not None else None
+    found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
+    return Ending(found, _who_stopped(snapshot, conditions) or VANISHED)
+
+
+def _end_of(lost: LostPod, started: datetime) -> datetime:
+    return datetime.fromtimestamp(started.timestamp() + lost.seconds, tz=started.tzinfo)
+
+
+def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime | None, ...]) -> datetime:
+    """Return the pod's last report, or else the first of `others` that lies between its start and now, or else now."""
+    report = snapshot.progress.last_updated_time if snapshot.progress is not None else None
+    written = (snapshot.status.get("progress") or {}).get("lastUpdateTime")
+    reports: list[datetime] = [time for time in (parse_time(report), parse_time(written)) if time is not None]
+    newest: Iterator[datetime] = (time for time in (*sorted(reports, reverse=True), *others) if time is not None)
+    return next((time for time in newest if started < time <= snapshot.now), max(started, snapshot.now))
+
+
+def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
+    """Return one word for how a pod that has ended did so: Succeeded, who stopped it, or a failure reason."""
+    if pod.exit_code == 0 or pod.phase == "Succeeded":
+        return SUCCEEDED
+    if reported_failure(pod.termination_message) is None:
+        if pod.disruption in _DISRUPTIONS:
+            return _DISRUPTIONS[pod.disruption]
+        if pod.deleting and pod.disruption is None and pod.exit_reason != "OOMKilled":
+            return _who_stopped(snapshot, conditions) or STOPPED
+    return str(pod_failure(pod).reason)
+
+
+def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
+    """Return why pods of an object were told to end, as far as it shows."""
+    job = snapshot.work.job if snapshot.work is not None else None
+    if snapshot.suspend or (job is not None and job.suspended_by_us):
+        return SUSPENDED
+    if conditions.reason(ConditionType.QUOTA_RESERVED) == PREEMPTED:
+        return PREEMPTED
+    return PREEMPTED if job is not None and job.suspend and job.queue is not None else None

@@ -1,0 +1,40 @@
+"""What the cluster or the platform refuses before there is a pod: told in its own words, and gone with its cause."""
+
+from __future__ import annotations
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.status import ConditionType
+from tunery_operator.plan.model import Kind
+from tunery_operator.status.diagnosis import failure
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.snapshot import Snapshot
+
+
+def show_hindrance(draft: Draft) -> None:
+    """Show why the next Job cannot be made or changed, where that is so."""
+    found = _found(draft.snapshot)
+    if found is not None:
+        draft.hinder(found)
+        _set_stage(draft, str(found.reason), found.message)
+    elif draft.snapshot.waiting_for is not None:
+        _set_stage(draft, draft.snapshot.waiting_reason, f"waits for {draft.snapshot.waiting_for}")
+
+
+def _found(snapshot: Snapshot) -> Failure | None:
+    if snapshot.refusal is not None:
+        return failure(snapshot.refusal.reason, snapshot.refusal.message)
+    if snapshot.unplannable and snapshot.work is None:
+        text = "; ".join(str(error) for error in snapshot.unplannable)
+        return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, and cannot be planned any more: {text}")
+    return None
+
+
+def _set_stage(draft: Draft, reason: str, message: str) -> None:
+    """Set the condition of what would come next; a pod that runs is not hindered by it."""
+    snapshot, running, preflight = draft.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
+    before_work = snapshot.kind is Kind.LORAJOB and not draft.conditions.is_true(preflight)
+    if before_work:
+        draft.conditions.set(preflight, None, reason, message)
+    elif draft.conditions.status(running) != "True":
+        draft.conditions.set(running, False, reason, message)

@@ -1,0 +1,29 @@
+"""What containers said in their termination messages; the trainer may be of an older or a newer version."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunery_api.runspec import Failure, PreflightReport, RunResult
+from tunery_api.tolerant import read
+
+_FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
+
+
+def parse_report(message: str) -> PreflightReport | None:
+    """Return the report in a preflight container's termination message, or None for any other text."""
+    report = read(PreflightReport, message)
+    if report is None or all(getattr(report, name) is None for name in _FINDINGS):
+        return None
+    return report
+
+
+def parse_result(message: str) -> RunResult | None:
+    """Return the result in a train or merge container's termination message, or None for any other text."""
+    return read(RunResult, message)
+
+
+def reported_failure(message: str) -> Failure | None:
+    """Return why a container says that it failed, or None where it says nothing of the kind."""
+    answer = parse_result(message)
+    return answer.failure if answer is not None else None

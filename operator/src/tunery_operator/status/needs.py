@@ -1,0 +1,48 @@
+"""Whether the words of a pod that is gone must be had again, and what was said."""
+
+from __future__ import annotations
+
+from tunery_api.runspec import PreflightReport, RunResult
+from tunery_operator.status.messages import parse_report, parse_result
+from tunery_operator.status.podview import PodView
+from tunery_operator.status.snapshot import Attempt, Snapshot
+
+
+def succeeded_pod(attempt: Attempt) -> PodView | None:
+    """Return the pod that completed a Job, or None where it is gone."""
+    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded"), None)
+
+
+def result_of(attempt: Attempt) -> RunResult | None:
+    """Return what the pod of a complete Job says, or None where the pod or its words are gone."""
+    pod = succeeded_pod(attempt)
+    return parse_result(pod.termination_message) if pod is not None else None
+
+
+def report_of(attempt: Attempt) -> PreflightReport | None:
+    """Return what the pod of a complete preflight Job says, or None where the pod or its words are gone."""
+    pod = succeeded_pod(attempt)
+    return parse_report(pod.termination_message) if pod is not None else None
+
+
+def published(attempt: Attempt | None) -> RunResult | None:
+    """Return the result of a Job that published one, or None."""
+    result = result_of(attempt) if attempt is not None else None
+    return result if result is not None and result.adapter is not None else None
+
+
+def needs_report(snapshot: Snapshot) -> bool:
+    """Tell whether a complete Job's result is known from nowhere, so that a report Job must ask the bucket for it.
+
+    True while the report Job runs, too; one that is complete and whose own words are gone is to be made anew.
+    """
+    work, report = snapshot.work, snapshot.report
+    if work is None or not work.job.complete or published(work) is not None:
+        return False
+    return report is None or (report.job.failed_reason is None and result_of(report) is None)
+
+
+def needs_rerun(snapshot: Snapshot) -> bool:
+    """Tell whether a complete preflight Job's report is known from nowhere, so that it must be made anew."""
+    attempt = snapshot.preflight
+    return attempt is not None and attempt.job.complete and report_of(attempt) is None

@@ -1,0 +1,49 @@
+"""Kueue, as far as it shows on a Job: queued, admitted, preempted, or not there at all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunery_api.status import ConditionType
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.endings import PREEMPTED
+from tunery_operator.status.jobview import JobView
+
+NO_CONTROLLER: Final = "NoQueueController"
+_QUOTA: Final = ConditionType.QUOTA_RESERVED
+
+
+def is_queued(job: JobView) -> bool:
+    """Tell whether a queue holds the Job: it is suspended, names a queue, and not we suspended it."""
+    return job.suspend and job.queue is not None and not job.suspended_by_us and not job.finished
+
+
+def check_queue(draft: Draft, job: JobView) -> None:
+    """Set `queue` and QuotaReserved by what the Job itself shows: whoever made it may have named the queue."""
+    draft.put(queue=job.queue)
+    if job.queue is None or job.finished:
+        return
+    if is_queued(job):
+        _wait(draft, job.queue)
+    elif job.suspend:
+        _give_back(draft)
+    elif job.admitted:
+        draft.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
+    elif not draft.conditions.is_true(_QUOTA):
+        text = (
+            f"Job {job.name} names queue {job.queue}, and nothing shows that a queue controller let it start; "
+            "if Kueue is not installed, the queue has no effect"
+        )
+        draft.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
+
+
+def _wait(draft: Draft, queue: str) -> None:
+    if draft.conditions.is_true(_QUOTA) or draft.conditions.reason(_QUOTA) == PREEMPTED:
+        draft.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
+    else:
+        draft.conditions.set(_QUOTA, False, "WaitingForQuota", f"queue {queue} has no room yet")
+
+
+def _give_back(draft: Draft) -> None:
+    if draft.conditions.status(_QUOTA) is not None:
+        draft.conditions.set(_QUOTA, None, "Suspended", "the quota was given back")

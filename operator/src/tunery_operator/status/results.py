@@ -1,0 +1,114 @@
+"""What a run says of itself, while it goes and when it ends, as status fields."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunResult
+from tunery_api.status import ConditionType
+from tunery_operator.plan.model import Kind
+from tunery_operator.status.diagnosis import failure, job_failure, obstacle
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.messages import parse_result
+from tunery_operator.status.needs import needs_report, published, succeeded_pod
+from tunery_operator.status.phase import RESULT_LOOKUP
+from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
+from tunery_operator.status.snapshot import Attempt
+
+_RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved", "checkpoint")
+
+
+def take_progress(draft: Draft) -> None:
+    """Take over the newest report of the running pod."""
+    report = draft.snapshot.progress
+    if report is None or draft.snapshot.kind is not Kind.LORAJOB:
+        return
+    fields = progress_fields(report)
+    if changed_enough(draft.fields.get("progress") or {}, fields):
+        draft.merge("progress", fields)
+    draft.merge("metrics", metrics_fields(report))
+    if report.checkpoint is not None:
+        _take_checkpoint(draft, report.checkpoint.to_json_dict())
+
+
+def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
+    if draft.fields.get("checkpoint") != checkpoint:
+        draft.put(checkpoint=checkpoint)
+        text = f"step {checkpoint['step']} at {checkpoint['uri']}"
+        draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
+
+
+def check_result(draft: Draft, attempt: Attempt) -> None:
+    """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
+    snapshot = draft.snapshot
+    result = published(attempt) or published(snapshot.report)
+    if result is not None and result.adapter is not None:
+        _take_result(draft, result)
+        adapter = result.adapter.to_json_dict()
+        draft.put(adapter=adapter)
+        text = f"published at {adapter['uri']}, read back, and every digest matches"
+        draft.conditions.set(ConditionType.ADAPTER_UPLOADED, True, "AdapterUploaded", text)
+        _forget_checkpoint(draft, result)
+        pod = succeeded_pod(attempt)
+        draft.succeed(text, pod.finished_at if pod is not None and pod.finished_at else attempt.job.ended_at)
+    elif needs_report(snapshot):
+        _look_up(draft, attempt)
+    else:
+        _fail_without_result(draft, attempt)
+
+
+def _forget_checkpoint(draft: Draft, result: RunResult) -> None:
+    """Checkpoints that the result does not name were removed once it was published."""
+    saved = ConditionType.CHECKPOINT_SAVED
+    if result.checkpoint is None and draft.conditions.is_true(saved):
+        draft.put(checkpoint=None)
+        draft.conditions.set(saved, False, "Removed", "the checkpoints were removed once the adapter was published")
+
+
+def _look_up(draft: Draft, attempt: Attempt) -> None:
+    report = draft.snapshot.report
+    text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
+    draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
+    found = obstacle(report, draft.snapshot.now) if report is not None and not report.job.suspend else None
+    if found is not None:
+        draft.hinder(found)
+
+
+def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
+    report, name = draft.snapshot.report, attempt.job.name
+    reason: str = FailureReason.ADAPTER_MISSING
+    text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
+    if report is not None and report.job.failed_reason is not None:
+        found, _ = job_failure(report, max(1, len(report.pods)))
+        reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"
+    hint = "Look at the output's place: what was published there was removed or replaced; a retry publishes it again."
+    draft.fail(failure(reason, text, hint), ended=attempt.job.ended_at)
+
+
+def take_last_words(draft: Draft, attempt: Attempt) -> None:
+    """Take over what a pod that failed had reached."""
+    result = parse_result(attempt.last.termination_message) if attempt.last else None
+    if result is not None:
+        _take_result(draft, result)
+
+
+def _take_result(draft: Draft, result: RunResult) -> None:
+    if draft.snapshot.kind is Kind.LORAJOB:
+        for name in _RESULT_PARTS:
+            part = getattr(result, name)
+            draft.merge(name, part.to_json_dict() if part else None)
+        _check_evaluation(draft, result)
+        return
+    inputs = [item.to_json_dict() for item in result.inputs or ()]
+    verification = result.verification.to_json_dict() if result.verification else None
+    draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
+
+
+def _check_evaluation(draft: Draft, result: RunResult) -> None:
+    metrics = result.metrics
+    if metrics is None or metrics.eval_loss is None:
+        return
+    text = f"evaluation loss {metrics.eval_loss}"
+    text += f", the base model's {metrics.base_eval_loss}" if metrics.base_eval_loss else ""
+    draft.conditions.set(ConditionType.EVALUATED, True, "Evaluated", text)
