@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from .rendering import CHART, NAMESPACE
 from kit.kubectl import Kubectl
 
@@ -23,3 +27,14 @@ def first_install(kubectl: Kubectl, *settings: str) -> str:
     printed = helm_install(kubectl, *settings)
     kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
     return printed
+
+
+def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
+    """Write a kubeconfig with the operator's own token."""
+    config = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())
+    token = kubectl.run("create", "token", "tunery", "-n", NAMESPACE).strip()
+    for user in config["users"]:
+        user["user"] = {"token": token}
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .installing import TEAM
+from .installing import TEAM, kubeconfig_of_the_service_account
 from .rendering import CHART, NAMESPACE, Rendered
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
@@ -42,17 +42,6 @@ def free_port() -> int:
     return port
 
 
-def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
-    """Write a kubeconfig with the operator's own token."""
-    config = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())
-    token = kubectl.run("create", "token", "tunery", "-n", NAMESPACE).strip()
-    for user in config["users"]:
-        user["user"] = {"token": token}
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 @pytest.fixture(scope="module")
 def operator(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """Run the operator until the module ends; return it once it is ready."""
@@ -66,6 +55,7 @@ def operator(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.Te
         "TUNERY_PROGRESS_TLS_DIR": str(running.folder),
         "TUNERY_PROGRESS_PORT": str(running.progress_port),
         "TUNERY_METRICS_PORT": str(metrics),
+        "TUNERY_POD_NAME": "tunery-0",
         "KUBECONFIG": str(kubeconfig_of_the_service_account(installed, running.folder)),
         "PATH": os.environ["PATH"],
         "HOME": str(running.folder),

@@ -33,7 +33,7 @@
 - name: TUNERY_PREFLIGHT_MAX_CONCURRENT
   value: {{ int .Values.preflight.maxConcurrent | quote }}
 - name: TUNERY_PROGRESS_URL
-  value: {{ printf "https://%s:%v" (include "tunery.serviceHost" .) .Values.progress.port | quote }}
+  value: {{ include "tunery.progressUrl" . | quote }}
 - name: TUNERY_PROGRESS_PORT
   value: {{ .Values.progress.port | quote }}
 - name: TUNERY_PROGRESS_TLS_DIR

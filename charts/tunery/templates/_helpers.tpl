@@ -31,12 +31,18 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{/* An image's repository below imageRegistry. Takes a list: the root and the image's values. */}}
+{{- define "tunery.repository" -}}
+{{- $image := index . 1 -}}
+{{- $prefix := (index . 0).Values.imageRegistry | trimSuffix "/" -}}
+{{- ternary $image.repository (printf "%s/%s" $prefix $image.repository) (empty $prefix) -}}
+{{- end -}}
+
 {{/* An image's full reference. Takes a list: the root and the image's values. */}}
 {{- define "tunery.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $prefix := $root.Values.imageRegistry | trimSuffix "/" -}}
-{{- $repository := ternary $image.repository (printf "%s/%s" $prefix $image.repository) (empty $prefix) -}}
+{{- $repository := include "tunery.repository" . -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
@@ -45,7 +51,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "tunery.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
 {{- default (include "tunery.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name: is required where serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The Lease by which the replicas agree on the one that acts. */}}
@@ -60,6 +70,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* DNS name that pods reach the progress endpoint by; the certificate bears it. */}}
 {{- define "tunery.serviceHost" -}}
 {{- printf "%s.%s.svc" (include "tunery.serviceName" .) .Release.Namespace -}}
+{{- end -}}
+
+{{/* Where pods post their progress to. */}}
+{{- define "tunery.progressUrl" -}}
+{{- printf "https://%s:%v" (include "tunery.serviceHost" .) .Values.progress.port -}}
 {{- end -}}
 
 {{- define "tunery.tlsSecretName" -}}

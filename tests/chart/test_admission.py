@@ -1,0 +1,320 @@
+"""The chart's admission policies on a real API server: what the operator builds passes, what it does not is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from controller.objects import adaptermerge, lorajob
+from tunery_api.runspec import ResolvedAdapter
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_operator.manifests.configmap import build_config_map
+from tunery_operator.manifests.job import build_job
+from tunery_operator.plan.adaptermerge import plan_merge
+from tunery_operator.plan.common import Platform
+from tunery_operator.plan.inputs import plain_input
+from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
+from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
+from tunery_operator.settings import Settings
+
+from .installing import TEAM, kubeconfig_of_the_service_account
+from .rendering import Helm, Rendered
+from kit.kubectl import Kubectl, KubectlError, wait_for
+
+Json = dict[str, Any]
+Twist = Callable[[Json], object]
+UID = "12345678-0000-0000-0000-000000000000"
+FULL: Json = {
+    "model": {"uri": "pvc://models/llama"},
+    "dataset": {"uri": "configmap://rows/d.jsonl", "secretRef": {"name": "data"}},
+    "resources": {"gpus": 1},
+    "scheduling": {"serviceAccountName": "mine", "priorityClassName": "batch", "nodeSelector": {"a": "b"}},
+    "tracking": {"wandb": {"project": "p", "secretRef": {"name": "wandb"}}},
+}
+
+
+@pytest.fixture(scope="module")
+def operator(installed: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+    """kubectl with the operator's own token, once the policies are in force."""
+    path = kubeconfig_of_the_service_account(installed, tmp_path_factory.mktemp("operator"))
+    kubectl = Kubectl(installed.environment | {"KUBECONFIG": str(path)})
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}, "data": {}}
+    wait_for("the policies", lambda: refusal(kubectl, foreign) is not None, timeout=60)
+    return kubectl
+
+
+@pytest.fixture(scope="module")
+def platform(rendered: Rendered) -> Platform:
+    """The platform as the chart's own environment makes it."""
+    return platform_of(rendered)
+
+
+def platform_of(rendered: Rendered) -> Platform:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rendered.env().items():
+            patch.setenv(name, value)
+        settings = Settings()
+    return Platform(settings, Progress(settings.progress_url, "PEM"))
+
+
+def owner(kind: Kind = Kind.LORAJOB, **labels: str) -> Owner:
+    return parse_owner(kind, {"metadata": {"namespace": TEAM, "name": "x", "uid": UID, "labels": labels}})
+
+
+def plans(platform: Platform) -> dict[str, JobPlan]:
+    """Return a plan of each task, and of what changes a pod most."""
+    plain, full = parse_lorajob(lorajob("x")), parse_lorajob(lorajob("x", **FULL))
+    queued = owner(**{"kueue.x-k8s.io/queue-name": "q"})
+    known = Known(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
+    merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
+    return {
+        "preflight": plan_preflight(plain, owner(), platform, Known()),
+        "train": plan_train(plain, owner(), platform, Known()),
+        "train-full": plan_train(full, queued, platform, known),
+        "preflight-full": plan_preflight(full, queued, platform, known),
+        "report": plan_report(full, queued, platform, known),
+        "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
+    }
+
+
+def refusal(kubectl: Kubectl, body: Json) -> str | None:
+    """Send an object as a dry run; return why the API server refuses it, or None where it does not."""
+    namespace = body["metadata"].get("namespace", TEAM)
+    try:
+        kubectl.run("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+    except KubectlError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "merge"])
+def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, case: str) -> None:
+    plan = plans(platform)[case]
+    assert refusal(operator, build_job(plan)) is None
+    assert refusal(operator, build_config_map(plan)) is None
+
+
+def pod(job: Json) -> Json:
+    spec: Json = job["spec"]["template"]["spec"]
+    return spec
+
+
+def container(job: Json) -> Json:
+    first: Json = pod(job)["containers"][0]
+    return first
+
+
+def context(of: Json) -> Json:
+    """Return the security context of a pod or a container."""
+    found: Json = of["securityContext"]
+    return found
+
+
+def owner_of(job: Json) -> Json:
+    reference: Json = job["metadata"]["ownerReferences"][0]
+    return reference
+
+
+def volume(job: Json, name: str, **source: Any) -> None:
+    """Give a volume another source."""
+    (index,) = [index for index, found in enumerate(pod(job)["volumes"]) if found["name"] == name]
+    pod(job)["volumes"][index] = {"name": name, **source}
+
+
+def project(job: Json, **source: Any) -> None:
+    """Give the volume of the progress token another source."""
+    volume(job, "progress-token", projected={"sources": [source]})
+
+
+def mount(job: Json, name: str, **change: Any) -> None:
+    """Change how a volume is mounted."""
+    (found,) = [found for found in container(job)["volumeMounts"] if found["name"] == name]
+    found.update(change)
+
+
+def variable(name: str, **value: Any) -> Twist:
+    return lambda job: container(job)["env"].append({"name": name, **value})
+
+
+NOT_OURS = "bear its labels"
+VARIABLES = "has the variables"
+ONE = "one container"
+COMMAND = "trainer's command"
+NODE = "nothing of its node's"
+POD = "The pod complies"
+CONTAINER = "The container complies"
+MOUNTS = "mounts its run"
+PLACES = "never over its program"
+RENAMED = {"secretName": "s", "items": [{"key": "password", "path": "HF_TOKEN"}]}
+CLAIM = {"claimName": "models", "readOnly": True}
+TWISTS: list[tuple[str, Twist, str]] = [
+    ("no-label", lambda j: j["metadata"]["labels"].pop("app.kubernetes.io/managed-by"), NOT_OURS),
+    ("no-role", lambda j: j["metadata"]["labels"].pop("tunery.dev/role"), NOT_OURS),
+    ("no-owner", lambda j: j["metadata"].pop("ownerReferences"), NOT_OURS),
+    ("owner-of-another-kind", lambda j: owner_of(j).update(kind="Pod", apiVersion="v1"), NOT_OURS),
+    ("owner-of-our-kinds-name", lambda j: owner_of(j).update(apiVersion="v1"), NOT_OURS),
+    ("no-controller", lambda j: owner_of(j).update(controller=False), NOT_OURS),
+    ("another-name", lambda j: (container(j).update(name="shell"), j["spec"].pop("podFailurePolicy")), ONE),
+    ("sidecar", lambda j: pod(j)["containers"].append(container(j) | {"name": "second"}), ONE),
+    ("init", lambda j: pod(j).update(initContainers=[container(j) | {"name": "init"}]), ONE),
+    ("image", lambda j: container(j).update(image="busybox:1"), "trainer's image"),
+    ("image-with-our-prefix", lambda j: container(j).update(image="tunery-trainer-evil:1"), "trainer's image"),
+    ("shell", lambda j: container(j).update(command=["sh", "-c", "env"]), COMMAND),
+    ("another-role", lambda j: container(j)["command"].__setitem__(3, "merge"), COMMAND),
+    ("another-run", lambda j: container(j)["command"].__setitem__(4, "/mnt/tunery/model/run.json"), COMMAND),
+    ("arguments", lambda j: container(j).update(args=["--help"]), COMMAND),
+    ("working-directory", lambda j: container(j).update(workingDir="/mnt/tunery/model"), COMMAND),
+    ("hook", lambda j: container(j).update(lifecycle={"postStart": {"exec": {"command": ["sh"]}}}), COMMAND),
+    ("probe", lambda j: container(j).update(livenessProbe={"exec": {"command": ["sh"]}}), COMMAND),
+    ("port", lambda j: container(j).update(ports=[{"containerPort": 80, "hostPort": 80}]), COMMAND),
+    ("preload", variable("LD_PRELOAD", value="/mnt/tunery/model/evil.so"), VARIABLES),
+    ("python-path", variable("PYTHONPATH", value="/mnt/tunery/model"), VARIABLES),
+    ("another-value", variable("HOME", value="/mnt/tunery/model"), VARIABLES),
+    ("secret-as-variable", variable("HOME", valueFrom={"secretKeyRef": {"name": "s", "key": "k"}}), VARIABLES),
+    ("secrets-as-variables", lambda j: container(j).update(envFrom=[{"secretRef": {"name": "s"}}]), VARIABLES),
+    ("api-token", lambda j: pod(j).update(automountServiceAccountToken=True), NODE),
+    ("api-token-by-default", lambda j: pod(j).pop("automountServiceAccountToken"), NODE),
+    ("host-network", lambda j: pod(j).update(hostNetwork=True), NODE),
+    ("host-pid", lambda j: pod(j).update(hostPID=True), NODE),
+    ("host-ipc", lambda j: pod(j).update(hostIPC=True), NODE),
+    ("node", lambda j: pod(j).update(nodeName="control-plane"), NODE),
+    ("host-aliases", lambda j: pod(j).update(hostAliases=[{"ip": "10.0.0.1", "hostnames": ["s3"]}]), NODE),
+    ("name-servers", lambda j: pod(j).update(dnsConfig={"nameservers": ["10.0.0.1"]}), NODE),
+    ("root", lambda j: context(pod(j)).update(runAsUser=0, runAsNonRoot=False), POD),
+    ("no-security-context", lambda j: pod(j).pop("securityContext"), POD),
+    ("root-group", lambda j: context(pod(j)).update(runAsGroup=0), POD),
+    ("more-groups", lambda j: context(pod(j)).update(supplementalGroups=[0]), POD),
+    ("unconfined", lambda j: context(pod(j)).update(seccompProfile={"type": "Unconfined"}), POD),
+    ("sysctls", lambda j: context(pod(j)).update(sysctls=[{"name": "net.ipv4.ip_forward", "value": "1"}]), POD),
+    ("escalation", lambda j: context(container(j)).update(allowPrivilegeEscalation=True), CONTAINER),
+    ("no-container-context", lambda j: container(j).pop("securityContext"), CONTAINER),
+    ("capability", lambda j: context(container(j))["capabilities"].update(add=["NET_ADMIN"]), CONTAINER),
+    ("capabilities", lambda j: context(container(j)).pop("capabilities"), CONTAINER),
+    ("root-in-container", lambda j: context(container(j)).update(runAsUser=0), CONTAINER),
+    ("writable-root", lambda j: context(container(j)).update(readOnlyRootFilesystem=False), CONTAINER),
+    ("host-path", lambda j: volume(j, "work", hostPath={"path": "/"}), MOUNTS),
+    ("new-volume", lambda j: pod(j)["volumes"].append({"name": "x", "emptyDir": {}}), MOUNTS),
+    ("another-key-of-a-secret", lambda j: volume(j, "secret-output", secret=RENAMED), MOUNTS),
+    ("token-for-the-api", lambda j: project(j, serviceAccountToken={"path": "token"}), MOUNTS),
+    ("projected-secret", lambda j: project(j, secret={"name": "s"}), MOUNTS),
+    ("another-config-map", lambda j: volume(j, "run", configMap={"name": "kube-root-ca.crt"}), MOUNTS),
+    ("writable-claim", lambda j: volume(j, "volume-model", persistentVolumeClaim={"claimName": "models"}), MOUNTS),
+    ("claim-as-cache", lambda j: volume(j, "work", persistentVolumeClaim=CLAIM), MOUNTS),
+    ("csi", lambda j: volume(j, "work", csi={"driver": "secrets-store.csi.k8s.io"}), MOUNTS),
+    ("over-the-program", lambda j: mount(j, "volume-dataset", mountPath="/usr/local/lib/python3.12"), PLACES),
+    ("out-of-the-folder", lambda j: mount(j, "volume-dataset", mountPath="/mnt/tunery/../../usr/local/lib"), PLACES),
+    ("part-of-a-volume", lambda j: mount(j, "secret-output", subPath="HF_TOKEN"), PLACES),
+    ("claim-over-work", lambda j: mount(j, "volume-model", mountPath="/work/hf"), PLACES),
+    ("system-priority", lambda j: pod(j).update(priorityClassName="system-node-critical"), "priority classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in TWISTS])
+def test_a_twisted_job_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
+    job = copy.deepcopy(build_job(plans(platform)["train-full"]))
+    twist(job)
+    told = refusal(operator, job)
+    assert told is not None
+    assert why in told
+
+
+@pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease"])
+def test_nothing_is_created_in_the_namespaces_of_the_system(
+    operator: Kubectl, platform: Platform, namespace: str
+) -> None:
+    plan = plans(platform)["train"]
+    for body in (build_job(plan), build_config_map(plan)):
+        body["metadata"]["namespace"] = namespace
+        assert "admissionPolicy.deniedNamespaces" in (refusal(operator, body) or "")
+
+
+@pytest.mark.parametrize(
+    ("twist", "why"),
+    [
+        pytest.param(lambda c: c["metadata"].pop("ownerReferences"), NOT_OURS, id="no-owner"),
+        pytest.param(lambda c: c["data"].update({"sitecustomize.py": "x"}), "holds a run", id="program"),
+        pytest.param(lambda c: c.update(binaryData={"a": "YQ=="}), "holds a run", id="binary"),
+        pytest.param(lambda c: c.pop("immutable"), "holds a run", id="changeable"),
+    ],
+)
+def test_a_twisted_config_map_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
+    body = build_config_map(plans(platform)["train"])
+    twist(body)
+    assert why in (refusal(operator, body) or "")
+
+
+def test_others_create_jobs_as_ever(installed: Kubectl, operator: Kubectl) -> None:
+    del operator
+    told = installed.run("create", "job", "other", "--image=busybox:1", "-n", "kube-system", "--dry-run=server")
+    assert "created" in told
+
+
+def patched(kubectl: Kubectl, name: str, patch: Json) -> str | None:
+    """Patch a Job as a dry run; return why that is refused, or None."""
+    try:
+        kubectl.run("patch", "job", name, "-n", TEAM, "--type=merge", "--dry-run=server", "-p", json.dumps(patch))
+    except KubectlError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def job(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
+    """A Job of an object that is there, created by the operator."""
+    installed.apply(lorajob("real"), namespace=TEAM)
+    body = installed.get("lorajob", "real", TEAM)
+    assert body is not None
+    plan = plan_train(parse_lorajob(body), parse_owner(Kind.LORAJOB, body), platform, Known())
+    built = build_job(plan)
+    built["spec"]["suspend"] = True
+    operator.run("create", "-n", TEAM, "-f", "-", stdin=json.dumps(built))
+    return plan.name
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param({"spec": {"suspend": False}}, id="suspend"),
+        pytest.param({"metadata": {"labels": {"tunery.dev/done": "true"}}}, id="done"),
+        pytest.param({"metadata": {"annotations": {"tunery.dev/suspended-by": "spec"}}}, id="annotation"),
+    ],
+)
+def test_the_operator_changes_its_jobs(operator: Kubectl, job: str, patch: Json) -> None:
+    assert patched(operator, job, patch) is None
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param({"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}, id="pod"),
+        pytest.param({"metadata": {"labels": {"tunery.dev/role": "merge"}}}, id="role"),
+        pytest.param({"metadata": {"ownerReferences": None}}, id="owner"),
+    ],
+)
+def test_the_operator_changes_no_pod_and_no_owner(operator: Kubectl, job: str, patch: Json) -> None:
+    assert "changes nothing of a Job's pods" in (patched(operator, job, patch) or "")
+
+
+def test_the_operator_lets_other_peoples_jobs_alone(installed: Kubectl, operator: Kubectl) -> None:
+    foreign = yaml.safe_load(
+        installed.run("create", "job", "foreign", "--image=busybox:1", "--dry-run=client", "-o", "yaml")
+    )
+    foreign["spec"]["suspend"] = True
+    installed.apply(foreign, namespace=TEAM)
+    assert "only Jobs of its own" in (patched(operator, "foreign", {"spec": {"suspend": False}}) or "")
+    with pytest.raises(KubectlError, match="only Jobs of its own"):
+        operator.delete("job", "foreign", TEAM, wait=False)
+
+
+def test_the_operator_deletes_its_jobs(installed: Kubectl, operator: Kubectl, job: str) -> None:
+    operator.run("delete", "job", job, "-n", TEAM, "--dry-run=server")
+    assert installed.get("job", job, TEAM) is not None
+
+
+def test_the_policies_can_be_left_out(helm: Helm) -> None:
+    assert helm.render("admissionPolicy.enabled=false").of("ValidatingAdmissionPolicy") == []
