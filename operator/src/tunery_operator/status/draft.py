@@ -85,7 +85,7 @@ class Draft:
 
     def _complete(self, ended: datetime | None) -> None:
         self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))
-        if self.conditions.status(ConditionType.RUNNING) is not None:
+        if self.snapshot.work is not None or self.conditions.status(ConditionType.RUNNING) is not None:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
     def finish(self) -> dict[str, Any]:

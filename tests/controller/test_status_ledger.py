@@ -1,0 +1,224 @@
+"""The ledger of attempts: counted once, closed once, exact across restarts and new Jobs; and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from controller.objects import RESULT
+from controller.statuskit import (
+    NODE,
+    NOW,
+    again,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    judge,
+    queued_job,
+    running,
+    snapshot,
+)
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.ledger import deadline_left, run_seconds
+from tunery_operator.status.look import next_look
+from tunery_operator.status.patch import merge_patch
+from tunery_operator.status.podview import LostPod, PodView
+from tunery_operator.status.reopen import reopened
+from tunery_operator.status.snapshot import Snapshot
+
+GONE: tuple[PodView, ...] = ()
+
+
+def totals(status: dict[str, Any]) -> tuple[int, int, int]:
+    """Return attempts, run seconds and GPU seconds."""
+    return status.get("attempts", 0), status.get("runSeconds", 0), status.get("gpuSeconds", 0)
+
+
+def ends(status: dict[str, Any]) -> list[tuple[str, int]]:
+    """Return reason and seconds of each attempt that has ended."""
+    return [(item["reason"], item["seconds"]) for item in status.get("attemptHistory", ()) if "endTime" in item]
+
+
+def test_an_attempt_is_opened_with_what_is_known_of_it() -> None:
+    status = judge(running(started=-300), gpus=1)
+    assert status["attemptHistory"] == [{"uid": "p1", "pod": "p1", "node": NODE, "startTime": at(-300)}]
+    assert totals(status) == (1, 0, 0)
+    assert status["startTime"] == at(-300)
+    assert status["podName"] == "p1"
+
+
+def test_an_attempt_is_closed_with_its_containers_own_end() -> None:
+    seen = again(snapshot(running(started=-300), gpus=2), ended(code=75, started=-300, stopped=-60))
+    status = compute_status(seen)
+    assert status["attemptHistory"] == [
+        {
+            "uid": "p1", "pod": "p1", "node": NODE, "startTime": at(-300), "endTime": at(-60),
+            "reason": "InternalError", "seconds": 240, "gpuSeconds": 480,
+        }
+    ]  # fmt: skip
+    assert totals(status) == (1, 240, 480)
+
+
+def test_totals_hold_across_a_restart_and_a_new_job() -> None:
+    """An hour, suspended, the operator starts anew, the Job is another one, half an hour: 5,400 s and two attempts."""
+    first = snapshot(ended(code=143, started=-9000, stopped=-5400, meta=deleting(0)), gpus=1, suspend=True)
+    second = again(first, running("p2", started=-1800), suspend=False, train=job(uid="j2"))
+    third = again(second, ended("p2", started=-1800, stopped=0, says=RESULT), train=job(uid="j2", complete=True))
+    status = compute_status(third)
+    assert totals(status) == (2, 5400, 5400)
+    assert ends(status) == [("Suspended", 3600), ("Succeeded", 1800)]
+    assert status["startTime"] == at(-9000)
+    assert status["completionTime"] == at(0)
+
+
+def test_computing_again_changes_nothing_and_never_goes_back() -> None:
+    steps: list[Snapshot] = [snapshot(running(), gpus=1)]
+    steps.append(again(steps[-1], ended(code=143), seconds=5))
+    steps.append(again(steps[-1], seconds=5))
+    steps.append(again(steps[-1], running("p2", started=20), seconds=30))
+    steps.append(again(steps[-1], *GONE, seconds=30))
+    steps.append(again(steps[-1], running("p3", started=70), ended("p1", code=143), seconds=30))
+    before = (0, 0, 0)
+    for seen in steps:
+        status = compute_status(seen)
+        assert merge_patch(status, compute_status(dataclasses.replace(seen, status=status))) == {}
+        assert totals(status) >= before
+        before = totals(status)
+    assert before[0] == 3
+
+
+REPORT = TrainerStatus(last_updated_time=at(40), step=7)
+UNSEEN: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
+    "seen as it went": (
+        {"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE, "PreemptionByScheduler"),)},
+        ("Preempted", 90),
+    ),
+    "deleted by somebody, seen": ({"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),)}, ("Stopped", 90)),
+    "its last report": ({"progress": REPORT}, ("Vanished", 40)),
+    "a report of the attempt before does not count": (
+        {"progress": TrainerStatus(last_updated_time=at(-100))},
+        ("Vanished", 600),
+    ),
+    "a report from the future does not count": (
+        {"progress": TrainerStatus(last_updated_time=at(10**8))},
+        ("Vanished", 600),
+    ),
+    "not a time": ({"progress": TrainerStatus(last_updated_time="yesterday")}, ("Vanished", 600)),
+    "the start of the next attempt": ({"pods": (running("p2", started=200),)}, ("Vanished", 200)),
+    "suspended": ({"suspend": True, "work": None, "progress": REPORT}, ("Suspended", 40)),
+    "the queue took its quota": (
+        {"train": queued_job(suspend=True), "progress": REPORT},
+        ("Preempted", 40),
+    ),
+}
+
+
+@pytest.mark.parametrize(("seen", "end"), UNSEEN.values(), ids=UNSEEN.keys())
+def test_a_pod_that_is_gone_is_closed_by_the_best_evidence(seen: dict[str, Any], end: tuple[str, int]) -> None:
+    changes = dict(seen)
+    pods = changes.pop("pods", ())
+    status = compute_status(again(snapshot(running(started=0)), *pods, seconds=600, **changes))
+    assert ends(status) == [end]
+
+
+def test_a_pod_that_came_and_went_between_two_looks_is_counted() -> None:
+    lost = LostPod("p1", "p1", at(-550), 90.0, NOW, NODE)
+    status = judge(lost_pods=(lost,), gpus=1)
+    assert totals(status) == (1, 90, 90)
+
+
+def test_a_truncated_attempt_is_never_counted_again() -> None:
+    pods = [ended(f"p{i:02}"[-3:], 75, started=-9000 + 100 * i, stopped=-8950 + 100 * i) for i in range(30)]
+    status = judge(*pods)
+    assert len(status["attemptHistory"]) == ATTEMPTS_KEPT
+    assert status["attemptHistory"][-1]["uid"] == pods[-1].uid
+    assert totals(status) == (30, 1500, 0)
+    later = judge(*pods, running("p99", started=-10), status=status)
+    assert totals(later) == (31, 1500, 0)
+    LoRAJobStatus.model_validate(later)
+
+
+def test_what_runs_as_the_object_ends_is_closed_with_its_reason() -> None:
+    status = judge(running(started=-300), deadline_seconds=200, gpus=1)
+    assert ends(status) == [("DeadlineExceeded", 300)]
+    assert totals(status) == (1, 300, 300)
+
+
+# The deadline
+
+
+def test_only_seconds_in_which_a_pod_ran_count() -> None:
+    waits = snapshot(now=NOW, deadline_seconds=60)
+    assert deadline_left(waits) == 60
+    assert compute_status(waits)["phase"] == "Starting"
+    runs = snapshot(running(started=-50), status={"runSeconds": 5}, deadline_seconds=60)
+    assert deadline_left(runs) == 5
+    assert next_look(runs, compute_status(runs)) == 5
+
+
+def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
+    seen = snapshot(running(started=-70), deadline_seconds=60)
+    status = compute_status(seen)
+    assert status["failure"]["reason"] == "DeadlineExceeded"
+    assert "ran for 70 s" in status["failure"]["message"]
+    assert "Raise spec.activeDeadlineSeconds above 70 s" in status["failure"]["hint"]
+    assert "kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry=" in status["failure"]["hint"]
+    fresh = reopened(status, "1")
+    assert fresh is not None
+    kept = dataclasses.replace(seen, status=fresh, work=None, retry="1")
+    assert compute_status(kept)["phase"] == "Failed"
+    raised = compute_status(dataclasses.replace(kept, deadline_seconds=600))
+    assert raised["phase"] == "Pending"
+    assert totals(raised) == totals(status)
+
+
+def test_a_pod_on_a_lost_node_does_not_use_up_the_deadline() -> None:
+    assert run_seconds({}, [running(started=-300, meta=deleting(-200))], NOW) == 100
+
+
+def test_a_job_that_is_complete_has_made_its_deadline() -> None:
+    done = ended(started=-300, says=RESULT)
+    assert judge(done, train=job(complete=True), deadline_seconds=10)["phase"] == "Succeeded"
+
+
+# Times
+
+
+def test_the_end_is_when_it_ended_and_not_when_somebody_looked() -> None:
+    late = {"train": job(complete=True, ended_at=NOW)}
+    assert judge(ended(says=RESULT, stopped=-3600, started=-7200), **late)["completionTime"] == at(-3600)
+    failed = {"train": job(failed_reason="BackoffLimitExceeded", ended_at=NOW)}
+    assert judge(ended(code=1, stopped=-3600, started=-7200), **failed)["completionTime"] == at(-3600)
+
+
+# Another try
+
+
+def test_a_failed_object_is_reopened_once_for_each_new_value() -> None:
+    status = judge(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="1")
+    assert status["observedRetry"] == "1"
+    assert reopened(status, None) is None
+    assert reopened(status, "1") is None
+    fresh = reopened(status, "2")
+    assert fresh is not None
+    assert fresh["phase"] == "Pending"
+    assert "failure" not in fresh
+    assert "completionTime" not in fresh
+    assert reopened(fresh, "3") is None
+    later = compute_status(snapshot(work=None, status=fresh, retry="2"))
+    assert condition(later, "Failed") is None
+    assert condition(later, "Succeeded") == ("Unknown", "InProgress")
+    assert totals(later) == totals(status)
+
+
+def test_a_long_annotation_is_remembered_by_its_digest() -> None:
+    status = judge(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="x" * 5000)
+    assert reopened(status, "x" * 5000) is None
+    assert reopened(status, "x" * 5001) is not None
+    LoRAJobStatus.model_validate(status)

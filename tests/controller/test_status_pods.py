@@ -1,0 +1,228 @@
+"""Every state of a pod that a real node can make, on the left; what the status says of it, on the right."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from controller.objects import RESULT
+from controller.statuskit import (
+    NODE,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    judge,
+    pod,
+    queued_job,
+    running,
+)
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import LoRAJobStatus, Phase
+from tunery_operator.status.snapshot import Attempt, ClusterWarning
+
+TRAINING = TrainerStatus(progress_percentage=10, phase=Phase.TRAINING)
+
+
+class Told(NamedTuple):
+    """What the status says: phase, condition Running, and failure with a part of its message."""
+
+    phase: str
+    running: str
+    reason: str
+    failure: str | None = None
+    message: str = ""
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def warned(about: Any, reason: str, message: str, seconds: float = -5, **changes: Any) -> dict[str, Any]:
+    """Return a train Job without a pod, or with one that waits, and what the cluster says against it."""
+    pods = (pod(state=waiting("ContainerCreating")),) if about == "Pod" else ()
+    warning = ClusterWarning(reason, message, at(seconds), about)
+    return {"work": Attempt(job(**changes), pods, (warning,))}
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    return {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+
+
+QUOTA = 'pods "x-train-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 8, limited: 8'
+EVICTED = {"reason": "Evicted"}
+LIMIT = 'Container trainer exceeded its local ephemeral storage limit "50Gi".'
+PRESSURE = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 8Mi."
+NO_CLASS = 'pods "x" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
+NO_VOLUME = 'MountVolume.SetUp failed for volume "run": configmap "x-train-uid1" not found'
+REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices of nvidia.com/gpu"}
+
+STATES: dict[str, tuple[dict[str, Any], Told]] = {
+    "trains": ({"pods": [running()], "progress": TRAINING}, Told("Training", "True", "Training")),
+    "sidecar before trainer": (
+        {"pods": [running(sidecars=("istio-proxy",))], "progress": TRAINING},
+        Told("Training", "True", "Training"),
+    ),
+    "only the sidecar runs": (
+        {"pods": [pod(state=waiting("ContainerCreating"), sidecars=("envoy",), phase="Running")]},
+        Told("Starting", "False", "Starting"),
+    ),
+    "told to end, within its grace": (
+        {"pods": [running(meta=deleting(60))], "progress": TRAINING},
+        Told("Training", "True", "Stopping"),
+    ),
+    "a little late": ({"pods": [running(meta=deleting(-10))]}, Told("Training", "True", "Stopping")),
+    "grace is over, kubelet dead": (
+        {"pods": [running(meta=deleting(-16))], "progress": TRAINING},
+        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+    ),
+    "node tainted unreachable": (
+        {"pods": [running(meta=deleting(30), disruption="DeletionByTaintManager")]},
+        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+    ),
+    "node lost, says the pod": (
+        {"pods": [running(reason="NodeLost")]},
+        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+    ),
+    "never started on a lost node": (
+        {"pods": [pod(state=waiting("ContainerCreating"), meta=deleting(-3600))]},
+        Told("Starting", "False", "NodeLost", "NodeLost", NODE),
+    ),
+    "no node fits": (
+        {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")])]},
+        Told("Starting", "False", "Unschedulable", "Unschedulable", "Insufficient nvidia.com/gpu"),
+    ),
+    "taints": (
+        {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 node(s) had untolerated taint(s).")])]},
+        Told("Starting", "False", "Unschedulable", "Unschedulable", "untolerated taint"),
+    ),
+    "image": (
+        {"pods": [pod(state=waiting("ImagePullBackOff", 'Back-off pulling image "r/t"'))]},
+        Told("Starting", "False", "ImagePullFailed", "ImagePullFailed", "r/t"),
+    ),
+    "configuration": (
+        {"pods": [pod(state=waiting("CreateContainerConfigError", 'secret "hub" not found'))]},
+        Told("Starting", "False", "ContainerRefused", "ContainerRefused", 'secret "hub" not found'),
+    ),
+    "node refuses the pod": (
+        {"pods": [pod(**REFUSED)]},
+        Told("Starting", "False", "AttemptFailed"),
+    ),
+    "quota for pods": (
+        warned("Job", "FailedCreate", f"Error creating: {QUOTA}"),
+        Told("Starting", "False", "QuotaExceeded", "QuotaExceeded", "exceeded quota: gpus"),
+    ),
+    "pod refused": (
+        warned("Job", "FailedCreate", f"Error creating: {NO_CLASS}"),
+        Told("Starting", "False", "PodRefused", "PodRefused", 'RuntimeClass "nvidia" not found'),
+    ),
+    "what was said before the Job was resumed": (
+        warned("Job", "FailedCreate", f"Error creating: {QUOTA}", seconds=-700),
+        Told("Starting", "False", "Starting"),
+    ),
+    "mount": (
+        warned("Pod", "FailedMount", NO_VOLUME),
+        Told("Starting", "False", "MountFailed", "MountFailed", 'configmap "x-train-uid1" not found'),
+    ),
+    "another warning": (warned("Pod", "Unhealthy", "probe failed"), Told("Starting", "False", "Starting")),
+    "over its own disk limit": (
+        {"pods": [ended(code=137, **EVICTED, message=LIMIT)]},
+        Told("Failed", "False", "Ended", "DiskFull", "ephemeral storage limit"),
+    ),
+    "node short of memory": (
+        {"pods": [ended(code=137, disruption="TerminationByKubelet", **EVICTED, message=PRESSURE)]},
+        Told("Starting", "False", "NodePressure"),
+    ),
+    "node shut down": (
+        {"pods": [ended(code=143, disruption="TerminationByKubelet", reason="Terminated")]},
+        Told("Starting", "False", "NodeLost"),
+    ),
+    "node restarted": (
+        {"pods": [ended(code=137, why="ContainerStatusUnknown")]},
+        Told("Starting", "False", "NodeLost"),
+    ),
+    "preempted by a pod": (
+        {"pods": [ended(code=143, disruption="PreemptionByScheduler", meta=deleting(60))]},
+        Told("Starting", "False", "Preempted"),
+    ),
+    "drained": (
+        {"pods": [ended(code=143, disruption="EvictionByEvictionAPI", meta=deleting(60))]},
+        Told("Starting", "False", "Evicted"),
+    ),
+    "deleted by somebody": ({"pods": [ended(code=143, meta=deleting(60))]}, Told("Starting", "False", "Stopped")),
+    "out of memory once": (
+        {"pods": [ended(code=137, why="OOMKilled")]},
+        Told("Starting", "False", "AttemptFailed"),
+    ),
+    "out of memory twice": (
+        {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
+        Told("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
+    ),
+    "out of memory, evicted, out of memory": (
+        {
+            "pods": [
+                ended(code=137, why="OOMKilled", started=-300, stopped=-250),
+                ended("p2", 143, started=-200, stopped=-150, disruption="EvictionByEvictionAPI"),
+                ended("p3", 137, started=-100, stopped=-50, why="OOMKilled"),
+            ]
+        },
+        Told("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
+    ),
+    "out of memory, then something else": (
+        {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 75, started=-50, stopped=-5)]},
+        Told("Starting", "False", "AttemptFailed"),
+    ),
+    "failed once": ({"pods": [ended(code=75)]}, Told("Starting", "False", "AttemptFailed")),
+    "container ended well, Job not yet": ({"pods": [ended()]}, Told("Uploading", "False", "Finishing")),
+    "sidecar outlives the trainer": (
+        {"train": job(complete=True), "pods": [ended(says=RESULT, sidecars=("datadog-agent",))]},
+        Told("Succeeded", "False", "Ended"),
+    ),
+    "Job deleted, its pod still there": (
+        {"work": None, "leftovers": (running(meta=deleting(60)),)},
+        Told("Training", "True", "Stopping"),
+    ),
+    "queue holds it": (
+        {"train": queued_job(suspend=True)},
+        Told("Queued", "False", "Queued"),
+    ),
+    "somebody else holds it": ({"train": job(suspend=True)}, Told("Queued", "False", "JobSuspended")),
+}
+
+
+@pytest.mark.parametrize(("seen", "told"), STATES.values(), ids=STATES.keys())
+def test_what_the_status_says(seen: dict[str, Any], told: Told) -> None:
+    changes = dict(seen)
+    status = judge(*changes.pop("pods", ()), **changes)
+    failure = status.get("failure", {})
+    found = (status["phase"], condition(status, "Running"), failure.get("reason"))
+    assert found == (told.phase, (told.running, told.reason), told.failure)
+    assert told.message in failure.get("message", "")
+    LoRAJobStatus.model_validate(status)
+
+
+def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
+    hint = judge(running(meta=deleting(-16)))["failure"]["hint"]
+    assert f"kubectl delete node {NODE}" in hint
+    assert f"kubectl taint nodes {NODE} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in hint
+
+
+def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
+    warning = ClusterWarning("FailedCreate", f"Error creating: {QUOTA}", at(-5), "Job")
+    status = judge(work=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
+    assert condition(status, "Preflight") == ("Unknown", "QuotaExceeded")
+    assert status["failure"]["reason"] == "QuotaExceeded"
+
+
+def test_what_stood_in_the_way_is_gone_with_its_cause() -> None:
+    before = judge(**warned("Job", "FailedCreate", QUOTA))
+    after = judge(running(), status=before)
+    assert "failure" not in after
+    assert condition(after, "Running") == ("True", "PodStarted")
+
+
+def test_a_credential_in_the_clusters_words_is_taken_out() -> None:
+    status = judge(**warned("Pod", "FailedMount", "https://user:secretword@storage failed"))
+    assert "secretword" not in str(status)
