@@ -1,0 +1,309 @@
+"""What the status says between the pods: suspended, queued, refused, waiting, and words that are gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controller.objects import REPORT, RESULT
+from controller.statuskit import (
+    OWNER,
+    again,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    judge,
+    pod,
+    queued_job,
+    running,
+    snapshot,
+)
+from tunery_api.errors import FieldError
+from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.status import LoRAJobStatus
+from tunery_operator.plan.inputs import UnfinishedInput
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.look import MAX_SECONDS, MIN_SECONDS, next_look
+from tunery_operator.status.needs import needs_report, needs_rerun
+from tunery_operator.status.snapshot import Attempt, Refusal
+
+STOPPING = ("False", "Stopping")
+SUSPENDED = ("True", "Suspended")
+OURS: dict[str, Any] = {"suspend": True, "suspended_by_us": True}
+
+SUSPENSION: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
+    "no SIGTERM yet": ({"train": job(active=1), "pods": (running(),)}, STOPPING, "Suspending"),
+    "SIGTERM": ({"train": job(active=1, **OURS), "pods": (running(meta=deleting(60)),)}, STOPPING, "Suspending"),
+    "the Job controller counts one": ({"train": job(active=1, **OURS)}, STOPPING, "Suspending"),
+    "the pod has not ended": ({"train": job(**OURS), "pods": (running(meta=deleting(60)),)}, STOPPING, "Suspending"),
+    "the pod has ended": ({"train": job(**OURS), "pods": (ended(code=143),)}, SUSPENDED, "Suspended"),
+    "no pod": ({"train": job(**OURS)}, SUSPENDED, "Suspended"),
+    "no Job": ({"work": None}, SUSPENDED, "Suspended"),
+    "the Job is gone, its pod is not": (
+        {"work": None, "leftovers": (running(meta=deleting(60)),)},
+        STOPPING,
+        "Suspending",
+    ),
+    "the queue could start it any time": ({"train": queued_job(suspend=True)}, STOPPING, "Suspending"),
+    "preflight runs": (
+        {"work": None, "preflight_needed": True, "preflight": Attempt(job(active=1), (running(),))},
+        STOPPING,
+        "Suspending",
+    ),
+    "lost node": (
+        {"train": job(active=1, **OURS), "pods": (running(meta=deleting(-60)),)},
+        STOPPING,
+        "Suspending",
+    ),
+}
+
+
+@pytest.mark.parametrize(("seen", "told", "phase"), SUSPENSION.values(), ids=SUSPENSION.keys())
+def test_suspended_means_that_nothing_runs(seen: dict[str, Any], told: tuple[str, str], phase: str) -> None:
+    changes = dict(seen)
+    status = judge(*changes.pop("pods", ()), suspend=True, **changes)
+    assert (condition(status, "Suspended"), status["phase"]) == (told, phase)
+
+
+def test_resumed() -> None:
+    suspended = snapshot(suspend=True, train=job(**OURS))
+    status = compute_status(again(suspended, suspend=False, train=job()))
+    assert condition(status, "Suspended") == ("False", "Resumed")
+    assert status["phase"] == "Starting"
+
+
+# Kueue
+
+HELD = queued_job(suspend=True)
+ADMITTED = queued_job(admitted=True)
+
+
+def quota(status: dict[str, Any]) -> Any:
+    return status["phase"], condition(status, "QuotaReserved"), status.get("queue")
+
+
+def test_queued_admitted_preempted_and_queued_again() -> None:
+    seen = snapshot(train=HELD)
+    assert quota(compute_status(seen)) == ("Queued", ("False", "WaitingForQuota"), "team-a")
+    seen = again(seen, running(), train=ADMITTED)
+    assert quota(compute_status(seen)) == ("Starting", ("True", "QuotaReserved"), "team-a")
+    seen = again(seen, running(meta=deleting(60)), train=HELD)
+    assert quota(compute_status(seen)) == ("Queued", ("False", "Preempted"), "team-a")
+    assert condition(compute_status(seen), "Running") == ("True", "Stopping")
+    seen = again(seen, ended(code=143, meta=deleting(60)), train=HELD)
+    assert quota(compute_status(seen)) == ("Queued", ("False", "Preempted"), "team-a")
+    assert compute_status(seen)["attemptHistory"][0]["reason"] == "Preempted"
+    seen = again(seen, running("p2"), train=ADMITTED)
+    assert quota(compute_status(seen)) == ("Starting", ("True", "QuotaReserved"), "team-a")
+
+
+def test_a_label_without_a_queue_controller_reserves_nothing() -> None:
+    status = judge(running(), train=queued_job())
+    assert quota(status) == ("Starting", ("Unknown", "NoQueueController"), "team-a")
+
+
+def test_what_we_suspended_waits_for_no_quota() -> None:
+    status = judge(train=queued_job(**OURS), suspend=True)
+    assert condition(status, "QuotaReserved") is None
+
+
+def test_the_queue_is_that_of_the_job_whoever_named_it() -> None:
+    assert judge(running(), queue=None, train=ADMITTED)["queue"] == "team-a"
+    assert "queue" not in judge(running(), queue="label-that-came-later")
+    assert judge(work=None, queue="team-b")["queue"] == "team-b"
+
+
+def test_preflight_waits_in_a_queue_too() -> None:
+    held = snapshot(work=None, preflight_needed=True, preflight=Attempt(HELD))
+    status = compute_status(held)
+    assert quota(status) == ("Queued", ("False", "WaitingForQuota"), "team-a")
+    assert condition(status, "Preflight") == ("Unknown", "PreflightQueued")
+    goes = compute_status(again(held, work=None, preflight=Attempt(ADMITTED, (running(),))))
+    assert goes["phase"] == "Preflight"
+
+
+# Refused, waiting, no longer to be planned
+
+REFUSALS = [reason for reason in FailureReason if reason in ("QuotaExceeded", "CreateRefused", "FieldContested")]
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+@pytest.mark.parametrize("needed", [True, False], ids=["preflight", "train"])
+def test_a_refused_create_is_told_in_the_servers_words(reason: FailureReason, needed: bool) -> None:
+    refused = snapshot(work=None, preflight_needed=needed, refusal=Refusal(reason, "admission webhook says no"))
+    status = compute_status(refused)
+    stage = ("Preflight", "Unknown") if needed else ("Running", "False")
+    assert condition(status, stage[0]) == (stage[1], reason.value)
+    assert (status["failure"]["reason"], status["failure"]["message"]) == (reason.value, "admission webhook says no")
+    assert status["failure"]["hint"] == ADVICE[reason].hint
+    assert status["phase"] not in ("Failed", "Succeeded")
+    gone = compute_status(again(refused, work=None, refusal=None))
+    assert "failure" not in gone
+
+
+def test_a_contested_field_does_not_hide_that_a_pod_runs() -> None:
+    status = judge(running(), refusal=Refusal(FailureReason.FIELD_CONTESTED, "suspend is undone"))
+    assert condition(status, "Running") == ("True", "PodStarted")
+    assert status["failure"]["reason"] == "FieldContested"
+
+
+def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
+    lost = (FieldError("spec.output.uri", "is required: the platform has no default output"),)
+    status = judge(work=None, unplannable=lost)
+    assert condition(status, "Running") == ("False", "PlatformChanged")
+    assert "no default output" in status["failure"]["message"]
+    assert status["phase"] == "Starting"
+    runs = judge(running(), unplannable=lost)
+    assert "failure" not in runs
+    assert condition(runs, "Running") == ("True", "PodStarted")
+
+
+def test_what_ends_still_is_waited_for() -> None:
+    status = judge(work=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
+    assert condition(status, "Preflight") == ("Unknown", "WaitingForPredecessor")
+    assert "failure" not in status
+    full = judge(work=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
+    assert condition(full, "Preflight") == ("Unknown", "WaitingForPreflightSlot")
+
+
+# Words that are gone
+
+DONE = job(complete=True, ended_at=None)
+NOTHING = {"failure": {"reason": "AdapterMissing", "message": "nothing of uid-1 is published at s3://adapters/x"}}
+
+
+def reported(*pods: Any, **changes: Any) -> Attempt:
+    return Attempt(job(name="x-report", uid="r", **changes), pods)
+
+
+LOOKUPS: dict[str, tuple[dict[str, Any], bool, str, str | None]] = {
+    "its own words": ({"pods": (ended(says=RESULT),)}, False, "Succeeded", None),
+    "pod gone": ({}, True, "Uploading", None),
+    "words gone": ({"pods": (ended(says="oops"),)}, True, "Uploading", None),
+    "asks": ({"report": reported(running())}, True, "Uploading", None),
+    "cannot ask yet": (
+        {"report": reported(pod(state={"waiting": {"reason": "ErrImagePull"}}))},
+        True,
+        "Uploading",
+        "ImagePullFailed",
+    ),
+    "answers": ({"report": reported(ended(says=RESULT), complete=True)}, False, "Succeeded", None),
+    "the answer is gone too": ({"report": reported(complete=True)}, True, "Uploading", None),
+    "there is nothing": (
+        {"report": reported(ended(code=64, says=NOTHING), failed_reason="PodFailurePolicy")},
+        False,
+        "Failed",
+        "AdapterMissing",
+    ),
+    "says nothing": ({"report": reported(ended(says="{}"), complete=True)}, False, "Failed", "AdapterMissing"),
+}
+
+
+@pytest.mark.parametrize(("seen", "needed", "phase", "reason"), LOOKUPS.values(), ids=LOOKUPS.keys())
+def test_a_result_is_looked_up_where_it_lies(
+    seen: dict[str, Any], needed: bool, phase: str, reason: str | None
+) -> None:
+    changes = dict(seen)
+    complete = snapshot(*changes.pop("pods", ()), train=DONE, **changes)
+    status = compute_status(complete)
+    assert needs_report(complete) is needed
+    assert (status["phase"], status.get("failure", {}).get("reason")) == (phase, reason)
+    if needed:
+        assert condition(status, "Running") == ("False", "ResultLookup")
+
+
+def test_a_deadline_does_not_end_what_is_done() -> None:
+    status = judge(train=DONE, status={"runSeconds": 100}, deadline_seconds=100)
+    assert status["phase"] == "Uploading"
+
+
+@pytest.mark.parametrize(
+    ("pods", "needed", "told"),
+    [
+        ((ended(says=REPORT),), False, ("True", "PreflightPassed")),
+        ((), True, ("Unknown", "PreflightRepeated")),
+        ((ended(says="{}"),), True, ("Unknown", "PreflightRepeated")),
+        ((ended(says=NOTHING),), False, ("False", "AdapterMissing")),
+    ],
+    ids=["said", "gone", "nothing said", "failed"],
+)
+def test_preflight_runs_again_where_its_words_are_gone(pods: Any, needed: bool, told: tuple[str, str]) -> None:
+    seen = snapshot(work=None, preflight_needed=True, preflight=Attempt(DONE, pods))
+    assert needs_rerun(seen) is needed
+    assert condition(compute_status(seen), "Preflight") == told
+
+
+def test_checkpoints_that_were_removed_are_no_longer_promised() -> None:
+    saved = {"uri": "s3://adapters/tunery-checkpoints/uid-1/step-000200", "step": 200}
+    before = judge(ended(code=143, says={"checkpoint": saved}), train=job(failed_reason="BackoffLimitExceeded"))
+    assert before["checkpoint"] == saved
+    trained = snapshot(running(), status={"checkpoint": saved, "conditions": _saved()})
+    done = compute_status(again(trained, ended(says=RESULT), train=DONE))
+    assert "checkpoint" not in done
+    assert condition(done, "CheckpointSaved") == ("False", "Removed")
+    kept = compute_status(again(trained, ended(says={**RESULT, "checkpoint": saved}), train=DONE))
+    assert kept["checkpoint"] == saved
+
+
+def _saved() -> list[dict[str, Any]]:
+    true = {"status": "True", "reason": "CheckpointSaved", "lastTransitionTime": at(-60)}
+    return [{"type": "CheckpointSaved", **true}]
+
+
+# When to look again
+
+LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "succeeded": ({"train": DONE, "pods": (ended(says=RESULT),)}, None),
+    "a pod runs": ({"pods": (running(),)}, None),
+    "a pod ends": ({"pods": (running(meta=deleting(30)),)}, 46),
+    "its grace is over": ({"pods": (running(meta=deleting(-10)),)}, 6),
+    "its node is lost": ({"pods": (running(meta=deleting(-100)),)}, None),
+    "no pod, at first": ({"train": job(started_at=None, created=at(-5))}, MIN_SECONDS),
+    "no pod, for long": ({"train": job(started_at=None, created=at(-3600))}, MAX_SECONDS),
+    "the container is created": (
+        {"train": job(started_at=None, created=at(-5)), "pods": (pod(state={"waiting": {}}),)},
+        MIN_SECONDS,
+    ),
+    "held by a queue": ({"train": HELD}, None),
+    "waits for inputs": ({"work": None, "inputs": (UnfinishedInput("y", "is Training"),)}, None),
+    "refused": ({"work": None, "refusal": Refusal(FailureReason.QUOTA_EXCEEDED, "full")}, MIN_SECONDS),
+}
+
+
+@pytest.mark.parametrize(("seen", "after"), LOOKS.values(), ids=LOOKS.keys())
+def test_when_time_alone_changes_a_status(seen: dict[str, Any], after: float | None) -> None:
+    changes = dict(seen)
+    looked = snapshot(*changes.pop("pods", ()), **changes)
+    assert next_look(looked, compute_status(looked)) == after
+
+
+# One condition for programs
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (judge(work=None), ("Unknown", "InProgress")),
+        (judge(running()), ("Unknown", "InProgress")),
+        (judge(train=job(**OURS), suspend=True), ("Unknown", "InProgress")),
+        (judge(ended(says=RESULT), train=DONE), ("True", "Succeeded")),
+        (judge(ended(code=64, says=NOTHING), train=job(failed_reason="x")), ("False", "AdapterMissing")),
+    ],
+    ids=["nothing yet", "runs", "suspended", "done", "failed"],
+)
+def test_one_condition_tells_programs_how_it_stands(status: dict[str, Any], told: tuple[str, str]) -> None:
+    assert condition(status, "Succeeded") == told
+    LoRAJobStatus.model_validate(status)
+    assert OWNER.generation == status["observedGeneration"]
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_a_hint_names_the_way_back_where_there_is_one(reason: FailureReason) -> None:
+    said = {"failure": {"reason": reason.value, "message": "it is so"}}
+    hint = judge(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))["failure"]["hint"]
+    assert hint.startswith(ADVICE[reason].hint)
+    assert ("kubectl annotate lorajob x -n ns" in hint) is ADVICE[reason].mendable
+    assert ("new job" in ADVICE[reason].hint or "new name" in ADVICE[reason].hint) or ADVICE[reason].mendable
