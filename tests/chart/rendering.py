@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,11 @@ class Helm:
             raise HelmError(done.stderr + done.stdout)
         return done.stdout
 
-    def render(self, *settings: str) -> Rendered:
-        """Return what the chart renders with `key=value` settings."""
+    def render(self, *settings: str, values: Mapping[str, Any] | None = None) -> Rendered:
+        """Return what the chart renders with `key=value` settings, and values as a file has them."""
         flags = [part for setting in settings for part in ("--set", setting)]
+        flags += [
+            part for key, value in (values or {}).items() for part in ("--set-json", f"{key}={json.dumps(value)}")
+        ]
         text = self.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
         return Rendered.parse(text)

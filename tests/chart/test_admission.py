@@ -62,14 +62,14 @@ def platform_of(rendered: Rendered) -> Platform:
     return Platform(settings, Progress(settings.progress_url, "PEM"))
 
 
-def owner(kind: Kind = Kind.LORAJOB, **labels: str) -> Owner:
+def owner(kind: Kind = Kind.LORAJOB, labels: dict[str, str] | None = None) -> Owner:
     return parse_owner(kind, {"metadata": {"namespace": TEAM, "name": "x", "uid": UID, "labels": labels}})
 
 
 def plans(platform: Platform) -> dict[str, JobPlan]:
     """Return a plan of each task, and of what changes a pod most."""
     plain, full = parse_lorajob(lorajob("x")), parse_lorajob(lorajob("x", **FULL))
-    queued = owner(**{"kueue.x-k8s.io/queue-name": "q"})
+    queued = owner(labels={"kueue.x-k8s.io/queue-name": "q"})
     known = Known(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
     merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
     return {

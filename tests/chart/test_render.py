@@ -1,63 +1,21 @@
-"""What the chart renders: the operator's settings, its rights, its pod, its certificate."""
+"""What the chart renders: the operator's pod, its certificate, its monitors, the CRDs."""
 
 from __future__ import annotations
 
 import base64
 import re
 import shlex
-from typing import Any
+from pathlib import Path
 
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import REGISTRY
 
-from tunery_operator.kube.rbac import PERMISSIONS
-from tunery_operator.settings import Settings
+from tunery_operator import metrics
 
-from .rendering import CHART, NAMESPACE, Helm, HelmError, Rendered
-
-
-def test_env_variables_are_the_fields_of_settings(rendered: Rendered) -> None:
-    fields = {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
-    assert set(rendered.env()) == fields
-
-
-def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered = helm.render(
-        "gpuMemory.nvidia\\.com/gpu=80Gi",
-        "defaultOutput.uri=s3://bucket/adapters",
-        "defaultOutput.secretName=s3",
-        "trainer.pullSecrets={registry,mirror}",
-        "trainer.image.repository=registry.example.com/trainer",
-        "trainer.image.tag=v2",
-        "preflight.resources.memory=6Gi",
-        "operator.logging.level=DEBUG",
-        "progress.port=9443",
-    )
-    for name, value in rendered.env().items():
-        monkeypatch.setenv(name, value)
-    settings = Settings()
-    assert settings.trainer_image == "registry.example.com/trainer:v2"
-    assert settings.trainer_pull_secrets == ["registry", "mirror"]
-    assert settings.gpu_memory_bytes("nvidia.com/gpu") == 80 * 2**30
-    assert (settings.default_output_uri, settings.default_output_secret) == ("s3://bucket/adapters", "s3")
-    assert settings.preflight_memory == "6Gi"
-    assert settings.log_level == "DEBUG"
-    assert settings.progress_url == "https://tunery.tunery-system.svc:9443"
-    assert settings.progress_port == 9443
-
-
-def test_the_role_of_the_operator_is_what_its_code_uses(rendered: Rendered) -> None:
-    (role,) = [role for role in rendered.of("ClusterRole") if role["metadata"]["name"] == "tunery"]
-    granted = {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    assert granted == {(call.group, call.rbac_resource, call.verb) for call in PERMISSIONS}
-    assert rendered.of("Role") == []
+from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, HelmError, Rendered
 
 
 def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> None:
@@ -75,9 +33,46 @@ def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> No
     }
 
 
-def test_one_operator_at_a_time_with_probes_and_resources(rendered: Rendered) -> None:
+def test_the_ids_can_be_left_to_openshift_and_variables_be_added(helm: Helm) -> None:
+    context = "operator.podSecurityContext"
+    pod = helm.render(
+        f"{context}.runAsUser=null",
+        f"{context}.runAsGroup=null",
+        f"{context}.fsGroup=null",
+        "operator.extraEnv[0].name=HTTPS_PROXY",
+        "operator.extraEnv[0].value=http://proxy:3128",
+    ).pod()
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in pod["containers"][0]["env"]
+
+
+def test_a_service_account_of_ones_own(helm: Helm) -> None:
+    rendered = helm.render("serviceAccount.create=false", "serviceAccount.name=mine")
+    assert rendered.of("ServiceAccount") == []
+    assert rendered.pod()["serviceAccountName"] == "mine"
+    assert rendered.one("ClusterRoleBinding")["subjects"][0]["name"] == "mine"
+    with pytest.raises(HelmError, match=r"serviceAccount\.name: is required"):
+        helm.render("serviceAccount.create=false")
+
+
+def test_two_replicas_that_no_node_and_no_drain_takes_down_together(rendered: Rendered) -> None:
     spec = rendered.one("Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    budget = rendered.one("PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["selector"]) == (1, spec["selector"])
+    (spread,) = rendered.pod()["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["labelSelector"]) == ("kubernetes.io/hostname", spec["selector"])
+
+
+def test_a_dead_node_is_given_up_after_half_a_minute(helm: Helm) -> None:
+    own = {"key": "infra", "operator": "Exists"}
+    tolerations = helm.render(values={"operator.tolerations": [own]}).pod()["tolerations"]
+    seconds = {t["key"]: t.get("tolerationSeconds") for t in tolerations}
+    assert seconds == {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30, "infra": None}
+
+
+def test_probes_and_resources(rendered: Rendered) -> None:
     (container,) = rendered.pod()["containers"]
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -109,6 +104,10 @@ def test_the_certificate_is_the_services_and_its_ca_vouches_for_it(rendered: Ren
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["tunery.tunery-system.svc"]
     assert rendered.pod()["volumes"][0]["secret"]["secretName"] == secret["metadata"]["name"]
+    for pair in (ca, certificate):
+        key = pair.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        assert key.curve.name == "secp256r1"
 
 
 def test_an_existing_certificate_is_mounted_and_none_is_made(helm: Helm) -> None:
@@ -124,6 +123,7 @@ def test_cert_manager_issues_the_certificate(helm: Helm) -> None:
     assert rendered.of("Secret") == []
     assert certificate["dnsNames"] == ["tunery.tunery-system.svc"]
     assert certificate["issuerRef"] == {"name": "ca", "kind": "Issuer"}
+    assert certificate["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"}
     assert certificate["secretName"] == rendered.pod()["volumes"][0]["secret"]["secretName"]
 
 
@@ -176,6 +176,14 @@ def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
         pytest.param("defaultOutput.uri=http://bucket", "uri", id="scheme"),
         pytest.param("gpuMemory.nvidia\\.com/gpu=much", "gpu", id="quantity"),
         pytest.param("progress.certificate.certManager.enabled=true", "issuerRef", id="issuer-missing"),
+        pytest.param("operator.replicas=0", "replicas", id="no-replica"),
+        pytest.param("operator.extraEnv[0].name=TUNERY_WORKERS", "extraEnv", id="setting-as-variable"),
+        pytest.param("trainer.env.A-B=c", "A-B", id="variables-name"),
+        pytest.param("trainer.securityContext.runAsUser=0", "runAsUser", id="root"),
+        pytest.param("trainer.gpus.tolerations=", "gpus", id="typo-below-trainer"),
+        pytest.param("watchNamespaces={a,a}", "watchNamespaces", id="twice"),
+        pytest.param("admissionPolicy.validationActions={Refuse}", "validationActions", id="action"),
+        pytest.param("tenantPolicy.outputPrefixes={s3://bucket}", "outputPrefixes", id="prefix-without-slash"),
     ],
 )
 def test_the_schema_refuses_wrong_values(helm: Helm, setting: str, complaint: str) -> None:
@@ -183,27 +191,50 @@ def test_the_schema_refuses_wrong_values(helm: Helm, setting: str, complaint: st
         helm.render(setting)
 
 
-def test_roles_for_people_aggregate_and_leave_status_to_the_operator(rendered: Rendered) -> None:
-    roles = {role["metadata"]["name"]: role for role in rendered.of("ClusterRole")}
-    view, edit = roles["tunery-view"], roles["tunery-edit"]
-    prefix = "rbac.authorization.k8s.io/aggregate-to-"
-    assert {key for key in view["metadata"]["labels"] if key.startswith(prefix)} == {
-        f"{prefix}{who}" for who in ("view", "edit", "admin")
-    }
-    assert {key for key in edit["metadata"]["labels"] if key.startswith(prefix)} == {
-        f"{prefix}{who}" for who in ("edit", "admin")
-    }
-    assert verbs(view) == {"get", "list", "watch"}
-    assert {resource for rule in edit["rules"] for resource in rule["resources"]} == {"lorajobs", "adaptermerges"}
+def test_values_of_the_first_release_are_still_taken(helm: Helm) -> None:
+    old = Path(__file__).with_name("values-0.1.0.yaml")
+    text = helm.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "-f", str(old))
+    assert Rendered.parse(text).one("Deployment")["spec"]["replicas"] == 2
 
 
-def verbs(role: dict[str, Any]) -> set[str]:
-    return {verb for rule in role["rules"] for verb in rule["verbs"]}
+def test_the_network_policy_lets_in_what_the_service_offers(helm: Helm) -> None:
+    assert helm.render().of("NetworkPolicy") == []
+    prometheus = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    rendered = helm.render("networkPolicy.enabled=true", values={"networkPolicy.metricsFrom": prometheus})
+    policy = rendered.one("NetworkPolicy")["spec"]
+    assert policy["podSelector"] == rendered.one("Deployment")["spec"]["selector"]
+    sources = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
+    assert sources == {"progress": [{"namespaceSelector": {}}], "metrics": prometheus}
+    assert set(sources) == {port["targetPort"] for port in rendered.one("Service")["spec"]["ports"]}
+    assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 443, 6443]
 
 
-def test_roles_for_people_can_be_left_out(helm: Helm) -> None:
-    names = [role["metadata"]["name"] for role in helm.render("rbac.aggregateRoles=false").of("ClusterRole")]
-    assert names == ["tunery"]
+def test_prometheus_scrapes_every_replica(helm: Helm) -> None:
+    rendered = helm.render("metrics.serviceMonitor.enabled=true", "metrics.serviceMonitor.labels.release=prom")
+    monitor, service = rendered.one("ServiceMonitor"), rendered.one("Service")
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    # What is of a tenant is labelled with the tenant's namespace.
+    assert endpoint["honorLabels"] is True
+
+
+def test_alerts_speak_of_metrics_that_there_are(helm: Helm) -> None:
+    (group,) = helm.render("metrics.rules.enabled=true").one("PrometheusRule")["spec"]["groups"]
+    known = names_of_metrics()
+    for rule in group["rules"]:
+        own = set(re.findall(r"tunery_[a-z_]+", rule["expr"]))
+        assert own <= known, rule["alert"]
+        assert own or re.search("(container|kube)_[a-z_]+{", rule["expr"]), rule["alert"]
+        assert rule["annotations"]["summary"]
+
+
+def names_of_metrics() -> set[str]:
+    """Return the names of the operator's metrics, as Prometheus sees them."""
+    state = metrics.State(dict, dict, dict, float)
+    families = [*REGISTRY.collect(), *metrics.StateCollector(state).collect()]
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
 
 
 @pytest.mark.parametrize("page", ["docs/install.md", "README.md"])

@@ -1,0 +1,118 @@
+"""The operator's environment: what the chart renders is what Settings reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunery_operator.settings import InvalidSettings, Settings, read_settings
+
+from .rendering import Helm, Rendered
+
+
+def test_env_variables_are_the_fields_of_settings(rendered: Rendered) -> None:
+    fields = {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
+    assert set(rendered.env()) == fields
+
+
+def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = helm.render(
+        "gpuMemory.nvidia\\.com/gpu=80Gi",
+        "defaultOutput.uri=s3://bucket/adapters",
+        "defaultOutput.secretName=s3",
+        "trainer.pullSecrets={registry,mirror}",
+        "trainer.image.repository=registry.example.com/trainer",
+        "trainer.image.tag=v2",
+        "preflight.resources.memory=6Gi",
+        "operator.logging.level=DEBUG",
+        "progress.port=9443",
+    )
+    for name, value in rendered.env().items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.trainer_image == "registry.example.com/trainer:v2"
+    assert settings.trainer_pull_secrets == ["registry", "mirror"]
+    assert settings.gpu_memory_bytes("nvidia.com/gpu") == 80 * 2**30
+    assert (settings.default_output_uri, settings.default_output_secret) == ("s3://bucket/adapters", "s3")
+    assert settings.preflight_memory == "6Gi"
+    assert settings.log_level == "DEBUG"
+    assert settings.progress_url == "https://tunery.tunery-system.svc:9443"
+    assert settings.progress_port == 9443
+
+
+def read_settings_of(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return what the operator makes of the environment that the chart gives it."""
+    for name, value in rendered.env().items():
+        monkeypatch.setenv(name, value)
+    return read_settings()
+
+
+def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "trainer.podLabels": {"cost-center": "42"},
+        "trainer.podAnnotations": {"sidecar.istio.io/inject": "false"},
+        "trainer.env": {"HTTPS_PROXY": "http://proxy:3128"},
+        "trainer.inheritLabels": ["team.example.com/"],
+        "trainer.nodeSelector": {"pool": "ml"},
+        "trainer.tolerations": [{"key": "ml", "operator": "Exists"}],
+        "trainer.priorityClassName": "batch",
+        "trainer.gpu.runtimeClassName": "nvidia",
+        "trainer.securityContext": {"runAsUser": None, "fsGroup": None},
+        "trainer.shmSize": "8Gi",
+        "preflight.nodeSelector": {"pool": "cpu"},
+        "preflight.queueName": "checks",
+        "preflight.maxConcurrent": 1_000_000,
+        "progress.writeSeconds": 2.5,
+        "operator.workers": 4,
+    }
+    settings = read_settings_of(helm.render(values=values), monkeypatch)
+    template = settings.pod_template
+    assert (template.labels, template.annotations) == ({"cost-center": "42"}, {"sidecar.istio.io/inject": "false"})
+    assert (template.env, template.shm_size) == ({"HTTPS_PROXY": "http://proxy:3128"}, "8Gi")
+    assert (template.node_selector, template.priority_class_name) == ({"pool": "ml"}, "batch")
+    assert [toleration.key for toleration in template.tolerations] == ["ml"]
+    assert [toleration.key for toleration in template.gpu.tolerations] == ["nvidia.com/gpu"]
+    assert (template.gpu.runtime_class_name, template.runtime_class_name) == ("nvidia", None)
+    ids = template.security
+    assert (ids.run_as_user, ids.run_as_group, ids.fs_group) == (None, 65532, None)
+    assert settings.inherit_label_prefixes == ["team.example.com/"]
+    assert (settings.preflight_scheduling.node_selector, settings.preflight_queue) == ({"pool": "cpu"}, "checks")
+    assert (settings.preflight_max_concurrent, settings.workers, settings.progress_write_seconds) == (1_000_000, 4, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        pytest.param({}, 30 * 86_400, id="30-days"),
+        pytest.param({"defaultTtlSecondsAfterFinished": None}, None, id="never"),
+    ],
+)
+def test_how_long_what_is_finished_stays(
+    helm: Helm, monkeypatch: pytest.MonkeyPatch, values: dict[str, None], seconds: int | None
+) -> None:
+    assert read_settings_of(helm.render(values=values), monkeypatch).default_ttl_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        pytest.param(
+            "TUNERY_POD_TEMPLATE",
+            '{"gpu": {"tolerations": [{"operator": "Exist"}]}}',
+            r"TUNERY_POD_TEMPLATE\.gpu\.tolerations\.0\.operator: Input should be 'Exists' or 'Equal'",
+            id="toleration",
+        ),
+        pytest.param(
+            "TUNERY_POD_TEMPLATE", '{"labels": {"tunery.dev/role": "x"}}', "is a label of Tunery's own", id="own-label"
+        ),
+        pytest.param("TUNERY_POD_TEMPLATE", "{", "pod_template.*line 1", id="no-json"),
+        pytest.param("TUNERY_LEASE_NAMESPACE", "", "TUNERY_LEASE_NAME needs TUNERY_LEASE_NAMESPACE", id="half-a-lease"),
+        pytest.param("TUNERY_WORKERS", "0", "TUNERY_WORKERS: ", id="no-workers"),
+    ],
+)
+def test_wrong_settings_are_told_with_their_place(
+    rendered: Rendered, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
+) -> None:
+    for name, given in (rendered.env() | {variable: value}).items():
+        monkeypatch.setenv(name, given)
+    with pytest.raises(InvalidSettings, match=complaint):
+        read_settings()

@@ -1,0 +1,93 @@
+"""Rights: what the operator may is what its code uses, and roles for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tunery_operator.kube.rbac import (
+    CLUSTER_PERMISSIONS,
+    NAMESPACED_PERMISSIONS,
+    OWN_NAMESPACE_PERMISSIONS,
+    PERMISSIONS,
+    Call,
+)
+
+from .rendering import NAMESPACE, Helm, Rendered
+
+
+def rights(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """Return what a role grants: API group, resource and verb."""
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def used(calls: Iterable[Call]) -> set[tuple[str, str, str]]:
+    """Return what the operator's code uses, in the same form."""
+    return {(call.group, call.rbac_resource, call.verb) for call in calls}
+
+
+def named(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (document,) = [document for document in documents if document["metadata"]["name"] == name]
+    return document
+
+
+def test_the_role_of_the_operator_is_what_its_code_uses(rendered: Rendered) -> None:
+    assert rights(named(rendered.of("ClusterRole"), "tunery")) == used(PERMISSIONS)
+    assert [role["metadata"]["name"] for role in rendered.of("Role")] == ["tunery-leader"]
+
+
+def test_the_lease_is_the_only_right_in_its_own_namespace(rendered: Rendered) -> None:
+    role = rendered.one("Role")
+    assert role["metadata"]["namespace"] == NAMESPACE
+    assert rights(role) == used(OWN_NAMESPACE_PERMISSIONS)
+    by_verbs = {tuple(rule["verbs"]): rule.get("resourceNames") for rule in role["rules"]}
+    lease = rendered.env()["TUNERY_LEASE_NAME"]
+    assert by_verbs == {("create",): None, ("get", "update"): [lease]}
+    assert rendered.env()["TUNERY_LEASE_NAMESPACE"] == NAMESPACE
+
+
+def test_in_namespaced_mode_nothing_but_token_reviews_is_cluster_wide(helm: Helm) -> None:
+    rendered = helm.render("watchNamespaces={team-a,team-b}", "rbac.aggregateRoles=false")
+    assert rights(rendered.one("ClusterRole")) == used(CLUSTER_PERMISSIONS)
+    served = {
+        role["metadata"]["namespace"]: role for role in rendered.of("Role") if role["metadata"]["name"] == "tunery"
+    }
+    assert set(served) == {"team-a", "team-b"}
+    for role in served.values():
+        assert rights(role) == used(NAMESPACED_PERMISSIONS)
+    bindings = [binding for binding in rendered.of("RoleBinding") if binding["metadata"]["name"] == "tunery"]
+    assert {binding["metadata"]["namespace"] for binding in bindings} == {"team-a", "team-b"}
+    account = {"kind": "ServiceAccount", "name": "tunery", "namespace": NAMESPACE}
+    for binding in [*bindings, rendered.one("ClusterRoleBinding")]:
+        assert binding["subjects"] == [account]
+    assert json.loads(rendered.env()["TUNERY_WATCH_NAMESPACES"]) == ["team-a", "team-b"]
+
+
+def test_roles_for_people_aggregate_and_leave_status_to_the_operator(rendered: Rendered) -> None:
+    roles = {role["metadata"]["name"]: role for role in rendered.of("ClusterRole")}
+    view, edit = roles["tunery-view"], roles["tunery-edit"]
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {key for key in view["metadata"]["labels"] if key.startswith(prefix)} == {
+        f"{prefix}{who}" for who in ("view", "edit", "admin")
+    }
+    assert {key for key in edit["metadata"]["labels"] if key.startswith(prefix)} == {
+        f"{prefix}{who}" for who in ("edit", "admin")
+    }
+    assert verbs(view) == {"get", "list", "watch"}
+    assert {resource for rule in edit["rules"] for resource in rule["resources"]} == {"lorajobs", "adaptermerges"}
+
+
+def verbs(role: dict[str, Any]) -> set[str]:
+    return {verb for rule in role["rules"] for verb in rule["verbs"]}
+
+
+def test_roles_for_people_can_be_left_out(helm: Helm) -> None:
+    names = [role["metadata"]["name"] for role in helm.render("rbac.aggregateRoles=false").of("ClusterRole")]
+    assert names == ["tunery"]
