@@ -29,9 +29,14 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     """kubectl and helm against a control plane of this module's own: what the chart installs is cluster-wide."""
     plane = ControlPlane(tmp_path_factory.mktemp("chart-controlplane"))
     plane.start()
-    path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
-    yield Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
+    yield kubectl_for(plane)
     plane.remove()
+
+
+def kubectl_for(plane: ControlPlane) -> Kubectl:
+    """Return kubectl and helm against a control plane, as its administrator."""
+    path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
+    return Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
 
 
 @pytest.fixture(scope="module")

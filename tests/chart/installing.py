@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from kit.kubectl import Kubectl
 
 CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
 TEAM = "team-a"
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
 
 
 def helm_install(kubectl: Kubectl, *settings: str) -> str:
@@ -27,6 +29,22 @@ def first_install(kubectl: Kubectl, *settings: str) -> str:
     printed = helm_install(kubectl, *settings)
     kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
     return printed
+
+
+def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
+    """Ask the API server whether `who` may; `what` is resource, resource.group or resource.group/subresource."""
+    resource, _, subresource = what.partition("/")
+    resource, _, group = resource.partition(".")
+    attributes = {
+        "verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": namespace,
+    }  # fmt: skip
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": who, "groups": ["system:authenticated"], "resourceAttributes": attributes},
+    }
+    answer = kubectl.run("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
+    return bool(json.loads(answer)["status"]["allowed"])
 
 
 def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:

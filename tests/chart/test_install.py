@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from .installing import CRDS, TEAM, helm_install
+from .installing import CRDS, OPERATOR, TEAM, can, helm_install
 from .rendering import CHART, NAMESPACE
 from kit.kubectl import Kubectl, wait_for
 
 EXAMPLES = sorted((CHART.parents[1] / "docs" / "examples").glob("*.yaml"))
-OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
-
-
-def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
-    """Ask the API server whether `who` may; `what` is resource, resource.group or resource.group/subresource."""
-    resource, _, subresource = what.partition("/")
-    resource, _, group = resource.partition(".")
-    attributes = {
-        "verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": namespace,
-    }  # fmt: skip
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SubjectAccessReview",
-        "spec": {"user": who, "groups": ["system:authenticated"], "resourceAttributes": attributes},
-    }
-    answer = kubectl.run("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
-    return bool(json.loads(answer)["status"]["allowed"])
 
 
 def test_the_notes_name_the_next_commands(notes: str) -> None:
@@ -40,8 +23,12 @@ def test_the_notes_name_the_next_commands(notes: str) -> None:
 
 def test_restricted_pod_security_admits_the_operator(installed: Kubectl) -> None:
     selector = "app.kubernetes.io/name=tunery,app.kubernetes.io/component=operator"
-    (pod,) = wait_for("the operator's pod", lambda: installed.list("pods", NAMESPACE, selector), timeout=30)
-    assert pod["spec"]["serviceAccountName"] == "tunery"
+    pods = wait_for("both replicas", lambda: two(installed.list("pods", NAMESPACE, selector)), timeout=30)
+    assert {pod["spec"]["serviceAccountName"] for pod in pods} == {"tunery"}
+
+
+def two(pods: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    return pods if len(pods) == 2 else None
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -61,6 +48,7 @@ def test_explain_reads_well(installed: Kubectl) -> None:
     [
         ("get", "secrets"), ("list", "secrets"), ("watch", "secrets"), ("create", "secrets"),
         ("create", "pods/exec"), ("create", "pods"), ("delete", "pods"), ("get", "pods/log"),
+        ("get", "leases.coordination.k8s.io"), ("watch", "configmaps"), ("delete", "configmaps"),
         ("get", "nodes"), ("list", "namespaces"), ("get", "serviceaccounts"), ("create", "serviceaccounts/token"),
         ("create", "lorajobs.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
     ],
@@ -73,7 +61,8 @@ def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
     ("verb", "what"),
     [
         ("watch", "lorajobs.tunery.dev"), ("patch", "lorajobs.tunery.dev/status"), ("create", "jobs.batch"),
-        ("delete", "jobs.batch"), ("watch", "pods"), ("create", "tokenreviews.authentication.k8s.io"),
+        ("delete", "jobs.batch"), ("watch", "pods"), ("list", "events"), ("create", "events.events.k8s.io"),
+        ("create", "tokenreviews.authentication.k8s.io"),
     ],
 )  # fmt: skip
 def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:

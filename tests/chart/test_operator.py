@@ -2,83 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
-import os
 import socket
 import ssl
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
-from .installing import TEAM, kubeconfig_of_the_service_account
-from .rendering import CHART, NAMESPACE, Rendered
+from .installing import TEAM
+from .rendering import CHART, Rendered
+from .running import Operator, running_operator
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 
 
-@dataclass(frozen=True)
-class Operator:
-    """A running operator: its folder with log and certificate, and where it takes progress."""
-
-    folder: Path
-    progress_port: int
-
-    def log(self) -> str:
-        """Return what it has said so far."""
-        return (self.folder / "log").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.fixture(scope="module")
 def operator(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """Run the operator until the module ends; return it once it is ready."""
-    running = Operator(tmp_path_factory.mktemp("operator"), free_port())
-    secret = installed.get("secret", "tunery-progress-tls", NAMESPACE)
-    assert secret is not None
-    for name, value in secret["data"].items():
-        (running.folder / name).write_bytes(base64.b64decode(value))
-    metrics = free_port()
-    environment = rendered.env() | {
-        "TUNERY_PROGRESS_TLS_DIR": str(running.folder),
-        "TUNERY_PROGRESS_PORT": str(running.progress_port),
-        "TUNERY_METRICS_PORT": str(metrics),
-        "TUNERY_POD_NAME": "tunery-0",
-        "KUBECONFIG": str(kubeconfig_of_the_service_account(installed, running.folder)),
-        "PATH": os.environ["PATH"],
-        "HOME": str(running.folder),
-    }
-    command = [sys.executable, "-m", "tunery_operator"]
-    with (running.folder / "log").open("w") as output:
-        process = subprocess.Popen(command, env=environment, cwd=running.folder, stderr=output)
-    try:
-        wait_for("the operator to be ready", lambda: answers(process, metrics), timeout=60)
+    """Run the operator until the module ends."""
+    with running_operator(installed, rendered, tmp_path_factory.mktemp("operator")) as running:
         yield running
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-def answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    if process.poll() is not None:
-        raise AssertionError(f"the operator ended with {process.returncode}")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def test_a_job_gets_its_preflight(installed: Kubectl, operator: Operator) -> None:

@@ -1,0 +1,119 @@
+"""The chart where it serves some namespaces only: rights, policies, and the operator itself in that mode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controller.objects import lorajob
+
+from .conftest import kubectl_for
+from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
+from .rendering import NAMESPACE, Helm
+from .running import Operator, running_operator
+from cluster.controlplane import ControlPlane
+from kit.jobs import Job
+from kit.kubectl import Kubectl, KubectlError, wait_for
+
+OTHER = "team-b"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+    """A cluster on which the chart serves one of two teams; what tenants may name is limited, too."""
+    plane = ControlPlane(tmp_path_factory.mktemp("namespaced"))
+    plane.start()
+    kubectl = kubectl_for(plane)
+    try:
+        kubectl.run("create", "namespace", OTHER)
+        first_install(
+            kubectl,
+            f"watchNamespaces={{{TEAM}}}",
+            "tenantPolicy.enabled=true",
+            "tenantPolicy.serviceAccounts={trainer}",
+            r"tenantPolicy.outputPrefixes={s3://adapters/\{namespace\}/}",
+        )
+        yield kubectl
+    finally:
+        plane.remove()
+
+
+@pytest.fixture(scope="module")
+def operator(served: Kubectl, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    rendered = helm.render(f"watchNamespaces={{{TEAM}}}")
+    with running_operator(served, rendered, tmp_path_factory.mktemp("operator")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        ("watch", "lorajobs.tunery.dev"), ("create", "jobs.batch"), ("list", "pods"), ("get", "configmaps"),
+        ("list", "events"), ("patch", "lorajobs.tunery.dev/status"),
+    ],
+)  # fmt: skip
+def test_the_operator_has_its_rights_where_it_serves_and_nowhere_else(served: Kubectl, verb: str, what: str) -> None:
+    assert can(served, OPERATOR, verb, what, TEAM)
+    assert not can(served, OPERATOR, verb, what, OTHER)
+    assert not can(served, OPERATOR, verb, what, "kube-system")
+    assert not can(served, OPERATOR, verb, what, "")
+
+
+def test_it_reviews_tokens_and_holds_its_lease(served: Kubectl, tmp_path: Path) -> None:
+    assert can(served, OPERATOR, "create", "tokenreviews.authentication.k8s.io", "")
+    own = Kubectl(served.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(served, tmp_path))})
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "tunery"}, "spec": {}}
+    own.run("create", "--dry-run=server", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(lease))
+    with pytest.raises(KubectlError, match="forbidden"):
+        own.run("get", "lease", "other", "-n", NAMESPACE)
+
+
+def test_the_operator_works_in_the_namespaces_that_it_serves(served: Kubectl, operator: Operator) -> None:
+    jobs = {
+        team: Job(served, lorajob("x", output={"uri": f"s3://adapters/{team}/x"}), team).apply()
+        for team in (OTHER, TEAM)
+    }
+    wait_for("its preflight Job", lambda: jobs[TEAM].jobs("preflight"), timeout=30)
+    wait_for("its status", lambda: jobs[TEAM].status.get("phase"), timeout=30)
+    assert jobs[OTHER].jobs("preflight") == []
+    assert jobs[OTHER].status == {}
+    assert "forbidden" not in operator.log().lower()
+
+
+def applied(kubectl: Kubectl, **spec: object) -> str | None:
+    """Apply a LoRAJob as a dry run; return why it is refused, or None."""
+    spec.setdefault("output", {"uri": f"s3://adapters/{TEAM}/y"})
+    try:
+        kubectl.run("create", "--dry-run=server", "-n", TEAM, "-f", "-", stdin=json.dumps(lorajob("y", **spec)))
+    except KubectlError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        pytest.param({"output": {"uri": "s3://adapters/team-b/y"}}, "spec.output.uri", id="output-of-others"),
+        pytest.param({"output": {"uri": "s3://adapters/team-about/y"}}, "spec.output.uri", id="prefix-of-a-name"),
+        pytest.param({"scheduling": {"serviceAccountName": "admin"}}, "serviceAccountName", id="account"),
+        pytest.param({"scheduling": {"priorityClassName": "system-node-critical"}}, "priorityClassName", id="priority"),
+    ],
+)
+def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, object], field: str) -> None:
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    assert field in (applied(served, **spec) or "")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"output": {}}, id="the-platforms-output"),
+        pytest.param({"scheduling": {"serviceAccountName": "trainer", "priorityClassName": "batch"}}, id="allowed"),
+    ],
+)
+def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -> None:
+    assert applied(served, **spec) is None
