@@ -43,6 +43,30 @@ def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str,
         pytest.param({"model": {"uri": "file:///x"}}, "spec.model.uri", id="file"),
         pytest.param({"training": {"epochs": "1", "maxSteps": 5}}, "maxSteps", id="epochs-and-steps"),
         pytest.param({"method": "PromptTuning", "training": {"packing": True}}, "packing", id="packed-prompt"),
+        pytest.param({"method": "AdaLoRA", "lora": {"rank": 8}}, "AdaLoRA reads", id="adalora-rank"),
+        pytest.param({"method": "IA3", "lora": {"alpha": 8}}, "IA3 reads", id="ia3-alpha"),
+        pytest.param({"method": "PromptTuning", "lora": {"dropout": "0.1"}}, "reads nothing of lora", id="prompt-lora"),
+        pytest.param({"method": "PrefixTuning", "lora": {"rank": 8}}, "reads nothing of lora", id="prefix-lora"),
+        pytest.param(
+            {"training": {"precision": "Float16"}, "resources": {"gpus": 0}}, "Float16 needs a GPU", id="float16-cpu"
+        ),
+        pytest.param(
+            {"method": "QLoRA", "lora": {"init": "LoftQ"}, "quantization": {"type": "Int8"}},
+            "makes up for 4 bits",
+            id="loftq-int8",
+        ),
+        pytest.param(
+            {"method": "IA3", "training": {"scaleLearningRateWithRank": True}}, "methods with a rank", id="ia3-scaled"
+        ),
+        pytest.param(
+            {
+                "method": "PrefixTuning",
+                "prefixTuning": {"projection": True},
+                "continueFrom": {"uri": "s3://adapters/a"},
+            },
+            "no projection left",
+            id="continued-projection",
+        ),
     ],
 )
 def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks: dict[str, Any], said: str) -> None:
@@ -51,19 +75,90 @@ def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks
     assert said in str(caught.value)
 
 
+NEVER = [
+    ({"training": {"seed": 2}}, "training cannot be changed; delete"),
+    ({"training": None}, "training cannot be changed; delete"),
+    ({"lora": {"rank": 4}}, "lora cannot be changed; delete"),
+    ({"resources": {"gpus": 1}}, "resources.gpus cannot be changed; delete"),
+    ({"resources": {"cpu": "8"}}, "resources.cpu cannot be changed; delete"),
+]
+AT_REST: list[dict[str, Any]] = [
+    {"retries": 5},
+    {"scheduling": {"priorityClassName": "low"}},
+    {"scheduling": {"nodeSelector": {"pool": "b"}}},
+    {"scheduling": None},
+    {"resources": {"memory": "48Gi"}},
+    {"resources": {"memory": "48Gi", "ephemeralStorage": "90Gi"}},
+    {"resources": None},
+]
+
+
 def test_what_training_depends_on_is_immutable(api_server: Kubectl, namespace: str) -> None:
     api_server.apply(lorajob("fixed", training={"seed": 1}), namespace=namespace)
-    for patch, field in [
-        ({"training": {"seed": 2}}, "training"),
-        ({"training": None}, "training"),
-        ({"lora": {"rank": 4}}, "lora"),
-    ]:
-        with pytest.raises(KubectlError, match=f"{field} cannot be changed"):
+    for patch, said in NEVER:
+        with pytest.raises(KubectlError, match=said):
             _patch(api_server, namespace, "fixed", patch)
     _patch(api_server, namespace, "fixed", {"suspend": True, "ttlSecondsAfterFinished": 5, "activeDeadlineSeconds": 60})
     stored = api_server.get("lorajob", "fixed", namespace)
     assert stored is not None
     assert stored["spec"]["suspend"] is True
+
+
+@pytest.mark.parametrize("running", ["False", "Unknown", None])
+def test_what_the_next_pod_is_made_from_may_change_while_none_runs(
+    api_server: Kubectl, namespace: str, running: str | None
+) -> None:
+    name = f"rests-{str(running).lower()}"
+    api_server.apply(lorajob(name, scheduling={"nodeSelector": {"pool": "a"}}), namespace=namespace)
+    if running is not None:
+        _set_running(api_server, namespace, name, running)
+    for patch in AT_REST:
+        _patch(api_server, namespace, name, patch)
+
+
+def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(
+        lorajob("runs", scheduling={"nodeSelector": {"pool": "a"}}, resources={"cpu": "2"}), namespace=namespace
+    )
+    _set_running(api_server, namespace, "runs", "True")
+    for patch in [patch for patch in AT_REST if patch != {"resources": None}]:
+        with pytest.raises(KubectlError, match="cannot be changed while a pod runs; set suspend: true, wait for phase"):
+            _patch(api_server, namespace, "runs", patch)
+    _patch(api_server, namespace, "runs", {"suspend": True, "activeDeadlineSeconds": 60})
+    _set_running(api_server, namespace, "runs", "False")
+    _patch(api_server, namespace, "runs", {"resources": {"memory": "48Gi"}, "suspend": False})
+
+
+def test_a_status_of_a_later_version_is_stored(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(lorajob("later"), namespace=namespace)
+    _set_running(api_server, namespace, "later", "True", kind="Contemplated", phase="Contemplating", reason="Deep")
+    stored = api_server.get("lorajob", "later", namespace)
+    assert stored is not None
+    assert stored["status"]["phase"] == "Contemplating"
+
+
+def test_objects_are_selected_by_phase(api_server: Kubectl, namespace: str) -> None:
+    for name, phase in (("selected", "Training"), ("other", "Queued")):
+        api_server.apply(lorajob(name), namespace=namespace)
+        _set_running(api_server, namespace, name, "False", phase=phase)
+    listed = api_server.run(
+        "get", "lorajobs", "-n", namespace, "--field-selector", "status.phase=Training", "-o", "name"
+    )
+    assert listed.split() == ["lorajob.tunery.dev/selected"]
+
+
+def _set_running(
+    kubectl: Kubectl,
+    namespace: str,
+    name: str,
+    status: str,
+    kind: str = "Running",
+    phase: str = "Starting",
+    reason: str = "X",
+) -> None:
+    condition = {"type": kind, "status": status, "reason": reason, "lastTransitionTime": "2026-01-31T12:00:00Z"}
+    patch = json.dumps({"status": {"phase": phase, "conditions": [condition]}})
+    kubectl.run("patch", "lorajob", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
 
 
 def _patch(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import DatasetEvaluation, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import AdaLoraSpec, LoraSpec
+from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
 
 
@@ -25,6 +25,15 @@ _MERGE_METHOD: Final = "(has(self.method) ? self.method : 'Linear')"
 _INTO: Final = "(has(self.into) ? self.into : 'Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
+
+
+_LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
+
+
+def _reads_of_lora(method: Method, message: str) -> CelRule:
+    """Return the rule that a setting which the method would not look at is refused."""
+    unread = [f"has(self.lora.{name})" for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
+    return CelRule(f"{_METHOD} != '{method}' || !has(self.lora) || !({' || '.join(unread)})", message)
 
 
 def _goes_with(block: str, method: str) -> CelRule:
@@ -102,6 +111,30 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "init PiSSA and OLoRA need the unquantised base: method LoRA or DoRA",
         ),
         CelRule(f"{_INIT} != 'LoftQ' || {_METHOD} == 'QLoRA'", "init LoftQ needs method: QLoRA"),
+        CelRule(
+            f"{_INIT} != 'LoftQ' || !has(self.quantization) || !has(self.quantization.type) || "
+            "self.quantization.type != 'Int8'",
+            "init LoftQ makes up for 4 bits; use quantization.type NF4 or FP4",
+        ),
+        _reads_of_lora(Method.ADALORA, "AdaLoRA reads lora.alpha, dropout, targetModules and modulesToSave only"),
+        _reads_of_lora(Method.IA3, "IA3 reads lora.targetModules and modulesToSave only"),
+        _reads_of_lora(Method.PROMPT_TUNING, "PromptTuning reads nothing of lora; leave it out"),
+        _reads_of_lora(Method.PREFIX_TUNING, "PrefixTuning reads nothing of lora; leave it out"),
+        CelRule(
+            "!has(self.training) || !has(self.training.precision) || self.training.precision != 'Float16' || "
+            "!has(self.resources) || !has(self.resources.gpus) || self.resources.gpus > 0",
+            "training.precision Float16 needs a GPU; with resources.gpus: 0 use Auto, Float32 or BFloat16",
+        ),
+        CelRule(
+            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning', 'IA3']) || !has(self.training) || "
+            "!has(self.training.scaleLearningRateWithRank) || !self.training.scaleLearningRateWithRank",
+            "training.scaleLearningRateWithRank is for methods with a rank; set learningRate itself",
+        ),
+        CelRule(
+            "!has(self.continueFrom) || !has(self.prefixTuning) || !has(self.prefixTuning.projection) || "
+            "!self.prefixTuning.projection",
+            "a published prefix has no projection left; leave prefixTuning.projection out to continue one",
+        ),
         CelRule(
             f"!has(self.continueFrom) || {_INIT} == 'Default'",
             "continueFrom starts from the named adapter's weights; leave lora.init out",

@@ -112,6 +112,14 @@ class LoraSpec(ApiModel):
     )
 
 
+READ_OF_LORA: Final[dict[Method, frozenset[str]]] = {
+    Method.ADALORA: frozenset({"targetModules", "modulesToSave", "alpha", "dropout"}),
+    Method.IA3: frozenset({"targetModules", "modulesToSave"}),
+    Method.PROMPT_TUNING: frozenset(),
+    Method.PREFIX_TUNING: frozenset(),
+}
+"""The fields of `lora` that methods outside its family look at; the family looks at all of them."""
+
 DEFAULT_TARGET_RANK: Final = 8
 INITIAL_RANK_FACTOR: Final = 1.5
 

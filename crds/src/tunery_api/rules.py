@@ -17,6 +17,7 @@ from tunery_api.methods import (
     LORA_FAMILY,
     PROMPT_LEARNING,
     QUANTIZED,
+    READ_OF_LORA,
     TARGET_WORDS,
     LoraInit,
     Method,
@@ -26,8 +27,6 @@ from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
 
-_IA3_FIELDS: Final = frozenset({"target_modules", "modules_to_save"})
-_ADALORA_FIELDS: Final = _IA3_FIELDS | {"alpha", "dropout"}
 _NEEDS_NAMED_METHOD: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA, LoraInit.LOFTQ})
 
 
@@ -120,18 +119,12 @@ def _init_error(message: str) -> FieldError:
 
 def unused_lora_settings(spec: LoRAJobSpec) -> Errors:
     """A setting that the method would not look at is a misunderstanding."""
-    read: dict[Method, frozenset[str]] = {
-        Method.ADALORA: _ADALORA_FIELDS,
-        Method.IA3: _IA3_FIELDS,
-        Method.PROMPT_TUNING: frozenset(),
-        Method.PREFIX_TUNING: frozenset(),
-    }
-    allowed = read.get(spec.method)
+    allowed = READ_OF_LORA.get(spec.method)
     if allowed is None:
         return
-    for name in sorted(spec.lora.model_fields_set - allowed):
+    for name in sorted({_alias(spec.lora, name) for name in spec.lora.model_fields_set} - allowed):
         instead = "; use adalora.targetRank" if (spec.method, name) == (Method.ADALORA, "rank") else "; leave it out"
-        yield FieldError(f"spec.lora.{_alias(spec.lora, name)}", f"{spec.method} has no such setting{instead}")
+        yield FieldError(f"spec.lora.{name}", f"{spec.method} has no such setting{instead}")
 
 
 def method_blocks(spec: LoRAJobSpec) -> Errors:
