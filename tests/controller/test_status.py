@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from controller.objects import REPORT, RESULT
+from controller.statuskit import NOW, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
-from tunery_api.runspec import PreflightReport, RunResult, TrainerStatus
-from tunery_api.status import LoRAJobStatus, Phase
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
 from tunery_operator.plan.model import Key, Kind, Owner
 from tunery_operator.status.clock import format_duration
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.jobview import JobView, parse_job
 from tunery_operator.status.patch import merge_patch
-from tunery_operator.status.podview import PodView, parse_pod
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
-NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-OWNER = Owner(Key(Kind.LORAJOB, "ns", "x"), "uid-1", 3, {})
-
-
-def job(**changes: Any) -> JobView:
-    base = parse_job({"metadata": {"name": "x-train", "uid": "j"}, "spec": {"activeDeadlineSeconds": 60}})
-    return dataclasses.replace(base, **changes)
-
-
-def pod(name: str = "p1", **changes: Any) -> PodView:
-    base = parse_pod({"metadata": {"name": name, "uid": name, "creationTimestamp": f"2026-01-31T11:0{name[-1]}:00Z"}})
-    return dataclasses.replace(base, node="n1", **changes)
-
-
-def ran(name: str = "p1", code: int | None = None, seconds: int = 60, **changes: Any) -> PodView:
-    """Return a pod that runs, or ended with a code."""
-    phase = "Running" if code is None else "Failed" if code else "Succeeded"
-    ended = None if code is None else NOW + timedelta(seconds=seconds)
-    return pod(name, **{"phase": phase, "started_at": NOW, "finished_at": ended, "exit_code": code, **changes})
+DONE = job(complete=True)
 
 
 def says(phase: Phase | None) -> TrainerStatus:
@@ -48,73 +29,48 @@ def says(phase: Phase | None) -> TrainerStatus:
     return TrainerStatus(progress_percentage=10, phase=phase)
 
 
-def snapshot(**changes: Any) -> Snapshot:
-    return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), NOW, **changes)
+def nothing(**changes: Any) -> Snapshot:
+    """Return a LoRAJob that has no Job yet."""
+    return snapshot(work=None, **changes)
 
 
-def failed(reason: str = "BackoffLimitExceeded") -> JobView:
-    return job(failed_reason=reason)
+def failed(code: int, *codes: int, says: Any = "", **more: Any) -> Snapshot:
+    """Return a LoRAJob whose Job has failed with its last pod."""
+    pods = [ended(f"p{number}", code, says=says, **more) for number, code in enumerate((code, *codes), 1)]
+    return snapshot(*pods, train=job(failed_reason="BackoffLimitExceeded"))
 
 
-RESULT_TEXT = RunResult.model_validate(RESULT).model_dump_json(by_alias=True, exclude_none=True)
-REPORT_TEXT = PreflightReport.model_validate(REPORT).model_dump_json(by_alias=True, exclude_none=True)
-NAN = '{"failure": {"reason": "LossDiverged", "message": "NaN at step 7"}}'
+NAN = {"failure": {"reason": "LossDiverged", "message": "NaN at step 7"}}
 
 PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
-    "nothing yet": (snapshot(preflight_needed=True), "Preflight", None),
-    "invalid": (snapshot(errors=(FieldError("spec.lora.rank", "must be at least 1"),)), "Failed", "InvalidSpec"),
-    "conflict": (snapshot(conflict="Job x-train exists"), "Failed", "NameConflict"),
-    "waits": (snapshot(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
-    "input failed": (snapshot(inputs=(FailedInput("y", "OutOfMemory"),)), "Failed", "AdapterMissing"),
-    "suspended": (snapshot(suspend=True), "Suspended", None),
-    "preflight runs": (snapshot(preflight_needed=True, preflight=Attempt(job(), (ran(),))), "Preflight", None),
-    "starting": (snapshot(work=Attempt(job())), "Starting", None),
-    "unschedulable": (
-        snapshot(work=Attempt(job(), (pod(unschedulable="0/1 nodes: Insufficient nvidia.com/gpu"),))),
-        "Starting",
-        "Unschedulable",
-    ),
-    "image": (
-        snapshot(work=Attempt(job(), (pod(waiting_reason="ImagePullBackOff"),))),
-        "Starting",
-        "ImagePullFailed",
-    ),
-    "config": (
-        snapshot(work=Attempt(job(), (pod(waiting_reason="CreateContainerConfigError"),))),
-        "Starting",
-        "ContainerRefused",
-    ),
-    "queued": (snapshot(queue="team-a", work=Attempt(job(suspend=True))), "Queued", None),
-    "has said nothing": (snapshot(work=Attempt(job(), (ran(),))), "Starting", None),
-    "loads": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.STARTING)), "Starting", None),
-    "training": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.TRAINING)), "Training", None),
-    "another image trains": (snapshot(work=Attempt(job(), (ran(),)), progress=says(None)), "Training", None),
-    "uploads": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.UPLOADING)), "Uploading", None),
-    "says it is done": (snapshot(work=Attempt(job(), (ran(),)), progress=says(Phase.SUCCEEDED)), "Uploading", None),
-    "container done": (snapshot(work=Attempt(job(), (ran(code=0, phase="Running"),))), "Uploading", None),
-    "between attempts": (snapshot(work=Attempt(job(), (ran(code=75),))), "Starting", None),
-    "succeeded": (
-        snapshot(work=Attempt(job(complete=True), (ran(code=0, termination_message=RESULT_TEXT),))),
-        "Succeeded",
-        None,
-    ),
-    "no result": (snapshot(work=Attempt(job(complete=True), (ran(code=0),))), "Uploading", None),
-    "pod gone": (snapshot(work=Attempt(job(complete=True))), "Uploading", None),
-    "said why": (snapshot(work=Attempt(failed(), (ran(code=64, termination_message=NAN),))), "Failed", "LossDiverged"),
-    "oom": (snapshot(work=Attempt(failed(), (ran(code=137, exit_reason="OOMKilled"),))), "Failed", "OutOfMemory"),
-    "killed": (snapshot(work=Attempt(failed(), (ran(code=137),))), "Failed", "OutOfMemory"),
-    "node lost": (
-        snapshot(work=Attempt(failed(), (ran(code=137, disruption="DeletionByTaintManager"),))),
+    "nothing yet": (nothing(preflight_needed=True), "Preflight", None),
+    "invalid": (nothing(errors=(FieldError("spec.lora.rank", "must be at least 1"),)), "Failed", "InvalidSpec"),
+    "conflict": (nothing(conflict="Job x-train exists"), "Failed", "NameConflict"),
+    "waits": (nothing(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
+    "input failed": (nothing(inputs=(FailedInput("y", "OutOfMemory"),)), "Failed", "AdapterMissing"),
+    "suspended": (nothing(suspend=True), "Suspended", None),
+    "preflight runs": (nothing(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None),
+    "preflight for longer than training may": (
+        nothing(preflight_needed=True, preflight=Attempt(job(), (running(),)), deadline_seconds=60),
         "Failed",
-        "NodeLost",
+        "DeadlineExceeded",
     ),
-    "bug": (snapshot(work=Attempt(failed(), (ran(code=1),))), "Failed", "InternalError"),
-    "bug, again and again": (
-        snapshot(work=Attempt(failed(), (ran(code=1), ran("p2", code=1)))),
-        "Failed",
-        "RetriesExhausted",
-    ),
-    "too long": (snapshot(work=Attempt(failed("DeadlineExceeded"), (ran(code=143),))), "Failed", "DeadlineExceeded"),
+    "starting": (snapshot(), "Starting", None),
+    "has said nothing": (snapshot(running()), "Starting", None),
+    "loads": (snapshot(running(), progress=says(Phase.STARTING)), "Starting", None),
+    "training": (snapshot(running(), progress=says(Phase.TRAINING)), "Training", None),
+    "another image trains": (snapshot(running(), progress=says(None)), "Training", None),
+    "uploads": (snapshot(running(), progress=says(Phase.UPLOADING)), "Uploading", None),
+    "says it is done": (snapshot(running(), progress=says(Phase.SUCCEEDED)), "Uploading", None),
+    "succeeded": (snapshot(ended(says=RESULT), train=DONE), "Succeeded", None),
+    "said why": (failed(64, says=NAN), "Failed", "LossDiverged"),
+    "oom": (failed(137, why="OOMKilled"), "Failed", "OutOfMemory"),
+    "killed": (failed(137), "Failed", "OutOfMemory"),
+    "node lost": (failed(137, disruption="DeletionByTaintManager"), "Failed", "NodeLost"),
+    "bug": (failed(1), "Failed", "InternalError"),
+    "bug, again and again": (failed(1, 1), "Failed", "RetriesExhausted"),
+    "pods gone": (snapshot(train=job(failed_reason="BackoffLimitExceeded")), "Failed", "RetriesExhausted"),
+    "somebody else's deadline": (snapshot(train=job(failed_reason="DeadlineExceeded")), "Failed", "DeadlineExceeded"),
 }
 
 
@@ -128,27 +84,41 @@ def test_phase_and_reason(seen: Snapshot, phase: str, reason: str | None) -> Non
 def test_the_verdict_is_the_same_when_asked_again() -> None:
     for name, (seen, _, _) in PHASES.items():
         first = compute_status(seen)
-        later = dataclasses.replace(seen, status=first, now=NOW + timedelta(hours=1))
+        later = dataclasses.replace(seen, status=first, now=NOW + timedelta(seconds=50))
         assert merge_patch(first, compute_status(later)) == {}, name
 
 
 def test_preflight_report_is_taken_over() -> None:
-    attempt = Attempt(job(complete=True), (ran(code=0, termination_message=REPORT_TEXT),))
-    status = compute_status(snapshot(preflight_needed=True, preflight=attempt))
+    attempt = Attempt(DONE, (ended(says=REPORT),))
+    status = compute_status(nothing(preflight_needed=True, preflight=attempt))
     assert status["dataset"] == REPORT["dataset"]
     assert status["resolved"] == REPORT["resolved"]
 
 
+def test_a_merge_is_judged_alike() -> None:
+    said = {**RESULT, "inputs": [{"uri": "s3://adapters/a", "rank": 8}], "rank": 16}
+    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
+    merging = dataclasses.replace(snapshot(running(), progress=says(None)), kind=Kind.ADAPTERMERGE, owner=owner)
+    assert compute_status(merging)["phase"] == "Merging"
+    done = dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),)))
+    status = compute_status(done)
+    assert (status["phase"], status["rank"], status["inputs"]) == ("Succeeded", 16, said["inputs"])
+    assert status["attempts"] == 1
+    AdapterMergeStatus.model_validate(status)
+
+
+def test_what_is_used_of_other_objects_is_written_down() -> None:
+    reference = {"name": "y", "uid": "u", "uri": "s3://adapters/y"}
+    assert judge(input_references=(reference,))["inputReferences"] == [reference]
+
+
 def test_a_credential_in_a_message_is_taken_out() -> None:
-    text = "cannot open s3 with AKIAIOSFODNN7EXAMPLE"
-    status = compute_status(snapshot(work=Attempt(failed(), (ran(code=1, termination_message=text),))))
-    assert "AKIAIOSFODNN7EXAMPLE" not in str(status)
+    assert "AKIAIOSFODNN7EXAMPLE" not in str(compute_status(failed(1, says="cannot open with AKIAIOSFODNN7EXAMPLE")))
 
 
 def test_events_tell_each_transition_once() -> None:
-    before = compute_status(snapshot(work=Attempt(job())))
-    seen = snapshot(status=before, work=Attempt(job(complete=True), (ran(code=0, termination_message=RESULT_TEXT),)))
-    after = compute_status(seen)
+    before = judge()
+    after = judge(ended(says=RESULT), train=DONE, status=before)
     assert [event.reason for event in transitions(before, after)] == ["Evaluated", "AdapterUploaded", "Succeeded"]
     assert transitions(after, after) == ()
 

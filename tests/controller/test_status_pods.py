@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,9 +19,12 @@ from controller.statuskit import (
     pod,
     queued_job,
     running,
+    snapshot,
 )
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.patch import merge_patch
 from tunery_operator.status.snapshot import Attempt, ClusterWarning
 
 TRAINING = TrainerStatus(progress_percentage=10, phase=Phase.TRAINING)
@@ -201,6 +205,14 @@ def test_what_the_status_says(seen: dict[str, Any], told: Told) -> None:
     assert found == (told.phase, (told.running, told.reason), told.failure)
     assert told.message in failure.get("message", "")
     LoRAJobStatus.model_validate(status)
+
+
+@pytest.mark.parametrize("seen", [seen for seen, _ in STATES.values()], ids=STATES.keys())
+def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
+    changes = dict(seen)
+    first = snapshot(*changes.pop("pods", ()), **changes)
+    status = compute_status(first)
+    assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
 
 def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:

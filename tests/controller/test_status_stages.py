@@ -23,7 +23,8 @@ from controller.statuskit import (
 )
 from tunery_api.errors import FieldError
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.status import LoRAJobStatus
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import CheckpointStatus, LoRAJobStatus
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.look import MAX_SECONDS, MIN_SECONDS, next_look
@@ -246,6 +247,14 @@ def test_checkpoints_that_were_removed_are_no_longer_promised() -> None:
     assert condition(done, "CheckpointSaved") == ("False", "Removed")
     kept = compute_status(again(trained, ended(says={**RESULT, "checkpoint": saved}), train=DONE))
     assert kept["checkpoint"] == saved
+
+
+def test_the_checkpoint_that_a_stopped_pod_wrote_is_the_newest() -> None:
+    old, new = ({"uri": f"s3://adapters/c/step-{step:06}", "step": step} for step in (200, 250))
+    told = snapshot(running(), progress=TrainerStatus(checkpoint=CheckpointStatus(**old)))
+    stopped = again(told, ended(code=143, says={"checkpoint": new}, meta=deleting(60)))
+    assert compute_status(stopped)["checkpoint"] == new
+    assert compute_status(again(stopped, running("p2")))["checkpoint"] == new
 
 
 def _saved() -> list[dict[str, Any]]:

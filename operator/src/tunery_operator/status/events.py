@@ -10,7 +10,18 @@ from tunery_api.reasons import FailureReason
 
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
-    {"SpecValid", "PreflightSkipped", "PreflightPending", "Ended", "Stopped", "Finishing", "InputsReady"}
+    {
+        "SpecValid",
+        "InProgress",
+        "PreflightSkipped",
+        "PreflightPending",
+        "PreflightQueued",
+        "Queued",
+        "Ended",
+        "Stopped",
+        "Finishing",
+        "InputsReady",
+    }
 )
 """Reasons that tell a reader nothing that another event does not."""
 

@@ -72,7 +72,7 @@ def _is_too_long(draft: Draft, attempt: Attempt) -> bool:
     ran = sum(_seconds(draft, pod) for pod in attempt.pods)
     if limit is None or ran < limit:
         return False
-    text = f"preflight ran for {int(ran)} s, and spec.activeDeadlineSeconds is {limit}"
+    text = f"preflight has run for longer than spec.activeDeadlineSeconds, {limit} s"
     draft.conditions.set(_PREFLIGHT, False, FailureReason.DEADLINE_EXCEEDED.value, text)
     draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text))
     return True

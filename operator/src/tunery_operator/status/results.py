@@ -32,8 +32,17 @@ def take_progress(draft: Draft) -> None:
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
 
 
+def take_checkpoint(draft: Draft, attempt: Attempt) -> None:
+    """Take over the checkpoint that the newest pod wrote as it was told to end."""
+    result = parse_result(attempt.last.termination_message) if attempt.last is not None else None
+    if result is not None and result.checkpoint is not None:
+        _take_checkpoint(draft, result.checkpoint.to_json_dict())
+
+
 def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
-    if draft.fields.get("checkpoint") != checkpoint:
+    """Set the newest checkpoint; a report may be older than a pod's last words."""
+    known = draft.fields.get("checkpoint") or {}
+    if known != checkpoint and checkpoint["step"] >= known.get("step", 0):
         draft.put(checkpoint=checkpoint)
         text = f"step {checkpoint['step']} at {checkpoint['uri']}"
         draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)

@@ -17,7 +17,7 @@ from tunery_operator.status.needs import needs_report, needs_rerun
 from tunery_operator.status.phase import FINISHING, HELD, POD_STARTED, STOPPING
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued
-from tunery_operator.status.results import check_result, take_last_words, take_progress
+from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Attempt
 
 __all__ = ["check_work", "needs_report", "needs_rerun"]
@@ -45,9 +45,9 @@ def check_work(draft: Draft) -> bool:
         found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1))
         draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
         return True
+    take_checkpoint(draft, attempt)
     hopeless = _hopeless(draft, attempt)
     if hopeless is not None:
-        take_last_words(draft, attempt)
         draft.fail(hopeless, ended=_ended_at(attempt), exit_code=attempt.last.exit_code if attempt.last else None)
         return True
     _show_pod(draft, attempt)
