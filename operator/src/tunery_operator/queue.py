@@ -154,7 +154,7 @@ def delay(error: Exception, failures: int) -> float:
     asked = error.retry_after if isinstance(error, OperatorError) else None
     outage = isinstance(error, ApiFailure) and (error.status in (0, 429) or error.status >= 500)
     longest = MAX_OUTAGE_BACKOFF if outage else MAX_BACKOFF
-    backoff = min(longest, FIRST_BACKOFF * 2 ** min(failures, 16)) * _jitter(0.5, 1.0)
+    backoff = min(longest, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * _jitter(0.5, 1.0)
     if asked is None or failures > MAX_QUICK_RETRIES:
         return backoff
     # What a server that is overloaded asks for is the least; the others know better than the backoff.

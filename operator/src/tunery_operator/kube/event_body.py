@@ -11,16 +11,18 @@ from tunery_operator.status.events import Event
 
 CONTROLLER: Final = "tunery.dev/operator"
 MAX_NOTE: Final = 1000
+MAX_NAME: Final = 253
+_DIGEST: Final = 16
 
 
 def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dict[str, Any]:
     """Return the event; its name follows from what it tells, so that telling it twice leaves one."""
     key = owner.key
-    digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:_DIGEST]
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"{key.name[:200]}.{digest}", "namespace": key.namespace},
+        "metadata": {"name": _name(key.name, digest), "namespace": key.namespace},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "reportingController": CONTROLLER,
         "reportingInstance": instance[:128],
@@ -36,3 +38,8 @@ def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dic
             "uid": owner.uid,
         },
     }
+
+
+def _name(owner: str, digest: str) -> str:
+    """Return a valid name: what stands before a dot of a DNS name must end with a letter or a digit."""
+    return f"{owner[: MAX_NAME - _DIGEST - 1].rstrip('-.')}.{digest}"
