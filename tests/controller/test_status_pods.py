@@ -130,6 +130,18 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         warned("Pod", "FailedMount", NO_VOLUME),
         Told("Starting", "False", "MountFailed", "MountFailed", 'configmap "x-train-uid1" not found'),
     ),
+    "a mount that failed before and works now": (
+        warned("Pod", "FailedMount", NO_VOLUME, seconds=-200),
+        Told("Starting", "False", "Starting"),
+    ),
+    "a quota that was full before the last attempt": (
+        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-590), "Job"),))},
+        Told("Starting", "False", "AttemptFailed"),
+    ),
+    "a quota that is full since the last attempt": (
+        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
+        Told("Starting", "False", "QuotaExceeded", "QuotaExceeded"),
+    ),
     "another warning": (warned("Pod", "Unhealthy", "probe failed"), Told("Starting", "False", "Starting")),
     "over its own disk limit": (
         {"pods": [ended(code=137, **EVICTED, message=LIMIT)]},

@@ -106,6 +106,13 @@ def test_a_label_without_a_queue_controller_reserves_nothing() -> None:
     assert quota(status) == ("Starting", ("Unknown", "NoQueueController"), "team-a")
 
 
+def test_a_queue_controller_that_leaves_no_marks_is_known_by_what_it_does() -> None:
+    held = snapshot(train=HELD)
+    assert quota(compute_status(again(held, running(), train=queued_job()))) == (
+        "Starting", ("True", "QuotaReserved"), "team-a",
+    )  # fmt: skip
+
+
 def test_what_we_suspended_waits_for_no_quota() -> None:
     status = judge(train=queued_job(**OURS), suspend=True)
     assert condition(status, "QuotaReserved") is None

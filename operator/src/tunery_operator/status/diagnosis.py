@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
+from tunery_operator.status.clock import parse_time
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt, ClusterWarning
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""
+
+_FRESH: Final = timedelta(minutes=3)
+"""The kubelet says a mount that fails again at least every two minutes: an older warning is over."""
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _R = FailureReason
 _IMAGE_REASONS: Final = frozenset(
@@ -46,7 +51,7 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.unschedulable is not None:
         return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}")
-    warning = _newest(attempt, "Pod")
+    warning = _newest(attempt, "Pod", now - _FRESH)
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
         return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
     return None
@@ -80,12 +85,14 @@ def _refused_pod(attempt: Attempt) -> Failure | None:
     return failure(reason, f"Job {attempt.job.name} cannot create its pod: {warning.message}")
 
 
-def _newest(attempt: Attempt, about: str) -> ClusterWarning | None:
-    """Return the newest warning since the Job was last started; what was before that is no longer so."""
-    started = attempt.job.started_at
-    since = started.strftime("%Y-%m-%dT%H:%M:%S") if started is not None else attempt.job.created
-    warnings = [item for item in attempt.warnings if item.about == about and item.time >= since]
-    return max(warnings, key=lambda item: item.time, default=None)
+def _newest(attempt: Attempt, about: str, since: datetime | None = None) -> ClusterWarning | None:
+    """Return the newest warning that still holds: what was before the Job's start or its newest pod is over."""
+    pod, job = attempt.last, attempt.job
+    begun = (job.started_at or parse_time(job.created), parse_time(pod.created) if pod is not None else None, since)
+    earliest = max((time for time in begun if time is not None), default=_EVER)
+    warnings = [(parse_time(item.time), item) for item in attempt.warnings if item.about == about]
+    dated = [(time, item) for time, item in warnings if time is not None and time >= earliest]
+    return max(dated, key=lambda entry: entry[0])[1] if dated else None
 
 
 # A pod that has ended badly

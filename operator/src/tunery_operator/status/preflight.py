@@ -28,6 +28,7 @@ def check_preflight(draft: Draft) -> bool:
     if attempt is None:
         draft.conditions.set(_PREFLIGHT, None, "PreflightPending")
         return True
+    draft.put(queue=attempt.job.queue or snapshot.queue)
     check_queue(draft, attempt.job)
     if attempt.job.complete:
         return _check_report(draft, attempt)

@@ -11,6 +11,7 @@ from tunery_operator.status.jobview import JobView
 
 NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED
+_WAITING: Final = "WaitingForQuota"
 
 
 def is_queued(job: JobView) -> bool:
@@ -19,15 +20,17 @@ def is_queued(job: JobView) -> bool:
 
 
 def check_queue(draft: Draft, job: JobView) -> None:
-    """Set `queue` and QuotaReserved by what the Job itself shows: whoever made it may have named the queue."""
-    draft.put(queue=job.queue)
+    """Set QuotaReserved by what the Job itself shows: whoever lets it in may have named the queue, too.
+
+    A Job that was held, not by us, and no more is was let in by a queue controller, even if it leaves no marks.
+    """
     if job.queue is None or job.finished:
         return
     if is_queued(job):
         _wait(draft, job.queue)
     elif job.suspend:
         _give_back(draft)
-    elif job.admitted:
+    elif job.admitted or draft.conditions.reason(_QUOTA) in (_WAITING, PREEMPTED):
         draft.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
     elif not draft.conditions.is_true(_QUOTA):
         text = (
@@ -41,7 +44,7 @@ def _wait(draft: Draft, queue: str) -> None:
     if draft.conditions.is_true(_QUOTA) or draft.conditions.reason(_QUOTA) == PREEMPTED:
         draft.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
-        draft.conditions.set(_QUOTA, False, "WaitingForQuota", f"queue {queue} has no room yet")
+        draft.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
 
 
 def _give_back(draft: Draft) -> None:

@@ -34,7 +34,7 @@ def check_work(draft: Draft) -> bool:
         _show_nothing(draft)
         return False
     job = attempt.job
-    draft.put(jobName=job.name)
+    draft.put(jobName=job.name, queue=job.queue)
     check_queue(draft, job)
     take_progress(draft)
     if job.complete:
