@@ -113,6 +113,14 @@ def test_a_queue_controller_that_leaves_no_marks_is_known_by_what_it_does() -> N
     )  # fmt: skip
 
 
+def test_a_job_that_is_no_more_holds_no_quota() -> None:
+    runs = again(snapshot(train=HELD, queue="team-a"), running(), train=ADMITTED)
+    stopped = again(runs, suspend=True, work=None, leftovers=(running(meta=deleting(60)),))
+    assert quota(compute_status(stopped)) == ("Suspending", ("Unknown", "Released"), "team-a")
+    resumed = again(stopped, suspend=False, leftovers=(), train=HELD)
+    assert quota(compute_status(resumed)) == ("Queued", ("False", "WaitingForQuota"), "team-a")
+
+
 def test_what_we_suspended_waits_for_no_quota() -> None:
     status = judge(train=queued_job(**OURS), suspend=True)
     assert condition(status, "QuotaReserved") is None

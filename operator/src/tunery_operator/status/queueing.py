@@ -29,7 +29,7 @@ def check_queue(draft: Draft, job: JobView) -> None:
     if is_queued(job):
         _wait(draft, job.queue)
     elif job.suspend:
-        _give_back(draft)
+        release_quota(draft)
     elif job.admitted or draft.conditions.reason(_QUOTA) in (_WAITING, PREEMPTED):
         draft.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
     elif not draft.conditions.is_true(_QUOTA):
@@ -47,6 +47,7 @@ def _wait(draft: Draft, queue: str) -> None:
         draft.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
 
 
-def _give_back(draft: Draft) -> None:
+def release_quota(draft: Draft) -> None:
+    """Say that no quota is held: the Job that had it is suspended, or is no more."""
     if draft.conditions.status(_QUOTA) is not None:
-        draft.conditions.set(_QUOTA, None, "Suspended", "the quota was given back")
+        draft.conditions.set(_QUOTA, None, "Released", "no Job waits in a queue or holds quota")

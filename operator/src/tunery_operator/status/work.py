@@ -16,7 +16,7 @@ from tunery_operator.status.ledger import PASSED_OVER, same_end_twice
 from tunery_operator.status.needs import needs_report, needs_rerun
 from tunery_operator.status.phase import FINISHING, HELD, POD_STARTED, STOPPING
 from tunery_operator.status.podview import PodView
-from tunery_operator.status.queueing import check_queue, is_queued
+from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Attempt
 
@@ -78,6 +78,7 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
 
 def _show_nothing(draft: Draft) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
+    release_quota(draft)
     leftover = next((pod for pod in draft.snapshot.leftovers if not pod.finished), None)
     if leftover is not None:
         _show_stopping(draft, leftover)
