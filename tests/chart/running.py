@@ -20,29 +20,46 @@ from kit.kubectl import Kubectl, wait_for
 
 @dataclass(frozen=True)
 class Operator:
-    """A running operator: its folder with log and certificate, and where it takes progress."""
+    """A running operator: its folder with log and certificate, and where it listens."""
 
     folder: Path
+    process: subprocess.Popen[bytes]
     progress_port: int
+    metrics_port: int
 
     def log(self) -> str:
         """Return what it has said so far."""
         return (self.folder / "log").read_text()
 
+    def answer(self, path: str) -> str | None:
+        """Return what its HTTP port answers, or None where it does not, or not with 200."""
+        if self.process.poll() is not None:
+            raise AssertionError(f"the operator ended with {self.process.returncode}: {self.log()}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=2) as answer:
+                text: str = answer.read().decode()
+        except OSError:
+            return None
+        return text
+
+    def leads(self) -> bool:
+        """Tell whether this replica is the one that acts."""
+        return "\ntunery_leader 1.0\n" in (self.answer("/metrics") or "")
+
 
 @contextmanager
-def running_operator(installed: Kubectl, rendered: Rendered, folder: Path) -> Iterator[Operator]:
-    """Run the operator of a chart that is installed; yield it once it is ready."""
-    running, metrics = Operator(folder, free_port()), free_port()
+def running_operator(installed: Kubectl, rendered: Rendered, folder: Path, pod: str = "tunery-0") -> Iterator[Operator]:
+    """Run a replica of the operator of a chart that is installed; yield it once it is ready."""
     secret = installed.get("secret", "tunery-progress-tls", NAMESPACE)
     assert secret is not None
     for name, value in secret["data"].items():
         (folder / name).write_bytes(base64.b64decode(value))
+    progress, metrics = free_port(), free_port()
     environment = rendered.env() | {
         "TUNERY_PROGRESS_TLS_DIR": str(folder),
-        "TUNERY_PROGRESS_PORT": str(running.progress_port),
+        "TUNERY_PROGRESS_PORT": str(progress),
         "TUNERY_METRICS_PORT": str(metrics),
-        "TUNERY_POD_NAME": "tunery-0",
+        "TUNERY_POD_NAME": pod,
         "KUBECONFIG": str(kubeconfig_of_the_service_account(installed, folder)),
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -50,8 +67,9 @@ def running_operator(installed: Kubectl, rendered: Rendered, folder: Path) -> It
     command = [sys.executable, "-m", "tunery_operator"]
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(command, env=environment, cwd=folder, stderr=output)
+    running = Operator(folder, process, progress, metrics)
     try:
-        wait_for("the operator to be ready", lambda: _is_ready(process, metrics, running), timeout=60)
+        wait_for("the operator to be ready", lambda: running.answer("/readyz"), timeout=60)
         yield running
     finally:
         process.terminate()
@@ -64,13 +82,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def _is_ready(process: subprocess.Popen[bytes], port: int, running: Operator) -> bool:
-    if process.poll() is not None:
-        raise AssertionError(f"the operator ended with {process.returncode}: {running.log()}")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -117,3 +117,20 @@ def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, 
 )
 def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -> None:
     assert applied(served, **spec) is None
+
+
+def test_the_stand_by_goes_on_when_the_leader_stops(
+    served: Kubectl, operator: Operator, helm: Helm, tmp_path: Path
+) -> None:
+    wait_for("the first to lead", operator.leads, timeout=30)
+    rendered = helm.render(f"watchNamespaces={{{TEAM}}}")
+    with running_operator(served, rendered, tmp_path, pod="tunery-1") as stand_by:
+        assert not stand_by.leads()
+        operator.process.terminate()
+        wait_for("the stand-by to lead", stand_by.leads, timeout=30)
+        lease = served.get("lease", "tunery", NAMESPACE)
+        assert lease is not None
+        assert lease["spec"]["holderIdentity"].startswith("tunery-1")
+        job = Job(served, lorajob("later", output={"uri": f"s3://adapters/{TEAM}/later"}), TEAM).apply()
+        wait_for("its preflight Job", lambda: job.jobs("preflight"), timeout=30)
+        assert "forbidden" not in stand_by.log().lower()

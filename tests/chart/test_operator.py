@@ -19,8 +19,9 @@ from kit.kubectl import Kubectl, wait_for
 
 @pytest.fixture(scope="module")
 def operator(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """Run the operator until the module ends."""
+    """Run the operator until the module ends; it leads."""
     with running_operator(installed, rendered, tmp_path_factory.mktemp("operator")) as running:
+        wait_for("the operator to lead", running.leads, timeout=30)
         yield running
 
 
