@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -222,3 +224,40 @@ def test_a_long_annotation_is_remembered_by_its_digest() -> None:
     assert reopened(status, "x" * 5000) is None
     assert reopened(status, "x" * 5001) is not None
     LoRAJobStatus.model_validate(status)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_totals_are_exact_whenever_one_looks(seed: int) -> None:
+    """Up to 40 attempts, looked at in random moments, over Jobs that come and go, with pods that stay or go."""
+    chance = random.Random(seed)
+    runs, start = [], -50_000
+    for _ in range(chance.randint(1, 40)):
+        stop = start + chance.randint(1, 900)
+        runs.append((start, stop))
+        start = stop + chance.randint(1, 300)
+    removed: set[int] = set()
+    status: dict[str, Any] = {}
+    before = (0, 0, 0)
+    for moment in sorted(chance.sample(range(-50_000, start + 1000), 60)):
+        begun = [number for number, (started, _) in enumerate(runs) if started <= moment]
+        pods = [_pod_at(number, runs[number], moment) for number in begun if number not in removed]
+        seen = snapshot(*pods, status=status, gpus=2, now=NOW + timedelta(seconds=moment), train=job(uid=f"j{moment}"))
+        status = compute_status(seen)
+        assert totals(status) >= before
+        before = totals(status)
+        # Only a pod that was seen to end may go: of the others it is known only about when they ended.
+        ended_by_now = [number for number in begun if runs[number][1] <= moment]
+        removed |= {number for number in ended_by_now if chance.random() < 0.3}
+    seconds = sum(stop - started for started, stop in runs)
+    final = snapshot(
+        *[_pod_at(n, run, start + 2000) for n, run in enumerate(runs) if n not in removed], status=status, gpus=2
+    )
+    assert totals(compute_status(final)) == (len(runs), seconds, 2 * seconds)
+
+
+def _pod_at(number: int, run: tuple[int, int], moment: int) -> PodView:
+    started, stopped = run
+    name = f"n{number:02}"
+    if stopped <= moment:
+        return dataclasses.replace(ended("p1", 75, started=started, stopped=stopped), uid=name, name=name)
+    return dataclasses.replace(running("p1", started=started), uid=name, name=name)
