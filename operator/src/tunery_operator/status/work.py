@@ -13,14 +13,11 @@ from tunery_operator.status.diagnosis import is_node_lost, job_failure, lost_nod
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.endings import how_it_ended
 from tunery_operator.status.ledger import PASSED_OVER, same_end_twice
-from tunery_operator.status.needs import needs_report, needs_rerun
 from tunery_operator.status.phase import FINISHING, HELD, POD_STARTED, STOPPING
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Attempt
-
-__all__ = ["check_work", "needs_report", "needs_rerun"]
 
 _RUNNING: Final = ConditionType.RUNNING
 _HOPELESS: Final = FailureReason.DISK_FULL
