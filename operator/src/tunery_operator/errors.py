@@ -19,9 +19,21 @@ class NameTaken(OperatorError):
 
 
 class PredecessorRemains(OperatorError):
-    """A child of a deleted object of the same name still exists; garbage collection will take it."""
+    """What an earlier object or Job of the same name has left still exists; it goes by itself."""
 
     retry_after = 1.0
+
+
+class PreflightsFull(OperatorError):
+    """As many preflights run as the platform allows at a time."""
+
+
+class FieldContested(OperatorError):
+    """Another controller keeps undoing a change of ours: it is left alone for `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class StaleObject(OperatorError):

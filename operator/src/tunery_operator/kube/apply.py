@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tunery_api.names import FIELD_MANAGER
+from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import (
@@ -18,7 +18,7 @@ from tunery_operator.kube.rbac import (
     delete_owner,
 )
 from tunery_operator.plan.model import Owner
-from tunery_operator.status.jobview import JobView, controller_of
+from tunery_operator.status.jobview import JobView, controller_of, parse_job
 
 _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 
@@ -53,6 +53,8 @@ def _adopt(found: Json | None, owner: Owner, kind: str, name: str) -> Json:
         raise PredecessorRemains(f"{kind} {name} was there a moment ago")
     controller = controller_of(found)
     if controller.get("uid") == owner.uid:
+        if "deletionTimestamp" in found["metadata"]:
+            raise PredecessorRemains(f"{kind} {name} is being deleted")
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
         raise PredecessorRemains(f"{kind} {name} belongs to a deleted {owner.key}")
@@ -64,15 +66,51 @@ def _is_terminating(error: HttpError) -> bool:
     return error.status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
-def patch_job(client: KubeClient, namespace: str, job: JobView, spec: dict[str, Any]) -> Json | None:
-    """Merge `spec` into the spec of this very Job; None where it is gone."""
-    body = {"metadata": {"uid": job.uid}, "spec": spec}
+def has_config_map(client: KubeClient, owner: Owner, name: str) -> bool:
+    """Tell whether a ConfigMap of the owner's exists; raises NameTaken, PredecessorRemains, ApiFailure."""
+    found = client.get(GET_CONFIG_MAP, owner.key.namespace, name)
+    return found is not None and bool(_adopt(found, owner, "ConfigMap", name))
+
+
+def suspend_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
+    """Suspend this very Job and note that it was us; None where it is gone."""
+    return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: "spec"}, {"suspend": True})
+
+
+def resume_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
+    """Undo our own suspension of this very Job: one that a queue holds goes on when its queue lets it; None if gone."""
+    spec = {} if job.queue is not None else {"suspend": False}
+    return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: None}, spec)
+
+
+def mark_job_done(client: KubeClient, namespace: str, job: JobView) -> None:
+    """Label this very Job as judged, so that nobody watches it any more; it is no error when it is gone."""
+    meta = {"uid": job.uid, "labels": {DONE_LABEL: "true"}}
+    _patch(client, namespace, job.name, {"metadata": meta})
+
+
+def _patch_job(
+    client: KubeClient, namespace: str, job: JobView, annotations: dict[str, str | None], spec: dict[str, Any]
+) -> Json | None:
+    body: dict[str, Any] = {"metadata": {"uid": job.uid, "annotations": annotations}}
+    return _patch(client, namespace, job.name, {**body, "spec": spec} if spec else body)
+
+
+def _patch(client: KubeClient, namespace: str, name: str, body: Json) -> Json | None:
     try:
-        return client.request(PATCH_JOB, namespace, job.name, body, _MANAGED)
+        return client.request(PATCH_JOB, namespace, name, body, _MANAGED)
     except HttpError as error:
+        # 409: another Job bears the name now.
         if error.status in (404, 409):
             return None
         raise
+
+
+def find_job(client: KubeClient, owner: Owner, name: str) -> JobView | None:
+    """Return the owner's Job of that name, read live: also one that is not watched any more."""
+    found = client.get(GET_JOB, owner.key.namespace, name)
+    job = parse_job(found) if found is not None else None
+    return job if job is not None and job.owner_uid == owner.uid else None
 
 
 def delete_job(client: KubeClient, namespace: str, job: JobView) -> None:

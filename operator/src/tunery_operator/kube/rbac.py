@@ -57,7 +57,17 @@ def patch_status(plural: str) -> Call:
 _WATCHED: Final = (*((GROUP, plural) for plural in OWNERS), ("batch", "jobs"), ("", "pods"))
 
 NAMESPACED_PERMISSIONS: Final = frozenset(
-    {GET_JOB, CREATE_JOB, PATCH_JOB, DELETE_JOB, LIST_PODS, GET_CONFIG_MAP, CREATE_CONFIG_MAP, CREATE_EVENT, LIST_EVENTS}
+    {
+        GET_JOB,
+        CREATE_JOB,
+        PATCH_JOB,
+        DELETE_JOB,
+        LIST_PODS,
+        GET_CONFIG_MAP,
+        CREATE_CONFIG_MAP,
+        CREATE_EVENT,
+        LIST_EVENTS,
+    }
     | {make(plural) for plural in OWNERS for make in (get_owner, delete_owner, patch_status)}
     | {Call(group, resource, verb) for group, resource in _WATCHED for verb in ("list", "watch")}
     # An owner reference that blocks deletion needs the right to set the owner's finalizers.

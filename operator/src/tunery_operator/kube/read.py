@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import Json, KubeClient
-from tunery_operator.kube.rbac import GET_JOB, LIST_PODS, get_owner
+from tunery_operator.kube.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
 from tunery_operator.plan.model import Key, Owner
 from tunery_operator.status.jobview import JobView
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.snapshot import Attempt, ClusterWarning
+
+MAX_EVENTS: Final = 100
+"""Events of one object that are read: the kubelet and the Job controller count repetitions in one event."""
 
 
 def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """Return one of our objects, or None where there is none."""
-    body = None if key in cache.stale else cache.bodies.get(key)
-    if body is not None:
-        return body
+    body = None if cache.is_stale(key) else cache.body(key)
+    return body if body is not None else read_live(client, cache, key)
+
+
+def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
+    """Return one of our objects as it is now, or None where there is none."""
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
     if live is None:
         cache.forget_owner(key)
@@ -26,19 +35,21 @@ def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
 def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> Attempt | None:
     """Return the owner's Job of that name with its pods, or None where it has none.
 
-    Job and pods come over two watches: once the Job has ended, its pods are read live.
+    Job and pods come over two watches, and a pod that ends is not watched any more: where the Job has ended, or knows
+    of pods that the cache does not, they are read live.
     """
     job = _read_job(client, cache, owner, name)
     if job is None or job.owner_uid != owner.uid:
         return None
-    if job.finished or owner.key in cache.stale:
+    # Asked first, whatever else holds: the list answers for what was known then.
+    if cache.pods_incomplete(job) or job.finished or cache.is_stale(owner.key):
         cache.replace_pods(job.uid, _live_pods(client, owner.key.namespace, job))
     return Attempt(job, cache.pods(job.uid))
 
 
 def _read_job(client: KubeClient, cache: Cache, owner: Owner, name: str) -> JobView | None:
     namespace = owner.key.namespace
-    if owner.key in cache.stale:
+    if cache.is_stale(owner.key):
         live = client.get(GET_JOB, namespace, name)
         known = cache.job(namespace, name)
         if live is not None:
@@ -52,3 +63,24 @@ def _live_pods(client: KubeClient, namespace: str, job: JobView) -> list[Json]:
     selector = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.uid}"}
     items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
     return list(items)
+
+
+def read_warnings(
+    client: KubeClient, namespace: str, uid: str, about: Literal["Job", "Pod"]
+) -> tuple[ClusterWarning, ...]:
+    """Return the warnings that the cluster's components posted about a Job or a pod, oldest first."""
+    query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": str(MAX_EVENTS)}
+    items = client.request(LIST_EVENTS, namespace, query=query).get("items") or []
+    return tuple(sorted((_warning(item, about) for item in items), key=lambda warning: warning.time))
+
+
+def _warning(event: Mapping[str, Any], about: Literal["Job", "Pod"]) -> ClusterWarning:
+    """Return what an event of core/v1 says; its time stands in one of four places."""
+    times = (
+        (event.get("series") or {}).get("lastObservedTime"),
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        event["metadata"].get("creationTimestamp"),
+    )
+    time = next((time for time in times if time), "")
+    return ClusterWarning(event.get("reason") or "", event.get("message") or "", time, about)

@@ -19,23 +19,16 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
 
     Raises InvalidSpec when the platform cannot run the spec.
     """
-    return common.named_by_content(_plan(spec, owner, platform, inputs, Task.MERGE))
-
-
-def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
-    """Return the plan of the Job that says again what the merge published; arguments and errors as of `plan_merge`."""
-    base = _plan(spec, owner, platform, inputs, Task.REPORT)
-    return common.named_by_content(common.check_plan(base, spec, platform.settings))
-
-
-def _plan(
-    spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput], task: Task
-) -> JobPlan:
     place = common.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place, inputs))
     own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return common.job_plan(spec, owner, platform, task, run, accesses)
+    return common.named_by_content(common.job_plan(spec, owner, platform, Task.MERGE, run, accesses))
+
+
+def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:
+    """Return the plan of the Job that says again what the merge published; raises InvalidSpec as `plan_merge`."""
+    return common.report_plan(spec, owner, platform, {"adapter_merge": spec})
 
 
 def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
@@ -15,12 +15,11 @@ from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
-from tunery_api.runspec import RunIdentity, RunSpec, Task
+from tunery_api.runspec import Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
 from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
 from tunery_operator.plan.mounts import Access
 from tunery_operator.settings import Settings
-
 
 MAX_CHECK_RETRIES: Final = 3
 
@@ -79,7 +78,7 @@ def identity(owner: Owner) -> RunIdentity:
 
 
 def named_by_content(plan: JobPlan) -> JobPlan:
-    """Return the plan with the name of its ConfigMap: what another object or other settings made is never mistaken for it."""
+    """Return the plan with its ConfigMap's name, which no other content has, of another object or after an upgrade."""
     content = json.dumps([plan.run.to_json_dict(), plan.progress.ca_pem if plan.progress else ""], sort_keys=True)
     digest = hashlib.sha256(f"{plan.owner.uid}\n{content}".encode()).hexdigest()
     return replace(plan, config_name=f"{plan.name}-{digest[:10]}")
@@ -162,6 +161,20 @@ def check_plan(base: JobPlan, spec: LoRAJobSpec | AdapterMergeSpec, settings: Se
         kueue_labels=_check_labels(base.owner, settings),
         progress=None,
     )
+
+
+def report_plan(
+    spec: LoRAJobSpec | AdapterMergeSpec, owner: Owner, platform: Platform, own: Mapping[str, Any]
+) -> JobPlan:
+    """Return the plan of a Job that says again what was published; `own` is what its kind adds to run.json.
+
+    It opens the output and nothing else. Raises InvalidSpec when no place for the output is known.
+    """
+    place = output_place(spec.output, owner, platform.settings)
+    accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
+    run = run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    base = job_plan(spec, owner, platform, Task.REPORT, run, accesses)
+    return named_by_content(check_plan(base, spec, platform.settings))
 
 
 def _check_labels(owner: Owner, settings: Settings) -> dict[str, str]:

@@ -42,8 +42,9 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
 
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
-    base = _with_revision(_plan(spec, owner, platform, known, Task.REPORT), known)
-    return common.named_by_content(common.check_plan(base, spec, platform.settings))
+    place = common.output_place(spec.output, owner, platform.settings)
+    own = {"lora_job": spec, "checkpoint_uri": common.checkpoint_place(place.uri, owner, known.checkpoint)}
+    return common.report_plan(spec, owner, platform, own)
 
 
 def _with_revision(plan: JobPlan, known: Known) -> JobPlan:

@@ -112,7 +112,7 @@ class PodExtras:
     annotations: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     shm_size: str = "1Gi"
-    security: PodSecurity = PodSecurity()
+    security: PodSecurity = field(default_factory=PodSecurity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class JobPlan:
     progress: Progress | None
     settings: str
     """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
-    pod: PodExtras = PodExtras()
+    pod: PodExtras = field(default_factory=PodExtras)
     grace_seconds: int = 30
 
 

@@ -23,12 +23,12 @@ def check_scheduling(spec: SchedulingSpec, settings: Settings) -> SchedulingSpec
     Of the manifest they take its account and what it tolerates: it selects nodes for the sake of their GPUs.
     """
     own = SchedulingSpec(service_account_name=spec.service_account_name, tolerations=spec.tolerations)
-    return _placed(own, settings.preflight_scheduling, settings.pod_template)
+    return _placed(own, settings.preflight_scheduling)
 
 
 def _placed(spec: SchedulingSpec, *placements: Placement) -> SchedulingSpec:
     """Lay placements below a scheduling: what comes first wins, tolerations add up."""
-    layers = (spec, *placements)
+    layers: tuple[SchedulingSpec | Placement, ...] = (spec, *placements)
     selector: dict[str, str] = {}
     for layer in reversed(layers):
         selector |= layer.node_selector or {}

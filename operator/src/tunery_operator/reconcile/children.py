@@ -1,82 +1,166 @@
-"""The children of an object: made if missing, and made to follow what may change."""
+"""The Jobs of an object: made if missing, made to follow what may change, and taken away."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
-from tunery_operator.errors import NameTaken
+from tunery_api.runspec import Task
+from tunery_operator.errors import OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
 from tunery_operator.kube import apply
-from tunery_operator.kube.read import read_attempt
+from tunery_operator.kube.client import Json
+from tunery_operator.kube.read import read_attempt, read_live
 from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.model import JobPlan
+from tunery_operator.plan.model import JobPlan, Owner
+from tunery_operator.reconcile.subject import Subject
+from tunery_operator.reconcile.warnings import hangs
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.jobview import JobView, parse_job
+from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt
 
 
-def ensure_attempt(world: World, plan: JobPlan, attempt: Attempt | None, *, configure: bool = True) -> Attempt | None:
+def ensure_attempt(world: World, subject: Subject, plan: JobPlan, attempt: Attempt | None) -> Attempt | None:
     """Return the Job of a plan, made if it was missing: nothing is made while the object is suspended.
 
-    `configure=False` leaves the ConfigMap of a Job that is there alone: what the plan says of it is not known.
-    Raises NameTaken, PredecessorRemains, OwnerGone, Rejected.
+    Raises NameTaken, PredecessorRemains, PreflightsFull, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
     """
+    if attempt is not None and attempt.job.finished:
+        return attempt
+    if attempt is not None and _is_outdated(plan, attempt):
+        remove(world, plan.owner, attempt.job)
+        attempt = None
     if attempt is None:
-        return None if plan.suspend else _start(world, plan)
-    if attempt.job.finished:
-        return attempt
-    if configure:
-        _ensure_config_map(world, plan)
-    return _follow(world, plan, attempt)
+        return None if plan.suspend else _start(world, subject, plan)
+    followed = follow(world, plan.owner, attempt, suspend=plan.suspend)
+    if followed is not None and not plan.suspend:
+        _check_config(world, plan, followed)
+    return followed
 
 
-def _start(world: World, plan: JobPlan) -> Attempt:
-    """Create the Job; one that was there already may be far along, so it is read with its pods."""
-    job = _create(world, plan)
-    return read_attempt(world.client, world.cache, plan.owner, plan.name) or Attempt(job)
+def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
+    """Tell whether the spec's settings have changed since the Job was made, and no pod runs that would be lost."""
+    settings = attempt.job.settings
+    return settings not in (None, plan.settings) and not any(pod.running for pod in attempt.pods)
 
 
-def _create(world: World, plan: JobPlan) -> JobView:
-    """Create ConfigMap and Job side by side; a Job whose ConfigMap cannot be had goes again."""
-    config_map = world.side.submit(_ensure_config_map, world, plan)
-    body = apply.create_job(world.client, plan.owner, build_job(plan))
-    world.cache.see_job(body)
-    job = parse_job(body)
-    try:
-        config_map.result()
-    except NameTaken:
-        apply.delete_job(world.client, plan.owner.key.namespace, job)
-        raise
-    return job
+def remove(world: World, owner: Owner, job: JobView) -> None:
+    """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
+    apply.delete_job(world.client, owner.key.namespace, job)
+    world.cache.forget_job(owner.key.namespace, job.name, job.uid)
 
 
-def _ensure_config_map(world: World, plan: JobPlan) -> None:
-    entry = (plan.owner.uid, plan.config_name)
-    if entry in world.cache.configured:
+# Create
+
+
+def _start(world: World, subject: Subject, plan: JobPlan) -> Attempt:
+    """Create ConfigMap, then Job: no pod waits on a GPU for a ConfigMap that may not be made."""
+    _wait_for_leftovers(world, plan)
+    if "jobName" in subject.status:
+        _look_again(world, subject)
+    with _preflight_slot(world, plan):
+        _create_config_map(world, plan, plan.config_name)
+        body = apply.create_job(world.client, plan.owner, build_job(plan))
+        world.cache.see_job(body)
+    # A Job that was there already may be far along, so it is read with its pods.
+    return read_attempt(world.client, world.cache, plan.owner, plan.name) or Attempt(parse_job(body))
+
+
+def _wait_for_leftovers(world: World, plan: JobPlan) -> None:
+    """Two pods must never work on one result: an earlier Job's pod still writes its checkpoint."""
+    pod = next(iter(leftovers(world, plan.owner, plan.name)), None)
+    if pod is not None:
+        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which still ends on node {pod.node}")
+
+
+def leftovers(world: World, owner: Owner, name: str) -> tuple[PodView, ...]:
+    """Return the pods of earlier Jobs of that name that have not ended."""
+    job = world.cache.job(owner.key.namespace, name)
+    pods = world.cache.pods_named(owner.key.namespace, name)
+    return tuple(pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
+
+
+def _look_again(world: World, subject: Subject) -> None:
+    """Read an object that had a Job before live: a second one for a finished or deleted object would train again."""
+    key = subject.owner.key
+    live = read_live(world.client, world.cache, key)
+    if live is None or live["metadata"]["uid"] != subject.owner.uid:
+        raise OwnerGone(f"{key} is gone")
+    if live["metadata"]["resourceVersion"] != subject.version:
+        raise StaleObject(f"{key} changed meanwhile")
+
+
+@contextmanager
+def _preflight_slot(world: World, plan: JobPlan) -> Iterator[None]:
+    """Hold the place of one preflight among those that the platform allows; raises PreflightsFull."""
+    limit = world.platform.settings.preflight_max_concurrent
+    if limit == 0 or plan.task is not Task.PREFLIGHT:
+        yield
         return
-    apply.create_config_map(world.client, plan.owner, build_config_map(plan))
-    world.cache.configured.add(entry)
+    with world.preflights:
+        running = world.cache.unfinished_jobs(Task.PREFLIGHT.value)
+        if running >= limit:
+            raise PreflightsFull(f"room for its preflight: {running} run, and the platform allows {limit} at a time")
+        yield
 
 
-def _follow(world: World, plan: JobPlan, attempt: Attempt) -> Attempt:
-    """Carry over what the user may change while the Job runs."""
+# Follow
+
+
+def follow(world: World, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
+    """Carry the user's wish over to a Job; None where the Job had to go.
+
+    Only our own suspension is ever undone. A Job with a queue belongs to the queue, which would start it again: it is
+    deleted, which frees its quota, and made anew later.
+    Raises FieldContested, ApiFailure.
+    """
     job = attempt.job
-    change: dict[str, Any] = {}
-    if job.active_deadline_seconds != plan.active_deadline_seconds:
-        change["activeDeadlineSeconds"] = plan.active_deadline_seconds
-    if _must_switch(plan, job):
-        change["suspend"] = plan.suspend
-    if not change:
-        return attempt
-    body = apply.patch_job(world.client, plan.owner.key.namespace, job, change)
+    if not suspend:
+        return _resume(world, owner, attempt) if job.suspended_by_us else attempt
+    if job.queue is not None:
+        remove(world, owner, job)
+        return None
+    return attempt if job.suspend else _suspend(world, owner, attempt)
+
+
+def _suspend(world: World, owner: Owner, attempt: Attempt) -> Attempt:
+    world.quarrels.change(attempt.job.uid, "spec.suspend")
+    return _seen(world, attempt, apply.suspend_job(world.client, owner.key.namespace, attempt.job))
+
+
+def _resume(world: World, owner: Owner, attempt: Attempt) -> Attempt:
+    return _seen(world, attempt, apply.resume_job(world.client, owner.key.namespace, attempt.job))
+
+
+def _seen(world: World, attempt: Attempt, body: Json | None) -> Attempt:
     if body is None:
         return attempt
     world.cache.see_job(body)
-    return Attempt(parse_job(body), attempt.pods)
+    return replace(attempt, job=parse_job(body))
 
 
-def _must_switch(plan: JobPlan, job: JobView) -> bool:
-    """Tell whether the user's wish must be carried over; a queue's own suspension is left alone."""
-    if job.suspend == plan.suspend:
-        return False
-    return plan.suspend or not plan.kueue_labels
+# The run's ConfigMap
+
+
+def _check_config(world: World, plan: JobPlan, attempt: Attempt) -> None:
+    """Make the ConfigMap of a Job again if somebody deleted it: asked before each attempt, and when a pod hangs."""
+    name, uid, pod = attempt.job.config_name, plan.owner.uid, attempt.last
+    if name is None:
+        return
+    if pod is not None and (pod.running or hangs(pod, world.now())):
+        world.cache.forget_config(uid)
+    if (pod is not None and pod.running) or world.cache.knows_config(uid, name):
+        return
+    if apply.has_config_map(world.client, plan.owner, name):
+        world.cache.note_config(uid, name)
+    else:
+        _create_config_map(world, plan, name)
+
+
+def _create_config_map(world: World, plan: JobPlan, name: str) -> None:
+    if world.cache.knows_config(plan.owner.uid, name):
+        return
+    apply.create_config_map(world.client, plan.owner, build_config_map(replace(plan, config_name=name)))
+    world.cache.note_config(plan.owner.uid, name)

@@ -1,28 +1,82 @@
-"""The adapters that an object waits for, each looked up by name."""
+"""The adapters that an object waits for: each looked up by name once, and from then on read from the status."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from tunery_api.inputs import LocalReference
 from tunery_operator.kube.read import read_object
-from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input
-from tunery_operator.plan.model import Key, Kind, Owner
+from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input, record, recorded
+from tunery_operator.plan.model import Key, Kind
+from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
+from tunery_operator.status.snapshot import Snapshot
 
 
-def read_input(world: World, owner: Owner, reference: LocalReference | None, uri: str | None) -> AdapterInput:
-    """Return what a reference or a URI offers now, and be woken when the LoRAJob changes its phase."""
-    if reference is None:
-        return plain_input(uri or "")
-    target = Key(Kind.LORAJOB, owner.key.namespace, reference.name)
+class Wanted(NamedTuple):
+    """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI."""
+
+    reference: LocalReference | None
+    uri: str | None
+
+
+class Inputs(NamedTuple):
+    """What became of all that is wanted."""
+
+    items: tuple[AdapterInput, ...]
+    references: tuple[dict[str, Any], ...]
+    """All that status.inputReferences is to say."""
+    news: bool
+    """Some of it does not stand there yet."""
+
+    @property
+    def ready(self) -> list[ReadyInput] | None:
+        """The inputs if each of them is ready, else None."""
+        ready = [item for item in self.items if isinstance(item, ReadyInput)]
+        return ready if len(ready) == len(self.items) else None
+
+    def shown_in(self, snapshot: Snapshot) -> Snapshot:
+        """Return the snapshot with these inputs."""
+        return replace(snapshot, inputs=self.items, input_references=self.references)
+
+
+def resolve_inputs(world: World, subject: Subject, wanted: Iterable[Wanted]) -> Inputs:
+    """Return what the wanted adapters are now; what was resolved before is never looked up again."""
+    known = {entry["name"]: entry for entry in subject.status.get("inputReferences") or ()}
+    items = tuple(_resolve(world, subject, want, known) for want in wanted)
+    fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
+    fresh.pop(None, None)
+    return Inputs(items, (*known.values(), *fresh.values()), bool(fresh))
+
+
+def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
+    if want.reference is None:
+        return plain_input(want.uri or "")
+    name = want.reference.name
+    if name in known:
+        return recorded(known[name])
+    target = Key(Kind.LORAJOB, subject.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
-    world.cache.wait_for(target, owner.key)
+    world.cache.wait_for(target, subject.owner.key)
     body = read_object(world.client, world.cache, target)
-    return lorajob_input(reference.name, body, world.platform.settings.default_output_secret)
+    return lorajob_input(name, body, world.platform.settings.default_output_secret)
 
 
-def all_ready(inputs: Sequence[AdapterInput]) -> list[ReadyInput] | None:
-    """Return the inputs if each of them is ready, else None."""
-    ready = [item for item in inputs if isinstance(item, ReadyInput)]
-    return ready if len(ready) == len(inputs) else None
+def is_awaited(world: World, key: Key) -> bool:
+    """Tell whether an unfinished object names this LoRAJob and has not written down what it found there."""
+    near = (other for other in world.cache.unfinished() if other.namespace == key.namespace and other != key)
+    bodies = (world.cache.body(other) for other in near)
+    return key.kind is Kind.LORAJOB and any(body is not None and _awaits(body, key.name) for body in bodies)
+
+
+def _awaits(body: Mapping[str, Any], name: str) -> bool:
+    known = [entry.get("name") for entry in (body.get("status") or {}).get("inputReferences") or ()]
+    return name not in known and any(
+        (item.get("loraJobRef") or {}).get("name") == name for item in _sources(body.get("spec") or {})
+    )
+
+
+def _sources(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return [*(spec.get("adapters") or ()), spec.get("continueFrom") or {}]

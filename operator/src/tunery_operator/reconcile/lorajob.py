@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
 from tunery_api.methods import Method
@@ -10,55 +11,88 @@ from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
-from tunery_operator.kube.read import read_attempt
-from tunery_operator.plan.inputs import AdapterInput
-from tunery_operator.plan.lorajob import plan_preflight, plan_train
+from tunery_operator.plan.common import output_place
+from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
 from tunery_operator.plan.model import Key
-from tunery_operator.reconcile.children import ensure_attempt
-from tunery_operator.reconcile.inputs import all_ready, read_input
+from tunery_operator.reconcile.children import ensure_attempt, follow, remove
+from tunery_operator.reconcile.gathering import find_attempt, gather_work, is_overdue, report_again
+from tunery_operator.reconcile.inputs import Inputs, Wanted, resolve_inputs
 from tunery_operator.reconcile.outcome import Outcome
-from tunery_operator.reconcile.story import go_on
-from tunery_operator.reconcile.subject import Subject, first_snapshot
+from tunery_operator.reconcile.story import Story, go_on
+from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
+from tunery_operator.status.needs import needs_rerun
 from tunery_operator.status.snapshot import Snapshot
 
 
 def reconcile_lorajob(world: World, key: Key) -> Outcome:
     """Bring one LoRAJob a step further; gives the same answer however often it is asked."""
-    return go_on(world, key, parse_lorajob, _advance)
+    return go_on(world, key, _STORY)
 
 
-def _gather(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
+def _gather(world: World, subject: Subject) -> Snapshot:
     """Return what is in the cluster."""
-    owner = subject.owner
-    snapshot = first_snapshot(world, subject, spec.suspend, spec.resources)
-    work = read_attempt(world.client, world.cache, owner, child_name(owner.key.name, Task.TRAIN.value))
-    needed = spec.preflight is PreflightPolicy.REQUIRED and not subject.holds(ConditionType.PREFLIGHT)
-    preflight = None
-    if needed:
-        preflight = read_attempt(world.client, world.cache, owner, child_name(owner.key.name, Task.PREFLIGHT.value))
-    lost = world.cache.lost_pods(work.job.uid) if work is not None else ()
-    method = None if spec.method is Method.AUTO else spec.method.value
-    return replace(snapshot, method=method, preflight_needed=needed, preflight=preflight, work=work, lost_pods=lost)
+    snapshot = gather_work(world, subject, Task.TRAIN)
+    method = subject.spec.get("method", Method.AUTO.value)
+    skipped = subject.spec.get("preflight") == PreflightPolicy.SKIP.value
+    needed = not skipped and not subject.holds(ConditionType.PREFLIGHT)
+    return replace(
+        snapshot,
+        method=None if method == Method.AUTO.value else method,
+        preflight_needed=needed,
+        preflight=find_attempt(world, subject, Task.PREFLIGHT) if needed else None,
+    )
 
 
-def _advance(world: World, subject: Subject, spec: LoRAJobSpec) -> Snapshot:
+def _advance(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
-    snapshot = _gather(world, subject, spec)
+    # Judged before anything is waited for.
+    output_place(spec.output, subject.owner, world.platform.settings)
+    if snapshot.work is not None and snapshot.work.job.finished:
+        return report_again(
+            world, subject, snapshot, lambda: plan_report(spec, subject.owner, world.platform, _known(subject, None))
+        )
     inputs = _inputs(world, subject, spec)
-    ready = all_ready(inputs)
-    if ready is None and snapshot.work is None:
-        return replace(snapshot, inputs=inputs)
-    adapter = ready[0].adapter if ready else None
+    if snapshot.work is None and (inputs.news or inputs.ready is None):
+        return inputs.shown_in(snapshot)
     if snapshot.preflight_needed and snapshot.work is None:
-        plan = plan_preflight(spec, subject.owner, world.platform, adapter)
-        return replace(snapshot, preflight=ensure_attempt(world, plan, snapshot.preflight))
-    revision = (subject.status.get("resolved") or {}).get("revision")
-    plan = plan_train(spec, subject.owner, world.platform, adapter, revision)
-    return replace(snapshot, work=ensure_attempt(world, plan, snapshot.work, configure=ready is not None))
+        return _check(world, subject, spec, inputs.shown_in(snapshot))
+    if snapshot.work is None and is_overdue(snapshot):
+        return inputs.shown_in(snapshot)
+    if inputs.ready is None and snapshot.work is not None:
+        # The Job that is there has all it needs, even if its input was deleted before it was written down.
+        return replace(snapshot, work=follow(world, subject.owner, snapshot.work, suspend=spec.suspend))
+    plan = plan_train(spec, subject.owner, world.platform, _known(subject, inputs))
+    return replace(inputs.shown_in(snapshot), work=ensure_attempt(world, subject, plan, snapshot.work))
 
 
-def _inputs(world: World, subject: Subject, spec: LoRAJobSpec) -> tuple[AdapterInput, ...]:
-    if spec.continue_from is None:
-        return ()
-    return (read_input(world, subject.owner, spec.continue_from.lora_job_ref, spec.continue_from.uri),)
+def _check(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+    """Make the preflight Job; one whose report is gone runs once more."""
+    inputs = Inputs(snapshot.inputs, snapshot.input_references, news=False)
+    plan = plan_preflight(spec, subject.owner, world.platform, _known(subject, inputs))
+    if snapshot.preflight is not None and needs_rerun(snapshot):
+        remove(world, subject.owner, snapshot.preflight.job)
+        snapshot = replace(snapshot, preflight=None)
+    return replace(snapshot, preflight=ensure_attempt(world, subject, plan, snapshot.preflight))
+
+
+def _inputs(world: World, subject: Subject, spec: LoRAJobSpec) -> Inputs:
+    source = spec.continue_from
+    return resolve_inputs(world, subject, [Wanted(source.lora_job_ref, source.uri)] if source is not None else [])
+
+
+def _known(subject: Subject, inputs: Inputs | None) -> Known:
+    ready = inputs.ready if inputs is not None else None
+    status = subject.status
+    return Known(
+        adapter=ready[0].adapter if ready else None,
+        revision=(status.get("resolved") or {}).get("revision"),
+        checkpoint=(status.get("checkpoint") or {}).get("uri"),
+    )
+
+
+def _children(key: Key) -> tuple[str, ...]:
+    return child_name(key.name, Task.TRAIN.value), child_name(key.name, Task.PREFLIGHT.value)
+
+
+_STORY: Final = Story(parse_lorajob, _gather, _advance, _children)

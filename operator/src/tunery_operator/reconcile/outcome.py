@@ -17,3 +17,8 @@ class Outcome:
 
 
 DONE: Final = Outcome()
+
+
+def earliest(*times: float | None) -> float | None:
+    """Return the least of some numbers of seconds, leaving out what is None."""
+    return min((time for time in times if time is not None), default=None)

@@ -1,49 +1,110 @@
-"""The frame of both stories: find the object, let its story go on, and report what came of it."""
+"""The frame of both stories: find the object, let its story go a step further, and report what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_operator.errors import NameTaken, Rejected
+from tunery_api.reasons import FailureReason
+from tunery_operator.errors import (
+    ApiFailure,
+    FieldContested,
+    NameTaken,
+    OperatorError,
+    PredecessorRemains,
+    PreflightsFull,
+    Rejected,
+)
 from tunery_operator.plan.model import Key
+from tunery_operator.reconcile.children import follow, leftovers
+from tunery_operator.reconcile.ending import after_the_end
 from tunery_operator.reconcile.outcome import DONE, Outcome
-from tunery_operator.reconcile.report import expire, report
-from tunery_operator.reconcile.subject import Subject, find_subject, first_snapshot, invalid_snapshot
+from tunery_operator.reconcile.refusals import refusal_of
+from tunery_operator.reconcile.report import report
+from tunery_operator.reconcile.subject import Subject, find_subject
 from tunery_operator.reconcile.world import World
-from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.snapshot import Attempt, Refusal, Snapshot
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec)
 
 
-def go_on(
-    world: World,
-    key: Key,
-    parse: Callable[[dict[str, Any]], Spec],
-    advance: Callable[[World, Subject, Spec], Snapshot],
-) -> Outcome:
-    """Bring one object a step further; gives the same answer however often it is asked.
+@dataclass(frozen=True, slots=True)
+class Story(Generic[Spec]):
+    """What the two kinds do each in its own way."""
 
-    `advance` makes what comes next and returns what is in the cluster then.
-    """
+    parse: Callable[[dict[str, Any]], Spec]
+    """Raises InvalidSpec."""
+    gather: Callable[[World, Subject], Snapshot]
+    """Returns what is in the cluster."""
+    advance: Callable[[World, Subject, Spec, Snapshot], Snapshot]
+    """Makes what comes next, and returns what is in the cluster then."""
+    children: Callable[[Key], tuple[str, ...]]
+    """The names of the Jobs whose pods must end before a new one is made."""
+
+
+def go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
+    """Bring one object a step further; gives the same answer however often it is asked."""
     subject = find_subject(world, key)
     if subject is None:
         return DONE
     if subject.finished:
-        return expire(world, subject)
+        return after_the_end(world, subject)
+    snapshot, retry_in = _take_step(world, subject, story, story.gather(world, subject))
+    remaining = [pod for name in story.children(key) for pod in leftovers(world, subject.owner, name)]
+    world.cache.mark_fresh(key)
+    return report(world, subject, replace(snapshot, leftovers=tuple(remaining)), retry_in)
+
+
+def _take_step(world: World, subject: Subject, story: Story[Spec], snapshot: Snapshot) -> tuple[Snapshot, float | None]:
+    """Return the snapshot after one step, with whatever stood in its way; and when to try that again, in seconds."""
+    key = subject.owner.key
     try:
-        spec = parse(subject.body)
-        try:
-            snapshot = advance(world, subject, spec)
-        except NameTaken as error:
-            snapshot = replace(first_snapshot(world, subject, False, spec.resources), conflict=str(error))
+        stepped = _step(world, subject, story, snapshot)
+    except (ApiFailure, FieldContested, PredecessorRemains, PreflightsFull) as error:
+        wait = world.retries.next(key)
+        return _hindered(snapshot, error), max(wait, error.retry_after or 0.0)
+    except NameTaken as error:
+        stepped = replace(snapshot, conflict=str(error))
+    world.retries.reset(key)
+    return stepped, None
+
+
+def _hindered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
+    if isinstance(error, ApiFailure):
+        return replace(snapshot, refusal=refusal_of(error))
+    if isinstance(error, FieldContested):
+        return replace(snapshot, refusal=Refusal(FailureReason.FIELD_CONTESTED, str(error)))
+    if isinstance(error, PreflightsFull):
+        return replace(snapshot, waiting_for=str(error), waiting_reason="WaitingForPreflightSlot")
+    return replace(snapshot, waiting_for=str(error))
+
+
+def _step(world: World, subject: Subject, story: Story[Spec], snapshot: Snapshot) -> Snapshot:
+    """Go one step further; a spec that was accepted before is judged no more.
+
+    What today's rules or settings would refuse in it is waited for, and the Job that it has is followed on.
+    """
+    accepted = subject.accepted() or snapshot.work is not None or snapshot.preflight is not None
+    try:
+        return story.advance(world, subject, story.parse(subject.body), snapshot)
     except InvalidSpec as error:
-        snapshot = invalid_snapshot(world, subject, error)
+        if not accepted:
+            return replace(snapshot, errors=error.errors)
+        return _follow_only(world, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
-        snapshot = invalid_snapshot(world, subject, InvalidSpec([FieldError("spec", str(error))]))
-    world.cache.stale.discard(key)
-    return report(world, subject, snapshot)
+        if not accepted:
+            return replace(snapshot, errors=(FieldError("spec", str(error)),))
+        return replace(snapshot, refusal=Refusal(FailureReason.CREATE_REFUSED, str(error)))
+
+
+def _follow_only(world: World, snapshot: Snapshot) -> Snapshot:
+    def carry_over(attempt: Attempt | None) -> Attempt | None:
+        if attempt is None or attempt.job.finished:
+            return attempt
+        return follow(world, snapshot.owner, attempt, suspend=snapshot.suspend)
+
+    return replace(snapshot, preflight=carry_over(snapshot.preflight), work=carry_over(snapshot.work))

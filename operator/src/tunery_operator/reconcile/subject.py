@@ -1,20 +1,27 @@
-"""The object that a story is about, as it was read."""
+"""The object that a story is about, as it was read; what is followed in it stands there unparsed.
+
+An accepted spec is followed even where today's rules would refuse it: so what a running Job must follow (`suspend`,
+the deadline) is read from the object itself, with the API's own defaults.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from tunery_api.errors import InvalidSpec
-from tunery_api.names import KUEUE_LABELS
+from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.lorajob import LifecycleFields, LoRAJobSpec
+from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.placement import ResourcesSpec
 from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.kube.cache import FINAL
+from tunery_operator.kube.owners import FINAL
 from tunery_operator.kube.read import read_object
-from tunery_operator.plan.model import Key, Owner, parse_owner
+from tunery_operator.plan.model import Key, Kind, Owner, parse_owner
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.snapshot import Snapshot
+
+_SPECS: Final[dict[Kind, type[LifecycleFields]]] = {Kind.LORAJOB: LoRAJobSpec, Kind.ADAPTERMERGE: AdapterMergeSpec}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +32,18 @@ class Subject:
     body: dict[str, Any]
 
     @property
+    def spec(self) -> Mapping[str, Any]:
+        """The spec as it was written, not validated."""
+        return self.body.get("spec") or {}
+
+    @property
     def status(self) -> Mapping[str, Any]:
         """The status that the API server has."""
         return self.body.get("status") or {}
 
     @property
     def finished(self) -> bool:
-        """Tell whether it succeeded or failed, for good."""
+        """Tell whether it succeeded or failed."""
         return self.status.get("phase") in FINAL
 
     @property
@@ -40,10 +52,51 @@ class Subject:
         version: str = self.body["metadata"]["resourceVersion"]
         return version
 
+    @property
+    def retry(self) -> str | None:
+        """The annotation that asks for another try of a failed object."""
+        return self.owner.annotations.get(RETRY_ANNOTATION)
+
+    @property
+    def suspend(self) -> bool:
+        """Tell whether the user wants no pods."""
+        return bool(self.spec.get("suspend"))
+
+    @property
+    def resources(self) -> tuple[int, str]:
+        """The GPUs of a pod that works, and the name of their resource."""
+        default = _default(self.owner.key.kind, "resources")
+        raw = self.spec.get("resources")
+        if raw is None:
+            return default.gpus, default.gpu_resource
+        plain = ResourcesSpec()
+        return raw.get("gpus", plain.gpus), raw.get("gpuResource", plain.gpu_resource)
+
+    @property
+    def deadline_seconds(self) -> int | None:
+        """How long its pods may run in all; None: for ever."""
+        seconds: int | None = self.spec.get("activeDeadlineSeconds")
+        return _default(self.owner.key.kind, "active_deadline_seconds") if seconds is None else seconds
+
     def holds(self, condition: ConditionType) -> bool:
         """Tell whether a condition is True in the status that was read."""
+        return self._condition(condition).get("status") == ConditionStatus.TRUE.value
+
+    def accepted(self) -> bool:
+        """Tell whether its spec was found good before: for this generation, or so good that a Job was made of it."""
+        validated = self._condition(ConditionType.VALIDATED)
+        judged = self.holds(ConditionType.VALIDATED) and validated.get("observedGeneration") == self.owner.generation
+        passed = self._condition(ConditionType.PREFLIGHT).get("reason") == "PreflightPassed"
+        return judged or passed or "jobName" in self.status
+
+    def _condition(self, type_: ConditionType) -> Mapping[str, Any]:
         conditions = self.status.get("conditions") or ()
-        return any(c["type"] == condition.value and c["status"] == ConditionStatus.TRUE.value for c in conditions)
+        return next((condition for condition in conditions if condition["type"] == type_.value), {})
+
+
+def _default(kind: Kind, field: str) -> Any:
+    """Return what the API says of a field that a manifest leaves out."""
+    return _SPECS[kind].model_fields[field].get_default(call_default_factory=True)
 
 
 def find_subject(world: World, key: Key) -> Subject | None:
@@ -54,23 +107,20 @@ def find_subject(world: World, key: Key) -> Subject | None:
     return Subject(parse_owner(key.kind, body), body)
 
 
-def first_snapshot(world: World, subject: Subject, suspend: bool, resources: ResourcesSpec) -> Snapshot:
+def first_snapshot(world: World, subject: Subject) -> Snapshot:
     """Return the snapshot of an object before anything was gathered about its children."""
     owner = subject.owner
-    reported = world.cache.progress.get(owner.key)
+    gpus, gpu_resource = subject.resources
     return Snapshot(
         kind=owner.key.kind,
         owner=owner,
         status=subject.status,
         now=world.now(),
-        suspend=suspend,
-        gpus=resources.gpus,
-        queue=owner.labels.get(KUEUE_LABELS[0]),
-        progress=reported[1] if reported is not None and reported[0] == owner.uid else None,
+        suspend=subject.suspend,
+        gpus=gpus,
+        gpu_resource=gpu_resource,
+        deadline_seconds=subject.deadline_seconds,
+        progress=world.cache.progress(owner.key, owner.uid),
+        retry=subject.retry,
+        input_references=tuple(subject.status.get("inputReferences") or ()),
     )
-
-
-def invalid_snapshot(world: World, subject: Subject, error: InvalidSpec) -> Snapshot:
-    """Return the snapshot of an object whose spec cannot be run."""
-    owner = subject.owner
-    return Snapshot(owner.key.kind, owner, subject.status, world.now(), errors=error.errors)

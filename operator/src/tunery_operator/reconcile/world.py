@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -12,6 +12,8 @@ from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.events import EventPoster
 from tunery_operator.plan.common import Platform
+from tunery_operator.reconcile.pace import Quarrels, Retries
+from tunery_operator.reconcile.warnings import Warnings
 
 
 def _utc_now() -> datetime:
@@ -26,7 +28,10 @@ class World:
     cache: Cache
     platform: Platform
     events: EventPoster
-    side: ThreadPoolExecutor
-    """Threads for the second of two calls that go side by side."""
     now: Callable[[], datetime] = field(default=_utc_now)
     monotonic: Callable[[], float] = field(default=time.monotonic)
+    retries: Retries = field(default_factory=Retries)
+    quarrels: Quarrels = field(default_factory=lambda: Quarrels(time.monotonic))
+    warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
+    preflights: threading.Lock = field(default_factory=threading.Lock)
+    """Held while preflights are counted and one is made, where their number is bounded."""

@@ -1,0 +1,69 @@
+"""How often something is done: retries that get rarer, looks that are rare, and quarrels that are given up."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from tunery_operator.errors import FieldContested
+from tunery_operator.plan.model import Key
+
+MAX_RETRY_SECONDS: Final = 30.0
+FIRST_RETRY_SECONDS: Final = 0.5
+_MAX_DOUBLINGS: Final = 8
+
+QUARREL_WINDOW: Final = 60.0
+QUARREL_CHANGES: Final = 4
+"""Changes of one Job within the window: the first, and three that somebody undid."""
+QUARREL_PAUSE: Final = 300.0
+_FORGET: Final = 2 * QUARREL_PAUSE
+
+
+class Retries:
+    """How long each object waits for its next try after something stood in its way: never longer than 30 s."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Key, int] = {}
+        self._lock = threading.Lock()
+
+    def next(self, key: Key) -> float:
+        """Return the seconds until the next try, about twice as many as the last time."""
+        with self._lock:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+        longest = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, _MAX_DOUBLINGS))
+        return longest * random.uniform(0.7, 1.0)  # noqa: S311
+
+    def reset(self, key: Key) -> None:
+        """Nothing stands in its way any more."""
+        with self._lock:
+            self._failures.pop(key, None)
+
+
+class Quarrels:
+    """Notices that somebody undoes a change of ours again and again, and gives in for a while."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._changes: dict[str, list[float]] = {}
+        self._until: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def change(self, job_uid: str, field: str) -> None:
+        """Note that a field of a Job is about to be changed; raises FieldContested where that is useless."""
+        with self._lock:
+            now = self._monotonic()
+            self._forget(now)
+            until = self._until.get(job_uid, now)
+            changes = [time for time in self._changes.get(job_uid, ()) if now - time < QUARREL_WINDOW]
+            if until <= now and len(changes) >= QUARREL_CHANGES:
+                until = self._until[job_uid] = now + QUARREL_PAUSE
+            if until > now:
+                text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
+                raise FieldContested(text, until - now)
+            self._changes[job_uid] = [*changes, now]
+
+    def _forget(self, now: float) -> None:
+        self._until = {uid: time for uid, time in self._until.items() if now - time < _FORGET}
+        self._changes = {uid: times for uid, times in self._changes.items() if now - times[-1] < _FORGET}
