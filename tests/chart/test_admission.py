@@ -162,6 +162,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
     ("another-name", lambda j: (container(j).update(name="shell"), j["spec"].pop("podFailurePolicy")), ONE),
     ("sidecar", lambda j: pod(j)["containers"].append(container(j) | {"name": "second"}), ONE),
     ("init", lambda j: pod(j).update(initContainers=[container(j) | {"name": "init"}]), ONE),
+    ("many-pods", lambda j: j["spec"].update(parallelism=50, completions=50), ONE),
     ("image", lambda j: container(j).update(image="busybox:1"), "trainer's image"),
     ("image-with-our-prefix", lambda j: container(j).update(image="tunery-trainer-evil:1"), "trainer's image"),
     ("shell", lambda j: container(j).update(command=["sh", "-c", "env"]), COMMAND),
