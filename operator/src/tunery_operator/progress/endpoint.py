@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
@@ -14,26 +15,30 @@ from pydantic import ValidationError
 from tunery_api.runspec import ProgressUpdate, TrainerStatus
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
+from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
+from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.plan.model import Key
-from tunery_operator.queue import WorkQueue
+from tunery_operator.progress.pace import Pace
+from tunery_operator.progress.sane import sane
+from tunery_operator.queue import Lane, WorkQueue
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 * 1024
-MIN_SECONDS: Final = 1.0
-"""A pod's reports that come faster than this are answered with 429."""
+BODY_SECONDS: Final = 5.0
 
 
 class Endpoint:
-    """Takes reports and puts the object they are for on the queue."""
+    """Takes reports and puts the object they are for on the queue; `acts` tells whether this replica is the leader."""
 
-    def __init__(self, reviewer: TokenReviewer, cache: Cache, queue: WorkQueue) -> None:
+    def __init__(
+        self, reviewer: TokenReviewer, cache: Cache, queue: WorkQueue, acts: Callable[[], bool] = lambda: True
+    ) -> None:
         self._reviewer = reviewer
         self._cache = cache
         self._queue = queue
-        self._clock: Callable[[], float] = time.monotonic
-        self._last: dict[str, float] = {}
+        self._acts = acts
+        self._pace = Pace()
 
     def app(self) -> web.Application:
         """Return the application; the path of the URL does not matter."""
@@ -42,48 +47,56 @@ class Endpoint:
         return app
 
     async def _post(self, request: web.Request) -> web.Response:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            return _answer(401, "a bearer token is needed")
         try:
-            pod = await asyncio.to_thread(self._reviewer.review, token.strip())
-        except ApiFailure as error:
-            logger.warning("a progress token could not be checked: %s", error)
-            return _answer(503, "the token could not be checked")
-        if pod is None:
-            return _answer(401, "the token is not valid here")
-        return await self._take(request, pod)
+            response = await self._answer(request)
+        except web.HTTPException as error:
+            PROGRESS_POSTS.labels(str(error.status)).inc()
+            raise
+        PROGRESS_POSTS.labels(str(response.status)).inc()
+        return response
 
-    async def _take(self, request: web.Request, pod: PodIdentity) -> web.Response:
-        target = self._cache.owner_of_pod(pod.namespace, pod.name, pod.uid)
+    async def _answer(self, request: web.Request) -> web.Response:
+        """Return the answer; the cheapest questions come first, and the body is read last."""
+        if not self._acts():
+            response = _refuse(503, "another replica acts; try again", retry_after=1)
+            response.force_close()
+            return response
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        claim = read_claim(token.strip()) if scheme.lower() == "bearer" else None
+        if claim is None:
+            return _refuse(401, "a pod's token for this endpoint is needed")
+        target = self._cache.owner_of_pod(*claim.pod)
         if target is None:
-            return _answer(403, "this pod trains nothing that has not ended")
-        if self._too_fast(pod.uid):
-            return _answer(429, "one report a second is enough")
+            return _refuse(403, "this pod trains nothing that has not ended")
         try:
-            body = await request.read()
+            if not await self._reviewer.proves(token.strip(), claim):
+                return _refuse(401, "the token is not valid here")
+        except (ApiFailure, ReviewsBusy) as error:
+            logger.debug("a progress token could not be checked: %s", error)
+            return _refuse(503, "the token could not be checked", math.ceil(error.retry_after or 2))
+        if not self._pace.admits(claim.pod.uid):
+            return _refuse(429, "one report a second is enough", retry_after=1)
+        return await self._take(request, *target)
+
+    async def _take(self, request: web.Request, key: Key, uid: str) -> web.Response:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+        except (TimeoutError, web.RequestPayloadError):
+            response = _refuse(408, "the report did not arrive whole, or not in time")
+            response.force_close()
+            return response
+        try:
             update = ProgressUpdate.model_validate_json(body)
         except ValidationError as error:
-            return _answer(400, f"not a progress report: {error.error_count()} errors")
-        self._accept(*target, update.trainer_status)
-        return _answer(200, "ok")
-
-    def _too_fast(self, pod_uid: str) -> bool:
-        now = self._clock()
-        last = self._last.get(pod_uid)
-        if last is not None and now - last < MIN_SECONDS:
-            return True
-        if len(self._last) > 10_000:
-            self._last.clear()
-        self._last[pod_uid] = now
-        return False
+            return _refuse(400, f"not a progress report: {error.error_count()} errors")
+        self._accept(key, uid, sane(update.trainer_status, datetime.now(UTC)))
+        return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 
     def _accept(self, key: Key, uid: str, report: TrainerStatus) -> None:
-        before = self._cache.progress.get(key)
-        if before is not None and before[0] == uid:
-            report = _with_known(before[1], report)
-        self._cache.progress[key] = (uid, report)
-        self._queue.add([key])
+        before = self._cache.progress(key, uid)
+        self._cache.set_progress(key, uid, report if before is None else _with_known(before, report))
+        self._queue.add([key], lane=Lane.LOW)
 
 
 def _with_known(before: TrainerStatus, report: TrainerStatus) -> TrainerStatus:
@@ -93,5 +106,6 @@ def _with_known(before: TrainerStatus, report: TrainerStatus) -> TrainerStatus:
     return report
 
 
-def _answer(status: int, text: str) -> web.Response:
-    return web.json_response({"message": text}, status=status)
+def _refuse(status: int, text: str, retry_after: int | None = None) -> web.Response:
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return web.json_response({"message": text}, status=status, headers=headers)

@@ -1,16 +1,23 @@
-"""The endpoint's certificate, read again when it was rotated."""
+"""The endpoint's certificates: served, handed to pods, read again when they were rotated, and never silently over."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from tunery_operator.metrics import CERTIFICATE_EXPIRY
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS: Final = 30.0
+_FILES: Final = ("tls.crt", "tls.key", "ca.crt")
+_UTC_TIME: Final = 0x17
+_CONTEXT_0: Final = 0xA0
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
@@ -24,6 +31,7 @@ def server_context(folder: Path) -> ssl.SSLContext:
 def load(context: ssl.SSLContext, folder: Path) -> None:
     """Read the certificate into a context: new connections use it."""
     context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    tell_expiry(folder)
 
 
 def read_ca(folder: Path) -> str:
@@ -31,17 +39,65 @@ def read_ca(folder: Path) -> str:
     return (folder / "ca.crt").read_text()
 
 
-async def keep_fresh(context: ssl.SSLContext, folder: Path) -> None:
-    """Read the certificate again whenever its file has changed."""
-    known = (folder / "tls.crt").read_bytes()
+async def keep_fresh(context: ssl.SSLContext, folder: Path, use_ca: Callable[[str], None]) -> None:
+    """Read certificate and authority again whenever a file has changed.
+
+    `use_ca` gets a new authority as PEM: run configurations that are written from then on hand it to their pods.
+    """
+    known, authority = _contents(folder), read_ca(folder)
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         try:
-            content = (folder / "tls.crt").read_bytes()
-            if content != known:
-                load(context, folder)
-                known = content
-                logger.info("the progress endpoint's certificate was rotated")
-        except (OSError, ssl.SSLError) as error:
+            contents = _contents(folder)
+            if contents == known:
+                continue
+            load(context, folder)
+            known = contents
+            logger.info("the progress endpoint's certificate was rotated")
+            if (pem := read_ca(folder)) != authority:
+                authority = pem
+                use_ca(pem)
+                logger.info("the progress endpoint's authority was rotated: new pods trust the new one")
+        except (OSError, ValueError) as error:
             # Caught between two files of a rotation: the next look finds both.
             logger.warning("the progress endpoint's certificate could not be read: %s", error)
+
+
+def _contents(folder: Path) -> tuple[bytes, ...]:
+    return tuple((folder / name).read_bytes() for name in _FILES)
+
+
+def tell_expiry(folder: Path) -> None:
+    """Set the metric that tells when the certificate and its authority end."""
+    for label, name in (("serving", "tls.crt"), ("ca", "ca.crt")):
+        ends = not_after((folder / name).read_text())
+        CERTIFICATE_EXPIRY.labels(label).set(ends.timestamp())
+
+
+def not_after(pem: str) -> datetime:
+    """Return when the first certificate of a PEM text ends; raises ValueError where there is none.
+
+    RFC 5280: Certificate ::= SEQUENCE { tbsCertificate SEQUENCE { [0] version, serialNumber, signature, issuer,
+    validity SEQUENCE { notBefore, notAfter }, … } … }. The standard library parses a certificate only for the peer of
+    a handshake.
+    """
+    end = pem.index("-----END CERTIFICATE-----") + len("-----END CERTIFICATE-----")
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE-----") : end])
+    (_, certificate), *_ = _elements(der)
+    (_, signed), *_ = _elements(certificate)
+    fields = [content for tag, content in _elements(signed) if tag != _CONTEXT_0]
+    _, (tag, text) = _elements(fields[3])
+    form = "%y%m%d%H%M%SZ" if tag == _UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(text.decode(), form).replace(tzinfo=UTC)
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each element of a DER sequence's content."""
+    at = 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length & 0x80:
+            size = length & 0x7F
+            length, at = int.from_bytes(der[at : at + size], "big"), at + size
+        yield tag, der[at : at + length]
+        at += length
