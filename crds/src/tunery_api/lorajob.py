@@ -55,7 +55,11 @@ class LifecycleFields(ApiModel):
         "Waiting for a queue, a node or an image does not count, nor does preflight. May be raised at any time.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, le=315_360_000, description="Seconds after the end at which this object is deleted; unset: never."
+        None,
+        ge=0,
+        le=315_360_000,
+        description="Seconds after the end at which this object is deleted; unset: the platform's default, 30 days "
+        "unless it chose otherwise.",
     )
 
 

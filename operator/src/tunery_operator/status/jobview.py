@@ -40,7 +40,6 @@ class JobView:
     """RFC 3339 in UTC: sorts as text."""
     started_at: datetime | None
     """When it was last started or resumed."""
-    active_deadline_seconds: int | None
     active: int
     """Pods that have not ended, as the Job controller counts them."""
     succeeded: int
@@ -82,7 +81,6 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         admitted=_admitted(template.get("metadata") or {}),
         created=meta.get("creationTimestamp") or "",
         started_at=parse_time(status.get("startTime")),
-        active_deadline_seconds=spec.get("activeDeadlineSeconds"),
         active=int(status.get("active") or 0),
         succeeded=int(status.get("succeeded") or 0),
         failed=int(status.get("failed") or 0),
