@@ -39,10 +39,12 @@ def test_suspended_while_training_stops_the_pod_and_goes_on_later(namespace: Nam
 
 
 def test_the_deadline_may_change_while_it_runs(namespace: Namespace) -> None:
-    namespace.apply(lorajob("t", preflight="Skip"))
+    namespace.apply(lorajob("t", preflight="Skip", activeDeadlineSeconds=7200))
     namespace.run_pod("t-train")
-    namespace.patch_spec("t", activeDeadlineSeconds=7200)
-    eventually("the new deadline", lambda: namespace.job("t-train")["spec"]["activeDeadlineSeconds"] == 7200)
+    namespace.wait_running("t")
+    namespace.patch_spec("t", activeDeadlineSeconds=1)
+    assert namespace.wait_phase("t", "Failed")["failure"]["reason"] == "DeadlineExceeded"
+    assert namespace.get("jobs", "t-train") is None
 
 
 def test_a_job_that_runs_too_long_says_so(namespace: Namespace) -> None:

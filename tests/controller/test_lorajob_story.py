@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from controller.api import Refused, eventually
 from controller.objects import REPORT, RESULT, Namespace, lorajob
+from controller.runs import run_of
 
 
 def test_preflight_then_training_then_succeeded(namespace: Namespace) -> None:
@@ -36,9 +35,7 @@ def test_the_resolved_revision_goes_into_the_train_run(namespace: Namespace) -> 
     created = namespace.apply(lorajob("rev"))
     namespace.pass_preflight("rev")
     namespace.job("rev-train")
-    name = f"rev-train-{created['metadata']['uid'][:8]}"
-    config = eventually("ConfigMap", lambda: namespace.get("configmaps", name))
-    run = json.loads(config["data"]["run.json"])
+    run = run_of(namespace, "rev-train")
     assert run["modelRevision"] == "0123abc"
     assert run["identity"] == {
         "kind": "LoRAJob",
@@ -97,12 +94,26 @@ def test_exit_64_is_never_retried(namespace: Namespace) -> None:
     assert status["attempts"] == 1
 
 
-def test_complete_without_a_result_is_no_success(namespace: Namespace) -> None:
+def test_complete_without_a_result_asks_the_bucket(namespace: Namespace) -> None:
     namespace.apply(lorajob("n", preflight="Skip"))
     namespace.end_pod(namespace.run_pod("n-train"), message="bye")
+    words = {"failure": {"reason": "AdapterMissing", "message": "nothing of this run is at s3://adapters/n"}}
+    namespace.end_pod(namespace.run_pod("n-report"), 64, words)
     status = namespace.wait_phase("n", "Failed")
-    assert status["failure"]["reason"] == "InternalError"
     assert "adapter" not in status
+    assert "nothing of this run" in status["failure"]["message"]
+
+
+def test_the_report_job_has_no_gpu_and_opens_the_output_only(namespace: Namespace) -> None:
+    resources = {"gpus": 1, "memory": "1Gi"}
+    namespace.apply(lorajob("g", preflight="Skip", resources=resources, model={"uri": "pvc://models/tiny"}))
+    namespace.end_pod(namespace.run_pod("g-train"), message="bye")
+    pod = namespace.job("g-report")["spec"]["template"]["spec"]
+    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
+    assert [volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume] == []
+    assert list(run_of(namespace, "g-report")["secrets"]) == ["output"]
+    namespace.end_pod(namespace.run_pod("g-report"), message=RESULT)
+    assert namespace.wait_phase("g", "Succeeded")["adapter"] == RESULT["adapter"]
 
 
 def test_a_pod_that_cannot_start_says_why_and_it_passes(namespace: Namespace) -> None:

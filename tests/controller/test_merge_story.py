@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from controller.api import Json, eventually
 from controller.objects import RESULT, Namespace, adaptermerge, lorajob
+from controller.runs import run_of
 
 MERGED: Json = {
     "adapter": {"uri": "s3://adapters/m", "manifestSha256": "cd" * 32, "sizeBytes": 5},
@@ -32,9 +32,7 @@ def test_a_merge_waits_for_its_lorajobs_then_runs(namespace: Namespace) -> None:
         namespace.apply(lorajob(name, preflight="Skip"))
         namespace.finish(name)
         namespace.wait_phase(name, "Succeeded")
-    uid = namespace.job("m-merge")["metadata"]["ownerReferences"][0]["uid"]
-    config = eventually("ConfigMap", lambda: namespace.get("configmaps", f"m-merge-{uid[:8]}"))
-    run = json.loads(config["data"]["run.json"])
+    run = run_of(namespace, "m-merge")
     digest = RESULT["adapter"]["manifestSha256"]
     assert run["adapters"] == [{"uri": "s3://adapters/x", "manifestSha256": digest}] * 2
     assert run["secrets"]["adapter-0"]["name"] == "s3"
@@ -70,9 +68,7 @@ def test_continue_from_waits_for_the_lorajob(namespace: Namespace) -> None:
     namespace.wait_phase("next", "Waiting")
     namespace.apply(lorajob("first", preflight="Skip"))
     namespace.finish("first")
-    uid = namespace.job("next-preflight")["metadata"]["ownerReferences"][0]["uid"]
-    config = eventually("ConfigMap", lambda: namespace.get("configmaps", f"next-preflight-{uid[:8]}"))
-    assert json.loads(config["data"]["run.json"])["adapters"][0]["uri"] == "s3://adapters/x"
+    assert run_of(namespace, "next-preflight")["adapters"][0]["uri"] == "s3://adapters/x"
 
 
 def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Namespace) -> None:

@@ -14,7 +14,7 @@ from tunery_operator.reconcile.subject import Subject, first_snapshot
 from tunery_operator.reconcile.warnings import with_warnings
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.ledger import deadline_left
-from tunery_operator.status.needs import needs_report
+from tunery_operator.status.needs import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
 
@@ -38,6 +38,14 @@ def gather_work(world: World, subject: Subject, task: Task) -> Snapshot:
     )
 
 
+def is_silent(attempt: Attempt) -> bool:
+    """Tell whether a complete Job has no pod left that could say what it found; it may be made again without harm.
+
+    A pod that is there and says nothing to the purpose would not do so the next time.
+    """
+    return attempt.job.complete and succeeded_pod(attempt) is None
+
+
 def is_overdue(snapshot: Snapshot) -> bool:
     """Tell whether the pods have had all the time that they may have: no Job is made for the end to stop at once."""
     left = deadline_left(snapshot)
@@ -48,7 +56,7 @@ def report_again(world: World, subject: Subject, snapshot: Snapshot, plan: Calla
     """Let a small Job say again what a complete one has published, where its own words are gone; errors as `plan`'s."""
     if not needs_report(snapshot):
         return snapshot
-    if snapshot.report is not None and snapshot.report.job.complete:
+    if snapshot.report is not None and is_silent(snapshot.report):
         # Its words are gone, too.
         remove(world, subject.owner, snapshot.report.job)
         snapshot = replace(snapshot, report=None)

@@ -15,13 +15,12 @@ from tunery_operator.plan.common import output_place
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
 from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.children import ensure_attempt, follow, remove
-from tunery_operator.reconcile.gathering import find_attempt, gather_work, is_overdue, report_again
+from tunery_operator.reconcile.gathering import find_attempt, gather_work, is_overdue, is_silent, report_again
 from tunery_operator.reconcile.inputs import Inputs, Wanted, resolve_inputs
 from tunery_operator.reconcile.outcome import Outcome
 from tunery_operator.reconcile.story import Story, go_on
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
-from tunery_operator.status.needs import needs_rerun
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -70,7 +69,7 @@ def _check(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot
     """Make the preflight Job; one whose report is gone runs once more."""
     inputs = Inputs(snapshot.inputs, snapshot.input_references, news=False)
     plan = plan_preflight(spec, subject.owner, world.platform, _known(subject, inputs))
-    if snapshot.preflight is not None and needs_rerun(snapshot):
+    if snapshot.preflight is not None and is_silent(snapshot.preflight):
         remove(world, subject.owner, snapshot.preflight.job)
         snapshot = replace(snapshot, preflight=None)
     return replace(snapshot, preflight=ensure_attempt(world, subject, plan, snapshot.preflight))

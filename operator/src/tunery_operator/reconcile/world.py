@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from tunery_operator.kube.cache import Cache
@@ -20,7 +20,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class World:
     """One for each process."""
 
@@ -35,3 +35,9 @@ class World:
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
     preflights: threading.Lock = field(default_factory=threading.Lock)
     """Held while preflights are counted and one is made, where their number is bounded."""
+
+    def use_ca(self, ca_pem: str) -> None:
+        """Let the pods of Jobs that are made from now on trust this authority at the progress endpoint."""
+        progress = self.platform.progress
+        if progress is not None:
+            self.platform = self.platform._replace(progress=replace(progress, ca_pem=ca_pem))
