@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_REFUSED
 
@@ -48,7 +49,11 @@ class ProgressServer:
         self.limits = limits or Limits()
         app.middlewares.append(self._time)
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=self.limits.idle, lingering_time=LINGER_SECONDS
+            app,
+            access_log=None,
+            logger=_http_logger(),
+            keepalive_timeout=self.limits.idle,
+            lingering_time=LINGER_SECONDS,
         )
         self._server: asyncio.Server | None = None
         self._by_address: Counter[str] = Counter()
@@ -126,6 +131,18 @@ class ProgressServer:
         if not self._by_address[gate.address]:
             del self._by_address[gate.address]
         PROGRESS_CONNECTIONS.set(len(self._gates))
+
+
+def _http_logger() -> logging.Logger:
+    """Return a logger for aiohttp that leaves out what a client did wrong: else any pod could fill our log."""
+    http = logging.getLogger(f"{__name__}.http")
+    if not http.filters:
+        http.addFilter(_is_ours)
+    return http
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class _Gate(asyncio.Protocol):

@@ -1,0 +1,292 @@
+"""The progress endpoint under attack: what is junk costs nothing, what is slow ends, and good reports are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from controller.reporting import Pods, Reviews, Site, certificates, pod, token
+from tunery_api.runspec import ProgressMetric, TrainerStatus
+from tunery_api.status import CheckpointStatus
+from tunery_operator.kube.tokens import read_claim
+from tunery_operator.plan.model import Key, Kind
+from tunery_operator.progress.pace import MIN_SECONDS, Pace
+from tunery_operator.progress.sane import MAX_SECONDS, MAX_WHOLE, sane
+from tunery_operator.progress.server import Limits
+from tunery_operator.progress.tls import not_after, tell_expiry
+from tunery_operator.queue import Lane
+
+REPORT = {"trainerStatus": {"progressPercentage": 1, "step": 1}}
+QUICK = Limits(handshake=0.5, head=0.5, request=2.0, idle=1.0)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates(tmp_path_factory.mktemp("tls"))
+
+
+def site(tls: Path, limits: Limits | None = None, pods: int = 1, **more: Any) -> Site:
+    return Site(tls, Pods({pod(index) for index in range(pods)}), limits or Limits(), **more)
+
+
+async def report(at: Site, bearer: str, body: Any = REPORT, session: aiohttp.ClientSession | None = None) -> Answer:
+    """Post a report, over a connection of its own unless a session is given."""
+    own = session or aiohttp.ClientSession()
+    try:
+        headers = {"Authorization": f"Bearer {bearer}"}
+        async with own.post(at.url, json=body, headers=headers, ssl=at.trust) as answer:
+            return Answer(answer.status, answer.headers.get("Retry-After"), await answer.json())
+    finally:
+        if session is None:
+            await own.close()
+
+
+class Answer:
+    """An HTTP answer."""
+
+    def __init__(self, status: int, retry_after: str | None, body: Any) -> None:
+        self.status, self.retry_after, self.body = status, retry_after, body
+
+
+async def half_open(at: Site, head: bytes) -> asyncio.StreamReader:
+    """Return the reading end of a TLS connection that has sent only `head`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", at.port, ssl=at.trust)
+    writer.write(head)
+    await writer.drain()
+    reader.writer = writer  # type: ignore[attr-defined] # keeps the connection open
+    return reader
+
+
+async def at_most(seconds: float, read: Awaitable[bytes]) -> bytes | None:
+    """Return what was read, None where the peer cut the connection off."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await read
+    except ConnectionError:
+        return None
+
+
+async def until(check: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+async def test_a_good_report_names_the_interval(tls: Path) -> None:
+    async with site(tls) as at:
+        answer = await report(at, token(pod()))
+        assert (answer.status, answer.body) == (200, {"message": "ok", "intervalSeconds": 3})
+        assert at.queue.lanes == [Lane.LOW]
+
+
+async def test_half_a_head_ends_at_its_deadline_and_holds_nobody_up(tls: Path) -> None:
+    async with site(tls, QUICK) as at:
+        slow = await asyncio.gather(*(half_open(at, b"POST / HTTP/1.1\r\nHost: x\r\n") for _ in range(150)))
+        began = time.monotonic()
+        assert (await report(at, token(pod()))).status == 200
+        assert time.monotonic() - began < 5
+        async with asyncio.timeout(20):
+            ends = await asyncio.gather(*(reader.read() for reader in slow), return_exceptions=True)
+        assert all(end == b"" or isinstance(end, ConnectionError) for end in ends)
+        await until(lambda: len(at.server._gates) == 0)
+
+
+async def test_a_head_that_drips_and_a_body_that_never_ends_end_too(tls: Path) -> None:
+    async with site(tls, QUICK) as at:
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(pod())}\r\nContent-Length: 100\r\n\r\n"
+        body = await half_open(at, head.encode())
+        dripping = await half_open(at, b"POST / HTTP/1.1\r\n")
+
+        async def drip() -> None:
+            while True:
+                dripping.writer.write(b"X-A: b\r\n")  # type: ignore[attr-defined]
+                await asyncio.sleep(0.1)
+
+        task = asyncio.create_task(drip())
+        async with asyncio.timeout(20):
+            await asyncio.gather(body.read(), dripping.read(), return_exceptions=True)
+        task.cancel()
+
+
+async def test_a_connection_without_tls_ends_at_its_deadline_and_counts(tls: Path) -> None:
+    async with site(tls, Limits(handshake=0.5, per_address=2)) as at:
+        silent = [await asyncio.open_connection("127.0.0.1", at.port) for _ in range(2)]
+        await until(lambda: len(at.server._gates) == 2)
+        third, _ = await asyncio.open_connection("127.0.0.1", at.port)
+        assert await at_most(5, third.read()) in (b"", None)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(reader.read() for reader, _ in silent), return_exceptions=True)
+        await until(lambda: len(at.server._gates) == 0)
+        assert (await report(at, token(pod()))).status == 200
+
+
+async def test_there_is_a_cap_on_all_connections(tls: Path) -> None:
+    async with site(tls, Limits(connections=3)) as at:
+        held = [await half_open(at, b"") for _ in range(3)]
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
+            await report(at, token(pod()))
+        held[0].writer.close()  # type: ignore[attr-defined]
+        await until(lambda: len(at.server._gates) == 2)
+        assert (await report(at, token(pod()))).status == 200
+
+
+async def test_a_connection_is_kept_alive_and_ends_when_idle(tls: Path) -> None:
+    async with site(tls, Limits(idle=3.0), pods=20) as at, aiohttp.ClientSession() as session:
+        for index in range(20):
+            assert (await report(at, token(pod(index)), session=session)).status == 200
+        assert len(at.server._gates) == 1
+        await until(lambda: len(at.server._gates) == 0)
+
+
+async def test_junk_tokens_cost_no_review(tls: Path) -> None:
+    async with site(tls) as at, aiohttp.ClientSession() as session:
+        strangers = [token(pod(1000 + index)) for index in range(100)]
+        others = [token(pod(), audience="api", signature=f"s{index}") for index in range(100)]
+        over = [token(pod(), seconds=-1, signature=f"s{index}") for index in range(100)]
+        words = [f"{index}.{'x' * (index % 4)}.junk" for index in range(100)]
+        answers = [(await report(at, junk, session=session)).status for junk in strangers + others + over + words]
+        assert answers == [403] * 100 + [401] * 300
+        assert at.reviews.count == 0
+
+
+async def test_a_forged_token_is_refused_and_never_makes_a_good_one_forgotten(tls: Path) -> None:
+    async with site(tls) as at, aiohttp.ClientSession() as session:
+        good = token(pod())
+        assert (await report(at, good, session=session)).status == 200
+        forged = [token(pod(), signature=f"forged-{index}") for index in range(20)]
+        assert {(await report(at, one, session=session)).status for one in forged} == {401}
+        assert at.reviews.count == 21
+        await asyncio.sleep(MIN_SECONDS)
+        assert (await report(at, good, session=session)).status == 200
+        assert at.reviews.count == 21
+
+
+async def test_many_reports_with_one_new_token_cost_one_review(tls: Path) -> None:
+    async with site(tls, reviews=Reviews(seconds=0.3)) as at, aiohttp.ClientSession() as session:
+        same = token(pod())
+        answers = await asyncio.gather(*(report(at, same, session=session) for _ in range(10)))
+        assert sorted(answer.status for answer in answers) == [200] + [429] * 9
+        assert at.reviews.count == 1
+
+
+async def test_an_api_server_that_hangs_costs_a_report_and_nothing_else(
+    tls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_operator.kube.tokens.REVIEW_SECONDS", 0.2)
+    async with site(tls, pods=20, reviews=Reviews(seconds=1.0)) as at, aiohttp.ClientSession() as session:
+        answers = await asyncio.gather(*(report(at, token(pod(index)), session=session) for index in range(20)))
+        assert {(answer.status, answer.retry_after) for answer in answers} == {(503, "2")}
+
+
+async def test_a_stand_by_sends_pods_to_the_leader(tls: Path) -> None:
+    async with site(tls, leads=False) as at, aiohttp.ClientSession() as session:
+        answer = await report(at, token(pod()), session=session)
+        assert (answer.status, answer.retry_after) == (503, "1")
+        await until(lambda: len(at.server._gates) == 0)
+
+
+async def test_a_leader_that_stops_leading_closes_its_connections(tls: Path) -> None:
+    async with site(tls) as at, aiohttp.ClientSession() as session:
+        assert (await report(at, token(pod()), session=session)).status == 200
+        at.server.close_connections()
+        await until(lambda: len(at.server._gates) == 0)
+
+
+async def test_garbage_is_no_error_of_ours(tls: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with site(tls, QUICK) as at:
+        for garbage in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\n" + b"a" * 20_000):
+            async with asyncio.timeout(10):
+                await asyncio.gather((await half_open(at, garbage)).read(), return_exceptions=True)
+        reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(10):
+            await asyncio.gather(reader.read(), return_exceptions=True)
+        broken = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(pod())}\r\nContent-Length: 9\r\n\r\n{{"
+        body = await half_open(at, broken.encode())
+        body.writer.close()  # type: ignore[attr-defined]
+        await until(lambda: len(at.server._gates) == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_the_interval_grows_with_the_pods() -> None:
+    now = 0.0
+    pace = Pace(lambda: now)
+    for count, interval in ((1, 3), (600, 3), (601, 4), (2000, 10), (70_000, 300)):
+        for index in range(count):
+            pace.admits(f"pod-{index}")
+        assert pace.interval() == interval
+    now = 1000.0
+    assert pace.admits("pod-0")
+    assert pace.interval() == 3, "pods that report no more do not count"
+
+
+@pytest.mark.parametrize(
+    "junk", ["", "a.b", "a.b.c", "a.W10.c", "a.eyJhdWQiOiAxfQ.c", "ä.ö.ü", "a." + "W" * 9000 + ".c"]
+)
+def test_what_is_no_token_claims_nothing(junk: str) -> None:
+    assert read_claim(junk) is None
+
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("2026-01-31T11:59:59.123+00:00", True),
+        ("2026-01-31T12:59:59+02:00", True),
+        ("yesterday", False),
+        ("2026-01-31", False),
+        ("2026-02-30T00:00:00Z", False),
+        ((NOW + timedelta(days=1)).isoformat(), False),
+        (None, False),
+    ],
+)
+def test_a_time_that_is_none_or_lies_ahead_becomes_ours(text: str | None, kept: bool) -> None:
+    assert sane(TrainerStatus(last_updated_time=text), NOW).last_updated_time == (
+        text if kept else "2026-01-31T12:00:00Z"
+    )
+
+
+def test_numbers_are_bounded_before_they_reach_a_status() -> None:
+    huge = 10**300
+    status = TrainerStatus(
+        estimated_remaining_seconds=huge,
+        step=huge,
+        total_steps=huge,
+        epoch="nan",
+        tokens_per_second="fast",
+        metrics=[ProgressMetric(name="loss", value="1.5"), ProgressMetric(name="total_steps", value="1e300")],
+        checkpoint=CheckpointStatus(uri="s3://a/b", step=huge),
+    )
+    clean = sane(status, NOW)
+    assert (clean.step, clean.total_steps, clean.estimated_remaining_seconds) == (MAX_WHOLE, MAX_WHOLE, MAX_SECONDS)
+    assert (clean.epoch, clean.tokens_per_second) == (None, None)
+    assert [metric.name for metric in clean.metrics] == ["loss"]
+    assert clean.checkpoint is not None
+    assert clean.checkpoint.step == MAX_WHOLE
+
+
+def test_the_end_of_both_certificates_is_told(tls: Path) -> None:
+    from cryptography import x509
+
+    for name in ("tls.crt", "ca.crt"):
+        expected = x509.load_pem_x509_certificate((tls / name).read_bytes()).not_valid_after_utc
+        assert not_after((tls / name).read_text()) == expected
+    tell_expiry(tls)
+
+
+async def test_what_a_pod_reports_is_for_its_own_object(tls: Path) -> None:
+    async with site(tls, pods=2) as at:
+        assert (await report(at, token(pod(1)))).status == 200
+        assert list(at.pods.reports) == [Key(Kind.LORAJOB, "ns", "job-1")]
