@@ -19,7 +19,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tunery_api.manifest import Lineage, Manifest, SourceRecord
-from tunery_api.runspec import RunIdentity
+from tunery_api.runspec import RunIdentity, RunResult
+from tunery_trainer.local_run import load_run_spec
 from tunery_trainer.publish import Target, publish
 from tunery_trainer.published import verify
 from tunery_trainer.storage import LocalStore
@@ -217,3 +218,26 @@ def test_killed_at_any_instant_and_run_again(tmp_path: Path, inputs: list[Path])
     assert -signal.SIGKILL in seen
     first = succeed(path)
     assert succeed(path).created == first.created, "a rerun of what is published does no work"
+
+
+def test_a_report_says_what_the_merge_said(base: Path, inputs: list[Path], tmp_path: Path) -> None:
+    run = load_run_spec(manifest(tmp_path, inputs, rank=4), tmp_path / "work", None)
+    (tmp_path / "run.json").write_text(json.dumps(run.to_json_dict()))
+    said = []
+    for task in ("merge", "report", "merge"):
+        message = tmp_path / task
+        done = subprocess.run(
+            [sys.executable, "-m", "tunery_trainer", task, str(tmp_path / "run.json")],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TUNERY_TERMINATION_PATH": str(message)},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(RunResult.model_validate_json(message.read_bytes()))
+    assert said[0] == said[1] == said[2]
+    assert said[0].rank == 4
+    assert len(said[0].inputs or ()) == 2
+    assert said[0].verification is not None
+    assert said[0].rank_error is not None
+    assert said[0].metrics is None

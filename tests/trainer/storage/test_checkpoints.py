@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.checkpoints import CheckpointUploader, complete_checkpoints, latest_complete, restore
+from tunery_trainer.checkpoints import (
+    CheckpointUploader,
+    complete_checkpoints,
+    latest_complete,
+    probe_checkpoints,
+    remove_checkpoints,
+    restore,
+)
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import Progress, Store
 
@@ -123,7 +130,6 @@ def test_training_never_waits_and_the_newest_wins(local_store: Store, tmp_path: 
     for step in (2, 3, 4):
         uploader.submit(_checkpoint(tmp_path, step), step)
     assert time.monotonic() - started < 1
-    assert not uploader.close(0.05)
     gate.open.set()
     assert uploader.close(30)
     assert [checkpoint.step for checkpoint in complete_checkpoints(local_store, "ck")] == [4, 1]
@@ -149,3 +155,61 @@ def test_unreachable_storage_is_no_reason_to_start_over(tmp_path: Path, local_st
 
     with pytest.raises(TrainerError, match="gone"):
         restore(Down(local_store), "ck", tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_removal_that_is_cut_off_leaves_nothing_to_resume_from(local_store: Store, tmp_path: Path) -> None:
+    """Whichever file still went: after the markers, and nothing complete is ever without a file."""
+
+    class CutOff(Exception):
+        pass
+
+    class Cut(Gate):
+        left = 0
+
+        def delete(self, key: str) -> None:
+            if self.left == 0:
+                raise CutOff
+            self.left -= 1
+            self.store.delete(key)
+
+    _store_steps(local_store, tmp_path, 100, 200)
+    local_store.put_bytes("ck/notes.txt", b"not ours")
+    cut = Cut(local_store)
+    for _ in range(100):
+        cut.left = 1
+        try:
+            remove_checkpoints(cut, "ck")  # type: ignore[arg-type]
+        except CutOff:
+            names = {entry.key for entry in local_store.list("ck")}
+            for checkpoint in complete_checkpoints(local_store, "ck"):
+                assert {f"{checkpoint.prefix}/{name}" for name in checkpoint.marker.files} <= names
+        else:
+            break
+    assert [entry.key for entry in local_store.list("ck")] == ["ck/notes.txt"]
+
+
+def test_removal_takes_half_written_ones_and_cut_off_uploads(store: Store, tmp_path: Path) -> None:
+    _store_steps(store, tmp_path, 100)
+    store.put_bytes("ck/step-000200/optimizer.pt", b"half-written")
+    store.put_bytes("other/step-000100/complete.json", b"{}")
+    remove_checkpoints(store, "ck")
+    assert store.list("ck") == []
+    assert [entry.key for entry in store.list("other")] == ["other/step-000100/complete.json"]
+    remove_checkpoints(store, "ck")
+
+
+def test_an_upload_that_was_given_up_never_becomes_complete(local_store: Store, tmp_path: Path) -> None:
+    """The run goes on to publish and to remove its checkpoints: none may appear behind its back."""
+    gate = Gate(local_store)
+    uploader = CheckpointUploader(gate, "ck", tmp_path / "scratch")  # type: ignore[arg-type]
+    uploader.submit(_checkpoint(tmp_path, 1), 1)
+    assert gate.entered.wait(10)
+    assert not uploader.close(0.05)
+    gate.open.set()
+    uploader._thread.join(30)
+    assert latest_complete(local_store, "ck") is None
+
+
+def test_probe_leaves_nothing(store: Store) -> None:
+    probe_checkpoints(store, "ck")
+    assert store.list("ck") == []

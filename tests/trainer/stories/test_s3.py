@@ -19,6 +19,12 @@ from cluster.s3 import S3Server
 Run = Callable[..., Path]
 
 
+def keys_below(server: S3Server, prefix: str, bucket: str = "adapters") -> set[str]:
+    """Return the keys below a prefix."""
+    found = server.client().list_objects_v2(Bucket=bucket, Prefix=prefix)
+    return {item["Key"] for item in found.get("Contents", [])}
+
+
 @pytest.fixture
 def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
     """Uploads model and data, mounts a Secret, and writes the operator's run.json."""
@@ -32,13 +38,16 @@ def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
     for name, value in s3_server.environment().items():
         (secret / name).write_text(value)
 
-    def write(secret_path: Path = secret, bucket: str = "adapters", uid: str = "u-1") -> Path:
+    def write(
+        secret_path: Path = secret, bucket: str = "adapters", uid: str = "u-1", name: str = "run.json", **changes: Any
+    ) -> Path:
         output = f"s3://{bucket}/{tmp_path.name}/out"
         spec: dict[str, Any] = manifest(
             tmp_path,
             model={"uri": f"s3://models/{tmp_path.name}", "secretRef": {"name": "s3"}},
             dataset={"uri": f"s3://datasets/{tmp_path.name}/data.jsonl", "secretRef": {"name": "s3"}},
             output={"uri": output, "secretRef": {"name": "s3"}},
+            **changes,
         )["spec"]
         mounted = {
             purpose: {"name": "s3", "path": str(secret_path), "field": f"spec.{purpose}.secretRef"}
@@ -53,7 +62,7 @@ def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
             "memoryBytes": 8 * 2**30,
             "workDir": str(tmp_path / "work"),
         }
-        path = tmp_path / "run.json"
+        path = tmp_path / name
         path.write_text(json.dumps(content))
         return path
 
@@ -75,10 +84,12 @@ def test_preflight_then_train(run_file: Run, tmp_path: Path, s3_server: S3Server
     assert trained.returncode == ExitCode.OK, trained.stderr
     result = RunResult.model_validate_json(message.read_text())
     assert result.adapter is not None
-    assert result.checkpoint is not None
-    assert result.checkpoint.step == 20
-    keys = s3_server.client().list_objects_v2(Bucket="adapters", Prefix=f"{tmp_path.name}/")["Contents"]
-    assert f"{tmp_path.name}/out/manifest.json" in {item["Key"] for item in keys}
+    assert result.checkpoint is None
+    assert result.resolved is not None
+    assert result.resolved.values
+    keys = keys_below(s3_server, f"{tmp_path.name}/")
+    assert f"{tmp_path.name}/out/manifest.json" in keys
+    assert not [key for key in keys if "/checkpoints/" in key]
     for output in (checked.stdout, checked.stderr, trained.stdout, trained.stderr, message.read_text()):
         assert s3_server.secret_key not in output
 

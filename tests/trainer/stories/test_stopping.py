@@ -19,6 +19,7 @@ from trainer.stories.tiny import command, environment, run_here
 from tunery_api.exitcodes import ExitCode
 
 LONG = {"maxSteps": 80, "learningRate": "1e-3"}
+KEPT = {"keepAfterSuccess": True}
 
 
 def start(path: Path) -> subprocess.Popen[str]:
@@ -76,7 +77,7 @@ def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "AdaLoRA"])
 def test_a_resume_is_exact(case: Case, method: str) -> None:
     """20 straight steps end in the very weights of 10 steps, a resume, and 10 more."""
-    path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2}, evaluation={"everySteps": 6})
+    path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2} | KEPT, evaluation={"everySteps": 6})
     finish(path)
     straight = load_file(path.parent / "out" / "adapter_model.safetensors")
     shutil.rmtree(path.parent / "out")
@@ -89,7 +90,7 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:
-    path = case()
+    path = case(checkpoint=KEPT)
     finish(path)
     shutil.rmtree(path.parent / "out")
     prefix = next((path.parent / "work" / "checkpoints").glob("*/step-000020")).parent
@@ -98,7 +99,7 @@ def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:
 
 
 def test_a_finished_run_that_was_not_published_is_not_trained_again(case: Case) -> None:
-    path = case()
+    path = case(checkpoint=KEPT)
     finish(path)
     before = load_file(path.parent / "out" / "adapter_model.safetensors")
     shutil.rmtree(path.parent / "out")
@@ -108,3 +109,11 @@ def test_a_finished_run_that_was_not_published_is_not_trained_again(case: Case) 
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert os.path.getsize(path.parent / "out" / "README.md") > 0
     assert json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["metrics"]["loss"] > 0
+
+
+def test_checkpoints_go_once_the_adapter_is_published(case: Case) -> None:
+    path = case()
+    finish(path)
+    left = [file for file in (path.parent / "work" / "checkpoints").rglob("*") if file.is_file()]
+    assert left == []
+    assert "Resuming" not in finish(path), "after success nothing is resumed: the result is said again"

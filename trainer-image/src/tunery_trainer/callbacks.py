@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.report import ProgressReporter
+from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.signals import StopSignal
 
 DEFAULT_CHECKPOINT_MINUTES: Final = 10

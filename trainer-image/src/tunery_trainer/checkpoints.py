@@ -14,6 +14,7 @@ import re
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,42 @@ def restore(store: Store, prefix: str, folder: Path) -> Restored | None:
     return None
 
 
+def remove_checkpoints(store: Store, prefix: str) -> None:
+    """Remove every checkpoint below `prefix`, and what cut-off uploads left there.
+
+    All markers go before the first file: whenever this is cut off, nothing that is left could be resumed from. Raises
+    the storage reasons at the first object that cannot be removed.
+    """
+    folders = {step_prefix(prefix, step): names for step, names in _steps(store, prefix).items()}
+    for folder, names in folders.items():
+        if MARKER_NAME in names:
+            store.delete(join_key(folder, MARKER_NAME))
+    for folder, names in folders.items():
+        for name in names:
+            if name != MARKER_NAME:
+                store.delete(join_key(folder, name))
+    remove_stale_uploads(store, prefix, older_than_seconds=0)
+
+
+def probe_checkpoints(store: Store, prefix: str) -> None:
+    """Preflight's check that checkpoints can be stored: list, write, read back and delete a small object.
+
+    Raises the storage reasons, naming the place of the checkpoints and the right that is missing.
+    """
+    key, data = join_key(prefix, f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
+    try:
+        store.list(prefix)  # first: some servers make a bucket that is written to
+        store.put_bytes(key, data)
+        try:
+            if store.read_bytes(key) != data:
+                message = f"{store.uri(key)} does not hold what was just written to it"
+                raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+        finally:
+            store.delete(key)
+    except TrainerError as error:
+        raise TrainerError(error.reason, f"checkpoints cannot be stored: {error.message}") from error
+
+
 class CheckpointUploader:
     """Uploads checkpoints in one background thread; training never waits for it, and the newest one wins.
 
@@ -147,6 +184,7 @@ class CheckpointUploader:
         self._pending: tuple[int, Path] | None = None
         self._busy = False
         self._closing = False
+        self._abandoned = False
         self.last_stored: int | None = None
         """Step of the newest checkpoint that this uploader completed."""
         self.error: TrainerError | None = None
@@ -166,18 +204,22 @@ class CheckpointUploader:
             shutil.rmtree(dropped[1], ignore_errors=True)
 
     def close(self, timeout_seconds: float) -> bool:
-        """Upload the newest checkpoint if it waits still; return whether all of that was done in time and well."""
+        """Upload the newest checkpoint if it waits still; return whether all of that was done in time and well.
+
+        One that takes longer is given up: it never becomes complete.
+        """
         deadline = time.monotonic() + timeout_seconds
         with self._condition:
             self._closing = True
             self._condition.notify_all()
-            while self._busy or self._pending is not None:
+            while (self._busy or self._pending is not None) and not self._abandoned:
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self._abandoned = True
                     return False
                 self._condition.wait(left)
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        return self.error is None
+        return self.error is None and not self._abandoned
 
     def _run(self) -> None:
         remove_stale_uploads(self._store, self._prefix)
@@ -214,6 +256,8 @@ class CheckpointUploader:
             name = path.relative_to(snapshot).as_posix()
             digest = self._store.upload_file(path, join_key(folder, name))
             files[name] = FileRecord(sha256=digest, size=path.stat().st_size)
+        if self._abandoned:
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "it took too long")
         self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
         self.last_stored = step
         if self._on_stored is not None:

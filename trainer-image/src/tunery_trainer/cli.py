@@ -1,53 +1,103 @@
-"""The command line: read, validate, dispatch, and map every failure to an exit code."""
+"""The command line: read, validate, dispatch, and map every end to an exit code and a last word."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, NoReturn
 
 from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+from tunery_api.runspec import Failure, PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.failures import explain, show, to_failure
-from tunery_trainer.report import write_termination
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.tasks import run_task
+from tunery_trainer.termination import write_termination
+
+_SPECS: Final = ("loraJob", "adapterMerge")
+"""The parts of run.json that hold what a user wrote: the spec of the manifest."""
+_OTHER_VERSION: Final = "Use the trainer image of the operator's version (trainer.image of the chart)."
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return the process's exit code (tunery_api.exitcodes)."""
     stop = StopSignal()
     stop.install()
-    options = _parse(arguments)
-    task = None if options.command == "run" else Task(options.command)
     try:
-        if task is None:
-            from tunery_trainer.local_run import run_manifest
+        options = _parse(arguments)
+    except TrainerError as error:
+        write_termination(RunResult(failure=to_failure(error)))
+        return _show(error)
+    if options.command == "run":
+        return _run_manifest(options, stop)
+    return _run_container(Task(options.command), Path(options.path), stop)
 
-            run_manifest(Path(options.path), options.work_dir and Path(options.work_dir), options.name, stop)
-        else:
-            run_task(task, _read_run_spec(Path(options.path)), stop)
+
+def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
+    """Run a manifest without a cluster: nobody waits for a termination message."""
+    from tunery_trainer.local_run import run_manifest
+
+    try:
+        run_manifest(Path(options.path), options.work_dir and Path(options.work_dir), options.name, stop)
     except StopRequested:
         return ExitCode.TERMINATED
-    except Exception as error:  # noqa: BLE001 (the one place where any failure becomes an exit code and a message)
-        return _fail(error, task)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        return _show(error)
     return ExitCode.OK
 
 
+def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
+    """Do what the operator asks for; however it ends, the termination message says what is known."""
+    stop.last_word = lambda: write_termination(_failed(task, None))
+    message: PreflightReport | RunResult
+    try:
+        message, code = run_task(task, _read_run_spec(path), stop), ExitCode.OK
+    except StopRequested as stopped:
+        message, code = RunResult(checkpoint=stopped.checkpoint), ExitCode.TERMINATED
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        message, code = _failed(task, to_failure(explain(error))), _show(error)
+    stop.disarm()
+    write_termination(message)
+    return code
+
+
+def _failed(task: Task, failure: Failure | None) -> PreflightReport | RunResult:
+    return PreflightReport(failure=failure) if task is Task.PREFLIGHT else RunResult(failure=failure)
+
+
+def _show(error: BaseException) -> ExitCode:
+    """Print why it ended, and return the exit code for it."""
+    failure = explain(error)
+    show(failure, error)
+    sys.stdout.flush()
+    return failure.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are like any other: a reason, a sentence, and the exit code for what no retry mends."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise TrainerError; a command that is not known may be one of a newer operator."""
+        usage = " ".join(self.format_usage().split())
+        raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", _OTHER_VERSION)
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tunery_trainer", description="Train and merge PEFT adapters.")
+    parser = _Parser(prog="python -m tunery_trainer", description="Train and merge PEFT adapters.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     texts = {
         Task.PREFLIGHT: "check data, model, credentials and output on the CPU",
         Task.TRAIN: "train an adapter and publish it",
         Task.MERGE: "merge adapters and publish the result",
+        Task.REPORT: "read back and say again what train or merge has published",
     }
     for task, text in texts.items():
         command = commands.add_parser(task.value, help=text)
@@ -64,16 +114,23 @@ def _read_run_spec(path: Path) -> RunSpec:
         return RunSpec.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
         raise TrainerError(FailureReason.INVALID_SPEC, f"{path} does not exist") from error
-    except (ValueError, ValidationError) as error:
+    except ValidationError as error:
+        raise _misread(path, error) from error
+    except ValueError as error:
         raise TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}") from error
 
 
-def _fail(error: Exception, task: Task | None) -> int:
-    failure = explain(error)
-    show(failure, error)
-    if task is Task.PREFLIGHT:
-        write_termination(PreflightReport(failure=to_failure(failure)))
-    elif task is not None:
-        write_termination(RunResult(failure=to_failure(failure)))
-    sys.stdout.flush()
-    return failure.exit_code
+def _misread(path: Path, error: ValidationError) -> TrainerError:
+    """Say which fields this image cannot run.
+
+    run.json holds what the user set and no defaults: to read over a setting that is not known here would train
+    something else than was asked for.
+    """
+    problems = [(problem["loc"], problem["msg"]) for problem in error.errors()]
+    if not all(loc and loc[0] in _SPECS for loc, _ in problems):
+        return TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}")
+    version = importlib.metadata.version("tunery-trainer")
+    fields = "; ".join(f"{'.'.join(map(str, ('spec', *loc[1:])))}: {text}" for loc, text in problems)
+    return TrainerError(
+        FailureReason.INVALID_SPEC, f"this trainer image (version {version}) cannot run it: {fields}", _OTHER_VERSION
+    )

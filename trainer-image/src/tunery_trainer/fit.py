@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
-from tunery_api.status import Phase
+from tunery_api.status import CheckpointStatus, Phase
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.best import BestAdapter
 from tunery_trainer.callbacks import (
@@ -26,15 +26,16 @@ from tunery_trainer.callbacks import (
     ProgressCallback,
     StopCallback,
 )
-from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore
+from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore, step_prefix
 from tunery_trainer.collator import Collator
 from tunery_trainer.continued import continue_from
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.evaluation import held_out_loss
 from tunery_trainer.inputs import checkpoint_store, work_folder
+from tunery_trainer.kept import LOCAL_FOLDER
 from tunery_trainer.methods.base import Batch, Start
 from tunery_trainer.model import load_base
-from tunery_trainer.report import ProgressReporter
+from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
@@ -65,8 +66,6 @@ class Fitted:
     target_modules: list[str]
     trainable_parameters: int
     device: str
-    checkpoint: tuple[str, int] | None
-    """URI and step of the newest complete one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
 
     Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
     """
-    folder = work_folder(session.run, "checkpoints")
+    folder = work_folder(session.run, LOCAL_FOLDER)
     restored = _restore(session, folder)
     memory = _remembered(restored)
     base = load_base(session.model.folder, session.resolved, _device(session))
@@ -98,7 +97,7 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
             history = memory.history
         else:
             history = _loop(trainer, session, (stop, reporter, uploader), restored)
-    return _evaluated(session, model, (base_loss, history, uploader, best), reporter)
+    return _evaluated(session, model, (base_loss, history, best), reporter)
 
 
 def _device(session: Session) -> str:
@@ -245,17 +244,17 @@ def _loop(
         if stop.requested:
             stored = uploader.close(_STOP_SECONDS) if uploader else False
             print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
-            raise StopRequested
+            raise StopRequested(_newest_checkpoint(session, uploader, restored))
     return list(trainer.state.log_history)
 
 
 def _evaluated(
     session: Session,
     model: PeftModel,
-    measured: tuple[float, list[dict[str, Any]], CheckpointUploader | None, BestAdapter | None],
+    measured: tuple[float, list[dict[str, Any]], BestAdapter | None],
     reporter: ProgressReporter,
 ) -> Fitted:
-    base_loss, history, uploader, best = measured
+    base_loss, history, best = measured
     eval_loss = last_loss = _measure(session, model, reporter)
     if best and best.loss < last_loss:
         best.put_back()
@@ -263,8 +262,6 @@ def _evaluated(
     reporter.metrics({"eval_loss": eval_loss})
     losses = [entry["loss"] for entry in history if "loss" in entry]
     last_step = max((int(entry["step"]) for entry in history), default=session.steps)
-    place = checkpoint_store(session.run)
-    stored = uploader.last_stored if uploader else None
     return Fitted(
         model=model,
         base_eval_loss=base_loss,
@@ -275,17 +272,19 @@ def _evaluated(
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),
         device=torch.cuda.get_device_name(0) if session.on_gpu else "cpu",
-        checkpoint=_checkpoint(place, stored),
     )
 
 
-def _checkpoint(place: Any, stored: int | None) -> tuple[str, int] | None:
-    from tunery_trainer.checkpoints import step_prefix
-
-    if place is None or stored is None:
+def _newest_checkpoint(
+    session: Session, uploader: CheckpointUploader | None, restored: Restored | None
+) -> CheckpointStatus | None:
+    """Return the newest complete checkpoint that this attempt stored, else the one it started from."""
+    place, started = checkpoint_store(session.run), restored.step if restored else None
+    step = uploader.last_stored if uploader and uploader.last_stored is not None else started
+    if place is None or step is None:
         return None
     store, prefix = place
-    return store.uri(step_prefix(prefix, stored)), stored
+    return CheckpointStatus(uri=store.uri(step_prefix(prefix, step)), step=step)
 
 
 def _published_rank(model: PeftModel) -> int | None:

@@ -9,11 +9,12 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
+from tunery_trainer.checkpoints import probe_checkpoints
 from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel, Place, Progress, fetch_dataset, fetch_model
-from tunery_trainer.publish import Target
+from tunery_trainer.publish import Target, probe
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
 from tunery_trainer.storage import Store, open_store
 
@@ -132,9 +133,18 @@ def actual_device(run: RunSpec) -> DeviceFacts:
 
 
 def output_target(run: RunSpec) -> Target:
-    """Return the place of the result; nothing is contacted yet."""
+    """Return the place of the result, of a training run or of a merge; nothing is contacted yet."""
+    spec = run.adapter_merge or lora_spec(run)
     store, prefix = open_store(run.output_uri, credentials_for(run, Purpose.OUTPUT, run.output_uri), "spec.output.uri")
-    return Target(store, prefix, run.identity, lora_spec(run).output.overwrite)
+    return Target(store, prefix, run.identity, spec.output.overwrite)
+
+
+def probe_places(run: RunSpec) -> None:
+    """Write and remove a small object where the result and where the checkpoints will lie; raises TrainerError."""
+    probe(output_target(run))
+    place = checkpoint_store(run)
+    if place is not None:
+        probe_checkpoints(*place)
 
 
 def checkpoint_store(run: RunSpec) -> tuple[Store, str] | None:

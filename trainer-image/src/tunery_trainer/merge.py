@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,19 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
-from tunery_api.manifest import Lineage, Manifest, SourceRecord
+from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Purpose, RunResult, RunSpec
-from tunery_api.status import AdapterStatus, MergeInputStatus, Phase, VerificationStatus
+from tunery_api.runspec import RunResult, RunSpec
+from tunery_api.status import Phase, VerificationStatus
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs import credentials_for, work_folder
+from tunery_trainer.inputs import output_target, work_folder
 from tunery_trainer.model_card import model_card
-from tunery_trainer.publish import Publisher, Target, probe
-from tunery_trainer.published import read_manifest, verify
-from tunery_trainer.report import ProgressReporter, write_termination
-from tunery_trainer.storage import open_store
+from tunery_trainer.progress import ProgressReporter
+from tunery_trainer.publish import Published, Publisher, Target, probe, published_before
+from tunery_trainer.result import result_of
 from tunery_trainer.summary import library_versions
 
 if TYPE_CHECKING:
@@ -44,8 +42,6 @@ RESULT: Final = "result"
 """Folder below the work directory."""
 ELECTING: Final = (MergeMethod.TIES, MergeMethod.DARE_TIES)
 """The methods that elect a sign."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Outcome:
 
 
 def run_merge(run: RunSpec) -> RunResult:
-    """Merge and publish what `run` asks for; write the result as the termination message.
+    """Merge and publish what `run` asks for.
 
     A rerun starts anew, and succeeds at once if this very run published already. Raises TrainerError.
     """
@@ -88,9 +84,6 @@ def run_merge(run: RunSpec) -> RunResult:
         reporter.phase(Phase.SUCCEEDED)
     finally:
         reporter.close()
-    write_termination(result)
-    if result.adapter:
-        print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
     return result
 
 
@@ -98,9 +91,11 @@ def _merge(run: RunSpec, reporter: ProgressReporter) -> RunResult:
     spec = run.adapter_merge
     if spec is None:
         raise TrainerError(FailureReason.INTERNAL_ERROR, "run.json holds no AdapterMerge")
-    target = _target(run, spec)
-    if (done := _published_before(target)) is not None:
-        return done
+    target = output_target(run)
+    return result_of(published_before(target) or _merge_and_publish(run, spec, target, reporter))
+
+
+def _merge_and_publish(run: RunSpec, spec: AdapterMergeSpec, target: Target, reporter: ProgressReporter) -> Published:
     probe(target)
     reporter.phase(Phase.STARTING)
     session = _gather(run, spec, target)
@@ -112,29 +107,7 @@ def _merge(run: RunSpec, reporter: ProgressReporter) -> RunResult:
     reporter.phase(Phase.UPLOADING)
     for path in sorted(outcome.folder.iterdir()):
         session.publisher.add(path, path.name)
-    published = session.publisher.finish(lineage)
-    return _result(published.manifest, published.uri, published.manifest_sha256)
-
-
-def _target(run: RunSpec, spec: AdapterMergeSpec) -> Target:
-    credentials = credentials_for(run, Purpose.OUTPUT, run.output_uri)
-    store, prefix = open_store(run.output_uri, credentials, "spec.output.uri")
-    return Target(store, prefix, run.identity, spec.output.overwrite)
-
-
-def _published_before(target: Target) -> RunResult | None:
-    """Return the result of an earlier attempt of this very run, if it is there and every digest matches."""
-    try:
-        found = read_manifest(target.store, target.prefix)
-        if found.manifest.run.uid != target.run.uid:
-            return None
-        verify(target.store, target.prefix)
-    except TrainerError as error:
-        if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
-            _log.info("no earlier result: %s", error.message)
-            return None
-        raise
-    return _result(found.manifest, target.uri, found.sha256)
+    return session.publisher.finish(lineage)
 
 
 def _gather(run: RunSpec, spec: AdapterMergeSpec, target: Target) -> Session:
@@ -285,26 +258,4 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
         metrics=outcome.metrics,
         inputs=[source.record(adapter.max_rank) for source, adapter in pairs],
         verification=VerificationStatus(max_error=f"{check.max_error:.3g}", method=check.method) if check else None,
-    )
-
-
-def _result(manifest: Manifest, uri: str, manifest_sha256: str) -> RunResult:
-    """Return what status is made of; everything stands in the manifest."""
-    lineage = manifest.lineage
-    rank_error = lineage.metrics.get("rankError")
-    return RunResult(
-        adapter=AdapterStatus(
-            uri=uri,
-            manifest_sha256=manifest_sha256,
-            size_bytes=manifest.size_bytes,
-            served_name=lineage.served_name,
-            rank=lineage.rank,
-        ),
-        inputs=[
-            MergeInputStatus(uri=item.uri, sha256=item.manifest_sha256, rank=item.rank, weight=item.weight)
-            for item in lineage.inputs
-        ],
-        verification=lineage.verification,
-        rank=lineage.rank,
-        rank_error=f"{rank_error:.3g}" if rank_error is not None else None,
     )

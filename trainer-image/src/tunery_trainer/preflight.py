@@ -23,11 +23,9 @@ from tunery_trainer.inputs import (
     get_data,
     get_model,
     lora_spec,
-    output_target,
+    probe_places,
 )
 from tunery_trainer.previous import PreviousAdapter, continued, get_previous
-from tunery_trainer.publish import probe
-from tunery_trainer.report import write_termination
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
 from tunery_trainer.steps import expected_sequences, total_steps
 from tunery_trainer.summary import dataset_status, resolved_status
@@ -41,16 +39,15 @@ _log = logging.getLogger(__name__)
 def run_preflight(run: RunSpec) -> PreflightReport:
     """Check credentials, output, model, every row of the data set, settings and memory, the cheapest first.
 
-    Writes the report as the termination message and prints it. Raises TrainerError for what would fail later.
+    Prints the report. Raises TrainerError for what would fail later.
     """
     check_secrets(run)
-    probe(output_target(run))
+    probe_places(run)
     model = get_model(run, weights=False)
     previous = get_previous(run, weights=False)
     files = get_data(run)
     go_offline()
     report = _check(run, (model, previous), files)
-    write_termination(report)
     _print(report)
     return report
 

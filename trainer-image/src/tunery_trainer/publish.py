@@ -70,6 +70,33 @@ class ProbeResult:
     """Whether the server refuses to replace an object when it is told `If-None-Match: *`."""
 
 
+def published_by(target: Target) -> Published:
+    """Return what the very run of `target` has published there, after every byte was read and matched its digest.
+
+    Raises ADAPTER_MISSING if nothing is there, or another run's result; ADAPTER_CORRUPT if it is not whole; and the
+    reasons of the storage.
+    """
+    found = read_manifest(target.store, target.prefix)
+    if found.manifest.run.uid != target.run.uid:
+        run = found.manifest.run
+        message = f"{target.uri} holds the result of another run: {run.kind} {run.namespace}/{run.name}, uid {run.uid}"
+        raise TrainerError(FailureReason.ADAPTER_MISSING, message)
+    found = verify(target.store, target.prefix, found.sha256)
+    return Published(target.uri, found.sha256, found.manifest.size_bytes, found.manifest)
+
+
+def published_before(target: Target) -> Published | None:
+    """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole."""
+    try:
+        return published_by(target)
+    except TrainerError as error:
+        if error.reason is FailureReason.ADAPTER_CORRUPT:
+            _log.warning("the result of an earlier attempt is not whole, it is made again: %s", error.message)
+        elif error.reason is not FailureReason.ADAPTER_MISSING:
+            raise
+        return None
+
+
 def publish(folder: Path, target: Target, lineage: Lineage, progress: Progress | None = None) -> Published:
     """Upload every file of `folder` below the target's prefix, the manifest last, and read all of it back.
 
@@ -113,8 +140,9 @@ class Publisher:
         remove_stale_uploads(self._store, self._target.prefix)
         existing = _existing(self._target)
         if existing is not None and existing.manifest.run.uid == self._target.run.uid:
-            done = self._already_published(existing)
+            done = published_before(self._target)
             if done is not None:
+                self._store.delete(self._target.key(CLAIM_NAME))
                 return done
         elif existing is not None and not self._target.overwrite:
             raise _taken(self._target, existing.manifest)
@@ -152,19 +180,6 @@ class Publisher:
         published = self._read_back(manifest, data)
         self._store.delete(self._target.key(CLAIM_NAME))
         return published
-
-    def _already_published(self, existing: PublishedManifest) -> Published | None:
-        """An earlier attempt of this run got as far as the manifest: done if all of it is there, else begun anew."""
-        try:
-            verify(self._store, self._target.prefix)
-        except TrainerError as error:
-            if error.reason not in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
-                raise
-            _log.warning("publishing again: %s", error.message)
-            return None
-        self._store.delete(self._target.key(CLAIM_NAME))
-        manifest = existing.manifest
-        return Published(self._target.uri, existing.sha256, manifest.size_bytes, manifest)
 
     def _claim(self) -> None:
         try:

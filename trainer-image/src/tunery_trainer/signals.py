@@ -6,19 +6,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.status import CheckpointStatus
 
 GRACE_SECONDS: Final = 100.0
 """How long a graceful stop may take; Kubernetes kills the pod at 120 s."""
 
 
 class StopRequested(Exception):
-    """Training was told to stop, and its state has been saved."""
+    """Training was told to stop; `checkpoint` is the newest complete one, if there is one."""
+
+    def __init__(self, checkpoint: CheckpointStatus | None = None) -> None:
+        super().__init__("told to stop")
+        self.checkpoint = checkpoint
 
 
 class StopSignal:
@@ -32,11 +37,18 @@ class StopSignal:
         self._grace_seconds = grace_seconds
         self._graceful = False
         self.requested = False
+        self.last_word: Callable[[], None] = _nothing
+        """Said before the process ends at once."""
 
     def install(self) -> None:
         """Take over SIGTERM and SIGINT; call it from the main thread."""
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
+
+    def disarm(self) -> None:
+        """Heed no signal from now on: the work is done, and only the process's own end is left."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     @contextmanager
     def graceful(self) -> Iterator[None]:
@@ -49,16 +61,20 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self._graceful or self.requested:
-            leave()
+            self.leave()
         self.requested = True
-        watchdog = threading.Timer(self._grace_seconds, leave)
+        watchdog = threading.Timer(self._grace_seconds, self.leave)
         watchdog.daemon = True
         watchdog.start()
         sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 
+    def leave(self) -> None:
+        """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
+        for word in (self.last_word, sys.stdout.flush, sys.stderr.flush):
+            with suppress(Exception):  # the signal may have come in the middle of a write
+                word()
+        os._exit(ExitCode.TERMINATED)
 
-def leave() -> None:
-    """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(ExitCode.TERMINATED)
+
+def _nothing() -> None:
+    """Say nothing."""

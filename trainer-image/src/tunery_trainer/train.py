@@ -10,7 +10,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
-from tunery_api.status import AdapterStatus, CheckpointStatus, MetricsStatus, Phase
+from tunery_api.status import Phase
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import (
@@ -22,13 +22,15 @@ from tunery_trainer.inputs import (
     get_model,
     lora_spec,
     output_target,
+    probe_places,
     work_folder,
 )
+from tunery_trainer.kept import settle_checkpoints
 from tunery_trainer.previous import continued, get_previous
-from tunery_trainer.publish import Published, Target, probe, publish
-from tunery_trainer.published import read_manifest, verify
-from tunery_trainer.report import ProgressReporter, write_termination
+from tunery_trainer.progress import ProgressReporter
+from tunery_trainer.publish import Published, publish, published_before
 from tunery_trainer.resolved import DeviceKind
+from tunery_trainer.result import result_of
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.steps import total_steps
@@ -41,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
-    """Train and publish the adapter that `run` asks for; write the result as the termination message.
+    """Train and publish the adapter that `run` asks for, then remove its checkpoints.
 
     A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already.
     Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
@@ -52,19 +54,20 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
         reporter.phase(Phase.SUCCEEDED)
     finally:
         reporter.close()
-    write_termination(result)
-    if result.adapter:
-        print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
     return result
 
 
 def _train(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
     check_secrets(run)
-    target = output_target(run)
-    done = _published_before(target)
-    if done is not None:
-        return done
-    probe(target)
+    published = published_before(output_target(run)) or _fit_and_publish(run, stop, reporter)
+    kept = settle_checkpoints(run)
+    if kept is None:
+        reporter.checkpoints_removed()
+    return result_of(published, kept)
+
+
+def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> Published:
+    probe_places(run)
     reporter.phase(Phase.STARTING)
     session = _gather(run)
     from tunery_trainer.fit import fit  # imports torch, transformers, peft and trl, while the reader sees Starting
@@ -73,41 +76,7 @@ def _train(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> RunRes
     _check_improvement(session.spec, fitted)
     reporter.phase(Phase.UPLOADING)
     folder = _write_result(session, fitted)
-    published = publish(folder, target, _lineage(session, fitted))
-    return _result(session, fitted, published)
-
-
-def _published_before(target: Target) -> RunResult | None:
-    """Return the result of an earlier attempt of this very run, if it is there and every digest matches."""
-    try:
-        found = read_manifest(target.store, target.prefix)
-    except TrainerError as error:
-        if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
-            return None
-        raise
-    if found.manifest.run.uid != target.run.uid:
-        return None
-    try:
-        verify(target.store, target.prefix)
-    except TrainerError as error:
-        _log.warning("the result of an earlier attempt is not whole, it is made again: %s", error.message)
-        return None
-    lineage = found.manifest.lineage
-    metrics = {name: f"{value:.6g}" for name, value in lineage.metrics.items()}
-    return RunResult(
-        adapter=AdapterStatus(
-            uri=target.uri,
-            manifest_sha256=found.sha256,
-            size_bytes=found.manifest.size_bytes,
-            served_name=lineage.served_name,
-            rank=lineage.rank,
-        ),
-        metrics=MetricsStatus(
-            loss=metrics.get("loss"),
-            eval_loss=metrics.get("evalLoss"),
-            base_eval_loss=metrics.get("baseEvalLoss"),
-        ),
-    )
+    return publish(folder, output_target(run), _lineage(session, fitted))
 
 
 def _gather(run: RunSpec) -> Session:
@@ -182,26 +151,9 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         continued_from=MergeInputRecord(uri=previous.uri, manifest_sha256=previous.manifest_sha256)
         if previous
         else None,
-    )
-
-
-def _result(session: Session, fitted: Fitted, published: Published) -> RunResult:
-    return RunResult(
-        adapter=AdapterStatus(
-            uri=published.uri,
-            manifest_sha256=published.manifest_sha256,
-            size_bytes=published.size_bytes,
-            served_name=session.spec.model.effective_served_name(),
-            rank=fitted.rank,
-        ),
-        metrics=MetricsStatus(
-            loss=f"{fitted.loss:.6g}",
-            eval_loss=f"{fitted.eval_loss:.6g}",
-            base_eval_loss=f"{fitted.base_eval_loss:.6g}",
-        ),
-        dataset=dataset_status(session.data.report),
+        found=dataset_status(session.data.report),
         resolved=resolved_status(
-            session.resolved,
+            resolved,
             {
                 "revision": session.model.revision,
                 "steps": session.steps,
@@ -209,5 +161,4 @@ def _result(session: Session, fitted: Fitted, published: Published) -> RunResult
                 "trainable_parameters": fitted.trainable_parameters,
             },
         ),
-        checkpoint=CheckpointStatus(uri=fitted.checkpoint[0], step=fitted.checkpoint[1]) if fitted.checkpoint else None,
     )

@@ -14,13 +14,13 @@ STALE_UPLOAD_SECONDS: Final = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
-def remove_stale_uploads(store: Store, prefix: str) -> int:
-    """Abort unfinished uploads below `prefix` that are older than a day; return how many.
+def remove_stale_uploads(store: Store, prefix: str, older_than_seconds: float = STALE_UPLOAD_SECONDS) -> int:
+    """Abort unfinished uploads below `prefix` that are older than a day, or than was said; return how many.
 
     Credentials may lack the rights for it, and a server may not offer it: neither is a reason to stop.
     """
     try:
-        return store.abort_stale_uploads(prefix, STALE_UPLOAD_SECONDS)
+        return store.abort_stale_uploads(prefix, older_than_seconds)
     except TrainerError as error:
         _log.info("unfinished uploads were not looked for: %s", error.message)
         return 0

@@ -1,0 +1,344 @@
+"""Progress reaches an HTTPS server in the protocol of transformers' KubeflowCallback, at the pace that it asks for."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import ipaddress
+import itertools
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tunery_api.runspec import ProgressUpdate
+from tunery_api.status import Phase
+from tunery_trainer.progress import ProgressReporter
+from tunery_trainer.progress_client import Pace, interval_seconds, retry_after
+
+
+@dataclass
+class Operator:
+    """An HTTPS server that keeps what was posted, when, and over which connection."""
+
+    url: str
+    ca: Path
+    posts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    connections: set[int] = field(default_factory=set)
+    answer: int = 200
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
+    context: ssl.SSLContext | None = None
+
+    def environment(self, token: Path) -> dict[str, str]:
+        return {
+            "KUBEFLOW_TRAINER_SERVER_URL": self.url,
+            "KUBEFLOW_TRAINER_SERVER_CA_CERT": str(self.ca),
+            "KUBEFLOW_TRAINER_SERVER_TOKEN": str(token),
+        }
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    key, certificate = _certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 30
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.posts.append((self.headers["Authorization"], body))
+            found.times.append(time.monotonic())
+            found.connections.add(self.client_address[1])
+            self.send_response(found.answer)
+            self.send_header("Content-Length", str(len(found.body)))
+            for name, value in found.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(found.body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found = Operator(f"https://127.0.0.1:{server.server_port}/progress/team-a/bot", certificate)
+    found.context = context
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "operator")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "tls.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "tls.key", folder / "tls.crt"
+
+
+def _wait(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    reporter = ProgressReporter(operator.environment(token))
+    reporter.step(21, 50, epoch=0.42, eta_seconds=61.7, tokens_per_second=1234.5)
+    reporter.metrics({"loss": 1.5, "grad_norm": float("nan")})
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: operator.posts)
+    authorization, body = operator.posts[0]
+    assert authorization == "Bearer first"
+    status = body["trainerStatus"]
+    datetime.datetime.fromisoformat(status.pop("lastUpdatedTime"))
+    assert status == {
+        "progressPercentage": 42,
+        "estimatedRemainingSeconds": 62,
+        "metrics": [{"name": "loss", "value": "1.5"}],
+        "step": 21,
+        "totalSteps": 50,
+        "epoch": "0.42",
+        "tokensPerSecond": "1234.5",
+        "phase": "Training",
+    }
+    ProgressUpdate.model_validate(body)
+    token.write_text("second")
+    reporter.checkpoint("s3://b/step-000021", 21)
+    reporter.close()
+    assert operator.posts[-1][0] == "Bearer second"
+    assert operator.posts[-1][1]["trainerStatus"]["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
+
+
+def test_an_operator_that_refuses_or_is_gone_does_not_hold_the_run_up(operator: Operator, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t")
+    operator.answer = 503
+    reporter = ProgressReporter(operator.environment(token))
+    started = time.monotonic()
+    for step in range(1000):
+        reporter.step(step, 1000)
+    assert time.monotonic() - started < 1
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: operator.posts)
+    operator.answer = 200
+    reporter.close()
+    assert operator.posts[-1][1]["trainerStatus"]["step"] == 999
+
+    gone = ProgressReporter({**operator.environment(token), "KUBEFLOW_TRAINER_SERVER_URL": "https://127.0.0.1:1/x"})
+    gone.phase(Phase.TRAINING)
+    started = time.monotonic()
+    gone.close()
+    assert time.monotonic() - started < 8
+
+
+def test_server_with_another_certificate_gets_no_token(operator: Operator, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    _, operator.ca = _certificate(other)
+    (tmp_path / "token").write_text("t")
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.TRAINING)
+    reporter.close()
+    assert operator.posts == []
+
+
+def test_without_a_server_lines_are_printed() -> None:
+    out = io.StringIO()
+    reporter = ProgressReporter({}, out)
+    reporter.phase(Phase.TRAINING)
+    reporter.step(5, 10, eta_seconds=65)
+    reporter.metrics({"loss": 2.25})
+    reporter.close()
+    assert out.getvalue().splitlines()[-1] == "Training  step 5/10 (50 %)  loss 2.25  00:01:05 left"
+
+
+def test_one_connection_carries_all_reports(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    for number, phase in enumerate((Phase.STARTING, Phase.TRAINING, Phase.UPLOADING), 1):
+        reporter.phase(phase)
+        _wait(lambda wanted=number: len(operator.posts) == wanted)
+    reporter.phase(Phase.SUCCEEDED)
+    reporter.close()
+    assert [body["trainerStatus"]["phase"] for _, body in operator.posts] == [
+        "Starting",
+        "Training",
+        "Uploading",
+        "Succeeded",
+    ]
+    assert len(operator.connections) == 1
+    gaps = [later - earlier for earlier, later in itertools.pairwise(operator.times)]
+    assert min(gaps) >= 1.0, "the operator answers 429 to what comes faster than one a second"
+
+
+def test_a_connection_that_the_server_closed_is_made_anew(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    operator.headers = {"Connection": "close"}
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.STARTING)
+    _wait(lambda: operator.posts)
+    reporter.phase(Phase.TRAINING)
+    reporter.close()
+    assert operator.posts[-1][1]["trainerStatus"]["phase"] == "Training"
+    assert len(operator.connections) == 2
+
+
+def test_a_renewed_authority_is_taken_over(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.STARTING)
+    _wait(lambda: operator.posts)
+    renewed = tmp_path / "renewed"
+    renewed.mkdir()
+    key, certificate = _certificate(renewed)
+    assert operator.context is not None
+    operator.context.load_cert_chain(certificate, key)
+    operator.ca.write_bytes(certificate.read_bytes())
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: len(operator.posts) == 2)
+    reporter.close()
+    assert len(operator.connections) == 2
+
+
+def test_a_standby_sends_the_reporter_to_the_leader(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    operator.answer, operator.headers = 503, {"Retry-After": "1"}
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: len(operator.posts) >= 2)
+    operator.answer, operator.headers = 200, {}
+    reporter.close()
+    assert operator.posts[-1][1]["trainerStatus"]["phase"] == "Training"
+    assert len(operator.connections) >= 2
+
+
+def test_the_last_report_is_made_even_if_the_standby_has_it_first(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    operator.answer, operator.headers = 503, {"Retry-After": "1"}
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.SUCCEEDED)
+    closing = threading.Thread(target=reporter.close)
+    closing.start()
+    _wait(lambda: operator.posts)
+    operator.answer, operator.headers = 200, {}
+    closing.join(10)
+    assert len(operator.posts) == 2
+
+
+def test_a_server_that_says_nothing_ends_no_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/x"
+        reporter = ProgressReporter({"KUBEFLOW_TRAINER_SERVER_URL": url})
+        reporter.phase(Phase.TRAINING)
+        started = time.monotonic()
+        reporter.step(1, 10)
+        assert time.monotonic() - started < 1
+        reporter.close()
+        assert time.monotonic() - started < 8
+
+
+def test_pace() -> None:
+    pace = Pace()
+    assert (pace.delay(urgent=False), pace.delay(urgent=True)) == (3, 1)
+    pace.succeeded(30.0)
+    pace.succeeded(None)
+    assert (pace.delay(urgent=False), pace.delay(urgent=True)) == (30, 1)
+    pace.succeeded(5.0)
+    waits = []
+    for _ in range(6):
+        pace.failed(None)
+        waits.append(pace.delay(urgent=False))
+    assert waits == [10, 20, 40, 60, 60, 60]
+    pace.failed(120.0)
+    assert pace.delay(urgent=False) == 120
+    pace.failed(0.0)
+    assert pace.delay(urgent=False) == 1
+    pace.succeeded(300.0)
+    pace.failed(None)
+    assert pace.delay(urgent=False) == 300
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [
+        (b'{"intervalSeconds": 1}', 1),
+        (b'{"intervalSeconds": 300, "message": "ok"}', 300),
+        (b'{"intervalSeconds": 2.5}', 2.5),
+        (b'{"intervalSeconds": 0}', None),
+        (b'{"intervalSeconds": 301}', None),
+        (b'{"intervalSeconds": true}', None),
+        (b'{"intervalSeconds": "9"}', None),
+        (b'{"intervalSeconds": NaN}', None),
+        (b"[1]", None),
+        (b"ok", None),
+        (b"", None),
+        (b"\xff", None),
+    ],
+)
+def test_the_interval_of_an_answer(answer: bytes, seconds: float | None) -> None:
+    assert interval_seconds(answer) == seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, None), ("7", 7), ("9999", 300), ("-1", None), ("Wed, 25 Nov 2026 02:00:00 GMT", None), ("²", None)],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header) == seconds
+
+
+def test_the_interval_that_the_server_asks_for_is_kept(operator: Operator, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    operator.body = b'{"intervalSeconds": 1}'
+    reporter = ProgressReporter(operator.environment(tmp_path / "token"))
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: operator.posts)
+    reporter.step(1, 10)
+    _wait(lambda: len(operator.posts) == 2)
+    assert operator.times[1] - operator.times[0] < 3
+    operator.body = b'{"intervalSeconds": 300}'
+    reporter.step(2, 10)
+    _wait(lambda: len(operator.posts) == 3)
+    reporter.step(3, 10)
+    time.sleep(2)
+    assert len(operator.posts) == 3
+    reporter.checkpoint("s3://b/step-000003", 3)
+    _wait(lambda: len(operator.posts) == 4)
+    reporter.close()

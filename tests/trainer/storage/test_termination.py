@@ -1,0 +1,85 @@
+"""The termination message fits into what Kubernetes keeps, stays JSON, and hides secrets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunery_api.names import TERMINATION_LIMIT
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure, PreflightReport, RunResult
+from tunery_api.scrub import register_secret
+from tunery_api.status import (
+    AdapterStatus,
+    CheckpointStatus,
+    DatasetStatus,
+    MemoryStatus,
+    MergeInputStatus,
+    ResolvedStatus,
+    ResolvedValue,
+)
+from tunery_trainer.termination import termination_bytes, write_termination
+
+
+def _large_result() -> RunResult:
+    return RunResult(
+        adapter=AdapterStatus(uri="s3://b/" + "p" * 900, manifest_sha256="a" * 64, size_bytes=1),
+        dataset=DatasetStatus(rows=10, first_invalid=["ü" * 500] * 5),
+        memory=MemoryStatus(estimate_bytes=1),
+        resolved=ResolvedStatus(
+            rank=8,
+            target_modules=["m" * 200] * 20,
+            values=[ResolvedValue(name="n", value="v" * 200, source="Preset")] * 30,
+        ),
+        inputs=[MergeInputStatus(uri="s3://b/" + "i" * 300, rank=1)] * 3,
+    )
+
+
+def test_termination_message_drops_the_optional_parts_in_order() -> None:
+    data = termination_bytes(_large_result())
+    assert len(data) <= TERMINATION_LIMIT
+    document = json.loads(data)
+    assert RunResult.model_validate(document).adapter is not None
+    assert document["resolved"] == {"rank": 8}
+    assert document["dataset"] == {"rows": 10}
+    assert len(document["inputs"]) == 3
+
+
+def test_small_termination_message_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "termination-log"
+    monkeypatch.setenv("TUNERY_TERMINATION_PATH", str(path))
+    report = PreflightReport(dataset=DatasetStatus(rows=3, first_invalid=["line 17"]))
+    write_termination(report)
+    assert PreflightReport.model_validate_json(path.read_bytes()) == report
+
+
+def test_termination_message_shows_no_credential(tmp_path: Path) -> None:
+    register_secret("hunter2-hunter2")
+    message = (
+        "key AKIAIOSFODNN7EXAMPLE, hf_abcdefghijkl, hunter2-hunter2\x1b[31m, https://b/x?X-Amz-Signature=abc123&a=1"
+    )
+    failure = Failure(reason=FailureReason.STORAGE_ACCESS_DENIED, message=message)
+    write_termination(RunResult(failure=failure), tmp_path / "log")
+    text = (tmp_path / "log").read_text()
+    for secret in ("AKIAIOSFODNN7EXAMPLE", "hf_abcdefghijkl", "hunter2", "\\u001b", "abc123"):
+        assert secret not in text
+    assert "&a=1" in text
+
+
+@pytest.mark.parametrize("character", ['"', "\n", "ü", "猫", "🐈"])
+def test_the_longest_texts_fit_and_stay_json(character: str) -> None:
+    """Whatever a message is made of, however it is escaped: cut in two by the kubelet it would say nothing."""
+    text = character * 1024
+    failure = Failure(reason=FailureReason.INTERNAL_ERROR, message=text, hint=text)
+    checkpoint = CheckpointStatus(uri="s3://b/" + character * 1000, step=1)
+    adapter = AdapterStatus(uri="s3://b/" + "p" * 1017, manifest_sha256="a" * 64, size_bytes=1, served_name="n" * 256)
+    for message in (
+        RunResult(failure=failure, checkpoint=checkpoint),
+        RunResult(adapter=adapter, checkpoint=checkpoint),
+        PreflightReport(failure=failure),
+    ):
+        data = termination_bytes(message)
+        assert len(data) <= TERMINATION_LIMIT
+        assert type(message).model_validate_json(data).failure is None or message.failure is not None

@@ -1,0 +1,144 @@
+"""Posts progress in the protocol of transformers' KubeflowCallback, over one connection that is kept alive.
+
+A server may answer a post with the JSON `{"intervalSeconds": 30}`, to be told less often, and may refuse one with
+`Retry-After`; a server that knows neither is served as well.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import urllib3
+
+INTERVAL_SECONDS: Final = 3.0
+"""Between two reports, until a server asks for another interval."""
+LEAST_SECONDS: Final = 1.0
+"""Between the end of a report and the next one, however much there is to tell."""
+_INTERVALS: Final = (1, 300)
+"""What a server may ask for; anything else is not heeded."""
+_LONGEST_BACKOFF_SECONDS: Final = 60.0
+_LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
+_TIMEOUT: Final = urllib3.Timeout(total=4.0)
+_MAX_ANSWER: Final = 64 * 1024
+"""Bytes of an answer that are looked at."""
+_ASKS_FOR_PATIENCE: Final = frozenset({429, 503})
+
+
+class Refused(Exception):
+    """The server answered, but not with success; `retry_after` is how long it asked to be left alone, in seconds."""
+
+    def __init__(self, status: int, retry_after: float | None) -> None:
+        super().__init__(f"the server answered {status}")
+        self.retry_after = retry_after
+
+
+@dataclass
+class Pace:
+    """When the next report is due, in seconds after the last one."""
+
+    interval: float = INTERVAL_SECONDS
+    least: float = LEAST_SECONDS
+    _failures: int = 0
+    _asked: float | None = None
+
+    def succeeded(self, interval: float | None) -> None:
+        """Take over the interval that the server asked for, if it did."""
+        self._failures, self._asked = 0, None
+        self.interval = interval or self.interval
+
+    def failed(self, retry_after: float | None) -> None:
+        """Wait as long as the server asked for, else longer with each failure in a row."""
+        self._asked = retry_after
+        self._failures += retry_after is None
+
+    def delay(self, *, urgent: bool) -> float:
+        """Return how long to wait after the last report; a phase or a checkpoint is urgent."""
+        if urgent:
+            return self.least
+        if self._asked is not None:
+            return max(self.least, self._asked)
+        return max(self.interval, min(self.interval * 2.0 ** min(self._failures, 10), _LONGEST_BACKOFF_SECONDS))
+
+
+class ProgressClient:
+    """Sends reports to one URL; used from one thread.
+
+    The token is read for each report, since the kubelet rotates it, and so is the certificate authority: when it has
+    changed, the connection is made anew.
+    """
+
+    def __init__(self, url: str, ca_path: str, token_path: str) -> None:
+        self._url = url
+        self._ca_path = ca_path
+        # A token is never sent in the clear.
+        self._token_path = token_path if urlsplit(url).scheme == "https" else ""
+        self._authority: str | None = None
+        self._pool: urllib3.PoolManager | None = None
+
+    def post(self, body: bytes) -> float | None:
+        """Send one report; return the interval that the server asks for, in seconds, if it does.
+
+        Raises Refused, OSError where a file cannot be read, and urllib3's HTTPError.
+        """
+        headers = {"Content-Type": "application/json"}
+        if self._token_path:
+            headers["Authorization"] = f"Bearer {Path(self._token_path).read_text(encoding='utf-8').strip()}"
+        answer = self._connection().request(
+            "POST",
+            self._url,
+            body=body,
+            headers=headers,
+            timeout=_TIMEOUT,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
+        try:
+            content = answer.read(_MAX_ANSWER)
+            answer.drain_conn()
+        finally:
+            answer.release_conn()
+        if not 200 <= answer.status < 300:
+            self.close()  # behind the same name may stand another replica, which takes reports
+            asked = answer.headers.get("Retry-After") if answer.status in _ASKS_FOR_PATIENCE else None
+            raise Refused(answer.status, retry_after(asked))
+        return interval_seconds(content)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._pool is not None:
+            self._pool.clear()
+
+    def _connection(self) -> urllib3.PoolManager:
+        authority = Path(self._ca_path).read_text(encoding="ascii") if self._ca_path else ""
+        if self._pool is None or authority != self._authority:
+            self.close()
+            # No proxy that the pod is told to use comes between: the operator is in the cluster.
+            context = ssl.create_default_context(cadata=authority or None)
+            self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, ssl_context=context)
+            self._authority = authority
+        return self._pool
+
+
+def interval_seconds(content: bytes) -> float | None:
+    """Return the interval that an answer asks for, or None where it asks for none that is heeded."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return None
+    asked = document.get("intervalSeconds") if isinstance(document, dict) else None
+    if isinstance(asked, bool) or not isinstance(asked, int | float):
+        return None
+    return float(asked) if _INTERVALS[0] <= asked <= _INTERVALS[1] else None
+
+
+def retry_after(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, of which dates are not heeded, at most five minutes."""
+    if header is None or not (header.isascii() and header.strip().isdigit()):
+        return None
+    return min(float(header), _LONGEST_RETRY_AFTER_SECONDS)

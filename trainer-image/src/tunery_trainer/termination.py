@@ -1,0 +1,71 @@
+"""The termination message: the one thing that a container says which outlives it, JSON of at most 4,096 bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
+from tunery_api.runspec import PreflightReport, RunResult
+from tunery_api.scrub import scrub
+
+TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
+
+_DROPPED_FIRST: Final = (
+    ("dataset", "firstInvalid"),
+    ("resolved", "values"),
+    ("resolved", "targetModules"),
+    ("inputs",),
+    ("memory",),
+    ("failure", "hint"),
+    ("dataset",),
+    ("resolved",),
+    ("metrics",),
+    ("verification",),
+    ("checkpoint",),
+)
+"""What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""
+
+
+def write_termination(message: PreflightReport | RunResult, path: Path | None = None) -> None:
+    """Write the container's termination message: JSON of at most 4,096 bytes, without credentials.
+
+    The path is `path`, else TUNERY_TERMINATION_PATH, else /dev/termination-log; without one (on a laptop) nothing is
+    written.
+    """
+    target = path or Path(os.environ.get(TERMINATION_PATH_ENV) or TERMINATION_PATH)
+    if path is None and TERMINATION_PATH_ENV not in os.environ and not target.exists():
+        return
+    target.write_bytes(termination_bytes(message))
+
+
+def termination_bytes(message: PreflightReport | RunResult) -> bytes:
+    """Return the message as JSON, scrubbed; optional parts are dropped in a fixed order until it fits."""
+    document = _scrubbed(message.model_dump(mode="json", by_alias=True, exclude_none=True))
+    for path in _DROPPED_FIRST:
+        data = _encode(document)
+        if len(data) <= TERMINATION_LIMIT:
+            return data
+        _drop(document, path)
+    return _encode(document)
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _scrubbed(value: Any) -> Any:
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {key: _scrubbed(item) for key, item in value.items()}
+    return [_scrubbed(item) for item in value] if isinstance(value, list) else value
+
+
+def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
+    *parents, last = path
+    for name in parents:
+        document = document.get(name, {})
+    document.pop(last, None)
