@@ -125,7 +125,7 @@ class LeaderElection:
     async def _step_down(self, why: str) -> None:
         self._leads = False
         LEADER.set(0)
-        logger.warning("this replica leads no more: %s", why)
+        logger.info("this replica leads no more: %s", why)
         await self.on_lost()
 
     async def _try(self) -> bool:
