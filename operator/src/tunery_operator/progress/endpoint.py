@@ -82,7 +82,7 @@ class Endpoint:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
-        except (TimeoutError, web.RequestPayloadError):
+        except (TimeoutError, ConnectionError, web.RequestPayloadError):
             response = _refuse(408, "the report did not arrive whole, or not in time")
             response.force_close()
             return response

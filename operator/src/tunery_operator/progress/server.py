@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from asyncio import sslproto
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -145,8 +146,43 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
+def _look_at(done: asyncio.Future[None]) -> None:
+    """Take note of an error that nobody waits for, so that asyncio does not log it as one that was forgotten."""
+    if not done.cancelled():
+        done.exception()
+
+
+class _Tls(sslproto.SSLProtocol):
+    """TLS of one connection, with a buffer of the size of a record.
+
+    asyncio's has 256 KiB, which a thousand connections make a quarter of a gigabyte.
+    """
+
+    max_size = 16 * 1024
+
+    def __init__(self, gate: _Gate, context: ssl.SSLContext, seconds: float) -> None:
+        self._gate = gate
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        # Nobody waits: `left` and `connection_made` of the gate tell what came of the handshake.
+        waiter.add_done_callback(_look_at)
+        super().__init__(
+            loop,
+            gate,
+            context,
+            waiter,
+            server_side=True,
+            ssl_handshake_timeout=seconds,  # type: ignore[arg-type] # any number does, typeshed knows of int only
+        )
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell the gate, also where no TLS ever stood: asyncio tells only of what it had announced."""
+        super().connection_lost(exc)
+        self._gate.left()
+
+
 class _Gate(asyncio.Protocol):
-    """One connection: first the plain one, then, once TLS stands, what hands its bytes to aiohttp."""
+    """One connection: the plain one is made first; once TLS stands it is made again, and its bytes go to aiohttp."""
 
     def __init__(self, server: ProgressServer, context: ssl.SSLContext) -> None:
         self._server = server
@@ -155,15 +191,23 @@ class _Gate(asyncio.Protocol):
         self._secure: asyncio.Transport | None = None
         self._handler: asyncio.Protocol | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._tls: asyncio.Task[None] | None = None
-        self._early: list[bytes] = []
-        """What came right behind the handshake, before anybody could take it."""
         self._idle = False
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a connection in, and start TLS on it; it ends at once where there are too many."""
+        """Take the plain connection in, or the one over TLS."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream always is, for the type checker
+        if self._raw is None:
+            self._admit(transport)
+            return
+        self._secure = transport
+        self._server.secured(self, transport)
+        self._handler = self._server.handler()
+        self._handler.connection_made(transport)
+        self._deadline(self._server.limits.head)
+
+    def _admit(self, transport: asyncio.Transport) -> None:
+        """Start TLS on a connection; it ends at once where there are too many."""
         self._raw = transport
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         refused = self._server.enter(self)
@@ -171,34 +215,32 @@ class _Gate(asyncio.Protocol):
             PROGRESS_REFUSED.labels(refused).inc()
             transport.abort()
             return
-        # Nothing may be read before TLS reads it.
-        transport.pause_reading()
-        self._tls = asyncio.create_task(self._start_tls(transport))
+        tls = _Tls(self, self._context, self._server.limits.handshake)
+        transport.set_protocol(tls)
+        tls.connection_made(transport)
 
-    async def _start_tls(self, transport: asyncio.Transport) -> None:
-        limits = self._server.limits
-        loop = asyncio.get_running_loop()
-        try:
-            secure = await loop.start_tls(
-                transport, self, self._context, server_side=True, ssl_handshake_timeout=limits.handshake
-            )
-        except OSError as error:
-            logger.debug("no TLS with %s: %s", self.address, error)
+    def left(self) -> None:
+        """Forget the connection."""
+        if self._secure is None:
             PROGRESS_REFUSED.labels("tls").inc()
-            transport.abort()
-            self._server.leave(self, None)
-            return
-        if secure is None or secure.is_closing():
-            self._server.leave(self, None)
-            return
-        self._secure = secure
-        self._server.secured(self, secure)
-        self._handler = self._server.handler()
-        self._handler.connection_made(secure)
-        self._deadline(limits.head)
-        for data in self._early:
-            self._handler.data_received(data)
-        self._early.clear()
+        self._server.leave(self, self._secure)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell aiohttp that the connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._handler is not None:
+            self._handler.connection_lost(exc)
+
+    def abort(self) -> None:
+        """End the connection without any further word."""
+        if self._raw is not None:
+            self._raw.abort()
+
+    def in_request(self, running: bool) -> None:
+        """Take note that a request's head is complete, or that its answer is."""
+        self._idle = not running
+        self._deadline(self._server.limits.request if running else self._server.limits.idle)
 
     def _deadline(self, seconds: float) -> None:
         """Let the connection end in so many seconds, unless it gets another deadline before."""
@@ -210,25 +252,12 @@ class _Gate(asyncio.Protocol):
         PROGRESS_REFUSED.labels("idle" if self._idle else "slow").inc()
         self.abort()
 
-    def in_request(self, running: bool) -> None:
-        """Take note that a request's head is complete, or that its answer is."""
-        self._idle = not running
-        self._deadline(self._server.limits.request if running else self._server.limits.idle)
-
-    def abort(self) -> None:
-        """End the connection without any further word."""
-        transport = self._secure or self._raw
-        if transport is not None:
-            transport.abort()
-
     def data_received(self, data: bytes) -> None:
         """Hand bytes on; the first of a further request start the time for its head."""
         if self._idle:
             self._idle = False
             self._deadline(self._server.limits.head)
-        if self._handler is None:
-            self._early.append(data)
-        else:
+        if self._handler is not None:
             self._handler.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -244,11 +273,3 @@ class _Gate(asyncio.Protocol):
         """Hand on that the peer reads again."""
         if self._handler is not None:
             self._handler.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._server.leave(self, self._secure)
-        if self._handler is not None:
-            self._handler.connection_lost(exc)
