@@ -43,7 +43,7 @@ def _create(client: KubeClient, owner: Owner, body: Json, create: Call, read: Ca
             return _adopt(client.get(read, namespace, name), owner, body["kind"], name)
         if error.status == 404 or _is_terminating(error):
             raise OwnerGone(f"namespace {namespace} is being deleted") from error
-        if error.status == 422:
+        if _names_fields(error):
             raise Rejected(str(error.body.get("message", error))) from error
         raise
 
@@ -59,6 +59,12 @@ def _adopt(found: Json | None, owner: Owner, kind: str, name: str) -> Json:
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
         raise PredecessorRemains(f"{kind} {name} belongs to a deleted {owner.key}")
     raise NameTaken(kind, name)
+
+
+def _names_fields(error: HttpError) -> bool:
+    """Tell whether an object is malformed: admission policies say 422 too, and name no field."""
+    causes = (error.body.get("details") or {}).get("causes") or ()
+    return error.status == 422 and any(cause.get("field") for cause in causes)
 
 
 def _is_terminating(error: HttpError) -> bool:
