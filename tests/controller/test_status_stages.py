@@ -241,7 +241,7 @@ def test_a_deadline_does_not_end_what_is_done() -> None:
     [
         ((ended(says=REPORT),), False, ("True", "PreflightPassed")),
         ((), True, ("Unknown", "PreflightRepeated")),
-        ((ended(says="{}"),), True, ("Unknown", "PreflightRepeated")),
+        ((ended(says="{}"),), False, ("False", "InternalError")),
         ((ended(says=NOTHING),), False, ("False", "AdapterMissing")),
     ],
     ids=["said", "gone", "nothing said", "failed"],

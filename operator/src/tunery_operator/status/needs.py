@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tunery_api.runspec import PreflightReport, RunResult
-from tunery_operator.status.messages import parse_report, parse_result
+from tunery_api.runspec import RunResult
+from tunery_operator.status.messages import parse_result
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
@@ -17,12 +17,6 @@ def result_of(attempt: Attempt) -> RunResult | None:
     """Return what the pod of a complete Job says, or None where the pod or its words are gone."""
     pod = succeeded_pod(attempt)
     return parse_result(pod.termination_message) if pod is not None else None
-
-
-def report_of(attempt: Attempt) -> PreflightReport | None:
-    """Return what the pod of a complete preflight Job says, or None where the pod or its words are gone."""
-    pod = succeeded_pod(attempt)
-    return parse_report(pod.termination_message) if pod is not None else None
 
 
 def published(attempt: Attempt | None) -> RunResult | None:
@@ -43,6 +37,9 @@ def needs_report(snapshot: Snapshot) -> bool:
 
 
 def needs_rerun(snapshot: Snapshot) -> bool:
-    """Tell whether a complete preflight Job's report is known from nowhere, so that it must be made anew."""
+    """Tell whether the pod of a complete preflight Job is gone, and its report with it: the Job must be made anew.
+
+    A pod that is there and said nothing would say nothing again.
+    """
     attempt = snapshot.preflight
-    return attempt is not None and attempt.job.complete and report_of(attempt) is None
+    return attempt is not None and attempt.job.complete and succeeded_pod(attempt) is None

@@ -8,7 +8,8 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.needs import report_of
+from tunery_operator.status.messages import parse_report
+from tunery_operator.status.needs import succeeded_pod
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued
 from tunery_operator.status.snapshot import Attempt
@@ -44,15 +45,18 @@ def check_preflight(draft: Draft) -> bool:
 
 
 def _check_report(draft: Draft, attempt: Attempt) -> bool:
-    report = report_of(attempt)
-    if report is None:
+    pod = succeeded_pod(attempt)
+    if pod is None:
         text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs once more"
         draft.conditions.set(_PREFLIGHT, None, "PreflightRepeated", text)
         return True
-    if report.failure is not None:
-        found = failure(report.failure.reason, report.failure.message, report.failure.hint)
+    report = parse_report(pod.termination_message)
+    if report is None or report.failure is not None:
+        text = f"preflight pod {pod.name} ended well but left no report"
+        found = (report.failure if report else None) or failure(FailureReason.INTERNAL_ERROR, text)
+        found = failure(found.reason, found.message, found.hint)
         draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
-        draft.fail(found, ended=attempt.job.ended_at)
+        draft.fail(found, ended=pod.finished_at or attempt.job.ended_at)
         return True
     _take_over(draft, report)
     rows = report.dataset.rows if report.dataset else None
