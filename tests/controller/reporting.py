@@ -111,7 +111,8 @@ class Site:
         reviewer = TokenReviewer(self.reviews)  # type: ignore[arg-type]
         self.endpoint = Endpoint(reviewer, self.pods, self.queue, lambda: self.leads)  # type: ignore[arg-type]
         self.server = ProgressServer(self.endpoint.app(), self.limits)
-        self.port = await self.server.start(0, server_context(self.tls), "127.0.0.1")
+        self.context = server_context(self.tls)
+        self.port = await self.server.start(0, self.context, "127.0.0.1")
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -22,7 +22,6 @@ from tunery_operator.plan.model import Key, Kind
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.sane import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
-from tunery_operator.progress.tls import not_after, tell_expiry
 from tunery_operator.queue import Lane
 
 REPORT = {"trainerStatus": {"progressPercentage": 1, "step": 1}}
@@ -275,15 +274,6 @@ def test_numbers_are_bounded_before_they_reach_a_status() -> None:
     assert [metric.name for metric in clean.metrics] == ["loss"]
     assert clean.checkpoint is not None
     assert clean.checkpoint.step == MAX_WHOLE
-
-
-def test_the_end_of_both_certificates_is_told(tls: Path) -> None:
-    from cryptography import x509
-
-    for name in ("tls.crt", "ca.crt"):
-        expected = x509.load_pem_x509_certificate((tls / name).read_bytes()).not_valid_after_utc
-        assert not_after((tls / name).read_text()) == expected
-    tell_expiry(tls)
 
 
 async def test_what_a_pod_reports_is_for_its_own_object(tls: Path) -> None:
