@@ -14,7 +14,8 @@ from cluster.tiny import make_tiny_model
 from kit.environment import cluster_environment, images
 from kit.installation import install
 from kit.jobs import Job
-from kit.kubectl import Kubectl
+from kit.kubectl import Kubectl, wait_for
+from kit.operator import OperatorRecord
 from kit.published import s3_client
 from kit.tenant import create_tenant
 
@@ -40,7 +41,21 @@ def s3(environment: dict[str, str]) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def installed(kubectl: Kubectl, environment: dict[str, str]) -> None:
+def operator(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorRecord]:
+    """Follow the operator through the whole run; at its end, fail on any restart of its own and any error in its log.
+
+    A test that kills the operator's process says so to the record.
+    """
+    record = OperatorRecord(kubectl, tmp_path_factory.mktemp("operator"))
+    record.start()
+    yield record
+    record.stop()
+    assert record.starts(), "no operator was seen in the whole run"
+    assert not (faults := record.faults()), "\n".join(faults)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed(operator: OperatorRecord, kubectl: Kubectl, environment: dict[str, str]) -> None:
     install(kubectl, images(environment))
 
 
@@ -127,6 +142,32 @@ def adaptermerge(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": common | spec,
     }
+
+
+LONG: dict[str, Any] = {
+    "training": {"maxSteps": 600, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
+    "checkpoint": {"everySteps": 25},
+    "preflight": "Skip",
+}
+"""Blocks of a LoRAJob that trains for about a minute, with checkpoints."""
+
+
+def checkpointed(job: Job, timeout: float = 240) -> int:
+    """Return the step of the first checkpoint that the status reports."""
+    return wait_for(f"{job.name}: a checkpoint", lambda: job.status.get("checkpoint", {}).get("step"), timeout)
+
+
+def running_pod(job: Job) -> dict[str, Any]:
+    """Return the one pod of the job that trains now."""
+    (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]
+    return pod
+
+
+def resumed(job: Job) -> bool:
+    """Tell whether the pod that succeeded went on from a checkpoint, by its log."""
+    (done,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Succeeded"]
+    log = job.kubectl.run("logs", done["metadata"]["name"], "-n", job.namespace, "-c", "trainer")
+    return "resum" in log.lower()
 
 
 @pytest.fixture

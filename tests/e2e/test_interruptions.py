@@ -2,76 +2,71 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
+import time
 from typing import Any
 
-from .conftest import Launch
+from .conftest import LONG, Launch, checkpointed, resumed, running_pod
 from kit.installation import NAMESPACE
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
+from kit.operator import OperatorRecord, leader, operator_pods, wait_for_leader
+from kit.processes import kill
+from kit.published import list_keys
 
-LONG: dict[str, Any] = {
-    "training": {"maxSteps": 600, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
-    "checkpoint": {"everySteps": 25},
-    "preflight": "Skip",
-}
-
-
-def _checkpointed(job: Job, timeout: float = 240) -> int:
-    """Return the step of the first checkpoint that status reports."""
-    return wait_for(f"{job.name}: a checkpoint", lambda: job.status.get("checkpoint", {}).get("step"), timeout)
+TAKE_OVER_SECONDS = 30
+CHECKPOINTS = "s3://adapters/tunery-checkpoints"
 
 
-def _kill_trainer(job: Job) -> None:
-    """kill -9 the trainer of the job's running pod, from the node."""
-    (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]
-    uid = pod["metadata"]["uid"].replace("-", "[-_]")
-    cgroups = subprocess.run(["grep", "-lE", f"pod{uid}", *_cgroup_files()], capture_output=True, text=True)
-    pids = [int(path.split("/")[2]) for path in cgroups.stdout.split()]
-    trainers = [pid for pid in pids if b"tunery_trainer" in _command_line(pid)]
-    assert trainers, "no trainer process was found"
-    for pid in trainers:
-        subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(pid)], check=True)
-
-
-def _cgroup_files() -> list[str]:
-    import glob
-
-    return glob.glob("/proc/[0-9]*/cgroup")
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def test_a_deleted_pod_and_a_killed_trainer_resume(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
+def test_a_deleted_pod_and_a_killed_trainer_resume(launch: Launch, kubectl: Kubectl, namespace: str, s3: Any) -> None:
     deleted, killed = launch("deleted", **LONG), launch("killed", **LONG)
-    step = _checkpointed(deleted)
-    (pod,) = [pod for pod in deleted.pods("train") if pod["status"]["phase"] == "Running"]
-    kubectl.delete("pod", pod["metadata"]["name"], namespace, wait=False)
-    _checkpointed(killed)
-    _kill_trainer(killed)
+    step = checkpointed(deleted)
+    kubectl.delete("pod", running_pod(deleted)["metadata"]["name"], namespace, wait=False)
+    checkpointed(killed)
+    kill(running_pod(killed), "tunery_trainer")
 
     for job in (deleted, killed):
         status = job.wait_phase("Succeeded", timeout=500)
         assert status["attempts"] == 2, job.story()
-        (done,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Succeeded"]
-        log = kubectl.run("logs", done["metadata"]["name"], "-n", namespace)
-        assert "resum" in log.lower()
+        assert [attempt.get("reason") for attempt in status["attemptHistory"]][-1] == "Succeeded"
+        assert resumed(job)
+        assert list_keys(s3, f"{CHECKPOINTS}/{namespace}/{job.name}-{job.uid}") == []
     assert deleted.status["checkpoint"]["step"] > step
 
 
-def test_the_operator_is_killed_and_nothing_happens_twice(launch: Launch, kubectl: Kubectl) -> None:
+def test_a_job_that_was_deleted_is_made_again_and_resumes(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
+    job = launch("remade", **LONG)
+    checkpointed(job)
+    (batch,) = job.jobs("train")
+    kubectl.delete("job.batch", batch["metadata"]["name"], namespace, wait=False)
+    status = job.wait_phase("Succeeded", timeout=500)
+    (again,) = job.jobs("train")
+    assert again["metadata"]["uid"] != batch["metadata"]["uid"]
+    assert status["attempts"] == 2, job.story()
+    assert resumed(job)
+
+
+def test_the_leader_is_killed_and_the_stand_by_takes_over(
+    launch: Launch, kubectl: Kubectl, operator: OperatorRecord
+) -> None:
+    """kill -9: the Lease is not given back, and the kubelet starts the container again."""
+    first = wait_for_leader(kubectl)
+    (pod,) = [pod for pod in operator_pods(kubectl) if pod["metadata"]["name"] == first]
+    operator.killed(first)
+    kill(pod, "tunery_operator")
+    killed = time.monotonic()
+    job = launch("after", suspend=True)
+    job.wait_phase("Suspended", timeout=TAKE_OVER_SECONDS)
+    assert time.monotonic() - killed < TAKE_OVER_SECONDS
+    assert leader(kubectl) is not None
+    wait_for("all replicas to be ready", lambda: _ready(kubectl), 60)
+
+
+def test_every_operator_dies_and_nothing_happens_twice(launch: Launch, kubectl: Kubectl) -> None:
     job = launch("steady", **(LONG | {"training": LONG["training"] | {"maxSteps": 150}}))
     for phase in (("Starting", "Training"), ("Training", "Evaluating", "Uploading", "Succeeded")):
         job.wait_phase(*phase)
-        (pod,) = kubectl.list("pods", NAMESPACE, "app.kubernetes.io/name=tunery")
-        kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", NAMESPACE, "--grace-period=0", "--force")
+        for pod in operator_pods(kubectl):
+            kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", NAMESPACE, "--grace-period=0", "--force")
         kubectl.run("rollout", "status", "deployment", "-n", NAMESPACE, "--timeout=90s")
     status = job.wait_phase("Succeeded", timeout=400)
     assert status["attempts"] == 1
@@ -84,14 +79,16 @@ def test_suspended_before_and_while_training(launch: Launch) -> None:
     job.wait_phase("Suspended")
     assert job.pods("train") == []
     job.patch_spec(suspend=False)
-    _checkpointed(job)
+    checkpointed(job)
     job.patch_spec(suspend=True)
-    job.wait_phase("Suspended")
-    wait_for("the pod to stop", lambda: not [p for p in job.pods("train") if p["status"]["phase"] == "Running"], 150)
+    # The pod has 120 s to write its checkpoint; Suspended is said when none is left.
+    job.wait_phase("Suspended", timeout=150)
+    assert [pod for pod in job.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
     step = job.status["checkpoint"]["step"]
     job.patch_spec(suspend=False)
     status = job.wait_phase("Succeeded", timeout=500)
     assert status["checkpoint"]["step"] >= step
+    assert resumed(job)
 
 
 def test_deletion_takes_everything_and_never_blocks(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
@@ -100,6 +97,11 @@ def test_deletion_takes_everything_and_never_blocks(launch: Launch, kubectl: Kub
     wait_for("a pod", lambda: job.pods("train"), 60)
     kubectl.delete(job.kind, job.name, namespace)
     wait_for("Job and pods to go", lambda: not job.jobs("train") and not _alive(job), 30)
+
+
+def _ready(kubectl: Kubectl) -> bool:
+    statuses = [pod["status"].get("containerStatuses", [{}])[0] for pod in operator_pods(kubectl)]
+    return bool(statuses) and all(status.get("ready") for status in statuses)
 
 
 def _alive(job: Job) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 from .conftest import Launch
-from kit.installation import NAMESPACE, uninstall
+from kit.environment import images
+from kit.installation import NAMESPACE, install, uninstall
 from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.operator import operator_pods
+from kit.processes import environment_of, pod_processes
 
 SERVICE_ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tunery"
 
@@ -25,8 +27,10 @@ def test_the_operator_is_not_root_in_a_restricted_namespace(kubectl: Kubectl) ->
     namespace = kubectl.get("namespace", NAMESPACE)
     assert namespace is not None
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    (pod,) = kubectl.list("pods", NAMESPACE, "app.kubernetes.io/name=tunery")
-    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    pods = operator_pods(kubectl)
+    assert pods
+    for pod in pods:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
 
 
 def test_the_secret_key_stands_nowhere(
@@ -51,20 +55,14 @@ def test_no_process_has_the_secret_key_in_its_environment(launch: Launch, enviro
     job = launch("watched", training=training, preflight="Skip")
     job.wait_phase("Training", timeout=200)
     (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]
-    uid = pod["metadata"]["uid"]
-    found = subprocess.run(f"grep -lE 'pod{uid}' /proc/[0-9]*/cgroup", shell=True, capture_output=True, text=True)
-    pids = [path.split("/")[2] for path in found.stdout.split()]
+    pids = pod_processes(pod)
     assert pids
     for pid in pids:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            assert environment["AWS_SECRET_ACCESS_KEY"].encode() not in file.read()
+        assert environment["AWS_SECRET_ACCESS_KEY"].encode() not in environment_of(pid)
 
 
-def test_uninstalling_first_blocks_nothing(launch: Launch, kubectl: Kubectl, request: object) -> None:
+def test_uninstalling_first_blocks_nothing(launch: Launch, kubectl: Kubectl) -> None:
     """Runs last in this file: it uninstalls the operator and installs it again."""
-    from kit.environment import images
-    from kit.installation import install
-
     job = launch("orphan", suspend=True)
     job.wait_phase("Suspended")
     uninstall(kubectl)

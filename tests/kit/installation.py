@@ -15,7 +15,8 @@ RELEASE = "tunery"
 def install(kubectl: Kubectl, images: dict[str, str], *settings: str) -> None:
     """Install or upgrade the chart and wait until the operator is ready.
 
-    `images` holds `operator` and `trainer`: repository:tag; `settings` are further `key=value` for --set.
+    `images` holds `operator` and `trainer`: repository:tag; `settings` are further `key=value` for --set. Settings of
+    an earlier installation are forgotten.
     """
     kubectl.apply(_namespace())
     chosen = [*_image_values(images), *settings]

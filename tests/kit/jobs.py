@@ -39,6 +39,41 @@ class Job:
             "patch", self.kind, self.name, "-n", self.namespace, "--type=merge", "-p", json.dumps({"spec": fields})
         )
 
+    def retry(self, value: str) -> None:
+        """Ask for a failed job to be tried again, and return once the operator has taken it up."""
+        annotation = f"tunery.dev/retry={value}"
+        self.kubectl.run("annotate", self.kind, self.name, "-n", self.namespace, "--overwrite", annotation)
+        wait_for(f"{self.name} to be reopened", lambda: self.status.get("phase") != "Failed", timeout=60)
+
+    @property
+    def uid(self) -> str:
+        """The uid of the object, which a retry keeps."""
+        found = self.kubectl.get(self.kind, self.name, self.namespace)
+        assert found is not None, f"{self.kind} {self.name} does not exist"
+        uid: str = found["metadata"]["uid"]
+        return uid
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """What the status says stands in the way, or ended the job; empty where nothing does."""
+        failure: dict[str, Any] = self.status.get("failure") or {}
+        return failure
+
+    def wait_failure(self, reason: str, timeout: float) -> dict[str, Any]:
+        """Return `status.failure` once its reason is `reason`; raises AssertionError with the whole story."""
+        try:
+            wait_for(f"{self.name}: {reason}", lambda: self.failure.get("reason") == reason, timeout)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; it says {self.failure}\n{self.story()}") from error
+        return self.failure
+
+    def wait_no_failure(self, timeout: float) -> None:
+        """Return once nothing stands in the way any more; raises AssertionError with the whole story."""
+        try:
+            wait_for(f"{self.name}: nothing in the way", lambda: not self.failure, timeout)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; it says {self.failure}\n{self.story()}") from error
+
     def wait_phase(self, *phases: str, timeout: float = 300) -> dict[str, Any]:
         """Return the status once its phase is one of `phases`.
 

@@ -1,0 +1,62 @@
+"""What a platform's own policies do to Jobs and pods: change them, or refuse them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GROUP = "admissionregistration.k8s.io"
+RULES = {
+    "pods": {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]},
+    "jobs": {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]},
+}
+
+
+def changing_pods(name: str, namespace: str, owner: str, expression: str) -> list[dict[str, Any]]:
+    """Return a policy that changes the pods of one LoRAJob as they are created.
+
+    `expression` is CEL for an `Object`, which is applied server-side to the pod `object`.
+    """
+    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+    spec = {
+        "matchConstraints": _match(namespace, "pods"),
+        "matchConditions": [_of(owner)],
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "mutations": [mutation],
+    }
+    return _with_binding("Mutating", "v1beta1", name, spec)
+
+
+def refusing_jobs(name: str, namespace: str, owner: str, message: str) -> list[dict[str, Any]]:
+    """Return a policy that refuses the batch Jobs of one LoRAJob, with `message`."""
+    spec = {
+        "matchConstraints": _match(namespace, "jobs"),
+        "matchConditions": [_of(owner)],
+        "failurePolicy": "Fail",
+        "validations": [{"expression": "false", "message": message}],
+    }
+    return _with_binding("Validating", "v1", name, spec, validationActions=["Deny"])
+
+
+def _match(namespace: str, resource: str) -> dict[str, Any]:
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    return {"namespaceSelector": selector, "resourceRules": [RULES[resource]]}
+
+
+def _of(owner: str) -> dict[str, str]:
+    label = "object.metadata.?labels['tunery.dev/owner'].orValue('')"
+    return {"name": "of-one-job", "expression": f"{label} == '{owner}'"}
+
+
+def _with_binding(prefix: str, version: str, name: str, spec: dict[str, Any], **bound: Any) -> list[dict[str, Any]]:
+    kind = f"{prefix}AdmissionPolicy"
+    api = f"{GROUP}/{version}"
+    return [
+        {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec},
+        {
+            "apiVersion": api,
+            "kind": f"{kind}Binding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name, **bound},
+        },
+    ]
