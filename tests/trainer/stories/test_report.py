@@ -200,4 +200,6 @@ def test_checkpoints_that_cannot_be_stored_are_found_by_preflight(
     assert code == ExitCode.USER_ERROR
     assert report.failure is not None
     assert report.failure.reason is FailureReason.STORAGE_NOT_FOUND
-    assert report.failure.message.startswith("checkpoints cannot be stored: s3://no-such-bucket/tunery-checkpoints/")
+    assert report.failure.message.startswith(
+        "checkpoints cannot be stored: spec.output.uri: s3://no-such-bucket/tunery-checkpoints/"
+    )
