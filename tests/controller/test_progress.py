@@ -92,6 +92,16 @@ def test_a_token_for_the_api_server_is_refused(pod: Pod) -> None:
     assert pod.post("nonsense") == 401
 
 
+def test_junk_costs_the_api_server_nothing(pod: Pod) -> None:
+    sample = 'tunery_api_requests_total{code="201",resource="tokenreviews",verb="create"}'
+    assert pod.post(pod.token()) == 200
+    before = pod.operator.metric(sample)
+    assert before
+    assert {pod.post(f"{index}.junk.junk") for index in range(50)} == {401}
+    assert {pod.post(pod.token(f"other-{index}")) for index in range(10)} == {401}
+    assert pod.operator.metric(sample) == before
+
+
 def test_a_pod_that_is_not_ours_is_refused(namespace: Namespace, pod: Pod) -> None:
     container = {"name": "trainer", "image": "i"}
     labels = {"app.kubernetes.io/managed-by": "tunery", "tunery.dev/owner": "c", "tunery.dev/kind": "lorajob"}
