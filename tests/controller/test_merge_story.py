@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from controller.api import Json, eventually
+from controller.api import Json
 from controller.objects import RESULT, Namespace, adaptermerge, lorajob
 from controller.runs import run_of
 

@@ -1,0 +1,96 @@
+"""What the API server refuses, how often it is asked again, and when a quarrel is given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.objects import Namespace, lorajob
+from controller.runs import config_name, run_of
+from tunery_operator.errors import ApiFailure, FieldContested
+from tunery_operator.kube.client import HttpError
+from tunery_operator.kube.rbac import CREATE_JOB
+from tunery_operator.plan.model import Key, Kind, settings_digest
+from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
+from tunery_operator.reconcile.refusals import refusal_of
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        (403, 'jobs.batch "x" is forbidden: exceeded quota: q, requested: count/jobs.batch=1', "QuotaExceeded"),
+        (403, 'admission webhook "p" denied the request: no', "CreateRefused"),
+        (413, "request entity too large", "CreateRefused"),
+        (422, "denied by policy", "CreateRefused"),
+        (429, "too many requests", "ClusterUnavailable"),
+        (500, "failed calling webhook", "ClusterUnavailable"),
+        (503, "no endpoints", "ClusterUnavailable"),
+    ],
+)
+def test_each_answer_has_its_reason_and_the_servers_words(status: int, message: str, reason: str) -> None:
+    refusal = refusal_of(HttpError(CREATE_JOB, status, {"message": message}))
+    assert refusal.reason == reason
+    assert message in refusal.message
+
+
+def test_no_answer_is_an_unavailable_cluster() -> None:
+    assert refusal_of(ApiFailure(0, "create jobs: timed out")).reason == "ClusterUnavailable"
+
+
+def test_retries_get_rarer_and_never_rarer_than_half_a_minute() -> None:
+    retries, key = Retries(), Key(Kind.LORAJOB, "n", "a")
+    waits = [retries.next(key) for _ in range(12)]
+    assert waits[0] <= 1
+    assert max(waits) <= MAX_RETRY_SECONDS
+    assert min(waits[-4:]) >= 0.7 * MAX_RETRY_SECONDS
+    retries.reset(key)
+    assert retries.next(key) <= 1
+
+
+def test_a_change_that_is_undone_three_times_is_left_alone_for_a_while() -> None:
+    clock = [1000.0]
+    quarrels = Quarrels(lambda: clock[0])
+    for _ in range(4):
+        quarrels.change("job", "spec.suspend")
+        clock[0] += 1
+    with pytest.raises(FieldContested) as contested:
+        quarrels.change("job", "spec.suspend")
+    assert contested.value.retry_after == QUARREL_PAUSE
+    quarrels.change("another", "spec.suspend")
+    clock[0] += QUARREL_PAUSE / 2
+    with pytest.raises(FieldContested):
+        quarrels.change("job", "spec.suspend")
+    clock[0] += QUARREL_PAUSE
+    quarrels.change("job", "spec.suspend")
+
+
+def test_changes_that_are_far_apart_are_no_quarrel() -> None:
+    clock = [0.0]
+    quarrels = Quarrels(lambda: clock[0])
+    for _ in range(20):
+        quarrels.change("job", "spec.suspend")
+        clock[0] += 20
+
+
+@pytest.mark.parametrize(
+    "change", [{"retries": 5}, {"scheduling": {"priorityClassName": "high"}}, {"resources": {"memory": "2Gi"}}]
+)
+def test_what_may_change_at_rest_changes_the_digest(change: dict[str, object]) -> None:
+    assert settings_digest(change) != settings_digest({})
+
+
+def test_what_is_followed_while_a_pod_runs_does_not() -> None:
+    assert settings_digest({"suspend": True, "resources": {"cpu": "2"}}) == settings_digest({"resources": {}})
+
+
+def test_a_config_map_is_named_by_what_it_says(namespace: Namespace) -> None:
+    namespace.apply(lorajob("a", preflight="Skip"))
+    first = config_name(namespace.job("a-train"))
+    namespace.apply(lorajob("b", preflight="Skip"))
+    assert first.startswith("a-train-")
+    assert first.removeprefix("a-train-") != config_name(namespace.job("b-train")).removeprefix("b-train-")
+
+
+def test_checkpoints_lie_under_one_prefix_of_the_bucket(namespace: Namespace) -> None:
+    created = namespace.apply(lorajob("cp", preflight="Skip"))
+    place = f"s3://adapters/tunery-checkpoints/{namespace.name}/cp-{created['metadata']['uid']}"
+    assert run_of(namespace, "cp-train")["checkpointUri"] == place

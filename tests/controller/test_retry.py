@@ -1,0 +1,151 @@
+"""Another try of a failed object, settings that change at rest, and objects that change under the operator's hands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from controller.api import Api, eventually
+from controller.conftest import make_namespace
+from controller.objects import RESULT, Namespace, adaptermerge, lorajob
+from controller.process import OperatorProcess
+from controller.runs import run_of
+
+Make = Callable[..., OperatorProcess]
+OOM = {"failure": {"reason": "LossDiverged", "message": "loss is NaN at step 7"}}
+
+
+def test_a_failed_job_is_tried_again_with_its_uid_and_its_checkpoints(namespace: Namespace) -> None:
+    created = namespace.apply(lorajob("a", retries=0))
+    namespace.pass_preflight("a")
+    first = namespace.job("a-train")["metadata"]["uid"]
+    place = run_of(namespace, "a-train")["checkpointUri"]
+    namespace.end_pod(namespace.run_pod("a-train"), 64, OOM)
+    namespace.wait_phase("a", "Failed")
+    namespace.annotate("a", retry="1")
+    eventually(
+        "a new Job",
+        lambda: (
+            (namespace.get("jobs", "a-train") or created)["metadata"]["uid"] not in (first, created["metadata"]["uid"])
+        ),
+    )
+    assert run_of(namespace, "a-train")["checkpointUri"] == place
+    status = namespace.status("a")
+    assert status["observedRetry"] == "1"
+    assert "failure" not in status
+    namespace.finish("a")
+    status = namespace.wait_phase("a", "Succeeded")
+    assert status["attempts"] == 2
+    assert namespace.get("lorajobs", "a")["metadata"]["uid"] == created["metadata"]["uid"]  # type: ignore[index]
+
+
+def test_the_same_value_tries_once_only(namespace: Namespace) -> None:
+    namespace.apply(lorajob("b", preflight="Skip", retries=0))
+    namespace.end_pod(namespace.run_pod("b-train"), 64, OOM)
+    namespace.wait_phase("b", "Failed")
+    namespace.annotate("b", retry="x")
+    namespace.end_pod(namespace.run_pod("b-train"), 64, OOM)
+    namespace.wait_phase("b", "Failed")
+    uid = namespace.job("b-train")["metadata"]["uid"]
+    time.sleep(2)
+    assert namespace.job("b-train")["metadata"]["uid"] == uid
+    assert namespace.status("b")["phase"] == "Failed"
+
+
+def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
+    namespace.apply(lorajob("p"))
+    words = {"failure": {"reason": "DatasetInvalid", "message": "line 17: no completion"}}
+    namespace.end_pod(namespace.run_pod("p-preflight"), 64, words)
+    namespace.wait_phase("p", "Failed")
+    namespace.annotate("p", retry="1")
+    namespace.pass_preflight("p")
+    namespace.finish("p")
+    namespace.wait_phase("p", "Succeeded")
+
+
+def test_a_raised_deadline_lets_a_late_job_go_on(namespace: Namespace) -> None:
+    namespace.apply(lorajob("d", preflight="Skip", activeDeadlineSeconds=2))
+    namespace.run_pod("d-train")
+    assert namespace.wait_phase("d", "Failed")["failure"]["reason"] == "DeadlineExceeded"
+    assert namespace.get("jobs", "d-train") is None
+    namespace.patch_spec("d", activeDeadlineSeconds=3600)
+    namespace.annotate("d", retry="1")
+    namespace.finish("d")
+    namespace.wait_phase("d", "Succeeded")
+
+
+def test_a_retry_asked_for_while_the_operator_is_away(api: Api, own_operator: Make) -> None:
+    operator = own_operator().start()
+    namespace = make_namespace(api)
+    namespace.apply(lorajob("w", preflight="Skip", retries=0))
+    namespace.end_pod(namespace.run_pod("w-train"), 64, OOM)
+    namespace.wait_phase("w", "Failed")
+    operator.kill()
+    namespace.annotate("w", retry="1")
+    operator.start()
+    namespace.finish("w")
+    namespace.wait_phase("w", "Succeeded")
+
+
+def test_memory_raised_while_no_node_fits_makes_the_job_anew(namespace: Namespace) -> None:
+    namespace.apply(lorajob("m", preflight="Skip", resources={"gpus": 0, "memory": "900Gi"}))
+    namespace.wait_reason("m", "Unschedulable")
+    namespace.patch_spec("m", resources={"gpus": 0, "memory": "1Gi"})
+
+    def memory() -> str | None:
+        job = namespace.get("jobs", "m-train")
+        return job and job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+
+    eventually("a Job with less", lambda: memory() == "1Gi")
+    namespace.finish("m")
+    namespace.wait_phase("m", "Succeeded")
+
+
+def test_finished_jobs_are_marked_and_no_longer_watched(namespace: Namespace) -> None:
+    namespace.apply(lorajob("k"))
+    namespace.pass_preflight("k")
+    namespace.finish("k")
+    namespace.wait_phase("k", "Succeeded")
+    for job in ("k-preflight", "k-train"):
+        eventually(f"{job} is marked", lambda job=job: namespace.job(job)["metadata"]["labels"].get("tunery.dev/done"))
+
+
+def test_a_marked_job_is_never_made_again(api: Api, own_operator: Make) -> None:
+    operator = own_operator().start()
+    namespace = make_namespace(api)
+    namespace.apply(lorajob("n", preflight="Skip"))
+    namespace.finish("n")
+    namespace.wait_phase("n", "Succeeded")
+    uid = namespace.job("n-train")["metadata"]["uid"]
+    operator.kill()
+    operator.start()
+    namespace.api.patch(namespace.path("lorajobs", "n"), {"metadata": {"labels": {"touched": "yes"}}})
+    time.sleep(1)
+    assert namespace.job("n-train")["metadata"]["uid"] == uid
+    assert len(api.items(namespace.path("pods"))) == 1
+
+
+def test_an_input_is_written_down_and_outlives_its_lorajob(namespace: Namespace) -> None:
+    created = namespace.apply(lorajob("one", preflight="Skip"))
+    namespace.finish("one")
+    namespace.wait_phase("one", "Succeeded")
+    references = [{"loraJobRef": {"name": name}} for name in ("one", "two")]
+    namespace.apply(adaptermerge("m", references))
+    entry = eventually("the reference", lambda: namespace.status("m", "adaptermerges").get("inputReferences"))[0]
+    assert entry["uid"] == created["metadata"]["uid"]
+    assert entry["uri"] == RESULT["adapter"]["uri"]
+    namespace.delete("lorajobs", "one")
+    namespace.apply(lorajob("two", preflight="Skip"))
+    namespace.finish("two")
+    run = run_of(namespace, "m-merge")
+    assert [adapter["uri"] for adapter in run["adapters"]] == [RESULT["adapter"]["uri"]] * 2
+    assert run["secrets"]["adapter-0"]["name"] == "s3"
+
+
+def test_a_time_to_live_waits_for_who_waits(namespace: Namespace) -> None:
+    # It names both before either is there, and writes down each as it becomes ready.
+    namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": name}} for name in ("a", "b")], suspend=True))
+    namespace.apply(lorajob("a", preflight="Skip", ttlSecondsAfterFinished=0))
+    namespace.finish("a")
+    eventually("the reference", lambda: namespace.status("m", "adaptermerges").get("inputReferences"))
+    eventually("a is gone", lambda: namespace.get("lorajobs", "a") is None, 60)
