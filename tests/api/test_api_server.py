@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from kit.installation import ROOT
+from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import Kubectl, KubectlError
-
-EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +26,8 @@ def lorajob(name: str, **blocks: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str, path: Any) -> None:
-    told = api_server.run("apply", "--dry-run=server", "-n", namespace, "-f", str(path))
-    assert told.count("created") == len([part for part in yaml.safe_load_all(path.read_text()) if part])
+    told = api_server.run("apply", "--dry-run=server", "-n", namespace, "-f", "-", stdin=bundle(path))
+    assert told.count("created") == len(documents(path)) > 0
 
 
 @pytest.mark.parametrize(

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+from kit.examples import EXAMPLES, documents
+
 PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge}
 
 
-def documents() -> list[tuple[str, dict[str, Any]]]:
+def named_documents() -> list[tuple[str, dict[str, Any]]]:
     """Return every object of every example with an id: `<file>-<kind>-<name>`."""
-    found = []
-    for path in sorted(EXAMPLES.glob("*.yaml")):
-        for document in yaml.safe_load_all(path.read_text()):
-            found.append((f"{path.stem}-{document['kind']}-{document['metadata']['name']}", document))
-    return found
+    return [
+        (f"{path.stem}-{document['kind']}-{document['metadata']['name']}", document)
+        for path in EXAMPLES
+        for document in documents(path)
+    ]
 
 
-DOCUMENTS = documents()
+DOCUMENTS = named_documents()
 
 
 def lorajobs() -> list[LoRAJobSpec]:

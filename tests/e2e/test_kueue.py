@@ -1,0 +1,197 @@
+"""Beside a real Kueue: jobs wait their turn, give way and come back, and nobody fights over `suspend`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import LONG, Launch, checkpointed, lorajob, resumed
+from cluster import binaries, scratchimage
+from cluster.local import LocalCluster
+from cluster.paths import default_state_dir
+from kit import kueue
+from kit.environment import images, is_existing
+from kit.installation import ROOT, install
+from kit.jobs import Job
+from kit.kubectl import Kubectl, wait_for
+
+ONE_AT_A_TIME = "1"
+"""Cores of a quota in which one job of 800m fits."""
+PREFLIGHT_CORES = "200m"
+FIGHT_SECONDS = 15
+SHORT: dict[str, Any] = {"training": LONG["training"] | {"maxSteps": 20}}
+RISES_FOR_ONE_THING = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_kueue(kubectl: Kubectl, installed: None) -> Iterator[None]:
+    """Kueue for the tests of this file; its webhook then leaves the others alone."""
+    if is_existing():
+        pytest.skip("a Kueue of our own is not for a cluster of yours")
+    image = scratchimage.ensure(scratchimage.KUEUE, LocalCluster(default_state_dir()).registry)
+    kueue.install(kubectl, binaries.kueue_chart(), image)
+    yield
+    kueue.uninstall(kubectl)
+
+
+class Queues:
+    """The queues of one namespace; a queue's ClusterQueue goes with the test."""
+
+    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+        self._kubectl = kubectl
+        self._namespace = namespace
+        self._made: list[str] = []
+
+    def make(self, name: str, cpu: str = ONE_AT_A_TIME) -> None:
+        """Make a LocalQueue with a quota of its own, and wait until Kueue takes jobs for it."""
+        self._kubectl.apply(*kueue.queue(self._namespace, name, cpu))
+        self._made.append(f"{self._namespace}-{name}")
+        where = ("-n", self._namespace, "--timeout=60s")
+        self._kubectl.run("wait", "--for=condition=Active", f"localqueues.kueue.x-k8s.io/{name}", *where)
+
+    def remove(self) -> None:
+        """Remove the ClusterQueues; while workloads hold them they stay, and go with Kueue."""
+        for name in self._made:
+            self._kubectl.delete("clusterqueues.kueue.x-k8s.io", name, wait=False)
+
+
+@pytest.fixture
+def queues(kubectl: Kubectl, namespace: str) -> Iterator[Queues]:
+    made = Queues(kubectl, namespace)
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def queued(kubectl: Kubectl, namespace: str) -> Launch:
+    """Return a function that applies a LoRAJob with Kueue's labels: its queue, and perhaps a priority."""
+
+    def apply(name: str, queue: str, priority: str | None = None, **blocks: Any) -> Job:
+        manifest = lorajob(namespace, name, **(LONG | blocks))
+        chosen = {kueue.PRIORITY_LABEL: priority} if priority else {}
+        manifest["metadata"]["labels"] = {kueue.QUEUE_LABEL: queue, **chosen}
+        return Job(kubectl, manifest, namespace).apply()
+
+    return apply
+
+
+def generation(job: Job, role: str = "train") -> int:
+    """Return how often the spec of a batch Job was written."""
+    (batch,) = job.jobs(role)
+    number: int = batch["metadata"]["generation"]
+    return number
+
+
+def writes_in_peace(job: Job, role: str = "train") -> int:
+    """Return by how much the generation of a Job rises while nobody does anything, its owner being edited apart."""
+    before = generation(job, role)
+    job.kubectl.run("label", job.kind, job.name, "-n", job.namespace, "touched=yes", "--overwrite")
+    time.sleep(FIGHT_SECONDS)
+    return generation(job, role) - before
+
+
+def test_a_default_queue_holds_jobs_that_name_none(launch: Launch, queues: Queues) -> None:
+    queues.make("default")
+    first = launch("first", **LONG)
+    checkpointed(first)
+    assert first.status["queue"] == "default"
+    assert generation(first) <= 1 + RISES_FOR_ONE_THING  # made; admitted
+    second = launch("second", **LONG)
+    assert second.wait_phase("Queued", timeout=60)["queue"] == "default"
+    assert writes_in_peace(second) == 0
+    assert writes_in_peace(first) == 0
+    assert second.pods("train") == []
+    assert second.status["phase"] == "Queued"
+    first.kubectl.delete(first.kind, first.name, first.namespace)
+    second.wait_phase("Starting", "Training", timeout=120)
+    assert generation(second) <= 1 + RISES_FOR_ONE_THING
+
+
+def test_suspended_while_queued_while_running_and_back(queued: Launch, queues: Queues) -> None:
+    queues.make("team-a")
+    runs = queued("runs", "team-a")
+    checkpointed(runs)
+    waits = queued("waits", "team-a")
+    waits.wait_phase("Queued", timeout=60)
+    assert waits.condition("QuotaReserved")["status"] == "False"
+
+    waits.patch_spec(suspend=True)
+    waits.wait_phase("Suspended", timeout=30)
+    runs.patch_spec(suspend=True)
+    runs.wait_phase("Suspended", timeout=150)
+    time.sleep(FIGHT_SECONDS)
+    for job in (runs, waits):
+        assert job.status["phase"] == "Suspended"
+        assert [pod for pod in job.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
+
+    waits.patch_spec(suspend=False)  # the quota is free: whoever comes back first has it
+    waits.wait_phase("Starting", "Training", timeout=90)
+    runs.patch_spec(suspend=False)
+    runs.wait_phase("Queued", timeout=60)
+    waits.patch_spec(suspend=True)
+    runs.wait_phase("Succeeded", timeout=500)
+    assert resumed(runs)
+
+
+def test_preempted_by_a_higher_priority_and_resumed(
+    kubectl: Kubectl, queued: Launch, queues: Queues, namespace: str
+) -> None:
+    low, high = f"{namespace}-low", f"{namespace}-high"
+    kubectl.apply(kueue.priority_class(low, 10), kueue.priority_class(high, 1000))
+    queues.make("team-a")
+    giving = queued("giving", "team-a", priority=low)
+    checkpointed(giving)
+    before = generation(giving)
+    urgent = queued("urgent", "team-a", priority=high, **SHORT)
+    giving.wait_phase("Queued", timeout=150)
+    urgent.wait_phase("Succeeded", timeout=300)
+    status = giving.wait_phase("Succeeded", timeout=500)
+    assert resumed(giving)
+    assert status["attempts"] == 2, giving.story()
+    # Kueue evicted it, then admitted it again; nobody else wrote.
+    assert generation(giving) - before <= 2 * RISES_FOR_ONE_THING
+    assert len(giving.jobs("train")) == 1
+
+
+def test_preflight_waits_in_its_own_queue_or_in_the_owners(
+    kubectl: Kubectl, environment: dict[str, str], queued: Launch, queues: Queues
+) -> None:
+    checked = SHORT | {"preflight": "Required"}
+    queues.make("checks", cpu="100m")
+    queues.make("team-a")
+    small = f"preflight.resources.cpu={PREFLIGHT_CORES}"
+    try:
+        install(kubectl, images(environment), small, "preflight.queueName=checks")
+        own = queued("own", "team-a", **checked)
+        wait_for("preflight to be queued", lambda: own.condition("Preflight").get("reason") == "PreflightQueued", 60)
+        assert _queue(own, "preflight") == "checks"
+        assert writes_in_peace(own, "preflight") == 0
+        queues.make("checks", cpu="1")  # room: Kueue lets it in
+        own.wait_phase("Succeeded", timeout=400)
+        assert _queue(own, "train") == "team-a"
+
+        install(kubectl, images(environment), small, "preflight.queueFromOwner=true")
+        with_owner = queued("with-owner", "team-a", **checked)
+        with_owner.wait_phase("Succeeded", timeout=400)
+        assert _queue(with_owner, "preflight") == _queue(with_owner, "train") == "team-a"
+    finally:
+        install(kubectl, images(environment))
+
+
+def _queue(job: Job, role: str) -> str:
+    (batch,) = job.jobs(role)
+    queue: str = batch["metadata"]["labels"][kueue.QUEUE_LABEL]
+    return queue
+
+
+def test_the_example_is_complete(kubectl: Kubectl, namespace: str) -> None:
+    told = kubectl.run("apply", "-n", namespace, "--dry-run=server", "-f", str(ROOT / "docs/examples/kueue.yaml"))
+    assert [line.split("/")[0] for line in told.splitlines()] == [
+        "resourceflavor.kueue.x-k8s.io",
+        "clusterqueue.kueue.x-k8s.io",
+        "localqueue.kueue.x-k8s.io",
+        "lorajob.tunery.dev",
+    ]

@@ -1,0 +1,25 @@
+"""The manifests in docs/examples: those of Tunery; Kueue's, which stand beside them, are tried on a real Kueue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunery_api.names import API_VERSION
+
+from kit.installation import ROOT
+
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of Tunery in one file."""
+    return [document for document in yaml.safe_load_all(path.read_text()) if document["apiVersion"] == API_VERSION]
+
+
+def bundle(path: Path) -> str:
+    """Return them for `kubectl apply -f -`; as JSON, since PyYAML writes the string "1e-3" without quotes."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": documents(path)})
