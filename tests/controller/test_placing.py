@@ -1,0 +1,74 @@
+"""Where pods run and what they carry: the manifest first, then the platform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunery_api.placement import SchedulingSpec, Toleration
+from tunery_operator.plan.common import checkpoint_place
+from tunery_operator.plan.model import Key, Kind, Owner
+from tunery_operator.plan.placing import check_scheduling, pod_extras, work_scheduling
+from tunery_operator.settings import Placement, PodTemplate, Settings
+
+GPU = Toleration.model_validate({"key": "nvidia.com/gpu", "operator": "Exists"})
+SPOT = Toleration.model_validate({"key": "spot", "operator": "Exists"})
+
+
+def settings(**fields: Any) -> Settings:
+    return Settings(trainer_image="example/trainer:1", **fields)
+
+
+def owner(**fields: Any) -> Owner:
+    return Owner(Key(Kind.LORAJOB, "team", "a"), "0a1b-uid", 1, **{"labels": {}, **fields})
+
+
+def test_the_manifest_goes_before_the_platform_and_tolerations_add_up() -> None:
+    template = PodTemplate(
+        node_selector={"pool": "cheap", "zone": "a"},
+        tolerations=(SPOT,),
+        priority_class_name="low",
+        gpu=Placement(node_selector={"gpu": "h100"}, tolerations=(GPU, SPOT)),
+    )
+    spec = SchedulingSpec(node_selector={"pool": "fast"}, tolerations=[SPOT], priority_class_name="high")
+    placed = work_scheduling(spec, settings(pod_template=template), gpus=1)
+    assert placed.node_selector == {"pool": "fast", "zone": "a", "gpu": "h100"}
+    assert placed.tolerations == [SPOT, GPU]
+    assert placed.priority_class_name == "high"
+    on_cpu = work_scheduling(SchedulingSpec(), settings(pod_template=template), gpus=0)
+    assert on_cpu.node_selector == {"pool": "cheap", "zone": "a"}
+    assert on_cpu.priority_class_name == "low"
+
+
+def test_checks_are_placed_by_the_platform_and_tolerate_what_the_manifest_does() -> None:
+    spec = SchedulingSpec(
+        node_selector={"gpu": "h100"}, tolerations=[GPU], service_account_name="s", priority_class_name="high"
+    )
+    check = Placement(node_selector={"pool": "cpu"}, tolerations=(SPOT,))
+    placed = check_scheduling(spec, settings(preflight_scheduling=check))
+    assert placed.node_selector == {"pool": "cpu"}
+    assert placed.tolerations == [GPU, SPOT]
+    assert placed.service_account_name == "s"
+    assert placed.priority_class_name is None
+
+
+def test_where_the_platform_says_nothing_the_manifest_stays_as_it_is() -> None:
+    spec = SchedulingSpec(node_selector={"a": "b"})
+    assert work_scheduling(spec, settings(), gpus=1).to_json_dict() == spec.to_json_dict()
+
+
+def test_what_is_inherited_never_hides_the_platforms_word_or_ours() -> None:
+    template = PodTemplate(labels={"cost/centre": "42"})
+    labels = {"cost/centre": "1", "cost/team": "red", "tunery.dev/role": "x", "other": "y"}
+    extras = pod_extras(
+        owner(labels=labels, annotations={"cost/note": "n"}),
+        settings(pod_template=template, inherit_label_prefixes=["cost/", "tunery.dev/"]),
+    )
+    assert extras.labels == {"cost/centre": "42", "cost/team": "red"}
+    assert extras.annotations == {"cost/note": "n"}
+
+
+def test_checkpoints_stay_where_the_newest_lies() -> None:
+    assert checkpoint_place("s3://b/out/a", owner(), None) == "s3://b/tunery-checkpoints/team/a-0a1b-uid"
+    old = "s3://b/out/a-checkpoints/0a1b-uid"
+    assert checkpoint_place("s3://b/out/a", owner(), f"{old}/step-000200/") == old
+    assert checkpoint_place("s3://b/out/a", owner(), "s3://b/others/step-1").endswith("a-0a1b-uid")
