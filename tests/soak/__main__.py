@@ -103,6 +103,7 @@ class Soak:
 
     def _settle(self) -> bool:
         """Let everything come to its end; False where it does not."""
+        self._traffic.go_on(1.0, ())
         self._traffic.settle(self._look(may_kill=False))
         end = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < end:
