@@ -24,11 +24,13 @@ def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
 
 def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """Return one of our objects as it is now, or None where there is none."""
+    known = cache.body(key)
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
-    if live is None:
-        cache.forget_owner(key)
-    else:
+    if live is not None:
         cache.see_owner(key.kind, live)
+    elif known is not None:
+        # Only what was known before: another of that name may have been seen since the answer was given.
+        cache.forget_owner(key, known["metadata"]["uid"])
     return live
 
 

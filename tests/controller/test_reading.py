@@ -1,0 +1,50 @@
+"""What is read live while watches tell of the same things."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from controller.api import Json
+from controller.objects import lorajob
+from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.client import KubeClient
+from tunery_operator.kube.read import read_live
+from tunery_operator.plan.model import Key, Kind
+
+KEY = Key(Kind.LORAJOB, "n", "a")
+
+
+def body(uid: str, version: str) -> Json:
+    found = lorajob("a")
+    found["metadata"] |= {"namespace": "n", "uid": uid, "resourceVersion": version}
+    return found
+
+
+class Absent:
+    """An API server that has no such object, and makes one just after it has said so."""
+
+    def __init__(self, cache: Cache, made: Json | None) -> None:
+        self._cache = cache
+        self._made = made
+
+    def get(self, *_: Any) -> Json | None:
+        if self._made is not None:
+            self._cache.see_owner(Kind.LORAJOB, self._made)
+        return None
+
+
+def client(cache: Cache, made: Json | None) -> KubeClient:
+    return cast("KubeClient", Absent(cache, made))
+
+
+def test_an_object_that_is_gone_is_forgotten() -> None:
+    cache = Cache()
+    cache.see_owner(Kind.LORAJOB, body("one", "1"))
+    assert read_live(client(cache, None), cache, KEY) is None
+    assert cache.body(KEY) is None
+
+
+def test_one_that_came_while_it_was_asked_for_is_not() -> None:
+    cache = Cache()
+    assert read_live(client(cache, body("two", "2")), cache, KEY) is None
+    assert cache.body(KEY) is not None
