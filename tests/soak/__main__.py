@@ -79,6 +79,7 @@ class Soak:
         self._keeper = Keeper(OperatorProcess(folder / "operator", plane.kubeconfig), options.seed)
         self._traffic = Traffic(api, NAMESPACE, options.jobs, options.seed)
         self._recorder = Recorder(api, NAMESPACE)
+        self._unsettled: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
         """Return what was seen; `violations` is empty where all was well."""
@@ -109,7 +110,8 @@ class Soak:
         while time.monotonic() < end:
             lorajobs = self._look(may_kill=False)
             _progress(f"settling  {self._recorder.phases}")
-            if all(map(_is_settled, lorajobs)):
+            self._unsettled = [item for item in lorajobs if not _is_settled(item)]
+            if not self._unsettled:
                 return True
         return False
 
@@ -145,6 +147,10 @@ class Soak:
         return {
             "violations": [text for wrong, text in checks if wrong],
             "wrongStatuses": recorder.violations,
+            "unsettled": [
+                {"name": item["metadata"]["name"], "spec": item["spec"], "status": item.get("status")}
+                for item in self._unsettled[:10]
+            ],
             "logLines": bad[:20],
             "minutes": self._seconds / 60,
             "jobs": self._traffic.created,
