@@ -53,9 +53,9 @@ def main() -> int:
 async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="io"))
-    client, cache, ages = load_client(), Cache(), WatchAges()
-    events, side = EventPoster(client), ThreadPoolExecutor(WORKERS, thread_name_prefix="side")
-    world = World(client, cache, Platform(settings, _progress(settings)), events, side)
+    client, cache, ages = load_client(), Cache(settings.default_ttl_seconds), WatchAges()
+    events = EventPoster(client)
+    world = World(client, cache, Platform(settings, _progress(settings)), events)
     stories = {Kind.LORAJOB: reconcile_lorajob, Kind.ADAPTERMERGE: reconcile_adaptermerge}
 
     def reconcile(key: Key) -> Outcome:
@@ -68,7 +68,7 @@ async def _run(settings: Settings) -> int:
     if settings.progress_tls_dir is not None:
         context = server_context(settings.progress_tls_dir)
         servers.append(await _serve(endpoint.app(), settings.progress_port, context))
-        tasks.append(asyncio.create_task(keep_fresh(context, settings.progress_tls_dir)))
+        tasks.append(asyncio.create_task(keep_fresh(context, settings.progress_tls_dir, world.use_ca)))
     logger.info("Tunery operator starts with %s", settings.trainer_image)
     try:
         await kopf.operator(registry=build_registry(cache, queue, ages), clusterwide=True, memories=NoMemories())

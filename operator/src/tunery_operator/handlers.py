@@ -182,9 +182,7 @@ def give_memory_back() -> None:
 
 
 async def resync(cache: Cache, queue: WorkQueue) -> None:
-    """From time to time look at everything that has not ended, read live: whatever a watch missed is found."""
+    """From time to time look at everything that has not ended, after everything else."""
     while True:
         await asyncio.sleep(RESYNC_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311
-        keys = cache.unfinished()
-        cache.stale.update(keys)
-        queue.add(keys)
+        queue.add(cache.unfinished(), lane=Lane.LOW)

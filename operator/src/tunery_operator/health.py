@@ -33,7 +33,7 @@ class StateCollector(Collector):
             ages.add_metric([resource], age)
         yield ages
         objects = GaugeMetricFamily("tunery_objects", "Objects by kind and phase.", labels=["kind", "phase"])
-        for (kind, phase), count in self._cache.phases().items():
+        for (kind, _, phase), count in self._cache.phases().items():
             objects.add_metric([kind, phase], count)
         yield objects
 

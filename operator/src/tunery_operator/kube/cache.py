@@ -1,199 +1,270 @@
 """What the watches told: the unfinished objects, their Jobs and pods, and who waits for whom.
 
-Written by the event loop, read by the threads that reconcile; each step is one operation on a dict.
+Watches, reads and writes tell it what they saw, in any order and as often as they like: a state that is not newer than
+the known one is refused. One lock makes each method one step, for the event loop and the threads that reconcile.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime
+from typing import Any
 
-from tunery_api.names import child_name
-from tunery_api.runspec import Task, TrainerStatus
-from tunery_api.status import Phase
+from tunery_api.runspec import TrainerStatus
+from tunery_operator.kube.children import Children
+from tunery_operator.kube.owners import FINAL, Owners
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.status.jobview import JobView, controller_of, parse_job
 from tunery_operator.status.podview import LostPod, PodView, parse_pod
 
-FINAL = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+__all__ = ["FINAL", "Cache", "owner_key"]
+
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-class Seen(NamedTuple):
-    """What is kept of every object, finished or not."""
-
-    uid: str
-    phase: str
-
-
 class Cache:
-    """The operator's memory; all of it can be had again from the cluster."""
+    """The operator's memory; all of it can be had again from the cluster.
 
-    def __init__(self) -> None:
-        self.seen: dict[Key, Seen] = {}
-        self.bodies: dict[Key, dict[str, Any]] = {}
-        self.stale: set[Key] = set()
-        """Keys whose next reconcile reads everything live."""
-        self.progress: dict[Key, tuple[str, TrainerStatus]] = {}
-        """The newest report, with the uid of the object it is for."""
-        self.written: dict[Key, float] = {}
-        """Monotonic time of the last write of status."""
-        self.configured: set[tuple[str, str]] = set()
-        """Uid of the object and name of each ConfigMap that is known to exist."""
-        self._jobs: dict[tuple[str, str], tuple[Key, JobView]] = {}
-        self._pods: dict[str, dict[str, PodView]] = {}
-        self._pod_jobs: dict[str, tuple[str, str]] = {}
-        """Namespace and name of the Job, by uid of the pod."""
-        self._lost: dict[str, dict[str, LostPod]] = {}
-        self._waiters: dict[Key, set[Key]] = {}
+    Bodies that go in or out are never changed afterwards, by anyone.
+    """
+
+    def __init__(self, default_ttl: int | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._lock = threading.RLock()
+        self._owners = Owners(default_ttl)
+        self._children = Children(self._owners.note_lost)
+        self._clock = clock
 
     # Objects of ours
 
     def see_owner(self, kind: Kind, body: dict[str, Any]) -> set[Key]:
-        """Take note of an object as a watch, a read or a write returned it; return the keys to reconcile."""
-        meta = body["metadata"]
-        key = Key(kind, meta["namespace"], meta["name"])
-        known = self.bodies.get(key)
-        if known is not None and not _newer(meta, known["metadata"]):
-            return set()
-        phase = (body.get("status") or {}).get("phase") or Phase.PENDING.value
-        before, self.seen[key] = self.seen.get(key), Seen(meta["uid"], phase)
-        waiters = self._waiters.get(key, set()) if before is None or before.phase != phase else set()
-        if phase in FINAL:
-            self._drop(key)
-            has_ttl = (body.get("spec") or {}).get("ttlSecondsAfterFinished") is not None
-            return {*waiters, key} if has_ttl else set(waiters)
-        meta.pop("managedFields", None)
-        self.bodies[key] = body
-        return {*waiters, key}
+        """Take note of an object as a watch, a read or a write returned it; return the keys to reconcile.
+
+        A failed object that asks for another try counts as one that has not ended.
+        """
+        with self._lock:
+            return self._owners.see(kind, body)
 
     def forget_owner(self, key: Key, uid: str | None = None) -> set[Key]:
         """Forget a deleted object, unless another of that name is there already; return the keys that waited."""
-        seen = self.seen.get(key)
-        if seen is None or (uid is not None and seen.uid != uid):
-            return set()
-        self.seen.pop(key, None)
-        self._drop(key)
-        return set(self._waiters.pop(key, ()))
+        with self._lock:
+            return self._owners.forget(key, uid)
 
-    def _drop(self, key: Key) -> None:
-        body = self.bodies.pop(key, None)
-        self.stale.discard(key)
-        self.progress.pop(key, None)
-        self.written.pop(key, None)
-        self._drop_jobs(key)
-        if body is not None:
-            uid = body["metadata"]["uid"]
-            self.configured -= {entry for entry in self.configured if entry[0] == uid}
+    def retain_owners(self, kind: Kind, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
+        """Forget what a complete list of that version, of one namespace or of all, did not have; as `forget_owner`."""
+        with self._lock:
+            missing = self._owners.retain(kind, namespace, uids, version)
+            return {waiter for key, uid in missing for waiter in self._owners.forget(key, uid)}
+
+    def body(self, key: Key) -> dict[str, Any] | None:
+        """Return an object that has not ended, or None where none is known."""
+        with self._lock:
+            known = self._owners.get(key)
+            return None if known is None else known.body
+
+    def is_stale(self, key: Key) -> bool:
+        """Tell whether the next reconcile of an object reads everything live."""
+        with self._lock:
+            known = self._owners.get(key)
+            return known is not None and known.stale
+
+    def mark_stale(self, key: Key) -> None:
+        """Let the next reconcile of an object read everything live."""
+        self._set_stale(key, True)
+
+    def mark_fresh(self, key: Key) -> None:
+        """Take note that everything about an object was read live."""
+        self._set_stale(key, False)
+
+    def _set_stale(self, key: Key, stale: bool) -> None:
+        with self._lock:
+            known = self._owners.get(key)
+            if known is not None:
+                known.stale = stale
 
     def wait_for(self, target: Key, waiter: Key) -> None:
-        """Reconcile `waiter` whenever the phase of `target` changes."""
-        self._waiters.setdefault(target, set()).add(waiter)
+        """Reconcile `waiter` whenever the phase of `target` changes, for as long as `waiter` has not ended."""
+        with self._lock:
+            self._owners.wait_for(target, waiter)
 
     def unfinished(self) -> list[Key]:
         """Return the keys of all objects that have not ended."""
-        return list(self.bodies)
+        with self._lock:
+            return self._owners.unfinished()
 
-    def phases(self) -> Counter[tuple[str, str]]:
-        """Return the number of objects by kind and phase."""
-        return Counter((key.kind.value, seen.phase) for key, seen in list(self.seen.items()))
+    def take_expired(self) -> list[Key]:
+        """Return the keys of the finished objects whose time to live is over, each of them once."""
+        with self._lock:
+            return self._owners.take_expired(self._clock())
+
+    def phases(self) -> Counter[tuple[str, str, str]]:
+        """Return the number of objects by kind, namespace and phase."""
+        with self._lock:
+            return self._owners.phases()
+
+    # What is remembered for an object until it has ended
+
+    def progress(self, key: Key, uid: str) -> TrainerStatus | None:
+        """Return the newest report for the object of that key and uid."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            return None if known is None or known is not self._owners.get(key) else known.progress
+
+    def set_progress(self, key: Key, uid: str, report: TrainerStatus) -> None:
+        """Keep a report for an object, if it has not ended."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            if known is not None and known is self._owners.get(key):
+                known.progress = report
+
+    def written_at(self, key: Key) -> float | None:
+        """Return the monotonic time of the last write of an object's status."""
+        with self._lock:
+            known = self._owners.get(key)
+            return None if known is None else known.written_at
+
+    def note_written(self, key: Key, at: float) -> None:
+        """Take note of the monotonic time of a write of an object's status."""
+        with self._lock:
+            known = self._owners.get(key)
+            if known is not None:
+                known.written_at = at
+
+    def knows_config(self, uid: str, name: str) -> bool:
+        """Tell whether a ConfigMap of the object with that uid is known to exist."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            return known is not None and name in known.configs
+
+    def note_config(self, uid: str, name: str) -> None:
+        """Take note that a ConfigMap of an object exists."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            if known is not None:
+                known.configs.add(name)
+
+    def forget_config(self, uid: str) -> None:
+        """Forget which ConfigMaps of an object exist: they are looked for again."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            if known is not None:
+                known.configs.clear()
 
     # Jobs
 
     def see_job(self, body: dict[str, Any]) -> set[Key]:
-        """Take note of a Job; return the keys to reconcile: none where nothing changed that a verdict needs."""
+        """Take note of a Job; return the keys to reconcile: none where nothing changed that a verdict needs.
+
+        A Job that is marked as done is forgotten: the watch does not tell of it, either. One that is on its way out
+        counts as gone. One that has ended and is not marked as done has its object reconciled even if that has ended.
+        """
         key, view = owner_key(body), parse_job(body)
-        if key is None or self._is_finished(key, view.owner_uid):
+        if key is None:
             return set()
-        index = (key.namespace, view.name)
-        known = self._jobs.get(index)
-        if known is not None and not _later(view.version, known[1].version) and known[1].uid == view.uid:
-            return set()
-        self._jobs[index] = (key, view)
-        return set() if known is not None and _same(known[1], view) else {key}
+        with self._lock:
+            if view.done:
+                self._children.forget_job(view.uid)
+                return set()
+            if "deletionTimestamp" in body["metadata"]:
+                return self._unfinished_among(self._children.forget_job(view.uid))
+            keys = self._children.see_job(key, view)
+            return keys if view.finished and self._owners.is_known(key) else self._unfinished_among(keys)
 
     def forget_job(self, namespace: str, name: str, uid: str) -> set[Key]:
-        """Forget a deleted Job; return the keys to reconcile."""
-        known = self._jobs.get((namespace, name))
-        if known is None or known[1].uid != uid:
-            return set()
-        self._jobs.pop((namespace, name), None)
-        self._pods.pop(uid, None)
-        return {known[0]}
+        """Forget a deleted Job; return the keys to reconcile.
+
+        Its pods stay known until they leave the watch; a late event does not bring it back.
+        """
+        with self._lock:
+            return self._unfinished_among(self._children.forget_job(uid))
+
+    def _unfinished_among(self, keys: set[Key]) -> set[Key]:
+        """Return those of the keys whose objects have not ended: nothing is left to do for the others."""
+        return {key for key in keys if self._owners.get(key) is not None}
+
+    def retain_jobs(self, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
+        """Forget the Jobs that a complete list did not have; as `retain_owners`."""
+        with self._lock:
+            missing = self._children.missing_jobs(namespace, uids, version)
+            return self._unfinished_among({key for uid in missing for key in self._children.forget_job(uid)})
 
     def job(self, namespace: str, name: str) -> JobView | None:
-        """Return a Job, or None where none was seen."""
-        known = self._jobs.get((namespace, name))
-        return known[1] if known else None
+        """Return a Job that is not done, or None where none was seen."""
+        with self._lock:
+            return self._children.job(namespace, name)
 
-    def _drop_jobs(self, key: Key) -> None:
-        for task in Task:
-            index = (key.namespace, child_name(key.name, task.value))
-            known = self._jobs.get(index)
-            if known is not None and known[0] == key:
-                self._jobs.pop(index, None)
-                for pod in self._pods.pop(known[1].uid, {}).values():
-                    self._pod_jobs.pop(pod.uid, None)
-                self._lost.pop(known[1].uid, None)
-
-    def _is_finished(self, key: Key, uid: str) -> bool:
-        seen = self.seen.get(key)
-        return seen is not None and seen.uid == uid and seen.phase in FINAL
+    def unfinished_jobs(self, role: str) -> int:
+        """Return the number of known Jobs with that value of ROLE_LABEL that have not ended."""
+        with self._lock:
+            return self._children.unfinished_jobs(role)
 
     # Pods
 
     def see_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note of a pod; return the keys to reconcile."""
         view = parse_pod(body)
-        known = self._jobs.get((body["metadata"]["namespace"], view.job))
-        if known is None and view.finished:
-            return set()
-        self._pod_jobs[view.uid] = (body["metadata"]["namespace"], view.job)
-        pods = self._pods.setdefault(view.job_uid, {})
-        before, pods[view.name] = pods.get(view.name), view
-        if before is not None and _same(before, view):
-            return set()
-        return {known[0]} if known is not None else set()
+        with self._lock:
+            return self._unfinished_among(self._children.see_pod(body["metadata"]["namespace"], view))
 
     def forget_pod(self, body: dict[str, Any]) -> set[Key]:
-        """Forget a deleted pod, but not how long it ran; return the keys to reconcile."""
+        """Take note that a pod left the watch, ended or deleted; return the keys to reconcile."""
         view = parse_pod(body)
-        self._pod_jobs.pop(view.uid, None)
-        if view.started_at is not None:
-            ended = view.finished_at or view.started_at
-            lost = LostPod(view.uid, view.name, view.created, (ended - view.started_at).total_seconds())
-            self._lost.setdefault(view.job_uid, {})[view.uid] = lost
-        pods = self._pods.get(view.job_uid)
-        if pods is not None:
-            pods.pop(view.name, None)
-        known = self._jobs.get((body["metadata"]["namespace"], view.job))
-        return {known[0]} if known is not None else set()
+        with self._lock:
+            return self._unfinished_among(self._children.leave(view, self._lost(view)))
+
+    def retain_pods(self, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
+        """Take note that the pods which a complete list did not have left the watch; as `retain_owners`."""
+        with self._lock:
+            missing = self._children.missing_pods(namespace, uids, version)
+            keys = {key for view in missing for key in self._children.leave(view, self._lost(view))}
+            return self._unfinished_among(keys)
+
+    def _lost(self, view: PodView) -> LostPod | None:
+        """Return what to remember of a pod should it be gone: it ended when it left, or when it had been told to."""
+        if view.started_at is None:
+            return None
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        ended = view.finished_at or min(now, view.deleted_at or now)
+        seconds = max(0.0, (ended - view.started_at).total_seconds())
+        return LostPod(view.uid, view.name, view.created, seconds, view.started_at, view.node, view.disruption)
 
     def pods(self, job_uid: str) -> tuple[PodView, ...]:
         """Return the pods of a Job, oldest first."""
-        views = list(self._pods.get(job_uid, {}).values())
-        return tuple(sorted(views, key=lambda pod: (pod.created, pod.name)))
+        with self._lock:
+            return _oldest_first(self._children.pods(job_uid))
+
+    def pods_named(self, namespace: str, job_name: str) -> tuple[PodView, ...]:
+        """Return the pods of all Jobs that bear or bore a name, oldest first."""
+        with self._lock:
+            return _oldest_first(self._children.pods_named(namespace, job_name))
+
+    def pods_incomplete(self, job: JobView) -> bool:
+        """Tell whether pods of a Job have ended that are not known here: its pods are to be listed live.
+
+        Ask before every live list, also when it is made for another reason: `replace_pods` answers for what was known
+        when this was asked.
+        """
+        with self._lock:
+            return self._children.incomplete(job)
+
+    def replace_pods(self, job_uid: str, bodies: Iterable[dict[str, Any]]) -> None:
+        """Take over a live list of a Job's pods; without effect where the Job is not known here."""
+        views = [parse_pod(body) for body in bodies]
+        with self._lock:
+            self._children.replace(job_uid, views)
+
+    def lost_named(self, namespace: str, job_name: str) -> tuple[LostPod, ...]:
+        """Return what is remembered of the vanished pods of all Jobs of a name, until the object ends."""
+        with self._lock:
+            return tuple(self._owners.lost_named(namespace, job_name))
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[Key, str] | None:
         """Return the key and uid of the unfinished object that a pod works for, or None."""
-        index = self._pod_jobs.get(uid)
-        known = self._jobs.get(index) if index is not None else None
-        if known is None or index is None or index[0] != namespace:
-            return None
-        key, job = known
-        pod = self._pods.get(job.uid, {}).get(name)
-        return (key, job.owner_uid) if pod is not None and pod.uid == uid else None
-
-    def replace_pods(self, job_uid: str, bodies: Iterable[dict[str, Any]]) -> None:
-        """Take note of all pods that a Job has."""
-        views = map(parse_pod, bodies)
-        self._pods[job_uid] = {view.name: view for view in views}
-
-    def lost_pods(self, job_uid: str) -> tuple[LostPod, ...]:
-        """Return what is remembered of the vanished pods of a Job."""
-        return tuple(self._lost.get(job_uid, {}).values())
+        with self._lock:
+            found = self._children.owner_of_pod(namespace, name, uid)
+            return found if found is not None and self._owners.of_uid(found[1]) is not None else None
 
 
 def owner_key(body: dict[str, Any]) -> Key | None:
@@ -205,19 +276,5 @@ def owner_key(body: dict[str, Any]) -> Key | None:
     return Key(kind, body["metadata"]["namespace"], reference["name"])
 
 
-def _same(old: Any, new: Any) -> bool:
-    """Tell whether two views differ in their version only."""
-    return bool(dataclasses.replace(old, version=new.version) == new)
-
-
-def _newer(meta: dict[str, Any], known: dict[str, Any]) -> bool:
-    if meta["uid"] != known["uid"]:
-        return bool(meta.get("creationTimestamp", "") >= known.get("creationTimestamp", ""))
-    return _later(meta.get("resourceVersion", ""), known.get("resourceVersion", ""))
-
-
-def _later(version: str, known: str) -> bool:
-    """Tell whether a resource version is later than another; they are numbers on every real API server."""
-    if version.isdigit() and known.isdigit():
-        return int(version) > int(known)
-    return version != known
+def _oldest_first(pods: list[PodView]) -> tuple[PodView, ...]:
+    return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name)))

@@ -32,7 +32,7 @@ def gather_work(world: World, subject: Subject, task: Task) -> Snapshot:
     return replace(
         first_snapshot(world, subject),
         work=work,
-        lost_pods=world.cache.lost_pods(work.job.uid) if work is not None else (),
+        lost_pods=world.cache.lost_named(subject.owner.key.namespace, child_name(subject.owner.key.name, task.value)),
         queue=work.job.queue if work is not None else subject.owner.labels.get(KUEUE_LABELS[0]),
         report=find_attempt(world, subject, Task.REPORT) if complete else None,
     )
