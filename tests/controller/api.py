@@ -46,6 +46,10 @@ class Api:
             raise Refused(answer.status, parsed.get("message", ""))
         return parsed
 
+    def stream(self, path: str) -> urllib3.BaseHTTPResponse:
+        """Return an answer whose body comes line by line: a watch."""
+        return self._pool.request("GET", self.server + path, preload_content=False)
+
     def get(self, path: str) -> Json | None:
         """Return an object, or None where there is none."""
         try:

@@ -72,7 +72,7 @@ class Stage:
     """The operators that serve the API server of the session: the shared one, or those of a test, never both."""
 
     def __init__(self, kubeconfig: Path, tls: Path, folder: Path) -> None:
-        self._kubeconfig = kubeconfig
+        self.kubeconfig = kubeconfig
         self._tls = tls
         self._folder = folder
         self._numbers = itertools.count(1)
@@ -81,7 +81,7 @@ class Stage:
     def share(self) -> OperatorProcess:
         """Return the shared operator, and start it where it does not run."""
         if self.shared is None:
-            self.shared = OperatorProcess(self._folder / "shared", self._kubeconfig, self._tls)
+            self.shared = OperatorProcess(self._folder / "shared", self.kubeconfig, self._tls)
         if self.shared.process is None:
             self.shared.start()
         return self.shared
@@ -89,7 +89,7 @@ class Stage:
     def make(self, kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
         """Return an operator of one test, not started yet."""
         folder = self._folder / f"own-{next(self._numbers)}"
-        return OperatorProcess(folder, kubeconfig or self._kubeconfig, self._tls, settings)
+        return OperatorProcess(folder, kubeconfig or self.kubeconfig, self._tls, settings)
 
     def clear(self) -> None:
         """Stop the shared operator: who needs it starts it again."""

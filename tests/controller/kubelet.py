@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,9 +69,12 @@ class Kubelet:
         pod = self.pod(job)
         if node:
             self.bind(pod, node)
-        state = {"running": {"startedAt": timestamp(seconds_ago)}}
-        self._write(pod, "Running", state, sidecars)
+        self.start_pod(pod, seconds_ago, sidecars)
         return pod
+
+    def start_pod(self, pod: str, seconds_ago: float = 0.0, sidecars: Sequence[str] = ()) -> None:
+        """Start the container of a pod."""
+        self._write(pod, "Running", {"running": {"startedAt": timestamp(seconds_ago)}}, sidecars)
 
     def wait_pod(self, job: str, reason: str, message: str) -> None:
         """Let the container of the Job's waiting pod wait for a reason."""
@@ -124,13 +128,16 @@ class Kubelet:
         self.api.delete(self.path("pods", pod))
 
     def remove_pod(self, pod: str) -> None:
-        """Take a pod out of the API by force."""
+        """Take a pod out of the API by force, as the garbage collection of pods does: failed, then gone."""
+        body = self.api.get(self.path("pods", pod))
+        if body is None:
+            return
+        if body["status"].get("phase") not in ("Succeeded", "Failed"):
+            self.disrupt_pod(pod, "DeletionByPodGC")
+            self.api.patch(f"{self.path('pods', pod)}/status", {"status": {"phase": "Failed"}})
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}
-        try:
+        with suppress(Refused):
             self.api.call("DELETE", self.path("pods", pod), options)
-        except Refused as refused:
-            if refused.status != 404:
-                raise
         eventually(f"pod {pod} is gone", lambda: self.api.get(self.path("pods", pod)) is None)
 
     def stop_pod(self, pod: str, *, seconds: float | None = None, code: int = 143) -> None:

@@ -11,6 +11,7 @@ from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
 from controller.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
 from controller.process import OperatorProcess
+from controller.runs import config_name
 
 Make = Callable[..., OperatorProcess]
 SAYS_SO = 40.0
@@ -208,10 +209,10 @@ def test_a_preflight_report_that_is_lost_is_made_again(api: Api, own_operator: M
 
 
 def test_a_config_map_that_was_deleted_is_there_for_the_retry(namespace: Namespace) -> None:
-    created = namespace.apply(lorajob("m", preflight="Skip", retries=2))
+    namespace.apply(lorajob("m", preflight="Skip", retries=2))
     pod = namespace.run_pod("m-train")
     namespace.wait_running("m")
-    config = f"m-train-{created['metadata']['uid'][:8]}"
+    config = config_name(namespace.job("m-train"))
     namespace.delete("configmaps", config)
     namespace.end_pod(pod, 1)
     eventually("the ConfigMap", lambda: namespace.get("configmaps", config))

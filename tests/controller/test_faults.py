@@ -1,0 +1,151 @@
+"""Every call of a LoRAJob's and a merge's life meets every fault: one train Job ever, the right end, nothing shown."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from controller.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
+from controller.api import Api
+from controller.conftest import Stage, make_namespace
+from controller.faults import ERRORS, REQUEST_FAULTS, Answer, Fault, Rule
+from controller.objects import Namespace, lorajob
+
+from cluster.controlplane import ControlPlane
+
+EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
+"""Each fault at each single call, some 600 cases; else each fault at each kind of call, and each call at least once."""
+AT_ONCE = 40
+END_SECONDS = 120.0
+LASTING_SECONDS = 8.0
+MAX_TRIES = 12
+"""Calls that one object may make in LASTING_SECONDS of one and the same refusal: a back-off that begins at half a
+second makes five."""
+_EVENTS = "events"
+
+Kinds = Counter[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def world(
+    stage: Stage, api: Api, control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Adversity]:
+    stage.clear()
+    folder = tmp_path_factory.mktemp("faults")
+    with adversity(api, stage.make, control_plane.authority, stage.kubeconfig, folder, make_namespace) as world:
+        yield world
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault at one call."""
+
+    fault: Fault
+    verb: str
+    resource: str
+    nth: int
+
+    @property
+    def may_fail(self) -> bool:
+        """Tell whether the object may end as Failed: the API server says that what was built is not valid."""
+        return self.verb == "create" and isinstance(self.fault, Answer) and self.fault.status == 422
+
+
+def record(world: Adversity) -> Kinds:
+    """Return the calls of a run without faults, by kind."""
+    namespace = world.namespace()
+    begin(namespace)
+    wait_end(namespace, 60)
+    assert phases(namespace) == ("Succeeded", "Succeeded"), verdict(namespace)
+    assert world.jobs.made(namespace.name) == MADE
+    time.sleep(1)
+    return Counter(exchange.call.kind for exchange in world.proxy.calls(namespace.name))
+
+
+def cases(kinds: Kinds) -> list[Case]:
+    """Return what is to be tried."""
+    found = []
+    for (verb, resource), count in sorted(kinds.items()):
+        for index, fault in enumerate(REQUEST_FAULTS):
+            nths = range(1, count + 1) if EVERY else [index % count + 1]
+            found += [Case(with_secret(fault), verb, resource, nth) for nth in nths]
+    return found
+
+
+def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
+    kinds = record(world)
+    assert {("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status")} <= kinds.keys()
+    todo, tried = cases(kinds), []
+    while todo:
+        batch, todo = todo[:AT_ONCE], todo[AT_ONCE:]
+        tried += [(case, *_start(world, case)) for case in batch]
+        wrong = [
+            problem for case, namespace, _ in tried[-len(batch) :] if (problem := _problem(world, case, namespace))
+        ]
+        assert not wrong, "\n".join(wrong)
+    _assert_struck([(case, rule) for case, _, rule in tried])
+    world.assert_sound()
+    world.assert_quiet([namespace for _, namespace, _ in tried])
+
+
+def _start(world: Adversity, case: Case) -> tuple[Namespace, Rule]:
+    namespace = world.namespace()
+    rule = world.proxy.add(case.fault, case.verb, case.resource, namespace=namespace.name, nth=case.nth)
+    begin(namespace)
+    return namespace, rule
+
+
+def _problem(world: Adversity, case: Case, namespace: Namespace, end: float) -> str:
+    """Return what is wrong with a case that must come to its end by a monotonic time, empty where nothing is."""
+    try:
+        wait_end(namespace, end - time.monotonic())
+    except AssertionError as error:
+        return f"{case}: {error}: {verdict(namespace)}"
+    found, made = phases(namespace), world.jobs.made(namespace.name)
+    if any(count != 1 for count in made.values()):
+        return f"{case}: Jobs were made more than once: {made}"
+    if found != ("Succeeded", "Succeeded") and not case.may_fail:
+        return f"{case}: {found}: {verdict(namespace)}"
+    return ""
+
+
+def _assert_struck(tried: list[tuple[Case, Rule]]) -> None:
+    """Fail where a kind of call was never met by a fault; a single one of many reads may not have come."""
+    met = {(case.verb, case.resource, case.fault) for case, rule in tried if rule.struck}
+    all_ = {(case.verb, case.resource, case.fault) for case, _ in tried}
+    missed = {what for what in all_ - met if what[0] != "get" and what[1] != _EVENTS}
+    assert not missed, missed
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource"), [("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status")]
+)
+def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, verb: str, resource: str) -> None:
+    lasting = [error for error in ERRORS if error.status not in (404, 409, 410, 413, 422)]
+    rules = []
+    for fault in lasting:
+        namespace = world.namespace()
+        rule = world.proxy.add(with_secret(fault), verb, resource, namespace=namespace.name, times=None)
+        rules.append((namespace, rule))
+        namespace.apply(lorajob("a", preflight="Skip"))
+    time.sleep(LASTING_SECONDS)
+    tries = {rule.fault: rule.struck for _, rule in rules}
+    assert min(tries.values()) >= 1
+    assert max(tries.values()) <= MAX_TRIES, tries
+    if verb == "create":
+        for namespace, rule in rules:
+            status = namespace.status("a")
+            assert status.get("failure", {}).get("reason") in ("CreateRefused", "ClusterUnavailable"), (rule, status)
+            assert status["phase"] != "Failed"
+    for _, rule in rules:
+        rule.lift()
+    for namespace, _ in rules:
+        status = namespace.wait_phase("a", "Succeeded", timeout=60)
+        assert "failure" not in status
+        assert world.jobs.made(namespace.name) == {"a-train": 1}
+    world.assert_sound()
