@@ -17,7 +17,12 @@ Objects = list[dict[str, Any]]
 FRIDAYS = "no training on Fridays"
 MISSING = "e2e-later"
 """A name that nothing has until the cause is taken away."""
-CPU_OF_NOBODY = "100m"
+CPU_OF_NOBODY = "10m"
+
+
+def resources(cpu: str = "50m", disk: str = "2Gi") -> dict[str, Any]:
+    """Return spec.resources of a row's job."""
+    return {"gpus": 0, "cpu": cpu, "memory": "1Gi", "ephemeralStorage": disk}
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class Place:
         return self.namespace
 
     def job(self, **blocks: Any) -> Job:
-        """Return the row's job, not applied yet."""
-        return Job(self.kubectl, lorajob(self.namespace, self.row, **({"preflight": "Skip"} | blocks)), self.namespace)
+        """Return the row's job, not applied yet; it asks for little, since all rows wait on one node at once."""
+        common = {"preflight": "Skip", "resources": resources()}
+        return Job(self.kubectl, lorajob(self.namespace, self.row, **(common | blocks)), self.namespace)
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Apply objects in the row's namespace."""
@@ -84,11 +90,10 @@ def _allow(place: Place) -> None:
         place.kubectl.delete(kind, place.policy)
 
 
-def _with_container(fields: str) -> Callable[[Place], Objects]:
-    """Return a policy by which the trainer's container gets further fields, in CEL."""
-    container = f'Object.spec.containers{{name: "trainer", {fields}}}'
-    expression = f"Object{{spec: Object.spec{{containers: [{container}]}}}}"
-    return lambda place: changing_pods(place.policy, place.namespace, place.row, expression)
+def _with_container(path: str, value: Any, op: str = "add") -> Callable[[Place], Objects]:
+    """Return a policy that changes the trainer's container below `path`."""
+    patch = {"op": op, "path": f"/spec/containers/0/{path}", "value": value}
+    return lambda place: changing_pods(place.policy, place.namespace, place.row, patch)
 
 
 def _leave_alone(place: Place) -> None:
@@ -145,11 +150,9 @@ def _more_disk(place: Place) -> None:
 
 
 FROM_CLAIM = {"dataset": {"uri": f"pvc://{MISSING}/rows.jsonl"}}
-SMALL_DISK = {"gpus": 0, "cpu": "800m", "memory": "3Gi", "ephemeralStorage": "1Mi"}
 LIMITS = {"limits": [{"type": "Container", "max": {"cpu": CPU_OF_NOBODY}}]}
-VALUE = "Object.spec.containers.env.valueFrom"
-REFERENCE = f'configMapKeyRef: {VALUE}.configMapKeyRef{{name: "{MISSING}", key: "key"}}'
-ENV = f'env: [Object.spec.containers.env{{name: "FROM", valueFrom: {VALUE}{{{REFERENCE}}}}}]'
+FROM_CONFIG_MAP = {"name": "FROM", "valueFrom": {"configMapKeyRef": {"name": MISSING, "key": "key"}}}
+NO_IMAGE = "127.0.0.1:1/nothing:here"
 
 ROWS: dict[str, Row] = {
     "quota-pods": Row("QuotaExceeded", "exceeded quota: tight", _deleting("resourcequota", "tight"), _quota(pods="0")),
@@ -189,15 +192,19 @@ ROWS: dict[str, Row] = {
     ),
     "claim": Row("Unschedulable", f'persistentvolumeclaim "{MISSING}" not found', _fill_and_claim, blocks=FROM_CLAIM),
     "mount": Row("MountFailed", "hostPath type check failed", _fill, _claim, FROM_CLAIM),
-    "image": Row(
-        "ImagePullFailed", "127.0.0.1:1/nothing", _leave_alone, _with_container('image: "127.0.0.1:1/nothing:here"')
-    ),
+    "image": Row("ImagePullFailed", NO_IMAGE, _leave_alone, _with_container("image", NO_IMAGE, "replace")),
     "container": Row(
         "ContainerRefused",
         f'configmap "{MISSING}" not found',
         _applying(_object("v1", "ConfigMap", MISSING, data={"key": "value"})),
-        _with_container(ENV),
+        _with_container("env/-", FROM_CONFIG_MAP),
     ),
     # The kubelet measures disks every 10 s, once the pod has started and written.
-    "disk": Row("DiskFull", "exceeds the limit", _more_disk, blocks=LONG | {"resources": SMALL_DISK}, within=120),
+    "disk": Row(
+        "DiskFull",
+        "exceeds the limit",
+        _more_disk,
+        blocks=LONG | {"resources": resources(cpu="500m", disk="1Mi")},
+        within=120,
+    ),
 }

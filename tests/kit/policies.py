@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 GROUP = "admissionregistration.k8s.io"
@@ -11,12 +12,10 @@ RULES = {
 }
 
 
-def changing_pods(name: str, namespace: str, owner: str, expression: str) -> list[dict[str, Any]]:
-    """Return a policy that changes the pods of one LoRAJob as they are created.
-
-    `expression` is CEL for an `Object`, which is applied server-side to the pod `object`.
-    """
-    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+def changing_pods(name: str, namespace: str, owner: str, patch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a policy that changes the pods of one LoRAJob as they are created, by one operation of a JSON patch."""
+    fields = ", ".join(f"{field}: {_cel(value)}" for field, value in patch.items())
+    mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": f"[JSONPatch{{{fields}}}]"}}
     spec = {
         "matchConstraints": _match(namespace, "pods"),
         "matchConditions": [_of(owner)],
@@ -60,3 +59,12 @@ def _with_binding(prefix: str, version: str, name: str, spec: dict[str, Any], **
             "spec": {"policyName": name, **bound},
         },
     ]
+
+
+def _cel(value: Any) -> str:
+    """Return a value as CEL: JSON, but for members of several types, which CEL takes only where none is known."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: dyn({_cel(item)})" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(f"dyn({_cel(item)})" for item in value) + "]"
+    return json.dumps(value)
