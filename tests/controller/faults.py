@@ -86,9 +86,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Hang:
-    """No answer at all, or (`headers`) one whose body never comes; the request is not carried out."""
+    """No answer at all, or (`headers`) one whose body never comes; the request is not carried out.
+
+    The connection is closed after `seconds`; None: when the fault is lifted.
+    """
 
     headers: bool = False
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +176,8 @@ ERRORS: Final[Sequence[Answer]] = tuple(
 )
 REQUEST_FAULTS: Final[Sequence[Fault]] = (
     *ERRORS,
-    Hang(),
-    Hang(headers=True),
+    Hang(seconds=4.0),
+    Hang(headers=True, seconds=4.0),
     Cut("before"),
     Cut("middle"),
     Cut("after"),

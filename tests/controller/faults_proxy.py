@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import threading
 import time
@@ -187,7 +188,8 @@ class FaultProxy:
         if fault.headers:
             response.content_length = 1000
             await response.prepare(request)
-        while not rule.lifted.is_set():
+        end = math.inf if fault.seconds is None else time.monotonic() + fault.seconds
+        while not rule.lifted.is_set() and time.monotonic() < end:
             await asyncio.sleep(_POLL)
         return _closed(request)
 
@@ -218,16 +220,18 @@ class FaultProxy:
         await response.prepare(request)
         stream = Stream(call, lambda: self._rules)
         self._streams.add(stream)
-        try:
-            await _pass_on(answer, stream, response)
-        except StreamEnds as end:
-            await response.write(end.partial or b"\n")
-            if end.abrupt:
-                return _closed(request)
-        finally:
-            self._streams.discard(stream)
+        # The operator may be gone, killed by a rule for another call.
         with suppress(ConnectionError):
-            await response.write_eof()
+            try:
+                await _pass_on(answer, stream, response)
+                await response.write_eof()
+            except StreamEnds as end:
+                await response.write(end.partial or b"\n")
+                if end.abrupt:
+                    return _closed(request)
+                await response.write_eof()
+            finally:
+                self._streams.discard(stream)
         return response
 
 

@@ -105,4 +105,4 @@ class Witness(threading.Thread):
     def stop(self) -> None:
         """Look no more."""
         if self._answer is not None:
-            self._answer.close()
+            self._answer.shutdown()

@@ -13,7 +13,7 @@ import pytest
 from controller.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
 from controller.api import Api
 from controller.conftest import Stage, make_namespace
-from controller.faults import ERRORS, REQUEST_FAULTS, Answer, Fault, Rule
+from controller.faults import ERRORS, REQUEST_FAULTS, Answer, Fault, Hang, Rule
 from controller.objects import Namespace, lorajob
 
 from cluster.controlplane import ControlPlane
@@ -22,6 +22,8 @@ EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 """Each fault at each single call, some 600 cases; else each fault at each kind of call, and each call at least once."""
 AT_ONCE = 40
 END_SECONDS = 120.0
+"""For the cases of one batch."""
+MAX_WRONG = 10
 LASTING_SECONDS = 8.0
 MAX_TRIES = 12
 """Calls that one object may make in LASTING_SECONDS of one and the same refusal: a back-off that begins at half a
@@ -81,13 +83,14 @@ def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
     kinds = record(world)
     assert {("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status")} <= kinds.keys()
     todo, tried = cases(kinds), []
-    while todo:
+    wrong: list[str] = []
+    while todo and len(wrong) < MAX_WRONG:
         batch, todo = todo[:AT_ONCE], todo[AT_ONCE:]
-        tried += [(case, *_start(world, case)) for case in batch]
-        wrong = [
-            problem for case, namespace, _ in tried[-len(batch) :] if (problem := _problem(world, case, namespace))
-        ]
-        assert not wrong, "\n".join(wrong)
+        begun = [(case, *_start(world, case)) for case in batch]
+        end = time.monotonic() + END_SECONDS
+        wrong += [found for case, namespace, _ in begun if (found := _problem(world, case, namespace, end))]
+        tried += begun
+    assert not wrong, "\n".join(wrong)
     _assert_struck([(case, rule) for case, _, rule in tried])
     world.assert_sound()
     world.assert_quiet([namespace for _, namespace, _ in tried])
@@ -147,5 +150,21 @@ def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, ve
     for namespace, _ in rules:
         status = namespace.wait_phase("a", "Succeeded", timeout=60)
         assert "failure" not in status
+        assert world.jobs.made(namespace.name) == {"a-train": 1}
+    world.assert_sound()
+
+
+def test_calls_that_hang_end_by_themselves_and_hold_nobody_up(world: Adversity) -> None:
+    hanging = []
+    for verb, resource in (("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status")):
+        namespace = world.namespace()
+        world.proxy.add(Hang(), verb, resource, namespace=namespace.name)
+        namespace.apply(lorajob("a", preflight="Skip"))
+        hanging.append(namespace)
+    other = world.namespace()
+    other.apply(lorajob("a", preflight="Skip"))
+    other.wait_phase("a", "Succeeded", timeout=20)
+    for namespace in hanging:
+        namespace.wait_phase("a", "Succeeded", timeout=90)
         assert world.jobs.made(namespace.name) == {"a-train": 1}
     world.assert_sound()

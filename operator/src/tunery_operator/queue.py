@@ -25,6 +25,8 @@ FIRST_BACKOFF: Final = 0.5
 MAX_BACKOFF: Final = 300.0
 MAX_OUTAGE_BACKOFF: Final = 30.0
 """Backoff where the API server is away or overloaded: when it is back, nobody should wait for minutes more."""
+GONE_SECONDS: Final = 5.0
+"""Time after which it is looked again whether an object is gone that the API server said was gone."""
 MAX_QUICK_RETRIES: Final = 30
 """After so many errors that asked for a quick retry, the backoff decides."""
 
@@ -110,6 +112,8 @@ class WorkQueue:
         except OwnerGone as gone:
             logger.debug("%s: %s", key, gone)
             self._failures.pop(key, None)
+            # One wrong 404 must not leave an object alone for ever; what is gone costs one look.
+            self.add_after(key, GONE_SECONDS, lane=Lane.LOW)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
             with about(key.kind.value, key.namespace, key.name, request):
                 self._retry(key, error)
