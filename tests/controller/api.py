@@ -74,11 +74,13 @@ class Api:
 
 
 def eventually(what: str, check: Callable[[], T | None], timeout: float = 20.0) -> T:
-    """Return the first true answer of `check`; fails naming `what`."""
-    end = time.monotonic() + timeout
+    """Return the first true answer of `check`, which is asked more and more slowly; fails naming `what`."""
+    start = time.monotonic()
     while True:
         answer = check()
         if answer:
             return answer
-        assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s"
-        time.sleep(0.05)
+        waited = time.monotonic() - start
+        assert waited < timeout, f"{what}: not within {timeout:.0f} s"
+        # Many threads that ask for long would slow down what they wait for.
+        time.sleep(min(0.5, 0.05 + waited / 20))

@@ -44,14 +44,18 @@ class Kubelets(threading.Thread):
         self._end = end
         self._seconds = seconds
         self._stop_now = threading.Event()
-        self.errors: list[Exception] = []
 
     def run(self) -> None:
         while not self._stop_now.wait(self._seconds):
-            for pod in self._api.items(f"/api/v1/pods?{_MANAGED}&{_UNFINISHED}"):
-                # A pod may go at any time.
-                with suppress(Refused):
-                    self._act(pod)
+            # A loaded API server refuses a call at times; the next round makes it good.
+            with suppress(Refused, urllib3.exceptions.HTTPError):
+                for pod in self._api.items(f"/api/v1/pods?{_MANAGED}&{_UNFINISHED}"):
+                    self._act_on(pod)
+
+    def _act_on(self, pod: Json) -> None:
+        # A pod may go at any time.
+        with suppress(Refused):
+            self._act(pod)
 
     def _act(self, pod: Json) -> None:
         meta = pod["metadata"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from controller.players import ends_well
 
 from cluster.controlplane import ControlPlane
 
-STORY_SECONDS = 240.0
+EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
+STORY_SECONDS = 400.0
 """For all stories that run side by side; each kill costs a start of the operator."""
 QUEUE = {"kueue.x-k8s.io/queue-name": "team"}
 Write = tuple[str, str]
@@ -132,21 +134,40 @@ def test_killed_at_each_write_nothing_happens_twice_and_nothing_is_lost(world: A
     killed = [
         Run(run.story, run.made, world.namespace(), [_kill(before, write, nth)])
         for run in runs
-        for write, nth in _writes(world, run.namespace)
-        for before in (True, False)
+        for write, nth, before in _chosen(run.story, _writes(world, run.namespace))
     ]
     for run in killed:
         rule = run.rules[0]
         rule.namespace = run.namespace.name
         run.rules = [world.proxy.add(rule.fault, rule.verb, rule.resource, namespace=rule.namespace, nth=rule.nth)]
     _finish(world, killed)
-    assert sum(run.rules[0].struck for run in killed) >= 0.9 * len(killed)
+    rules = [run.rules[0] for run in killed]
+    kinds = {(rule.verb, rule.resource, rule.fault) for rule in rules}
+    assert {(rule.verb, rule.resource, rule.fault) for rule in rules if rule.struck} == kinds
+    # The last of several status writes may not come: after a start, two become one.
+    assert sum(rule.struck for rule in rules) >= 0.6 * len(rules)
     world.assert_sound()
     world.assert_quiet([run.namespace for run in killed])
 
 
 def _kill(before: bool, write: Write, nth: int) -> Rule:
     return Rule(Kill(before), *write, nth=nth)
+
+
+def _chosen(story: Callable[[Namespace], None], writes: list[tuple[Write, int]]) -> list[tuple[Write, int, bool]]:
+    """Return the writes to kill at, each with whether before or after it.
+
+    Unless every case is asked for: of the statuses of the first story one moment each, of the other stories what the
+    first does not have.
+    """
+    both = [(write, nth, before) for write, nth in writes for before in (True, False)]
+    if EVERY:
+        return both
+    statuses = [case for case in both if case[0][1].endswith("/status") and case[2] is (case[1] % 2 == 0)]
+    others = [case for case in both if not case[0][1].endswith("/status")]
+    if story is from_apply_to_success:
+        return statuses + others
+    return [case for case in others if case[0][0] != "create" or case[1] > 1]
 
 
 def _writes(world: Adversity, namespace: Namespace) -> list[tuple[Write, int]]:
@@ -168,8 +189,8 @@ def _finish(world: Adversity, runs: list[Run]) -> None:
             world.operator.start(wait=False)
         threads[0].join(0.1)
         threads = [thread for thread in threads if thread.is_alive()]
-    wrong = [f"{run.story.__name__} with {run.rules}: {run.error!r}" for run in runs if run.error is not None]
-    assert not wrong, "\n".join(wrong)
+    wrong = [f"{run.story.__name__} with {run.rules}: {str(run.error)[:300]}" for run in runs if run.error is not None]
+    assert not wrong, "\n".join(wrong[:5])
     for run in runs:
         made = world.jobs.made(run.namespace.name)
         assert made == run.made, (run.story.__name__, run.rules, made)
