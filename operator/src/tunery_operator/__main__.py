@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
-import ssl
+import signal
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import kopf
+import urllib3
 from aiohttp import web
-from pydantic import ValidationError
+from prometheus_client import REGISTRY
 
-from tunery_operator.handlers import NoMemories, build_registry, open_when_listed, resync
+from tunery_operator.duty import Duty
+from tunery_operator.handlers import Framework
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
+from tunery_operator.kube.connection import Connection, load_connection
 from tunery_operator.kube.events import EventPoster
 from tunery_operator.kube.tokens import TokenReviewer
+from tunery_operator.leader import LeaderElection
 from tunery_operator.logs import configure_logging
+from tunery_operator.metrics import LEADER, State, StateCollector
 from tunery_operator.plan.common import Platform
 from tunery_operator.plan.model import Key, Kind, Progress
 from tunery_operator.progress.endpoint import Endpoint
+from tunery_operator.progress.server import ProgressServer
 from tunery_operator.progress.tls import keep_fresh, read_ca, server_context
 from tunery_operator.queue import WorkQueue
 from tunery_operator.reconcile.adaptermerge import reconcile_adaptermerge
 from tunery_operator.reconcile.lorajob import reconcile_lorajob
 from tunery_operator.reconcile.outcome import Outcome
 from tunery_operator.reconcile.world import World
-from tunery_operator.settings import Settings
-from tunery_operator.watches import WatchAges
+from tunery_operator.settings import InvalidSettings, Settings, read_settings
+from tunery_operator.watch.feed import Feed
+from tunery_operator.watch.watches import build_watches
 
-WORKERS: Final = 16
-"""Reconciles at a time; each holds one thread, and one more for a call that goes beside another."""
 STOP_SECONDS: Final = 5.0
+TRIM_SECONDS: Final = 5.0
+"""Time after which the lists that every start reads have been worked through."""
+LEASE_TIMEOUT: Final = urllib3.Timeout(connect=3, read=4)
+"""Shorter than the time in which the Lease must be renewed."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +53,8 @@ logger = logging.getLogger(__name__)
 def main() -> int:
     """Run until SIGTERM; returns the exit code."""
     try:
-        settings = Settings()
-    except ValidationError as error:
+        settings = read_settings()
+    except InvalidSettings as error:
         sys.stderr.write(f"the TUNERY_… settings are not valid:\n{error}\n")
         return 2
     configure_logging(settings)
@@ -51,36 +62,131 @@ def main() -> int:
 
 
 async def _run(settings: Settings) -> int:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="io"))
-    client, cache, ages = load_client(), Cache(settings.default_ttl_seconds), WatchAges()
-    events = EventPoster(client)
-    world = World(client, cache, Platform(settings, _progress(settings)), events)
-    stories = {Kind.LORAJOB: reconcile_lorajob, Kind.ADAPTERMERGE: reconcile_adaptermerge}
-
-    def reconcile(key: Key) -> Outcome:
-        return stories[key.kind](world, key)
-
-    queue = WorkQueue(reconcile, WORKERS)
-    endpoint = Endpoint(TokenReviewer(client), cache, queue)
-    servers = [await _serve(build_app(cache, queue, ages), settings.metrics_port)]
-    tasks = [asyncio.create_task(resync(cache, queue)), asyncio.create_task(open_when_listed(queue, ages))]
-    if settings.progress_tls_dir is not None:
-        context = server_context(settings.progress_tls_dir)
-        servers.append(await _serve(endpoint.app(), settings.progress_port, context))
-        tasks.append(asyncio.create_task(keep_fresh(context, settings.progress_tls_dir, world.use_ca)))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="io"))
+    operator = Operator(settings, load_connection())
     logger.info("Tunery operator starts with %s", settings.trainer_image)
-    try:
-        await kopf.operator(registry=build_registry(cache, queue, ages), clusterwide=True, memories=NoMemories())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await queue.close(STOP_SECONDS)
-        await asyncio.to_thread(events.close, STOP_SECONDS)
-        for server in servers:
-            await server.cleanup()
+    await operator.start()
+    ended_by_itself = await operator.until_stopped()
+    await operator.stop()
     logger.info("Tunery operator has stopped")
-    return 0
+    return 1 if ended_by_itself else 0
+
+
+class Operator:
+    """All parts of the process, and the order in which they start and stop."""
+
+    def __init__(self, settings: Settings, connection: Connection) -> None:
+        self._settings = settings
+        self._cache = cache = Cache(settings.default_ttl_seconds)
+        client = load_client(connection)
+        self._events = EventPoster(client)
+        self._world = World(client, cache, Platform(settings, _progress(settings)), self._events)
+        self._queue = WorkQueue(self._reconcile, settings.workers)
+        self._duty = duty = Duty(cache, self._queue)
+        self._feed = feed = Feed()
+        self._framework = Framework(feed, duty.add_changed)
+        self._watches = build_watches(connection, cache, settings.watch_namespaces, self._tell_framework, duty.add)
+        self._election = _election(settings, connection)
+        endpoint = Endpoint(TokenReviewer(client), cache, self._queue, acts=self._acts)
+        self._progress_server = ProgressServer(endpoint.app())
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._election_task: asyncio.Task[None] | None = None
+
+    def _reconcile(self, key: Key) -> Outcome:
+        stories = {Kind.LORAJOB: reconcile_lorajob, Kind.ADAPTERMERGE: reconcile_adaptermerge}
+        return stories[key.kind](self._world, key)
+
+    def _tell_framework(self, keys: Iterable[Key]) -> None:
+        if self._duty.on:
+            self._feed.tell(keys)
+
+    def _acts(self) -> bool:
+        return self._duty.on and (self._election is None or self._election.is_leader)
+
+    async def start(self) -> None:
+        """Start everything; what needs to know the cluster waits for that by itself."""
+        self._handle_signals()
+        self._health_server = await self._serve_health()
+        self._watches.start()
+        background = [self._begin(), self._duty.look_again(), self._duty.expire()]
+        folder = self._settings.progress_tls_dir
+        if folder is not None:
+            context = server_context(folder)
+            await self._progress_server.start(self._settings.progress_port, context)
+            background.append(keep_fresh(context, folder, self._world.use_ca))
+        self._tasks = [asyncio.create_task(each) for each in background]
+        # After all others: Kopf ends every task that was made after its own, and only at its end.
+        self._framework_task = asyncio.create_task(self._framework.run(self._handle_signals), name="kopf")
+
+    async def _serve_health(self) -> web.AppRunner:
+        state = State(
+            objects=self._cache.phases,
+            watch_ages=self._watches.ages,
+            queue_depth=self._queue.depths,
+            queue_oldest=lambda: self._queue.oldest_age,
+        )
+        REGISTRY.register(StateCollector(state))
+        runner = web.AppRunner(build_app(self._watches.defects, self._watches.troubles), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, None, self._settings.metrics_port).start()
+        return runner
+
+    async def _begin(self) -> None:
+        """Act, or stand for election, once the cluster is known: a child that was not seen yet says nothing."""
+        await self._watches.synced()
+        logger.info("the cluster is known: %d objects have not ended", len(self._cache.unfinished()))
+        if self._election is None:
+            LEADER.set(1)
+            self._duty.start()
+        else:
+            self._election.on_started, self._election.on_lost = self._lead, self._lead_no_more
+            self._election_task = asyncio.create_task(self._election.run(), name="election")
+        await asyncio.sleep(TRIM_SECONDS)
+        give_memory_back()
+
+    async def _lead(self) -> None:
+        self._duty.start()
+
+    async def _lead_no_more(self) -> None:
+        await self._duty.stop()
+        self._progress_server.close_connections()
+
+    def _handle_signals(self) -> None:
+        """End in our own order: set again after Kopf has set its own handlers."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+
+    async def until_stopped(self) -> bool:
+        """Return when a signal came; True where a part that never ends has ended all the same."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([stopping, self._framework_task], return_when=asyncio.FIRST_COMPLETED)
+        if self._stopping.is_set():
+            return False
+        stopping.cancel()
+        error = None if self._framework_task.cancelled() else self._framework_task.exception()
+        logger.error("the framework has ended: a defect of the operator", exc_info=error)
+        return True
+
+    async def stop(self) -> None:
+        """Act no more, say what is left to say, and release what is held."""
+        await _cancel([task for task in (self._election_task,) if task is not None])
+        await self._duty.stop()
+        await _cancel(self._tasks)
+        await asyncio.to_thread(self._events.close, STOP_SECONDS)
+        await self._progress_server.stop()
+        await self._health_server.cleanup()
+        # Kopf waits some seconds for every task that is younger than its own: by now there is none.
+        self._framework.stop()
+        await asyncio.gather(self._framework_task, return_exceptions=True)
+        await self._watches.stop()
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _progress(settings: Settings) -> Progress | None:
@@ -90,11 +196,20 @@ def _progress(settings: Settings) -> Progress | None:
     return Progress(settings.progress_url, read_ca(settings.progress_tls_dir))
 
 
-async def _serve(app: web.Application, port: int, context: ssl.SSLContext | None = None) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, None, port, ssl_context=context).start()
-    return runner
+def _election(settings: Settings, connection: Connection) -> LeaderElection | None:
+    """Return how replicas agree on the one that acts, or None where this process always does."""
+    if not settings.lease_name:
+        return None
+    client = load_client(connection, LEASE_TIMEOUT)
+    return LeaderElection(client, settings.lease_namespace, settings.lease_name, settings.pod_name)
+
+
+def give_memory_back() -> None:
+    """Return to the machine what reading all objects at once took; glibc would keep it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,14 @@ API_REQUESTS: Final = Counter(
     "Requests to the API server, by verb, resource and HTTP status (0: no answer).",
     ["verb", "resource", "code"],
 )
+WATCH_ERRORS: Final = Counter(
+    "tunery_watch_errors",
+    "Lists and watches that failed, by resource and by HTTP status or kind of fault.",
+    ["resource", "code"],
+)
+WATCH_RELISTS: Final = Counter(
+    "tunery_watch_relists", "Complete lists after the first, because a watch could not go on.", ["resource"]
+)
 RECONCILE_SECONDS: Final = Histogram(
     "tunery_reconcile_duration_seconds", "Time of one reconcile.", ["kind"], buckets=_LATENCY
 )

@@ -1,0 +1,135 @@
+"""The API server that Kopf talks to: inside this process, it never fails, and it tells only which objects to look at.
+
+Kopf dispatches to its handlers what it sees on its own watches. Those watches end the process on an error, tell nothing
+of what was deleted in a gap, and read all objects at once. So reflectors watch the cluster, and Kopf watches this: it
+discovers our two kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
+stream of events for each kind, written here. All that Kopf 1.45 needs of its connection is in this file:
+
+- `kopf.AiohttpSession` takes a session, of which it uses `headers`, `closed`, `request()` and `close()`;
+- of an answer it uses `status`, `json()`, `content.iter_chunked()`, `close()`, `closed`, and `async with`;
+- an event has a type, and an object with apiVersion, kind, name and namespace. It has no uid: Kopf keeps a record of
+  each uid it has ever seen and drops it at the object's deletion, which is not told here. Without one, all share one.
+
+An event says "look at this one", nothing else: many for one object that Kopf has not read yet are one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from tunery_api.names import API_VERSION, GROUP, VERSION
+from tunery_operator.plan.model import Key, Kind
+
+SERVER: Final = "http://feed.invalid"
+"""No name that could be resolved: nothing may leave the process on this way."""
+_BATCH: Final = 100
+"""Events that Kopf is given at once; between two batches everything else has its turn."""
+
+
+def _resource(name: str, kind: str) -> dict[str, Any]:
+    verbs = ["get", "list", "watch"]
+    return {"name": name, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": verbs}
+
+
+_VERSION: Final = {"groupVersion": API_VERSION, "version": VERSION}
+_DISCOVERY: Final[dict[str, dict[str, Any]]] = {
+    "/api": {"versions": ["v1"]},
+    "/api/v1": {"resources": [_resource("namespaces", "Namespace") | {"namespaced": False}]},
+    "/apis": {"groups": [{"name": GROUP, "versions": [_VERSION], "preferredVersion": _VERSION}]},
+    f"/apis/{API_VERSION}": {"resources": [_resource(kind.plural, kind.value) for kind in Kind]},
+}
+
+
+class Feed:
+    """Tells Kopf which objects to look at; all methods belong to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._streams = {f"/apis/{API_VERSION}/{kind.plural}": _Stream(kind) for kind in Kind}
+        self._by_kind = {stream.kind: stream for stream in self._streams.values()}
+        self.headers: dict[str, str] = {"User-Agent": "kopf"}
+        self.closed = False
+
+    def tell(self, keys: Iterable[Key]) -> None:
+        """Let Kopf's handlers be called for these objects."""
+        for key in keys:
+            self._by_kind[key.kind].put(key)
+
+    async def request(self, method: str, url: str, **_: Any) -> Answer:
+        """Answer as an API server does. Raises LookupError for what Kopf is not expected to ask."""
+        parts = urlsplit(url)
+        known = _DISCOVERY.get(parts.path)
+        if method.lower() == "get" and known is not None:
+            return Answer(known)
+        stream = self._streams.get(parts.path)
+        if method.lower() != "get" or stream is None:
+            raise LookupError(f"Kopf asks for {method} {parts.path}: has its version changed?")
+        if "watch=true" in parts.query.split("&"):
+            return Answer({}, stream)
+        return Answer({"metadata": {"resourceVersion": "0"}, "items": []})
+
+    async def close(self) -> None:
+        """Take note that Kopf has ended. Streams never end: Kopf would ask for the next at once, and again."""
+        self.closed = True
+
+
+class _Stream:
+    """The events of one kind that Kopf has not read yet."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self._waiting: dict[Key, None] = {}
+        self._changed = asyncio.Event()
+
+    def put(self, key: Key) -> None:
+        self._waiting.setdefault(key)
+        self._changed.set()
+
+    async def iter_chunked(self, _: int) -> AsyncIterator[bytes]:
+        """Yield lines of JSON, an event each, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._waiting:
+                batch = list(itertools.islice(self._waiting, _BATCH))
+                for key in batch:
+                    del self._waiting[key]
+                yield b"".join(map(_line, batch))
+
+
+def _line(key: Key) -> bytes:
+    meta = {"namespace": key.namespace, "name": key.name}
+    item = {"apiVersion": API_VERSION, "kind": key.kind.value, "metadata": meta}
+    return json.dumps({"type": "MODIFIED", "object": item}).encode() + b"\n"
+
+
+class Answer:
+    """An answer of status 200."""
+
+    status: Final = 200
+
+    def __init__(self, body: dict[str, Any], content: _Stream | None = None) -> None:
+        self._body = body
+        self.content = content
+        self.closed = False
+
+    async def json(self) -> dict[str, Any]:
+        """Return the body; it is not to be changed by who reads it."""
+        return self._body
+
+    def close(self) -> None:
+        """Take note that nobody reads on."""
+        self.closed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

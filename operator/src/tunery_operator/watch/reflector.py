@@ -1,0 +1,183 @@
+"""Keeps what is known of one resource equal to the cluster: list, then watch, for as long as the process lives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+from tunery_operator.kube.versions import later
+from tunery_operator.watch.failure import CUT, DISORDER, UNREADABLE, WatchFailure, refusal
+from tunery_operator.watch.standing import Standing
+from tunery_operator.watch.wire import Wire
+
+PAGE: Final = 250
+"""Objects in a page of a list: at most so many are in memory as they came."""
+BREATH: Final = 50
+"""Objects after which the event loop may do something else."""
+FIRST_PAUSE: Final = 0.2
+MAX_PAUSE: Final = 15.0
+WATCH_SECONDS: Final = (300, 600)
+"""How long the API server lets a watch live: spread, so that not all of them end at once."""
+WORKS_SECONDS: Final = 1.0
+"""A watch that was open for so long works, even if it had nothing to tell."""
+STEADY_SECONDS: Final = 5.0
+"""A watch that lived so long proves that the failures before are over, and lets the pauses begin anew."""
+MAX_REFUSALS: Final = 3
+"""After so many refusals in a row the version is not trusted any more, and everything is listed anew."""
+
+Json = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Where a reflector tells what it sees. Objects may come again, and late."""
+
+    def see(self, body: Json) -> None:
+        """Take note of an object; it is the sink's from now on."""
+
+    def gone(self, body: Json) -> None:
+        """Take note that an object is not among the watched any more; `body` is its state before that."""
+
+    def retain(self, uids: set[str], version: str) -> None:
+        """Take note of all that there was at a version: what is older and not among them is gone."""
+
+
+class Reflector:
+    """One resource. `run` never ends by itself: every failure is told, counted and survived."""
+
+    def __init__(self, wire: Wire, sink: Sink, standing: Standing) -> None:
+        self.standing = standing
+        self._wire = wire
+        self._sink = sink
+        self._target = standing.target
+        self._version: str | None = None
+        """Where the next watch goes on; None: with a list."""
+        self._newest = ""
+        """The newest version that was ever seen."""
+        self._failures = 0
+        """In a row; the pause before the next try grows with them."""
+        self._heard = False
+        """The watch that failed had told something before."""
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._once()
+                except WatchFailure as failure:
+                    await self._survive(failure)
+        finally:
+            await self._wire.close()
+
+    async def _once(self) -> None:
+        self._heard = False
+        if self._version is None:
+            await self._list()
+        await self._watch(self._version or "")
+        self.standing.ended()
+
+    async def _list(self) -> None:
+        """Hand on every object page by page, then tell what is not there any more."""
+        self.standing.lists()
+        # Without a resourceVersion the answer is the newest state, and one state over all pages.
+        query, uids, version = {"limit": str(PAGE)}, set[str](), ""
+        while True:
+            page = await self._wire.page(self._target, query)
+            self.standing.alive()
+            meta = page["metadata"]
+            version = version or self._begin(str(meta.get("resourceVersion") or ""))
+            await self._hand_on(page, uids)
+            if not meta.get("continue"):
+                break
+            query["continue"] = meta["continue"]
+            del page
+        self._sink.retain(uids, version)
+        self._version = self._newest = version
+        self.standing.synced = True
+
+    def _begin(self, version: str) -> str:
+        """Look at the version of a list: it cannot be older than what was seen before."""
+        if self._newest and later(self._newest, version):
+            self.standing.astray = True
+        return version
+
+    async def _hand_on(self, page: Json, uids: set[str]) -> None:
+        for index, body in enumerate(_taken(page.get("items") or [])):
+            uids.add(body["metadata"]["uid"])
+            self._sink.see(body)
+            if index % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
+
+    async def _watch(self, version: str) -> None:
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "1",
+            "resourceVersion": version,
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - spreads load
+        }
+        self.standing.opens()
+        async with self._wire.watch(self._target, query) as events:
+            loop = asyncio.get_running_loop()
+            began, works = loop.time(), loop.call_later(WORKS_SECONDS, self.standing.alive)
+            try:
+                async for event in events:
+                    if event["type"] == "ERROR":
+                        raise refusal(event["object"])
+                    self._heard = True
+                    self.standing.alive()
+                    self._take(event["type"], event["object"])
+            finally:
+                works.cancel()
+                if loop.time() - began > STEADY_SECONDS:
+                    self._failures = 0
+            if not self._heard and loop.time() - began < WORKS_SECONDS:
+                raise WatchFailure(CUT, "the watch ended at once")
+
+    def _take(self, kind: str, body: Json) -> None:
+        """Apply one event. The API server sends each once, in the order of their versions, also over all objects."""
+        try:
+            version = str(body["metadata"]["resourceVersion"])
+        except (KeyError, TypeError) as error:
+            raise WatchFailure(UNREADABLE, "an event has no resourceVersion") from error
+        if version == self._version and kind != "BOOKMARK":
+            return
+        if self._version and later(self._version, version):
+            raise WatchFailure(DISORDER, f"version {version} came after {self._version}")
+        if kind in ("ADDED", "MODIFIED"):
+            self._sink.see(_stripped(body))
+        elif kind == "DELETED":
+            self._sink.gone(body)
+        self._version = self._newest = version
+
+    async def _survive(self, failure: WatchFailure) -> None:
+        """Tell a failure, and wait before the next try."""
+        self._failures += 1
+        if failure.is_usual and self._failures == 1:
+            self.standing.counts(failure)
+        else:
+            self.standing.fails(failure)
+        if failure.needs_list or (failure.doubts_version and self._failures >= MAX_REFUSALS):
+            self._version = None
+        # What rotates credentials or the server's certificate needs no more than a new connection.
+        await self._wire.close()
+        await asyncio.sleep(self._pause(failure))
+
+    def _pause(self, failure: WatchFailure) -> float:
+        """Return the seconds until the next try: capped, growing, spread, and no less than the API server asks for."""
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+        return max(pause * random.uniform(0.5, 1.0), failure.retry_after or 0.0)  # noqa: S311 - spreads load
+
+
+def _taken(items: list[Json]) -> Iterator[Json]:
+    """Yield the objects of a page, each let go of as it is handed on."""
+    items.reverse()
+    while items:
+        yield _stripped(items.pop())
+
+
+def _stripped(body: Json) -> Json:
+    """Return an object without what nobody reads: half of each is managedFields."""
+    body["metadata"].pop("managedFields", None)
+    return body

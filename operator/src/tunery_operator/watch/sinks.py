@@ -1,0 +1,96 @@
+"""From reflectors to the cache, and from there to whoever acts on a key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tunery_operator.kube.cache import Cache
+from tunery_operator.plan.model import Key, Kind
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Tell = Callable[[Iterable[Key]], None]
+"""Takes keys of objects that are to be looked at."""
+
+
+class OwnerSink:
+    """Takes the objects of one of our kinds."""
+
+    def __init__(self, kind: Kind, namespace: str | None, cache: Cache, tell: Tell) -> None:
+        self._kind, self._namespace = kind, namespace
+        self._cache, self._tell = cache, tell
+
+    def see(self, body: Json) -> None:
+        """Take note of an object."""
+        with _defects_told(self._kind.plural, body):
+            self._tell(self._cache.see_owner(self._kind, body))
+
+    def gone(self, body: Json) -> None:
+        """Take note of a deletion."""
+        with _defects_told(self._kind.plural, body):
+            meta = body["metadata"]
+            key = Key(self._kind, meta["namespace"], meta["name"])
+            self._tell(self._cache.forget_owner(key, meta["uid"]))
+
+    def retain(self, uids: set[str], version: str) -> None:
+        """Take note of all that there was at a version."""
+        self._tell(self._cache.retain_owners(self._kind, self._namespace, uids, version))
+
+
+class JobSink:
+    """Takes our Jobs."""
+
+    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+        self._namespace = namespace
+        self._cache, self._tell = cache, tell
+
+    def see(self, body: Json) -> None:
+        """Take note of a Job."""
+        with _defects_told("jobs", body):
+            self._tell(self._cache.see_job(body))
+
+    def gone(self, body: Json) -> None:
+        """Take note that a Job was deleted, or marked as done."""
+        with _defects_told("jobs", body):
+            meta = body["metadata"]
+            self._tell(self._cache.forget_job(meta["namespace"], meta["name"], meta["uid"]))
+
+    def retain(self, uids: set[str], version: str) -> None:
+        """Take note of all that there was at a version."""
+        self._tell(self._cache.retain_jobs(self._namespace, uids, version))
+
+
+class PodSink:
+    """Takes the pods of our Jobs."""
+
+    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+        self._namespace = namespace
+        self._cache, self._tell = cache, tell
+
+    def see(self, body: Json) -> None:
+        """Take note of a pod."""
+        with _defects_told("pods", body):
+            self._tell(self._cache.see_pod(body))
+
+    def gone(self, body: Json) -> None:
+        """Take note that a pod has ended, or was deleted."""
+        with _defects_told("pods", body):
+            self._tell(self._cache.forget_pod(body))
+
+    def retain(self, uids: set[str], version: str) -> None:
+        """Take note of all that there was at a version."""
+        self._tell(self._cache.retain_pods(self._namespace, uids, version))
+
+
+@contextmanager
+def _defects_told(resource: str, body: Json) -> Iterator[None]:
+    """One object that is not understood must not stop the others."""
+    try:
+        yield
+    except Exception:
+        meta = body.get("metadata") or {}
+        logger.exception("%s %s/%s: a defect of the operator", resource, meta.get("namespace"), meta.get("name"))

@@ -1,0 +1,92 @@
+"""All reflectors of this process: started and stopped together, asked by probes and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.connection import Connection
+from tunery_operator.plan.model import Kind
+from tunery_operator.watch.reflector import Reflector, Sink
+from tunery_operator.watch.sinks import JobSink, OwnerSink, PodSink, Tell
+from tunery_operator.watch.standing import Standing
+from tunery_operator.watch.target import Target, jobs, namespaces_to_watch, owners, pods
+from tunery_operator.watch.wire import Patience, Wire
+
+logger = logging.getLogger(__name__)
+
+SYNC_CHECK_SECONDS = 0.02
+
+
+class Watches:
+    """One reflector for each resource, in each namespace that is watched for itself."""
+
+    def __init__(self, reflectors: Sequence[Reflector]) -> None:
+        self._reflectors = reflectors
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to list and watch."""
+        for reflector in self._reflectors:
+            task = asyncio.create_task(reflector.run(), name=f"watch {reflector.standing.target}")
+            task.add_done_callback(_tell_defect)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """End all watches."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def synced(self) -> None:
+        """Return when every resource has been listed and the cache holds it."""
+        while not all(standing.synced for standing in self._standings):
+            await asyncio.sleep(SYNC_CHECK_SECONDS)
+
+    @property
+    def _standings(self) -> list[Standing]:
+        return [reflector.standing for reflector in self._reflectors]
+
+    def troubles(self) -> list[str]:
+        """Return what keeps the cache from being up to date; none: the operator is ready."""
+        return [standing.trouble for standing in self._standings if standing.trouble is not None]
+
+    def defects(self) -> list[str]:
+        """Return what only a new process can mend."""
+        ended = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
+        return ended + [standing.defect for standing in self._standings if standing.defect is not None]
+
+    def ages(self) -> dict[str, float]:
+        """Return the seconds since the last sign of life, by resource: of the namespace where it is longest ago."""
+        found: dict[str, float] = {}
+        for standing in self._standings:
+            resource = standing.target.resource
+            found[resource] = max(standing.age, found.get(resource, 0.0))
+        return found
+
+
+def _tell_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("%s has ended: a defect of the operator", task.get_name(), exc_info=task.exception())
+
+
+def build_watches(
+    connection: Connection, cache: Cache, namespaces: Sequence[str], tell_owner: Tell, tell_child: Tell
+) -> Watches:
+    """Return the watches of all namespaces, or of those that are named.
+
+    `tell_owner` takes the keys that a change of one of our objects concerns, `tell_child` those of a Job's or a pod's.
+    """
+
+    def reflector(target: Target, sink: Sink) -> Reflector:
+        return Reflector(Wire(connection, Patience()), sink, Standing(target))
+
+    found = []
+    for namespace in namespaces_to_watch(namespaces):
+        for kind in Kind:
+            found.append(reflector(owners(kind, namespace), OwnerSink(kind, namespace, cache, tell_owner)))
+        found.append(reflector(jobs(namespace), JobSink(namespace, cache, tell_child)))
+        found.append(reflector(pods(namespace), PodSink(namespace, cache, tell_child)))
+    return Watches(found)

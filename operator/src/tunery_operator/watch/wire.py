@@ -1,0 +1,148 @@
+"""The way to the API server for lists and watches: HTTP in, parsed JSON out, every fault a WatchFailure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from tunery_operator.kube.client import seconds_to_wait
+from tunery_operator.kube.connection import Connection
+from tunery_operator.metrics import API_REQUESTS
+from tunery_operator.watch.failure import CUT, SILENT, UNREACHABLE, UNREADABLE, WatchFailure, refusal
+from tunery_operator.watch.target import Target
+
+Json = dict[str, Any]
+
+_MAX_REFUSAL: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds."""
+
+    connect: float = 10.0
+    answer: float = 30.0
+    """For the head of an answer, and between two pieces of a list."""
+    inactivity: float = 120.0
+    """Between two lines of a watch: bookmarks come once a minute."""
+
+
+class Wire:
+    """One reflector's connection; credentials are read anew for each request, certificates after each failure."""
+
+    def __init__(self, connection: Connection, patience: Patience) -> None:
+        self._connection = connection
+        self._patience = patience
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def page(self, target: Target, query: Mapping[str, str]) -> Json:
+        """Return one page of a list. Raises WatchFailure."""
+        async with self._answer("list", target, query, self._patience.answer) as answer:
+            try:
+                body = json.loads(await answer.read())
+                if not isinstance(body.get("metadata"), dict):
+                    raise WatchFailure(UNREADABLE, "this is no list")
+            except (ValueError, AttributeError) as error:
+                raise WatchFailure(UNREADABLE, f"the list is not JSON: {error}") from error
+            page: Json = body
+            return page
+
+    @asynccontextmanager
+    async def watch(self, target: Target, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[Json]]:
+        """Open a watch, and give its events until the API server ends it. Raises WatchFailure."""
+        async with self._answer("watch", target, query, self._patience.inactivity) as answer:
+            yield _events(answer.content)
+
+    @asynccontextmanager
+    async def _answer(
+        self, verb: str, target: Target, query: Mapping[str, str], silence: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        code = "0"
+        timeout = aiohttp.ClientTimeout(sock_connect=self._patience.connect, sock_read=silence)
+        with _told(silence):
+            try:
+                async with asyncio.timeout(self._patience.answer):
+                    answer = await self._open(target, query, timeout)
+                code = str(answer.status)
+            finally:
+                API_REQUESTS.labels(verb, target.resource, code).inc()
+            async with answer:
+                if answer.status != 200:
+                    raise await _refused(answer)
+                yield answer
+
+    async def _open(
+        self, target: Target, query: Mapping[str, str], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            context = self._connection.ssl_context()
+            connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
+            self._session = aiohttp.ClientSession(connector=connector)
+        return await self._session.get(
+            self._connection.host + target.path,
+            params={**dict(target.selectors), **query},
+            headers={**self._connection.headers(), "Accept": "application/json"},
+            proxy=self._connection.proxy,
+            timeout=timeout,
+            allow_redirects=False,
+        )
+
+
+@contextmanager
+def _told(silence: float) -> Iterator[None]:
+    """Tell every fault of the connection as a WatchFailure."""
+    try:
+        yield
+    except aiohttp.SocketTimeoutError as error:
+        raise WatchFailure(SILENT, f"nothing came for {silence:.0f} s") from error
+    except TimeoutError as error:
+        raise WatchFailure(UNREACHABLE, "no answer in time") from error
+    except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+        raise WatchFailure(CUT, str(error) or type(error).__name__) from error
+    # Files of certificates and tokens that are missing while they are replaced are OSErrors, too.
+    except (aiohttp.ClientError, OSError) as error:
+        raise WatchFailure(UNREACHABLE, str(error) or type(error).__name__) from error
+
+
+async def _refused(answer: aiohttp.ClientResponse) -> WatchFailure:
+    text = await answer.content.read(_MAX_REFUSAL)
+    try:
+        status = json.loads(text)
+    except ValueError:
+        status = {"message": text[:200].decode(errors="replace")}
+    retry_after = seconds_to_wait(answer.status, answer.headers.get("Retry-After"))
+    return refusal(status if isinstance(status, dict) else {}, answer.status, retry_after)
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
+    rest = b""
+    async for data in content.iter_any():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _event(line)
+    if rest.strip():
+        raise WatchFailure(CUT, "the watch ended within a line")
+
+
+def _event(line: bytes) -> Json:
+    try:
+        event = json.loads(line)
+        if isinstance(event["type"], str) and isinstance(event["object"], dict):
+            found: Json = event
+            return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise WatchFailure(UNREADABLE, f"a line of the watch is no event: {error}") from error
+    raise WatchFailure(UNREADABLE, "a line of the watch is no event")
