@@ -154,6 +154,13 @@ def error_event(code: int) -> bytes:
     return line("ERROR", {"kind": "Status", "code": code, "message": f"no {code}"})
 
 
+def _refreshed_by(token: Callable[[], str]) -> Any:
+    def refresh(configuration: Configuration) -> None:
+        configuration.api_key["authorization"] = token()
+
+    return refresh
+
+
 @asynccontextmanager
 async def serving(api: FakeApi, token: Callable[[], str] | None = None) -> AsyncIterator[Connection]:
     """Serve a fake API, and give the connection to it; `token` is asked for each request."""
@@ -168,8 +175,7 @@ async def serving(api: FakeApi, token: Callable[[], str] | None = None) -> Async
     configuration.host = f"http://127.0.0.1:{port}"
     if token is not None:
         configuration.api_key["authorization"] = token()
-        hook: Any = lambda config: config.api_key.update(authorization=token())
-        configuration.refresh_api_key_hook = hook
+        configuration.refresh_api_key_hook = _refreshed_by(token)
     try:
         yield Connection(configuration)
     finally:

@@ -167,8 +167,13 @@ class TestJobs:
 
     def test_a_finished_job_of_a_finished_object_is_looked_at(self, cache: Cache) -> None:
         """The operator died between the last status and the mark on the Job."""
+        complete = [{"type": "Complete", "status": "True"}]
+        assert cache.see_job(job(10, conditions=complete)) == set(), "an object that is not known yet"
         cache.see_owner(Kind.LORAJOB, owner(5, "Succeeded"))
-        assert cache.see_job(job(10, conditions=[{"type": "Complete", "status": "True"}])) == {ONE}
+        assert cache.unmarked() == [ONE]
+        assert cache.see_job(job(11, conditions=complete, active=1)) == {ONE}
+        cache.forget_job("team", "one-train", "j1")
+        assert cache.unmarked() == []
 
     def test_a_list_tells_of_deletions(self, cache: Cache) -> None:
         cache.see_owner(Kind.LORAJOB, owner(1))

@@ -34,6 +34,7 @@ class Duty:
         self.on = True
         for key in self._cache.unfinished():
             self._queue.add([key], lane=self._lane(key, Lane.LOW))
+        self._queue.add(self._cache.unmarked(), lane=Lane.LOW)
         self._queue.open()
 
     async def stop(self) -> None:

@@ -94,6 +94,12 @@ class Cache:
         with self._lock:
             return self._owners.unfinished()
 
+    def unmarked(self) -> list[Key]:
+        """Return the keys of the finished objects with Jobs that are to be marked as done: who did not come to it?"""
+        with self._lock:
+            keys = self._children.keys_of_finished_jobs()
+            return [key for key in keys if self._owners.get(key) is None and self._owners.is_known(key)]
+
     def take_expired(self) -> list[Key]:
         """Return the keys of the finished objects whose time to live is over, each of them once."""
         with self._lock:

@@ -101,6 +101,11 @@ class Children:
         """Return a Job, or None where none was seen."""
         return next((family.view for family in self._named(namespace, name) if family.view is not None), None)
 
+    def keys_of_finished_jobs(self) -> set[Key]:
+        """Return the keys of the objects whose Jobs have ended and are known still."""
+        families = self._families.values()
+        return {family.key for family in families if family.key is not None and family.view and family.view.finished}
+
     def unfinished_jobs(self, role: str) -> int:
         """Return the number of Jobs of a role that have not ended."""
         views = [family.view for family in self._families.values() if family.view is not None]
