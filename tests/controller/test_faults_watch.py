@@ -66,7 +66,10 @@ def world(
 
 def ended_well(world: Adversity, namespace: Namespace, fault: object) -> None:
     """Fail unless the story in a namespace ends as if nothing had happened."""
-    wait_end(namespace, END_SECONDS)
+    try:
+        wait_end(namespace, END_SECONDS)
+    except AssertionError as error:
+        raise AssertionError(f"{fault}: {error}: {verdict(namespace)}") from error
     assert phases(namespace) == ("Succeeded", "Succeeded"), (fault, verdict(namespace))
     assert world.jobs.made(namespace.name) == MADE, fault
     world.operator.assert_alive()
@@ -148,6 +151,15 @@ def test_what_is_deleted_in_a_gap_is_gone(world: Adversity) -> None:
     made = world.jobs.made(namespace.name)
     assert made == {"one-train": 1, "two-train": 1, "stays-train": 2}
     world.assert_sound()
+
+
+def test_an_object_that_another_asked_for_first_is_not_overlooked(world: Adversity) -> None:
+    namespace = world.namespace()
+    hold = world.proxy.add(Hold(), "watch", "lorajobs", times=None)
+    begin(namespace)
+    eventually("the merge has looked", lambda: phases(namespace)[1] == "Waiting")
+    hold.lift()
+    ended_well(world, namespace, hold.fault)
 
 
 def test_late_events_of_a_finished_object_start_nothing(world: Adversity) -> None:

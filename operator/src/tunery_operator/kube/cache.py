@@ -36,6 +36,7 @@ class Cache:
         self._owners = Owners(default_ttl)
         self._children = Children(self._owners.note_lost)
         self._clock = clock
+        self._owed: set[Key] = set()
 
     # Objects of ours
 
@@ -51,6 +52,17 @@ class Cache:
         """Forget a deleted object, unless another of that name is there already; return the keys that waited."""
         with self._lock:
             return self._owners.forget(key, uid)
+
+    def owe(self, keys: Iterable[Key]) -> None:
+        """Keep the keys that somebody has to reconcile for what a read has told, until `take_owed`."""
+        with self._lock:
+            self._owed.update(keys)
+
+    def take_owed(self) -> frozenset[Key]:
+        """Return the keys of `owe`, once."""
+        with self._lock:
+            owed, self._owed = frozenset(self._owed), set()
+            return owed
 
     def retain_owners(self, kind: Kind, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
         """Forget what a complete list of that version, of one namespace or of all, did not have; as `forget_owner`."""

@@ -27,11 +27,21 @@ def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     known = cache.body(key)
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
     if live is not None:
-        cache.see_owner(key.kind, live)
+        # The watch will tell no news of it any more: who waited for what it says now is woken from here.
+        cache.owe(cache.see_owner(key.kind, live) - {key})
     elif known is not None:
         # Only what was known before: another of that name may have been seen since the answer was given.
-        cache.forget_owner(key, known["metadata"]["uid"])
+        cache.owe(cache.forget_owner(key, known["metadata"]["uid"]))
     return live
+
+
+def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
+    """Return an object of ours that another one's reconcile asks for, or None where there is none.
+
+    The cache learns nothing of it: what it knows is no news when the watch tells it, and nobody would reconcile it.
+    """
+    body = cache.body(key)
+    return body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
 
 
 def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> Attempt | None:

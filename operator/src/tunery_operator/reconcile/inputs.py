@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tunery_api.inputs import LocalReference
-from tunery_operator.kube.read import read_object
+from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input, record, recorded
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.reconcile.subject import Subject
@@ -60,7 +60,7 @@ def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, A
     target = Key(Kind.LORAJOB, subject.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
     world.cache.wait_for(target, subject.owner.key)
-    body = read_object(world.client, world.cache, target)
+    body = peek_object(world.client, world.cache, target)
     return lorajob_input(name, body, world.platform.settings.default_output_secret)
 
 

@@ -48,6 +48,12 @@ class Story(Generic[Spec]):
 
 def go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     """Bring one object a step further; gives the same answer however often it is asked."""
+    outcome = _go_on(world, key, story)
+    owed = world.cache.take_owed()
+    return replace(outcome, wake=outcome.wake | owed) if owed else outcome
+
+
+def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     subject = find_subject(world, key)
     if subject is None:
         return DONE
