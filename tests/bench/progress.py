@@ -25,7 +25,7 @@ import aiohttp
 
 from controller.reporting import Pods, Site, certificates, pod, token
 
-from bench.operator_latency import cpu_seconds, memory_mb, percentiles
+from bench.meter import cpu_seconds, memory_mb, percentiles
 
 REPORT = {
     "trainerStatus": {
