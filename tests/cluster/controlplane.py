@@ -123,6 +123,7 @@ class ControlPlane:
                 *("--kubelet-client-certificate", client.cert, "--kubelet-client-key", client.key),
                 *("--kubelet-certificate-authority", ca, "--kubelet-preferred-address-types", "InternalIP"),
                 *("--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction"),
+                *self._aggregation_flags(),
                 # Policies with which tests change pods as a platform's own would.
                 *("--feature-gates", "MutatingAdmissionPolicy=true"),
                 *("--runtime-config", "admissionregistration.k8s.io/v1beta1=true"),
@@ -133,6 +134,24 @@ class ControlPlane:
             ]
         )
         daemon.wait_ready(lambda: self._answers(f"{self.server}/readyz", client))
+
+    def _aggregation_flags(self) -> list[str | Path]:
+        """Return the flags by which API servers behind this one, such as Kueue's, know who asks."""
+        authority = Authority(self.state_dir / "front-proxy-pki")
+        authority.create()
+        client = authority.issue("front-proxy-client", "front-proxy-client")
+        return [
+            *("--requestheader-client-ca-file", authority.pair.cert),
+            *(
+                "--requestheader-allowed-names",
+                "front-proxy-client",
+                "--requestheader-username-headers",
+                "X-Remote-User",
+            ),
+            *("--requestheader-group-headers", "X-Remote-Group"),
+            *("--requestheader-extra-headers-prefix", "X-Remote-Extra-"),
+            *("--proxy-client-cert-file", client.cert, "--proxy-client-key-file", client.key),
+        ]
 
     def _listen_flags(self) -> list[str]:
         if self.address == "127.0.0.1":

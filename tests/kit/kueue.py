@@ -17,7 +17,7 @@ PLENTY = "100Gi"
 
 
 def install(kubectl: Kubectl, chart: Path, image: str) -> None:
-    """Install Kueue and return when its webhook answers."""
+    """Install Kueue and return when its webhook answers, and its own API, without which no namespace could go."""
     repository, _, tag = image.rpartition(":")
     manager = "controllerManager.manager"
     values = [f"{manager}.image.repository={repository}", f"{manager}.image.tag={tag}"]
@@ -30,6 +30,9 @@ def install(kubectl: Kubectl, chart: Path, image: str) -> None:
         *flags,
         timeout=240,
     )
+    for version in ("v1beta1", "v1beta2"):
+        name = f"apiservice/{version}.visibility.kueue.x-k8s.io"
+        kubectl.run("wait", "--for=condition=Available", name, "--timeout=90s")
     kubectl.apply(object_("ResourceFlavor", FLAVOR, {}))
 
 
