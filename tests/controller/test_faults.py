@@ -19,7 +19,10 @@ from controller.objects import Namespace, lorajob
 from cluster.controlplane import ControlPlane
 
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
-"""Each fault at each single call, some 600 cases; else each fault at each kind of call, and each call at least once."""
+"""Each fault at each single call; else each fault once at each kind of call that decides something."""
+DECISIVE = frozenset(
+    {("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status"), ("patch", "adaptermerges/status")}
+)
 AT_ONCE = 40
 END_SECONDS = 120.0
 """For the cases of one batch."""
@@ -70,10 +73,11 @@ def record(world: Adversity) -> Kinds:
 
 
 def cases(kinds: Kinds) -> list[Case]:
-    """Return what is to be tried."""
+    """Return what is to be tried; of calls that nothing hangs on, each only meets a third of the faults."""
     found = []
-    for (verb, resource), count in sorted(kinds.items()):
-        for index, fault in enumerate(REQUEST_FAULTS):
+    for number, ((verb, resource), count) in enumerate(sorted(kinds.items())):
+        decisive = EVERY or (verb, resource) in DECISIVE
+        for index, fault in enumerate(REQUEST_FAULTS if decisive else REQUEST_FAULTS[number % 3 :: 3]):
             nths = range(1, count + 1) if EVERY else [index % count + 1]
             found += [Case(with_secret(fault), verb, resource, nth) for nth in nths]
     return found
@@ -81,7 +85,7 @@ def cases(kinds: Kinds) -> list[Case]:
 
 def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
     kinds = record(world)
-    assert {("create", "jobs"), ("create", "configmaps"), ("patch", "lorajobs/status")} <= kinds.keys()
+    assert kinds.keys() >= DECISIVE
     todo, tried = cases(kinds), []
     wrong: list[str] = []
     while todo and len(wrong) < MAX_WRONG:
