@@ -34,7 +34,11 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
-    path = case(training=WILD, evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"})
+    path = case(
+        training=WILD,
+        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"},
+        checkpoint={"keepAfterSuccess": True},
+    )
     published = run(path)["evalLoss"]
     losses = [entry["eval_loss"] for entry in evaluations(path)]
     assert evaluations(path)[-1]["step"] < WILD["maxSteps"]
@@ -58,6 +62,7 @@ def test_adalora_publishes_the_weights_and_the_ranks_of_its_best_step(case: Case
         adalora=asked,
         training=WILD,
         evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"},
+        checkpoint={"keepAfterSuccess": True},
     )
     published, folder = run(path)["evalLoss"], path.parent
     losses = [entry["eval_loss"] for entry in evaluations(path)]
