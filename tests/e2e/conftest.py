@@ -145,7 +145,7 @@ def adaptermerge(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
 
 
 LONG: dict[str, Any] = {
-    "training": {"maxSteps": 600, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
+    "training": {"maxSteps": 400, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
     "checkpoint": {"everySteps": 25},
     "preflight": "Skip",
 }
