@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import aiohttp
 
 from controller.api import Api, Json
 from controller.objects import lorajob
@@ -137,11 +140,19 @@ async def measure_finished(meter: Meter, operator: OperatorProcess, counts: list
 
 async def clear(meter: Meter) -> None:
     """Delete what the measurements before left."""
+    for path in (meter.lorajobs, meter.jobs, meter.path("pods")):
+        # The API server gives a deletion of thousands a minute only: what is left is asked for again.
+        while (await meter.send("GET", f"{path}?limit=1"))["items"]:
+            await _delete_all(meter, path)
+            await asyncio.sleep(1)
+    await asyncio.sleep(SETTLE_SECONDS)
+
+
+async def _delete_all(meter: Meter, path: str) -> None:
     options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
-    for path in (meter.lorajobs, meter.jobs, meter.path("pods"), meter.path("configmaps")):
+    with contextlib.suppress(aiohttp.ClientError):
         async with meter.session.delete(path, json=options) as answer:
             await answer.read()
-    await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def measure(plane: ControlPlane, folder: Path, options: argparse.Namespace) -> Json:
