@@ -1,4 +1,4 @@
-"""LoRAJobs as the operator leaves and follows them, in any number: with Jobs, pods and ConfigMaps of real size."""
+"""LoRAJobs as the operator leaves and follows them, in any number: with Jobs and pods of real size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from controller.api import Json
 from controller.kubelet import timestamp
 from controller.objects import RESULT, lorajob
 from tunery_api.validation import parse_lorajob
-from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.common import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
@@ -54,7 +53,6 @@ async def _add_one(meter: Meter, name: str) -> None:
 
 
 async def _add_children(meter: Meter, plan: JobPlan) -> None:
-    await meter.send("POST", meter.path("configmaps"), build_config_map(plan))
     job = build_job(plan)
     job["metadata"]["labels"]["tunery.dev/done"] = "true"
     # Nobody follows it: what the Job controller and a kubelet would write is written here.

@@ -13,7 +13,6 @@ import yaml
 from controller.objects import adaptermerge, lorajob
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.common import Platform
@@ -94,9 +93,7 @@ def refusal(kubectl: Kubectl, body: Json) -> str | None:
 
 @pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "merge"])
 def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, case: str) -> None:
-    plan = plans(platform)[case]
-    assert refusal(operator, build_job(plan)) is None
-    assert refusal(operator, build_config_map(plan)) is None
+    assert refusal(operator, build_job(plans(platform)[case])) is None
 
 
 def pod(job: Json) -> Json:
@@ -228,25 +225,9 @@ def test_a_twisted_job_is_refused(operator: Kubectl, platform: Platform, twist: 
 def test_nothing_is_created_in_the_namespaces_of_the_system(
     operator: Kubectl, platform: Platform, namespace: str
 ) -> None:
-    plan = plans(platform)["train"]
-    for body in (build_job(plan), build_config_map(plan)):
-        body["metadata"]["namespace"] = namespace
-        assert "admissionPolicy.deniedNamespaces" in (refusal(operator, body) or "")
-
-
-@pytest.mark.parametrize(
-    ("twist", "why"),
-    [
-        pytest.param(lambda c: c["metadata"].pop("ownerReferences"), NOT_OURS, id="no-owner"),
-        pytest.param(lambda c: c["data"].update({"sitecustomize.py": "x"}), "holds a run", id="program"),
-        pytest.param(lambda c: c.update(binaryData={"a": "YQ=="}), "holds a run", id="binary"),
-        pytest.param(lambda c: c.pop("immutable"), "holds a run", id="changeable"),
-    ],
-)
-def test_a_twisted_config_map_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
-    body = build_config_map(plans(platform)["train"])
-    twist(body)
-    assert why in (refusal(operator, body) or "")
+    body = build_job(plans(platform)["train"])
+    body["metadata"]["namespace"] = namespace
+    assert "admissionPolicy.deniedNamespaces" in (refusal(operator, body) or "")
 
 
 def test_others_create_jobs_as_ever(installed: Kubectl, operator: Kubectl) -> None:

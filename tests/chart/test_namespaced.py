@@ -51,7 +51,7 @@ def operator(served: Kubectl, helm: Helm, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(
     ("verb", "what"),
     [
-        ("watch", "lorajobs.tunery.dev"), ("create", "jobs.batch"), ("list", "pods"), ("get", "configmaps"),
+        ("watch", "lorajobs.tunery.dev"), ("create", "jobs.batch"), ("list", "pods"),
         ("list", "events"), ("patch", "lorajobs.tunery.dev/status"),
     ],
 )  # fmt: skip

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 
-from controller.api import Json, eventually
+from controller.api import Json
 from controller.objects import Namespace
 
 
-def config_name(job: Json) -> str:
-    """Return the name of the ConfigMap that a Job's pods mount."""
-    volumes = job["spec"]["template"]["spec"]["volumes"]
-    name: str = next(volume["configMap"]["name"] for volume in volumes if volume["name"] == "run")
-    return name
+def files_in(job: Json) -> dict[str, str]:
+    """Return what the pods of a Job find in their folder of the run, by file name."""
+    template = job["spec"]["template"]
+    volume = next(volume for volume in template["spec"]["volumes"] if volume["name"] == "run")
+    fields = {item["path"]: item["fieldRef"]["fieldPath"] for item in volume["downwardAPI"]["items"]}
+    annotations = template["metadata"]["annotations"]
+    return {path: annotations[field.removeprefix("metadata.annotations['")[:-2]] for path, field in fields.items()}
 
 
 def run_of(namespace: Namespace, job: str) -> Json:
     """Return the run.json of a Job."""
-    name = config_name(namespace.job(job))
-    config = eventually(f"ConfigMap {name}", lambda: namespace.get("configmaps", name))
-    run: Json = json.loads(config["data"]["run.json"])
+    run: Json = json.loads(files_in(namespace.job(job))["run.json"])
     return run

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
 
 from controller.objects import adaptermerge, lorajob
+from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.common import Platform
@@ -87,7 +86,7 @@ def test_the_train_job() -> None:
         },
     }
     own = ("app.kubernetes.io/managed-by", "tunery.dev/kind", "tunery.dev/owner", "tunery.dev/role")
-    assert template["metadata"] == {"labels": {name: body["metadata"]["labels"][name] for name in own}}
+    assert template["metadata"]["labels"] == {name: body["metadata"]["labels"][name] for name in own}
 
 
 def test_the_pod_meets_restricted_pod_security() -> None:
@@ -101,7 +100,7 @@ def test_the_pod_meets_restricted_pod_security() -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
-    assert kinds <= {"configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
+    assert kinds <= {"configMap", "downwardAPI", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
 
 
 def test_labels_annotations_and_variables_of_the_platform_reach_the_pod() -> None:
@@ -119,7 +118,7 @@ def test_labels_annotations_and_variables_of_the_platform_reach_the_pod() -> Non
     assert {"cost-center": "42", "team.example.com/name": "ml", "tunery.dev/role": "train"}.items() <= meta[
         "labels"
     ].items()
-    assert meta["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
+    assert meta["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
     variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
     assert variables["HTTPS_PROXY"] == "http://proxy:3128"
     assert variables["HF_HOME"] == "/work/models"
@@ -148,7 +147,7 @@ def test_chosen_prefixes_of_the_owners_labels_and_annotations_reach_the_pod() ->
     assert template["labels"]["cost-center"] == "42"
     assert template["labels"]["tunery.dev/role"] == "train"
     assert "app" not in template["labels"]
-    assert template["annotations"] == {"team.example.com/owner": "ada"}
+    assert template["annotations"].keys() == {"team.example.com/owner", "tunery.dev/run"}
 
 
 @pytest.mark.parametrize(
@@ -244,14 +243,13 @@ def test_progress_is_reported_with_a_token_of_its_own() -> None:
     assert variables["KUBEFLOW_TRAINER_SERVER_URL"] == "https://tunery:8443"
     token = next(v for v in pod["volumes"] if v["name"] == "progress-token")["projected"]["sources"][0]
     assert token["serviceAccountToken"]["audience"] == "tunery-progress"
-    assert build_config_map(train())["data"]["progress-ca.crt"] == "PEM"
+    assert files_in(build_job(train()))["progress-ca.crt"] == "PEM"
 
 
-def test_the_config_map_is_immutable_and_holds_the_run() -> None:
-    body = build_config_map(train())
-    assert body["immutable"] is True
-    assert re.fullmatch(r"x-train-[0-9a-f]{10}", body["metadata"]["name"])
-    run = json.loads(body["data"]["run.json"])
+def test_the_pod_finds_its_run_in_its_own_annotations() -> None:
+    mount = next(m for m in pod_of(train())["containers"][0]["volumeMounts"] if m["name"] == "run")
+    assert mount == {"name": "run", "mountPath": "/etc/tunery", "readOnly": True}
+    run = json.loads(files_in(build_job(train()))["run.json"])
     assert run["modelRevision"] == "0123abc"
     assert run["checkpointUri"] == "s3://adapters/tunery-checkpoints/ns/x-12345678-abcd"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.objects import Namespace, lorajob
-from controller.runs import config_name, run_of
+from controller.runs import run_of
 from tunery_operator.errors import ApiFailure, FieldContested
 from tunery_operator.kube.client import HttpError
 from tunery_operator.kube.rbac import CREATE_JOB
@@ -80,14 +80,6 @@ def test_what_may_change_at_rest_changes_the_digest(change: dict[str, object]) -
 
 def test_what_is_followed_while_a_pod_runs_does_not() -> None:
     assert settings_digest({"suspend": True, "resources": {"cpu": "2"}}) == settings_digest({"resources": {}})
-
-
-def test_a_config_map_is_named_by_what_it_says(namespace: Namespace) -> None:
-    namespace.apply(lorajob("a", preflight="Skip"))
-    first = config_name(namespace.job("a-train"))
-    namespace.apply(lorajob("b", preflight="Skip"))
-    assert first.startswith("a-train-")
-    assert first.removeprefix("a-train-") != config_name(namespace.job("b-train")).removeprefix("b-train-")
 
 
 def test_checkpoints_lie_under_one_prefix_of_the_bucket(namespace: Namespace) -> None:

@@ -11,7 +11,6 @@ from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
 from controller.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
 from controller.process import OperatorProcess
-from controller.runs import config_name
 
 Make = Callable[..., OperatorProcess]
 SAYS_SO = 40.0
@@ -51,16 +50,6 @@ def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
     namespace.unlimit()
     eventually("the Job", lambda: namespace.get("jobs", "q-train"), 60)
     ends_well(namespace, "q")
-
-
-def test_a_quota_on_config_maps_leaves_no_job_behind(namespace: Namespace) -> None:
-    namespace.limit(**{"count/configmaps": "0"})
-    namespace.apply(lorajob("c", preflight="Skip"))
-    wait_failure(namespace, "c", "QuotaExceeded")
-    assert namespace.get("jobs", "c-train") is None
-    namespace.unlimit()
-    eventually("the Job", lambda: namespace.get("jobs", "c-train"), 60)
-    ends_well(namespace, "c")
 
 
 @pytest.mark.parametrize("preflight", ["Skip", "Required"])
@@ -206,17 +195,6 @@ def test_a_preflight_report_that_is_lost_is_made_again(api: Api, own_operator: M
     )
     namespace.pass_preflight("f")
     assert ends_well(namespace, "f")["dataset"]["rows"] == 90
-
-
-def test_a_config_map_that_was_deleted_is_there_for_the_retry(namespace: Namespace) -> None:
-    namespace.apply(lorajob("m", preflight="Skip", retries=2))
-    pod = namespace.run_pod("m-train")
-    namespace.wait_running("m")
-    config = config_name(namespace.job("m-train"))
-    namespace.delete("configmaps", config)
-    namespace.end_pod(pod, 1)
-    eventually("the ConfigMap", lambda: namespace.get("configmaps", config))
-    assert ends_well(namespace, "m")["attempts"] == 2
 
 
 # The ledger (M9)

@@ -60,7 +60,7 @@ EVICTED = {"reason": "Evicted"}
 LIMIT = 'Container trainer exceeded its local ephemeral storage limit "50Gi".'
 PRESSURE = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 8Mi."
 NO_CLASS = 'pods "x" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
-NO_VOLUME = 'MountVolume.SetUp failed for volume "run": configmap "x-train-uid1" not found'
+NO_VOLUME = 'MountVolume.SetUp failed for volume "models": mount failed: exit status 32'
 REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices of nvidia.com/gpu"}
 
 STATES: dict[str, tuple[dict[str, Any], Told]] = {
@@ -128,7 +128,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "mount": (
         warned("Pod", "FailedMount", NO_VOLUME),
-        Told("Starting", "False", "MountFailed", "MountFailed", 'configmap "x-train-uid1" not found'),
+        Told("Starting", "False", "MountFailed", "MountFailed", 'volume "models": mount failed'),
     ),
     "a mount that failed before and works now": (
         warned("Pod", "FailedMount", NO_VOLUME, seconds=-200),

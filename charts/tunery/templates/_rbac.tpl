@@ -16,9 +16,6 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [get, create]
 # Why a pod cannot be made, or its volumes not be mounted, is told nowhere else.
 - apiGroups: [""]
   resources: [events]

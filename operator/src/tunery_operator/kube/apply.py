@@ -7,16 +7,7 @@ from typing import Any, Final
 from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected
 from tunery_operator.kube.client import HttpError, Json, KubeClient
-from tunery_operator.kube.rbac import (
-    CREATE_CONFIG_MAP,
-    CREATE_JOB,
-    DELETE_JOB,
-    GET_CONFIG_MAP,
-    GET_JOB,
-    PATCH_JOB,
-    Call,
-    delete_owner,
-)
+from tunery_operator.kube.rbac import CREATE_JOB, DELETE_JOB, GET_JOB, PATCH_JOB, Call, delete_owner
 from tunery_operator.plan.model import Owner
 from tunery_operator.status.jobview import JobView, controller_of, parse_job
 
@@ -24,23 +15,16 @@ _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 
 
 def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
-    """Create a Job, or return the one of that name if it is ours already; errors as in `_create`."""
-    return _create(client, owner, body, CREATE_JOB, GET_JOB)
+    """Create a Job, or return the one of that name if it is ours already.
 
-
-def create_config_map(client: KubeClient, owner: Owner, body: Json) -> Json:
-    """Create a ConfigMap, or return the one of that name if it is ours already; errors as in `_create`."""
-    return _create(client, owner, body, CREATE_CONFIG_MAP, GET_CONFIG_MAP)
-
-
-def _create(client: KubeClient, owner: Owner, body: Json, create: Call, read: Call) -> Json:
-    """Raises NameTaken, PredecessorRemains, OwnerGone, Rejected, ApiFailure."""
+    Raises NameTaken, PredecessorRemains, OwnerGone, Rejected, ApiFailure.
+    """
     namespace, name = owner.key.namespace, body["metadata"]["name"]
     try:
-        return client.request(create, namespace, body=body, query=_MANAGED)
+        return client.request(CREATE_JOB, namespace, body=body, query=_MANAGED)
     except HttpError as error:
         if error.status == 409:
-            return _adopt(client.get(read, namespace, name), owner, body["kind"], name)
+            return _adopt(client.get(GET_JOB, namespace, name), owner, name)
         if error.status == 404 or _is_terminating(error):
             raise OwnerGone(f"namespace {namespace} is being deleted") from error
         if _names_fields(error):
@@ -48,17 +32,17 @@ def _create(client: KubeClient, owner: Owner, body: Json, create: Call, read: Ca
         raise
 
 
-def _adopt(found: Json | None, owner: Owner, kind: str, name: str) -> Json:
+def _adopt(found: Json | None, owner: Owner, name: str) -> Json:
     if found is None:
-        raise PredecessorRemains(f"{kind} {name} was there a moment ago")
+        raise PredecessorRemains(f"Job {name} was there a moment ago")
     controller = controller_of(found)
     if controller.get("uid") == owner.uid:
         if "deletionTimestamp" in found["metadata"]:
-            raise PredecessorRemains(f"{kind} {name} is being deleted")
+            raise PredecessorRemains(f"Job {name} is being deleted")
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
-        raise PredecessorRemains(f"{kind} {name} belongs to a deleted {owner.key}")
-    raise NameTaken(kind, name)
+        raise PredecessorRemains(f"Job {name} belongs to a deleted {owner.key}")
+    raise NameTaken("Job", name)
 
 
 def _names_fields(error: HttpError) -> bool:
@@ -70,12 +54,6 @@ def _names_fields(error: HttpError) -> bool:
 def _is_terminating(error: HttpError) -> bool:
     causes = (error.body.get("details") or {}).get("causes") or ()
     return error.status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
-
-
-def has_config_map(client: KubeClient, owner: Owner, name: str) -> bool:
-    """Tell whether a ConfigMap of the owner's exists; raises NameTaken, PredecessorRemains, ApiFailure."""
-    found = client.get(GET_CONFIG_MAP, owner.key.namespace, name)
-    return found is not None and bool(_adopt(found, owner, "ConfigMap", name))
 
 
 def suspend_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:

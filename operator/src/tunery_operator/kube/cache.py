@@ -150,26 +150,6 @@ class Cache:
             if known is not None:
                 known.written_at = at
 
-    def knows_config(self, uid: str, name: str) -> bool:
-        """Tell whether a ConfigMap of the object with that uid is known to exist."""
-        with self._lock:
-            known = self._owners.of_uid(uid)
-            return known is not None and name in known.configs
-
-    def note_config(self, uid: str, name: str) -> None:
-        """Take note that a ConfigMap of an object exists."""
-        with self._lock:
-            known = self._owners.of_uid(uid)
-            if known is not None:
-                known.configs.add(name)
-
-    def forget_config(self, uid: str) -> None:
-        """Forget which ConfigMaps of an object exist: they are looked for again."""
-        with self._lock:
-            known = self._owners.of_uid(uid)
-            if known is not None:
-                known.configs.clear()
-
     # Jobs
 
     def see_job(self, body: dict[str, Any]) -> set[Key]:

@@ -41,8 +41,6 @@ class Unfinished:
     """The next reconcile reads everything live."""
     progress: TrainerStatus | None = None
     written_at: float | None = None
-    configs: set[str] = field(default_factory=set)
-    """Names of the ConfigMaps that are known to exist."""
     lost: dict[str, dict[str, LostPod]] = field(default_factory=dict)
     """Its pods that are gone, by name of their Job and by uid."""
     awaited: set[Key] = field(default_factory=set)

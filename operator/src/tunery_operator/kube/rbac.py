@@ -28,8 +28,6 @@ CREATE_JOB: Final = Call("batch", "jobs", "create")
 PATCH_JOB: Final = Call("batch", "jobs", "patch")
 DELETE_JOB: Final = Call("batch", "jobs", "delete")
 LIST_PODS: Final = Call("", "pods", "list")
-GET_CONFIG_MAP: Final = Call("", "configmaps", "get")
-CREATE_CONFIG_MAP: Final = Call("", "configmaps", "create")
 CREATE_EVENT: Final = Call("events.k8s.io", "events", "create")
 LIST_EVENTS: Final = Call("", "events", "list")
 """Why a pod cannot be made or its volumes not be mounted is told nowhere else."""
@@ -63,8 +61,6 @@ NAMESPACED_PERMISSIONS: Final = frozenset(
         PATCH_JOB,
         DELETE_JOB,
         LIST_PODS,
-        GET_CONFIG_MAP,
-        CREATE_CONFIG_MAP,
         CREATE_EVENT,
         LIST_EVENTS,
     }

@@ -9,7 +9,7 @@ from tunery_operator.plan.model import JobPlan, Owner
 
 
 def labels(plan: JobPlan) -> dict[str, str]:
-    """Return the labels that a Job, its pod and its ConfigMap carry."""
+    """Return the labels that a Job and its pod carry."""
     key = plan.owner.key
     return {
         MANAGED_BY_LABEL: MANAGED_BY,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tunery_api.names import CONTAINER, RUN_DIR, RUN_FILE, TERMINATION_PATH, WORK_DIR
-from tunery_operator.manifests.configmap import CA_FILE
+from tunery_api.names import (
+    CONTAINER,
+    PROGRESS_CA_ANNOTATION,
+    RUN_ANNOTATION,
+    RUN_DIR,
+    RUN_FILE,
+    TERMINATION_PATH,
+    WORK_DIR,
+)
 from tunery_operator.manifests.metadata import labels
-from tunery_operator.manifests.volumes import TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
+from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
 from tunery_operator.plan.model import JobPlan, Progress, Resources
 from tunery_operator.settings import PodSecurity
 
@@ -29,11 +37,14 @@ def build_pod_template(plan: JobPlan) -> dict[str, Any]:
 
 
 def _metadata(plan: JobPlan) -> dict[str, Any]:
-    """Return the labels and annotations: those by which the operator finds its pods go before all others."""
-    meta: dict[str, Any] = {"labels": {**plan.pod.labels, **labels(plan)}}
-    if plan.pod.annotations:
-        meta["annotations"] = dict(plan.pod.annotations)
-    return meta
+    """Return the labels and annotations: what the operator and the pod itself need goes before all others.
+
+    The run stands here and not in an object of its own, which could be missing, refused or deleted: decision 32.
+    """
+    run = {RUN_ANNOTATION: json.dumps(plan.run.to_json_dict(), separators=(",", ":"), sort_keys=True)}
+    if plan.progress is not None:
+        run[PROGRESS_CA_ANNOTATION] = plan.progress.ca_pem
+    return {"labels": {**plan.pod.labels, **labels(plan)}, "annotations": {**plan.pod.annotations, **run}}
 
 
 def _pod_spec(plan: JobPlan) -> dict[str, Any]:

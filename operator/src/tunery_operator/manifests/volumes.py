@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from tunery_api.names import PROGRESS_AUDIENCE, RUN_DIR, WORK_DIR
+from tunery_api.names import PROGRESS_AUDIENCE, PROGRESS_CA_ANNOTATION, RUN_ANNOTATION, RUN_DIR, RUN_FILE, WORK_DIR
 from tunery_operator.plan.model import JobPlan, VolumeMount
 
+CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"
 TOKEN_FILE: Final = "token"
 TOKEN_SECONDS: Final = 3600
@@ -38,7 +39,7 @@ def _mount(mounted: Mounted) -> dict[str, Any]:
 
 
 def _mounted(plan: JobPlan) -> Iterator[Mounted]:
-    yield Mounted({"name": "run", "configMap": {"name": plan.config_name}}, RUN_DIR)
+    yield Mounted(_run_volume(plan), RUN_DIR)
     work = {"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
     yield Mounted(work, WORK_DIR, read_only=False)
     yield Mounted({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
@@ -52,6 +53,15 @@ def _mounted(plan: JobPlan) -> Iterator[Mounted]:
         yield Mounted(_tenant_volume(mount), mount.path)
     if plan.progress is not None:
         yield Mounted(_token_volume(), TOKEN_DIR)
+
+
+def _run_volume(plan: JobPlan) -> dict[str, Any]:
+    """Return the volume that shows what the pod's own annotations say of its run."""
+    files = {RUN_FILE: RUN_ANNOTATION} | ({CA_FILE: PROGRESS_CA_ANNOTATION} if plan.progress is not None else {})
+    items = [
+        {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{name}']"}} for path, name in files.items()
+    ]
+    return {"name": "run", "downwardAPI": {"items": items}}
 
 
 def _tenant_volume(mount: VolumeMount) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
     accesses = list(_accesses(spec, place, inputs))
     own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return common.named_by_content(common.job_plan(spec, owner, platform, Task.MERGE, run, accesses))
+    return common.job_plan(spec, owner, platform, Task.MERGE, run, accesses)
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:

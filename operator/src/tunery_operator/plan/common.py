@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -77,13 +75,6 @@ def identity(owner: Owner) -> RunIdentity:
     return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid)
 
 
-def named_by_content(plan: JobPlan) -> JobPlan:
-    """Return the plan with its ConfigMap's name, which no other content has, of another object or after an upgrade."""
-    content = json.dumps([plan.run.to_json_dict(), plan.progress.ca_pem if plan.progress else ""], sort_keys=True)
-    digest = hashlib.sha256(f"{plan.owner.uid}\n{content}".encode()).hexdigest()
-    return replace(plan, config_name=f"{plan.name}-{digest[:10]}")
-
-
 def image(settings: Settings) -> Image:
     """Return the trainer image."""
     return Image(settings.trainer_image, settings.trainer_pull_policy, tuple(settings.trainer_pull_secrets))
@@ -126,16 +117,12 @@ def job_plan(
     run: RunSpec,
     accesses: Sequence[Access],
 ) -> JobPlan:
-    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say.
-
-    Its ConfigMap has no name yet: see `named_by_content`.
-    """
+    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say."""
     settings = platform.settings
     return JobPlan(
         owner=owner,
         task=task,
         name=child_name(owner.key.name, task.value),
-        config_name="",
         run=run,
         image=image(settings),
         resources=resources(spec.resources),
@@ -174,7 +161,7 @@ def report_plan(
     accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
     run = run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
     base = job_plan(spec, owner, platform, Task.REPORT, run, accesses)
-    return named_by_content(check_plan(base, spec, platform.settings))
+    return check_plan(base, spec, platform.settings)
 
 
 def _check_labels(owner: Owner, settings: Settings) -> dict[str, str]:

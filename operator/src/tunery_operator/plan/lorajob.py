@@ -31,13 +31,13 @@ class Known(NamedTuple):
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
     base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
-    return common.named_by_content(common.check_plan(base, spec, platform.settings))
+    return common.check_plan(base, spec, platform.settings)
 
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
     base = _with_revision(_plan(spec, owner, platform, known, Task.TRAIN), known)
-    return common.named_by_content(replace(base, grace_seconds=TRAIN_GRACE_SECONDS))
+    return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)
 
 
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:

@@ -117,12 +117,11 @@ class PodExtras:
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """One batch Job, its pod, and the ConfigMap with its run.json."""
+    """One batch Job and its pod, with what that is to do."""
 
     owner: Owner
     task: Task
     name: str
-    config_name: str
     run: RunSpec
     image: Image
     resources: Resources

@@ -11,11 +11,9 @@ from tunery_operator.errors import OwnerGone, PredecessorRemains, PreflightsFull
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
 from tunery_operator.kube.read import read_attempt, read_live
-from tunery_operator.manifests.configmap import build_config_map
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.model import JobPlan, Owner
 from tunery_operator.reconcile.subject import Subject
-from tunery_operator.reconcile.warnings import hangs
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.jobview import JobView, parse_job
 from tunery_operator.status.podview import PodView
@@ -34,10 +32,7 @@ def ensure_attempt(world: World, subject: Subject, plan: JobPlan, attempt: Attem
         attempt = None
     if attempt is None:
         return None if plan.suspend else _start(world, subject, plan)
-    followed = follow(world, plan.owner, attempt, suspend=plan.suspend)
-    if followed is not None and not plan.suspend:
-        _check_config(world, plan, followed)
-    return followed
+    return follow(world, plan.owner, attempt, suspend=plan.suspend)
 
 
 def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
@@ -56,12 +51,10 @@ def remove(world: World, owner: Owner, job: JobView) -> None:
 
 
 def _start(world: World, subject: Subject, plan: JobPlan) -> Attempt:
-    """Create ConfigMap, then Job: no pod waits on a GPU for a ConfigMap that may not be made."""
     _wait_for_leftovers(world, plan)
     if "jobName" in subject.status:
         _look_again(world, subject)
     with _preflight_slot(world, plan):
-        _create_config_map(world, plan, plan.config_name)
         body = apply.create_job(world.client, plan.owner, build_job(plan))
         world.cache.see_job(body)
     # A Job that was there already may be far along, so it is read with its pods.
@@ -139,28 +132,3 @@ def _seen(world: World, attempt: Attempt, body: Json | None) -> Attempt:
         return attempt
     world.cache.see_job(body)
     return replace(attempt, job=parse_job(body))
-
-
-# The run's ConfigMap
-
-
-def _check_config(world: World, plan: JobPlan, attempt: Attempt) -> None:
-    """Make the ConfigMap of a Job again if somebody deleted it: asked before each attempt, and when a pod hangs."""
-    name, uid, pod = attempt.job.config_name, plan.owner.uid, attempt.last
-    if name is None:
-        return
-    if pod is not None and (pod.running or hangs(pod, world.now())):
-        world.cache.forget_config(uid)
-    if (pod is not None and pod.running) or world.cache.knows_config(uid, name):
-        return
-    if apply.has_config_map(world.client, plan.owner, name):
-        world.cache.note_config(uid, name)
-    else:
-        _create_config_map(world, plan, name)
-
-
-def _create_config_map(world: World, plan: JobPlan, name: str) -> None:
-    if world.cache.knows_config(plan.owner.uid, name):
-        return
-    apply.create_config_map(world.client, plan.owner, build_config_map(replace(plan, config_name=name)))
-    world.cache.note_config(plan.owner.uid, name)

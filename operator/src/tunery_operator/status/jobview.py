@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -10,8 +10,6 @@ from typing import Any, Final
 from tunery_api.names import DONE_LABEL, KUEUE_LABELS, ROLE_LABEL, SETTINGS_ANNOTATION, SUSPENDED_BY_ANNOTATION
 from tunery_operator.status.clock import parse_time
 
-_RUN_VOLUME: Final = "run"
-"""The volume of a pod that holds run.json."""
 _PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
 _WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
 """Kueue puts these into the pod template of a Job when it admits it, and takes them out when it suspends it."""
@@ -32,8 +30,6 @@ class JobView:
     suspended_by_us: bool
     settings: str | None
     """Digest of the owner's mutable settings that it was built from."""
-    config_name: str | None
-    """The ConfigMap with its run.json."""
     admitted: bool
     """Kueue has let it start."""
     created: str
@@ -77,7 +73,6 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         queue=labels.get(KUEUE_LABELS[0]),
         suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
         settings=annotations.get(SETTINGS_ANNOTATION),
-        config_name=_config_name((template.get("spec") or {}).get("volumes") or ()),
         admitted=_admitted(template.get("metadata") or {}),
         created=meta.get("creationTimestamp") or "",
         started_at=parse_time(status.get("startTime")),
@@ -90,11 +85,6 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
     )
-
-
-def _config_name(volumes: Iterable[Mapping[str, Any]]) -> str | None:
-    names = [(volume.get("configMap") or {}).get("name") for volume in volumes if volume.get("name") == _RUN_VOLUME]
-    return names[0] if names else None
 
 
 def _admitted(template_meta: Mapping[str, Any]) -> bool:
