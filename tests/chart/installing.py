@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
 from .rendering import CHART, NAMESPACE
+from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl
 
 CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
@@ -49,10 +48,4 @@ def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM)
 
 def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
     """Write a kubeconfig with the operator's own token."""
-    config = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())
-    token = kubectl.run("create", "token", "tunery", "-n", NAMESPACE).strip()
-    for user in config["users"]:
-        user["user"] = {"token": token}
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return kubeconfig_of(kubectl, NAMESPACE, "tunery", folder)

@@ -154,6 +154,23 @@ def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, ve
     world.assert_sound()
 
 
+def test_in_a_burst_jobs_are_made_before_they_are_told_of(world: Adversity) -> None:
+    namespace = world.namespace()
+    names = [f"b{index:02d}" for index in range(40)]
+    world.operator.kill()
+    for name in names:
+        namespace.apply(lorajob(name, preflight="Skip"))
+    world.operator.start()
+    for name in names:
+        namespace.wait_phase(name, "Succeeded", timeout=90)
+    assert world.jobs.made(namespace.name) == {f"{name}-train": 1 for name in names}
+    kinds = [exchange.call.kind for exchange in world.proxy.calls(namespace.name)]
+    jobs = [index for index, kind in enumerate(kinds) if kind == ("create", "jobs")]
+    told_before = kinds[: jobs[-1]].count(("patch", "lorajobs/status"))
+    assert told_before <= len(names) // 2
+    world.assert_sound()
+
+
 def test_calls_that_hang_end_by_themselves_and_hold_nobody_up(world: Adversity) -> None:
     hanging = []
     for verb, resource in (("create", "jobs"), ("patch", "lorajobs/status")):

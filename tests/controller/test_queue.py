@@ -143,14 +143,25 @@ def test_namespaces_take_turns() -> None:
     assert drain(lanes, 6) == [f"normal:{name}" for name in ("big", "small", "big", "small", "big", "big")]
 
 
-def test_four_fresh_keys_go_before_one_that_was_looked_at_before() -> None:
+def test_nine_fresh_keys_go_before_one_that_was_looked_at_before() -> None:
     lanes = Lanes()
-    for key in keys("fresh", 10):
+    for key in keys("fresh", 20):
         lanes.put(key, Lane.FRESH)
     for key in keys("known", 10):
         lanes.put(key, Lane.NORMAL)
-    assert drain(lanes, 10) == [*["fresh:fresh"] * 4, "normal:known"] * 2
+    assert drain(lanes, 20) == [*["fresh:fresh"] * 9, "normal:known"] * 2
     assert drain(lanes, 3) == ["fresh:fresh", "fresh:fresh", "normal:known"]
+
+
+async def test_the_queue_is_pressed_while_fresh_keys_wait() -> None:
+    queue = WorkQueue(lambda _: DONE, 1)
+    queue.add([A], lane=Lane.NORMAL)
+    assert not queue.is_pressed()
+    queue.add([B], lane=Lane.FRESH)
+    assert queue.is_pressed()
+    queue.open()
+    await until(lambda: not queue.is_pressed())
+    await queue.close(1)
 
 
 def test_the_low_lane_goes_last_but_is_never_starved() -> None:

@@ -19,10 +19,10 @@ class CelRule(NamedTuple):
     message: str
 
 
-_METHOD: Final = "(has(self.method) ? self.method : 'Auto')"
-_INIT: Final = "(has(self.lora) && has(self.lora.init) ? self.lora.init : 'Default')"
-_MERGE_METHOD: Final = "(has(self.method) ? self.method : 'Linear')"
-_INTO: Final = "(has(self.into) ? self.into : 'Adapter')"
+_METHOD: Final = "self.?method.orValue('Auto')"
+_INIT: Final = "self.?lora.?init.orValue('Default')"
+_MERGE_METHOD: Final = "self.?method.orValue('Linear')"
+_INTO: Final = "self.?into.orValue('Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 
@@ -102,8 +102,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "quantization goes with QLoRA and QDoRA in place of LoRA and DoRA",
         ),
         CelRule(
-            f"{_METHOD} != 'QDoRA' || !has(self.quantization) || !has(self.quantization.type) || "
-            "self.quantization.type != 'Int8'",
+            f"{_METHOD} != 'QDoRA' || self.?quantization.?type.orValue('') != 'Int8'",
             "QDoRA works on 4 bits; use NF4 or FP4, or method: QLoRA",
         ),
         CelRule(
@@ -112,8 +111,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
         CelRule(f"{_INIT} != 'LoftQ' || {_METHOD} == 'QLoRA'", "init LoftQ needs method: QLoRA"),
         CelRule(
-            f"{_INIT} != 'LoftQ' || !has(self.quantization) || !has(self.quantization.type) || "
-            "self.quantization.type != 'Int8'",
+            f"{_INIT} != 'LoftQ' || self.?quantization.?type.orValue('') != 'Int8'",
             "init LoftQ makes up for 4 bits; use quantization.type NF4 or FP4",
         ),
         _reads_of_lora(Method.ADALORA, "AdaLoRA reads lora.alpha, dropout, targetModules and modulesToSave only"),
@@ -121,18 +119,16 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         _reads_of_lora(Method.PROMPT_TUNING, "PromptTuning reads nothing of lora; leave it out"),
         _reads_of_lora(Method.PREFIX_TUNING, "PrefixTuning reads nothing of lora; leave it out"),
         CelRule(
-            "!has(self.training) || !has(self.training.precision) || self.training.precision != 'Float16' || "
-            "!has(self.resources) || !has(self.resources.gpus) || self.resources.gpus > 0",
+            "self.?training.?precision.orValue('') != 'Float16' || self.?resources.?gpus.orValue(1) > 0",
             "training.precision Float16 needs a GPU; with resources.gpus: 0 use Auto, Float32 or BFloat16",
         ),
         CelRule(
-            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning', 'IA3']) || !has(self.training) || "
-            "!has(self.training.scaleLearningRateWithRank) || !self.training.scaleLearningRateWithRank",
+            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning', 'IA3']) || "
+            "!self.?training.?scaleLearningRateWithRank.orValue(false)",
             "training.scaleLearningRateWithRank is for methods with a rank; set learningRate itself",
         ),
         CelRule(
-            "!has(self.continueFrom) || !has(self.prefixTuning) || !has(self.prefixTuning.projection) || "
-            "!self.prefixTuning.projection",
+            "!has(self.continueFrom) || !self.?prefixTuning.?projection.orValue(false)",
             "a published prefix has no projection left; leave prefixTuning.projection out to continue one",
         ),
         CelRule(
@@ -141,13 +137,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
         CelRule(f"!has(self.continueFrom) || {_METHOD} != 'AdaLoRA'", "AdaLoRA cannot continueFrom an adapter"),
         CelRule(
-            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning']) || !has(self.training) || !has(self.training.packing) "
-            "|| !self.training.packing",
+            f"!({_METHOD} in ['PromptTuning', 'PrefixTuning']) || !self.?training.?packing.orValue(false)",
             "training.packing must be false or left out with prompt and prefix tuning",
         ),
         CelRule(
-            f"{_METHOD} != 'PrefixTuning' || !has(self.training) || !has(self.training.gradientCheckpointing) || "
-            "!self.training.gradientCheckpointing",
+            f"{_METHOD} != 'PrefixTuning' || !self.?training.?gradientCheckpointing.orValue(false)",
             "training.gradientCheckpointing must be false or left out with PrefixTuning",
         ),
     ],

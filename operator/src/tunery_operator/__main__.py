@@ -82,6 +82,7 @@ class Operator:
         self._events = EventPoster(client)
         self._world = World(client, cache, Platform(settings, _progress(settings)), self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers)
+        self._world.is_pressed = self._queue.is_pressed
         self._duty = duty = Duty(cache, self._queue)
         self._feed = feed = Feed()
         self._framework = Framework(feed, duty.add_changed)

@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_operator.plan.model import Key
 
-FRESH_IN_A_ROW: Final = 4
+FRESH_IN_A_ROW: Final = 9
 """Where both wait, so many fresh keys go before one that was looked at before."""
 OTHERS_BEFORE_LOW: Final = 9
 AGED_SECONDS: Final = 10.0
@@ -116,6 +116,11 @@ class Lanes:
     def depths(self) -> dict[str, int]:
         """Return how many keys wait, by lane."""
         return {lane.value: turns.count for lane, turns in self._turns.items()}
+
+    @property
+    def fresh(self) -> int:
+        """The number of keys that wait in the most urgent lane."""
+        return self._turns[Lane.FRESH].count
 
     def oldest(self) -> float | None:
         """Return since when the oldest key waits, None where none does."""

@@ -35,7 +35,7 @@ Reconcile = Callable[[Key], Outcome]
 
 
 class WorkQueue:
-    """Keys that wait for their reconcile; all methods belong to the event loop's thread."""
+    """Keys that wait for their reconcile; all methods but `is_pressed` belong to the event loop's thread."""
 
     def __init__(self, reconcile: Reconcile, workers: int) -> None:
         self._reconcile = reconcile
@@ -58,6 +58,10 @@ class WorkQueue:
     def depths(self) -> dict[str, int]:
         """Return how many keys wait, by lane."""
         return self._waiting.depths()
+
+    def is_pressed(self) -> bool:
+        """Tell whether fresh keys wait; also other threads may ask."""
+        return self._waiting.fresh > 0
 
     @property
     def oldest_age(self) -> float:

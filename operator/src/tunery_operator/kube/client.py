@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
+import orjson
 import urllib3
 from kubernetes.client.api_client import ApiClient
 
@@ -87,7 +87,7 @@ class KubeClient:
             answer = self._pool.request(
                 _METHODS[call.verb],
                 url,
-                body=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                body=None if body is None else orjson.dumps(body),
                 headers={"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},
                 timeout=self._timeout,
             )
@@ -114,7 +114,7 @@ def _path(call: Call, namespace: str | None, name: str | None) -> str:
 
 def _parse(call: Call, status: int, data: bytes, retry_after: str | None) -> Json:
     try:
-        body = json.loads(data) if data else {}
+        body = orjson.loads(data) if data else {}
     except ValueError:
         body = {"message": data[:200].decode(errors="replace")}
     if status >= 400:

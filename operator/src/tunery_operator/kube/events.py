@@ -21,10 +21,11 @@ from tunery_operator.plan.model import Owner
 from tunery_operator.status.events import Event
 
 MAX_WAITING: Final = 20_000
-IN_FLIGHT: Final = 4
+IN_FLIGHT: Final = 2
 TRIES: Final = 3
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 5.0
+MAX_REST_SECONDS: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ class EventPoster:
 
     def _run(self) -> None:
         while (body := self._waiting.get()) is not None:
+            began = time.monotonic()
             self._post(body)
+            # Half of the time is for others: where an API server is slow, a status goes before what is told of it.
+            time.sleep(min(MAX_REST_SECONDS, time.monotonic() - began))
 
     def _post(self, body: dict[str, Any]) -> None:
         for attempt in range(1, TRIES + 1):

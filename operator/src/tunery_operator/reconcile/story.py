@@ -59,10 +59,20 @@ def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
         return DONE
     if subject.finished:
         return after_the_end(world, subject)
-    snapshot, retry_in = _take_step(world, subject, story, story.gather(world, subject))
+    gathered = story.gather(world, subject)
+    snapshot, retry_in = _take_step(world, subject, story, gathered)
+    if retry_in is None and _is_begun(subject, gathered, snapshot) and world.is_pressed():
+        # In a burst, Jobs before words: the next look, which is not fresh any more, tells of this one.
+        return Outcome(0.0)
     remaining = [pod for name in story.children(key) for pod in leftovers(world, subject.owner, name)]
     world.cache.mark_fresh(key)
     return report(world, subject, replace(snapshot, leftovers=tuple(remaining)), retry_in)
+
+
+def _is_begun(subject: Subject, before: Snapshot, after: Snapshot) -> bool:
+    """Tell whether this look has made the first Job of an object of which nothing was told yet."""
+    none = before.preflight is None and before.work is None
+    return not subject.status and none and (after.preflight is not None or after.work is not None)
 
 
 def _take_step(world: World, subject: Subject, story: Story[Spec], snapshot: Snapshot) -> tuple[Snapshot, float | None]:

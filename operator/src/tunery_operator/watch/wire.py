@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
+import orjson
 
 from tunery_operator.kube.client import seconds_to_wait
 from tunery_operator.kube.connection import Connection
@@ -51,7 +51,7 @@ class Wire:
         """Return one page of a list. Raises WatchFailure."""
         async with self._answer("list", target, query, self._patience.answer) as answer:
             try:
-                body = json.loads(await answer.read())
+                body = orjson.loads(await answer.read())
                 if not isinstance(body.get("metadata"), dict):
                     raise WatchFailure(UNREADABLE, "this is no list")
             except (ValueError, AttributeError) as error:
@@ -119,7 +119,7 @@ def _told(silence: float) -> Iterator[None]:
 async def _refused(answer: aiohttp.ClientResponse) -> WatchFailure:
     text = await answer.content.read(_MAX_REFUSAL)
     try:
-        status = json.loads(text)
+        status = orjson.loads(text)
     except ValueError:
         status = {"message": text[:200].decode(errors="replace")}
     retry_after = seconds_to_wait(answer.status, answer.headers.get("Retry-After"))
@@ -139,7 +139,7 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
 
 def _event(line: bytes) -> Json:
     try:
-        event = json.loads(line)
+        event = orjson.loads(line)
         if isinstance(event["type"], str) and isinstance(event["object"], dict):
             found: Json = event
             return found
