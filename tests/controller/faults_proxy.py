@@ -7,7 +7,7 @@ import math
 import ssl
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Exchange:
 class FaultProxy:
     """A server in a thread of its own; rules may be added and lifted at any time."""
 
-    def __init__(self, folder: Path, kubeconfig: Path, authority: Authority) -> None:
+    def __init__(self, folder: Path, kubeconfig: Path, authority: Authority, keep: int | None = None) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
         user = config["users"][0]["user"]
         self._server = config["clusters"][0]["cluster"]["server"]
@@ -56,7 +56,8 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
-        self.exchanges: list[Exchange] = []
+        self.exchanges: deque[Exchange] = deque(maxlen=keep)
+        """What was seen, the newest `keep` of it."""
         self.kill: Callable[[], None] = lambda: None
         """Kills the operator; set by who runs it."""
         self.kubeconfig = write_kubeconfig(

@@ -299,7 +299,6 @@ def test_nothing_leaks(seed: int) -> None:
         cache.wait_for(target, key)
         cache.mark_stale(key)
         cache.note_written(key, 1.0)
-        cache.note_config(uid, "config")
         cache.set_progress(key, uid, TrainerStatus())
 
     def some_job() -> tuple[str, str, str]:
@@ -356,8 +355,8 @@ def test_threads_do_not_disturb_each_other() -> None:
                 uid, name = f"u{number}-{round_}", f"n{number}"
                 cache.see_owner(Kind.LORAJOB, owner(1000 * round_ + 1, None, name, uid))
                 cache.see_job(job(1000 * round_ + 2, f"j{uid}", f"{name}-train", uid))
-                for config in range(5):
-                    cache.note_config(uid, str(config))
+                for index in range(5):
+                    cache.wait_for(Key(Kind.LORAJOB, "team", f"t{index}"), Key(Kind.LORAJOB, "team", name))
                 cache.phases()
                 cache.unfinished()
                 cache.see_owner(Kind.LORAJOB, owner(1000 * round_ + 3, "Succeeded", name, uid))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, cast
 
 from controller.api import Json
-from controller.objects import lorajob
+from controller.objects import adaptermerge, lorajob
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.read import read_live
 from tunery_operator.plan.model import Key, Kind
 
 KEY = Key(Kind.LORAJOB, "n", "a")
+WAITER = Key(Kind.ADAPTERMERGE, "n", "m")
 
 
 def body(uid: str, version: str) -> Json:
@@ -33,6 +34,16 @@ class Absent:
         return None
 
 
+class Present:
+    """An API server that has the object."""
+
+    def __init__(self, found: Json) -> None:
+        self._found = found
+
+    def get(self, *_: Any) -> Json:
+        return self._found
+
+
 def client(cache: Cache, made: Json | None) -> KubeClient:
     return cast("KubeClient", Absent(cache, made))
 
@@ -48,3 +59,27 @@ def test_one_that_came_while_it_was_asked_for_is_not() -> None:
     cache = Cache()
     assert read_live(client(cache, body("two", "2")), cache, KEY) is None
     assert cache.body(KEY) is not None
+
+
+def waited_for() -> Cache:
+    """Return a cache in which a merge waits for the LoRAJob."""
+    cache, merge = Cache(), adaptermerge("m", [{"loraJobRef": {"name": "a"}}])
+    merge["metadata"] |= {"namespace": "n", "uid": "merge", "resourceVersion": "2"}
+    cache.see_owner(Kind.LORAJOB, body("one", "1"))
+    cache.see_owner(Kind.ADAPTERMERGE, merge)
+    cache.wait_for(KEY, WAITER)
+    return cache
+
+
+def test_who_waited_for_what_a_live_read_tells_is_reconciled_once() -> None:
+    """The watch brings no news of it any more: without this the merge would wait for the next slow round."""
+    cache, done = waited_for(), body("one", "3") | {"status": {"phase": "Succeeded"}}
+    assert read_live(cast("KubeClient", Present(done)), cache, KEY) == done
+    assert cache.take_owed() == {WAITER}
+    assert cache.take_owed() == frozenset()
+
+
+def test_who_waited_for_one_that_is_gone_is_reconciled_too() -> None:
+    cache = waited_for()
+    assert read_live(client(cache, None), cache, KEY) is None
+    assert cache.take_owed() == {WAITER}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .conftest import LONG, Launch, checkpointed, resumed, running_pod
+from .conftest import LONG, Launch, chat, checkpointed, resumed, running_pod
 from .states import ROWS, Place
 from kit.environment import images
 from kit.jobs import Job
@@ -163,11 +163,21 @@ def test_an_eviction_is_free_and_resumes(launch: Launch, kubectl: Kubectl, names
     assert resumed(job)
 
 
-def test_a_config_map_that_was_deleted_is_made_again(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
-    job = launch("remade", suspend=True, preflight="Skip")
+def test_rows_in_a_config_map_that_was_deleted_are_missed_and_come_back(
+    launch: Launch, kubectl: Kubectl, namespace: str
+) -> None:
+    rows = "\n".join(json.dumps(chat(index)) for index in range(40))
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rows", "namespace": namespace}}
+    job = launch("rows", suspend=True, dataset={"uri": "configmap://rows/chat.jsonl"})
+    kubectl.apply(config | {"data": {"chat.jsonl": rows}})
     job.wait_phase("Suspended", timeout=60)
-    kubectl.run("delete", "configmaps", "-n", namespace, "-l", "tunery.dev/owner=remade")
+    kubectl.run("delete", "configmap", "rows", "-n", namespace)
     job.patch_spec(suspend=False)
+    job.wait_phase("Failed", timeout=120)
+    assert job.failure["reason"] == "DatasetNotFound"
+    assert "configmap://rows/chat.jsonl" in job.failure["message"]
+    kubectl.apply(config | {"data": {"chat.jsonl": rows}})
+    job.retry("rows-are-back")
     job.wait_phase("Succeeded", timeout=300)
 
 

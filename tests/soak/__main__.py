@@ -2,8 +2,9 @@
 
     python -m soak [--minutes 30] [--jobs 2000] [--seed 1]
 
-A control plane of its own; KWOK plays the nodes. Users create, suspend, resume, delete and retry LoRAJobs, and the
-operator is killed at random, for two thirds of the time; then it is left alone, first with work, at last without.
+A control plane of its own; KWOK plays the nodes. Users create, suspend, resume, delete and retry LoRAJobs; for two
+thirds of the time the operator is killed at random, and a proxy spoils some of its calls and watches; then it is left
+alone, first with work, at last without.
 Once a second each status is compared with Jobs and pods. Prints one JSON object; exits with 1 if something was wrong
 for longer than five seconds, memory grew, the operator ended by itself, logged an error, or wrote while idle.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controller.api import Api
+from controller.faults_proxy import FaultProxy
 from controller.process import OperatorProcess
 
 from cluster.controlplane import ControlPlane
@@ -29,6 +31,7 @@ from soak.keeper import Keeper
 from soak.kubelets import Kubelets
 from soak.recorder import LIMIT_SECONDS, Recorder
 from soak.traffic import Traffic
+from soak.trouble import Trouble
 from soak.truth import OVER
 
 NAMESPACE: Final = "soak"
@@ -76,7 +79,9 @@ class Soak:
         api = Api(plane.kubeconfig)
         self._seconds = options.minutes * 60
         self._kubelets = Kubelets(api, plane.kubeconfig, folder)
-        self._keeper = Keeper(OperatorProcess(folder / "operator", plane.kubeconfig), options.seed)
+        self._proxy = FaultProxy(folder, plane.kubeconfig, plane.authority, keep=1000).start()
+        self._trouble = Trouble(self._proxy, options.seed)
+        self._keeper = Keeper(OperatorProcess(folder / "operator", self._proxy.kubeconfig), options.seed)
         self._traffic = Traffic(api, NAMESPACE, options.jobs, options.seed)
         self._recorder = Recorder(api, NAMESPACE)
         self._unsettled: list[dict[str, Any]] = []
@@ -91,15 +96,22 @@ class Soak:
             settled = self._settle()
             idle_writes = self._be_idle() if settled else None
         finally:
+            self._trouble.end()
             self._kubelets.stop()
             self._keeper.operator.stop()
+            self._proxy.stop()
         return self._result(settled, idle_writes)
 
     def _be_busy(self, start: float) -> None:
         lorajobs: list[dict[str, Any]] = []
         while (share := (time.monotonic() - start) / self._seconds) < TRAFFIC_UNTIL:
             self._traffic.go_on(share / TRAFFIC_UNTIL, lorajobs)
-            lorajobs = self._look(may_kill=share < KILLS_UNTIL)
+            spoilt = share < KILLS_UNTIL
+            if spoilt:
+                self._trouble.go_on()
+            else:
+                self._trouble.end()
+            lorajobs = self._look(may_kill=spoilt)
             _progress(f"{share:4.0%}  {self._traffic.created} created  {self._recorder.phases}")
 
     def _settle(self) -> bool:
@@ -156,6 +168,7 @@ class Soak:
             "jobs": self._traffic.created,
             "actions": self._traffic.actions,
             "kills": keeper.kills,
+            "faults": self._trouble.struck(),
             "looks": recorder.looks,
             "longestDisagreementSeconds": round(recorder.longest, 1),
             "peakMiB": round(keeper.peak_mib),

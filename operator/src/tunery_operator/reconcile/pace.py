@@ -33,7 +33,7 @@ class Retries:
         with self._lock:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
         longest = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, _MAX_DOUBLINGS))
-        return longest * random.uniform(0.7, 1.0)  # noqa: S311
+        return longest * random.uniform(0.7, 1.0)  # noqa: S311 - it spreads load, it guards nothing
 
     def reset(self, key: Key) -> None:
         """Nothing stands in its way any more."""
