@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import ssl
@@ -39,7 +40,6 @@ class Meter:
         self.lorajobs = f"/apis/tunery.dev/v1alpha1/namespaces/{namespace}/lorajobs"
         self.seen: dict[str, dict[int, float]] = defaultdict(dict)
         """By Job: when each generation of it was first seen."""
-        self.broken: Exception | None = None
         self._changed = asyncio.Event()
 
     def path(self, plural: str) -> str:
@@ -47,24 +47,28 @@ class Meter:
         return f"/api/v1/namespaces/{self._namespace}/{plural}"
 
     async def watch(self, ready: asyncio.Event) -> None:
-        """Note the time at which each Job is first seen, and each change of its spec."""
+        """Note the time at which each Job is first seen, and each change of its spec; for ever."""
         version = (await self.send("GET", f"{self.jobs}?limit=1"))["metadata"]["resourceVersion"]
-        query = {"watch": "1", "resourceVersion": version}
-        try:
-            async with self.session.get(self.jobs, params=query, headers=METADATA_ONLY) as answer:
-                ready.set()
-                async for line in answer.content:
-                    self._note(json.loads(line))
-            self.broken = RuntimeError("the watch has ended")
-        except (aiohttp.ClientError, KeyError, ValueError) as error:
-            self.broken = error
-        self._changed.set()
+        while True:
+            # The API server ends a watch that lasts long, or whose reader was too slow: it goes on where it was.
+            query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "1"}
+            with contextlib.suppress(aiohttp.ClientError):
+                async with self.session.get(self.jobs, params=query, headers=METADATA_ONLY) as answer:
+                    ready.set()
+                    async for line in answer.content:
+                        version = self._note(json.loads(line))
+            await asyncio.sleep(0.1)
 
-    def _note(self, event: Json) -> None:
+    def _note(self, event: Json) -> str:
+        """Return the version from which a later watch goes on."""
+        if event["type"] == "ERROR":
+            raise SystemExit(f"the watch on the Jobs has lost its place: {event['object']}")
+        meta = event["object"]["metadata"]
         if event["type"] in ("ADDED", "MODIFIED"):
-            meta = event["object"]["metadata"]
             self.seen[meta["name"]].setdefault(meta["generation"], time.perf_counter())
             self._changed.set()
+        version: str = meta["resourceVersion"]
+        return version
 
     async def send(
         self, method: str, path: str, body: Json | None = None, headers: dict[str, str] | None = None
@@ -91,8 +95,6 @@ class Meter:
             while generation not in self.seen[name]:
                 self._changed.clear()
                 await self._changed.wait()
-                if self.broken is not None:
-                    raise self.broken
         return self.seen[name][generation]
 
 

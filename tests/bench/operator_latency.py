@@ -1,6 +1,6 @@
 """How fast the operator turns a LoRAJob into its train Job and follows its user, and what memory it needs.
 
-    python -m bench.operator_latency [--sequential 100] [--burst 500] [--bursts 3] [--running 1500]
+    python -m bench.operator_latency [--sequential 100] [--burst 500] [--bursts 3] [--running 1000]
                                      [--finished 1000 10000]
 
 Against a real API server of its own (etcd, API server, controller manager, scheduler; no node), beside the floor of
@@ -118,6 +118,7 @@ async def measure_running(meter: Meter, operator: OperatorProcess, count: int) -
     found: Json = {"memory": memory_mb(operator.pid)}
     latencies = []
     for name in names[:: max(1, count // SUSPENDED)]:
+        await meter.until(f"{name}-train")
         before = max(meter.seen[f"{name}-train"])
         sent = time.perf_counter()
         await meter.send("PATCH", f"{meter.lorajobs}/{name}", {"spec": {"suspend": True}}, _MERGE)
@@ -166,9 +167,17 @@ def account(kubectl: Kubectl, folder: Path) -> Path:
     return kubeconfig_of(kubectl, "default", "operator", folder)
 
 
+class Found(dict[str, Any]):
+    """What was found, told as it is found, too: all of it takes a quarter of an hour."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        super().__setitem__(name, value)
+        print(f"{name}: {json.dumps(value)}", file=sys.stderr, flush=True)
+
+
 async def measure(plane: ControlPlane, kubeconfig: Path, folder: Path, options: argparse.Namespace) -> Json:
     """Run everything once."""
-    api, found = Api(plane.kubeconfig), {}
+    api, found = Api(plane.kubeconfig), Found()
     for name in ("bench", "finished"):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     operator = OperatorProcess(folder / "operator", kubeconfig).start()
@@ -204,7 +213,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sequential", type=int, default=100)
     parser.add_argument("--burst", type=int, default=500)
     parser.add_argument("--bursts", type=int, default=3)
-    parser.add_argument("--running", type=int, default=1500)
+    parser.add_argument("--running", type=int, default=1000)
     parser.add_argument("--finished", type=int, nargs="*", default=[1000, 10_000])
     return parser.parse_args()
 
