@@ -49,11 +49,11 @@ class Snapshot:
         return self.context / self.image.folder / "Dockerfile"
 
     def tag(self) -> str:
-        """Return a digest of every file."""
+        """Return a digest of every file, behind a letter: YAML and Helm take a tag that is all digits for a number."""
         digest = hashlib.sha256()
         for file in sorted(file for file in self.context.rglob("*") if file.is_file()):
             digest.update(str(file.relative_to(self.context)).encode() + b"\0" + file.read_bytes())
-        return digest.hexdigest()[:12]
+        return f"c{digest.hexdigest()[:12]}"
 
 
 @contextmanager

@@ -15,12 +15,12 @@ RELEASE = "tunery"
 def install(kubectl: Kubectl, images: dict[str, str], *settings: str) -> None:
     """Install or upgrade the chart and wait until the operator is ready.
 
-    `images` holds `operator` and `trainer`: repository:tag; `settings` are further `key=value` for --set. Settings of
-    an earlier installation are forgotten.
+    `images` holds `operator` and `trainer`: repository:tag or repository@digest; `settings` are further `key=value` for
+    --set. Settings of an earlier installation are forgotten.
     """
     kubectl.apply(_namespace())
-    chosen = [*_image_values(images), *settings]
-    flags = [part for setting in chosen for part in ("--set", setting)]
+    flags = [part for name, image in images.items() for value in image_values(f"{name}.image", image) for part in value]
+    flags += [part for setting in settings for part in ("--set", setting)]
     kubectl.program(
         *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", NAMESPACE),
         *("--wait", "--timeout", "180s"),
@@ -39,9 +39,15 @@ def _namespace() -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
 
 
-def _image_values(images: dict[str, str]) -> list[str]:
-    values = []
-    for name, reference in images.items():
+def image_values(path: str, reference: str) -> list[tuple[str, str]]:
+    """Return the flags that set an image's values below `path` of a chart.
+
+    As strings: of a tag that is all digits, --set would make a number.
+    """
+    repository, at, digest = reference.partition("@")
+    if at:
+        values = {"repository": repository, "digest": digest}
+    else:
         repository, _, tag = reference.rpartition(":")
-        values += [f"{name}.image.repository={repository}", f"{name}.image.tag={tag}"]
-    return values
+        values = {"repository": repository, "tag": tag}
+    return [("--set-string", f"{path}.{name}={value}") for name, value in values.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kit.installation import image_values
 from kit.kubectl import Kubectl
 
 NAMESPACE = "kueue-system"
@@ -18,12 +19,10 @@ PLENTY = "100Gi"
 
 def install(kubectl: Kubectl, chart: Path, image: str) -> None:
     """Install Kueue and return when its webhook answers, and its own API, without which no namespace could go."""
-    repository, _, tag = image.rpartition(":")
     manager = "controllerManager.manager"
-    values = [f"{manager}.image.repository={repository}", f"{manager}.image.tag={tag}"]
+    flags = [part for value in image_values(f"{manager}.image", image) for part in value]
     # It works as well with less than the half core that it asks for; the node has two.
-    values += [f"{manager}.resources.requests.cpu=50m"]
-    flags = [part for value in values for part in ("--set", value)]
+    flags += ["--set", f"{manager}.resources.requests.cpu=50m"]
     kubectl.program(
         *("helm", "upgrade", "--install", RELEASE, str(chart), "-n", NAMESPACE, "--create-namespace"),
         *("--wait", "--timeout", "180s"),

@@ -17,6 +17,8 @@ _LEFT_ALONE_SECONDS: Final = 45
 """How long nobody touches a job, on the average; looks are a second apart."""
 _TTL_SECONDS: Final = 90
 """Most jobs go away a while after their end, so that the last hour is as heavy as the first."""
+_AGAIN: Final = 0.3
+"""How often what was deleted is applied again at once."""
 _GONE: Final = (404, 409)
 
 
@@ -68,6 +70,9 @@ class Traffic:
             self._do("retry", lambda: self._api.patch(f"{self._path}/{name}", again))
         elif self._draw.random() < 0.4:
             self._do("delete", lambda: self._api.delete(f"{self._path}/{name}"))
+            if self._draw.random() < _AGAIN:
+                # While its pod still ends: nothing of it may be told of the new one.
+                self._do("apply again", lambda: self._api.call("POST", self._path, _again(item)))
         else:
             self._do("suspend", lambda: self._suspend(name, True))
 
@@ -82,3 +87,10 @@ class Traffic:
         except Refused as refused:
             if refused.status not in _GONE:
                 raise
+
+
+def _again(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a LoRAJob, for another one of its name."""
+    return {name: item[name] for name in ("apiVersion", "kind", "spec")} | {
+        "metadata": {"name": item["metadata"]["name"]}
+    }

@@ -79,7 +79,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.DATASET_INVALID: Advice(
         False,
-        "Mend the named lines of the data set; a higher spec.dataset.maxInvalidRows needs a new job.",
+        "Mend the named lines of the data set, and retry. Other columns than the usual need spec.dataset.columns, and "
+        "more bad lines a higher spec.dataset.maxInvalidRows, in a new job.",
     ),
     _R.STORAGE_ACCESS_DENIED: Advice(
         False, "Give the credentials of the named Secret the right to read and write the named place."
@@ -100,7 +101,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True, "Check the image's name and that the nodes can pull it; the job goes on as soon as they can."
     ),
     _R.UNSCHEDULABLE: Advice(
-        True, "Ask for resources that some node offers (spec.resources, spec.scheduling), or add such a node."
+        True,
+        "Free or add a node that offers what is asked for: the job goes on by itself. spec.scheduling, resources.memory"
+        " and resources.ephemeralStorage may change as it waits; other GPUs or cpu need a new job.",
     ),
     _R.GPU_OUT_OF_MEMORY: Advice(
         False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import re
 from typing import Final
 
@@ -30,27 +32,80 @@ _PATTERNS: Final = (
 )
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-_registered: set[str] = set()
+_GAPS: Final = re.compile(r"([\s\x00-\x1f\x7f-\x9f]+)")
+_BREAKS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_ANY_GAP: Final = (
+    r"(?:[\s\x00-\x1f\x7f-\x9f+]|\\+(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[abfnrtv0])|%(?:25)*[0-9a-fA-F]{2})+"
+)
+"""White space and control characters, as they are, as spaces, escaped, or encoded for a URL."""
+
+_registered: dict[str, re.Pattern[str]] = {}
+"""The known values, each with what finds it in all its spellings."""
 
 
 def register_secret(value: str) -> None:
-    """From now on `scrub` hides `value` wherever this process would show it."""
-    if len(value.strip()) >= _MIN_SECRET_LENGTH:
-        _registered.add(value.strip())
+    """From now on `scrub` hides `value` wherever this process would show it, however it is escaped or encoded.
+
+    Also hidden is each of its lines, since messages are cut at line breaks; what is shorter than 6 characters is not.
+    """
+    stripped = value.strip()
+    if len(stripped) < _MIN_SECRET_LENGTH:
+        return
+    encoded = base64.b64encode(value.encode(errors="surrogatepass")).decode().rstrip("=")
+    for text in (stripped, *map(str.strip, _BREAKS.split(stripped)), encoded):
+        if len(text) >= _MIN_SECRET_LENGTH and text not in _registered:
+            _registered[text] = re.compile("".join(map(_spellings, filter(None, _GAPS.split(text)))))
+
+
+def hide_credentials(text: str) -> str:
+    """Return `text` with credentials hidden, and otherwise as it is; see `scrub` for what is hidden."""
+    for _, known in sorted(_registered.items(), key=lambda item: len(item[0]), reverse=True):
+        text = known.sub(REDACTED, text)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def scrub(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
     """Return `text` without credentials and control characters, of at most `limit` UTF-8 bytes.
 
     Hidden are values given to `register_secret`, AWS key ids, hub tokens, JWTs, authorization headers, queries of
-    presigned URLs and passwords in URLs. Line breaks stay.
+    presigned URLs and passwords in URLs. Line breaks stay. What is cut ends with an ellipsis after a whole word.
     """
-    for secret in sorted(_registered, key=len, reverse=True):
-        text = text.replace(secret, REDACTED)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    text = _CONTROL.sub(" ", text)
-    encoded = text.encode()
+    return shorten(_CONTROL.sub(" ", hide_credentials(text)), limit)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return `text`, of at most `limit` UTF-8 bytes: cut after a whole word, where there is one, with an ellipsis."""
+    encoded = text.encode(errors="replace")
     if len(encoded) <= limit:
         return text
-    return encoded[: max(0, limit - len("…".encode()))].decode(errors="ignore") + "…"
+    cut = encoded[: max(0, limit - len("…".encode()))].decode(errors="ignore")
+    whole = re.sub(r"\S+$", "", cut) if not text[len(cut)].isspace() else cut
+    # One word longer than half of it all (a URI, text without spaces) is worth more cut than left out.
+    return (whole if len(whole) > len(cut) // 2 else cut).rstrip() + "…"
+
+
+def _spellings(part: str) -> str:
+    """Return the pattern of a run of white space, or of a word whose every odd character may be spelt otherwise."""
+    return _ANY_GAP if _GAPS.fullmatch(part) else "".join(map(_character, part))
+
+
+def _character(character: str) -> str:
+    if character.isascii() and character.isalnum():
+        return character
+    octets, code = character.encode(errors="surrogatepass"), ord(character)
+    hexes = [f"{octet:02x}" for octet in octets]
+    return (
+        "(?:"
+        + "|".join(
+            (
+                rf"\\*{re.escape(character)}",  # repr and JSON escape quotes, backslashes and slashes
+                "".join(rf"%(?:25)*(?i:{digits})" for digits in hexes),
+                "".join(rf"\\+x(?i:{digits})" for digits in hexes),
+                rf"\\+(?:x(?i:{code:02x})|u(?i:{code:04x})|U(?i:{code:08x}))",
+                re.escape(html.escape(character)),
+            )
+        )
+        + ")"
+    )

@@ -122,7 +122,8 @@ class Operator:
 
     async def _serve_health(self) -> web.AppRunner:
         state = State(
-            objects=self._cache.phases,
+            # Of the leader alone: a sum over the replicas would count each object as often as there are replicas.
+            objects=lambda: self._cache.phases() if self._duty.on else {},
             watch_ages=self._watches.ages,
             queue_depth=self._queue.depths,
             queue_oldest=lambda: self._queue.oldest_age,

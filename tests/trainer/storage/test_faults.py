@@ -298,6 +298,33 @@ def test_without_a_secret_the_usual_chain_is_used(s3: S3Server, bucket: str, mon
     assert probe(Target(store, prefix, run())).conditional_writes
 
 
+def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "first-line\nsecond-line")
+    with pytest.raises(TrainerError, match="AWS_SESSION_TOKEN in the environment of the trainer") as caught:
+        credentials_module.ambient()
+    assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
+    assert "first-line" not in caught.value.message
+    assert "first-line" not in scrub("it began with first-line")
+
+
+def test_keys_from_a_users_own_files_are_hidden(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "keys").write_text(
+        "[default]\naws_access_key_id = from-a-file\naws_secret_access_key = key/of+a file\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
+    assert scrub("from-a-file: key%2Fof%2Ba+file") == "[redacted]: [redacted]"
+
+
+def test_a_password_may_have_spaces(tmp_path: Path) -> None:
+    (tmp_path / "MLFLOW_TRACKING_PASSWORD").write_text("correct horse\n")
+    found = credentials_module.from_secret(tmp_path, "mlflow")
+    assert found.get("MLFLOW_TRACKING_PASSWORD") == "correct horse"
+
+
 def test_without_any_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

@@ -42,12 +42,23 @@ _FROM_ENVIRONMENT: Final = (
     "HF_ENDPOINT",
 )
 _SECRET_ENVIRONMENT: Final = (
+    "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
     "WANDB_API_KEY",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
+)
+_IN_HEADERS: Final = frozenset(
+    {"AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"}
+)
+"""What an HTTP client sends as it is, so that it must be ASCII; a client that refuses it would say the value."""
+_WITHOUT_SPACES: Final = _IN_HEADERS | {"AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"}
+_CHECKED: Final = _WITHOUT_SPACES | {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+_WRITE_AGAIN: Final = (
+    "Write the value again as one line, as `kubectl create secret generic NAME --from-literal=KEY=VALUE` does, and "
+    "retry; one that was wrapped, or pasted with what stood around it, looks like this."
 )
 
 
@@ -76,7 +87,8 @@ class Credentials:
 def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: str = "") -> Credentials:
     """Read the Secret `name`, mounted at `folder` as one file for each key.
 
-    Raises SECRET_NOT_FOUND, naming the Secret and the keys of `needs` that it lacks, after `field_path`.
+    White space around a value is no part of it. Raises SECRET_NOT_FOUND, after `field_path`: naming the Secret and the
+    keys of `needs` that it lacks, or the key whose value has a line break or the like within.
     """
     where = f"{field_path}: " if field_path else ""
     needed = tuple(needs)
@@ -92,6 +104,8 @@ def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: 
     for key, value in values.items():
         if key not in _NOT_SECRET:
             register_secret(value)
+    for key, value in values.items():
+        _check_characters(key, value, f"{where}the key {key} of the Secret {name}")
     settings = {key: os.environ[key] for key in _FROM_ENVIRONMENT if os.environ.get(key)}
     return Credentials(f"the Secret {name}", settings | values, folder)
 
@@ -99,12 +113,31 @@ def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: 
 def ambient() -> Credentials:
     """Return what the pod's workload identity, or a user's own environment, offers.
 
-    The keys themselves are left to boto3's usual chain (environment, files, web identity, instance role).
+    The keys themselves are left to boto3's usual chain (environment, files, web identity, instance role). Raises
+    SECRET_NOT_FOUND for a variable whose value has a line break or the like.
     """
     for key in _SECRET_ENVIRONMENT:
         register_secret(os.environ.get(key, ""))
+    for key in _SECRET_ENVIRONMENT:
+        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment of the trainer")
     names = (*_FROM_ENVIRONMENT, "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN")
     return Credentials("the environment of the trainer", {key: os.environ[key] for key in names if os.environ.get(key)})
+
+
+def _check_characters(key: str, value: str, what: str) -> None:
+    """Raise SECRET_NOT_FOUND, without the value, if it has a character that no such credential can have."""
+    if key not in _CHECKED:
+        return
+    found = None
+    if "\n" in value or "\r" in value:
+        found = "a line break"
+    elif not value.replace(" ", "").isprintable() or (key in _WITHOUT_SPACES and " " in value):
+        found = "white space or a control character"
+    elif key in _IN_HEADERS and not value.isascii():
+        found = "a character that is not ASCII"
+    if found is not None:
+        message = f"{what} has {found} in its value, which no such credential has"
+        raise TrainerError(FailureReason.SECRET_NOT_FOUND, message, _WRITE_AGAIN)
 
 
 def _read_files(folder: Path, name: str, where: str) -> dict[str, str]:

@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TextIO, cast
 
-from tunery_api.scrub import scrub
+from tunery_api.scrub import hide_credentials, scrub
 
 _CACHES: Final = {
     "HF_HOME": "huggingface",
@@ -74,6 +75,35 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_ScrubbingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def guard_output() -> None:
+    """Hide credentials in all that Python code writes to stdout and stderr from now on.
+
+    Libraries print, log by handlers of their own, and let threads die with a trace: none of that comes by our log.
+    """
+    sys.stdout = cast("TextIO", _HidingStream(sys.stdout))
+    sys.stderr = cast("TextIO", _HidingStream(sys.stderr))
+
+
+class _HidingStream:
+    """A text stream in all but what is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` without credentials."""
+        self._stream.write(hide_credentials(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines` without credentials."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _ScrubbingFormatter(logging.Formatter):

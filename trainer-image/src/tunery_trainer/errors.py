@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.scrub import scrub, shorten
+
+_MAX_TEXT: Final = 64 * 1024
 
 
 class TrainerError(Exception):
@@ -25,3 +30,12 @@ class TrainerError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Return the first line of what `error` says, of at most `limit` bytes, else the name of its class.
+
+    Credentials are hidden before anything is cut: half of one would not be known any more.
+    """
+    lines = scrub(str(error), _MAX_TEXT).strip().splitlines()
+    return shorten(lines[0], limit) if lines else type(error).__name__

@@ -11,10 +11,10 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import TrainerError, first_line
 
-_MAX_TEXT: Final = 1024
-"""Characters of a message in the API."""
+_MAX_LINE: Final = 400
+"""Bytes of what another's exception says."""
 
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
@@ -27,18 +27,19 @@ def explain(error: BaseException) -> TrainerError:
     if isinstance(error, InvalidSpec):
         return TrainerError(FailureReason.INVALID_SPEC, str(error))
     if _is_gpu_memory(error):
-        return TrainerError(FailureReason.GPU_OUT_OF_MEMORY, f"the GPU ran out of memory: {_first_line(error)}")
+        return TrainerError(
+            FailureReason.GPU_OUT_OF_MEMORY, f"the GPU ran out of memory: {first_line(error, _MAX_LINE)}"
+        )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return TrainerError(FailureReason.OUT_OF_MEMORY, "the container ran out of memory")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {_first_line(error)}")
-    return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {_first_line(error)}")
+        return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
+    return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
 
 
 def to_failure(error: TrainerError) -> Failure:
     """Return `error` as it stands in a termination message."""
-    hint = error.hint[:_MAX_TEXT] if error.hint else None
-    return Failure(reason=error.reason, message=scrub(error.message)[:_MAX_TEXT], hint=hint)
+    return Failure(reason=error.reason, message=scrub(error.message), hint=scrub(error.hint) if error.hint else None)
 
 
 def show(failure: TrainerError, cause: BaseException) -> None:
@@ -47,13 +48,9 @@ def show(failure: TrainerError, cause: BaseException) -> None:
         print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
     message = " ".join(scrub(failure.message, _MAX_TRACE).split())
     print(f"{failure.reason}: {message}", file=sys.stderr)
-    print(" ".join((failure.hint or "").split()), file=sys.stderr, flush=True)
+    print(" ".join(scrub(failure.hint or "").split()), file=sys.stderr, flush=True)
 
 
 def _is_gpu_memory(error: BaseException) -> bool:
     """Say whether torch or bitsandbytes ran out of GPU memory, without importing either."""
     return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:400]

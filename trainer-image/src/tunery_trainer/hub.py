@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.storage.endpoints import check_endpoint
 from tunery_trainer.storage.transfer import disk_errors
 
@@ -107,16 +107,12 @@ class Hub:
             private = "" if self._token else "; if it is private, name a Secret with HF_TOKEN in secretRef"
             return TrainerError(missing, f"{self._field}.uri: hf://{name} does not exist on the hub{private}")
         if isinstance(error, (HFValidationError, EntryNotFoundError)):
-            return TrainerError(missing, f"{self._field}.uri: hf://{name}: {_first_line(error)}")
+            return TrainerError(missing, f"{self._field}.uri: hf://{name}: {first_line(error)}")
         if status in (401, 403):
             message = f"{self._field}: the hub refused the token in {self._source} (status {status}) for hf://{name}"
             return TrainerError(FailureReason.STORAGE_ACCESS_DENIED, message)
         if 400 <= status < 500 and status not in (408, 429):
             return TrainerError(missing, f"{self._field}.uri: the hub refused hf://{name} (status {status})")
-        what = f"answered {status}" if status else f"did not answer: {_first_line(error)}"
+        what = f"answered {status}" if status else f"did not answer: {first_line(error)}"
         message = f"{self._field}.uri: the hub {what} when asked for hf://{name}"
         return TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, QuantizationSettings, Resolved
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise TrainerError(
-            FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: the folder has no usable tokenizer: {_first_line(error)}"
+            FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: the folder has no usable tokenizer: {first_line(error)}"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
@@ -65,7 +65,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {_first_line(error)}"
+        cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {first_line(error)}"
         kind = raw.get("model_type", "unknown")
         raise _unsupported(f"model type {kind!r} {cause}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -145,7 +145,7 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise _unsupported(f"its weights cannot be loaded: {_first_line(error)}") from error
+        raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
     model.config.use_cache = False
@@ -208,7 +208,3 @@ def _packable(model: PreTrainedModel) -> bool:
 
 def _unsupported(cause: str) -> TrainerError:
     return TrainerError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {cause}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from tunery_api.scrub import register_secret
+
 INTERVAL_SECONDS: Final = 3.0
 """Between two reports, until a server asks for another interval."""
 LEAST_SECONDS: Final = 1.0
@@ -87,7 +89,9 @@ class ProgressClient:
         """
         headers = {"Content-Type": "application/json"}
         if self._token_path:
-            headers["Authorization"] = f"Bearer {Path(self._token_path).read_text(encoding='utf-8').strip()}"
+            token = Path(self._token_path).read_text(encoding="utf-8").strip()
+            register_secret(token)
+            headers["Authorization"] = f"Bearer {token}"
         answer = self._connection().request(
             "POST",
             self._url,

@@ -107,9 +107,9 @@ class Cache:
             return self._owners.unfinished()
 
     def unmarked(self) -> list[Key]:
-        """Return the keys of the finished objects with Jobs that are to be marked as done: who did not come to it?"""
+        """Return the keys of the finished objects with Jobs that are to be marked as done, or even stopped."""
         with self._lock:
-            keys = self._children.keys_of_finished_jobs()
+            keys = self._children.keys_with_jobs()
             return [key for key in keys if self._owners.get(key) is None and self._owners.is_known(key)]
 
     def take_expired(self) -> list[Key]:
@@ -159,9 +159,10 @@ class Cache:
         counts as gone. One that has ended and is not marked as done has its object reconciled even if that has ended.
         """
         key, view = owner_key(body), parse_job(body)
-        if key is None:
-            return set()
         with self._lock:
+            if key is None:
+                # Somebody took the owner reference away: it is not ours any more.
+                return self._unfinished_among(self._children.forget_job(view.uid))
             if view.done:
                 self._children.forget_job(view.uid)
                 return set()

@@ -101,10 +101,10 @@ class Children:
         """Return a Job, or None where none was seen."""
         return next((family.view for family in self._named(namespace, name) if family.view is not None), None)
 
-    def keys_of_finished_jobs(self) -> set[Key]:
-        """Return the keys of the objects whose Jobs have ended and are known still."""
+    def keys_with_jobs(self) -> set[Key]:
+        """Return the keys of the objects with Jobs."""
         families = self._families.values()
-        return {family.key for family in families if family.key is not None and family.view and family.view.finished}
+        return {family.key for family in families if family.key is not None and family.view is not None}
 
     def unfinished_jobs(self, role: str) -> int:
         """Return the number of Jobs of a role that have not ended."""
@@ -137,6 +137,7 @@ class Children:
         if before is not None and before.uid != view.uid:
             self._job_of_pod.pop(before.uid, None)
         self._put_pod(family, view)
+        family.owner_uid = family.owner_uid or view.owner_uid
         family.changed.add(view.name)
         return _keys(family) if before is None or not _same(before, view) else set()
 

@@ -81,8 +81,10 @@ class Owners:
         self._put(key, before, seen)
         waiters = set(self._waiters.get(key, ())) if _changed(before, seen) else set()
         if over:
+            # Who ends an object looks after its Jobs; where another has ended it, somebody has to.
+            ended = {key} if key in self._unfinished else set()
             self._end(key)
-            return waiters
+            return waiters | ended
         meta.pop("managedFields", None)
         self._keep(key, uid, body)
         return {*waiters, key}

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunery_api.names import (
     CONTAINER,
+    OWNER_UID_LABEL,
     PROGRESS_CA_ANNOTATION,
     RUN_ANNOTATION,
     RUN_DIR,
@@ -44,7 +45,8 @@ def _metadata(plan: JobPlan) -> dict[str, Any]:
     run = {RUN_ANNOTATION: json.dumps(plan.run.to_json_dict(), separators=(",", ":"), sort_keys=True)}
     if plan.progress is not None:
         run[PROGRESS_CA_ANNOTATION] = plan.progress.ca_pem
-    return {"labels": {**plan.pod.labels, **labels(plan)}, "annotations": {**plan.pod.annotations, **run}}
+    own = {**labels(plan), OWNER_UID_LABEL: plan.owner.uid}
+    return {"labels": {**plan.pod.labels, **own}, "annotations": {**plan.pod.annotations, **run}}
 
 
 def _pod_spec(plan: JobPlan) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from tunery_api.runspec import Task
-from tunery_operator.errors import OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
+from tunery_api.status import ConditionType
+from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
+from tunery_operator.kube.rbac import GET_JOB
 from tunery_operator.kube.read import read_attempt, read_live
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.model import JobPlan, Owner
@@ -30,6 +32,7 @@ def ensure_attempt(world: World, subject: Subject, plan: JobPlan, attempt: Attem
     if attempt is not None and _is_outdated(plan, attempt):
         remove(world, plan.owner, attempt.job)
         attempt = None
+    attempt = attempt or _unseen(world, subject, plan)
     if attempt is None:
         return None if plan.suspend else _start(world, subject, plan)
     return follow(world, plan.owner, attempt, suspend=plan.suspend)
@@ -48,6 +51,26 @@ def remove(world: World, owner: Owner, job: JobView) -> None:
 
 
 # Create
+
+
+def _unseen(world: World, subject: Subject, plan: JobPlan) -> Attempt | None:
+    """Return the Job that no watch tells of, such as one whose labels were taken away, where something speaks for it.
+
+    That is a pod that nobody has told to end, or that it is to be stopped now. Raises NameTaken where it is not ours.
+    """
+    runs_on = any(not pod.deleting for pod in own_leftovers(world, plan.owner, plan.name))
+    stops = plan.suspend and "jobName" in subject.status and not subject.holds(ConditionType.SUSPENDED)
+    if not runs_on and not stops:
+        return None
+    found = world.client.get(GET_JOB, plan.owner.key.namespace, plan.name)
+    if found is None or "deletionTimestamp" in found["metadata"]:
+        return None
+    job = parse_job(found)
+    if job.owner_uid == plan.owner.uid:
+        return Attempt(job, world.cache.pods(job.uid))
+    if runs_on:
+        raise NameTaken("Job", plan.name)
+    return None
 
 
 def _start(world: World, subject: Subject, plan: JobPlan) -> Attempt:
@@ -83,6 +106,11 @@ def _look_again(world: World, subject: Subject) -> None:
         raise OwnerGone(f"{key} is gone")
     if live["metadata"]["resourceVersion"] != subject.version:
         raise StaleObject(f"{key} changed meanwhile")
+
+
+def own_leftovers(world: World, owner: Owner, name: str) -> tuple[PodView, ...]:
+    """Return those of the leftovers that worked for this very object, and not for an earlier one of its name."""
+    return tuple(pod for pod in leftovers(world, owner, name) if pod.owner_uid in ("", owner.uid))
 
 
 @contextmanager

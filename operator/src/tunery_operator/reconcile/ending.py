@@ -60,7 +60,12 @@ def after_the_end(world: World, subject: Subject) -> Outcome:
     status = reopened(subject.status, subject.retry)
     if status is not None:
         return _try_again(world, subject, status, names)
-    mark_done(world, subject.owner, [world.cache.job(subject.owner.key.namespace, name) for name in names])
+    jobs = [job for name in names if (job := world.cache.job(subject.owner.key.namespace, name)) is not None]
+    for job in jobs:
+        # Somebody else has written the end, or the operator was killed before it came to this.
+        if not job.finished and job.owner_uid == subject.owner.uid:
+            remove(world, subject.owner, job)
+    mark_done(world, subject.owner, jobs)
     return _expire(world, subject)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.inputs import LocalReference
 from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input, record, recorded
@@ -62,6 +63,30 @@ def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, A
     world.cache.wait_for(target, subject.owner.key)
     body = peek_object(world.client, world.cache, target)
     return lorajob_input(name, body, world.platform.settings.default_output_secret)
+
+
+def refuse_circle(world: World, subject: Subject, source: LocalReference) -> None:
+    """Raise InvalidSpec where a LoRAJob is to continue from one that waits, however indirectly, for this one.
+
+    Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
+    """
+    namespace, own = subject.owner.key.namespace, subject.owner.key.name
+    chain, name = [own], source.name
+    while name not in chain:
+        chain.append(name)
+        body = world.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
+        name = next((str(item.get("name")) for item in _referenced(body)), "")
+        if not name:
+            return
+    if name == own:
+        text = f"this job would wait for itself: {' → '.join([*chain, own])}"
+        raise InvalidSpec([FieldError("spec.continueFrom.loraJobRef.name", text)])
+
+
+def _referenced(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    source = (body.get("spec") or {}).get("continueFrom") or {}
+    if source.get("loraJobRef"):
+        yield source["loraJobRef"]
 
 
 def is_awaited(world: World, key: Key) -> bool:

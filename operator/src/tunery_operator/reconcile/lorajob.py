@@ -16,7 +16,7 @@ from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, pla
 from tunery_operator.plan.model import Key
 from tunery_operator.reconcile.children import ensure_attempt, follow, remove
 from tunery_operator.reconcile.gathering import find_attempt, gather_work, is_overdue, is_silent, report_again
-from tunery_operator.reconcile.inputs import Inputs, Wanted, resolve_inputs
+from tunery_operator.reconcile.inputs import Inputs, Wanted, refuse_circle, resolve_inputs
 from tunery_operator.reconcile.outcome import Outcome
 from tunery_operator.reconcile.story import Story, go_on
 from tunery_operator.reconcile.subject import Subject
@@ -77,6 +77,8 @@ def _check(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot
 
 def _inputs(world: World, subject: Subject, spec: LoRAJobSpec) -> Inputs:
     source = spec.continue_from
+    if source is not None and source.lora_job_ref is not None and not subject.accepted():
+        refuse_circle(world, subject, source.lora_job_ref)
     return resolve_inputs(world, subject, [Wanted(source.lora_job_ref, source.uri)] if source is not None else [])
 
 

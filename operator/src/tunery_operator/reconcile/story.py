@@ -20,7 +20,7 @@ from tunery_operator.errors import (
     Rejected,
 )
 from tunery_operator.plan.model import Key
-from tunery_operator.reconcile.children import follow, leftovers
+from tunery_operator.reconcile.children import follow, own_leftovers
 from tunery_operator.reconcile.ending import after_the_end
 from tunery_operator.reconcile.outcome import DONE, Outcome
 from tunery_operator.reconcile.refusals import refusal_of
@@ -64,9 +64,11 @@ def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     if retry_in is None and _is_begun(subject, gathered, snapshot) and world.is_pressed():
         # In a burst, Jobs before words: the next look, which is not fresh any more, tells of this one.
         return Outcome(0.0)
-    remaining = [pod for name in story.children(key) for pod in leftovers(world, subject.owner, name)]
+    known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.work) if attempt is not None}
+    remaining = [pod for name in story.children(key) for pod in own_leftovers(world, subject.owner, name)]
     world.cache.mark_fresh(key)
-    return report(world, subject, replace(snapshot, leftovers=tuple(remaining)), retry_in)
+    others = tuple(pod for pod in remaining if pod.job_uid not in known)
+    return report(world, subject, replace(snapshot, leftovers=others), retry_in)
 
 
 def _is_begun(subject: Subject, before: Snapshot, after: Snapshot) -> bool:

@@ -9,12 +9,21 @@ from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
 from tunery_operator.status.clock import parse_time
+from tunery_operator.status.jobview import JobView
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt, ClusterWarning
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""
+
+SCHEDULER_GRACE: Final = timedelta(seconds=20)
+"""Time in which a scheduler says something of a pod, if there is one of that name."""
+_SCHEDULER_HINT: Final = (
+    "Name a scheduler that runs in the cluster in spec.scheduling.schedulerName, or leave it out; it may change as long"
+    " as no pod runs. If it is right, look whether that scheduler works."
+)
+_CLAIM_HINT: Final = "Create or bind the claim that the message names; the job goes on by itself."
 
 _FRESH: Final = timedelta(minutes=3)
 """The kubelet says a mount that fails again at least every two minutes: an older warning is over."""
@@ -39,6 +48,8 @@ _LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
     pod = attempt.last
+    if (pod is None or pod.finished) and attempt.job.parallelism == 0:
+        return _no_pod_allowed(attempt.job)
     if pod is None or pod.finished:
         return _refused_pod(attempt)
     if is_node_lost(pod, now):
@@ -49,12 +60,23 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.waiting_reason in _CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
-    if pod.unschedulable is not None:
-        return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}")
+    if pod.node is None:
+        return _unplaced(pod, now)
     warning = _newest(attempt, "Pod", now - _FRESH)
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
         return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
     return None
+
+
+def _unplaced(pod: PodView, now: datetime) -> Failure | None:
+    """Return why a pod has no node yet; None for the first moments."""
+    if pod.unschedulable is not None:
+        hint = _CLAIM_HINT if "persistentvolumeclaim" in pod.unschedulable.lower() else None
+        return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}", hint)
+    created = parse_time(pod.created)
+    if created is None or now - created < SCHEDULER_GRACE:
+        return None
+    return failure(_R.UNSCHEDULABLE, f"scheduler {pod.scheduler} has not looked at pod {pod.name}", _SCHEDULER_HINT)
 
 
 def is_node_lost(pod: PodView, now: datetime) -> bool:
@@ -74,6 +96,12 @@ def lost_node(pod: PodView) -> Failure:
         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute); if it comes back, nothing is to be done."
     )
     return failure(_R.NODE_LOST, f"node {pod.node} does not answer, and pod {pod.name} on it cannot be ended", hint)
+
+
+def _no_pod_allowed(job: JobView) -> Failure:
+    command = f'kubectl patch job {job.name} --type=merge -p \'{{"spec":{{"parallelism":1}}}}\''
+    text = f"Job {job.name} has parallelism 0, which somebody else has set: it starts no pod"
+    return failure(_R.POD_REFUSED, text, f"Undo that: {command}. To stop a job for a while, set spec.suspend.")
 
 
 def _refused_pod(attempt: Attempt) -> Failure | None:

@@ -25,6 +25,8 @@ class JobView:
     owner_uid: str
     role: str
     suspend: bool
+    parallelism: int
+    """Pods that it may have at a time; 0 where somebody has changed it."""
     queue: str | None
     """The queue that the Job itself names, whoever wrote it there."""
     suspended_by_us: bool
@@ -70,6 +72,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         owner_uid=controller_of(body).get("uid", ""),
         role=labels.get(ROLE_LABEL, ""),
         suspend=bool(spec.get("suspend")),
+        parallelism=int(spec.get("parallelism", 1)),
         queue=labels.get(KUEUE_LABELS[0]),
         suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
         settings=annotations.get(SETTINGS_ANNOTATION),

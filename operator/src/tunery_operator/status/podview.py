@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tunery_api.names import CONTAINER
+from tunery_api.names import CONTAINER, OWNER_UID_LABEL
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.jobview import controller_of
 
@@ -21,11 +21,15 @@ class PodView:
     job: str
     """Name of the Job that controls it."""
     job_uid: str
+    owner_uid: str
+    """The uid of the object of ours that it works for; empty on a pod of an earlier release."""
     version: str
     created: str
     """RFC 3339 in UTC: sorts as text."""
     phase: str
     node: str | None
+    scheduler: str
+    """Name of the scheduler that is to place it."""
     deleting: bool
     deleted_at: datetime | None
     """When its grace period is over, once it was told to end."""
@@ -72,7 +76,7 @@ class LostPod:
 
 def parse_pod(body: Mapping[str, Any]) -> PodView:
     """Return the view of a pod of the API server."""
-    meta, status = body["metadata"], body.get("status") or {}
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     controller = controller_of(body)
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     disrupted = conditions.get("DisruptionTarget") or {}
@@ -84,10 +88,12 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         uid=meta["uid"],
         job=controller.get("name", ""),
         job_uid=controller.get("uid", ""),
+        owner_uid=(meta.get("labels") or {}).get(OWNER_UID_LABEL, ""),
         version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp") or "",
         phase=status.get("phase") or "Pending",
-        node=(body.get("spec") or {}).get("nodeName"),
+        node=spec.get("nodeName"),
+        scheduler=spec.get("schedulerName") or "",
         deleting="deletionTimestamp" in meta,
         deleted_at=parse_time(meta.get("deletionTimestamp")),
         status_reason=status.get("reason"),

@@ -102,7 +102,8 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         draft.hinder(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running:
-        text = f"pod {pod.name} on node {pod.node} was told to end, and may write a checkpoint before"
+        told = "was told to end, and may write a checkpoint before" if pod.deleting else "runs on without its Job"
+        text = f"pod {pod.name} on node {pod.node} {told}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     else:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tunery_api.reasons import FailureReason
+from tunery_api.scrub import shorten
 from tunery_trainer.data.formats import ALL_FIELDS, FIELDS, OPTIONAL_FIELDS, columns_text, convert, detect
 from tunery_trainer.data.options import DataFormat, DataOptions
 from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError
@@ -14,6 +15,7 @@ SHOWN_INVALID = 5
 """So many bad rows are named; all are counted."""
 
 _MAX_MESSAGE = 200
+"""Bytes of what is said of one row: five of them, and the rest of the message, fit into the termination message."""
 
 
 class InvalidRows:
@@ -28,7 +30,7 @@ class InvalidRows:
         """Count one more, and keep its message if it is among the first."""
         self.count += 1
         if len(self.first) < SHOWN_INVALID:
-            self.first.append(f"{place}: {error}"[:_MAX_MESSAGE])
+            self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
 
     def check(self, valid: int) -> None:
         """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from tunery_api.scrub import shorten
 from tunery_trainer.data.conversation import messages_from_openai, messages_from_share_gpt, tools_of
 from tunery_trainer.data.options import DataFormat
 from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
@@ -49,7 +50,7 @@ def _why_missing(row: JsonObject, name: DataFormat) -> str:
 
 def columns_text(row: Mapping[str, Any]) -> str:
     """The columns of a row as a phrase for messages."""
-    shown = ", ".join(str(key)[:40] for key in list(row)[:20])
+    shown = ", ".join(shorten(str(key), 40) for key in list(row)[:20])
     return f"columns: {shown}" if shown else "the row has no columns"
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
 
 from tunery_api.reasons import FailureReason
+from tunery_api.scrub import register_secret
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.endpoints import check_endpoint
@@ -51,11 +53,21 @@ def make_client(credentials: Credentials, field: str) -> S3Client:
         aws_session_token=credentials.get("AWS_SESSION_TOKEN"),
         region_name=credentials.get("AWS_REGION") or credentials.get("AWS_DEFAULT_REGION") or "us-east-1",
     )
+    _remember(session)
     try:
         return session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TrainerError(FailureReason.INVALID_SPEC, message) from error
+
+
+def _remember(session: boto3.Session) -> None:
+    """Have the keys hidden that boto3's own chain has found (in a user's files); those that are renewed are not known
+    before they are asked for."""
+    found = session.get_credentials()
+    if found is not None and not isinstance(found, RefreshableCredentials):
+        for value in (found.access_key, found.secret_key, found.token):
+            register_secret(value or "")
 
 
 def transfer_config(size: int = 0) -> TransferConfig:

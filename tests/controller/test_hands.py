@@ -1,0 +1,112 @@
+"""What people do by hand to a job, its Jobs and its pods: the status says what is there, and never more."""
+
+from __future__ import annotations
+
+from controller.api import Json, eventually
+from controller.objects import Namespace, lorajob
+
+
+def wait_failure(namespace: Namespace, name: str, reason: str, timeout: float = 40.0) -> Json:
+    """Return `status.failure` once it has this reason."""
+
+    def check() -> Json | None:
+        failure: Json = namespace.status(name).get("failure", {})
+        return failure if failure.get("reason") == reason else None
+
+    return eventually(f"{name} says {reason}", check, timeout)
+
+
+def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namespace: Namespace) -> None:
+    namespace.apply(lorajob("re", preflight="Skip", activeDeadlineSeconds=60))
+    old = namespace.run_pod("re-train", node="one", seconds_ago=50)
+    namespace.wait_running("re")
+    namespace.delete("lorajobs", "re")
+    eventually("the old pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", old) or {})["metadata"], 60)
+    created = namespace.apply(lorajob("re", preflight="Skip", activeDeadlineSeconds=60))
+    status = namespace.wait_reason("re", "WaitingForPredecessor")
+    assert "attemptHistory" not in status
+    assert "startTime" not in status
+    assert not status.get("attempts")
+    assert namespace.condition("re", "Running").get("status") != "True"
+    assert old in str(status["conditions"])
+    namespace.stop_pod(old, seconds=50)
+    namespace.finish("re")
+    status = namespace.wait_phase("re", "Succeeded", timeout=60)
+    assert status["attempts"] == 1
+    assert status["startTime"] >= created["metadata"]["creationTimestamp"]
+
+
+def test_an_end_that_somebody_else_wrote_stops_the_job(namespace: Namespace) -> None:
+    namespace.apply(lorajob("forged", preflight="Skip"))
+    namespace.run_pod("forged-train")
+    namespace.wait_running("forged")
+    path = namespace.path("lorajobs", "forged") + "/status"
+    namespace.api.patch(path, {"status": {"phase": "Succeeded"}})
+    eventually("the Job is gone", lambda: namespace.get("jobs", "forged-train") is None, 40)
+
+
+def test_a_job_without_its_labels_is_suspended_all_the_same(namespace: Namespace) -> None:
+    namespace.apply(lorajob("bare", preflight="Skip"))
+    pod = namespace.run_pod("bare-train", node="one")
+    namespace.wait_running("bare")
+    labels = dict.fromkeys(namespace.job("bare-train")["metadata"]["labels"])
+    namespace.api.patch(namespace.path("jobs", "bare-train"), {"metadata": {"labels": labels}})
+    assert namespace.wait_running("bare")["attempts"] == 1
+    namespace.patch_spec("bare", suspend=True)
+    eventually("the Job is suspended", lambda: namespace.job("bare-train")["spec"]["suspend"], 20)
+    namespace.stop_pod(pod, seconds=5)
+    status = namespace.wait_phase("bare", "Suspended")
+    assert status["attempts"] == 1
+    assert status["attemptHistory"][0]["reason"] == "Suspended"
+
+
+def test_a_job_that_was_taken_from_its_owner_is_told(namespace: Namespace) -> None:
+    namespace.apply(lorajob("orphan", preflight="Skip"))
+    namespace.run_pod("orphan-train", node="one")
+    namespace.wait_running("orphan")
+    namespace.api.patch(namespace.path("jobs", "orphan-train"), {"metadata": {"ownerReferences": None}})
+    failure = wait_failure(namespace, "orphan", "NameConflict")
+    assert "orphan-train" in failure["message"]
+
+
+def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
+    namespace.apply(lorajob("none", preflight="Skip", retries=3))
+    pod = namespace.run_pod("none-train", node="one")
+    namespace.wait_running("none")
+    namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 0}})
+    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 20)
+    namespace.stop_pod(pod, seconds=5)
+    failure = wait_failure(namespace, "none", "PodRefused")
+    assert "parallelism 0" in failure["message"]
+    assert "kubectl patch job none-train" in failure["hint"]
+    namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 1}})
+    namespace.finish("none")
+    assert "failure" not in namespace.wait_phase("none", "Succeeded", timeout=40)
+
+
+def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace: Namespace) -> None:
+    namespace.apply(lorajob("sch", preflight="Skip", scheduling={"schedulerName": "nosuch"}))
+    failure = wait_failure(namespace, "sch", "Unschedulable")
+    assert "scheduler nosuch has not looked at pod sch-train-" in failure["message"]
+    assert "spec.scheduling.schedulerName" in failure["hint"]
+    namespace.patch_spec("sch", scheduling=None)
+    eventually("a Job of the default scheduler", lambda: "nosuch" not in str(namespace.job("sch-train")["spec"]))
+    namespace.finish("sch")
+    assert "failure" not in namespace.wait_phase("sch", "Succeeded", timeout=40)
+
+
+def test_a_job_cannot_wait_for_itself(namespace: Namespace) -> None:
+    namespace.apply(lorajob("self", preflight="Skip", continueFrom={"loraJobRef": {"name": "self"}}))
+    failure = namespace.wait_phase("self", "Failed")["failure"]
+    assert failure["reason"] == "InvalidSpec"
+    assert "self → self" in failure["message"]
+
+
+def test_a_circle_of_jobs_ends_with_the_last_of_them(namespace: Namespace) -> None:
+    for name, source in (("a", "b"), ("b", "c")):
+        namespace.apply(lorajob(name, preflight="Skip", continueFrom={"loraJobRef": {"name": source}}))
+        namespace.wait_phase(name, "Waiting")
+    namespace.apply(lorajob("c", preflight="Skip", continueFrom={"loraJobRef": {"name": "a"}}))
+    assert "c → a → b → c" in namespace.wait_phase("c", "Failed")["failure"]["message"]
+    for name in ("b", "a"):
+        assert namespace.wait_phase(name, "Failed")["failure"]["reason"] == "AdapterMissing"
