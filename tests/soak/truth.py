@@ -58,6 +58,10 @@ def _phase_without_cause(lorajob: Json, phase: str, children: Children) -> list[
         (phase == "Preflight" and "preflight" not in children.jobs, "there is no preflight Job"),
         (phase == "Preflight" and train is not None, "there is a train Job"),
         (phase in AT_WORK and train is None, "there is no train Job"),
+        (
+            status.get("startTime", "~") < lorajob["metadata"].get("creationTimestamp", ""),
+            "it started before it was created",
+        ),
     )
     return [text for wrong, text in checks if wrong]
 
