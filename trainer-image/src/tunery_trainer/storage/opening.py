@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
@@ -10,6 +12,9 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Store, check_key
 from tunery_trainer.storage.local import LocalStore
 from tunery_trainer.storage.uris import split_uri
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
+"""What boto3 asks a server for: upper case and underscores too, which old buckets and other servers have."""
 
 
 def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> tuple[Store, str]:
@@ -30,6 +35,13 @@ def open_store(uri: str, credentials: Credentials, field: str, mount: Path | Non
 
 
 def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:
+    if not _BUCKET.fullmatch(bucket):
+        # Not shown: with credentials in it, it is no bucket, but it is still a credential.
+        what = "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
+        message = (
+            f"{field}: the URI {what}; it must be s3://bucket/prefix, with a bucket of letters, digits, '.', '-', '_'"
+        )
+        raise TrainerError(FailureReason.INVALID_SPEC, message)
     from tunery_trainer.storage.s3 import S3Store  # boto3 takes 0.3 s that a manifest with an error should not wait
     from tunery_trainer.storage.s3_client import make_client
 

@@ -9,6 +9,7 @@ from botocore.exceptions import (
     ClientError,
     CredentialRetrievalError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     TokenRetrievalError,
 )
@@ -84,6 +85,9 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TrainerError
     code, status = error_code(error), http_status(error)
     if isinstance(error, _NO_CREDENTIALS):
         return TrainerError(FailureReason.STORAGE_ACCESS_DENIED, f"{uri}: no AWS credentials were found in {who}")
+    if isinstance(error, ParamValidationError):
+        # Nothing was sent, and nothing that a server does can mend it.
+        return TrainerError(FailureReason.INVALID_SPEC, f"{uri}: {action} cannot be asked for: {_cause(error)}")
     if code == "NoSuchBucket":
         return TrainerError(FailureReason.STORAGE_NOT_FOUND, f"{uri}: the bucket does not exist")
     if code in _DENIED or status in (401, 403):
