@@ -30,7 +30,7 @@ $(UV):
 # The stamp changes with the locks, so that a pull is followed by a sync.
 STAMP = $(VENV)/.synced-$(shell cat */pyproject.toml */uv.lock | sha256sum | cut -c1-12)
 $(STAMP): | $(UV)
-	@echo "Making tests/.venv (the first time some 5 GB of packages, a few minutes)"
+	@echo "Making tests/.venv (the first time some 5 GB of packages, a few minutes)" >&2
 	@cd $(TESTS) && $(UV) sync --frozen --quiet
 	@rm -f $(VENV)/.synced-*; touch $@
 
@@ -100,7 +100,7 @@ cluster-down: setup ## Stop the local cluster and remove its state
 	@$(CLUSTER_CLI) down
 
 .PHONY: cluster-env
-cluster-env: ## Print exports for the running cluster: eval "$(make -s cluster-env)"
+cluster-env: setup ## Print exports for the running cluster: eval "$(make -s cluster-env)"
 	@$(CLUSTER_CLI) env
 
 .PHONY: images

@@ -95,15 +95,16 @@ class TestOwners:
         answered = owner(11, "Failed")
         answered["metadata"]["annotations"] = {"tunery.dev/retry": "2"}
         answered["status"]["observedRetry"] = "2"
-        assert cache.see_owner(Kind.LORAJOB, answered) == set()
+        assert cache.see_owner(Kind.LORAJOB, answered) == {ONE}, "its Jobs are looked after, whoever ended it"
         assert cache.body(ONE) is None
+        assert cache.see_owner(Kind.LORAJOB, owner(12, "Failed")) == set()
 
     def test_who_waits_is_woken_by_a_change_of_phase_only(self, cache: Cache) -> None:
         cache.see_owner(Kind.ADAPTERMERGE, owner(1, name="both", uid="m1"))
         cache.wait_for(ONE, MERGE)
         assert cache.see_owner(Kind.LORAJOB, owner(2, "Training")) == {ONE, MERGE}
         assert cache.see_owner(Kind.LORAJOB, owner(3, "Training")) == {ONE}
-        assert cache.see_owner(Kind.LORAJOB, owner(4, "Succeeded")) == {MERGE}
+        assert cache.see_owner(Kind.LORAJOB, owner(4, "Succeeded")) == {ONE, MERGE}
         assert cache.forget_owner(ONE, "u1") == {MERGE}
 
     def test_a_list_tells_of_deletions(self, cache: Cache) -> None:

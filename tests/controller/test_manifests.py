@@ -86,7 +86,8 @@ def test_the_train_job() -> None:
         },
     }
     own = ("app.kubernetes.io/managed-by", "tunery.dev/kind", "tunery.dev/owner", "tunery.dev/role")
-    assert template["metadata"]["labels"] == {name: body["metadata"]["labels"][name] for name in own}
+    labels = {name: body["metadata"]["labels"][name] for name in own}
+    assert template["metadata"]["labels"] == labels | {"tunery.dev/owner-uid": "12345678-abcd"}
 
 
 def test_the_pod_meets_restricted_pod_security() -> None:

@@ -132,6 +132,13 @@ def test_the_queue_is_that_of_the_job_whoever_named_it() -> None:
     assert judge(work=None, queue="team-b")["queue"] == "team-b"
 
 
+def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
+    status = judge(work=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
+    preflight = next(condition for condition in status["conditions"] if condition["type"] == "Preflight")
+    assert (preflight["status"], preflight["reason"]) == ("Unknown", "AttemptFailed")
+    assert preflight["message"].startswith("attempt 1 of preflight failed: ")
+
+
 def test_preflight_waits_in_a_queue_too() -> None:
     held = snapshot(work=None, preflight_needed=True, preflight=Attempt(HELD))
     status = compute_status(held)

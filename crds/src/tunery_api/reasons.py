@@ -61,7 +61,11 @@ _R = FailureReason
 
 ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.INVALID_SPEC: Advice(False, "Correct the named field and apply the manifest under a new name.", mendable=False),
-    _R.SECRET_NOT_FOUND: Advice(False, "Create the Secret with the named keys in the namespace of the job."),
+    _R.SECRET_NOT_FOUND: Advice(
+        False,
+        "Create the Secret with the named keys in the namespace of the job; a store that is not AWS's own needs "
+        "AWS_ENDPOINT_URL in it, too.",
+    ),
     _R.MODEL_NOT_FOUND: Advice(
         False, "Put the model there; another spec.model.uri or spec.model.revision needs a new job."
     ),

@@ -60,7 +60,7 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.waiting_reason in _CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
-    if pod.node is None:
+    if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, now)
     warning = _newest(attempt, "Pod", now - _FRESH)
     if warning is not None and warning.reason in _MOUNT_WARNINGS:

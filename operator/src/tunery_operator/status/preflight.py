@@ -6,7 +6,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
-from tunery_operator.status.diagnosis import failure, job_failure, obstacle
+from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.needs import succeeded_pod
@@ -97,6 +97,10 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, "PreflightRunning", f"pod {pod.name} checks data, model and output")
+    elif pod is not None and pod.phase == "Failed":
+        ended = pod_failure(pod)
+        text = f"attempt {len(attempt.pods)} of preflight failed: {ended.reason}: {ended.message}"
+        draft.conditions.set(_PREFLIGHT, None, "AttemptFailed", text)
     elif is_queued(job):
         draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
