@@ -92,6 +92,12 @@ def test_an_empty_root_says_so(tmp_path: Path) -> None:
         find_sources(tmp_path / "missing", "", "train")
 
 
+def test_hidden_entries_are_not_told_of(tmp_path: Path) -> None:
+    touch(tmp_path, "..data/a.txt", ".git/x", "a.txt")
+    with pytest.raises(TrainerError, match=r"there are: a\.txt$"):
+        find_sources(tmp_path, "", "train")
+
+
 def test_the_digest_is_what_sha256sum_prints(tmp_path: Path) -> None:
     root = touch(tmp_path, "a.jsonl", "b.jsonl")
     one, two = (hashlib.sha256(name.encode()).hexdigest() for name in ("a.jsonl", "b.jsonl"))

@@ -18,9 +18,12 @@ from cluster.s3 import S3Server
 )
 @pytest.mark.parametrize("act", ["head", "list"])
 def test_a_name_that_is_none(s3: S3Server, name: str, act: str) -> None:
-    with pytest.raises(TrainerError) as caught:
+    def ask() -> None:
         store, prefix = open_store(f"s3://{name}/out", credentials(s3), "spec.output.uri")
         getattr(store, act)(prefix)
+
+    with pytest.raises(TrainerError) as caught:
+        ask()
     assert caught.value.reason is FailureReason.INVALID_SPEC
     assert caught.value.exit_code is ExitCode.USER_ERROR
     assert caught.value.message.startswith("spec.output.uri: ")

@@ -260,6 +260,34 @@ def test_dataset_in_mounts_and_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "files", "says"),
+    [
+        ("configmap://rows/train.jsonl", [], "the ConfigMap rows does not exist in the job's namespace, or is empty"),
+        ("configmap://rows", [], "the ConfigMap rows does not exist"),
+        (
+            "configmap://rows/trian.jsonl",
+            ["train.jsonl", "b.csv"],
+            "the ConfigMap rows has no key 'trian.jsonl'; its keys are: b.csv, train.jsonl",
+        ),
+        ("pvc://claim/d/x.jsonl", ["d/train.jsonl"], "the claim claim has nothing at 'd/x.jsonl'; there are: d"),
+        ("pvc://claim/d/*.jsonl", [], "the claim claim is empty"),
+    ],
+)
+@pytest.mark.parametrize("field", ["spec.dataset.uri", "spec.dataset.evaluation.uri"])
+def test_missing_dataset_in_a_mount(tmp_path: Path, uri: str, files: list[str], says: str, field: str) -> None:
+    (tmp_path / "..2026_11_25").mkdir()
+    (tmp_path / "..data").symlink_to("..2026_11_25")  # as the kubelet leaves it for a ConfigMap that is not there
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(TrainerError) as caught:
+        fetch_dataset(Place(uri, NONE, mount=tmp_path, field=field), tmp_path / "cache")
+    assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
+    assert caught.value.message.startswith(f"{field}: {says}")
+    assert ".." not in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("pattern", "files"),
     [
         ("a", ["a/x.csv", "a/y.json"]),

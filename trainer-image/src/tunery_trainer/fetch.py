@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]
 
 _RECORD: Final = ".tunery-fetched.json"
 _WORKERS: Final = 4
+_SHOWN: Final = 8
+"""So many names of what is there are told."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Place:
     """hf:// only."""
     allow_file: bool = False
     """Whether file:// is allowed: without a cluster only."""
+    field: str = "spec.dataset.uri"
+    """The field that names a data set, for messages."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,32 @@ def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -
         return _dataset_from_bucket(place, cache, _Meter(progress))
     if scheme == "file":
         folder, pattern = split_pattern(path)
-        local = _local_path(place, "spec.dataset.uri", folder)
+        local = _local_path(place, place.field, folder)
         return FetchedDataset(local.parent, local.name) if local.is_file() else FetchedDataset(local, pattern)
     if place.mount is None:
-        raise _unsupported(place, "spec.dataset.uri")
-    return FetchedDataset(place.mount, check_key(path, f"spec.dataset.uri: {place.uri}") if path else "")
+        raise _unsupported(place, place.field)
+    pattern = check_key(path, f"{place.field}: {place.uri}") if path else ""
+    _check_mount(place, place.mount, pattern)
+    return FetchedDataset(place.mount, pattern)
+
+
+def _check_mount(place: Place, mount: Path, pattern: str) -> None:
+    """Raise DATASET_NOT_FOUND if the ConfigMap or claim at `mount` does not hold what `pattern` names."""
+    scheme, name, _ = split_uri(place.uri)
+    # The kubelet's own bookkeeping (..data, ..2026_…) is no key, and is all there is where a ConfigMap is missing: the
+    # operator mounts it as optional, so that this sentence, and not a stuck pod, tells of it.
+    found = sorted(entry.name for entry in mount.iterdir() if not entry.name.startswith("."))
+    whole, glob = split_pattern(pattern)
+    if found and (glob or (mount / whole).exists()):
+        return
+    if scheme == "configmap":
+        lacks = f"has no key '{pattern}'; its keys are: {_shown(found)}"
+        what = f"the ConfigMap {name} " + (lacks if found else "does not exist in the job's namespace, or is empty")
+        hint = f"Put the data into it, as `kubectl create configmap {name} --from-file=FILE` does, and retry."
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}", hint)
+    lacks = f"has nothing at '{pattern}'; there are: {_shown(found)}"
+    what = f"the claim {name} " + (lacks if found else "is empty")
+    raise TrainerError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}")
 
 
 class _Meter:
@@ -157,7 +182,7 @@ def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: boo
 
 def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDataset:
     base, pattern = split_pattern(place.uri)
-    store, prefix = open_store(base, place.credentials, "spec.dataset.uri")
+    store, prefix = open_store(base, place.credentials, place.field)
     folder = cache / f"dataset-{_mark(place.uri)}"
     single = store.head(prefix) if prefix and not pattern else None
     if single is not None:
@@ -244,9 +269,13 @@ def _mark(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
 def _no_data(place: Place, names: Sequence[str]) -> TrainerError:
-    shown = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
-    message = f"spec.dataset.uri: no data file (.jsonl, .json, .csv, .parquet) at {place.uri}; there are: {shown}"
+    shown = _shown(names) or "nothing"
+    message = f"{place.field}: no data file (.jsonl, .json, .csv, .parquet) at {place.uri}; there are: {shown}"
     return TrainerError(FailureReason.DATASET_NOT_FOUND, message)
 
 

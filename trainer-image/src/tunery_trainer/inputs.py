@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Final
 
@@ -76,7 +77,16 @@ def get_data(run: RunSpec, progress: Progress | None = None) -> tuple[FetchedDat
     folder = work_folder(run, "dataset")
     train = fetch_dataset(_place(run, Purpose.DATASET, spec.uri), folder, progress)
     own = spec.evaluation.uri if spec.evaluation else None
-    return train, fetch_dataset(_place(run, Purpose.DATASET, own), folder, progress) if own else None
+    if own is None:
+        return train, None
+    # Opened by the data set's Secret, but mounted by itself.
+    mount = run.volumes.get(Purpose.EVALUATION)
+    place = dataclasses.replace(
+        _place(run, Purpose.DATASET, own),
+        mount=Path(mount) if mount else None,
+        field="spec.dataset.evaluation.uri",
+    )
+    return train, fetch_dataset(place, folder, progress)
 
 
 def data_options(

@@ -119,7 +119,8 @@ def _bears(name: str, split: str) -> bool:
 
 
 def _not_found(what: str, root: Path) -> TrainerError:
-    existing = [file.name for file in sorted(root.iterdir())] if root.is_dir() else []
+    entries = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
+    existing = [name for name in entries if not name.startswith(".")]
     listed = _listing(existing) if existing else "nothing"
     return TrainerError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {what}; there are: {listed}")
 
