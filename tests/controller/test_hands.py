@@ -36,6 +36,20 @@ def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namesp
     assert status["startTime"] >= created["metadata"]["creationTimestamp"]
 
 
+def test_a_pod_of_preflight_is_no_attempt_at_training(namespace: Namespace) -> None:
+    namespace.apply(lorajob("pf"))
+    pod = namespace.run_pod("pf-preflight", node="one")
+    eventually("it is seen", lambda: namespace.condition("pf", "Preflight").get("reason") == "PreflightRunning")
+    namespace.delete("jobs", "pf-preflight")
+    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 60)
+    namespace.wait_reason("pf", "WaitingForPredecessor")
+    namespace.stop_pod(pod, seconds=5)
+    namespace.pass_preflight("pf")
+    namespace.finish("pf")
+    status = namespace.wait_phase("pf", "Succeeded", timeout=60)
+    assert status["attempts"] == 1
+
+
 def test_an_end_that_somebody_else_wrote_stops_the_job(namespace: Namespace) -> None:
     namespace.apply(lorajob("forged", preflight="Skip"))
     namespace.run_pod("forged-train")

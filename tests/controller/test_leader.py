@@ -147,6 +147,14 @@ async def test_the_clock_of_the_record_does_not_count(client: KubeClient, api: A
     await replica.stop()
 
 
+async def test_a_record_that_claims_a_day_locks_nobody_out(client: KubeClient, api: Api, lease: str) -> None:
+    forged = {"holderIdentity": "ghost", "leaseDurationSeconds": 86_400}
+    api.call("POST", LEASES, {"metadata": {"name": lease}, "spec": forged})
+    replica = Replica(client, lease, "pod")
+    await until(lambda: replica.acts)
+    await replica.stop()
+
+
 async def test_a_record_that_another_took_ends_the_lead(client: KubeClient, api: Api, lease: str) -> None:
     replica = Replica(client, lease, "pod")
     await until(lambda: replica.acts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -137,6 +138,15 @@ def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
     preflight = next(condition for condition in status["conditions"] if condition["type"] == "Preflight")
     assert (preflight["status"], preflight["reason"]) == ("Unknown", "AttemptFailed")
     assert preflight["message"].startswith("attempt 1 of preflight failed: ")
+
+
+@pytest.mark.parametrize(
+    ("hint", "retried"), [(None, True), ("Mend line 3.", True), ("Raise spec.training.maxLength in a new job.", False)]
+)
+def test_nobody_is_sent_to_retry_what_takes_a_new_job(hint: str | None, retried: bool) -> None:
+    said = {"failure": {"reason": "DatasetInvalid", "message": "no row fits"} | ({"hint": hint} if hint else {})}
+    status = judge(ended(code=64, says=json.dumps(said)), train=job(failed_reason="PodFailurePolicy"))
+    assert ("kubectl annotate" in status["failure"]["hint"]) is retried
 
 
 def test_preflight_waits_in_a_queue_too() -> None:

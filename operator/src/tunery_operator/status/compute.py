@@ -65,7 +65,7 @@ def _check_inputs(draft: Draft) -> bool:
     if failed is not None:
         text = f"LoRAJob {failed.name}, which this waits for, failed: {failed.reason}"
         draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
-        draft.fail_for(FailureReason.ADAPTER_MISSING, text)
+        draft.fail_for(FailureReason.ADAPTER_MISSING, text, f"Bring LoRAJob {failed.name} to its success, as it says.")
         return True
     waiting = [f"LoRAJob {item.name} {item.state}" for item in inputs if isinstance(item, UnfinishedInput)]
     if waiting:

@@ -18,6 +18,8 @@ from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
 
+_NEW_JOB: Final = "new job"
+
 _MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
 
 
@@ -51,16 +53,17 @@ class Draft:
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
         status = failure_status(failure, exit_code)
-        if advice_for(failure.reason).mendable:
+        # Who says that it takes a new job means this very failure.
+        if advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or ""):
             status["hint"] = scrub(f"{status['hint']} {self._retry_command()}")
         self.fields["failure"] = status
         self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
         self._complete(ended)
 
-    def fail_for(self, reason: FailureReason, message: str) -> None:
-        """End the object as failed, with the advice that belongs to the reason."""
-        self.fail(Failure(reason=reason, message=scrub(message)))
+    def fail_for(self, reason: FailureReason, message: str, hint: str | None = None) -> None:
+        """End the object as failed, with the advice that belongs to the reason unless `hint` is better."""
+        self.fail(Failure(reason=reason, message=scrub(message), hint=hint))
 
     def _retry_command(self) -> str:
         key = self.snapshot.owner.key

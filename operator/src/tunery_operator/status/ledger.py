@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.names import child_name
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT
 from tunery_operator.status.clock import format_time, parse_time
 from tunery_operator.status.draft import Draft
@@ -70,7 +72,9 @@ def close_ledger(draft: Draft, reason: str) -> None:
 
 def _pods(snapshot: Snapshot) -> list[PodView]:
     """Return the pods that train or merge, of this Job and of earlier ones."""
-    return [*snapshot.leftovers, *(snapshot.work.pods if snapshot.work is not None else ())]
+    preflight = child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
+    earlier = [pod for pod in snapshot.leftovers if pod.job != preflight]
+    return [*earlier, *(snapshot.work.pods if snapshot.work is not None else ())]
 
 
 def _unknown(pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: Draft) -> list[PodView | LostPod]:
