@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.stories.conftest import Case
-from trainer.stories.tiny import make_rows, run_here, write_rows
+from trainer.stories.tiny import make_rows, manifest, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_api.runspec import PreflightReport
 
 
 def refused(path: Path, **environment: str) -> str:
@@ -29,6 +31,33 @@ def test_bad_line_17(case: Case) -> None:
     line = refused(path)
     assert line.startswith("DatasetInvalid: ")
     assert "data.jsonl line 17: completion" in line
+
+
+def test_columns_that_nothing_is_known_of(case: Case) -> None:
+    """Many bad rows make a long message: it ends with a whole word, and the hint says what helps."""
+    path, message = case(), case().parent / "termination"
+    long = " and ".join(["What the customer asked"] * 8)
+    write_rows(path.parent / "data.jsonl", [{long: "?", "What they got told": "!"}] * 9)
+    spec = manifest(path.parent)["spec"] | {"dataset": {"uri": f"file://{path.parent}/data.jsonl"}}
+    spec["model"] = {"uri": f"file://{path.parent}/model"}
+    run = {
+        "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": "u-1"},
+        "loraJob": spec,
+        "outputUri": spec["output"]["uri"],
+        "workDir": str(path.parent / "work"),
+        "local": True,
+    }
+    (path.parent / "run.json").write_text(json.dumps(run))
+    done = run_here("preflight", path.parent / "run.json", TUNERY_TERMINATION_PATH=str(message))
+    assert done.returncode == ExitCode.USER_ERROR
+    failure = PreflightReport.model_validate_json(message.read_text()).failure
+    assert failure is not None
+    assert failure.reason == "DatasetInvalid"
+    assert "data.jsonl line 1: " in failure.message
+    assert failure.message.endswith("…")
+    words = {"What", "the", "customer", "asked", "and", "Alpaca", "instruction", "output", "columns", "jsonl", "line"}
+    assert set(re.findall(r"(\w+)\W?…", failure.message)) <= words
+    assert "spec.dataset.columns" in (failure.hint or "")
 
 
 def test_unknown_target_module(case: Case) -> None:

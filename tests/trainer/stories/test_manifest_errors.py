@@ -76,7 +76,17 @@ def test_what_is_no_manifest(tmp_path: Path, content: str, message: str) -> None
 def test_missing_file(tmp_path: Path) -> None:
     done = run_trainer("run", tmp_path / "none.yaml")
     assert done.returncode == ExitCode.USER_ERROR
-    assert "No such file" in done.stderr.splitlines()[-2]
+    reason, hint = done.stderr.splitlines()[-2:]
+    assert reason == f"InvalidSpec: there is no file {tmp_path / 'none.yaml'}"
+    assert hint == "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    done = run_trainer("run", tmp_path)
+    assert done.returncode == ExitCode.USER_ERROR
+    reason, hint = done.stderr.splitlines()[-2:]
+    assert reason == f"InvalidSpec: cannot read {tmp_path}: Is a directory"
+    assert hint.startswith("Name the file")
 
 
 def test_several_errors_are_told_at_once(case: Case) -> None:

@@ -18,14 +18,17 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.tasks import run_task
 
 Model = TypeVar("Model", bound=ApiModel)
 
 KINDS: Final = ("LoRAJob", "AdapterMerge")
+_NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
 
 
 def run_manifest(path: Path, work_dir: Path | None, name: str | None, stop: StopSignal) -> None:
@@ -45,7 +48,10 @@ def run_manifest(path: Path, work_dir: Path | None, name: str | None, stop: Stop
 
 
 def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
-    """Return the RunSpec that the operator would have written for the manifest; raises InvalidSpec."""
+    """Return the RunSpec that the operator would have written for the manifest.
+
+    Raises InvalidSpec, and TrainerError where there is no such file.
+    """
     manifest = _select(_read(path), path, name)
     merge = manifest["kind"] == "AdapterMerge"
     spec = parse_adaptermerge(manifest, local=True) if merge else parse_lorajob(manifest, local=True)
@@ -73,8 +79,11 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
 def _read(path: Path) -> list[Any]:
     try:
         return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
+    except FileNotFoundError as error:
+        raise TrainerError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
     except OSError as error:
-        raise InvalidSpec([FieldError("manifest", f"cannot read {path}: {error.strerror}")]) from error
+        message = f"cannot read {path}: {error.strerror}"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
