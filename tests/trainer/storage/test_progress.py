@@ -146,6 +146,26 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     assert operator.posts[-1][1]["trainerStatus"]["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
 
 
+@pytest.mark.parametrize("url", [None, "https://127.0.0.1:1/gone"], ids=["taken", "gone"])
+def test_the_log_of_the_pod_is_told_too_but_not_every_step(operator: Operator, tmp_path: Path, url: str | None) -> None:
+    token, out = tmp_path / "token", io.StringIO()
+    token.write_text("t")
+    variables = operator.environment(token)
+    reporter = ProgressReporter(variables | ({"KUBEFLOW_TRAINER_SERVER_URL": url} if url else {}), out)
+    reporter.phase(Phase.TRAINING)
+    _wait(out.getvalue)
+    for step in range(1, 8):
+        reporter.step(step, 1000, eta_seconds=90)
+        reporter.metrics({"loss": 1 / step})
+        time.sleep(0.6)
+    reporter.phase(Phase.UPLOADING)
+    reporter.close()
+    assert out.getvalue().splitlines() == [
+        "Training",
+        "Uploading  step 7/1000 (0 %)  loss 0.142857  00:01:30 left",
+    ]
+
+
 def test_an_operator_that_refuses_or_is_gone_does_not_hold_the_run_up(operator: Operator, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("t")

@@ -24,6 +24,8 @@ TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 
 _CLOSE_SECONDS: Final = 6.0
 """How long the end of a run waits for the last report: one that is under way, or a timeout and one more try."""
+_LINE_SECONDS: Final = 10.0
+"""Between two lines of one phase in a pod's log, which is kept: hours of training stay readable."""
 _MAX_METRICS: Final = 64
 _MAX_NUMBER: Final = 32
 
@@ -41,16 +43,17 @@ class Sender(Protocol):
 class ProgressReporter:
     """Keeps the newest state and sends it from a thread every few seconds; never blocks and never fails the run.
 
-    With the protocol's variables in `environment` it posts to the operator, without them it prints lines to `out`.
+    It prints lines to `out`, and with the protocol's variables in `environment` it posts to the operator, too.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, out: TextIO | None = None) -> None:
         variables = os.environ if environment is None else environment
         url = variables.get(SERVER_URL_ENV, "")
+        lines = _Lines(out if out is not None else sys.stdout, _LINE_SECONDS if url else 0.0)
         self._sender: Sender = (
-            _Posts(ProgressClient(url, variables.get(CA_CERT_ENV, ""), variables.get(TOKEN_ENV, "")))
+            _Posts(ProgressClient(url, variables.get(CA_CERT_ENV, ""), variables.get(TOKEN_ENV, "")), lines)
             if url
-            else _Lines(out if out is not None else sys.stdout)
+            else lines
         )
         self._pace = Pace() if url else Pace(least=0.0)
         self._condition = threading.Condition()
@@ -147,27 +150,32 @@ class ProgressReporter:
 
 
 class _Posts:
-    """Posts each report."""
+    """Posts each report; what is printed does not depend on whether it is taken."""
 
-    def __init__(self, client: ProgressClient) -> None:
+    def __init__(self, client: ProgressClient, lines: _Lines) -> None:
         self._client = client
+        self._lines = lines
 
     def send(self, status: TrainerStatus) -> float | None:
+        self._lines.send(status)
         update = ProgressUpdate(trainer_status=status)
         return self._client.post(update.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 
 class _Lines:
-    """Prints each report that reads otherwise than the one before."""
+    """Prints each report that reads otherwise than the one before: a new phase at once, else every so many seconds."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, every: float) -> None:
         self._out = out
+        self._every = every
         self._printed = ""
+        self._phase: Phase | None = None
+        self._last = -math.inf
 
     def send(self, status: TrainerStatus) -> None:
-        line = _line(status)
-        if line != self._printed:
-            self._printed = line
+        line, now = _line(status), time.monotonic()
+        if line != self._printed and (status.phase != self._phase or now - self._last >= self._every):
+            self._printed, self._phase, self._last = line, status.phase, now
             print(line, file=self._out, flush=True)
 
 

@@ -98,7 +98,21 @@ def _gather(run: RunSpec) -> Session:
     tokenizer = load_tokenizer(model.folder)
     data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, work_folder(run, "prepared"))
     steps = total_steps(len(data.train), resolved.training)
-    return Session(run, spec, model, previous, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
+    session = Session(run, spec, model, previous, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
+    _print(session)
+    return session
+
+
+def _print(session: Session) -> None:
+    """Print for who follows the log what is about to be trained, and on what."""
+    from tunery_trainer.memory import human_bytes
+
+    spec, model, data = session.spec, session.model, session.data
+    at = f" at {model.revision}" if model.revision else ""
+    print(f"Model      {spec.model.uri}{at}, {human_bytes(model.weight_bytes)} of weights")
+    print(f"Data       {spec.dataset.uri}, {len(data.train)} sequences to train on, {len(data.evaluation)} held out")
+    device = "GPU" if session.on_gpu else "CPU"
+    print(f"Method     {session.resolved.method}, {session.steps} steps on the {device}", flush=True)
 
 
 def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
