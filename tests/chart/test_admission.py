@@ -42,7 +42,9 @@ def operator(installed: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ku
     """kubectl with the operator's own token, once the policies are in force."""
     path = kubeconfig_of_the_service_account(installed, tmp_path_factory.mktemp("operator"))
     kubectl = Kubectl(installed.environment | {"KUBECONFIG": str(path)})
-    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}, "data": {}}
+    # What the operator has the right to create, so that only a policy can refuse it.
+    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
+    foreign = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
     wait_for("the policies", lambda: refusal(kubectl, foreign) is not None, timeout=60)
     return kubectl
 

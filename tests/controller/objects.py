@@ -99,6 +99,15 @@ class Namespace(Kubelet):
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
 
+    def wait_failure(self, name: str, reason: str, timeout: float = 40.0) -> Json:
+        """Return the status of a LoRAJob once `failure.reason` is this, whether it has failed for good or not."""
+
+        def check() -> Json | None:
+            status = self.status(name)
+            return status if status.get("failure", {}).get("reason") == reason else None
+
+        return eventually(f"the status of {name} says {reason}", check, timeout)
+
     def wait_running(self, name: str, plural: str = "lorajobs") -> Json:
         """Return the status once a pod is at work."""
 

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from controller.api import Json, eventually
+from controller.api import eventually
 from controller.objects import Namespace, lorajob
-
-
-def wait_failure(namespace: Namespace, name: str, reason: str, timeout: float = 40.0) -> Json:
-    """Return `status.failure` once it has this reason."""
-
-    def check() -> Json | None:
-        failure: Json = namespace.status(name).get("failure", {})
-        return failure if failure.get("reason") == reason else None
-
-    return eventually(f"{name} says {reason}", check, timeout)
 
 
 def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namespace: Namespace) -> None:
@@ -79,7 +69,7 @@ def test_a_job_that_was_taken_from_its_owner_is_told(namespace: Namespace) -> No
     namespace.run_pod("orphan-train", node="one")
     namespace.wait_running("orphan")
     namespace.api.patch(namespace.path("jobs", "orphan-train"), {"metadata": {"ownerReferences": None}})
-    failure = wait_failure(namespace, "orphan", "NameConflict")
+    failure = namespace.wait_failure("orphan", "NameConflict")["failure"]
     assert "orphan-train" in failure["message"]
 
 
@@ -90,7 +80,7 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 0}})
     eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 20)
     namespace.stop_pod(pod, seconds=5)
-    failure = wait_failure(namespace, "none", "PodRefused")
+    failure = namespace.wait_failure("none", "PodRefused")["failure"]
     assert "parallelism 0" in failure["message"]
     assert "kubectl patch job none-train" in failure["hint"]
     namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 1}})
@@ -100,7 +90,7 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
 
 def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace: Namespace) -> None:
     namespace.apply(lorajob("sch", preflight="Skip", scheduling={"schedulerName": "nosuch"}))
-    failure = wait_failure(namespace, "sch", "Unschedulable")
+    failure = namespace.wait_failure("sch", "Unschedulable")["failure"]
     assert "scheduler nosuch has not looked at pod sch-train-" in failure["message"]
     assert "spec.scheduling.schedulerName" in failure["hint"]
     namespace.patch_spec("sch", scheduling=None)

@@ -19,12 +19,7 @@ SAYS_SO = 40.0
 
 def wait_failure(namespace: Namespace, name: str, reason: str) -> Json:
     """Return the status once `failure.reason` is this; it must not have failed for good."""
-
-    def check() -> Json | None:
-        status = namespace.status(name)
-        return status if status.get("failure", {}).get("reason") == reason else None
-
-    status = eventually(f"the status of {name} says {reason}", check, SAYS_SO)
+    status = namespace.wait_failure(name, reason, SAYS_SO)
     assert status["phase"] != "Failed"
     assert status["failure"]["hint"]
     assert reason in {condition["reason"] for condition in status["conditions"]}

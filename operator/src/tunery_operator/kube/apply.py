@@ -42,7 +42,7 @@ def _adopt(found: Json | None, owner: Owner, name: str) -> Json:
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
         raise PredecessorRemains(f"Job {name} belongs to a deleted {owner.key}")
-    raise NameTaken("Job", name)
+    raise NameTaken(name)
 
 
 def _names_fields(error: HttpError) -> bool:

@@ -19,10 +19,10 @@ def labels(plan: JobPlan) -> dict[str, str]:
     }
 
 
-def metadata(plan: JobPlan, name: str) -> dict[str, Any]:
-    """Return the metadata of a direct child."""
+def metadata(plan: JobPlan) -> dict[str, Any]:
+    """Return the metadata of the Job."""
     return {
-        "name": name,
+        "name": plan.name,
         "namespace": plan.owner.key.namespace,
         "labels": labels(plan),
         "ownerReferences": [owner_reference(plan.owner)],

@@ -69,7 +69,7 @@ def _unseen(world: World, subject: Subject, plan: JobPlan) -> Attempt | None:
     if job.owner_uid == plan.owner.uid:
         return Attempt(job, world.cache.pods(job.uid))
     if runs_on:
-        raise NameTaken("Job", plan.name)
+        raise NameTaken(plan.name)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -75,18 +75,13 @@ def refuse_circle(world: World, subject: Subject, source: LocalReference) -> Non
     while name not in chain:
         chain.append(name)
         body = world.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
-        name = next((str(item.get("name")) for item in _referenced(body)), "")
-        if not name:
+        references = [item["loraJobRef"] for item in _sources(body.get("spec") or {}) if item.get("loraJobRef")]
+        if not references:
             return
+        name = references[0]["name"]
     if name == own:
         text = f"this job would wait for itself: {' → '.join([*chain, own])}"
         raise InvalidSpec([FieldError("spec.continueFrom.loraJobRef.name", text)])
-
-
-def _referenced(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    source = (body.get("spec") or {}).get("continueFrom") or {}
-    if source.get("loraJobRef"):
-        yield source["loraJobRef"]
 
 
 def is_awaited(world: World, key: Key) -> bool:

@@ -91,10 +91,10 @@ def silence_of(attempt: Attempt, now: datetime) -> Silence | None:
         return None
     if pod is None or pod.finished:
         return _no_pod(attempt, now)
-    return Silence("Pod", pod.uid, _created(pod, now)) if hangs(pod, now) else None
+    return Silence("Pod", pod.uid, _created(pod, now)) if _hangs(pod, now) else None
 
 
-def hangs(pod: PodView, now: datetime) -> bool:
+def _hangs(pod: PodView, now: datetime) -> bool:
     """Tell whether a pod is on a node and has no container yet, for longer than images and volumes should take."""
     placed = pod.node is not None and pod.started_at is None and not pod.finished
     waits = pod.waiting_reason in (None, "ContainerCreating", "PodInitializing")

@@ -33,7 +33,7 @@ class World:
     retries: Retries = field(default_factory=Retries)
     quarrels: Quarrels = field(default_factory=lambda: Quarrels(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
-    is_pressed: Callable[[], bool] = field(default=bool)
+    is_pressed: Callable[[], bool] = lambda: False
     """Tells whether objects wait for their first look: making their Jobs goes before telling of others."""
     preflights: threading.Lock = field(default_factory=threading.Lock)
     """Held while preflights are counted and one is made, where their number is bounded."""

@@ -48,8 +48,6 @@ _LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
     pod = attempt.last
-    if (pod is None or pod.finished) and attempt.job.parallelism == 0:
-        return _no_pod_allowed(attempt.job)
     if pod is None or pod.finished:
         return _refused_pod(attempt)
     if is_node_lost(pod, now):
@@ -105,7 +103,9 @@ def _no_pod_allowed(job: JobView) -> Failure:
 
 
 def _refused_pod(attempt: Attempt) -> Failure | None:
-    """Return why the Job controller cannot create the next pod."""
+    """Return why the Job controller cannot create the next pod, or does not try to."""
+    if attempt.job.parallelism == 0:
+        return _no_pod_allowed(attempt.job)
     warning = _newest(attempt, "Job")
     if warning is None or warning.reason != "FailedCreate":
         return None
