@@ -175,7 +175,7 @@ def test_rows_in_a_config_map_that_was_deleted_are_missed_and_come_back(
     job.patch_spec(suspend=False)
     job.wait_phase("Failed", timeout=120)
     assert job.failure["reason"] == "DatasetNotFound"
-    assert "configmap://rows/chat.jsonl" in job.failure["message"]
+    assert "the ConfigMap rows does not exist in the job's namespace" in job.failure["message"]
     kubectl.apply(config | {"data": {"chat.jsonl": rows}})
     job.retry("rows-are-back")
     job.wait_phase("Succeeded", timeout=300)
