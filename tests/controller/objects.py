@@ -56,6 +56,11 @@ class Namespace(Kubelet):
         """Delete an object, its children in the background."""
         self.api.delete(self.path(plural, name))
 
+    def orphan(self, plural: str, name: str) -> None:
+        """Delete an object, and leave its children behind."""
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Orphan"}
+        self.api.call("DELETE", self.path(plural, name), options)
+
     def status(self, name: str, plural: str = "lorajobs") -> Json:
         """Return the status of an object of ours; empty before there is one."""
         status: Json = (self.get(plural, name) or {}).get("status", {})

@@ -7,6 +7,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import Phase
 from tunery_operator.plan.model import Key, Kind, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.jobview import JobView, parse_job
@@ -16,6 +18,8 @@ from tunery_operator.status.snapshot import Attempt, Snapshot
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 OWNER = Owner(Key(Kind.LORAJOB, "ns", "x"), "uid-1", 3, {})
 NODE = "gpu-1"
+TRAINING = TrainerStatus(progress_percentage=10, phase=Phase.TRAINING)
+"""The report of a pod that trains."""
 
 
 def at(seconds: float) -> str:

@@ -73,6 +73,27 @@ def test_a_job_that_was_taken_from_its_owner_is_told(namespace: Namespace) -> No
     assert "orphan-train" in failure["message"]
 
 
+def test_a_pod_that_outlives_its_job_is_followed_to_its_end(namespace: Namespace) -> None:
+    namespace.apply(lorajob("left", preflight="Skip"))
+    pod = namespace.run_pod("left-train", seconds_ago=90)
+    namespace.wait_running("left")
+    namespace.orphan("jobs", "left-train")
+
+    def told() -> bool:
+        running = namespace.condition("left", "Running")
+        return running["status"] == "True" and f"kubectl delete pod {pod}" in running["message"]
+
+    eventually("it is told that the pod runs on", told)
+    namespace.patch_spec("left", suspend=True)
+    assert f"kubectl delete pod {pod}" in str(namespace.wait_phase("left", "Suspending")["conditions"])
+    namespace.end_pod(pod, 143)
+    attempt = namespace.wait_phase("left", "Suspended")["attemptHistory"][0]
+    assert 90 <= attempt["seconds"] < 120
+    namespace.patch_spec("left", suspend=False)
+    namespace.finish("left")
+    assert namespace.wait_phase("left", "Succeeded", timeout=40)["attempts"] == 2
+
+
 def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     namespace.apply(lorajob("none", preflight="Skip", retries=3))
     pod = namespace.run_pod("none-train", node="one")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from prometheus_client import REGISTRY
 
+from controller.api import Api, Json, eventually
+from controller.conftest import make_namespace
+from controller.objects import lorajob
+from controller.process import OperatorProcess
 from controller.reporting import Pods, Site, certificates
 from tunery_operator.progress.tls import keep_fresh, not_after, read_ca, server_context
 
@@ -47,6 +52,48 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
         assert await peer(site) != before
         task.cancel()
     assert authorities == [read_ca(later)]
+
+
+def test_a_job_that_runs_no_pod_gets_the_new_authority(
+    api: Api, own_operator: Callable[..., OperatorProcess], progress_tls: Path, tmp_path: Path
+) -> None:
+    folder, namespace = tmp_path / "tls", make_namespace(api)
+    shutil.copytree(progress_tls, folder)
+    operator = own_operator(TUNERY_PROGRESS_TLS_DIR=str(folder)).start()
+    for name in ("held", "works"):
+        namespace.apply(lorajob(name, preflight="Skip"))
+    queued = lorajob("queued", preflight="Skip")
+    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
+    namespace.apply(queued)
+    before = {name: namespace.job(f"{name}-train") for name in ("held", "works", "queued")}
+    namespace.api.patch(namespace.path("jobs", "queued-train"), {"spec": {"suspend": True}})
+    namespace.patch_spec("held", suspend=True)
+    namespace.wait_phase("held", "Suspended")
+    namespace.run_pod("works-train")
+    namespace.wait_running("works")
+    operator.stop()
+    old = read_ca(folder)
+    (folder / "ca.crt").write_text(f"{old}{old}")
+    operator.start()
+    namespace.patch_spec("held", suspend=False)
+    eventually("the Job is another", lambda: namespace.job("held-train")["metadata"]["uid"] != uid(before["held"]))
+    assert authority(namespace.job("held-train")) == f"{old}{old}"
+    namespace.finish("held")
+    namespace.wait_phase("held", "Succeeded")
+    for name in ("works", "queued"):
+        namespace.patch_spec(name, activeDeadlineSeconds=100000)
+        assert uid(namespace.job(f"{name}-train")) == uid(before[name])
+
+
+def uid(job: Json) -> str:
+    found: str = job["metadata"]["uid"]
+    return found
+
+
+def authority(job: Json) -> str:
+    """Return what the pods of a Job trust."""
+    pem: str = job["spec"]["template"]["metadata"]["annotations"]["tunery.dev/progress-ca"]
+    return pem
 
 
 def test_the_end_of_both_certificates_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
 from tunery_operator.lanes import AGED_SECONDS, Lanes
 from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import MAX_OUTAGE_BACKOFF, Lane, WorkQueue, delay
+from tunery_operator.queue import MAX_REFUSAL_BACKOFF, Lane, WorkQueue, delay
 from tunery_operator.reconcile.outcome import DONE, Outcome
 
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")
@@ -218,8 +218,8 @@ def test_what_an_overloaded_server_asks_for_is_the_least() -> None:
     assert delay(overloaded(1), 6) > 1.2, "it grows while the server stays overloaded"
 
 
-def test_an_outage_is_over_for_everybody_soon_after_it_is_over() -> None:
-    for status in (0, 429, 500, 503):
-        assert delay(overloaded(None, status), 100) <= MAX_OUTAGE_BACKOFF
-    assert delay(overloaded(None, 403), 100) > MAX_OUTAGE_BACKOFF
+def test_what_the_api_server_refused_is_over_for_everybody_soon_after_it_is_over() -> None:
+    for status in (0, 400, 401, 403, 429, 500, 503):
+        assert delay(overloaded(None, status), 100) <= MAX_REFUSAL_BACKOFF
+    assert delay(ValueError("a defect"), 100) > MAX_REFUSAL_BACKOFF
     assert delay(StaleObject("x"), 1) == 0

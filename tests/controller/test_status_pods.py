@@ -10,6 +10,7 @@ import pytest
 from controller.objects import RESULT
 from controller.statuskit import (
     NODE,
+    TRAINING,
     at,
     condition,
     deleting,
@@ -21,13 +22,10 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.runspec import TrainerStatus
-from tunery_api.status import LoRAJobStatus, Phase
+from tunery_api.status import LoRAJobStatus
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.patch import merge_patch
 from tunery_operator.status.snapshot import Attempt, ClusterWarning
-
-TRAINING = TrainerStatus(progress_percentage=10, phase=Phase.TRAINING)
 
 
 class Told(NamedTuple):
@@ -75,9 +73,9 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "told to end, within its grace": (
         {"pods": [running(meta=deleting(60))], "progress": TRAINING},
-        Told("Training", "True", "Stopping"),
+        Told("Starting", "True", "Stopping"),
     ),
-    "a little late": ({"pods": [running(meta=deleting(-10))]}, Told("Training", "True", "Stopping")),
+    "a little late": ({"pods": [running(meta=deleting(-10))]}, Told("Starting", "True", "Stopping")),
     "grace is over, kubelet dead": (
         {"pods": [running(meta=deleting(-16))], "progress": TRAINING},
         Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
@@ -198,7 +196,15 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "Job deleted, its pod still there": (
         {"work": None, "leftovers": (running(meta=deleting(60)),)},
-        Told("Training", "True", "Stopping"),
+        Told("Starting", "True", "Stopping"),
+    ),
+    "Job deleted without its pod": (
+        {"work": None, "leftovers": (running(),)},
+        Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1"),
+    ),
+    "says nothing for minutes": (
+        {"pods": [running(started=-601)]},
+        Told("Training", "True", "NotReporting", None, "no report of it has come"),
     ),
     "queue holds it": (
         {"train": queued_job(suspend=True)},
@@ -215,7 +221,8 @@ def test_what_the_status_says(seen: dict[str, Any], told: Told) -> None:
     failure = status.get("failure", {})
     found = (status["phase"], condition(status, "Running"), failure.get("reason"))
     assert found == (told.phase, (told.running, told.reason), told.failure)
-    assert told.message in failure.get("message", "")
+    said = [failure.get("message", "")] + [c.get("message", "") for c in status["conditions"] if c["type"] == "Running"]
+    assert told.message in " ".join(said)
     LoRAJobStatus.model_validate(status)
 
 

@@ -10,6 +10,7 @@ import pytest
 from controller.objects import REPORT, RESULT
 from controller.statuskit import (
     OWNER,
+    TRAINING,
     again,
     at,
     condition,
@@ -197,7 +198,20 @@ def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
 def test_what_ends_still_is_waited_for() -> None:
     status = judge(work=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
     assert condition(status, "Preflight") == ("Unknown", "WaitingForPredecessor")
+    assert status["phase"] == "Waiting"
     assert "failure" not in status
+    work = judge(work=None, waiting_for="pod x of an earlier Job")
+    assert (condition(work, "Running"), work["phase"]) == (("False", "WaitingForPredecessor"), "Waiting")
+
+
+def test_of_what_has_ended_nobody_says_that_it_could_go_on() -> None:
+    held = judge(train=job(**OURS), suspend=True)
+    assert condition(held, "Suspended") == ("True", "Suspended")
+    for ending in ({"train": DONE, "pods": (ended(says=RESULT),)}, {"train": job(failed_reason="x"), "pods": ()}):
+        changes = dict(ending)
+        status = judge(*changes.pop("pods"), **changes, suspend=True, status=held)
+        assert status["phase"] in ("Succeeded", "Failed")
+        assert "Suspended" not in [each["type"] for each in status["conditions"]]
     full = judge(work=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
     assert condition(full, "Preflight") == ("Unknown", "WaitingForPreflightSlot")
 
@@ -298,7 +312,9 @@ def _saved() -> list[dict[str, Any]]:
 
 LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
     "succeeded": ({"train": DONE, "pods": (ended(says=RESULT),)}, None),
-    "a pod runs": ({"pods": (running(),)}, None),
+    "a pod runs": ({"pods": (running(),)}, 301),
+    "it reports": ({"pods": (running(),), "progress": TRAINING}, None),
+    "it has been silent for long": ({"pods": (running(started=-601),)}, None),
     "a pod ends": ({"pods": (running(meta=deleting(30)),)}, 46),
     "its grace is over": ({"pods": (running(meta=deleting(-10)),)}, 6),
     "its node is lost": ({"pods": (running(meta=deleting(-100)),)}, None),

@@ -78,7 +78,7 @@ def _cause_without_phase(lorajob: Json, phase: str, children: Children) -> list[
             suspend and not _unended(children) and phase not in ("Suspended", *OVER),
             "it is suspended, and no pod is left",
         ),
-        (not suspend and phase != "Failed" and bool(train and train["spec"].get("suspend")), "its Job is suspended"),
+        (not suspend and phase not in OVER and bool(train and train["spec"].get("suspend")), "its Job is suspended"),
         (len(_unended(children, "train")) > 1, "two pods train at once"),
     )
     return [text for wrong, text in checks if wrong]

@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF: Final = 0.5
 MAX_BACKOFF: Final = 300.0
-MAX_OUTAGE_BACKOFF: Final = 30.0
-"""Backoff where the API server is away or overloaded: when it is back, nobody should wait for minutes more."""
+MAX_REFUSAL_BACKOFF: Final = 30.0
+"""Backoff where the API server is away, overloaded or refuses: once that is over, nobody should wait for minutes more.
+
+Only what is wrong with the operator itself is tried more seldom.
+"""
 GONE_SECONDS: Final = 5.0
 """Time after which it is looked again whether an object is gone that the API server said was gone."""
 MAX_QUICK_RETRIES: Final = 30
@@ -160,8 +163,7 @@ class WorkQueue:
 def delay(error: Exception, failures: int) -> float:
     """Return the seconds until the next try after so many failures in a row."""
     asked = error.retry_after if isinstance(error, OperatorError) else None
-    outage = isinstance(error, ApiFailure) and (error.status in (0, 429) or error.status >= 500)
-    longest = MAX_OUTAGE_BACKOFF if outage else MAX_BACKOFF
+    longest = MAX_REFUSAL_BACKOFF if isinstance(error, ApiFailure) else MAX_BACKOFF
     backoff = min(longest, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * _jitter(0.5, 1.0)
     if asked is None or failures > MAX_QUICK_RETRIES:
         return backoff

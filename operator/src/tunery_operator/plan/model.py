@@ -94,6 +94,16 @@ class Progress:
     url: str
     ca_pem: str
 
+    @property
+    def authority(self) -> str:
+        """A short name of the certificate authority."""
+        return authority_name(self.ca_pem)
+
+
+def authority_name(ca_pem: str) -> str:
+    """Return a short name of a certificate authority: a digest of its PEM."""
+    return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

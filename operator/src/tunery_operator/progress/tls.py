@@ -57,7 +57,9 @@ async def keep_fresh(context: ssl.SSLContext, folder: Path, use_ca: Callable[[st
             if (pem := read_ca(folder)) != authority:
                 authority = pem
                 use_ca(pem)
-                logger.info("the progress endpoint's authority was rotated: new pods trust the new one")
+                logger.info(
+                    "the progress endpoint's authority was rotated: pods that run can report no more, new Jobs trust it"
+                )
         except (OSError, ValueError) as error:
             # Caught between two files of a rotation: the next look finds both.
             logger.warning("the progress endpoint's certificate could not be read: %s", error)

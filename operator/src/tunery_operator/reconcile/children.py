@@ -19,6 +19,7 @@ from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.jobview import JobView, parse_job
 from tunery_operator.status.podview import PodView
+from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.snapshot import Attempt
 
 
@@ -39,9 +40,19 @@ def ensure_attempt(world: World, subject: Subject, plan: JobPlan, attempt: Attem
 
 
 def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
-    """Tell whether the spec's settings have changed since the Job was made, and no pod runs that would be lost."""
-    settings = attempt.job.settings
-    return settings not in (None, plan.settings) and not any(pod.running for pod in attempt.pods)
+    """Tell whether what the Job was made from has changed, and no pod runs that would be lost.
+
+    That is the spec's settings, and the authority by which its pods know the operator: with an old one they could not
+    report. For that alone no Job gives up its place in a queue.
+    """
+    job = attempt.job
+    if any(pod.running for pod in attempt.pods):
+        return False
+    return job.settings not in (None, plan.settings) or (_trusts_another(plan, job) and not is_queued(job))
+
+
+def _trusts_another(plan: JobPlan, job: JobView) -> bool:
+    return plan.progress is not None and job.authority not in (None, plan.progress.authority)
 
 
 def remove(world: World, owner: Owner, job: JobView) -> None:

@@ -27,6 +27,7 @@ from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.subject import Subject, find_subject
 from tunery_operator.reconcile.world import World
+from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.snapshot import Attempt, Refusal, Snapshot
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec)
@@ -97,7 +98,7 @@ def _hindered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
     if isinstance(error, FieldContested):
         return replace(snapshot, refusal=Refusal(FailureReason.FIELD_CONTESTED, str(error)))
     if isinstance(error, PreflightsFull):
-        return replace(snapshot, waiting_for=str(error), waiting_reason="WaitingForPreflightSlot")
+        return replace(snapshot, waiting_for=str(error), waiting_reason=WAITING_FOR_SLOT)
     return replace(snapshot, waiting_for=str(error))
 
 

@@ -31,6 +31,8 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
             break
     if draft.ended:
         close_ledger(draft, draft.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
+        # Nothing is left that it could stop or let go on.
+        draft.conditions.drop(ConditionType.SUSPENDED)
     else:
         show_hindrance(draft)
     return draft.finish()
@@ -94,7 +96,10 @@ def _still_there(snapshot: Snapshot) -> Iterator[str]:
     """Yield what must end before an object is suspended."""
     for attempt in (snapshot.preflight, snapshot.work, snapshot.report):
         yield from _not_ended(attempt) if attempt is not None and not attempt.job.finished else ()
-    yield from (f"pod {pod.name} of an earlier Job ends" for pod in snapshot.leftovers if not pod.finished)
+    for pod in snapshot.leftovers:
+        if not pod.finished:
+            does = "ends" if pod.deleting else f"runs on without it; kubectl delete pod {pod.name} would end it"
+            yield f"pod {pod.name} of an earlier Job {does}"
 
 
 def _not_ended(attempt: Attempt) -> Iterator[str]:

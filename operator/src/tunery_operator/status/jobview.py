@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.names import DONE_LABEL, KUEUE_LABELS, ROLE_LABEL, SETTINGS_ANNOTATION, SUSPENDED_BY_ANNOTATION
+from tunery_api.names import (
+    DONE_LABEL,
+    KUEUE_LABELS,
+    PROGRESS_CA_ANNOTATION,
+    ROLE_LABEL,
+    SETTINGS_ANNOTATION,
+    SUSPENDED_BY_ANNOTATION,
+)
+from tunery_operator.plan.model import authority_name
 from tunery_operator.status.clock import parse_time
 
 _PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
@@ -32,6 +40,8 @@ class JobView:
     suspended_by_us: bool
     settings: str | None
     """Digest of the owner's mutable settings that it was built from."""
+    authority: str | None
+    """Name of the certificate authority that its pods trust; None where they report nothing."""
     admitted: bool
     """Kueue has let it start."""
     created: str
@@ -76,6 +86,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         queue=labels.get(KUEUE_LABELS[0]),
         suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
         settings=annotations.get(SETTINGS_ANNOTATION),
+        authority=_authority(template.get("metadata") or {}),
         admitted=_admitted(template.get("metadata") or {}),
         created=meta.get("creationTimestamp") or "",
         started_at=parse_time(status.get("startTime")),
@@ -88,6 +99,11 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
     )
+
+
+def _authority(template_meta: Mapping[str, Any]) -> str | None:
+    pem = (template_meta.get("annotations") or {}).get(PROGRESS_CA_ANNOTATION)
+    return None if pem is None else authority_name(pem)
 
 
 def _admitted(template_meta: Mapping[str, Any]) -> bool:

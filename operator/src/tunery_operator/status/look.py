@@ -11,6 +11,7 @@ from tunery_operator.status.clock import parse_time
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.work import REPORT_GRACE
 
 MIN_SECONDS: Final = 10.0
 MAX_SECONDS: Final = 60.0
@@ -34,6 +35,17 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     left = deadline_left(snapshot)
     if left is not None and any(pod.running for pod in pods):
         yield max(0.0, left)
+    last = snapshot.work.last if snapshot.work is not None else None
+    if (
+        last is not None
+        and last.running
+        and not last.deleting
+        and last.started_at is not None
+        and snapshot.progress is None
+    ):
+        silent = (last.started_at + REPORT_GRACE - snapshot.now).total_seconds()
+        if silent >= 0:
+            yield silent + 1.0
     for pod in pods:
         if pod.deleted_at is not None and not pod.finished:
             grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()

@@ -23,8 +23,18 @@ HELD: Final = "JobSuspended"
 POD_STARTED: Final = "PodStarted"
 """Reason of Running=True until the pod trains or merges: it imports its libraries, and downloads."""
 
+WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
+WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
+"""Reasons of the stage that comes next: what must go before its Job may be made."""
+_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT})
+
+NOT_REPORTING: Final = "NotReporting"
+"""Reason of Running=True where a pod has run for minutes and nothing was heard of it: it works, as far as one knows."""
+
 _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
+    # The pod that was told to end does not train any more, and the next one is to come.
+    STOPPING: Phase.STARTING,
     **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)},
     # What the trainer calls done is done only when its Job says so, too.
     Phase.SUCCEEDED.value: Phase.UPLOADING,
@@ -43,6 +53,8 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
         (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
+        (conditions.reason(ConditionType.RUNNING) in _WAITING, Phase.WAITING),
+        (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
         (conditions.reason(ConditionType.RUNNING) == HELD, Phase.QUEUED),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.names import CONTAINER, OWNER_UID_LABEL
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.jobview import controller_of
+
+_JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
+_JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class PodView:
     name: str
     uid: str
     job: str
-    """Name of the Job that controls it."""
+    """Name of the Job that made it."""
     job_uid: str
     owner_uid: str
     """The uid of the object of ours that it works for; empty on a pod of an earlier release."""
@@ -77,7 +80,7 @@ class LostPod:
 def parse_pod(body: Mapping[str, Any]) -> PodView:
     """Return the view of a pod of the API server."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    controller = controller_of(body)
+    controller, labels = controller_of(body), meta.get("labels") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     disrupted = conditions.get("DisruptionTarget") or {}
     state = _container_state(status)
@@ -86,9 +89,10 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
     return PodView(
         name=meta["name"],
         uid=meta["uid"],
-        job=controller.get("name", ""),
-        job_uid=controller.get("uid", ""),
-        owner_uid=(meta.get("labels") or {}).get(OWNER_UID_LABEL, ""),
+        # Labels outlast the Job: one that is deleted without its pods takes their owner reference along.
+        job=controller.get("name") or labels.get(_JOB_NAME_LABEL, ""),
+        job_uid=controller.get("uid") or labels.get(_JOB_UID_LABEL, ""),
+        owner_uid=labels.get(OWNER_UID_LABEL, ""),
         version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp") or "",
         phase=status.get("phase") or "Pending",

@@ -13,6 +13,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import AdapterInput
 from tunery_operator.plan.model import Kind, Owner
 from tunery_operator.status.jobview import JobView
+from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.status.podview import LostPod, PodView
 
 
@@ -86,7 +87,7 @@ class Snapshot:
     refusal: Refusal | None = None
     waiting_for: str | None = None
     """What the next Job waits for, such as an earlier object's Job that still ends."""
-    waiting_reason: str = "WaitingForPredecessor"
+    waiting_reason: str = WAITING_FOR_PREDECESSOR
     retry: str | None = None
     """The annotation tunery.dev/retry."""
     input_references: tuple[dict[str, Any], ...] = ()

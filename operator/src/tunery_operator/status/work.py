@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from tunery_api.reasons import FailureReason
@@ -13,13 +13,15 @@ from tunery_operator.status.diagnosis import is_node_lost, job_failure, lost_nod
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.endings import how_it_ended
 from tunery_operator.status.ledger import PASSED_OVER, same_end_twice
-from tunery_operator.status.phase import FINISHING, HELD, POD_STARTED, STOPPING
+from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STARTED, STOPPING
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Attempt
 
 _RUNNING: Final = ConditionType.RUNNING
+REPORT_GRACE: Final = timedelta(minutes=10)
+"""A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -89,11 +91,27 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
         if pod.deleting or is_node_lost(pod, draft.snapshot.now):
             _show_stopping(draft, pod)
         else:
-            draft.conditions.set(_RUNNING, True, _activity(draft), f"pod {pod.name} on node {pod.node}")
+            _show_activity(draft, pod)
     elif job.suspend:
         _show_held(draft, attempt)
     else:
         _show_waiting(draft, attempt)
+
+
+def _show_activity(draft: Draft, pod: PodView) -> None:
+    reason, text = _activity(draft), f"pod {pod.name} on node {pod.node}"
+    if (
+        draft.snapshot.progress is None
+        and reason in (POD_STARTED, NOT_REPORTING)
+        and is_silent(pod, draft.snapshot.now)
+    ):
+        reason, text = NOT_REPORTING, f"{text} runs, and no report of it has come: what it does is in its log"
+    draft.conditions.set(_RUNNING, True, reason, text)
+
+
+def is_silent(pod: PodView, now: datetime) -> bool:
+    """Tell whether a pod has run for so long that it must have reported something."""
+    return pod.started_at is not None and now - pod.started_at >= REPORT_GRACE
 
 
 def _show_stopping(draft: Draft, pod: PodView) -> None:
@@ -101,10 +119,12 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         found = lost_node(pod)
         draft.hinder(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
-    elif pod.running:
-        told = "was told to end, and may write a checkpoint before" if pod.deleting else "runs on without its Job"
-        text = f"pod {pod.name} on node {pod.node} {told}"
+    elif pod.running and pod.deleting:
+        text = f"pod {pod.name} on node {pod.node} was told to end, and may write a checkpoint before"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
+    elif pod.running:
+        text = f"pod {pod.name} on node {pod.node} runs on without its Job; kubectl delete pod {pod.name} would end it"
+        draft.conditions.set(_RUNNING, True, _activity(draft), text)
     else:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
 
