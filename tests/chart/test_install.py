@@ -60,7 +60,7 @@ def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
     ("verb", "what"),
     [
         ("watch", "lorajobs.tunery.dev"), ("patch", "lorajobs.tunery.dev/status"), ("create", "jobs.batch"),
-        ("delete", "jobs.batch"), ("watch", "pods"), ("list", "events"), ("create", "events.events.k8s.io"),
+        ("delete", "jobs.batch"), ("watch", "pods"), ("list", "events"), ("create", "events"),
         ("create", "tokenreviews.authentication.k8s.io"),
     ],
 )  # fmt: skip

@@ -40,6 +40,11 @@ def _object(kind: str, name: str, spec: Json) -> Json:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
+def _is_about(event: Json, name: str) -> bool:
+    regarded = event["involvedObject"]
+    return bool(regarded["name"] == name and regarded["apiVersion"].startswith("tunery.dev/"))
+
+
 @dataclass(frozen=True)
 class Namespace(Kubelet):
     """A namespace of one test, whose kubelet the test itself plays: no node runs any pod."""
@@ -70,6 +75,11 @@ class Namespace(Kubelet):
         """Return a condition, empty where it is not set."""
         conditions = self.status(name, plural).get("conditions", [])
         return next((c for c in conditions if c["type"] == type_), {})
+
+    def reasons_told(self, name: str) -> list[str]:
+        """Return the reasons of the events about an object of ours, as `kubectl describe` sorts them."""
+        events = [e for e in self.api.items(f"/api/v1/namespaces/{self.name}/events") if _is_about(e, name)]
+        return [event["reason"] for event in sorted(events, key=lambda event: str(event["lastTimestamp"]))]
 
     def patch_spec(self, name: str, plural: str = "lorajobs", **spec: Any) -> None:
         """Change fields of a spec."""

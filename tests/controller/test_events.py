@@ -72,6 +72,12 @@ def test_what_was_told_lately_is_not_told_again() -> None:
     assert limit.refused("u", event("Training")) is None
 
 
+def test_after_a_retry_all_is_told_once_more() -> None:
+    limit = EventLimit(lambda: 0.0)
+    told = ["PreflightRunning", "Retried", "PreflightRunning", "PreflightRunning", "Retried"]
+    assert [limit.refused("u", event(reason)) for reason in told] == [None, None, None, "repeated", None]
+
+
 def test_two_failures_of_one_reason_are_two_events() -> None:
     limit = EventLimit(lambda: 0.0)
     assert limit.refused("u", event("AttemptFailed", "pod a", warning=True)) is None

@@ -146,12 +146,8 @@ def test_one_event_for_each_transition(namespace: Namespace) -> None:
     namespace.finish("ev")
     namespace.wait_phase("ev", "Succeeded")
 
-    def reasons() -> list[str]:
-        events = namespace.api.items(namespace.path("events"))
-        return sorted(e["reason"] for e in events if e["regarding"]["kind"] == "LoRAJob")
-
-    eventually("the last event", lambda: "Succeeded" in reasons())
-    found = reasons()
+    eventually("the last event", lambda: "Succeeded" in namespace.reasons_told("ev"))
+    found = namespace.reasons_told("ev")
     assert len(found) == len(set(found))
     assert {"Starting", "AdapterUploaded", "Evaluated", "Succeeded"} <= set(found)
 

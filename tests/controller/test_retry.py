@@ -58,10 +58,16 @@ def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
     words = {"failure": {"reason": "DatasetInvalid", "message": "line 17: no completion"}}
     namespace.end_pod(namespace.run_pod("p-preflight"), 64, words)
     namespace.wait_phase("p", "Failed")
-    namespace.annotate("p", retry="1")
+    namespace.annotate("p", retry="")
     namespace.pass_preflight("p")
     namespace.finish("p")
     namespace.wait_phase("p", "Succeeded")
+
+    def told_again() -> bool:
+        told = namespace.reasons_told("p")
+        return "Succeeded" in told and "PreflightStarting" in told[told.index("Retried") :]
+
+    eventually("the second preflight is told as the first was", told_again)
 
 
 def test_a_raised_deadline_lets_a_late_job_go_on(namespace: Namespace) -> None:

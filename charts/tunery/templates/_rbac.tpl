@@ -19,10 +19,7 @@
 # Why a pod cannot be made, or its volumes not be mounted, is told nowhere else.
 - apiGroups: [""]
   resources: [events]
-  verbs: [list]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
+  verbs: [list, create]
 {{- end -}}
 
 {{- define "tunery.subjects" -}}

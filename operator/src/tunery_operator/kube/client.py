@@ -25,7 +25,6 @@ _VERSIONS: Final = {
     "": "/api/v1",
     "batch": "/apis/batch/v1",
     "tunery.dev": "/apis/tunery.dev/v1alpha1",
-    "events.k8s.io": "/apis/events.k8s.io/v1",
     "authentication.k8s.io": "/apis/authentication.k8s.io/v1",
     "coordination.k8s.io": "/apis/coordination.k8s.io/v1",
 }

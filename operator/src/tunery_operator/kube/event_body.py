@@ -1,4 +1,7 @@
-"""An event of events.k8s.io/v1 about one of our objects."""
+"""An event about one of our objects.
+
+It is one of core/v1: events.k8s.io/v1 has no lastTimestamp, by which `kubectl describe` sorts.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from tunery_operator.plan.model import Owner
 from tunery_operator.status.events import Event
 
 CONTROLLER: Final = "tunery.dev/operator"
+COMPONENT: Final = "tunery"
 MAX_NOTE: Final = 1000
 MAX_NAME: Final = 253
 _DIGEST: Final = 16
@@ -17,20 +21,23 @@ _DIGEST: Final = 16
 
 def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dict[str, Any]:
     """Return the event; its name follows from what it tells, so that telling it twice leaves one."""
-    key = owner.key
+    key, time = owner.key, now.strftime("%Y-%m-%dT%H:%M:%SZ")
     digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:_DIGEST]
     return {
-        "apiVersion": "events.k8s.io/v1",
+        "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": _name(key.name, digest), "namespace": key.namespace},
-        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "reportingController": CONTROLLER,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": COMPONENT},
+        "reportingComponent": CONTROLLER,
         "reportingInstance": instance[:128],
         "action": "Reconcile",
         "reason": event.reason,
         "type": "Warning" if event.warning else "Normal",
-        "note": event.note[:MAX_NOTE],
-        "regarding": {
+        "message": event.note[:MAX_NOTE],
+        "involvedObject": {
             "apiVersion": owner.api_version,
             "kind": key.kind.value,
             "namespace": key.namespace,

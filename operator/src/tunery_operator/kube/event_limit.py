@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from tunery_operator.status.events import Event
+from tunery_operator.status.events import RETRIED, Event
 
 REPEAT_SECONDS: Final = 600.0
 """The same thing is told again only after so long: until then the first event stands where a reader looks."""
@@ -45,6 +45,9 @@ class EventLimit:
         now = self._clock()
         with self._lock:
             allowance = self._allowance(uid, now)
+            if event.reason == RETRIED:
+                # A person wants to see all of it once more.
+                allowance.told.clear()
             known: Hashable = (event.reason, event.note) if event.warning else event.reason
             if known in allowance.told:
                 return "repeated"

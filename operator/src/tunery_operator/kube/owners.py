@@ -16,6 +16,7 @@ from tunery_operator.kube.versions import Tombstones, later
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.podview import LostPod
+from tunery_operator.status.reopen import retry_mark
 
 MAX_LOST: Final = 50
 """So many vanished pods of one Job are remembered: status has long counted the ones before."""
@@ -225,8 +226,8 @@ def _is_over(body: dict[str, Any]) -> bool:
     status = body.get("status") or {}
     if status.get("phase") not in FINAL:
         return False
-    retry = (body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION)
-    return status["phase"] != Phase.FAILED.value or not retry or retry == status.get("observedRetry")
+    mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
+    return status["phase"] != Phase.FAILED.value or mark in (None, status.get("observedRetry"))
 
 
 def _changed(before: Seen | None, seen: Seen) -> bool:

@@ -28,7 +28,7 @@ CREATE_JOB: Final = Call("batch", "jobs", "create")
 PATCH_JOB: Final = Call("batch", "jobs", "patch")
 DELETE_JOB: Final = Call("batch", "jobs", "delete")
 LIST_PODS: Final = Call("", "pods", "list")
-CREATE_EVENT: Final = Call("events.k8s.io", "events", "create")
+CREATE_EVENT: Final = Call("", "events", "create")
 LIST_EVENTS: Final = Call("", "events", "list")
 """Why a pod cannot be made or its volumes not be mounted is told nowhere else."""
 REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")

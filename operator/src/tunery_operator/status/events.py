@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
+from tunery_api.status import Phase
 
+RETRIED: Final = "Retried"
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -28,18 +31,24 @@ _QUIET: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of events.k8s.io/v1, before it is built."""
+    """One event, before it is built."""
 
     reason: str
     note: str
     warning: bool
     time: str
-    """lastTransitionTime of its condition: part of the event's name, so that it is posted once."""
+    """When that came about, or what stands for it: part of the event's name, so that it is posted once."""
 
 
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
-    """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once."""
+    """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once.
+
+    And one for a failed object that was reopened.
+    """
     events: dict[str, Event] = {}
+    if _is_retried(old, new):
+        text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
+        events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
@@ -47,6 +56,10 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
             note = condition.get("message") or reason
             events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
     return tuple(events.values())
+
+
+def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return old.get("phase") == Phase.FAILED.value and new.get("phase") not in (None, Phase.FAILED.value)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
