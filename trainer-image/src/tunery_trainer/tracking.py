@@ -21,6 +21,8 @@ RUNS_FOLDER: Final = "runs"
 """Where TensorBoard files lie, beside the adapter."""
 _METRICS: Final = ("loss", "eval_loss", "learning_rate", "grad_norm")
 _MLFLOW_PARAM_LIMIT: Final = 6000
+_MLFLOW_PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""A GPU waits meanwhile: MLflow's own, seven tries of two minutes each, would cost it half an hour."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +142,10 @@ def _mlflow(run: RunSpec, spec: MlflowSpec, parameters: Mapping[str, Any]) -> It
             yield _Mlflow(client, run_id)
             status = "FINISHED"
         finally:
-            client.set_terminated(run_id, status)
+            try:
+                client.set_terminated(run_id, status)
+            except Exception as error:  # noqa: BLE001 (as above: what was trained is published all the same)
+                _log.warning("MLflow is not told that the run has ended: %s", error)
 
 
 def _new_mlflow_run(client: Any, experiment_id: str, run: RunSpec, parameters: Mapping[str, Any]) -> str:
@@ -153,9 +158,10 @@ def _new_mlflow_run(client: Any, experiment_id: str, run: RunSpec, parameters: M
 
 @contextmanager
 def _mlflow_login(credentials: Credentials) -> Iterator[None]:
-    """Lend MLflow its credentials: it takes them from the environment only."""
+    """Lend MLflow its credentials, and how long it waits: it takes them from the environment only."""
     names = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    lent = {name: value for name in names if (value := credentials.get(name)) and name not in os.environ}
+    given = {name: value for name in names if (value := credentials.get(name))}
+    lent = {name: value for name, value in {**_MLFLOW_PATIENCE, **given}.items() if name not in os.environ}
     os.environ.update(lent)
     try:
         yield
