@@ -49,6 +49,21 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         ),
         pytest.param({"dataset": {}}, "spec.dataset.uri: is required", id="missing"),
         pytest.param(
+            {"output": {"uri": "s3://adapters/tunery-checkpoints/x"}},
+            "spec.output.uri: tunery-checkpoints/ is for checkpoints, which go; use another prefix",
+            id="output-among-checkpoints",
+        ),
+        pytest.param(
+            {"output": {"uri": "s3://key:secret@adapters/x"}},
+            "spec.output.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix",
+            id="credentials-in-a-uri",
+        ),
+        pytest.param(
+            {"output": {"uri": "s3:///x"}},
+            "spec.output.uri: names no bucket; write s3://bucket/prefix",
+            id="no-bucket",
+        ),
+        pytest.param(
             {"lora": {"targetModules": ["q proj"]}},
             "spec.lora.targetModules[0]: must look like ^[A-Za-z0-9_][A-Za-z0-9_.-]*$, is 'q proj'",
             id="list-item",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
@@ -74,6 +75,9 @@ StorageUri = Annotated[
     WithJsonSchema({"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^s3://[^\s?#*]+$"}),
 ]
 """A place that can be written: a bucket and a prefix."""
+
+BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^/]+")
+"""A bucket of any S3-compatible storage, upper case and underscores too, or an access point: as boto3 takes it."""
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _SUFFIX |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
-from tunery_api.fields import ApiModel
+from tunery_api.fields import BUCKET, ApiModel
 from tunery_api.inputs import ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -23,6 +23,7 @@ from tunery_api.methods import (
     Method,
     QuantizationType,
 )
+from tunery_api.names import CHECKPOINTS_PREFIX
 from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
@@ -212,6 +213,20 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
         )
 
 
+def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
+    """A bucket that can exist, and a place that no checkpoints' lifecycle rule clears away."""
+    scheme, _, rest = (spec.output.uri or "").partition("://")
+    bucket, *folders = rest.split("/")
+    if scheme != "s3":
+        return
+    if not BUCKET.fullmatch(bucket):
+        # Not shown: with credentials in it, it is no bucket, but it is still a credential.
+        what = "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
+        yield FieldError("spec.output.uri", f"{what}; write s3://bucket/prefix")
+    if folders[:1] == [CHECKPOINTS_PREFIX]:
+        yield FieldError("spec.output.uri", f"{CHECKPOINTS_PREFIX}/ is for checkpoints, which go; use another prefix")
+
+
 def lorajob_revision(spec: LoRAJobSpec) -> Errors:
     """Only the hub has revisions."""
     yield from _revision(spec.model)
@@ -260,6 +275,7 @@ def _alias(block: ApiModel, name: str) -> Any:
 
 
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
+    output,
     lorajob_revision,
     evaluation_rows,
     quantization,
@@ -279,6 +295,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     continue_from,
 )
 ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
+    output,
     merge_inputs,
     merge_density,
     merge_sign,

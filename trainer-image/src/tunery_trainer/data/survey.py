@@ -189,5 +189,5 @@ class Survey:
             FailureReason.DATASET_INVALID,
             f"spec.training.maxLength: {self._max_length} tokens leave nothing of any answer in the {side} rows "
             f"(half of all rows have {tokens.p50_length} tokens or more)",
-            "Raise spec.training.maxLength.",
+            "Raise spec.training.maxLength in a new job.",
         )

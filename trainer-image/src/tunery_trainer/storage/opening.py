@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final
 
+from tunery_api.fields import BUCKET
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Store, check_key
 from tunery_trainer.storage.local import LocalStore
 from tunery_trainer.storage.uris import split_uri
-
-_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
-"""What boto3 asks a server for: upper case and underscores too, which old buckets and other servers have."""
 
 
 def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> tuple[Store, str]:
@@ -35,7 +31,7 @@ def open_store(uri: str, credentials: Credentials, field: str, mount: Path | Non
 
 
 def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:
-    if not _BUCKET.fullmatch(bucket):
+    if not BUCKET.fullmatch(bucket):
         # Not shown: with credentials in it, it is no bucket, but it is still a credential.
         what = "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
         message = (
