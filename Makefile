@@ -109,4 +109,5 @@ images: setup ## Build the operator and trainer images
 
 .PHONY: push
 push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery
+	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/tunery" >&2; exit 2; }
 	@$(CLUSTER_CLI) push "$(REGISTRY)"

@@ -210,7 +210,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         {"train": queued_job(suspend=True)},
         Told("Queued", "False", "Queued"),
     ),
-    "somebody else holds it": ({"train": job(suspend=True)}, Told("Queued", "False", "JobSuspended")),
+    "somebody else holds it": ({"train": job(suspend=True)}, Told("Waiting", "False", "JobSuspended")),
 }
 
 

@@ -101,7 +101,8 @@ def _follow(job: Job) -> None:
             failure = status.get("failure", {})
             raise AssertionError(f"{failure.get('reason')}: {failure.get('message')}\n{failure.get('hint')}")
         time.sleep(1)
-    raise TimeoutError(f"LoRAJob {job.name} has not ended within {TIMEOUT_SECONDS} s\n{job.story()}")
+    go_on = f"it goes on: kubectl get lorajob {job.name} -n {NAMESPACE} -w"
+    raise TimeoutError(f"LoRAJob {job.name} has not ended within {TIMEOUT_SECONDS} s; {go_on}\n{job.story()}")
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
         (conditions.reason(ConditionType.RUNNING) in _WAITING, Phase.WAITING),
         (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
-        (conditions.reason(ConditionType.RUNNING) == HELD, Phase.QUEUED),
+        (conditions.reason(ConditionType.RUNNING) == HELD, Phase.WAITING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
     )
