@@ -10,6 +10,7 @@ from kit.installation import NAMESPACE, install, uninstall
 from kit.kubectl import Kubectl, KubectlError, wait_for
 from kit.operator import operator_pods
 from kit.processes import environment_of, pod_processes
+from kit.tenant import s3_secret
 
 SERVICE_ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tunery"
 
@@ -40,14 +41,48 @@ def test_the_secret_key_stands_nowhere(
     failing = launch("indiscreet", output={"uri": "s3://no-such-bucket/x", "secretRef": {"name": "s3"}})
     job.wait_phase("Succeeded")
     failing.wait_phase("Failed")
-    key = environment["AWS_SECRET_ACCESS_KEY"]
+    assert_nowhere(environment["AWS_SECRET_ACCESS_KEY"], kubectl, namespace)
+
+
+def test_a_credential_that_cannot_be_one_is_told_and_stands_nowhere(
+    launch: Launch, kubectl: Kubectl, namespace: str, environment: dict[str, str]
+) -> None:
+    """Libraries quote a value that fits into no header: the parts before and after a line break must not come out."""
+    broken = {
+        "AWS_SESSION_TOKEN": "FwoGZXIvYXdzEJr-first\nQoJb3JpZ2luX2Vj-second",
+        "HF_TOKEN": "hf_firstPart\nsecondPart",
+    }
+    launched = {}
+    for name, value in broken.items():
+        secret = s3_secret(namespace, environment, name.lower().replace("_", "-"))
+        secret["stringData"][name] = value
+        kubectl.apply(secret)
+        reference = {"name": secret["metadata"]["name"]}
+        blocks = {
+            "AWS_SESSION_TOKEN": {"output": {"uri": "s3://adapters/x", "secretRef": reference}},
+            "HF_TOKEN": {"model": {"uri": "hf://nobody/nothing", "secretRef": reference}},
+        }
+        launched[name] = launch(reference["name"], **blocks[name])
+    for name, job in launched.items():
+        failure = job.wait_phase("Failed")["failure"]
+        assert failure["reason"] == "SecretNotFound"
+        assert name in failure["message"]
+        assert job.name in failure["message"]
+        assert "line break" in failure["message"]
+    for value in broken.values():
+        for part in value.split("\n"):
+            assert_nowhere(part, kubectl, namespace)
+
+
+def assert_nowhere(secret: str, kubectl: Kubectl, namespace: str) -> None:
+    """Fail where an object that people read, or a log, holds a secret."""
     kinds = "pods,jobs,configmaps,events,lorajobs.tunery.dev,deployments,replicasets"
     for where in (namespace, NAMESPACE):
-        assert key not in kubectl.run("get", kinds, "-n", where, "-o", "json")
+        assert secret not in kubectl.run("get", kinds, "-n", where, "-o", "json")
         for pod in kubectl.list("pods", where):
             name = pod["metadata"]["name"]
-            assert key not in kubectl.run("logs", name, "-n", where, "--all-containers")
-            assert key not in json.dumps(pod["spec"])
+            assert secret not in kubectl.run("logs", name, "-n", where, "--all-containers")
+            assert secret not in json.dumps(pod["spec"])
 
 
 def test_no_process_has_the_secret_key_in_its_environment(launch: Launch, environment: dict[str, str]) -> None:
