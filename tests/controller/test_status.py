@@ -81,6 +81,12 @@ def test_phase_and_reason(seen: Snapshot, phase: str, reason: str | None) -> Non
     LoRAJobStatus.model_validate(status)
 
 
+def test_a_pod_that_says_it_is_done_makes_no_event_of_success() -> None:
+    uploads = compute_status(snapshot(running(), progress=says(Phase.UPLOADING)))
+    done = compute_status(snapshot(running(), progress=says(Phase.SUCCEEDED), status=uploads))
+    assert [event.reason for event in transitions(uploads, done)] == []
+
+
 def test_the_verdict_is_the_same_when_asked_again() -> None:
     for name, (seen, _, _) in PHASES.items():
         first = compute_status(seen)

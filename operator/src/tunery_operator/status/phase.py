@@ -36,8 +36,6 @@ _TRAINER_PHASES: Final = {
     # The pod that was told to end does not train any more, and the next one is to come.
     STOPPING: Phase.STARTING,
     **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)},
-    # What the trainer calls done is done only when its Job says so, too.
-    Phase.SUCCEEDED.value: Phase.UPLOADING,
 }
 
 

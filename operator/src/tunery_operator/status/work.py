@@ -178,5 +178,8 @@ def _activity(draft: Draft) -> str:
         return known if draft.conditions.is_true(_RUNNING) and known and known != STOPPING else POD_STARTED
     if report.phase is Phase.STARTING:
         return POD_STARTED
+    if report.phase is Phase.SUCCEEDED:
+        # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
+        return Phase.UPLOADING.value
     default = Phase.TRAINING if draft.snapshot.kind is Kind.LORAJOB else Phase.MERGING
     return (report.phase or default).value
