@@ -56,10 +56,9 @@ def go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
 
 def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     subject = find_subject(world, key)
-    if subject is None:
-        return DONE
-    if subject.finished:
-        return after_the_end(world, subject)
+    if subject is None or subject.finished:
+        world.retries.reset(key)
+        return DONE if subject is None else after_the_end(world, subject)
     gathered = story.gather(world, subject)
     snapshot, retry_in = _take_step(world, subject, story, gathered)
     if retry_in is None and _is_begun(subject, gathered, snapshot) and world.is_pressed():
