@@ -251,6 +251,10 @@ def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_opera
     before = own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
     namespace.apply(lorajob("old", output={}, preflight="Skip"))
     namespace.apply(lorajob("next", output={}))
+    namespace.apply(lorajob("held", output={}, preflight="Skip", suspend=True))
+    namespace.wait_phase("held", "Suspended")
+    namespace.apply(lorajob("big", output={}, preflight="Skip", resources={"gpus": 0, "memory": "900Gi"}))
+    namespace.wait_reason("big", "Unschedulable")
     pod = namespace.run_pod("old-train")
     namespace.wait_running("old")
     preflight = namespace.run_pod("next-preflight")
@@ -264,12 +268,21 @@ def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_opera
     namespace.wait_phase("old", "Succeeded")
     status = namespace.wait_reason("next", "PlatformChanged")
     assert status["phase"] != "Failed"
+    # What may be changed gives no reason to judge the rest once more.
+    namespace.patch_spec("held", suspend=False)
+    namespace.wait_reason("held", "PlatformChanged")
+    namespace.patch_spec("held", suspend=True)
+    namespace.wait_phase("held", "Suspended")
+    namespace.patch_spec("big", resources={"gpus": 0, "memory": "1Gi"})
+    namespace.wait_reason("big", "PlatformChanged")
     # Whoever comes now is told at once: nothing was accepted for him.
     namespace.apply(lorajob("new", output={}))
     assert namespace.wait_phase("new", "Failed")["failure"]["reason"] == "InvalidSpec"
     assert after.stop() == 0
     own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
-    ends_well(namespace, "next")
+    namespace.patch_spec("held", suspend=False)
+    for name in ("next", "held", "big"):
+        ends_well(namespace, name)
 
 
 # Inputs that come and go (M17)

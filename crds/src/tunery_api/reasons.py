@@ -151,7 +151,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True, "Correct what the node's answer names; the container starts as soon as the node accepts it."
     ),
     _R.PLATFORM_CHANGED: Advice(
-        True, "Ask whoever runs Tunery to restore the named setting; the job goes on with it by itself."
+        True,
+        "Put the named field back if it was changed; else ask whoever runs Tunery to restore the named setting. The job"
+        " goes on by itself then.",
     ),
     _R.FIELD_CONTESTED: Advice(
         True, "Find what else changes the named field of the Job, a policy or a controller, and exempt Tunery's Jobs."

@@ -83,11 +83,12 @@ class Subject:
         return self._condition(condition).get("status") == ConditionStatus.TRUE.value
 
     def accepted(self) -> bool:
-        """Tell whether its spec was found good before: for this generation, or so good that a Job was made of it."""
-        validated = self._condition(ConditionType.VALIDATED)
-        judged = self.holds(ConditionType.VALIDATED) and validated.get("observedGeneration") == self.owner.generation
+        """Tell whether its spec was found good before, in whatever generation, or so good that a Job was made of it.
+
+        What may change afterwards, such as suspend, gives no reason to judge the rest once more.
+        """
         passed = self._condition(ConditionType.PREFLIGHT).get("reason") == "PreflightPassed"
-        return judged or passed or "jobName" in self.status
+        return self.holds(ConditionType.VALIDATED) or passed or "jobName" in self.status
 
     def _condition(self, type_: ConditionType) -> Mapping[str, Any]:
         conditions = self.status.get("conditions") or ()

@@ -24,10 +24,16 @@ def show_hindrance(draft: Draft) -> None:
 def _found(snapshot: Snapshot) -> Failure | None:
     if snapshot.refusal is not None:
         return failure(snapshot.refusal.reason, snapshot.refusal.message)
-    if snapshot.unplannable and snapshot.work is None:
+    if snapshot.unplannable and _waits_for_a_plan(snapshot):
         text = "; ".join(str(error) for error in snapshot.unplannable)
         return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, and cannot be planned any more: {text}")
     return None
+
+
+def _waits_for_a_plan(snapshot: Snapshot) -> bool:
+    """Tell whether a Job is to be made: the first, or one that follows what the spec says by now."""
+    work = snapshot.work
+    return work is None or (not work.job.finished and work.job.settings not in (None, snapshot.owner.settings))
 
 
 def _set_stage(draft: Draft, reason: str, message: str) -> None:
