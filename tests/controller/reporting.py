@@ -70,7 +70,7 @@ class Pods:
     def progress(self, key: Key, _uid: str) -> TrainerStatus | None:
         return self.reports.get(key)
 
-    def set_progress(self, key: Key, _uid: str, report: TrainerStatus) -> None:
+    def set_progress(self, key: Key, _uid: str, report: TrainerStatus, _pod_uid: str) -> None:
         self.reports[key] = report
 
 

@@ -97,6 +97,8 @@ def deleting(seconds: float) -> dict[str, Any]:
 def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     """Return a LoRAJob whose preflight has passed, with a train Job that has these pods."""
     changes.setdefault("work", Attempt(changes.pop("train", job()), pods))
+    if pods and "progress" in changes:
+        changes.setdefault("reporter", pods[-1].uid)
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
 

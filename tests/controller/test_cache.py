@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from controller.api import Json
-from tunery_api.names import DONE_LABEL, ROLE_LABEL
+from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.versions import REMEMBERED
@@ -191,6 +191,16 @@ class TestPods:
         cache.see_job(job(2, active=1))
         cache.see_pod(pod(3))
 
+    def test_a_pod_whose_job_went_before_the_operator_came_wakes_its_owner(self, cache: Cache) -> None:
+        def seen(version: int) -> Json:
+            body = pod(version, "p2", "j2", job_name="two-train")
+            body["metadata"]["labels"] = {OWNER_UID_LABEL: "u2"}
+            return body
+
+        cache.see_pod(seen(20))
+        cache.see_owner(Kind.LORAJOB, owner(10, "Suspending", "two", "u2"))
+        assert cache.forget_pod(seen(21)) == {Key(Kind.LORAJOB, "team", "two")}
+
     def incomplete(self, cache: Cache) -> bool:
         found = cache.job("team", "one-train")
         assert found is not None
@@ -300,7 +310,7 @@ def test_nothing_leaks(seed: int) -> None:
         cache.wait_for(target, key)
         cache.mark_stale(key)
         cache.note_written(key, 1.0)
-        cache.set_progress(key, uid, TrainerStatus())
+        cache.set_progress(key, uid, TrainerStatus(), "pod")
 
     def some_job() -> tuple[str, str, str]:
         name, uid = some_owner()

@@ -69,7 +69,7 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     namespace.api.patch(namespace.path("jobs", "queued-train"), {"spec": {"suspend": True}})
     namespace.patch_spec("held", suspend=True)
     namespace.wait_phase("held", "Suspended")
-    namespace.run_pod("works-train")
+    pod = namespace.run_pod("works-train", node="one", seconds_ago=100)
     namespace.wait_running("works")
     operator.stop()
     old = read_ca(folder)
@@ -83,6 +83,13 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     for name in ("works", "queued"):
         namespace.patch_spec(name, activeDeadlineSeconds=100000)
         assert uid(namespace.job(f"{name}-train")) == uid(before[name])
+    # The Job goes in the very look that sees its pod's end: the ledger has that end all the same.
+    namespace.patch_spec("works", suspend=True)
+    eventually("it is told to end", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 60)
+    namespace.end_pod(pod, 143, seconds=40)
+    attempt = namespace.wait_phase("works", "Suspended")["attemptHistory"][0]
+    assert (attempt["seconds"], attempt["reason"]) == (40, "Suspended")
+    assert namespace.get("jobs", "works-train") is None
 
 
 def uid(job: Json) -> str:

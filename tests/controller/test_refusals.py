@@ -50,24 +50,28 @@ def test_a_change_that_is_undone_three_times_is_left_alone_for_a_while() -> None
     clock = [1000.0]
     quarrels = Quarrels(lambda: clock[0])
     for _ in range(4):
-        quarrels.change("job", "spec.suspend")
+        with quarrels.change("job", "spec.suspend"):
+            pass
         clock[0] += 1
-    with pytest.raises(FieldContested) as contested:
-        quarrels.change("job", "spec.suspend")
+    with pytest.raises(FieldContested) as contested, quarrels.change("job", "spec.suspend"):
+        pass
     assert contested.value.retry_after == QUARREL_PAUSE
-    quarrels.change("another", "spec.suspend")
+    with quarrels.change("another", "spec.suspend"):
+        pass
     clock[0] += QUARREL_PAUSE / 2
-    with pytest.raises(FieldContested):
-        quarrels.change("job", "spec.suspend")
+    with pytest.raises(FieldContested), quarrels.change("job", "spec.suspend"):
+        pass
     clock[0] += QUARREL_PAUSE
-    quarrels.change("job", "spec.suspend")
+    with quarrels.change("job", "spec.suspend"):
+        pass
 
 
 def test_changes_that_are_far_apart_are_no_quarrel() -> None:
     clock = [0.0]
     quarrels = Quarrels(lambda: clock[0])
     for _ in range(20):
-        quarrels.change("job", "spec.suspend")
+        with quarrels.change("job", "spec.suspend"):
+            pass
         clock[0] += 20
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from controller.api import Api, Json, eventually
-from controller.conftest import make_namespace
+from controller.conftest import USER, make_namespace, rules
 from controller.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
 from controller.process import OperatorProcess
+from tunery_operator.kube.rbac import PATCH_JOB, PERMISSIONS
 
 Make = Callable[..., OperatorProcess]
 SAYS_SO = 40.0
@@ -241,6 +242,28 @@ def test_a_reason_that_nobody_knows_yet_is_passed_on(namespace: Namespace) -> No
     failure = namespace.wait_phase("u", "Failed")["failure"]
     assert failure["reason"] == "MoonTooBright"
     assert failure["message"].startswith("the moon was too bright")
+
+
+def test_a_suspension_that_is_refused_is_told_and_carried_out_once_it_may(api: Api, own_operator: Make) -> None:
+    own_operator().start()
+    namespace = make_namespace(api)
+    namespace.apply(lorajob("a", preflight="Skip"))
+    namespace.run_pod("a-train")
+    namespace.wait_running("a")
+    role = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{USER}"
+    api.patch(role, {"rules": rules(PERMISSIONS - {PATCH_JOB})})
+    try:
+        namespace.patch_spec("a", suspend=True)
+        namespace.wait_failure("a", "CreateRefused")
+        # Longer than it takes to try as often as it takes to see a quarrel.
+        time.sleep(20)
+        status = namespace.status("a")
+        assert (status["failure"]["reason"], status["phase"]) == ("CreateRefused", "Starting")
+        assert namespace.condition("a", "Suspended")["reason"] == "CreateRefused"
+    finally:
+        api.patch(role, {"rules": rules(PERMISSIONS)})
+    eventually("the Job is suspended", lambda: namespace.job("a-train")["spec"]["suspend"], 40)
+    assert "failure" not in namespace.wait_phase("a", "Suspended")
 
 
 # Judged once (B4)

@@ -11,6 +11,7 @@ from controller.objects import RESULT
 from controller.statuskit import (
     NODE,
     TRAINING,
+    again,
     at,
     condition,
     deleting,
@@ -53,6 +54,10 @@ def unschedulable(message: str) -> dict[str, Any]:
     return {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
 
 
+def unready(type_: str, status: str) -> dict[str, Any]:
+    return {"type": type_, "status": status}
+
+
 QUOTA = 'pods "x-train-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 8, limited: 8'
 EVICTED = {"reason": "Evicted"}
 LIMIT = 'Container trainer exceeded its local ephemeral storage limit "50Gi".'
@@ -87,6 +92,14 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     "node lost, says the pod": (
         {"pods": [running(reason="NodeLost")]},
         Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+    ),
+    "its node is not ready": (
+        {"pods": [running(conditions=[unready("Ready", "False"), unready("ContainersReady", "True")])]},
+        Told("Starting", "Unknown", "NodeLost", "NodeLost", "does not answer"),
+    ),
+    "a sidecar is not ready": (
+        {"pods": [running(conditions=[unready("Ready", "False"), unready("ContainersReady", "False")])]},
+        Told("Starting", "True", "PodStarted"),
     ),
     "never started on a lost node": (
         {"pods": [pod(state=waiting("ContainerCreating"), meta=deleting(-3600))]},
@@ -238,6 +251,16 @@ def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
     hint = judge(running(meta=deleting(-16)))["failure"]["hint"]
     assert f"kubectl delete node {NODE}" in hint
     assert f"kubectl taint nodes {NODE} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in hint
+
+
+def test_what_an_earlier_attempt_reported_is_not_said_of_the_next() -> None:
+    first = snapshot(running(), progress=TRAINING)
+    at_once = compute_status(again(first, running("p2", started=-2)))
+    assert (at_once["phase"], condition(at_once, "Running")) == ("Starting", ("True", "PodStarted"))
+    later = compute_status(again(first, running("p2", started=-2), reporter="p2"))
+    assert later["phase"] == "Training"
+    restarted = compute_status(again(first, running(), progress=None, reporter=""))
+    assert restarted["phase"] == "Training", "what was said of this very pod is still known"
 
 
 def test_a_refused_pod_of_the_preflight_is_told_there() -> None:

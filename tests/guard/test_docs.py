@@ -61,7 +61,8 @@ def manifests(page: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("page", [page for page in DOCS if manifests(page)], ids=lambda page: page.name)
 def test_every_manifest_in_the_text_is_valid(page: Path) -> None:
     for document in manifests(page):
-        spec: Any = PARSERS[document["kind"]](document)
+        # file:// is what runs without a cluster take.
+        spec: Any = PARSERS[document["kind"]](document, local="file://" in str(document))
         assert spec.output.uri
 
 

@@ -24,6 +24,7 @@ from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.status.clock import parse_time
+from tunery_operator.status.endings import ENDS_WITHOUT_FAULT
 
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAITS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 86_400, 3 * 86_400)
@@ -102,7 +103,7 @@ PREFLIGHT_FAILURES: Final = Counter(
 )
 
 _FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
-_REASONS: Final = frozenset({reason.value for reason in FailureReason} | {"Succeeded", "Suspended", "Preempted"})
+_REASONS: Final = frozenset({reason.value for reason in FailureReason} | ENDS_WITHOUT_FAULT)
 _METHODS: Final = frozenset({m.value for m in Method} | {m.value for m in MergeMethod})
 _OTHER: Final = "Other"
 _CHOSEN_FREELY: Final[Mapping[MetricWrapperBase, tuple[int, ...]]] = {GPU_SECONDS: (1, 2), QUEUE_SECONDS: (1,)}

@@ -130,12 +130,18 @@ class Cache:
             known = self._owners.of_uid(uid)
             return None if known is None or known is not self._owners.get(key) else known.progress
 
-    def set_progress(self, key: Key, uid: str, report: TrainerStatus) -> None:
-        """Keep a report for an object, if it has not ended."""
+    def reporter(self, key: Key, uid: str) -> str:
+        """Return the uid of the pod whose report `progress` returns; empty where there is none."""
+        with self._lock:
+            known = self._owners.of_uid(uid)
+            return "" if known is None or known is not self._owners.get(key) else known.reporter
+
+    def set_progress(self, key: Key, uid: str, report: TrainerStatus, pod_uid: str) -> None:
+        """Keep a report of a pod for an object, if it has not ended."""
         with self._lock:
             known = self._owners.of_uid(uid)
             if known is not None and known is self._owners.get(key):
-                known.progress = report
+                known.progress, known.reporter = report, pod_uid
 
     def written_at(self, key: Key) -> float | None:
         """Return the monotonic time of the last write of an object's status."""
@@ -203,22 +209,26 @@ class Cache:
 
     def see_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note of a pod; return the keys to reconcile."""
-        view = parse_pod(body)
+        view, namespace = parse_pod(body), body["metadata"]["namespace"]
         with self._lock:
-            return self._unfinished_among(self._children.see_pod(body["metadata"]["namespace"], view))
+            key = self._owners.key_of(view.owner_uid)
+            return self._unfinished_among(self._children.see_pod(namespace, view, key))
 
     def forget_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note that a pod left the watch, ended or deleted; return the keys to reconcile."""
         view = parse_pod(body)
         with self._lock:
-            return self._unfinished_among(self._children.leave(view, self._lost(view)))
+            return self._unfinished_among(self._leave(view))
 
     def retain_pods(self, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
         """Take note that the pods which a complete list did not have left the watch; as `retain_owners`."""
         with self._lock:
             missing = self._children.missing_pods(namespace, uids, version)
-            keys = {key for view in missing for key in self._children.leave(view, self._lost(view))}
+            keys = {key for view in missing for key in self._leave(view)}
             return self._unfinished_among(keys)
+
+    def _leave(self, view: PodView) -> set[Key]:
+        return self._children.leave(view, self._lost(view), self._owners.key_of(view.owner_uid))
 
     def _lost(self, view: PodView) -> LostPod | None:
         """Return what to remember of a pod should it be gone: it ended when it left, or when it had been told to."""

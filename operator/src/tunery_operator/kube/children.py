@@ -32,7 +32,7 @@ class Family:
     name: str
     uid: str
     key: Key | None = None
-    """The object that the Job belongs or belonged to; None where the Job itself was never seen."""
+    """The object that the Job belongs or belonged to; None where neither the Job nor its owner was ever seen."""
     owner_uid: str = ""
     view: JobView | None = None
     pods: dict[str, PodView] = field(default_factory=dict)
@@ -124,8 +124,11 @@ class Children:
 
     # Pods
 
-    def see_pod(self, namespace: str, view: PodView) -> set[Key]:
-        """Take note of a pod; return the keys to reconcile."""
+    def see_pod(self, namespace: str, view: PodView, key: Key | None) -> set[Key]:
+        """Take note of a pod; return the keys to reconcile.
+
+        `key` is the object that the pod itself says it works for, where that is known: its Job may be gone.
+        """
         if view.uid in self._gone or not view.job_uid:
             return set()
         if view.job_uid not in self._families and view.finished:
@@ -137,19 +140,21 @@ class Children:
         if before is not None and before.uid != view.uid:
             self._job_of_pod.pop(before.uid, None)
         self._put_pod(family, view)
-        family.owner_uid = family.owner_uid or view.owner_uid
+        family.owner_uid, family.key = family.owner_uid or view.owner_uid, family.key or key
         family.changed.add(view.name)
         return _keys(family) if before is None or not _same(before, view) else set()
 
-    def leave(self, view: PodView, lost: LostPod | None) -> set[Key]:
+    def leave(self, view: PodView, lost: LostPod | None, key: Key | None) -> set[Key]:
         """Take note that a pod left the watch: it has ended or was deleted. Return the keys to reconcile.
 
+        `key` as for `see_pod`.
         `lost` is what to remember of it if it is gone altogether.
         """
         self._gone.add(view.uid)
         family = self._families.get(view.job_uid)
         if family is None:
             return set()
+        family.key = family.key or key
         known = family.pods.get(view.name)
         if known is not None and known.uid == view.uid:
             self._remove_pod(family, known)

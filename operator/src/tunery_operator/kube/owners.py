@@ -41,6 +41,8 @@ class Unfinished:
     stale: bool = False
     """The next reconcile reads everything live."""
     progress: TrainerStatus | None = None
+    reporter: str = ""
+    """Uid of the pod that reported it."""
     written_at: float | None = None
     lost: dict[str, dict[str, LostPod]] = field(default_factory=dict)
     """Its pods that are gone, by name of their Job and by uid."""
@@ -172,6 +174,10 @@ class Owners:
         """Return what is known of the object with this uid, if it has not ended."""
         key = self._keys.get(uid)
         return None if key is None else self._unfinished.get(key)
+
+    def key_of(self, uid: str) -> Key | None:
+        """Return the key of the object with this uid, if it has not ended."""
+        return self._keys.get(uid)
 
     def is_known(self, key: Key) -> bool:
         """Tell whether there is an object of that key, whether it has ended or not."""

@@ -76,9 +76,9 @@ class Endpoint:
             return _refuse(503, "the token could not be checked", math.ceil(error.retry_after or 2))
         if not self._pace.admits(claim.pod.uid):
             return _refuse(429, "one report a second is enough", retry_after=1)
-        return await self._take(request, *target)
+        return await self._take(request, *target, claim.pod.uid)
 
-    async def _take(self, request: web.Request, key: Key, uid: str) -> web.Response:
+    async def _take(self, request: web.Request, key: Key, uid: str, pod_uid: str) -> web.Response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
@@ -90,12 +90,12 @@ class Endpoint:
             update = ProgressUpdate.model_validate_json(body)
         except ValidationError as error:
             return _refuse(400, f"not a progress report: {error.error_count()} errors")
-        self._accept(key, uid, sane(update.trainer_status, datetime.now(UTC)))
+        self._accept(key, uid, sane(update.trainer_status, datetime.now(UTC)), pod_uid)
         return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 
-    def _accept(self, key: Key, uid: str, report: TrainerStatus) -> None:
+    def _accept(self, key: Key, uid: str, report: TrainerStatus, pod_uid: str) -> None:
         before = self._cache.progress(key, uid)
-        self._cache.set_progress(key, uid, report if before is None else _with_known(before, report))
+        self._cache.set_progress(key, uid, report if before is None else _with_known(before, report), pod_uid)
         self._queue.add([key], lane=Lane.LOW)
 
 

@@ -99,7 +99,9 @@ def _wait_for_leftovers(world: World, plan: JobPlan) -> None:
     """Two pods must never work on one result: an earlier Job's pod still writes its checkpoint."""
     pod = next(iter(leftovers(world, plan.owner, plan.name)), None)
     if pod is not None:
-        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which still ends on node {pod.node}")
+        where = f" on node {pod.node}" if pod.node else ""
+        does = "still ends" if pod.deleting else "runs on without it"
+        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}{where}")
 
 
 def leftovers(world: World, owner: Owner, name: str) -> tuple[PodView, ...]:
@@ -158,8 +160,8 @@ def follow(world: World, owner: Owner, attempt: Attempt, *, suspend: bool) -> At
 
 
 def _suspend(world: World, owner: Owner, attempt: Attempt) -> Attempt:
-    world.quarrels.change(attempt.job.uid, "spec.suspend")
-    return _seen(world, attempt, apply.suspend_job(world.client, owner.key.namespace, attempt.job))
+    with world.quarrels.change(attempt.job.uid, "spec.suspend"):
+        return _seen(world, attempt, apply.suspend_job(world.client, owner.key.namespace, attempt.job))
 
 
 def _resume(world: World, owner: Owner, attempt: Attempt) -> Attempt:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tunery_operator.errors import FieldContested
@@ -50,8 +51,18 @@ class Quarrels:
         self._until: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def change(self, job_uid: str, field: str) -> None:
-        """Note that a field of a Job is about to be changed; raises FieldContested where that is useless."""
+    @contextmanager
+    def change(self, job_uid: str, field: str) -> Iterator[None]:
+        """Change a field of a Job meanwhile; raises FieldContested where that is useless.
+
+        A change that the API server refuses is none: nobody can have undone it.
+        """
+        self._check(job_uid, field)
+        yield
+        with self._lock:
+            self._changes[job_uid] = [*self._changes.get(job_uid, ()), self._monotonic()]
+
+    def _check(self, job_uid: str, field: str) -> None:
         with self._lock:
             now = self._monotonic()
             self._forget(now)
@@ -62,7 +73,6 @@ class Quarrels:
             if until > now:
                 text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
                 raise FieldContested(text, until - now)
-            self._changes[job_uid] = [*changes, now]
 
     def _forget(self, now: float) -> None:
         self._until = {uid: time for uid, time in self._until.items() if now - time < _FORGET}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.subject import Subject, find_subject
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.phase import WAITING_FOR_SLOT
+from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt, Refusal, Snapshot
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec)
@@ -67,8 +68,15 @@ def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.work) if attempt is not None}
     remaining = [pod for name in story.children(key) for pod in own_leftovers(world, subject.owner, name)]
     world.cache.mark_fresh(key)
-    others = tuple(pod for pod in remaining if pod.job_uid not in known)
+    others = (*(pod for pod in remaining if pod.job_uid not in known), *_ended_with(gathered, known))
     return report(world, subject, replace(snapshot, leftovers=others), retry_in)
+
+
+def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:
+    """Yield the pods that had ended of Jobs which this step has removed: the ledger may not have their end yet."""
+    for attempt in (before.preflight, before.work):
+        if attempt is not None and attempt.job.uid not in known:
+            yield from (pod for pod in attempt.pods if pod.finished)
 
 
 def _is_begun(subject: Subject, before: Snapshot, after: Snapshot) -> bool:

@@ -122,6 +122,7 @@ def first_snapshot(world: World, subject: Subject) -> Snapshot:
         gpu_resource=gpu_resource,
         deadline_seconds=subject.deadline_seconds,
         progress=world.cache.progress(owner.key, owner.uid),
+        reporter=world.cache.reporter(owner.key, owner.uid),
         retry=subject.retry,
         input_references=tuple(subject.status.get("inputReferences") or ()),
     )

@@ -39,7 +39,7 @@ _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 _MOUNT_WARNINGS: Final = frozenset(
     {"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
 )
-_LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
 # A pod that does not run
@@ -81,7 +81,7 @@ def is_node_lost(pod: PodView, now: datetime) -> bool:
     """Tell whether nobody can say any more what a pod that has not ended does."""
     if pod.finished:
         return False
-    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
+    if pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE:
         return True
     return pod.deleted_at is not None and pod.node is not None and now > pod.deleted_at + NODE_GRACE
 
@@ -89,11 +89,14 @@ def is_node_lost(pod: PodView, now: datetime) -> bool:
 def lost_node(pod: PodView) -> Failure:
     """Return the failure of a pod whose node does not answer, and what frees the next attempt."""
     hint = (
-        f"Kubernetes starts no other pod until this one is gone. If the machine is off for good, delete its Node "
-        f"(kubectl delete node {pod.node}), or say so with a taint (kubectl taint nodes {pod.node} "
+        "Kubernetes starts no other pod until this one is gone. Look at the node: where kubectl get node "
+        f"{pod.node} says Ready, its kubelet cannot end the container, and its log says why. If the machine is off "
+        f"for good, delete its Node (kubectl delete node {pod.node}), or taint it (kubectl taint nodes {pod.node} "
         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute); if it comes back, nothing is to be done."
     )
-    return failure(_R.NODE_LOST, f"node {pod.node} does not answer, and pod {pod.name} on it cannot be ended", hint)
+    said = pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE
+    why = "does not answer" if said else "has not ended it long after it was told to, and may not answer"
+    return failure(_R.NODE_LOST, f"pod {pod.name} cannot be ended: node {pod.node} {why}", hint)
 
 
 def _no_pod_allowed(job: JobView) -> Failure:
@@ -151,7 +154,7 @@ def _taken_away(pod: PodView) -> Failure | None:
     The kubelet says DisruptionTarget for pressure on the node only; a pod over its own disk limit is evicted without.
     """
     said = f": {pod.status_message}" if pod.status_message else ""
-    if pod.status_reason == "NodeLost" or pod.disruption in _LOST_NODE:
+    if pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE:
         return failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost{said}")
     if pod.disruption == "TerminationByKubelet":
         reason = _R.NODE_PRESSURE if pod.status_reason in ("Evicted", "Preempting") else _R.NODE_LOST

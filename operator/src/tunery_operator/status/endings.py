@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.diagnosis import pod_failure
+from tunery_operator.status.diagnosis import LOST_NODE, pod_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.podview import LostPod, PodView
 from tunery_operator.status.snapshot import Snapshot
@@ -24,6 +25,8 @@ STOPPED: Final = "Stopped"
 SUCCEEDED: Final = "Succeeded"
 VANISHED: Final = "Vanished"
 """Gone while nobody looked."""
+
+ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
 
 _DISRUPTIONS: Final = {
     "PreemptionByScheduler": PREEMPTED,
@@ -60,6 +63,8 @@ def ending_of_lost(
     """
     if lost is not None and lost.started_at is not None:
         reason = _DISRUPTIONS.get(lost.disruption or "") or _who_stopped(snapshot, conditions) or STOPPED
+        if lost.disruption in LOST_NODE:
+            reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
     job = snapshot.work.job if snapshot.work is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))

@@ -8,6 +8,7 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -36,9 +37,18 @@ def _waits_for_a_plan(snapshot: Snapshot) -> bool:
     return work is None or (not work.job.finished and work.job.settings not in (None, snapshot.owner.settings))
 
 
+def _is_stopping(snapshot: Snapshot) -> bool:
+    """Tell whether all that must go before an object is suspended was told to end."""
+    attempts = [attempt for attempt in (snapshot.preflight, snapshot.work) if attempt is not None]
+    return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
+
+
 def _set_stage(draft: Draft, reason: str, message: str) -> None:
     """Set the condition of what would come next; a pod that runs is not hindered by it."""
     snapshot, running, preflight = draft.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
+    if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
+        # What cannot be stopped is not on its way to be.
+        draft.conditions.set(ConditionType.SUSPENDED, False, reason, message)
     before_work = snapshot.kind is Kind.LORAJOB and not draft.conditions.is_true(preflight)
     if before_work:
         draft.conditions.set(preflight, None, reason, message)

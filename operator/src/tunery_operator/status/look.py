@@ -41,7 +41,7 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
         and last.running
         and not last.deleting
         and last.started_at is not None
-        and snapshot.progress is None
+        and snapshot.reporter != last.uid
     ):
         silent = (last.started_at + REPORT_GRACE - snapshot.now).total_seconds()
         if silent >= 0:

@@ -36,6 +36,8 @@ class PodView:
     deleting: bool
     deleted_at: datetime | None
     """When its grace period is over, once it was told to end."""
+    unanswered: bool
+    """The cluster has not heard of its node for long; it is not told to end yet."""
     status_reason: str | None
     status_message: str
     """What the kubelet says of an eviction."""
@@ -100,6 +102,7 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         scheduler=spec.get("schedulerName") or "",
         deleting="deletionTimestamp" in meta,
         deleted_at=parse_time(meta.get("deletionTimestamp")),
+        unanswered=_is_unanswered(status.get("phase"), conditions),
         status_reason=status.get("reason"),
         status_message=status.get("message") or "",
         waiting_reason=waiting.get("reason"),
@@ -113,6 +116,14 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         exit_reason=terminated.get("reason"),
         termination_message=terminated.get("message") or "",
     )
+
+
+def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether the node controller has written that a pod is not ready: its kubelet never says so of containers
+    that are, and the pod has no readiness gates.
+    """
+    ready, containers = (conditions.get(type_, {}).get("status") for type_ in ("Ready", "ContainersReady"))
+    return phase == "Running" and ready == "False" and containers == "True"
 
 
 def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:

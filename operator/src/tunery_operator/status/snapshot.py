@@ -78,6 +78,9 @@ class Snapshot:
     leftovers: tuple[PodView, ...] = ()
     """Pods of an earlier Job of the same name that have not ended."""
     progress: TrainerStatus | None = None
+    """The newest report, which may be an earlier attempt's."""
+    reporter: str = ""
+    """Uid of the pod whose report that is."""
     lost_pods: tuple[LostPod, ...] = ()
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""

@@ -99,12 +99,9 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
 
 
 def _show_activity(draft: Draft, pod: PodView) -> None:
-    reason, text = _activity(draft), f"pod {pod.name} on node {pod.node}"
-    if (
-        draft.snapshot.progress is None
-        and reason in (POD_STARTED, NOT_REPORTING)
-        and is_silent(pod, draft.snapshot.now)
-    ):
+    reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}"
+    unheard = draft.snapshot.reporter != pod.uid and reason in (POD_STARTED, NOT_REPORTING)
+    if unheard and is_silent(pod, draft.snapshot.now):
         reason, text = NOT_REPORTING, f"{text} runs, and no report of it has come: what it does is in its log"
     draft.conditions.set(_RUNNING, True, reason, text)
 
@@ -124,7 +121,7 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
         text = f"pod {pod.name} on node {pod.node} runs on without its Job; kubectl delete pod {pod.name} would end it"
-        draft.conditions.set(_RUNNING, True, _activity(draft), text)
+        draft.conditions.set(_RUNNING, True, _activity(draft, pod), text)
     else:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
 
@@ -170,12 +167,13 @@ def _show_ended_pod(draft: Draft, pod: PodView) -> None:
     draft.conditions.set(_RUNNING, False, "AttemptFailed", text)
 
 
-def _activity(draft: Draft) -> str:
-    """Return the reason of Running=True: what the pod says it does."""
-    report = draft.snapshot.progress
+def _activity(draft: Draft, pod: PodView) -> str:
+    """Return the reason of Running=True: what this very pod says it does, or said before the operator's restart."""
+    report = draft.snapshot.progress if draft.snapshot.reporter == pod.uid else None
     if report is None:
         known = draft.conditions.reason(_RUNNING)
-        return known if draft.conditions.is_true(_RUNNING) and known and known != STOPPING else POD_STARTED
+        told = draft.conditions.is_true(_RUNNING) and f"pod {pod.name} " in draft.conditions.message(_RUNNING)
+        return known if told and known and known != STOPPING else POD_STARTED
     if report.phase is Phase.STARTING:
         return POD_STARTED
     if report.phase is Phase.SUCCEEDED:
