@@ -87,6 +87,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise TrainerError; a command that is not known may be one of a newer operator."""
         usage = " ".join(self.format_usage().split())
+        if "required" in message:
+            raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", f"See {self.prog} --help.")
         raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", _OTHER_VERSION)
 
 

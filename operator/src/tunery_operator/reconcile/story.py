@@ -68,8 +68,9 @@ def _go_on(world: World, key: Key, story: Story[Spec]) -> Outcome:
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.work) if attempt is not None}
     remaining = [pod for name in story.children(key) for pod in own_leftovers(world, subject.owner, name)]
     world.cache.mark_fresh(key)
-    others = (*(pod for pod in remaining if pod.job_uid not in known), *_ended_with(gathered, known))
-    return report(world, subject, replace(snapshot, leftovers=others), retry_in)
+    others = [pod for pod in remaining if pod.job_uid not in known]
+    others.extend(_ended_with(gathered, known))
+    return report(world, subject, replace(snapshot, leftovers=tuple(others)), retry_in)
 
 
 def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:

@@ -18,7 +18,8 @@ from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
 
-_NEW_JOB: Final = "new job"
+_NEW_JOB: Final = "in a new job"
+"""So ends the hint of whoever knows that no change outside of the spec mends it."""
 
 _MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
 

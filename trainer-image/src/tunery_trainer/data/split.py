@@ -27,7 +27,7 @@ def held_out(digests: Sequence[bytes], fraction: float, seed: int) -> list[bool]
         raise TrainerError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: has {len(counts)} different row(s) to train on, too few to hold one out for evaluation",
-            "Add rows, or name a set of its own in spec.dataset.evaluation.",
+            "Add rows; a set of its own, named in spec.dataset.evaluation, needs a new job.",
         )
     target = min(max(1, round(len(digests) * fraction)), MAX_EVALUATION_ROWS)
     drawn = sorted(counts, key=lambda digest: _draw(digest, seed))
