@@ -103,10 +103,8 @@ def _still_there(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _not_ended(attempt: Attempt) -> Iterator[str]:
-    told = attempt.job.suspend
-    yield from (
-        f"pod {pod.name} ends, and may write a checkpoint before" for pod in attempt.pods if told and not pod.finished
-    )
+    ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
+    yield from (f"pod {pod.name} ends, and may write a checkpoint before" for pod in ending)
     # A queue that holds the Job may start it at any time: only what we hold stays put.
     if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
         yield f"Job {attempt.job.name} is not stopped yet"

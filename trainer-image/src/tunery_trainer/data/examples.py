@@ -104,7 +104,7 @@ class ExampleReader:
                 raise TrainerError(
                     FailureReason.DATASET_INVALID,
                     f"spec.dataset.columns.{field}: {place.file} has no column '{column}'; {columns_text(value)}",
-                    "Correct spec.dataset.columns (field on the left, the data set's column on the right) in a new job.",
+                    "Correct spec.dataset.columns (field left, the data set's column right) in a new job.",
                 )
         self._columns_checked = True
 
