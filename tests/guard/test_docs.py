@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,13 @@ def test_the_metrics_in_the_docs_are_those_of_the_code() -> None:
     written = {name for path in sources for name in calls.findall(path.read_text())}
     documented = {re.sub(r"(_total)?(\{.*)?$", "", cell.strip("`")) for cell in table("Metrics and health")}
     assert documented == written
+
+
+def test_the_first_data_of_the_quickstart_can_be_trained_on(tmp_path: Path) -> None:
+    (command,) = re.findall(
+        r"^for n in .*> support\.jsonl$", (ROOT / "docs" / "quickstart.md").read_text(), re.MULTILINE
+    )
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+    rows = [json.loads(line) for line in (tmp_path / "support.jsonl").read_text().splitlines()]
+    assert len({json.dumps(row) for row in rows}) == 40
+    assert {frozenset(row) for row in rows} == {frozenset({"prompt", "completion"})}
