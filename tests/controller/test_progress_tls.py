@@ -86,9 +86,11 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     # The Job goes in the very look that sees its pod's end: the ledger has that end all the same.
     namespace.patch_spec("works", suspend=True)
     eventually("it is told to end", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 60)
-    namespace.end_pod(pod, 143, seconds=40)
-    attempt = namespace.wait_phase("works", "Suspended")["attemptHistory"][0]
-    assert (attempt["seconds"], attempt["reason"]) == (40, "Suspended")
+    saved = {"uri": "s3://adapters/c/step-000013", "step": 13}
+    namespace.end_pod(pod, 143, message={"checkpoint": saved}, seconds=40)
+    status = namespace.wait_phase("works", "Suspended")
+    attempt = status["attemptHistory"][0]
+    assert (attempt["seconds"], attempt["reason"], status["checkpoint"]) == (40, "Suspended", saved)
     assert namespace.get("jobs", "works-train") is None
 
 

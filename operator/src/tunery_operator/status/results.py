@@ -13,6 +13,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.needs import needs_report, published, succeeded_pod
 from tunery_operator.status.phase import RESULT_LOOKUP
+from tunery_operator.status.podview import PodView
 from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
 from tunery_operator.status.snapshot import Attempt
 
@@ -32,9 +33,9 @@ def take_progress(draft: Draft) -> None:
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
 
 
-def take_checkpoint(draft: Draft, attempt: Attempt) -> None:
-    """Take over the checkpoint that the newest pod wrote as it was told to end."""
-    result = parse_result(attempt.last.termination_message) if attempt.last is not None else None
+def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
+    """Take over the checkpoint that a pod wrote as it was told to end."""
+    result = parse_result(pod.termination_message) if pod is not None else None
     if result is not None and result.checkpoint is not None:
         _take_checkpoint(draft, result.checkpoint.to_json_dict())
 

@@ -44,7 +44,7 @@ def check_work(draft: Draft) -> bool:
         found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1))
         draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
         return True
-    take_checkpoint(draft, attempt)
+    take_checkpoint(draft, attempt.last)
     hopeless = _hopeless(draft, attempt)
     if hopeless is not None:
         draft.fail(hopeless, ended=_ended_at(attempt), exit_code=attempt.last.exit_code if attempt.last else None)
@@ -78,6 +78,8 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
 def _show_nothing(draft: Draft) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
     release_quota(draft)
+    for pod in draft.snapshot.leftovers:
+        take_checkpoint(draft, pod)
     leftover = next((pod for pod in draft.snapshot.leftovers if not pod.finished), None)
     if leftover is not None:
         _show_stopping(draft, leftover)
