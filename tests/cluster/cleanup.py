@@ -91,7 +91,7 @@ def _remove_rules(family: str) -> None:
 def keep_foreign_rules(saved: str) -> str:
     """Return what `iptables-save` printed, without the chains and rules of Kubernetes and of our pod network."""
     ours = set(re.findall(rf'name: \\?"{NETWORK}\\?".* -j (CNI-\S+)', saved))
-    ours |= {chain for chain in re.findall(r"^:(\S+)", saved, re.MULTILINE) if chain.startswith("KUBE-")}
+    ours |= {chain for chain in re.findall(r"^:(\S+)", saved, re.MULTILINE) if chain.startswith(("KUBE-", "TUNERY-"))}
     words = re.compile(r"(?:^:|^-A |-j )(\S+)")
     lines = [line for line in saved.splitlines() if not ours.intersection(words.findall(line))]
     return "\n".join(lines) + "\n"

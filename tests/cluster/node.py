@@ -12,14 +12,16 @@ import yaml
 
 from cluster import cgroups
 from cluster.containerd import POD_RANGE, Containerd
-from cluster.controlplane import ControlPlane
+from cluster.controlplane import SERVICE_RANGE, ControlPlane
 from cluster.daemon import Daemon
 from cluster.packages import SYSTEM_PATH
 from cluster.ports import is_listening, kept_ports
-from cluster.shell import CommandFailed, run
+from cluster.shell import CommandFailed, run, succeeds
 
 NODE = "tunery"
 DNS_ADDRESS = "10.96.0.10"
+UNSERVED_CHAIN = "TUNERY-UNSERVED"
+"""Our chain of rules for services that nobody serves."""
 GPU = "nvidia.com/gpu"
 WANTED_PORTS = {"kubelet": 10250, "kubelet-health": 10248, "proxy-health": 10256, "proxy-metrics": 10249}
 READY_SECONDS = 120
@@ -141,3 +143,20 @@ class Node:
             env={"PATH": SYSTEM_PATH},
         )
         self.proxy.wait_ready(lambda: is_listening("127.0.0.1", self.ports["proxy-health"]))
+        _refuse_the_unserved()
+
+
+def _refuse_the_unserved() -> None:
+    """Refuse what goes to a service that has no rules yet.
+
+    It would leave the machine: whatever answers there, such as a gateway, keeps that connection, and whoever holds it
+    open, as the API server does, never comes to the service.
+    """
+    iptables = ["iptables", "--wait"]
+    if not succeeds([*iptables, "--list-rules", UNSERVED_CHAIN]):
+        run([*iptables, "--new-chain", UNSERVED_CHAIN])
+        reject = ["--destination", SERVICE_RANGE, "--protocol", "tcp", "--jump", "REJECT", "--reject-with", "tcp-reset"]
+        run([*iptables, "--append", UNSERVED_CHAIN, *reject])
+    for chain in ("OUTPUT", "FORWARD"):
+        if not succeeds([*iptables, "--check", chain, "--jump", UNSERVED_CHAIN]):
+            run([*iptables, "--append", chain, "--jump", UNSERVED_CHAIN])

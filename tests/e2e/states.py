@@ -205,6 +205,6 @@ ROWS: dict[str, Row] = {
         "exceeds the limit",
         _more_disk,
         blocks=LONG | {"resources": resources(cpu="500m", disk="1Mi")},
-        within=120,
+        within=240,
     ),
 }
