@@ -163,11 +163,12 @@ def running_pod(job: Job) -> dict[str, Any]:
     return pod
 
 
-def resumed(job: Job) -> bool:
-    """Tell whether the pod that succeeded went on from a checkpoint, by its log."""
+def resumed(job: Job) -> int:
+    """Return the step of the checkpoint that the pod which succeeded went on from, by its log; 0: from the start."""
     (done,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Succeeded"]
     log = job.kubectl.run("logs", done["metadata"]["name"], "-n", job.namespace, "-c", "trainer")
-    return "resum" in log.lower()
+    found = re.search(r"Resuming from the checkpoint of step (\d+)", log)
+    return int(found[1]) if found else 0
 
 
 @pytest.fixture

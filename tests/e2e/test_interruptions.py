@@ -28,9 +28,9 @@ def test_a_deleted_pod_and_a_killed_trainer_resume(launch: Launch, kubectl: Kube
         status = job.wait_phase("Succeeded", timeout=500)
         assert status["attempts"] == 2, job.story()
         assert [attempt.get("reason") for attempt in status["attemptHistory"]][-1] == "Succeeded"
-        assert resumed(job)
+        assert resumed(job) >= (step if job is deleted else 1)
+        assert "checkpoint" not in status, "they were removed once the adapter was published"
         assert list_keys(s3, f"{CHECKPOINTS}/{namespace}/{job.name}-{job.uid}") == []
-    assert deleted.status["checkpoint"]["step"] > step
 
 
 def test_a_job_that_was_deleted_is_made_again_and_resumes(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
@@ -87,8 +87,8 @@ def test_suspended_before_and_while_training(launch: Launch) -> None:
     step = job.status["checkpoint"]["step"]
     job.patch_spec(suspend=False)
     status = job.wait_phase("Succeeded", timeout=500)
-    assert status["checkpoint"]["step"] >= step
-    assert resumed(job)
+    assert status["attempts"] == 2
+    assert resumed(job) >= step
 
 
 def test_deletion_takes_everything_and_never_blocks(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
