@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.status import ConditionType, Phase
+from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
@@ -55,6 +56,9 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
         if _does_not_start(attempt):
             started = attempt.job.started_at or parse_time(attempt.job.created)
             yield _pause(snapshot.now, started)
+    if any(isinstance(item, UnfinishedInput) for item in snapshot.inputs):
+        # Who is waited for wakes its waiters; a wrong answer of the API server may have hidden it from the cache.
+        yield MAX_SECONDS
     if snapshot.refusal is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
 
