@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tunery_api.runspec import TrainerStatus
+from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.progress.endpoint import Endpoint
@@ -61,16 +61,16 @@ class Pods:
     """The cache, as far as the endpoint asks it: one running pod for each object."""
 
     known: set[PodIdentity]
-    reports: dict[Key, TrainerStatus] = field(default_factory=dict)
+    reports: dict[Key, Report] = field(default_factory=dict)
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[Key, str] | None:
         found = PodIdentity(namespace, name, uid) in self.known
         return (Key(Kind.LORAJOB, namespace, name.removesuffix("-train-x")), "owner") if found else None
 
-    def progress(self, key: Key, _uid: str) -> TrainerStatus | None:
+    def progress(self, key: Key, _uid: str) -> Report | None:
         return self.reports.get(key)
 
-    def set_progress(self, key: Key, _uid: str, report: TrainerStatus, _pod_uid: str) -> None:
+    def set_progress(self, key: Key, _uid: str, report: Report) -> None:
         self.reports[key] = report
 
 

@@ -15,6 +15,7 @@ from controller.api import Json
 from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.owners import Report
 from tunery_operator.kube.versions import REMEMBERED
 from tunery_operator.plan.model import Key, Kind
 
@@ -310,7 +311,7 @@ def test_nothing_leaks(seed: int) -> None:
         cache.wait_for(target, key)
         cache.mark_stale(key)
         cache.note_written(key, 1.0)
-        cache.set_progress(key, uid, TrainerStatus(), "pod")
+        cache.set_progress(key, uid, Report(TrainerStatus(), "pod"))
 
     def some_job() -> tuple[str, str, str]:
         name, uid = some_owner()

@@ -270,6 +270,13 @@ def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     assert status["failure"]["reason"] == "QuotaExceeded"
 
 
+def test_a_preflight_that_fits_nowhere_says_whose_resources_it_asks_for() -> None:
+    waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
+    check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))
+    assert "preflight.resources" in judge(work=None, preflight_needed=True, preflight=check)["failure"]["hint"]
+    assert "preflight.resources" not in judge(waits)["failure"]["hint"]
+
+
 def test_what_stood_in_the_way_is_gone_with_its_cause() -> None:
     before = judge(**warned("Job", "FailedCreate", QUOTA))
     after = judge(running(), status=before)

@@ -325,7 +325,7 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
         MIN_SECONDS,
     ),
     "held by a queue": ({"train": HELD}, None),
-    "waits for inputs": ({"work": None, "inputs": (UnfinishedInput("y", "is Training"),)}, MAX_SECONDS),
+    "waits for inputs": ({"work": None, "inputs": (UnfinishedInput("y", "is Training"),)}, None),
     "refused": ({"work": None, "refusal": Refusal(FailureReason.QUOTA_EXCEEDED, "full")}, MIN_SECONDS),
 }
 

@@ -76,8 +76,19 @@ StorageUri = Annotated[
 ]
 """A place that can be written: a bucket and a prefix."""
 
-BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^/]+")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
 """A bucket of any S3-compatible storage, upper case and underscores too, or an access point: as boto3 takes it."""
+
+
+def bucket_problem(bucket: str) -> str | None:
+    """Return what is wrong with the bucket of a URI, None where nothing is.
+
+    The bucket is not shown: with credentials in it, it is none, but it is still a credential.
+    """
+    if _BUCKET.fullmatch(bucket):
+        return None
+    return "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
+
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _SUFFIX |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
-from tunery_api.fields import BUCKET, ApiModel
+from tunery_api.fields import ApiModel, bucket_problem
 from tunery_api.inputs import ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -219,10 +219,9 @@ def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
     bucket, *folders = rest.split("/")
     if scheme != "s3":
         return
-    if not BUCKET.fullmatch(bucket):
-        # Not shown: with credentials in it, it is no bucket, but it is still a credential.
-        what = "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
-        yield FieldError("spec.output.uri", f"{what}; write s3://bucket/prefix")
+    problem = bucket_problem(bucket)
+    if problem is not None:
+        yield FieldError("spec.output.uri", f"{problem}; write s3://bucket/prefix")
     if folders[:1] == [CHECKPOINTS_PREFIX]:
         yield FieldError("spec.output.uri", f"{CHECKPOINTS_PREFIX}/ is for checkpoints, which go; use another prefix")
 

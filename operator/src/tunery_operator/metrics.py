@@ -103,7 +103,7 @@ PREFLIGHT_FAILURES: Final = Counter(
 )
 
 # When each series began, which nobody asks for, would be half of what is told.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 _FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
 _REASONS: Final = frozenset({reason.value for reason in FailureReason} | ENDS_WITHOUT_FAULT)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -74,9 +74,20 @@ def trackers(run: RunSpec, parameters: Mapping[str, Any], result: Path) -> Itera
 
 def _open(stack: ExitStack, opened: list[Tracker], start: Any) -> None:
     try:
-        opened.append(stack.enter_context(start()))
+        manager: AbstractContextManager[Tracker] = start()
+        tracker = manager.__enter__()
     except Exception as error:  # noqa: BLE001 (as above: curves are worth less than the run)
         _log.warning("not tracked: %s", error)
+        return
+    opened.append(tracker)
+
+    def close(*ended: Any) -> None:
+        try:
+            manager.__exit__(*ended)
+        except Exception as error:  # noqa: BLE001 (as above: what was trained is published all the same)
+            _log.warning("%s is not told that the run has ended: %s", type(tracker).__name__, error)
+
+    stack.push(close)
 
 
 class _Wandb:
@@ -116,7 +127,7 @@ def _wandb(run: RunSpec, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iter
         started.finish()
 
 
-class _Mlflow:
+class _MLflow:
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self._run_id = run_id
@@ -139,13 +150,10 @@ def _mlflow(run: RunSpec, spec: MlflowSpec, parameters: Mapping[str, Any]) -> It
         run_id = earlier[0].info.run_id if earlier else _new_mlflow_run(client, experiment_id, run, parameters)
         status = "FAILED"
         try:
-            yield _Mlflow(client, run_id)
+            yield _MLflow(client, run_id)
             status = "FINISHED"
         finally:
-            try:
-                client.set_terminated(run_id, status)
-            except Exception as error:  # noqa: BLE001 (as above: what was trained is published all the same)
-                _log.warning("MLflow is not told that the run has ended: %s", error)
+            client.set_terminated(run_id, status)
 
 
 def _new_mlflow_run(client: Any, experiment_id: str, run: RunSpec, parameters: Mapping[str, Any]) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from tunery_api.runspec import TrainerStatus
 from tunery_operator.kube.children import Children
-from tunery_operator.kube.owners import FINAL, Owners
+from tunery_operator.kube.owners import FINAL, Owners, Report
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.status.jobview import JobView, controller_of, parse_job
 from tunery_operator.status.podview import LostPod, PodView, parse_pod
@@ -76,6 +75,11 @@ class Cache:
             known = self._owners.get(key)
             return None if known is None else known.body
 
+    def is_known(self, key: Key) -> bool:
+        """Tell whether there is an object of that key, as far as anybody told, ended or not."""
+        with self._lock:
+            return self._owners.is_known(key)
+
     def is_stale(self, key: Key) -> bool:
         """Tell whether the next reconcile of an object reads everything live."""
         with self._lock:
@@ -124,24 +128,18 @@ class Cache:
 
     # What is remembered for an object until it has ended
 
-    def progress(self, key: Key, uid: str) -> TrainerStatus | None:
+    def progress(self, key: Key, uid: str) -> Report | None:
         """Return the newest report for the object of that key and uid."""
         with self._lock:
             known = self._owners.of_uid(uid)
             return None if known is None or known is not self._owners.get(key) else known.progress
 
-    def reporter(self, key: Key, uid: str) -> str:
-        """Return the uid of the pod whose report `progress` returns; empty where there is none."""
-        with self._lock:
-            known = self._owners.of_uid(uid)
-            return "" if known is None or known is not self._owners.get(key) else known.reporter
-
-    def set_progress(self, key: Key, uid: str, report: TrainerStatus, pod_uid: str) -> None:
-        """Keep a report of a pod for an object, if it has not ended."""
+    def set_progress(self, key: Key, uid: str, report: Report) -> None:
+        """Keep a report for an object, if it has not ended."""
         with self._lock:
             known = self._owners.of_uid(uid)
             if known is not None and known is self._owners.get(key):
-                known.progress, known.reporter = report, pod_uid
+                known.progress = report
 
     def written_at(self, key: Key) -> float | None:
         """Return the monotonic time of the last write of an object's status."""

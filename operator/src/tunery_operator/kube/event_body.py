@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_operator.plan.model import Owner
+from tunery_operator.status.clock import format_time
 from tunery_operator.status.events import Event
 
 CONTROLLER: Final = "tunery.dev/operator"
@@ -21,7 +22,7 @@ _DIGEST: Final = 16
 
 def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dict[str, Any]:
     """Return the event; its name follows from what it tells, so that telling it twice leaves one."""
-    key, time = owner.key, now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    key, time = owner.key, format_time(now)
     digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:_DIGEST]
     return {
         "apiVersion": "v1",

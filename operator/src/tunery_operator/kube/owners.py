@@ -33,6 +33,13 @@ class Seen(NamedTuple):
     """When its time to live is over, in seconds since 1970; None: never, or it has not ended."""
 
 
+class Report(NamedTuple):
+    """What a pod said last."""
+
+    status: TrainerStatus
+    pod_uid: str
+
+
 @dataclass(slots=True)
 class Unfinished:
     """What is kept of an object that has not ended."""
@@ -40,9 +47,7 @@ class Unfinished:
     body: dict[str, Any]
     stale: bool = False
     """The next reconcile reads everything live."""
-    progress: TrainerStatus | None = None
-    reporter: str = ""
-    """Uid of the pod that reported it."""
+    progress: Report | None = None
     written_at: float | None = None
     lost: dict[str, dict[str, LostPod]] = field(default_factory=dict)
     """Its pods that are gone, by name of their Job and by uid."""

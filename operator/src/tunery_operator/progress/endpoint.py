@@ -12,9 +12,10 @@ from typing import Final
 from aiohttp import web
 from pydantic import ValidationError
 
-from tunery_api.runspec import ProgressUpdate, TrainerStatus
+from tunery_api.runspec import ProgressUpdate
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.plan.model import Key
@@ -90,19 +91,19 @@ class Endpoint:
             update = ProgressUpdate.model_validate_json(body)
         except ValidationError as error:
             return _refuse(400, f"not a progress report: {error.error_count()} errors")
-        self._accept(key, uid, sane(update.trainer_status, datetime.now(UTC)), pod_uid)
+        self._accept(key, uid, Report(sane(update.trainer_status, datetime.now(UTC)), pod_uid))
         return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 
-    def _accept(self, key: Key, uid: str, report: TrainerStatus, pod_uid: str) -> None:
+    def _accept(self, key: Key, uid: str, report: Report) -> None:
         before = self._cache.progress(key, uid)
-        self._cache.set_progress(key, uid, report if before is None else _with_known(before, report), pod_uid)
+        self._cache.set_progress(key, uid, report if before is None else _with_known(before, report))
         self._queue.add([key], lane=Lane.LOW)
 
 
-def _with_known(before: TrainerStatus, report: TrainerStatus) -> TrainerStatus:
+def _with_known(before: Report, report: Report) -> Report:
     """Return the report, with the checkpoint that an earlier one named if it names none."""
-    if report.checkpoint is None and before.checkpoint is not None:
-        return report.model_copy(update={"checkpoint": before.checkpoint})
+    if report.status.checkpoint is None and before.status.checkpoint is not None:
+        return report._replace(status=report.status.model_copy(update={"checkpoint": before.status.checkpoint}))
     return report
 
 

@@ -60,19 +60,23 @@ class Quarrels:
         self._check(job_uid, field)
         yield
         with self._lock:
-            self._changes[job_uid] = [*self._changes.get(job_uid, ()), self._monotonic()]
+            now = self._monotonic()
+            self._changes[job_uid] = [*self._lately(job_uid, now), now]
 
     def _check(self, job_uid: str, field: str) -> None:
         with self._lock:
             now = self._monotonic()
             self._forget(now)
             until = self._until.get(job_uid, now)
-            changes = [time for time in self._changes.get(job_uid, ()) if now - time < QUARREL_WINDOW]
-            if until <= now and len(changes) >= QUARREL_CHANGES:
+            if until <= now and len(self._lately(job_uid, now)) >= QUARREL_CHANGES:
                 until = self._until[job_uid] = now + QUARREL_PAUSE
             if until > now:
                 text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
                 raise FieldContested(text, until - now)
+
+    def _lately(self, job_uid: str, now: float) -> list[float]:
+        """Return the times of the changes within the window."""
+        return [time for time in self._changes.get(job_uid, ()) if now - time < QUARREL_WINDOW]
 
     def _forget(self, now: float) -> None:
         self._until = {uid: time for uid, time in self._until.items() if now - time < _FORGET}

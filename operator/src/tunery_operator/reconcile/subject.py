@@ -112,6 +112,7 @@ def first_snapshot(world: World, subject: Subject) -> Snapshot:
     """Return the snapshot of an object before anything was gathered about its children."""
     owner = subject.owner
     gpus, gpu_resource = subject.resources
+    report = world.cache.progress(owner.key, owner.uid)
     return Snapshot(
         kind=owner.key.kind,
         owner=owner,
@@ -121,8 +122,8 @@ def first_snapshot(world: World, subject: Subject) -> Snapshot:
         gpus=gpus,
         gpu_resource=gpu_resource,
         deadline_seconds=subject.deadline_seconds,
-        progress=world.cache.progress(owner.key, owner.uid),
-        reporter=world.cache.reporter(owner.key, owner.uid),
+        progress=report.status if report is not None else None,
+        reporter=report.pod_uid if report is not None else "",
         retry=subject.retry,
         input_references=tuple(subject.status.get("inputReferences") or ()),
     )

@@ -55,10 +55,6 @@ class Conditions:
         condition = self._by_type.get(type_.value)
         return condition["reason"] if condition else None
 
-    def message(self, type_: ConditionType) -> str:
-        """Return the message of a condition, empty where it has none."""
-        return str(self._by_type.get(type_.value, {}).get("message", ""))
-
     def drop(self, type_: ConditionType) -> None:
         """Take a condition away: nothing is to be said of it any more."""
         self._by_type.pop(type_.value, None)

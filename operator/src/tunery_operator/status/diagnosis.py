@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason, advice_for
-from tunery_api.runspec import Failure
+from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.jobview import JobView
@@ -34,6 +34,13 @@ _IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 _CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_ROOM_HINTS: Final = {
+    Task.PREFLIGHT.value: (
+        "Free or add a node: the job goes on by itself. This is the preflight pod, which asks for what the platform "
+        "says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever spec.resources is."
+    )
+}
+"""By the Job's role, where it does not ask for what the spec says."""
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
 _MOUNT_WARNINGS: Final = frozenset(
@@ -59,17 +66,17 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     if pod.waiting_reason in _CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
-        return _unplaced(pod, now)
+        return _unplaced(pod, attempt.job.role, now)
     warning = _newest(attempt, "Pod", now - _FRESH)
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
         return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
     return None
 
 
-def _unplaced(pod: PodView, now: datetime) -> Failure | None:
+def _unplaced(pod: PodView, role: str, now: datetime) -> Failure | None:
     """Return why a pod has no node yet; None for the first moments."""
     if pod.unschedulable is not None:
-        hint = _CLAIM_HINT if "persistentvolumeclaim" in pod.unschedulable.lower() else None
+        hint = _CLAIM_HINT if "persistentvolumeclaim" in pod.unschedulable.lower() else _ROOM_HINTS.get(role)
         return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}", hint)
     created = parse_time(pod.created)
     if created is None or now - created < SCHEDULER_GRACE:
@@ -81,9 +88,14 @@ def is_node_lost(pod: PodView, now: datetime) -> bool:
     """Tell whether nobody can say any more what a pod that has not ended does."""
     if pod.finished:
         return False
-    if pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE:
+    if _says_lost(pod):
         return True
     return pod.deleted_at is not None and pod.node is not None and now > pod.deleted_at + NODE_GRACE
+
+
+def _says_lost(pod: PodView) -> bool:
+    """Tell whether the cluster itself says that the pod's node is lost."""
+    return pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE
 
 
 def lost_node(pod: PodView) -> Failure:
@@ -94,8 +106,7 @@ def lost_node(pod: PodView) -> Failure:
         f"for good, delete its Node (kubectl delete node {pod.node}), or taint it (kubectl taint nodes {pod.node} "
         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute); if it comes back, nothing is to be done."
     )
-    said = pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE
-    why = "does not answer" if said else "has not ended it long after it was told to, and may not answer"
+    why = "does not answer" if _says_lost(pod) else "has not ended it long after it was told to, and may not answer"
     return failure(_R.NODE_LOST, f"pod {pod.name} cannot be ended: node {pod.node} {why}", hint)
 
 

@@ -7,12 +7,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.status import ConditionType, Phase
-from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.clock import parse_time
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.snapshot import Attempt, Snapshot
-from tunery_operator.status.work import REPORT_GRACE
+from tunery_operator.status.work import until_silence
 
 MIN_SECONDS: Final = 10.0
 MAX_SECONDS: Final = 60.0
@@ -36,17 +35,9 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     left = deadline_left(snapshot)
     if left is not None and any(pod.running for pod in pods):
         yield max(0.0, left)
-    last = snapshot.work.last if snapshot.work is not None else None
-    if (
-        last is not None
-        and last.running
-        and not last.deleting
-        and last.started_at is not None
-        and snapshot.reporter != last.uid
-    ):
-        silent = (last.started_at + REPORT_GRACE - snapshot.now).total_seconds()
-        if silent >= 0:
-            yield silent + 1.0
+    silence = until_silence(snapshot)
+    if silence is not None and silence >= 0:
+        yield silence + 1.0
     for pod in pods:
         if pod.deleted_at is not None and not pod.finished:
             grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()
@@ -56,9 +47,6 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
         if _does_not_start(attempt):
             started = attempt.job.started_at or parse_time(attempt.job.created)
             yield _pause(snapshot.now, started)
-    if any(isinstance(item, UnfinishedInput) for item in snapshot.inputs):
-        # Who is waited for wakes its waiters; a wrong answer of the API server may have hidden it from the cache.
-        yield MAX_SECONDS
     if snapshot.refusal is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
 

@@ -26,7 +26,7 @@ POD_STARTED: Final = "PodStarted"
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
 """Reasons of the stage that comes next: what must go before its Job may be made."""
-_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT})
+_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
 
 NOT_REPORTING: Final = "NotReporting"
 """Reason of Running=True where a pod has run for minutes and nothing was heard of it: it works, as far as one knows."""
@@ -53,7 +53,6 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
         (conditions.reason(ConditionType.RUNNING) in _WAITING, Phase.WAITING),
         (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
-        (conditions.reason(ConditionType.RUNNING) == HELD, Phase.WAITING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
     )

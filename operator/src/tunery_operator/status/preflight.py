@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
@@ -17,10 +15,6 @@ from tunery_operator.status.queueing import check_queue, is_queued
 from tunery_operator.status.snapshot import Attempt
 
 _PREFLIGHT = ConditionType.PREFLIGHT
-_UNSCHEDULABLE_HINT: Final = (
-    "Free or add a node: the job goes on by itself. This is the preflight pod, which asks for what the platform says "
-    "(preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever spec.resources is."
-)
 
 
 def check_preflight(draft: Draft) -> bool:
@@ -99,8 +93,6 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
     found = None if job.suspend else obstacle(attempt, draft.snapshot.now)
     if found is not None:
-        if found.reason == FailureReason.UNSCHEDULABLE and found.hint == advice_for(found.reason).hint:
-            found = failure(found.reason, found.message, _UNSCHEDULABLE_HINT)
         draft.hinder(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:

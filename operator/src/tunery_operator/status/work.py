@@ -17,7 +17,7 @@ from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STA
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.snapshot import Attempt, Snapshot
 
 _RUNNING: Final = ConditionType.RUNNING
 REPORT_GRACE: Final = timedelta(minutes=10)
@@ -102,15 +102,18 @@ def _show_pod(draft: Draft, attempt: Attempt) -> None:
 
 def _show_activity(draft: Draft, pod: PodView) -> None:
     reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}"
-    unheard = draft.snapshot.reporter != pod.uid and reason in (POD_STARTED, NOT_REPORTING)
-    if unheard and is_silent(pod, draft.snapshot.now):
+    silence = until_silence(draft.snapshot)
+    if silence is not None and silence <= 0 and reason in (POD_STARTED, NOT_REPORTING):
         reason, text = NOT_REPORTING, f"{text} runs, and no report of it has come: what it does is in its log"
     draft.conditions.set(_RUNNING, True, reason, text)
 
 
-def is_silent(pod: PodView, now: datetime) -> bool:
-    """Tell whether a pod has run for so long that it must have reported something."""
-    return pod.started_at is not None and now - pod.started_at >= REPORT_GRACE
+def until_silence(snapshot: Snapshot) -> float | None:
+    """Return the seconds until the pod at work should have reported something; None where none is, or one has."""
+    pod = snapshot.work.last if snapshot.work is not None else None
+    if pod is None or not pod.running or pod.deleting or pod.started_at is None or snapshot.reporter == pod.uid:
+        return None
+    return (pod.started_at + REPORT_GRACE - snapshot.now).total_seconds()
 
 
 def _show_stopping(draft: Draft, pod: PodView) -> None:
@@ -174,7 +177,7 @@ def _activity(draft: Draft, pod: PodView) -> str:
     report = draft.snapshot.progress if draft.snapshot.reporter == pod.uid else None
     if report is None:
         known = draft.conditions.reason(_RUNNING)
-        told = draft.conditions.is_true(_RUNNING) and f"pod {pod.name} " in draft.conditions.message(_RUNNING)
+        told = draft.conditions.is_true(_RUNNING) and draft.snapshot.status.get("podName") == pod.name
         return known if told and known and known != STOPPING else POD_STARTED
     if report.phase is Phase.STARTING:
         return POD_STARTED

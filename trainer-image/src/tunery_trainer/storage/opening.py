@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tunery_api.fields import BUCKET
+from tunery_api.fields import bucket_problem
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
@@ -31,13 +31,10 @@ def open_store(uri: str, credentials: Credentials, field: str, mount: Path | Non
 
 
 def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:
-    if not BUCKET.fullmatch(bucket):
-        # Not shown: with credentials in it, it is no bucket, but it is still a credential.
-        what = "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
-        message = (
-            f"{field}: the URI {what}; it must be s3://bucket/prefix, with a bucket of letters, digits, '.', '-', '_'"
-        )
-        raise TrainerError(FailureReason.INVALID_SPEC, message)
+    problem = bucket_problem(bucket)
+    if problem is not None:
+        wanted = "s3://bucket/prefix, with a bucket of letters, digits, '.', '-', '_'"
+        raise TrainerError(FailureReason.INVALID_SPEC, f"{field}: the URI {problem}; it must be {wanted}")
     from tunery_trainer.storage.s3 import S3Store  # boto3 takes 0.3 s that a manifest with an error should not wait
     from tunery_trainer.storage.s3_client import make_client
 
