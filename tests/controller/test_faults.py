@@ -154,6 +154,16 @@ def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, ve
     world.assert_sound()
 
 
+def test_a_wrong_404_leaves_nobody_waiting_for_ever(world: Adversity) -> None:
+    namespace = world.namespace()
+    rule = world.proxy.add(Answer(404), "get", "lorajobs", namespace=namespace.name)
+    begin(namespace)
+    wait_end(namespace, 60)
+    assert rule.struck == 1
+    assert phases(namespace) == ("Succeeded", "Succeeded"), verdict(namespace)
+    world.assert_sound()
+
+
 def test_in_a_burst_jobs_are_made_before_they_are_told_of(world: Adversity) -> None:
     namespace = world.namespace()
     names = [f"b{index:02d}" for index in range(40)]

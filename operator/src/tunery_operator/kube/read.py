@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from tunery_operator.errors import StaleObject
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import Json, KubeClient
 from tunery_operator.kube.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
@@ -39,9 +40,14 @@ def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """Return an object of ours that another one's reconcile asks for, or None where there is none.
 
     The cache learns nothing of it: what it knows is no news when the watch tells it, and nobody would reconcile it.
+    Raises StaleObject where the watch has seen it and the API server denies it: one of the two is about to change,
+    and who took the absence for true would wait for a change that never comes.
     """
     body = cache.body(key)
-    return body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    live = body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    if live is None and cache.is_known(key):
+        raise StaleObject(f"{key} was seen, and the API server does not know it")
+    return live
 
 
 def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> Attempt | None:
