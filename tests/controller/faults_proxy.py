@@ -96,6 +96,12 @@ class FaultProxy:
             if stream.call.resource in resources:
                 stream.dropped = True
 
+    def silence(self, *resources: str) -> None:
+        """Let nothing more arrive on the open watches of these resources; those that follow are whole."""
+        for stream in list(self._streams):
+            if stream.call.resource in resources:
+                stream.silent = True
+
     @contextmanager
     def gap(self, *resources: str) -> Any:
         """What happens inside is not seen by the watches, and the next watch is told that its version is too old."""

@@ -39,9 +39,13 @@ class Stream:
         self._kept: list[bytes] = []
         """Lines that wait: for their successor (Swap) or for the fault to be lifted (Hold)."""
         self.dropped = False
+        self.silent = False
+        """Whether nothing arrives any more, though the connection stands."""
 
     def lines(self, line: bytes) -> Iterator[bytes]:
         """Yield what goes out for a line that came in; raises StreamEnds."""
+        if self.silent:
+            return
         rule = next((rule for rule in self._rules() if self._concerns(rule, line)), None)
         if rule is None or not rule.count():
             yield from self.rest()

@@ -21,6 +21,8 @@ from cluster.controlplane import ControlPlane
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 STORY_SECONDS = 400.0
 """For all stories that run side by side; each kill costs a start of the operator."""
+AT_ONCE = 40
+"""Stories side by side, each with its kill."""
 QUEUE = {"kueue.x-k8s.io/queue-name": "team"}
 Write = tuple[str, str]
 
@@ -140,7 +142,8 @@ def test_killed_at_each_write_nothing_happens_twice_and_nothing_is_lost(world: A
         rule = run.rules[0]
         rule.namespace = run.namespace.name
         run.rules = [world.proxy.add(rule.fault, rule.verb, rule.resource, namespace=rule.namespace, nth=rule.nth)]
-    _finish(world, killed)
+    for first in range(0, len(killed), AT_ONCE):
+        _finish(world, killed[first : first + AT_ONCE])
     rules = [run.rules[0] for run in killed]
     kinds = {(rule.verb, rule.resource, rule.fault) for rule in rules}
     assert {(rule.verb, rule.resource, rule.fault) for rule in rules if rule.struck} == kinds
