@@ -58,12 +58,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
-	cd $(TESTS) && $(VENV)/bin/coverage erase
-	@# Side by side: the operator's tests wait for most of their time, the others compute. Each is shown in one piece.
-	@cd $(TESTS) && log=$$(mktemp) && trap 'rm -f $$log' EXIT && \
-	{ $(VENV)/bin/coverage run -m pytest controller >$$log 2>&1 & } && operator=$$! && failed=0 && \
-	{ $(VENV)/bin/coverage run -m pytest --deselect=controller || failed=$$?; } && \
-	{ wait $$operator || failed=$$?; } && cat $$log && exit $$failed
+	cd $(TESTS) && $(VENV)/bin/coverage erase && $(VENV)/bin/coverage run -m pytest
 
 # Some twenty minutes more: run them before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py

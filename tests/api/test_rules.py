@@ -182,6 +182,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="continue-from-nothing",
     ),
     pytest.param(
+        {"continueFrom": ONE, "output": {**ONE, "overwrite": True}},
+        "spec.output.uri: is the adapter of spec.continueFrom, which stays: choose another place",
+        "output.uri is the adapter of continueFrom",
+        id="onto-its-beginning",
+    ),
+    pytest.param(
         {"method": "AdaLoRA", "continueFrom": ONE},
         "spec.continueFrom: AdaLoRA's ranks are final once pruned; train a new adapter instead",
         "AdaLoRA cannot continueFrom",
@@ -242,6 +248,12 @@ MERGES_REFUSED: list[Any] = [
         "spec.adapters[1]: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
         id="no-adapter",
+    ),
+    pytest.param(
+        {"adapters": [{"uri": "s3://adapters/two"}, ONE], "output": {**ONE, "overwrite": True}},
+        "spec.output.uri: is the adapter of spec.adapters[1], which stays: choose another",
+        "output.uri is one of the adapters",
+        id="onto-its-input",
     ),
     pytest.param(
         {"adapters": [{**ONE, "loraJobRef": {"name": "x"}}]},

@@ -49,6 +49,16 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         ),
         pytest.param({"dataset": {}}, "spec.dataset.uri: is required", id="missing"),
         pytest.param(
+            {"resources": {"memory": "100m"}},
+            "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '100m'",
+            id="a-tenth-of-a-byte",
+        ),
+        pytest.param(
+            {"resources": {"ephemeralStorage": "0"}},
+            "spec.resources.ephemeralStorage: must be a number of bytes above 0, such as 24Gi, is '0'",
+            id="no-disk",
+        ),
+        pytest.param(
             {"output": {"uri": "s3://adapters/tunery-checkpoints/x"}},
             "spec.output.uri: tunery-checkpoints/ is for checkpoints, which go; use another prefix",
             id="output-among-checkpoints",

@@ -135,3 +135,45 @@ def test_a_circle_of_jobs_ends_with_the_last_of_them(namespace: Namespace) -> No
     assert "c → a → b → c" in namespace.wait_phase("c", "Failed")["failure"]["message"]
     for name in ("b", "a"):
         assert namespace.wait_phase(name, "Failed")["failure"]["reason"] == "AdapterMissing"
+
+
+def test_a_job_that_was_deleted_and_is_kept_by_somebody_is_stopped(namespace: Namespace) -> None:
+    """Of an object that a foreign finalizer keeps nobody wants the pods: the GPU goes back, and the status says why."""
+    body = lorajob("kept", preflight="Skip")
+    body["metadata"]["finalizers"] = ["example.com/backup"]
+    namespace.apply(body)
+    pod = namespace.run_pod("kept-train", node="one")
+    namespace.wait_running("kept")
+    namespace.delete("lorajobs", "kept")
+    eventually("the Job is suspended", lambda: namespace.job("kept-train")["spec"].get("suspend"), 20)
+    namespace.stop_pod(pod, seconds=5)
+    status = namespace.wait_phase("kept", "Suspended")
+    assert "example.com/backup" in namespace.condition("kept", "Suspended")["message"]
+    assert status["attemptHistory"][0]["reason"] == "Suspended"
+    namespace.api.patch(namespace.path("lorajobs", "kept"), {"metadata": {"finalizers": None}})
+    eventually("it is gone", lambda: namespace.get("lorajobs", "kept") is None)
+    eventually("its Job is gone", lambda: namespace.get("jobs", "kept-train") is None, 60)
+
+
+def test_a_job_that_waits_for_a_kept_job_says_who_keeps_it(namespace: Namespace) -> None:
+    namespace.apply(lorajob("held", preflight="Skip"))
+    namespace.job("held-train")
+    path = namespace.path("jobs", "held-train")
+    namespace.api.patch(path, {"metadata": {"finalizers": ["example.com/audit"]}})
+    namespace.delete("lorajobs", "held")
+    eventually("the Job is told to go", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"], 60)
+    namespace.apply(lorajob("held", preflight="Skip"))
+    running = eventually("it waits for the pod", lambda: _waits_for(namespace, "held-train-"), 40)
+    pod = running.split("kubectl delete pod ")[1].split()[0]
+    namespace.delete("pods", pod)
+    says = "waits for Job held-train of an earlier object of that name to go; the finalizer example.com/audit keeps it"
+    eventually("it says who keeps it", lambda: _waits_for(namespace, says), 60)
+    namespace.api.patch(path, {"metadata": {"finalizers": None}})
+    namespace.finish("held")
+    namespace.wait_phase("held", "Succeeded", timeout=60)
+
+
+def _waits_for(namespace: Namespace, words: str) -> str | None:
+    """Return what a job waits for, where that is said with these words."""
+    message: str = namespace.condition("held", "Running").get("message", "")
+    return message if words in message else None

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -170,4 +171,14 @@ async def test_a_lease_that_was_deleted_is_made_again(client: KubeClient, api: A
     api.delete(f"{LEASES}/{lease}")
     await until(lambda: api.get(f"{LEASES}/{lease}") is not None)
     assert replica.acts
+    await replica.stop()
+
+
+async def test_who_led_before_is_known_by_the_record(client: KubeClient, api: Api, lease: str) -> None:
+    record = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": "2026-11-25T10:00:00.000000Z"}
+    api.call("POST", LEASES, {"metadata": {"name": lease}, "spec": record})
+    replica = Replica(client, lease, "pod")
+    await until(lambda: replica.acts)
+    await asyncio.sleep(1)
+    assert replica.election.led_before == datetime(2026, 11, 25, 10, tzinfo=UTC)
     await replica.stop()

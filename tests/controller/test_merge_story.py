@@ -81,3 +81,10 @@ def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Names
     time.sleep(0.5)
     namespace.end_pod(pod, message=MERGED)
     namespace.wait_phase("md", "Succeeded", "adaptermerges")
+
+
+def test_a_merge_that_names_a_merge_is_told_so(namespace: Namespace) -> None:
+    namespace.apply(merge("self", "self"))
+    namespace.wait_phase("self", "Waiting", "adaptermerges")
+    condition = namespace.condition("self", "InputsReady", "adaptermerges")
+    assert "an AdapterMerge has that name, and its result is named by its uri" in condition["message"]

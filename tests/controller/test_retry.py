@@ -156,3 +156,49 @@ def test_a_time_to_live_waits_for_who_waits(namespace: Namespace) -> None:
     namespace.finish("a")
     eventually("the reference", lambda: namespace.status("m", "adaptermerges").get("inputReferences"))
     eventually("a is gone", lambda: namespace.get("lorajobs", "a") is None, 60)
+
+
+def test_another_try_takes_the_adapter_that_was_published_since(namespace: Namespace) -> None:
+    """The hint of AdapterCorrupt is to publish again: what was written down of the first adapter must not stand."""
+    namespace.apply(lorajob("src", preflight="Skip"))
+    namespace.finish("src")
+    namespace.wait_phase("src", "Succeeded")
+    namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": "src"}}]))
+    words = {"failure": {"reason": "AdapterCorrupt", "message": "the manifest was replaced"}}
+    namespace.end_pod(namespace.run_pod("m-merge"), 64, words)
+    namespace.wait_phase("m", "Failed", "adaptermerges")
+    namespace.delete("lorajobs", "src")
+    again = namespace.apply(lorajob("src", preflight="Skip"))
+    namespace.finish("src", {"adapter": {**RESULT["adapter"], "manifestSha256": "ef" * 32}})
+    namespace.wait_phase("src", "Succeeded", timeout=60)
+    namespace.annotate("m", "adaptermerges", retry="1")
+    namespace.run_pod("m-merge")
+    assert run_of(namespace, "m-merge")["adapters"][0]["manifestSha256"] == "ef" * 32
+    assert namespace.status("m", "adaptermerges")["inputReferences"][0]["uid"] == again["metadata"]["uid"]
+
+
+def test_another_try_does_not_wait_for_a_lorajob_that_is_gone(namespace: Namespace) -> None:
+    namespace.apply(lorajob("src", preflight="Skip"))
+    namespace.finish("src")
+    namespace.wait_phase("src", "Succeeded")
+    namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": "src"}}]))
+    words = {"failure": {"reason": "AdapterCorrupt", "message": "a file is damaged"}}
+    namespace.end_pod(namespace.run_pod("m-merge"), 64, words)
+    namespace.wait_phase("m", "Failed", "adaptermerges")
+    namespace.delete("lorajobs", "src")
+    namespace.annotate("m", "adaptermerges", retry="1")
+    namespace.run_pod("m-merge")
+    digest = RESULT["adapter"]["manifestSha256"]
+    assert run_of(namespace, "m-merge")["adapters"][0]["manifestSha256"] == digest
+
+
+def test_a_change_after_the_end_is_seen_to_have_been_seen(namespace: Namespace) -> None:
+    namespace.apply(lorajob("o", preflight="Skip"))
+    namespace.finish("o")
+    before = namespace.wait_phase("o", "Succeeded")
+    namespace.patch_spec("o", ttlSecondsAfterFinished=86_400)
+    after = eventually(
+        "the generation is noted",
+        lambda: (status := namespace.status("o"))["observedGeneration"] > before["observedGeneration"] and status,
+    )
+    assert after == {**before, "observedGeneration": after["observedGeneration"]}

@@ -135,6 +135,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.continueFrom) || {_INIT} == 'Default'",
             "continueFrom starts from the named adapter's weights; leave lora.init out",
         ),
+        CelRule(
+            "self.?continueFrom.?uri.orValue('') == '' || self.continueFrom.uri != self.?output.?uri.orValue('')",
+            "output.uri is the adapter of continueFrom, which stays: choose another place",
+        ),
         CelRule(f"!has(self.continueFrom) || {_METHOD} != 'AdaLoRA'", "AdaLoRA cannot continueFrom an adapter"),
         CelRule(
             f"!({_METHOD} in ['PromptTuning', 'PrefixTuning']) || !self.?training.?packing.orValue(false)",
@@ -154,6 +158,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "majoritySign is for TIES and DARETIES only",
         ),
         CelRule(f"!has(self.model) || {_INTO} == 'Model'", "model is for into: Model only"),
+        CelRule(
+            "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
+            "output.uri is one of the adapters, which stay: choose another place",
+        ),
     ],
 }
 """By class; rules.py says the same in Python, since an object may predate a rule."""

@@ -53,6 +53,16 @@ QuantityString = Annotated[
 ]
 """A Kubernetes quantity: 4, 500m, 24Gi."""
 
+BytesString = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
+    ),
+]
+"""A quantity of bytes above 0: 24Gi. `100m` would be a tenth of a byte, which Kubernetes takes and nobody means."""
+
 ModelUri = Annotated[
     str,
     Field(min_length=6, max_length=1024, pattern=r"^(hf|s3|pvc|file)://[^\s?#]+$"),

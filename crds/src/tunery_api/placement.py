@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, ObjectName, QuantityString
+from tunery_api.fields import ApiModel, BytesString, ObjectName, QuantityString
 
 LabelKey = Annotated[
     str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
@@ -22,8 +22,8 @@ class ResourcesSpec(ApiModel):
     gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to train on the CPU.")
     gpu_resource: GpuResource = Field("nvidia.com/gpu", description="Name of the extended resource that GPUs are.")
     cpu: QuantityString = Field("4", description="CPU of the container.")
-    memory: QuantityString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
-    ephemeral_storage: QuantityString = Field(
+    memory: BytesString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
+    ephemeral_storage: BytesString = Field(
         "50Gi",
         description="Disk of the container: model, data set, one or two checkpoints. May change while no pod runs.",
     )

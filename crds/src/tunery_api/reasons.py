@@ -87,7 +87,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         "more bad lines a higher spec.dataset.maxInvalidRows, in a new job.",
     ),
     _R.STORAGE_ACCESS_DENIED: Advice(
-        False, "Give the credentials of the named Secret the right to read and write the named place."
+        False, "Correct the keys in the named Secret, or give them the right to read and write the named place."
     ),
     _R.STORAGE_NOT_FOUND: Advice(
         False, "Create the bucket, or correct the endpoint in the Secret; another bucket needs a new job."

@@ -205,6 +205,8 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
         return
     if (source.lora_job_ref is None) == (source.uri is None):
         yield FieldError("spec.continueFrom", "takes exactly one of loraJobRef and uri")
+    if source.uri is not None and _same_place(source.uri, spec.output.uri):
+        yield FieldError("spec.output.uri", "is the adapter of spec.continueFrom, which stays: choose another place")
     if spec.method is Method.ADALORA:
         yield FieldError("spec.continueFrom", "AdaLoRA's ranks are final once pruned; train a new adapter instead")
     if spec.method is Method.PREFIX_TUNING and spec.prefix_tuning and spec.prefix_tuning.projection:
@@ -241,6 +243,14 @@ def merge_inputs(spec: AdapterMergeSpec) -> Errors:
     for index, adapter in enumerate(spec.adapters):
         if (adapter.lora_job_ref is None) == (adapter.uri is None):
             yield FieldError(f"spec.adapters[{index}]", "takes exactly one of loraJobRef and uri")
+        if adapter.uri is not None and _same_place(adapter.uri, spec.output.uri):
+            yield FieldError(
+                "spec.output.uri", f"is the adapter of spec.adapters[{index}], which stays: choose another"
+            )
+
+
+def _same_place(one: str, other: str | None) -> bool:
+    return other is not None and one.rstrip("/") == other.rstrip("/")
 
 
 def merge_density(spec: AdapterMergeSpec) -> Errors:

@@ -99,6 +99,8 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return f'must be a string: write it in quotes, "{value}"'
     if kind == "string_pattern_mismatch" and location[-1] == "uri":
         return f"must be {_URI_SCHEMES[_uri_kind(location)]}, is {_shown(value)}"
+    if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
+        return f"must be a number of bytes above 0, such as 24Gi, is {_shown(value)}"
     text = {
         "missing": "is required",
         "string_type": f"must be a string, is {_shown(value)}",

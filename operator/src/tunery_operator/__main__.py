@@ -148,6 +148,7 @@ class Operator:
         give_memory_back()
 
     async def _lead(self) -> None:
+        self._world.watched_before = self._election.led_before if self._election is not None else None
         self._duty.start()
 
     async def _lead_no_more(self) -> None:

@@ -23,6 +23,7 @@ from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
 from tunery_operator.metrics import LEADER
+from tunery_operator.status.clock import parse_time
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class LeaderElection:
         self._timing = timing or Timing()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="leader")
         self._seen = _Seen()
+        self.led_before: datetime | None = None
+        """Until when another replica is known to have led before this one stood for election."""
         self._leads = False
         self._renewed = 0.0
         LEADER.set(0)
@@ -148,6 +151,8 @@ class LeaderElection:
         lease = self._client.get(GET_LEASE, self._namespace, self._name)
         if lease is None:
             return self._write(self._record({}), create=True)
+        if not self._seen.version:
+            self.led_before = parse_time((lease.get("spec") or {}).get("renewTime"))
         self._note(lease)
         spec = self._seen.spec
         if spec.get("holderIdentity") not in (self.identity, "", None) and not self._is_over():

@@ -19,7 +19,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tunery_api.manifest import Lineage, Manifest, SourceRecord
-from tunery_api.runspec import RunIdentity, RunResult
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs import refuse_own_input
 from tunery_trainer.local_run import load_run_spec
 from tunery_trainer.publish import Target, publish
 from tunery_trainer.published import verify
@@ -241,3 +244,15 @@ def test_a_report_says_what_the_merge_said(base: Path, inputs: list[Path], tmp_p
     assert said[0].verification is not None
     assert said[0].rank_error is not None
     assert said[0].metrics is None
+
+
+def test_a_merge_onto_an_adapter_that_it_reads_is_refused(inputs: list[Path]) -> None:
+    """As it comes from the operator: the spec names a LoRAJob, and only the run knows where its adapter lies."""
+    run_spec = RunSpec(
+        identity=RunIdentity(kind="AdapterMerge", namespace="ns", name="merge", uid="u"),
+        output_uri=f"{inputs[0].as_uri()}/",
+        adapters=[ResolvedAdapter(uri=place.as_uri()) for place in inputs],
+    )
+    with pytest.raises(TrainerError, match=r"spec\.output\.uri: .* is where an adapter lies") as caught:
+        refuse_own_input(run_spec)
+    assert caught.value.reason is FailureReason.INVALID_SPEC

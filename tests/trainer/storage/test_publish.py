@@ -18,7 +18,7 @@ from trainer.storage.results import lineage, make_folder, run
 from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.publish import CLAIM_NAME, Published, Target, probe, publish
+from tunery_trainer.publish import CLAIM_NAME, Published, Publisher, Target, probe, publish
 from tunery_trainer.published import download_published, read_manifest, verify
 from tunery_trainer.storage import Store, open_store
 
@@ -48,7 +48,7 @@ def test_one_of_eight_racing_runs_wins_and_its_files_are_all_its_own(store: Stor
     def attempt(number: int) -> Published | None:
         folder = make_folder(tmp_path / f"out-{number}", str(number))
         try:
-            return publish(folder, Target(store, "race", run(f"uid-{number}")), lineage())
+            return publish(folder, Target(store, "race", run(f"uid-{number}", f"bot-{number}")), lineage())
         except TrainerError as error:
             if error.reason is not FailureReason.OUTPUT_EXISTS:
                 raise
@@ -112,6 +112,34 @@ def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, t
         assert caught.value.reason is FailureReason.OUTPUT_EXISTS
     store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": "other", "renewed": time.time() - 7200}).encode())
     assert publish(folder, target, lineage()).manifest.run.uid == "uid-1"
+
+
+def test_a_run_that_ends_before_its_first_file_takes_nothing_away(store: Store, tmp_path: Path) -> None:
+    first = publish(make_folder(tmp_path / "1", "1"), Target(store, "p", run("uid-1")), lineage())
+    assert Publisher(Target(store, "p", run("uid-2"), overwrite=True)).start() is None
+    assert verify(store, "p").sha256 == first.manifest_sha256
+
+
+def test_the_claim_of_an_earlier_object_of_the_same_name_is_taken(store: Store, tmp_path: Path) -> None:
+    """Deleted while it published, and applied again: nobody publishes there any more."""
+    old = Publisher(Target(store, "p", run("uid-1")))
+    assert old.start() is None
+    folder, target = make_folder(tmp_path / "1"), Target(store, "p", run("uid-2"))
+    probe(target)
+    assert publish(folder, target, lineage()).manifest.run.uid == "uid-2"
+
+
+def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "1")
+    old, new = (Publisher(Target(store, "p", run(uid))) for uid in ("uid-1", "uid-2"))
+    assert old.start() is None
+    assert new.start() is None
+    with pytest.raises(TrainerError, match=r"another run \(LoRAJob team-a/support-bot, uid uid-2\) is publishing"):
+        old.add(folder / "adapter_config.json", "adapter_config.json")
+    other = Target(store, "p", run("uid-3").model_copy(update={"name": "other"}))
+    with pytest.raises(TrainerError, match=r"ends at 20\d\d-.*removing that object ends it now") as caught:
+        probe(other)
+    assert caught.value.reason is FailureReason.OUTPUT_EXISTS
 
 
 KILLED = """

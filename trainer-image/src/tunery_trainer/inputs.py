@@ -149,8 +149,16 @@ def output_target(run: RunSpec) -> Target:
     return Target(store, prefix, run.identity, spec.output.overwrite)
 
 
+def refuse_own_input(run: RunSpec) -> None:
+    """Raise INVALID_SPEC where the result would replace an adapter that it is made from: a second try had none left."""
+    if any(adapter.uri.rstrip("/") == run.output_uri.rstrip("/") for adapter in run.adapters):
+        message = f"spec.output.uri: {run.output_uri} is where an adapter lies that this one is made from"
+        raise TrainerError(FailureReason.INVALID_SPEC, message)
+
+
 def probe_places(run: RunSpec) -> None:
     """Write and remove a small object where the result and where the checkpoints will lie; raises TrainerError."""
+    refuse_own_input(run)
     probe(output_target(run))
     place = checkpoint_store(run)
     if place is not None:

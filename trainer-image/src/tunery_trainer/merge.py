@@ -17,7 +17,7 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase, VerificationStatus
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs import output_target, work_folder
+from tunery_trainer.inputs import output_target, refuse_own_input, work_folder
 from tunery_trainer.model_card import model_card
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.publish import Published, Publisher, Target, probe, published_before
@@ -96,6 +96,7 @@ def _merge(run: RunSpec, reporter: ProgressReporter) -> RunResult:
 
 
 def _merge_and_publish(run: RunSpec, spec: AdapterMergeSpec, target: Target, reporter: ProgressReporter) -> Published:
+    refuse_own_input(run)
     probe(target)
     reporter.phase(Phase.STARTING)
     session = _gather(run, spec, target)

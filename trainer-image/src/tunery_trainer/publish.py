@@ -1,7 +1,7 @@
 """Publish a result: claim the place, upload, manifest.json last, read everything back.
 
 A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, the manifest
-is written with `If-None-Match: *` after the last file, and an old manifest goes before the first file is replaced.
+is written with `If-None-Match: *` after the last file, and an old manifest goes just before the first file is replaced.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ CLAIM_NAME: Final = ".tunery-claim.json"
 """Says who is uploading; removed once the manifest was read back."""
 CLAIM_EXPIRES_SECONDS: Final = 3600
 """A claim that was not renewed (every uploaded file renews it) for so long belongs to a run that died."""
+_IDENTITY: Final = ("uid", "kind", "namespace", "name")
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,24 @@ class Target:
 
     def key(self, name: str) -> str:
         return join_key(self.prefix, name)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who writes to a place, as its claim says; older claims tell no more than the uid."""
+
+    uid: str
+    owner: tuple[str, ...]
+    """Kind, namespace and name."""
+    expires: float
+    """In seconds since 1970, unless it is renewed."""
+
+    def yields_to(self, run: RunIdentity) -> bool:
+        """Tell whether that run may take the claim: its own, or that of an earlier object of its very name.
+
+        No pod of such an object is left: the operator waits for them. If one were, its next write would fail.
+        """
+        return self.uid == run.uid or self.owner == (run.kind, run.namespace, run.name)
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,8 @@ class Publisher:
         self._store = target.store
         self._files: dict[str, FileRecord] = {}
         self._stale: set[str] = set()
+        self._replaces = False
+        """Whether an old manifest is still to go."""
         self._atomic = True
 
     def start(self) -> Published | None:
@@ -147,17 +168,16 @@ class Publisher:
         elif existing is not None and not self._target.overwrite:
             raise _taken(self._target, existing.manifest)
         self._claim()
-        if existing is not None:
-            self._store.delete(self._target.key(MANIFEST_NAME))
-            self._stale = set(existing.manifest.files)
-        elif self._target.overwrite:
-            self._store.delete(self._target.key(MANIFEST_NAME))  # one that cannot be read
+        # With overwrite, also one that cannot be read.
+        self._replaces = existing is not None or self._target.overwrite
+        self._stale = set(existing.manifest.files) if existing is not None else set()
         return None
 
     def add(self, path: Path, name: str, progress: Progress | None = None) -> FileRecord:
         """Upload one file as `name`, relative to the prefix, and return its record."""
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TrainerError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
+        self._withdraw_old()
         digest = self._store.upload_file(path, self._target.key(name), progress)
         record = FileRecord(sha256=digest, size=path.stat().st_size)
         self._files[name] = record
@@ -166,6 +186,7 @@ class Publisher:
 
     def finish(self, lineage: Lineage) -> Published:
         """Write the manifest, read it and every file back, and only then say that the result is published."""
+        self._withdraw_old()
         for name in sorted(self._stale - set(self._files)):
             self._store.delete(self._target.key(name))
         manifest = Manifest(
@@ -181,14 +202,19 @@ class Publisher:
         self._store.delete(self._target.key(CLAIM_NAME))
         return published
 
+    def _withdraw_old(self) -> None:
+        """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
+        if self._replaces:
+            self._renew_claim()
+            self._store.delete(self._target.key(MANIFEST_NAME))
+            self._replaces = False
+
     def _claim(self) -> None:
         try:
             put = self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target), if_none_match=True)
             self._atomic = put.atomic
         except ObjectExists as error:
-            holder = _claim_holder(self._target)
-            if holder is not None and holder != self._target.run.uid and not self._target.overwrite:
-                raise _being_written(self._target, holder) from error
+            _heed_claim(self._target, error)
             self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
         existing = _existing(self._target)
         if existing is not None and existing.manifest.run.uid != self._target.run.uid and not self._target.overwrite:
@@ -197,9 +223,9 @@ class Publisher:
 
     def _renew_claim(self) -> None:
         """Another run may have taken an expired claim, or overwritten it: then this one must not write any more."""
-        holder = _claim_holder(self._target)
-        if holder is not None and holder != self._target.run.uid:
-            raise _being_written(self._target, holder)
+        claim = _claim_of(self._target)
+        if claim is not None and claim.uid != self._target.run.uid:
+            raise _being_written(self._target, claim)
         self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
 
     def _put_manifest(self, data: bytes) -> None:
@@ -230,9 +256,7 @@ def probe(target: Target) -> ProbeResult:
     existing = _existing(target)
     if existing is not None and existing.manifest.run.uid != target.run.uid and not target.overwrite:
         raise _taken(target, existing.manifest)
-    holder = _claim_holder(target)
-    if holder is not None and holder != target.run.uid and not target.overwrite:
-        raise _being_written(target, holder)
+    _heed_claim(target)
     key, data = target.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
     conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
     try:
@@ -270,17 +294,26 @@ def _existing(target: Target) -> PublishedManifest | None:
 
 
 def _claim_bytes(target: Target) -> bytes:
-    return json.dumps({"uid": target.run.uid, "renewed": time.time()}).encode()
+    identity = {name: getattr(target.run, name) for name in _IDENTITY}
+    return json.dumps({**identity, "renewed": time.time()}).encode()
 
 
-def _claim_holder(target: Target) -> str | None:
-    """Return the uid of the run that holds the claim of the place, or None if nobody living does."""
+def _claim_of(target: Target) -> Claim | None:
+    """Return the claim of the place, or None if nobody living has one."""
     try:
-        claim = json.loads(target.store.read_bytes(target.key(CLAIM_NAME)))
-        uid, renewed = str(claim["uid"]), float(claim["renewed"])
-    except (ObjectMissing, ValueError, KeyError, TypeError):
+        said = json.loads(target.store.read_bytes(target.key(CLAIM_NAME)))
+        uid, *owner = (str(said.get(name, "")) for name in _IDENTITY)
+        claim = Claim(uid, tuple(owner), float(said["renewed"]) + CLAIM_EXPIRES_SECONDS)
+    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return uid if time.time() - renewed < CLAIM_EXPIRES_SECONDS else None
+    return claim if claim.uid and time.time() < claim.expires else None
+
+
+def _heed_claim(target: Target, cause: Exception | None = None) -> None:
+    """Raise OUTPUT_EXISTS where another run holds the claim and neither yields it nor is to be overwritten."""
+    claim = _claim_of(target)
+    if claim is not None and not claim.yields_to(target.run) and not target.overwrite:
+        raise _being_written(target, claim) from cause
 
 
 def _taken(target: Target, manifest: Manifest) -> TrainerError:
@@ -289,6 +322,12 @@ def _taken(target: Target, manifest: Manifest) -> TrainerError:
     return TrainerError(FailureReason.OUTPUT_EXISTS, f"{message} (uid {run.uid}, {manifest.created})")
 
 
-def _being_written(target: Target, holder: str) -> TrainerError:
-    message = f"spec.output.uri: another run (uid {holder}) is publishing to {target.uri}"
+def _being_written(target: Target, claim: Claim) -> TrainerError:
+    kind, namespace, name = claim.owner
+    who = f"{kind} {namespace}/{name}, uid {claim.uid}" if name else f"uid {claim.uid}"
+    ends = datetime.fromtimestamp(claim.expires, UTC).isoformat(timespec="seconds")
+    message = (
+        f"spec.output.uri: another run ({who}) is publishing to {target.uri}; if it died, its claim {CLAIM_NAME} there "
+        f"ends at {ends}, and removing that object ends it now"
+    )
     return TrainerError(FailureReason.OUTPUT_EXISTS, message)

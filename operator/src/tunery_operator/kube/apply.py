@@ -34,15 +34,21 @@ def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
 
 def _adopt(found: Json | None, owner: Owner, name: str) -> Json:
     if found is None:
-        raise PredecessorRemains(f"Job {name} was there a moment ago")
+        raise PredecessorRemains(f"Job {name}, which was there a moment ago")
     controller = controller_of(found)
     if controller.get("uid") == owner.uid:
         if "deletionTimestamp" in found["metadata"]:
-            raise PredecessorRemains(f"Job {name} is being deleted")
+            raise PredecessorRemains(f"Job {name}, which is being deleted{_kept(found)}")
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
-        raise PredecessorRemains(f"Job {name} belongs to a deleted {owner.key}")
+        raise PredecessorRemains(f"Job {name} of an earlier object of that name to go{_kept(found)}")
     raise NameTaken(name)
+
+
+def _kept(job: Json) -> str:
+    """Return who keeps a Job that was deleted, the garbage collector and the Job controller apart."""
+    others = [name for name in job["metadata"].get("finalizers") or () if name not in ("foregroundDeletion", "orphan")]
+    return f"; the finalizer {', '.join(others)} keeps it" if others else ""
 
 
 def _names_fields(error: HttpError) -> bool:

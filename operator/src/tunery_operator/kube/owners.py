@@ -233,9 +233,12 @@ class Owners:
 
 
 def _is_over(body: dict[str, Any]) -> bool:
-    """Tell whether nothing is left to do: it has succeeded, or failed and nobody asked for another try."""
+    """Tell whether nothing is left to do: it has succeeded, or failed and nobody asked for another try.
+
+    A change of its spec is still to be noted then: until status.observedGeneration follows, tools show it as unsettled.
+    """
     status = body.get("status") or {}
-    if status.get("phase") not in FINAL:
+    if status.get("phase") not in FINAL or status.get("observedGeneration") != body["metadata"].get("generation"):
         return False
     mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
     return status["phase"] != Phase.FAILED.value or mark in (None, status.get("observedRetry"))

@@ -92,7 +92,7 @@ def check_resources(settings: Settings) -> Resources:
 
 def kueue_labels(owner: Owner) -> dict[str, str]:
     """Return the owner's Kueue labels, which the Job that does the work carries on."""
-    return {name: owner.labels[name] for name in KUEUE_LABELS if name in owner.labels}
+    return {name: owner.labels[name] for name in KUEUE_LABELS if owner.labels.get(name)}
 
 
 def run_spec(

@@ -101,7 +101,8 @@ def _wait_for_leftovers(world: World, plan: JobPlan) -> None:
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
         does = "still ends" if pod.deleting else "runs on without it"
-        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}{where}")
+        helps = "" if pod.deleting else f"; kubectl delete pod {pod.name} would end it"
+        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}{where}{helps}")
 
 
 def leftovers(world: World, owner: Owner, name: str) -> tuple[PodView, ...]:

@@ -13,7 +13,7 @@ from tunery_operator.kube import apply
 from tunery_operator.kube.status import status_change
 from tunery_operator.plan.model import Owner
 from tunery_operator.reconcile.children import remove
-from tunery_operator.reconcile.inputs import is_awaited
+from tunery_operator.reconcile.inputs import is_awaited, look_inputs_up_again
 from tunery_operator.reconcile.outcome import DONE, Outcome
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
@@ -59,7 +59,11 @@ def after_the_end(world: World, subject: Subject) -> Outcome:
     names = [child_name(subject.owner.key.name, task.value) for task in Task]
     status = reopened(subject.status, subject.retry)
     if status is not None:
-        return _try_again(world, subject, status, names)
+        return _try_again(world, subject, look_inputs_up_again(world, subject, status), names)
+    noted = {**subject.status, "observedGeneration": subject.owner.generation}
+    if change := status_change(subject.body, noted):
+        # Its spec was changed after the end: nothing follows but its time to live, and tools see that it was seen.
+        return Outcome(0.0, write(world, subject, noted, change))
     jobs = [job for name in names if (job := world.cache.job(subject.owner.key.namespace, name)) is not None]
     for job in jobs:
         # Somebody else has written the end, or the operator was killed before it came to this.

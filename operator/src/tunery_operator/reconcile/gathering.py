@@ -33,7 +33,7 @@ def gather_work(world: World, subject: Subject, task: Task) -> Snapshot:
         first_snapshot(world, subject),
         work=work,
         lost_pods=world.cache.lost_named(subject.owner.key.namespace, child_name(subject.owner.key.name, task.value)),
-        queue=work.job.queue if work is not None else subject.owner.labels.get(KUEUE_LABELS[0]),
+        queue=work.job.queue if work is not None else subject.owner.labels.get(KUEUE_LABELS[0]) or None,
         report=find_attempt(world, subject, Task.REPORT) if complete else None,
     )
 

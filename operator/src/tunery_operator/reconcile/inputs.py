@@ -8,8 +8,17 @@ from typing import Any, NamedTuple
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.inputs import LocalReference
+from tunery_api.reasons import FailureReason
 from tunery_operator.kube.read import peek_object
-from tunery_operator.plan.inputs import AdapterInput, ReadyInput, lorajob_input, plain_input, record, recorded
+from tunery_operator.plan.inputs import (
+    AdapterInput,
+    ReadyInput,
+    UnfinishedInput,
+    lorajob_input,
+    plain_input,
+    record,
+    recorded,
+)
 from tunery_operator.plan.model import Key, Kind
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
@@ -61,7 +70,33 @@ def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, A
     target = Key(Kind.LORAJOB, subject.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
     world.cache.wait_for(target, subject.owner.key)
-    body = peek_object(world.client, world.cache, target)
+    return _look_up(world, subject.owner.key, name)
+
+
+def look_inputs_up_again(world: World, subject: Subject, status: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
+
+    A LoRAJob that has published anew is taken as it is now; one that is gone is not waited for.
+    """
+    reason = (subject.status.get("failure") or {}).get("reason")
+    entries = subject.status.get("inputReferences")
+    if not entries or reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
+        return status
+    return {**status, "inputReferences": [_as_it_is_now(world, subject, entry) for entry in entries]}
+
+
+def _as_it_is_now(world: World, subject: Subject, entry: dict[str, Any]) -> dict[str, Any]:
+    found = _look_up(world, subject.owner.key, entry["name"])
+    return record(found) if isinstance(found, ReadyInput) else entry
+
+
+def _look_up(world: World, key: Key, name: str) -> AdapterInput:
+    """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
+    body = peek_object(world.client, world.cache, Key(Kind.LORAJOB, key.namespace, name))
+    if body is None and world.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
+        return UnfinishedInput(
+            name, "does not exist: an AdapterMerge has that name, and its result is named by its uri"
+        )
     return lorajob_input(name, body, world.platform.settings.default_output_secret)
 
 

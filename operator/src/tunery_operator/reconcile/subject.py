@@ -101,11 +101,30 @@ def _default(kind: Kind, field: str) -> Any:
 
 
 def find_subject(world: World, key: Key) -> Subject | None:
-    """Return the object, or None where it is gone or on its way."""
+    """Return the object, or None where it is gone or on its way.
+
+    One that was deleted and is kept by a finalizer of somebody else counts as suspended: nobody wants its pods.
+    """
     body = read_object(world.client, world.cache, key)
-    if body is None or "deletionTimestamp" in body["metadata"]:
+    if body is None:
         return None
+    if "deletionTimestamp" in body["metadata"]:
+        if not kept_by(body):
+            return None
+        body = {**body, "spec": {**(body.get("spec") or {}), "suspend": True}}
     return Subject(parse_owner(key.kind, body), body)
+
+
+def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the finalizers that keep a deleted object, where its children are to go: none while it is not deleted.
+
+    The cluster's own two say what becomes of children, and are the garbage collector's to heed.
+    """
+    meta = body["metadata"]
+    finalizers = meta.get("finalizers") or ()
+    if "deletionTimestamp" not in meta or "orphan" in finalizers:
+        return ()
+    return tuple(name for name in finalizers if name != "foregroundDeletion")
 
 
 def first_snapshot(world: World, subject: Subject) -> Snapshot:
@@ -118,7 +137,9 @@ def first_snapshot(world: World, subject: Subject) -> Snapshot:
         owner=owner,
         status=subject.status,
         now=world.now(),
+        watched_before=world.watched_before,
         suspend=subject.suspend,
+        kept_by=kept_by(subject.body),
         gpus=gpus,
         gpu_resource=gpu_resource,
         deadline_seconds=subject.deadline_seconds,

@@ -33,6 +33,8 @@ class World:
     retries: Retries = field(default_factory=Retries)
     quarrels: Quarrels = field(default_factory=lambda: Quarrels(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
+    watched_before: datetime | None = None
+    """Until when another operator was at work before this one began, as the Lease says; None: unknown."""
     is_pressed: Callable[[], bool] = lambda: False
     """Tells whether objects wait for their first look: making their Jobs goes before telling of others."""
     preflights: threading.Lock = field(default_factory=threading.Lock)

@@ -85,10 +85,13 @@ def _check_suspension(draft: Draft) -> bool:
             draft.conditions.set(suspended, False, "Resumed")
         return False
     still = next(_still_there(draft.snapshot), None)
+    kept = draft.snapshot.kept_by
+    why = f"it was deleted, and is kept by the finalizer {', '.join(kept)}" if kept else "spec.suspend is true"
     if still is not None:
-        draft.conditions.set(suspended, False, STOPPING, f"spec.suspend is true; {still}")
+        draft.conditions.set(suspended, False, STOPPING, f"{why}; {still}")
     else:
-        draft.conditions.set(suspended, True, "Suspended", "spec.suspend is true; set it to false to go on")
+        does = "" if kept else "; set it to false to go on"
+        draft.conditions.set(suspended, True, "Suspended", why + does)
     return False
 
 

@@ -190,7 +190,10 @@ def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
         return f"pod {pod.name} failed before its container started: no reason given"
     said = pod.termination_message.strip()
-    return f"pod {pod.name} ended with exit code {pod.exit_code}" + (f": {said}" if said else " and said nothing")
+    how = "was told to end, and ended" if pod.deleting else "ended"
+    return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
+        f": {said}" if said not in ("", "{}") else " and said nothing"
+    )
 
 
 # A Job that has failed

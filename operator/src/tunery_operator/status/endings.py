@@ -76,12 +76,17 @@ def _end_of(lost: LostPod, started: datetime) -> datetime:
 
 
 def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime | None, ...]) -> datetime:
-    """Return the pod's last report, or else the first of `others` that lies between its start and now, or else now."""
+    """Return the pod's last report, or else the first of `others` that lies between its start and now.
+
+    Where there is none, until when it was watched, or else now.
+    """
     report = snapshot.progress.last_updated_time if snapshot.progress is not None else None
     written = (snapshot.status.get("progress") or {}).get("lastUpdateTime")
     reports: list[datetime] = [time for time in (parse_time(report), parse_time(written)) if time is not None]
     newest: Iterator[datetime] = (time for time in (*sorted(reports, reverse=True), *others) if time is not None)
-    return next((time for time in newest if started < time <= snapshot.now), max(started, snapshot.now))
+    known = next((time for time in newest if started < time <= snapshot.now), None)
+    # While no operator was at work nobody knows what ran: such seconds are not charged.
+    return known or max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
 
 
 def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:

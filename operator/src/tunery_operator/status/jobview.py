@@ -83,7 +83,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         role=labels.get(ROLE_LABEL, ""),
         suspend=bool(spec.get("suspend")),
         parallelism=int(spec.get("parallelism", 1)),
-        queue=labels.get(KUEUE_LABELS[0]),
+        queue=labels.get(KUEUE_LABELS[0]) or None,
         suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
         settings=annotations.get(SETTINGS_ANNOTATION),
         authority=_authority(template.get("metadata") or {}),

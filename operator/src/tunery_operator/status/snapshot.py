@@ -60,6 +60,8 @@ class Snapshot:
     """The status that the API server has."""
     now: datetime
     suspend: bool = False
+    kept_by: tuple[str, ...] = ()
+    """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
     queue: str | None = None
     method: str | None = None
@@ -82,6 +84,8 @@ class Snapshot:
     reporter: str = ""
     """Uid of the pod whose report that is."""
     lost_pods: tuple[LostPod, ...] = ()
+    watched_before: datetime | None = None
+    """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""
     gpu_resource: str = ""
