@@ -40,12 +40,9 @@ def test_the_quickstart_trains_and_publishes(
     assert (
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
     )
-    assert {event["reason"] for event in job.events()} >= {
-        "PreflightPassed",
-        "Training",
-        "AdapterUploaded",
-        "Succeeded",
-    }
+    told = {"PreflightPassed", "Training", "AdapterUploaded", "Succeeded"}
+    # Events are posted after the status that they tell of.
+    wait_for("its events", lambda: told <= {event["reason"] for event in job.events()}, timeout=30)
 
 
 def _moving_row(kubectl: Kubectl, job: Job) -> dict[str, str] | None:

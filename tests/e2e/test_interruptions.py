@@ -71,6 +71,8 @@ def test_every_operator_dies_and_nothing_happens_twice(launch: Launch, kubectl: 
     status = job.wait_phase("Succeeded", timeout=400)
     assert status["attempts"] == 1
     assert len(job.jobs("train")) == 1
+    # Events are posted after the status that they tell of.
+    wait_for("its last event", lambda: [event for event in job.events() if event["reason"] == "Succeeded"], timeout=30)
     assert len([event for event in job.events() if event["reason"] == "Succeeded"]) == 1
 
 
