@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,11 +49,14 @@ def test_the_quickstart_trains_and_publishes(
 def _moving_row(kubectl: Kubectl, job: Job) -> dict[str, str] | None:
     """Return the row of `kubectl get lorajobs` once it shows progress between the ends."""
     text = kubectl.run("get", "lorajobs", job.name, "-n", job.namespace)
-    header, row = (line.split() for line in text.splitlines()[:2])
-    shown = dict(zip(header, row, strict=False))
+    header, row = text.splitlines()[:2]
+    # By place, not by word: before the first loss that column is empty.
+    starts = [found.start() for found in re.finditer(r"\S+", header)]
+    columns = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    shown = {header[column].strip(): row[column].strip() for column in columns}
     if shown["PHASE"] in {"Failed", "Succeeded"}:
         raise AssertionError(f"ended before it was seen moving\n{job.story()}")
-    return shown if "%" in shown.get("PROGRESS", "") and shown["PROGRESS"] not in {"0%", "100%"} else None
+    return shown if shown["LOSS"] and shown["PROGRESS"] not in {"", "0%", "100%"} else None
 
 
 def test_plain_peft_gives_the_reported_evaluation_loss(
