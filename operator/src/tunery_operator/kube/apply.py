@@ -9,7 +9,7 @@ from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rej
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import CREATE_JOB, DELETE_JOB, GET_JOB, PATCH_JOB, Call, delete_owner
 from tunery_operator.plan.model import Owner
-from tunery_operator.status.jobview import JobView, controller_of, parse_job
+from tunery_operator.status.jobview import JobView, controller_of, foreign_finalizers, parse_job
 
 _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 
@@ -46,8 +46,8 @@ def _adopt(found: Json | None, owner: Owner, name: str) -> Json:
 
 
 def _kept(job: Json) -> str:
-    """Return who keeps a Job that was deleted, the garbage collector and the Job controller apart."""
-    others = [name for name in job["metadata"].get("finalizers") or () if name not in ("foregroundDeletion", "orphan")]
+    """Return who keeps a Job that was deleted, in words; empty where nobody does."""
+    others = foreign_finalizers(job)
     return f"; the finalizer {', '.join(others)} keeps it" if others else ""
 
 

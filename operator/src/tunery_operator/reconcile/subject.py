@@ -19,6 +19,7 @@ from tunery_operator.kube.owners import FINAL
 from tunery_operator.kube.read import read_object
 from tunery_operator.plan.model import Key, Kind, Owner, parse_owner
 from tunery_operator.reconcile.world import World
+from tunery_operator.status.jobview import ORPHAN, foreign_finalizers
 from tunery_operator.status.snapshot import Snapshot
 
 _SPECS: Final[dict[Kind, type[LifecycleFields]]] = {Kind.LORAJOB: LoRAJobSpec, Kind.ADAPTERMERGE: AdapterMergeSpec}
@@ -116,15 +117,11 @@ def find_subject(world: World, key: Key) -> Subject | None:
 
 
 def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the finalizers that keep a deleted object, where its children are to go: none while it is not deleted.
-
-    The cluster's own two say what becomes of children, and are the garbage collector's to heed.
-    """
+    """Return the finalizers that keep a deleted object, where its children are to go: none while it is not deleted."""
     meta = body["metadata"]
-    finalizers = meta.get("finalizers") or ()
-    if "deletionTimestamp" not in meta or "orphan" in finalizers:
+    if "deletionTimestamp" not in meta or ORPHAN in (meta.get("finalizers") or ()):
         return ()
-    return tuple(name for name in finalizers if name != "foregroundDeletion")
+    return foreign_finalizers(body)
 
 
 def first_snapshot(world: World, subject: Subject) -> Snapshot:

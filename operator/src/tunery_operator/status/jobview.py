@@ -18,6 +18,8 @@ from tunery_api.names import (
 from tunery_operator.plan.model import authority_name
 from tunery_operator.status.clock import parse_time
 
+ORPHAN: Final = "orphan"
+"""The finalizer of an object whose children are to stay."""
 _PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
 _WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
 """Kueue puts these into the pod template of a Job when it admits it, and takes them out when it suspends it."""
@@ -115,3 +117,9 @@ def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the owner reference of an object's controller; empty where it has none."""
     references = body["metadata"].get("ownerReferences") or ()
     return next((reference for reference in references if reference.get("controller")), {})
+
+
+def foreign_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the finalizers of an object but the cluster's own two, by which the garbage collector treats children."""
+    finalizers = body["metadata"].get("finalizers") or ()
+    return tuple(name for name in finalizers if name not in (ORPHAN, "foregroundDeletion"))
