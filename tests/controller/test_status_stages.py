@@ -150,6 +150,16 @@ def test_nobody_is_sent_to_retry_what_takes_a_new_job(hint: str | None, retried:
     assert ("kubectl annotate" in status["failure"]["hint"]) is retried
 
 
+def test_who_does_not_run_ends_at_no_known_time() -> None:
+    report = TrainerStatus(progress_percentage=42, estimated_remaining_seconds=200, last_updated_time=at(-1))
+    trains = compute_status(first := snapshot(running(), progress=report))
+    assert trains["progress"]["eta"] == "3m20s"
+    held = compute_status(again(first, train=job(**OURS), status=trains, suspend=True, progress=report))
+    assert held["phase"] == "Suspended"
+    assert held["progress"]["percent"] == 42
+    assert not held["progress"].keys() & {"eta", "etaSeconds"}
+
+
 def test_preflight_waits_in_a_queue_too() -> None:
     held = snapshot(work=None, preflight_needed=True, preflight=Attempt(HELD))
     status = compute_status(held)

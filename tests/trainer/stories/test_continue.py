@@ -13,6 +13,10 @@ import pytest
 from trainer.stories.peft_reader import held_out_rows, plain_peft, single_row_loss
 from trainer.stories.tiny import make_rows, manifest, run_here, write_manifest, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import FailureReason
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.local_run import load_run_spec
+from tunery_trainer.previous import get_previous
 
 # Small steps: a new optimizer must not undo at once what the first run learnt.
 GENTLE = {"maxSteps": 10, "learningRate": "1e-3"}
@@ -78,6 +82,18 @@ def test_a_tampered_adapter_is_refused(folder: Path, name: str) -> None:
     assert code == ExitCode.USER_ERROR
     assert "AdapterCorrupt: spec.continueFrom: " in stderr
     assert not (folder / "out2" / "manifest.json").exists()
+
+
+def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
+    """A GPU that is given back at once is a GPU that another job did not have."""
+    later = {"continueFrom": {"uri": "file://out"}, "output": {"uri": "file://out2"}, "training": GENTLE, "lora": None}
+    spec = load_run_spec(write_manifest(folder, manifest(folder, **later)), folder / "work2", None)
+    assert get_previous(spec, weights=False)
+    path = folder / "out" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(TrainerError, match=r"spec\.continueFrom: .*adapter_model\.safetensors") as caught:
+        get_previous(spec, weights=False)
+    assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
 def test_a_missing_adapter_is_refused(folder: Path) -> None:

@@ -12,7 +12,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import credentials_for, work_folder
-from tunery_trainer.published import PublishedManifest, download_published, read_manifest
+from tunery_trainer.published import PublishedManifest, download_published, verify
 from tunery_trainer.resolved import Resolved
 from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
 
@@ -32,8 +32,8 @@ class PreviousAdapter:
 def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
     """Return the adapter that training starts from, or None where the job starts a new one.
 
-    Without `weights` only its manifest and its configuration are read. Raises TrainerError: AdapterMissing,
-    AdapterCorrupt, SecretNotFound, and the reasons of the storage; each message names the field.
+    Without `weights` every byte is compared with its manifest, and only the configuration is kept. Raises TrainerError:
+    AdapterMissing, AdapterCorrupt, SecretNotFound, and the reasons of the storage; each message names the field.
     """
     if not run.adapters:
         return None
@@ -45,7 +45,7 @@ def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
         if weights:
             found = download_published(store, prefix, folder, adapter.manifest_sha256)
         else:
-            found = read_manifest(store, prefix, adapter.manifest_sha256)
+            found = verify(store, prefix, adapter.manifest_sha256)
             _write_config(store, prefix, found, folder)
     except TrainerError as error:
         message = error.message if error.message.startswith(_FIELD) else f"{_FIELD}: {error.message}"

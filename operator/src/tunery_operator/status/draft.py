@@ -21,6 +21,8 @@ from tunery_operator.status.snapshot import Snapshot
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 
+_FORECAST: Final = frozenset({"eta", "etaSeconds"})
+"""Of status.progress, what holds only while a pod works."""
 _MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
 
 
@@ -92,6 +94,12 @@ class Draft:
         if self.snapshot.work is not None or self.conditions.status(ConditionType.RUNNING) is not None:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
+    def _forget_eta(self) -> None:
+        """Nothing runs, so nobody knows when it ends; how far it came stays."""
+        progress = self.fields.get("progress") or {}
+        if progress.keys() & _FORECAST:
+            self.fields["progress"] = {name: value for name, value in progress.items() if name not in _FORECAST}
+
     def finish(self) -> dict[str, Any]:
         """Return the status, without what the API server would refuse it for."""
         if not self.ended:
@@ -99,6 +107,8 @@ class Draft:
         references = [dict(reference) for reference in self.snapshot.input_references]
         if references:
             self.fields["inputReferences"] = references
+        if self.conditions.is_false(ConditionType.RUNNING):
+            self._forget_eta()
         status = {
             **self.fields,
             "specVersion": VERSION,
