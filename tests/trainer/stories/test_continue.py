@@ -96,6 +96,18 @@ def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
+def test_with_other_rows_it_is_another_run(folder: Path) -> None:
+    """A laptop's run is known by its manifest and data: after a change the old adapter is not called its result."""
+    path = write_manifest(folder, manifest(folder, output={"uri": "file://out3"}, training=GENTLE))
+    for _ in range(2):
+        done = run_here("run", path, "--work-dir", folder / "work3")
+        assert done.returncode == ExitCode.OK, done.stderr
+    write_rows(folder / "data.jsonl", make_rows()[:-1])
+    done = run_here("run", path, "--work-dir", folder / "work3")
+    assert done.returncode == ExitCode.USER_ERROR
+    assert "OutputExists: spec.output.uri" in done.stderr
+
+
 def test_a_missing_adapter_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "out")
     code, stderr = go_on(folder)

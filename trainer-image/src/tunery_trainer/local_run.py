@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import yaml
 
@@ -22,6 +22,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.selection import data_files, split_pattern
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.tasks import run_task
 
@@ -109,11 +110,39 @@ def _name(document: dict[str, Any]) -> str:
 
 
 def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) -> RunIdentity:
-    """Return an identity that is the same for the same manifest: a rerun finds its own checkpoints and result."""
+    """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result."""
     name = _name(manifest)
-    content = json.dumps([name, spec.to_json_dict()], sort_keys=True)
+    content = json.dumps([name, spec.to_json_dict(), list(_data_digests(spec))], sort_keys=True)
     uid = hashlib.sha256(content.encode()).hexdigest()[:32]
     return RunIdentity(kind=manifest["kind"], namespace="local", name=name, uid=uid)
+
+
+def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+    """Yield the digests of the local files that are trained on: of other rows the old result is not the result."""
+    if not isinstance(spec, LoRAJobSpec):
+        return
+    evaluation = spec.dataset.evaluation
+    for uri in (spec.dataset.uri, evaluation.uri if evaluation else None):
+        for path in _local_files(uri or ""):
+            try:
+                with path.open("rb") as file:
+                    yield hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                # Preflight says what is wrong with it.
+                yield path.name
+
+
+def _local_files(uri: str) -> Iterator[Path]:
+    """Yield the data files that a file:// URI names, in a fixed order; none for other URIs."""
+    if not uri.startswith("file://"):
+        return
+    place, glob = split_pattern(unquote(uri.removeprefix("file://")))
+    root = Path(place)
+    if root.is_file():
+        yield root
+    elif root.is_dir():
+        names = [entry.relative_to(root).as_posix() for entry in root.rglob("*") if entry.is_file()]
+        yield from (root / name for name in data_files(names, glob))
 
 
 def _private_folder(identity: RunIdentity) -> Path:
