@@ -238,7 +238,9 @@ def _is_over(body: dict[str, Any]) -> bool:
     A change of its spec is still to be noted then: until status.observedGeneration follows, tools show it as unsettled.
     """
     status = body.get("status") or {}
-    if status.get("phase") not in FINAL or status.get("observedGeneration") != body["metadata"].get("generation"):
+    if status.get("phase") not in FINAL:
+        return False
+    if status.get("observedGeneration") not in (None, body["metadata"].get("generation")):
         return False
     mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
     return status["phase"] != Phase.FAILED.value or mark in (None, status.get("observedRetry"))

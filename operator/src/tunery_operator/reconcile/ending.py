@@ -61,7 +61,7 @@ def after_the_end(world: World, subject: Subject) -> Outcome:
     if status is not None:
         return _try_again(world, subject, look_inputs_up_again(world, subject, status), names)
     noted = {**subject.status, "observedGeneration": subject.owner.generation}
-    if change := status_change(subject.body, noted):
+    if "observedGeneration" in subject.status and (change := status_change(subject.body, noted)):
         # Its spec was changed after the end: nothing follows but its time to live, and tools see that it was seen.
         return Outcome(0.0, write(world, subject, noted, change))
     jobs = [job for name in names if (job := world.cache.job(subject.owner.key.namespace, name)) is not None]
