@@ -20,6 +20,7 @@ from controller.statuskit import (
     ended,
     job,
     judge,
+    pod,
     queued_job,
     running,
     snapshot,
@@ -130,6 +131,12 @@ def test_a_pod_that_is_gone_is_closed_by_the_best_evidence(seen: dict[str, Any],
     pods = changes.pop("pods", ())
     status = compute_status(again(snapshot(running(started=0)), *pods, seconds=600, **changes))
     assert ends(status) == [end]
+
+
+def test_a_pod_that_is_there_is_charged_whoever_watched_before() -> None:
+    """Its container tells no end, as after a lost node: what the Lease said of an earlier operator is no evidence."""
+    dead = pod("p1", {"running": {"startedAt": at(-300)}}, phase="Failed")
+    assert [seconds for _, seconds in ends(judge(dead, watched_before=NOW - timedelta(days=1)))] == [300]
 
 
 def test_a_pod_that_came_and_went_between_two_looks_is_counted() -> None:

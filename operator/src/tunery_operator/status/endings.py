@@ -51,7 +51,7 @@ def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Endin
     if not pod.finished or pod.started_at is None:
         return None
     found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
-    return Ending(found, how_it_ended(pod, snapshot, conditions))
+    return Ending(found or max(pod.started_at, snapshot.now), how_it_ended(pod, snapshot, conditions))
 
 
 def ending_of_lost(
@@ -68,25 +68,22 @@ def ending_of_lost(
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
     job = snapshot.work.job if snapshot.work is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
-    return Ending(found, _who_stopped(snapshot, conditions) or VANISHED)
+    # While no operator was at work nobody knows what ran: such seconds are not charged.
+    unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
+    return Ending(found or unseen, _who_stopped(snapshot, conditions) or VANISHED)
 
 
 def _end_of(lost: LostPod, started: datetime) -> datetime:
     return datetime.fromtimestamp(started.timestamp() + lost.seconds, tz=started.tzinfo)
 
 
-def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime | None, ...]) -> datetime:
-    """Return the pod's last report, or else the first of `others` that lies between its start and now.
-
-    Where there is none, until when it was watched, or else now.
-    """
+def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime | None, ...]) -> datetime | None:
+    """Return the pod's last report, or else the first of `others` between its start and now; None: neither."""
     report = snapshot.progress.last_updated_time if snapshot.progress is not None else None
     written = (snapshot.status.get("progress") or {}).get("lastUpdateTime")
     reports: list[datetime] = [time for time in (parse_time(report), parse_time(written)) if time is not None]
     newest: Iterator[datetime] = (time for time in (*sorted(reports, reverse=True), *others) if time is not None)
-    known = next((time for time in newest if started < time <= snapshot.now), None)
-    # While no operator was at work nobody knows what ran: such seconds are not charged.
-    return known or max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
+    return next((time for time in newest if started < time <= snapshot.now), None)
 
 
 def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
