@@ -148,8 +148,11 @@ async def test_the_clock_of_the_record_does_not_count(client: KubeClient, api: A
     await replica.stop()
 
 
-async def test_a_record_that_claims_a_day_locks_nobody_out(client: KubeClient, api: Api, lease: str) -> None:
-    forged = {"holderIdentity": "ghost", "leaseDurationSeconds": 86_400}
+@pytest.mark.parametrize("claim", [{"leaseDurationSeconds": 86_400}, {"leaseTransitions": 2**31 - 1}])
+async def test_a_record_that_was_forged_locks_nobody_out(
+    client: KubeClient, api: Api, lease: str, claim: dict[str, int]
+) -> None:
+    forged = {"holderIdentity": "ghost", "leaseDurationSeconds": 2, **claim}
     api.call("POST", LEASES, {"metadata": {"name": lease}, "spec": forged})
     replica = Replica(client, lease, "pod")
     await until(lambda: replica.acts)

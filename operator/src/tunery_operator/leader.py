@@ -32,6 +32,8 @@ LONGEST_LEASES: Final = 4
 JITTER: Final = 1.2
 """client-go's JitterFactor: a replica that waits looks after RETRY to (1 + JITTER) × RETRY seconds."""
 RELEASED_SECONDS: Final = 1
+MOST_TRANSITIONS: Final = 2**31 - 1
+"""What the API server's int32 takes: a record that stood there by hand would be refused for ever, and nobody lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class LeaderElection:
             "leaseDurationSeconds": round(self._timing.lease),
             "acquireTime": old.get("acquireTime") if ours else now,
             "renewTime": now,
-            "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if ours or not old else 1),
+            "leaseTransitions": min(MOST_TRANSITIONS, int(old.get("leaseTransitions") or 0) + (not ours and bool(old))),
         }
         return {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
 
