@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ _GROUPS = {
 }
 
 
-def timestamp(seconds_ago: float = 0.0) -> str:
+def timestamp() -> str:
     """Return a time as the API writes it."""
-    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ class Kubelet:
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": target}
         self.api.call("POST", f"{self.path('pods', pod)}/binding", binding)
 
-    def run_pod(self, job: str, *, node: str = "", seconds_ago: float = 0.0, sidecars: Sequence[str] = ()) -> str:
+    def run_pod(self, job: str, *, node: str = "", sidecars: Sequence[str] = ()) -> str:
         """Start the container of the Job's waiting pod, on a node if one is named; return the pod's name."""
         pod = self.pod(job)
         if node:
             self.bind(pod, node)
-        self.start_pod(pod, seconds_ago, sidecars)
+        self.start_pod(pod, sidecars)
         return pod
 
-    def start_pod(self, pod: str, seconds_ago: float = 0.0, sidecars: Sequence[str] = ()) -> None:
+    def start_pod(self, pod: str, sidecars: Sequence[str] = ()) -> None:
         """Start the container of a pod."""
-        self._write(pod, "Running", {"running": {"startedAt": timestamp(seconds_ago)}}, sidecars)
+        self._write(pod, "Running", {"running": {"startedAt": timestamp()}}, sidecars)
 
     def wait_pod(self, job: str, reason: str, message: str) -> None:
         """Let the container of the Job's waiting pod wait for a reason."""
@@ -99,6 +100,8 @@ class Kubelet:
         started = self._started(pod) or timestamp()
         ended = timestamp()
         if seconds is not None:
+            # No kubelet says that something ended before it did.
+            time.sleep(max(0.0, seconds - (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()))
             ended = (datetime.fromisoformat(started) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
         reason = reason or ("Completed" if code == 0 else "Error")
         state = {"exitCode": code, "reason": reason, "message": text, "startedAt": started, "finishedAt": ended}

@@ -51,9 +51,10 @@ def pod(
     meta: dict[str, Any] | None = None,
     disruption: str | None = None,
     sidecars: tuple[str, ...] = (),
+    seen: datetime = NOW + timedelta(days=1),
     **status: Any,
 ) -> PodView:
-    """Return a pod; `state` is that of our container, `status` more of the pod's status."""
+    """Return a pod, `seen` when its clock cannot be ahead; `state` is our container's, `status` more of its status."""
     conditions = list(status.pop("conditions", ()))
     if disruption is not None:
         target = {"type": "DisruptionTarget", "status": "True", "reason": disruption, "lastTransitionTime": at(-5)}
@@ -61,11 +62,11 @@ def pod(
     states = [{"name": sidecar, "state": {"running": {"startedAt": at(-500)}}} for sidecar in sidecars]
     states += [{"name": "trainer", "state": state}] if state is not None else []
     body = {
-        "metadata": {"name": name, "uid": name, "creationTimestamp": at(-550 + int(name[-1])), **(meta or {})},
+        "metadata": {"name": name, "uid": name, "creationTimestamp": at(-86_400 + int(name[-1])), **(meta or {})},
         "spec": {"nodeName": NODE},
         "status": {"phase": phase, "conditions": conditions, "containerStatuses": states, **status},
     }
-    return parse_pod(body)
+    return parse_pod(body, seen)
 
 
 def running(name: str = "p1", started: float = -300, **more: Any) -> PodView:

@@ -69,7 +69,7 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     namespace.api.patch(namespace.path("jobs", "queued-train"), {"spec": {"suspend": True}})
     namespace.patch_spec("held", suspend=True)
     namespace.wait_phase("held", "Suspended")
-    pod = namespace.run_pod("works-train", node="one", seconds_ago=100)
+    pod = namespace.run_pod("works-train", node="one")
     namespace.wait_running("works")
     operator.stop()
     old = read_ca(folder)
@@ -87,10 +87,10 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     namespace.patch_spec("works", suspend=True)
     eventually("it is told to end", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 60)
     saved = {"uri": "s3://adapters/c/step-000013", "step": 13}
-    namespace.end_pod(pod, 143, message={"checkpoint": saved}, seconds=40)
+    namespace.end_pod(pod, 143, message={"checkpoint": saved}, seconds=1)
     status = namespace.wait_phase("works", "Suspended")
     attempt = status["attemptHistory"][0]
-    assert (attempt["seconds"], attempt["reason"], status["checkpoint"]) == (40, "Suspended", saved)
+    assert (attempt["seconds"], attempt["reason"], status["checkpoint"]) == (1, "Suspended", saved)
     assert namespace.get("jobs", "works-train") is None
 
 

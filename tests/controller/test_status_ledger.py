@@ -139,6 +139,34 @@ def test_a_pod_that_is_there_is_charged_whoever_watched_before() -> None:
     assert [seconds for _, seconds in ends(judge(dead, watched_before=NOW - timedelta(days=1)))] == [300]
 
 
+def test_a_node_whose_clock_is_years_behind_charges_what_ran() -> None:
+    made = {"creationTimestamp": at(-100)}
+    behind = -7 * 365 * 86_400.0
+    runs = judge(running(started=behind, meta=made), gpus=1, deadline_seconds=3600)
+    assert (runs["phase"], runs["startTime"]) == ("Starting", at(-100))
+    over = judge(ended(code=75, started=behind, stopped=behind + 40, meta=made), gpus=1, deadline_seconds=3600)
+    assert ends(over) == [("InternalError", 40)]
+    assert totals(over) == (1, 40, 40)
+
+
+def test_a_node_whose_clock_is_years_ahead_charges_what_was_seen() -> None:
+    made, ahead = {"creationTimestamp": at(-100)}, 10 * 365 * 86_400.0
+    first = snapshot(running(started=ahead, meta=made, seen=NOW), gpus=1, deadline_seconds=3600)
+    opened = compute_status(first)
+    assert opened["startTime"] == at(0)
+    later = NOW + timedelta(seconds=30)
+    assert run_seconds(opened, [running(started=ahead, meta=made, seen=later)], later) == 30
+    over = judge(ended(code=75, started=ahead, stopped=ahead + 3600, meta=made, seen=NOW), gpus=1, status=opened)
+    assert totals(over) == (1, 0, 0)
+
+
+def test_the_end_of_a_pod_that_is_gone_is_told_of_its_job() -> None:
+    status = judge(running(), train=job())
+    gone = judge(*GONE, status=status, train=job(failed_reason="BackoffLimitExceeded"))
+    assert gone["failure"]["reason"] == "RetriesExhausted"
+    assert "the last attempt's end: Vanished" in gone["failure"]["message"]
+
+
 def test_a_pod_that_came_and_went_between_two_looks_is_counted() -> None:
     lost = LostPod("p1", "p1", at(-550), 90.0, NOW, NODE)
     status = judge(lost_pods=(lost,), gpus=1)

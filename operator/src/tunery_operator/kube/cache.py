@@ -207,14 +207,14 @@ class Cache:
 
     def see_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note of a pod; return the keys to reconcile."""
-        view, namespace = parse_pod(body), body["metadata"]["namespace"]
+        view, namespace = parse_pod(body, self._now()), body["metadata"]["namespace"]
         with self._lock:
             key = self._owners.key_of(view.owner_uid)
             return self._unfinished_among(self._children.see_pod(namespace, view, key))
 
     def forget_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note that a pod left the watch, ended or deleted; return the keys to reconcile."""
-        view = parse_pod(body)
+        view = parse_pod(body, self._now())
         with self._lock:
             return self._unfinished_among(self._leave(view))
 
@@ -232,10 +232,13 @@ class Cache:
         """Return what to remember of a pod should it be gone: it ended when it left, or when it had been told to."""
         if view.started_at is None:
             return None
-        now = datetime.fromtimestamp(self._clock(), UTC)
+        now = self._now()
         ended = view.finished_at or min(now, view.deleted_at or now)
         seconds = max(0.0, (ended - view.started_at).total_seconds())
         return LostPod(view.uid, view.name, view.created, seconds, view.started_at, view.node, view.disruption)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     def pods(self, job_uid: str) -> tuple[PodView, ...]:
         """Return the pods of a Job, oldest first."""
@@ -258,7 +261,7 @@ class Cache:
 
     def replace_pods(self, job_uid: str, bodies: Iterable[dict[str, Any]]) -> None:
         """Take over a live list of a Job's pods; without effect where the Job is not known here."""
-        views = [parse_pod(body) for body in bodies]
+        views = [parse_pod(body, self._now()) for body in bodies]
         with self._lock:
             self._children.replace(job_uid, views)
 

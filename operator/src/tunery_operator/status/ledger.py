@@ -130,10 +130,11 @@ def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView], now: datetim
     """Return how many seconds all attempts ran until now: those that were written down as ended, and the others."""
     history = status.get("attemptHistory") or ()
     known = {entry["uid"] for entry in history if _ENDED in entry}
+    opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
     truncated = int(status.get("attempts") or 0) > len(history)
     before = parse_time(history[0]["startTime"]) if history and truncated else None
     running = sum(
-        max(0.0, (_until(pod, now) - pod.started_at).total_seconds())
+        max(0.0, (_until(pod, now) - (opened.get(pod.uid) or pod.started_at)).total_seconds())
         for pod in pods
         if pod.started_at is not None and pod.uid not in known and (before is None or pod.started_at > before)
     )

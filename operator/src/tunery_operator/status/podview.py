@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import CONTAINER, OWNER_UID_LABEL
@@ -79,15 +79,15 @@ class LostPod:
     disruption: str | None = None
 
 
-def parse_pod(body: Mapping[str, Any]) -> PodView:
-    """Return the view of a pod of the API server."""
+def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
+    """Return the view of a pod of the API server, as it was `seen` first by the operator's own clock."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     controller, labels = controller_of(body), meta.get("labels") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     disrupted = conditions.get("DisruptionTarget") or {}
     state = _container_state(status)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    current = terminated or state.get("running") or {}
+    started, finished = _times(meta, terminated or state.get("running") or {}, seen)
     return PodView(
         name=meta["name"],
         uid=meta["uid"],
@@ -110,12 +110,27 @@ def parse_pod(body: Mapping[str, Any]) -> PodView:
         unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
         disruption=_disruption(disrupted),
         disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
-        started_at=parse_time(current.get("startedAt")),
-        finished_at=parse_time(terminated.get("finishedAt")),
+        started_at=started,
+        finished_at=finished,
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         termination_message=terminated.get("message") or "",
     )
+
+
+def _times(
+    meta: Mapping[str, Any], state: Mapping[str, Any], seen: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return when a container started and finished, as far as that can be.
+
+    The kubelet writes both by its node's clock. By one that is behind, a container starts before its pod was made:
+    both times are moved, which leaves how long it ran. By one that is ahead, it does later what was seen already.
+    """
+    created, started, finished = map(
+        parse_time, (meta.get("creationTimestamp"), state.get("startedAt"), state.get("finishedAt"))
+    )
+    behind = max(timedelta(), created - started) if created is not None and started is not None else timedelta()
+    return started and min(started + behind, seen), finished and min(finished + behind, seen)
 
 
 def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
