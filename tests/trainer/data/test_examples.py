@@ -196,10 +196,11 @@ def test_columns_rename_and_say_what_is_meant(write: Write) -> None:
 def test_a_column_that_does_not_exist_lists_those_that_do(write: Write) -> None:
     path = write("a.jsonl", [{"question": "Hi", "answer": "Hello"}])
     with pytest.raises(TrainerError) as caught:
-        convert(path, DataOptions(columns={"prompt": "query", "completion": "answer"}))
+        convert(path, DataOptions(columns={"prompt": "query", "completion": "reply"}))
     assert caught.value.reason is FailureReason.DATASET_INVALID
     assert caught.value.message == (
-        "spec.dataset.columns.prompt: a.jsonl has no column 'query'; columns: question, answer"
+        "spec.dataset.columns.prompt: a.jsonl has no column 'query'; "
+        "spec.dataset.columns.completion: a.jsonl has no column 'reply'; columns: question, answer"
     )
 
 

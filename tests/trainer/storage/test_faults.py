@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from tunery_trainer import credentials as credentials_module
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.publish import Target, probe, publish
-from tunery_trainer.storage import LocalStore, Store, open_store
+from tunery_trainer.storage import LocalStore, Store, open_store, s3_client
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 
 from cluster.s3 import S3Server
@@ -74,6 +75,20 @@ def test_endpoint_down_says_so_soon(s3: S3Server) -> None:
     assert error.reason is FailureReason.STORAGE_UNAVAILABLE
     assert "127.0.0.1:1" in error.message
     assert time.monotonic() - started < 60
+
+
+def test_a_forgotten_endpoint_is_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_host(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    keys = {name: value for name, value in s3.environment().items() if "ENDPOINT" not in name}
+    error = _failure(*open_store("s3://b/out", Credentials("the Secret s3", keys), "spec.output.uri"))
+    assert error.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert error.hint.endswith("set AWS_ENDPOINT_URL in the Secret s3.")
+    ours = _failure(*_open(s3, "s3://b/out", AWS_ENDPOINT_URL="http://nowhere.invalid"))
+    assert "AWS_ENDPOINT_URL" not in ours.hint
 
 
 @pytest.mark.parametrize(

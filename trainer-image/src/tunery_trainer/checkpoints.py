@@ -156,7 +156,7 @@ def probe_checkpoints(store: Store, prefix: str) -> None:
         finally:
             store.delete(key)
     except TrainerError as error:
-        raise TrainerError(error.reason, f"checkpoints cannot be stored: {error.message}") from error
+        raise error.about("checkpoints cannot be stored") from error
 
 
 class CheckpointUploader:

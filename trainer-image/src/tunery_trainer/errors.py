@@ -28,6 +28,11 @@ class TrainerError(Exception):
         """The code the process ends with: USER_ERROR, RETRYABLE or BUG."""
         return exit_code_for(self.reason)
 
+    def about(self, what: str) -> TrainerError:
+        """Return this failure with `what`, such as a field, before its message unless that begins with it."""
+        message = self.message if self.message.startswith(what) else f"{what}: {self.message}"
+        return TrainerError(self.reason, message, self.hint)
+
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
 

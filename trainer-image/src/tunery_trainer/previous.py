@@ -48,8 +48,7 @@ def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
             found = verify(store, prefix, adapter.manifest_sha256)
             _write_config(store, prefix, found, folder)
     except TrainerError as error:
-        message = error.message if error.message.startswith(_FIELD) else f"{_FIELD}: {error.message}"
-        raise TrainerError(error.reason, message) from error
+        raise error.about(_FIELD) from error
     return PreviousAdapter(adapter.uri, found.sha256, folder)
 
 

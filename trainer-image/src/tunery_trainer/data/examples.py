@@ -99,13 +99,17 @@ class ExampleReader:
         return row | {field: value[column] for field, column in self._columns.items() if column in value}
 
     def _check_columns(self, value: JsonObject, place: Place) -> None:
-        for field, column in self._columns.items():
-            if column not in value and field not in OPTIONAL_FIELDS:
-                raise TrainerError(
-                    FailureReason.DATASET_INVALID,
-                    f"spec.dataset.columns.{field}: {place.file} has no column '{column}'; {columns_text(value)}",
-                    "Correct spec.dataset.columns (field left, the data set's column right) in a new job.",
-                )
+        missing = [
+            f"spec.dataset.columns.{field}: {place.file} has no column '{column}'"
+            for field, column in self._columns.items()
+            if column not in value and field not in OPTIONAL_FIELDS
+        ]
+        if missing:
+            raise TrainerError(
+                FailureReason.DATASET_INVALID,
+                f"{'; '.join(missing)}; {columns_text(value)}",
+                "Correct spec.dataset.columns (field left, the data set's column right) in a new job.",
+            )
         self._columns_checked = True
 
     def _detected(self, row: JsonObject) -> DataFormat:

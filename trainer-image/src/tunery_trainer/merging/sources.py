@@ -87,7 +87,7 @@ def _read_source(run: RunSpec, index: int, weight: str) -> Source:
     except ValueError as error:
         raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{field}: {CONFIG_FILE} is no JSON") from error
     except TrainerError as error:
-        raise TrainerError(error.reason, f"{field}: {error.message}") from error
+        raise error.about(field) from error
     return Source(store, prefix, adapter.uri, field, weight, found.manifest, found.sha256, config)
 
 
@@ -99,7 +99,7 @@ def fetch_adapters(run: RunSpec, sources: Sequence[Source]) -> list[Adapter]:
         try:
             download_published(source.store, source.prefix, folder, source.manifest_sha256)
         except TrainerError as error:
-            raise TrainerError(error.reason, f"{source.field}: {error.message}") from error
+            raise error.about(source.field) from error
         opened.append(open_adapter(LocalFiles(folder, source.label), float(source.weight)))
     return opened
 

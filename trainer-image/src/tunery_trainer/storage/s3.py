@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _CONFLICT_ATTEMPTS: Final = 8
+_AMAZON: Final = ".amazonaws.com"
+"""In the endpoint that boto3 takes where none was named."""
 
 
 class S3Store:
@@ -165,7 +167,12 @@ class S3Store:
 
     def _translated(self, error: Exception, action: str, key: str) -> TrainerError:
         found = s3_errors.translate(error, action, self.uri(key), self._who)
-        return TrainerError(found.reason, f"{self._field}: {found.message}")
+        hint = found.hint
+        if _AMAZON in self._client.meta.endpoint_url and s3_errors.may_be_another_server(error):
+            hint = (
+                f"{hint} Amazon's storage was asked; if the bucket is elsewhere, set AWS_ENDPOINT_URL in {self._who}."
+            )
+        return TrainerError(found.reason, f"{self._field}: {found.message}", hint)
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as NoConnection
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
@@ -98,6 +99,11 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TrainerError
     if status in (400, 405) or code == "InvalidBucketName":
         return TrainerError(FailureReason.STORAGE_NOT_FOUND, f"{uri}: the server refused {action} ({code or status})")
     return TrainerError(FailureReason.STORAGE_UNAVAILABLE, f"{uri}: {action} failed: {_cause(error)}")
+
+
+def may_be_another_server(error: Exception) -> bool:
+    """Tell whether it looks as if storage was meant that nobody asked: no host, keys or bucket of that name."""
+    return isinstance(error, NoConnection) or error_code(error) in ("InvalidAccessKeyId", "NoSuchBucket")
 
 
 def _response(error: ClientError) -> dict[str, Any]:
