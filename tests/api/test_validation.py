@@ -69,6 +69,17 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
             id="credentials-in-a-uri",
         ),
         pytest.param(
+            {"model": {"uri": "s3://key:secret@models/x"}},
+            "spec.model.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix",
+            id="credentials-in-the-models-uri",
+        ),
+        pytest.param(
+            {"dataset": {"uri": "s3://d/x", "evaluation": {"uri": "s3://key:secret@d/y"}}},
+            "spec.dataset.evaluation.uri: holds credentials, which belong into the Secret of secretRef; "
+            "write s3://bucket/prefix",
+            id="credentials-in-the-uri-of-the-evaluation",
+        ),
+        pytest.param(
             {"output": {"uri": "s3:///x"}},
             "spec.output.uri: names no bucket; write s3://bucket/prefix",
             id="no-bucket",
@@ -115,6 +126,11 @@ def test_a_foreign_version_is_refused() -> None:
     assert errors_of(lorajob() | {"apiVersion": "tunery.dev/v2"}) == [
         "apiVersion: must be tunery.dev/v1alpha1, is 'tunery.dev/v2'"
     ]
+
+
+def test_credentials_in_the_uri_of_an_adapter_are_refused() -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.adapters\[1\]\.uri: holds credentials"):
+        parse_adaptermerge({"spec": {"adapters": [{"uri": "s3://a/b"}, {"uri": "s3://key:secret@a/c"}]}})
 
 
 def test_a_merge_takes_at_most_32_adapters() -> None:

@@ -71,7 +71,7 @@ ADAPTERMERGE: Final = Kind(
         Column("Phase", ".status.phase"),
         Column("Method", ".spec.method"),
         Column("Into", ".spec.into"),
-        Column("Error", ".status.verification.maxError"),
+        Column("Deviation", ".status.verification.maxError"),
         _AGE,
         _QUEUE,
         _RESULT,

@@ -217,15 +217,33 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
 
 def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
     """A bucket that can exist, and a place that no checkpoints' lifecycle rule clears away."""
+    yield from _bucket("spec.output.uri", spec.output.uri)
     scheme, _, rest = (spec.output.uri or "").partition("://")
-    bucket, *folders = rest.split("/")
-    if scheme != "s3":
-        return
-    problem = bucket_problem(bucket)
-    if problem is not None:
-        yield FieldError("spec.output.uri", f"{problem}; write s3://bucket/prefix")
-    if folders[:1] == [CHECKPOINTS_PREFIX]:
+    if scheme == "s3" and rest.split("/")[1:2] == [CHECKPOINTS_PREFIX]:
         yield FieldError("spec.output.uri", f"{CHECKPOINTS_PREFIX}/ is for checkpoints, which go; use another prefix")
+
+
+def lorajob_places(spec: LoRAJobSpec) -> Errors:
+    """What is read lies in buckets that can exist."""
+    own, previous = spec.dataset.evaluation, spec.continue_from
+    yield from _bucket("spec.model.uri", spec.model.uri)
+    yield from _bucket("spec.dataset.uri", spec.dataset.uri)
+    yield from _bucket("spec.dataset.evaluation.uri", own.uri if own else None)
+    yield from _bucket("spec.continueFrom.uri", previous.uri if previous else None)
+
+
+def merge_places(spec: AdapterMergeSpec) -> Errors:
+    """What is merged lies in buckets that can exist."""
+    yield from _bucket("spec.model.uri", spec.model.uri if spec.model else None)
+    for index, adapter in enumerate(spec.adapters):
+        yield from _bucket(f"spec.adapters[{index}].uri", adapter.uri)
+
+
+def _bucket(path: str, uri: str | None) -> Errors:
+    scheme, _, rest = (uri or "").partition("://")
+    problem = bucket_problem(rest.partition("/")[0]) if scheme == "s3" else None
+    if problem is not None:
+        yield FieldError(path, f"{problem}; write s3://bucket/prefix")
 
 
 def lorajob_revision(spec: LoRAJobSpec) -> Errors:
@@ -285,6 +303,7 @@ def _alias(block: ApiModel, name: str) -> Any:
 
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     output,
+    lorajob_places,
     lorajob_revision,
     evaluation_rows,
     quantization,
@@ -305,6 +324,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
 )
 ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     output,
+    merge_places,
     merge_inputs,
     merge_density,
     merge_sign,
