@@ -72,10 +72,11 @@ def test_what_was_told_lately_is_not_told_again() -> None:
     assert limit.refused("u", event("Training")) is None
 
 
-def test_after_a_retry_all_is_told_once_more() -> None:
+@pytest.mark.parametrize("reason", ["Retried", "Resumed"])
+def test_after_a_persons_hand_all_is_told_once_more(reason: str) -> None:
     limit = EventLimit(lambda: 0.0)
-    told = ["PreflightRunning", "Retried", "PreflightRunning", "PreflightRunning", "Retried"]
-    assert [limit.refused("u", event(reason)) for reason in told] == [None, None, None, "repeated", None]
+    told = ["PreflightRunning", reason, "PreflightRunning", "PreflightRunning", reason]
+    assert [limit.refused("u", event(item)) for item in told] == [None, None, None, "repeated", None]
 
 
 def test_two_failures_of_one_reason_are_two_events() -> None:

@@ -25,7 +25,7 @@ def test_a_merge_waits_for_its_lorajobs_then_runs(namespace: Namespace) -> None:
     namespace.apply(merge("m", "one", "two"))
     namespace.wait_phase("m", "Waiting", "adaptermerges")
     condition = namespace.condition("m", "InputsReady", "adaptermerges")
-    assert condition["status"] == "False"
+    assert (condition["status"], condition["reason"]) == ("False", "InputMissing")
     assert "LoRAJob one does not exist yet" in condition["message"]
     for name in ("one", "two"):
         assert namespace.get("jobs", "m-merge") is None

@@ -28,6 +28,8 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.patch import merge_patch
 from tunery_operator.status.snapshot import Attempt, ClusterWarning
 
+UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}
+
 
 class Told(NamedTuple):
     """What the status says: phase, condition Running, and failure with a part of its message."""
@@ -141,17 +143,27 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         warned("Pod", "FailedMount", NO_VOLUME),
         Told("Starting", "False", "MountFailed", "MountFailed", 'volume "models": mount failed'),
     ),
+    "too little memory to start in": (
+        warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed (memory limit too low?)"),
+        Told("Starting", "False", "OutOfMemory", "OutOfMemory", "cannot even start"),
+    ),
     "a mount that failed before and works now": (
         warned("Pod", "FailedMount", NO_VOLUME, seconds=-200),
         Told("Starting", "False", "Starting"),
     ),
     "a quota that was full before the last attempt": (
-        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-590), "Job"),))},
+        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-90_000), "Job"),))},
         Told("Starting", "False", "AttemptFailed"),
     ),
     "a quota that is full since the last attempt": (
         {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
         Told("Starting", "False", "QuotaExceeded", "QuotaExceeded"),
+    ),
+    "no room after an attempt that failed": (
+        {"pods": [ended(code=75, says=UNREACHABLE), pod("p2", conditions=[unschedulable("0/1 nodes fit")])]},
+        Told(
+            "Starting", "False", "Unschedulable", "Unschedulable", "before failed: StorageUnavailable: nobody answers"
+        ),
     ),
     "another warning": (warned("Pod", "Unhealthy", "probe failed"), Told("Starting", "False", "Starting")),
     "over its own disk limit": (

@@ -54,4 +54,11 @@ class ApiFailure(OperatorError):
 
 
 class Rejected(OperatorError):
-    """The API server refuses a child that was built from the spec: the spec must change."""
+    """The API server refuses a child that was built from the spec: the spec must change.
+
+    `fields` are the child's fields that it names, such as `spec.template.spec.tolerations[0]`.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        self.fields = fields
+        super().__init__(message)

@@ -27,8 +27,9 @@ def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
             return _adopt(client.get(GET_JOB, namespace, name), owner, name)
         if error.status == 404 or _is_terminating(error):
             raise OwnerGone(f"namespace {namespace} is being deleted") from error
-        if _names_fields(error):
-            raise Rejected(str(error.body.get("message", error))) from error
+        fields = _named_fields(error)
+        if fields:
+            raise Rejected(str(error.body.get("message", error)), fields) from error
         raise
 
 
@@ -51,10 +52,10 @@ def _kept(job: Json) -> str:
     return f"; the finalizer {', '.join(others)} keeps it" if others else ""
 
 
-def _names_fields(error: HttpError) -> bool:
-    """Tell whether an object is malformed: admission policies say 422 too, and name no field."""
+def _named_fields(error: HttpError) -> tuple[str, ...]:
+    """Return the fields of a malformed object that are wrong: admission policies say 422 too, and name none."""
     causes = (error.body.get("details") or {}).get("causes") or ()
-    return error.status == 422 and any(cause.get("field") for cause in causes)
+    return tuple(cause["field"] for cause in causes if cause.get("field")) if error.status == 422 else ()
 
 
 def _is_terminating(error: HttpError) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from tunery_operator.status.events import RETRIED, Event
+from tunery_operator.status.phase import RESUMED
 
 REPEAT_SECONDS: Final = 600.0
 """The same thing is told again only after so long: until then the first event stands where a reader looks."""
@@ -17,6 +18,8 @@ BURST: Final = 25
 REFILL_SECONDS: Final = 60.0
 """Time after which one more may come."""
 MAX_OBJECTS: Final = 10_000
+_BEGINS_ANEW: Final = frozenset({RETRIED, RESUMED})
+"""Events of what a person did; the limit at once holds for these, too."""
 
 
 class _Allowance:
@@ -45,7 +48,7 @@ class EventLimit:
         now = self._clock()
         with self._lock:
             allowance = self._allowance(uid, now)
-            if event.reason == RETRIED:
+            if event.reason in _BEGINS_ANEW:
                 # A person wants to see all of it once more.
                 allowance.told.clear()
             known: Hashable = (event.reason, event.note) if event.warning else event.reason

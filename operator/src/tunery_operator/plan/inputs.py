@@ -28,6 +28,7 @@ class UnfinishedInput:
 
     name: str
     state: str
+    exists: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     `default_secret` is the platform's Secret for outputs whose manifest names none.
     """
     if body is None:
-        return UnfinishedInput(name, "does not exist yet")
+        return UnfinishedInput(name, "does not exist yet", exists=False)
     status = body.get("status") or {}
     adapter = status.get("adapter")
     if status.get("phase") == "Succeeded" and adapter:

@@ -100,7 +100,7 @@ def _wait_for_leftovers(world: World, plan: JobPlan) -> None:
     pod = next(iter(leftovers(world, plan.owner, plan.name)), None)
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
-        does = "still ends" if pod.deleting else "runs on without it"
+        does = "still ends" if pod.deleting else "runs on without it" if pod.running else "is still there"
         helps = "" if pod.deleting else f"; kubectl delete pod {pod.name} would end it"
         raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}{where}{helps}")
 

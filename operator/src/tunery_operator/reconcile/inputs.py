@@ -95,7 +95,7 @@ def _look_up(world: World, key: Key, name: str) -> AdapterInput:
     body = peek_object(world.client, world.cache, Key(Kind.LORAJOB, key.namespace, name))
     if body is None and world.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
         return UnfinishedInput(
-            name, "does not exist: an AdapterMerge has that name, and its result is named by its uri"
+            name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
         )
     return lorajob_input(name, body, world.platform.settings.default_output_secret)
 

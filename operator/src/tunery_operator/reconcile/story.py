@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
@@ -27,9 +27,13 @@ from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.subject import Subject, find_subject
 from tunery_operator.reconcile.world import World
+from tunery_operator.status.compute import SCHEDULING
 from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.snapshot import Attempt, Refusal, Snapshot
+
+_PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
+"""What of a Job comes from spec.scheduling alone, or from the platform's own settings, which the chart checks."""
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec)
 
@@ -124,8 +128,14 @@ def _step(world: World, subject: Subject, story: Story[Spec], snapshot: Snapshot
         return _follow_only(world, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
         if not accepted:
-            return replace(snapshot, errors=(FieldError("spec", str(error)),))
+            return replace(snapshot, errors=(FieldError(_field_of(subject, error), str(error)),))
         return replace(snapshot, refusal=Refusal(FailureReason.CREATE_REFUSED, str(error)))
+
+
+def _field_of(subject: Subject, error: Rejected) -> str:
+    """Return the field of ours that a Job's wrong fields come from, as far as that is sure."""
+    asked = bool((subject.body.get("spec") or {}).get("scheduling"))
+    return SCHEDULING if asked and all(field.startswith(_PLACED) for field in error.fields) else "spec"
 
 
 def _follow_only(world: World, snapshot: Snapshot) -> Snapshot:

@@ -12,7 +12,7 @@ from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.hindrance import show_hindrance
 from tunery_operator.status.ledger import close_ledger, keep_ledger
-from tunery_operator.status.phase import STOPPING
+from tunery_operator.status.phase import RESUMED, STOPPING
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reopen import retry_mark
@@ -38,13 +38,21 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     return draft.finish()
 
 
+SCHEDULING: Final = "spec.scheduling"
+"""A field that may be corrected in place."""
+
+
 def _check_spec(draft: Draft) -> bool:
     draft.put(observedRetry=retry_mark(draft.snapshot.retry))
     errors = draft.snapshot.errors
     if errors:
         text = "; ".join(str(error) for error in errors)
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
-        draft.fail_for(FailureReason.INVALID_SPEC, text)
+        in_place = all(error.path.startswith(SCHEDULING) for error in errors)
+        hint = (
+            f"Correct {SCHEDULING}, which may change while no pod runs. {draft.retry_command()}" if in_place else None
+        )
+        draft.fail_for(FailureReason.INVALID_SPEC, text, hint)
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
     if draft.snapshot.work is None:
@@ -69,9 +77,12 @@ def _check_inputs(draft: Draft) -> bool:
         draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
         draft.fail_for(FailureReason.ADAPTER_MISSING, text, f"Bring LoRAJob {failed.name} to its success, as it says.")
         return True
-    waiting = [f"LoRAJob {item.name} {item.state}" for item in inputs if isinstance(item, UnfinishedInput)]
+    waiting = [item for item in inputs if isinstance(item, UnfinishedInput)]
     if waiting:
-        draft.conditions.set(ConditionType.INPUTS_READY, False, "WaitingForInputs", "; ".join(waiting))
+        # A reason of its own, so that one that was deleted is an event.
+        reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
+        text = "; ".join(f"LoRAJob {item.name} {item.state}" for item in waiting)
+        draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):
         draft.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")
@@ -82,7 +93,7 @@ def _check_suspension(draft: Draft) -> bool:
     suspended = ConditionType.SUSPENDED
     if not draft.snapshot.suspend:
         if draft.conditions.status(suspended) is not None:
-            draft.conditions.set(suspended, False, "Resumed")
+            draft.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
         return False
     still = next(_still_there(draft.snapshot), None)
     kept = draft.snapshot.kept_by
@@ -101,7 +112,8 @@ def _still_there(snapshot: Snapshot) -> Iterator[str]:
         yield from _not_ended(attempt) if attempt is not None and not attempt.job.finished else ()
     for pod in snapshot.leftovers:
         if not pod.finished:
-            does = "ends" if pod.deleting else f"runs on without it; kubectl delete pod {pod.name} would end it"
+            stays = "runs on without it" if pod.running else "is still there"
+            does = "ends" if pod.deleting else f"{stays}; kubectl delete pod {pod.name} would end it"
             yield f"pod {pod.name} of an earlier Job {does}"
 
 

@@ -46,6 +46,8 @@ _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 _MOUNT_WARNINGS: Final = frozenset(
     {"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
 )
+_OOM_BEFORE_START: Final = "OOM-killed"
+"""What runc says of a container whose memory is too small for its own start; the kubelet blames the sandbox."""
 LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
@@ -68,6 +70,8 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, attempt.job.role, now)
     warning = _newest(attempt, "Pod", now - _FRESH)
+    if warning is not None and _OOM_BEFORE_START in warning.message:
+        return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} cannot even start: {warning.message}")
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
         return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
     return None
@@ -199,8 +203,11 @@ def _exit_text(pod: PodView) -> str:
 # A Job that has failed
 
 
-def job_failure(attempt: Attempt, attempts: int) -> tuple[Failure, int | None]:
-    """Return why a Job has failed, and the exit code of its last container where there is one."""
+def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) -> tuple[Failure, int | None]:
+    """Return why a Job has failed, and the exit code of its last container where there is one.
+
+    `last_end` is what the ledger says of the last attempt: all that is known of a pod that is gone.
+    """
     job, pod = attempt.job, _last_failed(attempt)
     if job.failed_reason == "DeadlineExceeded":
         text = f"Job {job.name} ran into a deadline that Tunery did not set: {job.failed_message}"
@@ -208,6 +215,7 @@ def job_failure(attempt: Attempt, attempts: int) -> tuple[Failure, int | None]:
         return failure(_R.DEADLINE_EXCEEDED, text, hint), pod.exit_code if pod is not None else None
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
+        text = f"{text}; the last attempt's end: {last_end}" if last_end else text
         return failure(_R.RETRIES_EXHAUSTED, text), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:

@@ -58,7 +58,7 @@ class Draft:
         status = failure_status(failure, exit_code)
         # Who says that it takes a new job means this very failure.
         if advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or ""):
-            status["hint"] = scrub(f"{status['hint']} {self._retry_command()}")
+            status["hint"] = scrub(f"{status['hint']} {self.retry_command()}")
         self.fields["failure"] = status
         self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
@@ -68,7 +68,8 @@ class Draft:
         """End the object as failed, with the advice that belongs to the reason unless `hint` is better."""
         self.fail(Failure(reason=reason, message=scrub(message), hint=hint))
 
-    def _retry_command(self) -> str:
+    def retry_command(self) -> str:
+        """Return what has a failed object tried again, in words."""
         key = self.snapshot.owner.key
         return (
             f"Once that is done: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "

@@ -17,6 +17,9 @@ RESULT_LOOKUP: Final = "ResultLookup"
 STOPPING: Final = "Stopping"
 """Reason of Running=True while a pod was told to end, and of Suspended=False until all have."""
 
+RESUMED: Final = "Resumed"
+"""Reason of Suspended=False once spec.suspend is false again."""
+
 HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
 

@@ -9,7 +9,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.plan.model import Kind
-from tunery_operator.status.diagnosis import is_node_lost, job_failure, lost_node, obstacle, pod_failure
+from tunery_operator.status.diagnosis import failure, is_node_lost, job_failure, lost_node, obstacle, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.endings import how_it_ended
 from tunery_operator.status.ledger import PASSED_OVER, same_end_twice
@@ -41,7 +41,8 @@ def check_work(draft: Draft) -> bool:
         return True
     if job.failed_reason is not None:
         take_last_words(draft, attempt)
-        found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1))
+        last_end = (draft.fields.get("attemptHistory") or [{}])[-1].get("reason")
+        found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1), last_end)
         draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
         return True
     take_checkpoint(draft, attempt.last)
@@ -149,12 +150,23 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     pod = attempt.last
     found = obstacle(attempt, draft.snapshot.now)
     if found is not None:
-        draft.hinder(found)
+        draft.hinder(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif pod is not None and (pod.finished or pod.finished_at is not None):
         _show_ended_pod(draft, pod)
     else:
         draft.conditions.set(_RUNNING, False, "Starting", f"Job {attempt.job.name} was created")
+
+
+def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:
+    """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
+    ended = next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
+    if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
+        return found
+    before = pod_failure(ended)
+    return failure(
+        found.reason, f"{found.message}; the attempt before failed: {before.reason}: {before.message}", found.hint
+    )
 
 
 def _show_ended_pod(draft: Draft, pod: PodView) -> None:
