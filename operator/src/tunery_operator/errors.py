@@ -59,6 +59,6 @@ class Rejected(OperatorError):
     `fields` are the child's fields that it names, such as `spec.template.spec.tolerations[0]`.
     """
 
-    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, fields: tuple[str, ...]) -> None:
         self.fields = fields
         super().__init__(message)

@@ -18,7 +18,7 @@ from tunery_operator.plan.model import JobPlan, Owner
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.jobview import JobView, parse_job
-from tunery_operator.status.podview import PodView
+from tunery_operator.status.podview import PodView, outlives
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.snapshot import Attempt
 
@@ -100,9 +100,8 @@ def _wait_for_leftovers(world: World, plan: JobPlan) -> None:
     pod = next(iter(leftovers(world, plan.owner, plan.name)), None)
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
-        does = "still ends" if pod.deleting else "runs on without it" if pod.running else "is still there"
-        helps = "" if pod.deleting else f"; kubectl delete pod {pod.name} would end it"
-        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}{where}{helps}")
+        does = f"still ends{where}" if pod.deleting else outlives(pod, where)
+        raise PredecessorRemains(f"pod {pod.name} of an earlier Job, which {does}")
 
 
 def leftovers(world: World, owner: Owner, name: str) -> tuple[PodView, ...]:

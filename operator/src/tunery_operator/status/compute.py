@@ -13,6 +13,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.hindrance import show_hindrance
 from tunery_operator.status.ledger import close_ledger, keep_ledger
 from tunery_operator.status.phase import RESUMED, STOPPING
+from tunery_operator.status.podview import outlives
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reopen import retry_mark
@@ -112,9 +113,7 @@ def _still_there(snapshot: Snapshot) -> Iterator[str]:
         yield from _not_ended(attempt) if attempt is not None and not attempt.job.finished else ()
     for pod in snapshot.leftovers:
         if not pod.finished:
-            stays = "runs on without it" if pod.running else "is still there"
-            does = "ends" if pod.deleting else f"{stays}; kubectl delete pod {pod.name} would end it"
-            yield f"pod {pod.name} of an earlier Job {does}"
+            yield f"pod {pod.name} of an earlier Job {'ends' if pod.deleting else outlives(pod)}"
 
 
 def _not_ended(attempt: Attempt) -> Iterator[str]:

@@ -208,7 +208,7 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
 
     `last_end` is what the ledger says of the last attempt: all that is known of a pod that is gone.
     """
-    job, pod = attempt.job, _last_failed(attempt)
+    job, pod = attempt.job, last_failed(attempt) or attempt.last
     if job.failed_reason == "DeadlineExceeded":
         text = f"Job {job.name} ran into a deadline that Tunery did not set: {job.failed_message}"
         hint = "Exempt Tunery's Jobs from whatever sets activeDeadlineSeconds on them; Tunery counts the time itself."
@@ -224,8 +224,9 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     return failure(found.reason, counted, found.hint), pod.exit_code
 
 
-def _last_failed(attempt: Attempt) -> PodView | None:
-    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), attempt.last)
+def last_failed(attempt: Attempt) -> PodView | None:
+    """Return the newest pod of a Job that has failed."""
+    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
 
 
 def failure_status(found: Failure, exit_code: int | None = None) -> dict[str, Any]:

@@ -80,13 +80,18 @@ def _pods(snapshot: Snapshot) -> list[PodView]:
 def _unknown(pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: Draft) -> list[PodView | LostPod]:
     """Return the pods that started and were never counted; what is no longer in the history started before it."""
     known = {entry["uid"] for entry in history}
-    truncated = int(draft.fields.get("attempts") or 0) > len(history)
-    before = parse_time(history[0]["startTime"]) if history and truncated else None
+    before = _listed_since(draft.fields, history)
     return [
         pod
         for pod in pods
         if pod.started_at is not None and pod.uid not in known and (before is None or pod.started_at > before)
     ]
+
+
+def _listed_since(status: Mapping[str, Any], history: Sequence[Entry]) -> datetime | None:
+    """Return the start of the oldest attempt in the history if older ones were dropped from it, else None."""
+    truncated = int(status.get("attempts") or 0) > len(history)
+    return parse_time(history[0]["startTime"]) if history and truncated else None
 
 
 def _entry(pod: PodView | LostPod) -> Entry:
@@ -131,8 +136,7 @@ def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView], now: datetim
     history = status.get("attemptHistory") or ()
     known = {entry["uid"] for entry in history if _ENDED in entry}
     opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
-    truncated = int(status.get("attempts") or 0) > len(history)
-    before = parse_time(history[0]["startTime"]) if history and truncated else None
+    before = _listed_since(status, history)
     running = sum(
         max(0.0, (_until(pod, now) - (opened.get(pod.uid) or pod.started_at)).total_seconds())
         for pod in pods
@@ -151,6 +155,12 @@ def deadline_left(snapshot: Snapshot) -> float | None:
     if snapshot.deadline_seconds is None:
         return None
     return snapshot.deadline_seconds - run_seconds(snapshot.status, _pods(snapshot), snapshot.now)
+
+
+def last_end(status: Mapping[str, Any]) -> str | None:
+    """Return how the newest attempt ended; None while it has not, or where there was none."""
+    history = status.get("attemptHistory")
+    return history[-1].get("reason") if history else None
 
 
 def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:

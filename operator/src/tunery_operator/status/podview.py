@@ -65,6 +65,12 @@ class PodView:
         return self.phase in ("Succeeded", "Failed")
 
 
+def outlives(pod: PodView, where: str = "") -> str:
+    """Return what a pod does that nobody has told to end though its Job is gone, in words, and what would end it."""
+    does = "runs on without it" if pod.running else "is still there"
+    return f"{does}{where}; kubectl delete pod {pod.name} would end it"
+
+
 @dataclass(frozen=True, slots=True)
 class LostPod:
     """What is remembered of a pod that exists no more."""

@@ -9,10 +9,18 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.plan.model import Kind
-from tunery_operator.status.diagnosis import failure, is_node_lost, job_failure, lost_node, obstacle, pod_failure
+from tunery_operator.status.diagnosis import (
+    failure,
+    is_node_lost,
+    job_failure,
+    last_failed,
+    lost_node,
+    obstacle,
+    pod_failure,
+)
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.endings import how_it_ended
-from tunery_operator.status.ledger import PASSED_OVER, same_end_twice
+from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
 from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STARTED, STOPPING
 from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
@@ -41,8 +49,7 @@ def check_work(draft: Draft) -> bool:
         return True
     if job.failed_reason is not None:
         take_last_words(draft, attempt)
-        last_end = (draft.fields.get("attemptHistory") or [{}])[-1].get("reason")
-        found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1), last_end)
+        found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1), last_end(draft.fields))
         draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
         return True
     take_checkpoint(draft, attempt.last)
@@ -160,7 +167,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
 
 def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:
     """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
-    ended = next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
+    ended = last_failed(attempt)
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
         return found
     before = pod_failure(ended)
