@@ -24,6 +24,7 @@ from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.selection import data_files, split_pattern
 from tunery_trainer.signals import StopSignal
+from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.tasks import run_task
 
 Model = TypeVar("Model", bound=ApiModel)
@@ -125,8 +126,7 @@ def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
     for uri in (spec.dataset.uri, evaluation.uri if evaluation else None):
         for path in _local_files(uri or ""):
             try:
-                with path.open("rb") as file:
-                    yield hashlib.file_digest(file, "sha256").hexdigest()
+                yield hash_file(path)
             except OSError:
                 # Preflight says what is wrong with it.
                 yield path.name

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage.transfer import hash_file
 
 SUFFIXES = frozenset(
     {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
@@ -59,7 +60,7 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
 
 def content_digest(sources: Sequence[Source]) -> str:
     """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
-    digests = [(_file_digest(source.path), source.name) for source in sources]
+    digests = [(hash_file(source.path), source.name) for source in sources]
     if len(digests) == 1:
         return digests[0][0]
     listing = "".join(f"{digest}  {name}\n" for digest, name in digests)
@@ -128,8 +129,3 @@ def _not_found(what: str, root: Path) -> TrainerError:
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
