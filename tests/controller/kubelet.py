@@ -100,8 +100,9 @@ class Kubelet:
         started = self._started(pod) or timestamp()
         ended = timestamp()
         if seconds is not None:
-            # No kubelet says that something ended before it did.
-            time.sleep(max(0.0, seconds - (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()))
+            # No kubelet foretells. A second later, so that who takes the time of a look for the end is found out.
+            over = datetime.fromisoformat(started) + timedelta(seconds=seconds + 1)
+            time.sleep(max(0.0, (over - datetime.now(UTC)).total_seconds()))
             ended = (datetime.fromisoformat(started) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
         reason = reason or ("Completed" if code == 0 else "Error")
         state = {"exitCode": code, "reason": reason, "message": text, "startedAt": started, "finishedAt": ended}
