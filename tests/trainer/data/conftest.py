@@ -35,14 +35,16 @@ CHATML = (
 _CORPUS = ["system user assistant tool Hello there, how are you today?\n", "Naïve ünïcode, 12 numbers; and 🙂 smiles."]
 
 
-def build_tokenizer(template: str | None, eos: str = "<|im_end|>") -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of about 400 tokens with ChatML's marks as special tokens."""
+def build_tokenizer(
+    template: str | None, eos: str = "<|im_end|>", marks: Sequence[str] = ("<|im_start|>", "<|im_end|>")
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of about 400 tokens with `marks` (by default ChatML's) as special tokens."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=["<|endoftext|>", *marks],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

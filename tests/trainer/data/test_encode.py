@@ -37,9 +37,16 @@ SILENT = "{% for m in messages %}{{ m.role }}{% endfor %}"
 def encode(
     tokenizer: PreTrainedTokenizerBase, *, loss: Loss = Loss.COMPLETION, max_length: int = 512, **example: Any
 ) -> Encoded:
-    rendered = Renderer(tokenizer, loss).render(Example(Place("a", 1), **example))
-    (row,) = Encoder(tokenizer, max_length).encode([rendered])
+    (row,) = encode_all(tokenizer, loss=loss, max_length=max_length, **example)
     return row
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, *, loss: Loss = Loss.COMPLETION, max_length: int = 512, **example: Any
+) -> list[Encoded]:
+    """What one row became."""
+    rendered = Renderer(tokenizer, loss).render(Example(Place("a", 1), **example))
+    return Encoder(tokenizer, max_length).encode(rendered.examples)
 
 
 def counted(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> list[str]:
@@ -59,7 +66,7 @@ def test_every_answer_with_its_end_counts_and_nothing_else(tokenizer: PreTrained
     assert counted(tokenizer, row) == ["Naïve 🙂<|im_end|>", "Fine 🙂🙂<|im_end|>"]
     whole = tokenizer.apply_chat_template(list(TURNS), tokenize=False)
     assert tokenizer.decode(row.input_ids.tolist()) == whole
-    assert not row.final_turn_only
+    assert row.turns == 2
 
 
 def test_loss_all_counts_every_token(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,11 +83,19 @@ def test_end_of_sequence_is_appended_once() -> None:
         assert tokenizer.decode(encode(tokenizer, text=text).input_ids.tolist()) == "Hello<|endoftext|>"
 
 
-def test_no_end_is_learned_after_a_question() -> None:
-    tokenizer = build_tokenizer(CHATML, eos="<|endoftext|>")
-    row = encode(tokenizer, messages=TURNS[:4])
-    assert counted(tokenizer, row) == ["Naïve 🙂<|im_end|>\n"]
-    assert (row.input_ids[-1], row.labels[-1]) == (tokenizer.eos_token_id, -100)
+def test_what_comes_after_the_last_answer_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    row, without = encode(tokenizer, messages=TURNS[:4]), encode(tokenizer, messages=TURNS[:3])
+    assert row.input_ids.tolist() == without.input_ids.tolist()
+    assert counted(tokenizer, row) == ["Naïve 🙂<|im_end|>"]
+
+
+def test_the_end_counts_where_the_tokenizer_adds_it_itself() -> None:
+    tokenizer = build_tokenizer(None, eos="<|endoftext|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", tokenizer.eos_token_id)]
+    )
+    row = encode(tokenizer, messages=TURNS[:3])
+    assert counted(tokenizer, row) == ["Naïve 🙂<|im_end|>\n<|endoftext|>"]
 
 
 def test_text_counts_in_full_and_gets_the_tokenizers_own_start() -> None:
@@ -101,15 +116,43 @@ def test_chatml_where_the_tokenizer_has_no_template() -> None:
     assert counted(tokenizer, encode(tokenizer, messages=TURNS[:3])) == ["Naïve 🙂<|im_end|>\n<|endoftext|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_trains_on_the_last_answer() -> None:
+def test_a_template_that_rewrites_earlier_turns_gets_an_example_for_each() -> None:
     tokenizer = build_tokenizer(FORGETFUL)
     first = {"role": "assistant", "content": "<think>hm</think>One"}
-    row = encode(tokenizer, messages=(TURNS[1], first, TURNS[3], TURNS[4]))
+    turns = (TURNS[1], first, TURNS[3], TURNS[4])
+    one, two = encode_all(tokenizer, messages=turns)
+    assert counted(tokenizer, one) == ["<think>hm</think>One<|im_end|>"]
+    assert counted(tokenizer, two) == ["Fine 🙂🙂<|im_end|>"]
+    # Each as the model would be asked for it: the second answer never sees what was thought before the first.
+    for row, asked in ((one, turns[:1]), (two, turns[:3])):
+        prompt = tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(row.input_ids[row.labels == -100].tolist()).startswith(prompt)
+
+
+def test_turns_share_an_example_where_the_template_keeps_what_it_wrote() -> None:
+    tokenizer = build_tokenizer(FORGETFUL)
+    thoughtful = {"role": "assistant", "content": "<think>hm</think>One"}
+    turns = (*TURNS[1:3], TURNS[3], thoughtful, TURNS[3], TURNS[4])
+    one, two = encode_all(tokenizer, messages=turns)
+    assert counted(tokenizer, one) == ["<think>hm</think>One<|im_end|>"]
+    assert counted(tokenizer, two) == ["Naïve 🙂<|im_end|>", "Fine 🙂🙂<|im_end|>"]
+
+
+def test_a_turn_that_is_context_is_shown_and_not_learned(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = encode(tokenizer, messages=TURNS, context=frozenset({2}))
     assert counted(tokenizer, row) == ["Fine 🙂🙂<|im_end|>"]
-    assert row.final_turn_only
-    single = encode(tokenizer, messages=(TURNS[1], first))
-    assert counted(tokenizer, single) == ["<think>hm</think>One<|im_end|>"]
-    assert not single.final_turn_only
+    assert tokenizer.decode(row.input_ids.tolist()) == tokenizer.apply_chat_template(list(TURNS), tokenize=False)
+    with pytest.raises(RowError, match=r"messages\[2\]: is not to be trained, but spec\.training\.loss: All"):
+        encode(tokenizer, messages=TURNS, context=frozenset({2}), loss=Loss.ALL)
+
+
+def test_a_plain_completion_counts_with_its_end_and_its_prompt_does_not() -> None:
+    tokenizer = build_tokenizer(CHATML, eos="<|endoftext|>")
+    row = encode(tokenizer, text="Hello there, how are you", completion_at=12)
+    assert tokenizer.decode(row.input_ids.tolist()) == "Hello there, how are you<|endoftext|>"
+    assert counted(tokenizer, row) == [" how are you<|endoftext|>"]
+    everything = encode(tokenizer, text="Hello there, how are you", completion_at=12, loss=Loss.ALL)
+    assert everything.labels.tolist() == everything.input_ids.tolist() == row.input_ids.tolist()
 
 
 def test_an_opening_that_holds_more_than_a_finished_turn() -> None:
@@ -129,6 +172,26 @@ def test_a_template_that_hides_the_answer_is_a_bad_row() -> None:
         encode(build_tokenizer(SILENT + "{{ messages | length }}"), messages=TURNS[:3])
 
 
+# Both begin with the same character, so the finished turn parts from its opening inside of a special token.
+DRIFTING = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}"
+    "{% else %}:<|im_end|>{{ m.content }}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}:<|im_start|>{% endif %}"
+)
+
+
+def test_no_span_begins_inside_a_special_token() -> None:
+    tokenizer = build_tokenizer(DRIFTING, eos="<|endoftext|>")
+    call = {"type": "function", "function": {"name": "Hello", "arguments": {}}}
+    turns = (TURNS[1], {"role": "assistant", "content": "", "tool_calls": [call]})
+    # No content tells where the turn begins, and the call is not shown at all.
+    with pytest.raises(RowError, match=r"messages\[1\]\.tool_calls\[0\]: the chat template does not show the name"):
+        encode(tokenizer, messages=turns)
+    shown = build_tokenizer(DRIFTING.replace("{{ m.content }}<|end", "{{ m.tool_calls[0].function.name }}<|end"))
+    row = encode(shown, messages=turns, max_length=64)
+    assert counted(shown, row) == ["<|im_end|>Hello<|endoftext|><|im_end|>"]
+
+
 def test_cutting_keeps_the_start_and_knows_the_full_length(tokenizer: PreTrainedTokenizerBase) -> None:
     whole = encode(tokenizer, messages=TURNS)
     cut = encode(tokenizer, messages=TURNS, max_length=9)
@@ -138,7 +201,7 @@ def test_cutting_keeps_the_start_and_knows_the_full_length(tokenizer: PreTrained
 
 def test_batches_give_what_single_rows_give(tokenizer: PreTrainedTokenizerBase) -> None:
     renderer, encoder = Renderer(tokenizer, Loss.COMPLETION), Encoder(tokenizer, 64)
-    rows = [renderer.render(Example(Place("a", n), messages=TURNS[: 3 + 2 * (n % 2)])) for n in range(40)]
+    rows = [renderer.render(Example(Place("a", n), messages=TURNS[: 3 + 2 * (n % 2)])).examples[0] for n in range(40)]
     together = encoder.encode(rows)
     for row, rendered in zip(together, rows, strict=True):
         (alone,) = encoder.encode([rendered])

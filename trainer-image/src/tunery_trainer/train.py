@@ -131,7 +131,7 @@ def _write_result(session: Session, fitted: Fitted) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     from tunery_trainer.adapter import save_published
     from tunery_trainer.curves import FILE_NAME, TITLE, draw_curves
-    from tunery_trainer.data.render import DEFAULT_TEMPLATE
+    from tunery_trainer.data.template import DEFAULT_TEMPLATE
     from tunery_trainer.model_card import model_card
 
     folder = work_folder(session.run, "result")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
-from tunery_trainer.data.render import DEFAULT_TEMPLATE
 from tunery_trainer.data.survey import Files
+from tunery_trainer.data.template import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raise it with every change to what `prepare` makes of the same input."""
 
 _REPORT = "report.json"

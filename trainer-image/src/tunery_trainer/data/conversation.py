@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_trainer.data.rows import JsonObject, RowError
@@ -21,17 +24,31 @@ _SHARE_GPT_ROLES: Final = {
 }
 
 
-def messages_from_openai(row: JsonObject) -> tuple[JsonObject, ...]:
-    """The checked turns of the field `messages`, with role, content, and what belongs to tool calls.
+_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+"""What data sets call reasoning; for a template that knows another name than the first, transformers adds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Checked messages: role, content, and what belongs to reasoning and tool calls."""
+
+    messages: tuple[JsonObject, ...]
+    context: frozenset[int]
+    """Indexes of the assistant's messages that are not to be learned."""
+
+
+def conversation_from_openai(row: JsonObject) -> Conversation:
+    """The checked turns of the field `messages`.
 
     Raises:
         RowError: with the path of the wrong field, such as `messages[1].content`.
     """
     turns = list_field(row, "messages")
-    return _answered("messages", tuple(_message(turn, f"messages[{index}].") for index, turn in enumerate(turns)))
+    messages = tuple(_message(turn, f"messages[{index}].") for index, turn in enumerate(turns))
+    return _conversation("messages", turns, messages)
 
 
-def messages_from_share_gpt(row: JsonObject) -> tuple[JsonObject, ...]:
+def conversation_from_share_gpt(row: JsonObject) -> Conversation:
     """The turns of the field `conversations` (from, value) as messages; a column `system` goes first.
 
     Raises:
@@ -41,7 +58,8 @@ def messages_from_share_gpt(row: JsonObject) -> tuple[JsonObject, ...]:
     start = ({"role": "system", "content": system},) if system.strip() else ()
     turns = list_field(row, "conversations")
     converted = tuple(_turn(turn, f"conversations[{index}].") for index, turn in enumerate(turns))
-    return _answered("conversations", (*start, *converted))
+    found = _conversation("conversations", turns, converted)
+    return Conversation((*start, *converted), frozenset(index + len(start) for index in found.context))
 
 
 def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
@@ -49,10 +67,35 @@ def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
     return tuple(list_field(row, "tools")) if row.get("tools") else ()
 
 
-def _answered(field: str, messages: tuple[JsonObject, ...]) -> tuple[JsonObject, ...]:
-    if not any(message["role"] == "assistant" for message in messages):
+def _conversation(field: str, turns: Sequence[JsonObject], messages: tuple[JsonObject, ...]) -> Conversation:
+    answers = {index for index, message in enumerate(messages) if message["role"] == "assistant"}
+    if not answers:
         raise RowError(field, "has no answer of the assistant, so there is nothing to learn")
-    return messages
+    marks = [_mark(turn, f"{field}[{index}].", answer=index in answers) for index, turn in enumerate(turns)]
+    context = frozenset(index for index in answers if marks[index] is False)
+    if context == answers:
+        raise RowError(field, "marks every answer with weight 0 or train false, so there is nothing to learn")
+    return Conversation(messages, context)
+
+
+def _mark(turn: JsonObject, at: str, *, answer: bool) -> bool | None:
+    """What OpenAI's `weight` (0 or 1) or axolotl's `train` (true or false) says of a turn; None: nothing."""
+    marks = {name: _switch(turn[name], name, at) for name in ("weight", "train") if turn.get(name) is not None}
+    if len(set(marks.values())) > 1:
+        raise RowError(f"{at}train", "contradicts weight; keep one of the two")
+    name, trained = next(iter(marks.items()), ("", None))
+    if trained and not answer:
+        raise RowError(f"{at}{name}", "only the assistant's turns are trained; leave it out")
+    return trained
+
+
+def _switch(value: Any, name: str, at: str) -> bool:
+    if name == "train" and not isinstance(value, bool):
+        raise RowError(f"{at}train", f"must be true or false, found {json.dumps(value, default=str)[:40]}")
+    # A weight in a parquet file is often a float, and Python's True equals 1.
+    if name == "weight" and (isinstance(value, bool) or value not in (0, 1)):
+        raise RowError(f"{at}weight", f"must be 0 or 1, found {json.dumps(value, default=str)[:40]}")
+    return bool(value)
 
 
 def _turn(turn: JsonObject, at: str) -> JsonObject:
@@ -73,9 +116,12 @@ def _message(message: JsonObject, at: str) -> JsonObject:
     result: JsonObject = {"role": role, "content": _content(message, at, blank=bool(calls))}
     if calls:
         result["tool_calls"] = [_tool_call(call, f"{at}tool_calls[{index}]") for index, call in enumerate(calls)]
-    for key in ("name", "tool_call_id", "reasoning_content"):
+    for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
             result[key] = text_field(message, key, at, blank=True)
+    reasoning = next((key for key in _REASONING if message.get(key) is not None), None)
+    if reasoning is not None:
+        result["reasoning_content"] = text_field(message, reasoning, at, blank=True)
     return result
 
 

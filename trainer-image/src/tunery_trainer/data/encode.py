@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.mask import IGNORED, labels_of
-from tunery_trainer.data.render import Rendered
+from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
+from tunery_trainer.data.render import Rendered, RenderedRow
 from tunery_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BATCH_CHARACTERS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row of at most maxLength tokens."""
+    """One example of at most maxLength tokens."""
 
     input_ids: Tokens
     """Shape (tokens,)."""
@@ -34,7 +34,8 @@ class Encoded:
     """Shape (tokens,): the token itself where it counts in the loss, else -100."""
     full_length: int
     """Tokens before cutting."""
-    final_turn_only: bool
+    turns: int
+    """Turns of which at least one token counts; 0 where every token does."""
 
     @property
     def loss_tokens(self) -> int:
@@ -74,22 +75,26 @@ class Encoder:
 
     def _row(self, row: Rendered, encoding: Any) -> Encoded:
         ids: list[int] = encoding.ids
-        labels = labels_of(encoding, row.spans)
-        if row.append_eos and self._eos is not None and (not ids or ids[-1] != self._eos):
-            ends_with_answer = row.spans is None or row.spans[-1][1] >= len(row.text.rstrip())
-            labels = np.append(labels, np.int32(self._eos if ends_with_answer else IGNORED))
-            ids = [*ids, self._eos]
+        stretches = None if row.spans is None else token_stretches(encoding, row.spans)
+        labels = labels_of(encoding, stretches)
+        if row.append_eos and self._eos is not None:
+            # Some tokenizers add it themselves, at no place of the text.
+            if not ids or ids[-1] != self._eos:
+                ids, labels = [*ids, self._eos], np.append(labels, np.int32(IGNORED))
+            # The last span ends the text: what comes after the last answer was left out.
+            labels[-1] = self._eos
         cut = self._max_length
-        return Encoded(np.array(ids[:cut], dtype=np.int32), labels[:cut], len(ids), row.final_turn_only)
+        turns = sum(first < cut for first, _ in stretches or ())
+        return Encoded(np.array(ids[:cut], dtype=np.int32), labels[:cut], len(ids), turns)
 
 
-def in_batches(rows: Iterable[tuple[bytes, Rendered]]) -> Iterator[list[tuple[bytes, Rendered]]]:
+def in_batches(rows: Iterable[tuple[bytes, RenderedRow]]) -> Iterator[list[tuple[bytes, RenderedRow]]]:
     """Groups of rows for one tokenizer call: few enough to bound memory, many enough to use every core."""
-    batch: list[tuple[bytes, Rendered]] = []
+    batch: list[tuple[bytes, RenderedRow]] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += len(row[1].text)
+        characters += sum(len(example.text) for example in row[1].examples)
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

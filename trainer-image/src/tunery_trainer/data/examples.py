@@ -6,8 +6,16 @@ from collections.abc import Iterable, Iterator
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
-from tunery_trainer.data.formats import ALL_FIELDS, FIELDS, OPTIONAL_FIELDS, columns_text, convert, detect
-from tunery_trainer.data.options import DataFormat, DataOptions
+from tunery_trainer.data.formats import (
+    ALL_FIELDS,
+    FIELDS,
+    OPTIONAL_FIELDS,
+    PLAIN_FORMATS,
+    columns_text,
+    convert,
+    detect,
+)
+from tunery_trainer.data.options import DataFormat, DataOptions, Template
 from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError
 from tunery_trainer.errors import TrainerError
 
@@ -57,6 +65,7 @@ class ExampleReader:
     def __init__(self, options: DataOptions, invalid: InvalidRows) -> None:
         self.format = options.format
         self.ignored: set[str] = set()
+        self._template = options.template
         self._columns = dict(options.columns)
         self._invalid = invalid
         self._columns_checked = False
@@ -71,7 +80,8 @@ class ExampleReader:
         """The valid rows of `records`; bad ones go to the InvalidRows given at the start.
 
         Raises:
-            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks.
+            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks; InvalidSpec when the
+                rows are conversations and `template` is PLAIN.
         """
         for record in records:
             try:
@@ -85,7 +95,9 @@ class ExampleReader:
         row = self._renamed(value, place)
         if self.format is DataFormat.AUTO:
             self.format = self._detected(row)
-        example = convert(row, self.format, place)
+        if self._template is Template.PLAIN and self.format not in PLAIN_FORMATS:
+            raise _needs_chat(self.format)
+        example = convert(row, self.format, place, self._template)
         self.ignored.update(set(row) - set(FIELDS[self.format]) - set(OPTIONAL_FIELDS))
         return example
 
@@ -119,3 +131,12 @@ class ExampleReader:
             known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in FIELDS.items())
             raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
         return found
+
+
+def _needs_chat(name: DataFormat) -> TrainerError:
+    return TrainerError(
+        FailureReason.INVALID_SPEC,
+        f"spec.dataset.template: Plain is for prompts with completions, the data set is {name}: only a chat template "
+        "can say who speaks",
+        "Leave spec.dataset.template out in a new job.",
+    )

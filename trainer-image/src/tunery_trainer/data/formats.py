@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tunery_api.scrub import shorten
-from tunery_trainer.data.conversation import messages_from_openai, messages_from_share_gpt, tools_of
-from tunery_trainer.data.options import DataFormat
+from tunery_trainer.data.conversation import (
+    Conversation,
+    conversation_from_openai,
+    conversation_from_share_gpt,
+    tools_of,
+)
+from tunery_trainer.data.options import DataFormat, Template
 from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
 from tunery_trainer.data.validate import optional_text, text_field
 
@@ -29,8 +34,8 @@ def detect(row: Mapping[str, Any]) -> DataFormat | None:
     return next((name for name, fields in FIELDS.items() if all(field in row for field in fields)), None)
 
 
-def convert(row: JsonObject, name: DataFormat, place: Place) -> Example:
-    """One row of format `name` as an Example.
+def convert(row: JsonObject, name: DataFormat, place: Place, template: Template = Template.CHAT) -> Example:
+    """One row of format `name` as an Example; with PLAIN, prompt and completion stay text.
 
     Raises:
         RowError: the field that is missing or wrong, and why.
@@ -38,7 +43,8 @@ def convert(row: JsonObject, name: DataFormat, place: Place) -> Example:
     for field in FIELDS[name]:
         if field not in row:
             raise RowError(field, _why_missing(row, name))
-    return _CONVERTERS[name](row, place)
+    converters = _PLAIN_CONVERTERS if template is Template.PLAIN else _CONVERTERS
+    return converters[name](row, place)
 
 
 def _why_missing(row: JsonObject, name: DataFormat) -> str:
@@ -58,6 +64,15 @@ def _text(row: JsonObject, place: Place) -> Example:
     return Example(place, text=text_field(row, "text"))
 
 
+def _plain(row: JsonObject, prompt: str, completion: str, place: Place) -> Example:
+    """A prompt and its completion, one after the other; a system text stands before both."""
+    if tools_of(row):
+        raise RowError("tools", "only a chat template can show tools; use spec.dataset.template: Chat")
+    system = optional_text(row, "system")
+    start = f"{system}\n\n{prompt}" if system.strip() else prompt
+    return Example(place, text=start + completion, completion_at=len(start))
+
+
 def _exchange(row: JsonObject, prompt: str, answer: str, place: Place) -> Example:
     system = optional_text(row, "system")
     start = ({"role": "system", "content": system},) if system.strip() else ()
@@ -69,18 +84,34 @@ def _prompt_completion(row: JsonObject, place: Place) -> Example:
     return _exchange(row, text_field(row, "prompt"), text_field(row, "completion"), place)
 
 
-def _alpaca(row: JsonObject, place: Place) -> Example:
+def _plain_completion(row: JsonObject, place: Place) -> Example:
+    return _plain(row, text_field(row, "prompt"), text_field(row, "completion"), place)
+
+
+def _instruction(row: JsonObject) -> str:
     instruction, extra = text_field(row, "instruction"), optional_text(row, "input")
-    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return _exchange(row, prompt, text_field(row, "output"), place)
+    return f"{instruction}\n\n{extra}" if extra.strip() else instruction
+
+
+def _alpaca(row: JsonObject, place: Place) -> Example:
+    return _exchange(row, _instruction(row), text_field(row, "output"), place)
+
+
+def _plain_alpaca(row: JsonObject, place: Place) -> Example:
+    # A prompt says itself where it ends; an instruction needs something between it and the output.
+    return _plain(row, f"{_instruction(row)}\n\n", text_field(row, "output"), place)
 
 
 def _share_gpt(row: JsonObject, place: Place) -> Example:
-    return Example(place, messages=messages_from_share_gpt(row), tools=tools_of(row))
+    return _chat(row, conversation_from_share_gpt(row), place)
 
 
 def _messages(row: JsonObject, place: Place) -> Example:
-    return Example(place, messages=messages_from_openai(row), tools=tools_of(row))
+    return _chat(row, conversation_from_openai(row), place)
+
+
+def _chat(row: JsonObject, found: Conversation, place: Place) -> Example:
+    return Example(place, messages=found.messages, tools=tools_of(row), context=found.context)
 
 
 _CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
@@ -90,3 +121,10 @@ _CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
     DataFormat.SHARE_GPT: _share_gpt,
     DataFormat.MESSAGES: _messages,
 }
+_PLAIN_CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
+    DataFormat.TEXT: _text,
+    DataFormat.PROMPT_COMPLETION: _plain_completion,
+    DataFormat.ALPACA: _plain_alpaca,
+}
+PLAIN_FORMATS: Final = frozenset(_PLAIN_CONVERTERS)
+"""The formats that need no chat template."""

@@ -12,20 +12,27 @@ IGNORED: Final = -100
 """The label that the loss skips."""
 
 
-def labels_of(encoding: Any, spans: Sequence[tuple[int, int]] | None) -> npt.NDArray[np.int32]:
-    """Labels of one `tokenizers.Encoding`: the token where it holds a character of a span, else -100.
+def labels_of(encoding: Any, stretches: Sequence[tuple[int, int]] | None) -> npt.NDArray[np.int32]:
+    """Labels of one `tokenizers.Encoding`: the token where it is within one of the `stretches`, else -100.
 
-    Shape (tokens,). `spans` are characters [start, end); None means that every token counts.
+    Shape (tokens,). None means that every token counts.
     """
     ids = np.array(encoding.ids, dtype=np.int32)
-    if spans is None:
+    if stretches is None:
         return ids
     labels = np.full_like(ids, IGNORED)
-    for start, end in spans:
-        first, last = _first_token(encoding, start, end), _last_token(encoding, start, end)
-        if first is not None and last is not None:
-            labels[first : last + 1] = ids[first : last + 1]
+    for first, last in stretches:
+        labels[first : last + 1] = ids[first : last + 1]
     return labels
+
+
+def token_stretches(encoding: Any, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """First and last token that hold a character of each span; a span without any has no stretch.
+
+    `spans` are characters [start, end) of the text that `encoding`, a `tokenizers.Encoding`, was made of.
+    """
+    found = ((_first_token(encoding, start, end), _last_token(encoding, start, end)) for start, end in spans)
+    return [(first, last) for first, last in found if first is not None and last is not None]
 
 
 def _first_token(encoding: Any, start: int, end: int) -> int | None:

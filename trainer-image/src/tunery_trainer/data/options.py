@@ -20,6 +20,13 @@ class DataFormat(StrEnum):
     MESSAGES = "Messages"
 
 
+class Template(StrEnum):
+    """How prompts and completions become text: by the tokenizer's chat template, or as they are."""
+
+    CHAT = "Chat"
+    PLAIN = "Plain"
+
+
 class Loss(StrEnum):
     """Which tokens count: the assistant's alone, or every one. Rows of plain text always count in full."""
 
@@ -38,6 +45,7 @@ class DataOptions:
     path: str = ""
     """A file, a folder or a glob below the root; empty for the root itself."""
     format: DataFormat = DataFormat.AUTO
+    template: Template = Template.CHAT
     split: str = "train"
     columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """From our name of a field (`prompt`) to the name of the column that holds it (`question`)."""
@@ -69,8 +77,20 @@ class TokenReport:
     p99_length: int
     unlearnable_rows: int
     """Rows left out because cutting them to maxLength left no token of an answer."""
-    final_turn_rows: int
-    """Rows that train on their last answer only, since the chat template rewrites earlier turns."""
+    examples: int
+    """What the training rows became: more than the rows where some were split."""
+    split_rows: int
+    """Rows that became several examples, since the chat template rewrites earlier turns."""
+    repeated_tokens: int
+    """Of `tokens`, those that stand in more than one example of a row."""
+    assistant_turns: int
+    """Turns of the assistant (with PLAIN, completions); 0 where every token counts."""
+    context_turns: int
+    """Those of them that the rows mark as not to be learned."""
+    trained_turns: int
+    """Those of them of which at least one token counts."""
+    lost_reasoning: int
+    """Turns to learn whose reasoning the chat template leaves out."""
     template: str
     """`tokenizer`, `chatml` (the tokenizer has none) or `none` (plain text)."""
 

@@ -72,26 +72,26 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTraine
     survey = Survey(files, options)
     with TokenStore(folder, "train") as rows, TokenStore(folder, "evaluation") as evaluation_rows:
         for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
-            for digest, row in survey.encoded(side, tokenizer):
-                store.add(digest, row)
+            for digest, examples in survey.encoded(side, tokenizer):
+                store.add(digest, examples)
     report = survey.report()
     train = list(range(len(rows.lengths)))
     if files.evaluation:
         _write(evaluation_rows, list(range(len(evaluation_rows.lengths))), folder / _EVALUATION, options)
     else:
         held = held_out(rows.digests, options.evaluation_fraction, options.seed)
-        _write(rows, [row for row in train if held[row]], folder / _EVALUATION, options)
-        train = [row for row in train if not held[row]]
+        _write(rows, [example for example in train if held[rows.rows[example]]], folder / _EVALUATION, options)
+        train = [example for example in train if not held[rows.rows[example]]]
     _write(rows, train, folder / _TRAIN, options)
     rows.remove()
     evaluation_rows.remove()
     write_report(folder, report)
 
 
-def _write(store: TokenStore, rows: list[int], path: Path, options: DataOptions) -> None:
+def _write(store: TokenStore, examples: list[int], path: Path, options: DataOptions) -> None:
     if options.packing:
-        packed = pack([store.lengths[row] for row in rows], options.max_length)
-        sequences = [[rows[index] for index in sequence] for sequence in packed]
+        packed = pack([store.lengths[example] for example in examples], options.max_length)
+        sequences = [[examples[index] for index in sequence] for sequence in packed]
     else:
-        sequences = [[row] for row in rows]
+        sequences = [[example] for example in examples]
     store.write(sequences, path, packed=options.packing)

@@ -1,117 +1,184 @@
-"""Examples as the text that the model sees, with the stretches of it that count in the loss."""
+"""Rows as the texts that the model sees, with the stretches of them that count in the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from jinja2.exceptions import TemplateError
-
 from tunery_trainer.data.options import Loss
-from tunery_trainer.data.rows import Example, JsonObject, RowError
+from tunery_trainer.data.rows import Example, RowError
+from tunery_trainer.data.shown import check_shown, thought_and_said
+from tunery_trainer.data.skeleton import Pieces, Shape, Skeleton, pieces_of, shape_of, skeleton_of
+from tunery_trainer.data.template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 
-DEFAULT_TEMPLATE: Final = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""ChatML, for a tokenizer without a template. Its marks are plain text there: no token is added to the vocabulary,
-so the adapter stays small."""
-
-# What a template may raise over a row: its own raise_exception, or an operation on a value it did not expect.
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError)
+_MAX_SHAPES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The text of one row."""
+    """The text of one example."""
 
     text: str
     spans: tuple[Span, ...] | None
-    """Characters [start, end) whose tokens count in the loss; None: every token counts."""
+    """Characters [start, end) whose tokens count in the loss, one for each turn; None: every token counts."""
     special_tokens: bool
     """Whether the tokenizer is to add its own (a chat template of the tokenizer's writes them itself)."""
     append_eos: bool
     """False where the text already ends with it."""
-    final_turn_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedRow:
+    """A row: one example, or several where the chat template rewrites earlier turns."""
+
+    examples: tuple[Rendered, ...]
+    turns: int = 0
+    """Turns of the assistant, or 1 for a completion; 0 where every token counts."""
+    context_turns: int = 0
+    """Those of them that are read only."""
+    lost_reasoning: int = 0
+    """Turns to learn whose reasoning the template leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A turn to learn, at the end of the conversation up to it."""
+
+    index: int
+    text: str
+    span: Span
+    thought: bool
+    """False where its reasoning is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A conversation up to its last turn that is learned from this cut."""
+
+    text: str
+    turns: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What rows of a shape become."""
+
+    skeletons: tuple[Skeleton, ...]
+    lost_reasoning: int
 
 
 class Renderer:
     """Renders with the tokenizer's chat template, or ChatML where it has none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> None:
-        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
         self._all = loss is Loss.ALL
-        self._eos: str = tokenizer.eos_token or ""
-        self.own_template = bool(tokenizer.chat_template)
-        self._template = None if self.own_template else DEFAULT_TEMPLATE
+        self.own_template = self._template.own
+        self._known: dict[Shape, _Known] = {}
 
-    def render(self, example: Example) -> Rendered:
-        """The text of a row and what of it counts.
+    def render(self, example: Example) -> RenderedRow:
+        """The texts of a row and what of them counts.
 
-        An answer is what follows the prompt that ends with its opening, up to where the next turn begins; that holds
-        for any template in which a conversation begins with its own beginning. Where it does not (templates that drop
-        the reasoning of earlier turns, for example), only the last answer counts.
+        Each turn to learn stands in exactly one of them, as the model would be asked for it: after the conversation
+        before it as the template writes it at that moment. Turns share an example where the template keeps what it
+        wrote; what comes after the last turn to learn is left out. With Loss.ALL, the whole conversation is one text.
 
         Raises:
-            RowError: when the template refuses the row, or no answer can be found in what it made of it.
+            RowError: when the template refuses the row, or does not show what is to be learned.
         """
         if example.text is not None:
-            return Rendered(example.text, None, special_tokens=True, append_eos=self._lacks_eos(example.text))
+            return self._plain(example, example.text)
+        if self._all:
+            return self._whole(example)
+        pieces = pieces_of(example)
+        shape = shape_of(example, pieces)
+        known = self._known.get(shape)
+        cuts = _rebuilt(known, pieces, self._template, example) if known else None
+        lost = known.lost_reasoning if known else 0
+        if cuts is None:
+            turns = [self._turn(example, index) for index in example.trained]
+            cuts, lost = _grouped(turns), sum(not turn.thought for turn in turns)
+            self._learn(shape, cuts, pieces, lost)
+        rendered = tuple(self._rendered(cut) for cut in cuts)
+        return RenderedRow(rendered, len(example.answers), len(example.context), lost)
+
+    def _plain(self, example: Example, text: str) -> RenderedRow:
+        learned = example.completion_at is not None and not self._all
+        spans = ((example.completion_at or 0, len(text)),) if learned else None
+        return RenderedRow((Rendered(text, spans, True, self._lacks_eos(text)),), turns=int(learned))
+
+    def _whole(self, example: Example) -> RenderedRow:
+        if example.context:
+            why = "is not to be trained, but spec.training.loss: All counts every token; use Completion"
+            raise RowError(f"messages[{min(example.context)}]", why)
+        text = self._template.text(example.messages, example.tools)
+        return RenderedRow((Rendered(text, None, not self.own_template, self._lacks_eos(text)),))
+
+    def _rendered(self, cut: _Cut) -> Rendered:
+        return Rendered(cut.text, cut.spans, not self.own_template, self._lacks_eos(cut.text))
+
+    def _learn(self, shape: Shape, cuts: tuple[_Cut, ...], pieces: Pieces, lost: int) -> None:
+        skeletons = tuple(skeleton_of(cut.text, cut.spans, cut.turns, pieces) for cut in cuts)
+        whole = tuple(skeleton for skeleton in skeletons if skeleton is not None)
+        if len(whole) == len(skeletons) and (shape in self._known or len(self._known) < _MAX_SHAPES):
+            self._known[shape] = _Known(whole, lost)
+
+    def _turn(self, example: Example, index: int) -> _Turn:
+        text = self._template.text(example.messages[: index + 1], example.tools)
+        start = self._start(example, index, text)
+        span = self._template.outside_special(text, self._template.trimmed(text, (start, len(text))))
+        thought = check_shown(example.messages[index], f"messages[{index}]", text[span[0] : span[1]])
+        return _Turn(index, text, span, thought)
+
+    def _start(self, example: Example, index: int, text: str) -> int:
+        """Where answer `index`, which ends `text`, begins: after the opening that the model is asked with."""
+        before = example.messages[:index]
         try:
-            full = self._apply(example, len(example.messages))
-        except _TEMPLATE_FAULTS as error:
-            raise RowError("messages", f"the chat template refuses them: {error}") from error
-        spans, final_only = (None, False) if self._all else self._answers(example, full)
-        return Rendered(full, spans, not self.own_template, self._lacks_eos(full), final_only)
-
-    def _answers(self, example: Example, full: str) -> tuple[tuple[Span, ...], bool]:
-        turns = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
-        spans = [self._span(example, index, full) for index in turns]
-        found = tuple(self._trimmed(span, full) for span in spans if span is not None)
-        if len(found) == len(turns):
-            return found, False
-        last = spans[-1] or _search(example.messages, turns[-1], full)
-        return (self._trimmed(last, full),), len(turns) > 1
-
-    def _span(self, example: Example, index: int, full: str) -> Span | None:
-        """Where answer `index` stands in `full`; None if the template does not keep beginnings as they were."""
-        try:
-            opened = self._apply(example, index, generate=True)
-            closed = full if index + 1 == len(example.messages) else self._apply(example, index + 1)
-            if not full.startswith(closed):
-                return None
-            if full.startswith(opened):
-                return len(opened), len(closed)
-            # The opening may hold more than a finished turn shows (`<think>`): then they part after the header.
-            start = _common_length(opened, full)
-            return (start, len(closed)) if start > len(self._apply(example, index)) else None
-        except _TEMPLATE_FAULTS:
-            return None
-
-    def _apply(self, example: Example, count: int, *, generate: bool = False) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(example.messages[:count]),
-                tools=list(example.tools) or None,
-                chat_template=self._template,
-                add_generation_prompt=generate,
-                tokenize=False,
-            )
-        )
+            opened = self._template.text(before, example.tools, asked=True)
+            if text.startswith(opened):
+                return len(opened)
+            closed = self._template.text(before, example.tools)
+        except RowError:
+            # No template opens an answer before the first message.
+            return _search(example, index, text)
+        # The opening may hold more than a finished turn shows (`<think>`): then they part after the header.
+        start = _common_length(opened, text)
+        if start <= len(closed) or not text.startswith(closed):
+            return _search(example, index, text)
+        return min([start, *(place for place in _places(example, index, text, len(closed)) if place >= 0)])
 
     def _lacks_eos(self, text: str) -> bool:
-        return bool(self._eos) and not text.rstrip().endswith(self._eos)
+        return bool(self._template.eos) and not text.rstrip().endswith(self._template.eos)
 
-    def _trimmed(self, span: Span, full: str) -> Span:
-        """Without the white space after an end-of-sequence token: nothing comes after that."""
-        visible = full[span[0] : span[1]].rstrip()
-        return (span[0], span[0] + len(visible)) if self._eos and visible.endswith(self._eos) else span
+
+def _rebuilt(known: _Known, pieces: Pieces, template: ChatTemplate, example: Example) -> tuple[_Cut, ...] | None:
+    """The cuts of a row of a known shape, at one template call each; None where it is written in another way."""
+    cuts = []
+    for skeleton in known.skeletons:
+        text = template.text(example.messages[: skeleton.last + 1], example.tools)
+        spans = skeleton.spans(pieces, text)
+        if spans is None:
+            return None
+        cuts.append(_Cut(text, (), spans))
+    return tuple(cuts)
+
+
+def _grouped(turns: list[_Turn]) -> tuple[_Cut, ...]:
+    """As few cuts as keep each turn as it was when it was the last one; in order."""
+    cuts: list[_Cut] = []
+    left = turns
+    while left:
+        text = left[-1].text
+        kept = [turn for turn in left if text.startswith(turn.text)]
+        cuts.append(_Cut(text, tuple(turn.index for turn in kept), tuple(turn.span for turn in kept)))
+        left = [turn for turn in left if not text.startswith(turn.text)]
+    return tuple(reversed(cuts))
 
 
 def _common_length(one: str, other: str) -> int:
@@ -119,9 +186,16 @@ def _common_length(one: str, other: str) -> int:
     return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
-def _search(messages: Sequence[JsonObject], index: int, full: str) -> Span:
-    content = str(messages[index]["content"]).strip()
-    start = full.rfind(content) if content else -1
-    if start < 0:
-        raise RowError(f"messages[{index}]", "the chat template does not show this answer, so it cannot be trained on")
-    return start, len(full) if index + 1 == len(messages) else start + len(content)
+def _search(example: Example, index: int, text: str) -> int:
+    """Where the answer that ends `text` begins, if its opening does not tell."""
+    found = [place for place in _places(example, index, text, None) if place >= 0]
+    if not found:
+        why = "the chat template does not show this answer, so it cannot be trained"
+        raise RowError(f"messages[{index}]", why)
+    return min(found)
+
+
+def _places(example: Example, index: int, text: str, low: int | None) -> list[int]:
+    """Where reasoning and answer of a message stand in `text`: first after `low`, or last of all; -1 where not."""
+    wanted = [piece for piece in thought_and_said(example.messages[index]) if piece]
+    return [text.rfind(piece) if low is None else text.find(piece, low) for piece in wanted]

@@ -44,10 +44,27 @@ class Example:
 
     place: Place
     text: str | None = None
+    completion_at: int | None = None
+    """Of a text: characters before its completion, which alone is learned; None: all of it is."""
     messages: tuple[JsonObject, ...] = ()
     tools: tuple[JsonObject, ...] = ()
+    context: frozenset[int] = frozenset()
+    """Indexes of the assistant's messages that are read only, as the row's own weight or train says."""
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Indexes of the assistant's messages."""
+        return tuple(index for index, message in enumerate(self.messages) if message["role"] == "assistant")
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Indexes of the messages to learn."""
+        return tuple(index for index in self.answers if index not in self.context)
 
     def digest(self) -> bytes:
         """16 bytes, equal for rows that train the same."""
-        content = json.dumps([self.text, self.messages, self.tools], sort_keys=True)
-        return hashlib.blake2b(content.encode(), digest_size=16).digest()
+        content: list[Any] = [self.text, self.messages, self.tools]
+        # Only where there is something to add: which rows are held out hangs on the digest, and shall stay.
+        if self.context or self.completion_at is not None:
+            content += [sorted(self.context), self.completion_at]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()

@@ -18,12 +18,16 @@ _LIST = pa.list_(pa.int32())
 
 
 class TokenStore:
-    """Two flat files of int32, tokens and labels, that grow row by row; memory holds only digests and lengths."""
+    """Two flat files of int32, tokens and labels, that grow by example; memory holds only digests and lengths."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._paths = (folder / f"{name}.tokens", folder / f"{name}.labels")
         self.digests: list[bytes] = []
+        """Of each row."""
+        self.rows: list[int] = []
+        """Of each example the number of its row, from 0."""
         self.lengths: list[int] = []
+        """Of each example its tokens."""
 
     def __enter__(self) -> Self:
         self._tokens, self._labels = (path.open("wb") for path in self._paths)
@@ -35,18 +39,20 @@ class TokenStore:
         self._tokens.close()
         self._labels.close()
 
-    def add(self, digest: bytes, row: Encoded) -> None:
-        """Append a row."""
-        self._tokens.write(row.input_ids.tobytes())
-        self._labels.write(row.labels.tobytes())
+    def add(self, digest: bytes, examples: Sequence[Encoded]) -> None:
+        """Append the examples of a row."""
+        for example in examples:
+            self._tokens.write(example.input_ids.tobytes())
+            self._labels.write(example.labels.tobytes())
+            self.rows.append(len(self.digests))
+            self.lengths.append(len(example.input_ids))
         self.digests.append(digest)
-        self.lengths.append(len(row.input_ids))
 
     def write(self, sequences: Sequence[Sequence[int]], path: Path, *, packed: bool) -> None:
-        """Write the sequences (each the indexes of its rows, in order) as an Arrow stream.
+        """Write the sequences (each the indexes of its examples, in order) as an Arrow stream.
 
         Columns `input_ids` and `labels`, lists of int32 of equal length, and, if `packed`, `seq_lengths`, the length
-        of each row of the sequence.
+        of each example of the sequence.
         """
         ends = np.cumsum([0, *self.lengths])
         flat = [np.memmap(file, np.int32, "r") for file in self._paths]

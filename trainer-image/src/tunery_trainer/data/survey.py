@@ -6,12 +6,13 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
+from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, Template, TokenReport
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Example, RowError
 from tunery_trainer.data.sources import Source, content_digest, find_sources
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunery_trainer.data.encode import Encoded
+    from tunery_trainer.data.render import RenderedRow
 
 T = TypeVar("T")
 
@@ -53,28 +55,39 @@ def find_files(root: Path, options: DataOptions) -> Files:
 
 
 class TokenCounts:
-    """Running totals over encoded rows."""
+    """Running totals over encoded rows; what is said of tokens and lengths is said of examples."""
 
     def __init__(self) -> None:
         self.lengths = array("q")
-        self.tokens = self.loss_tokens = self.lost = self.cut = self.unlearnable = self.final_turn = 0
+        self.tokens = self.loss_tokens = self.lost = self.cut = self.unlearnable = 0
+        self.split = self.repeated = self.turns = self.context = self.trained = self.thoughtless = 0
 
-    def add(self, row: Encoded) -> bool:
-        """Count a row; False if it has nothing left to learn and must be left out."""
-        self.lengths.append(row.full_length)
-        kept = len(row.input_ids)
-        self.cut += row.full_length > kept
-        self.lost += row.full_length - kept
-        if not (loss_tokens := row.loss_tokens):
-            self.unlearnable += 1
+    def add(self, row: RenderedRow, examples: Sequence[Encoded]) -> list[Encoded]:
+        """Count a row; what is given back are its examples that have something left to learn."""
+        kept = [example for example in examples if self._counted(example)]
+        self.unlearnable += not kept
+        self.split += len(examples) > 1
+        lengths = [len(example.input_ids) for example in kept]
+        self.repeated += sum(lengths) - max(lengths, default=0)
+        self.turns += row.turns
+        self.context += row.context_turns
+        self.trained += sum(example.turns for example in kept)
+        self.thoughtless += row.lost_reasoning
+        return kept
+
+    def _counted(self, example: Encoded) -> bool:
+        self.lengths.append(example.full_length)
+        kept = len(example.input_ids)
+        self.cut += example.full_length > kept
+        self.lost += example.full_length - kept
+        if not (loss_tokens := example.loss_tokens):
             return False
-        self.final_turn += row.final_turn_only
         self.tokens += kept
         self.loss_tokens += loss_tokens
         return True
 
-    def report(self, template: str) -> TokenReport:
-        """The totals as they go into the status."""
+    def report(self, template: str, examples: int) -> TokenReport:
+        """The totals as they go into the status; `examples` are those of the training rows."""
         lengths = sorted(self.lengths)
         return TokenReport(
             tokens=self.tokens,
@@ -84,7 +97,13 @@ class TokenCounts:
             p50_length=_percentile(lengths, 0.50),
             p99_length=_percentile(lengths, 0.99),
             unlearnable_rows=self.unlearnable,
-            final_turn_rows=self.final_turn,
+            examples=examples,
+            split_rows=self.split,
+            repeated_tokens=self.repeated,
+            assistant_turns=self.turns,
+            context_turns=self.context,
+            trained_turns=self.trained,
+            lost_reasoning=self.thoughtless,
             template=template,
         )
 
@@ -100,7 +119,9 @@ class Side:
     def __init__(self, sources: tuple[Source, ...]) -> None:
         self.sources = sources
         self.seen: set[bytes] = set()
-        self.rows = self.duplicates = self.kept = 0
+        self.rows = self.duplicates = 0
+        self.kept = 0
+        """Examples."""
 
     def add(self, digest: bytes) -> None:
         """Count a valid row."""
@@ -117,7 +138,7 @@ class Survey:
         self._sha256 = files.sha256
         self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
-        self._max_length, self._loss = options.max_length, options.loss
+        self._max_length, self._loss, self._chat = options.max_length, options.loss, options.template is Template.CHAT
         self._overlap = 0
         self._counts: TokenCounts | None = None
         self._template = "none"
@@ -126,10 +147,11 @@ class Survey:
         """The digest of each valid row of a side."""
         return (digest for digest, _ in self._valid(side, lambda example: example))
 
-    def encoded(self, side: Side, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bytes, Encoded]]:
-        """Digest and tokens of each row of a side; without those that have no answer left.
+    def encoded(self, side: Side, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bytes, list[Encoded]]]:
+        """Digest and examples (most often one) of each row of a side; without those that have no answer left.
 
-        A row that the chat template refuses is a bad row like any other.
+        A row that the chat template refuses, or of which it does not show what is to be learned, is a bad row like any
+        other.
         """
         from tunery_trainer.data.encode import Encoder, in_batches
         from tunery_trainer.data.render import Renderer
@@ -137,13 +159,13 @@ class Survey:
         renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
         counts = self._counts = self._counts or TokenCounts()
         for batch in in_batches(self._valid(side, renderer.render)):
-            if self._reader.format is not DataFormat.TEXT:
+            if self._uses_template:
                 self._template = "tokenizer" if renderer.own_template else "chatml"
-            rows = encoder.encode([rendered for _, rendered in batch])
-            for (digest, _), row in zip(batch, rows, strict=True):
-                if counts.add(row):
-                    side.kept += 1
-                    yield digest, row
+            encoded = iter(encoder.encode([example for _, row in batch for example in row.examples]))
+            for digest, row in batch:
+                if kept := counts.add(row, list(islice(encoded, len(row.examples)))):
+                    side.kept += len(kept)
+                    yield digest, kept
 
     def report(self) -> DatasetReport:
         """What was found.
@@ -155,7 +177,7 @@ class Survey:
         self._invalid.check(train.rows)
         if evaluation.sources and not evaluation.rows:
             raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset.evaluation: has no valid row")
-        tokens = self._counts.report(self._template) if self._counts else None
+        tokens = self._counts.report(self._template, train.kept) if self._counts else None
         if tokens is not None and not (train.kept and (evaluation.kept or not evaluation.sources)):
             raise self._nothing_left(tokens)
         return DatasetReport(
@@ -170,6 +192,10 @@ class Survey:
             ignored_columns=tuple(sorted(self._reader.ignored)),
             tokens=tokens,
         )
+
+    @property
+    def _uses_template(self) -> bool:
+        return self._chat and self._reader.format is not DataFormat.TEXT
 
     def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, T]]:
         for example in self._reader.examples(read_records(side.sources)):
