@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.fields import ApiModel
-from tunery_api.inputs import DatasetEvaluation, ModelSpec
+from tunery_api.inputs import DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
@@ -43,6 +43,12 @@ def _goes_with(block: str, method: str) -> CelRule:
 CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ModelSpec: [
         CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only"),
+    ],
+    DatasetSpec: [
+        CelRule(
+            "self.?template.orValue('Chat') != 'Plain' || !(self.?format.orValue('Auto') in ['Messages', 'ShareGPT'])",
+            "template Plain is for prompts with completions, not for formats Messages and ShareGPT",
+        ),
     ],
     DatasetEvaluation: [
         CelRule(

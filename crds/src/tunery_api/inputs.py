@@ -63,6 +63,13 @@ class DatasetFormat(StrEnum):
     MESSAGES = "Messages"
 
 
+class DatasetTemplate(StrEnum):
+    """How prompts and completions become text."""
+
+    CHAT = "Chat"
+    PLAIN = "Plain"
+
+
 Split = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -88,6 +95,11 @@ class DatasetSpec(ApiModel):
         DatasetFormat.AUTO,
         description="How a row is written: Text (text), PromptCompletion (prompt, completion), Alpaca (instruction, "
         "input, output), ShareGPT (conversations) or Messages (messages). Auto looks at the columns.",
+    )
+    template: DatasetTemplate = Field(
+        DatasetTemplate.CHAT,
+        description="Chat: rows become chats, by the tokenizer's chat template, ChatML where it has none. Plain, for "
+        "base models: prompt and completion (PromptCompletion, Alpaca) stand one after the other as they are.",
     )
     split: Split = Field("train", description="The split to train on, where the data set has splits.")
     evaluation: DatasetEvaluation | None = Field(None, description="The rows held out; at most one of its fields.")

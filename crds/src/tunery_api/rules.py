@@ -9,7 +9,7 @@ from typing import Any, Final
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
 from tunery_api.fields import ApiModel, bucket_problem
-from tunery_api.inputs import ModelSpec
+from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
@@ -184,6 +184,16 @@ def evaluation_rows(spec: LoRAJobSpec) -> Errors:
         )
 
 
+def dataset_template(spec: LoRAJobSpec) -> Errors:
+    """Only a chat template can say who speaks."""
+    conversations = (DatasetFormat.MESSAGES, DatasetFormat.SHARE_GPT)
+    if spec.dataset.template is DatasetTemplate.PLAIN and spec.dataset.format in conversations:
+        yield FieldError(
+            "spec.dataset.template",
+            f"Plain is for prompts with completions, not for format: {spec.dataset.format}; leave it out",
+        )
+
+
 def early_stopping(spec: LoRAJobSpec) -> Errors:
     """Patience counts evaluations."""
     if spec.evaluation.early_stopping_patience is not None and spec.evaluation.every_steps is None:
@@ -306,6 +316,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     lorajob_places,
     lorajob_revision,
     evaluation_rows,
+    dataset_template,
     quantization,
     initialization,
     unused_lora_settings,

@@ -131,6 +131,33 @@ class DatasetStatus(OpenModel):
     p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
     sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
     format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
+    template: Annotated[str, Field(max_length=32)] | None = Field(
+        None,
+        description="How rows became text: tokenizer (its chat template), chatml (it has none) or none (as they are).",
+    )
+    loss_tokens: int | None = Field(None, ge=0, description="Tokens that count in the loss.")
+    lost_tokens: int | None = Field(None, ge=0, description="Tokens beyond training.maxLength, cut off.")
+    unlearnable_rows: int | None = Field(None, ge=0, description="Rows left out: cutting them left no answer.")
+    assistant_turns: int | None = Field(None, ge=0, description="Turns of the assistant; with Plain, completions.")
+    context_turns: int | None = Field(None, ge=0, description="Those that rows mark as weight 0 or train false.")
+    trained_turns: int | None = Field(None, ge=0, description="Those that are trained.")
+    lost_reasoning: int | None = Field(
+        None, ge=0, description="Those that would be trained with reasoning, had the chat template not left it out."
+    )
+    split_rows: int | None = Field(
+        None, ge=0, description="Rows split into several examples, as the chat template rewrites earlier turns."
+    )
+    examples: int | None = Field(
+        None, ge=0, description="What the rows to train on became, a fraction held out included."
+    )
+    repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
+    overlap: int | None = Field(None, ge=0, description="Rows of dataset.evaluation that are training rows, too.")
+    ignored_columns: list[Annotated[str, Field(max_length=64)]] | None = Field(
+        None, max_length=16, description="Columns that no field of the format reads; the first 16."
+    )
+    warnings: list[Annotated[str, Field(max_length=256)]] | None = Field(
+        None, max_length=8, description="What is less than it could be; an event DatasetWarning says it, too."
+    )
 
 
 class MemoryStatus(OpenModel):

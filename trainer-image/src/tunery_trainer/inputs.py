@@ -12,7 +12,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.checkpoints import probe_checkpoints
 from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
-from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel, Place, Progress, fetch_dataset, fetch_model
 from tunery_trainer.publish import Target, probe
@@ -99,6 +99,7 @@ def data_options(
     return DataOptions(
         path=train.pattern,
         format=DataFormat(spec.dataset.format.value),
+        template=Template(spec.dataset.template.value),
         split=spec.dataset.split,
         columns=dict(spec.dataset.columns or {}),
         max_invalid_rows=spec.dataset.max_invalid_rows,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
+from tunery_api.status import DatasetStatus
 
 _NO_LORA_IN_VLLM = frozenset({"AdaLoRA", "PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -89,6 +90,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     rows = (
         ("Base model", _source(lineage.model)),
         ("Data", _source(lineage.dataset)),
+        *_data_rows(lineage.found),
         ("Method", lineage.method),
         ("Rank", lineage.rank),
         ("Continued from", f"`{lineage.continued_from.uri}`" if lineage.continued_from else None),
@@ -98,6 +100,18 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         ("Libraries", versions),
     )
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _data_rows(found: DatasetStatus | None) -> list[tuple[str, str]]:
+    """Return what of the data was trained, and what of it is less than it could be."""
+    if found is None:
+        return []
+    rows = [("Rows", str(found.rows))] if found.rows is not None else []
+    if found.assistant_turns:
+        rows.append(("Answers trained", f"{found.trained_turns} of {found.assistant_turns}"))
+    if found.split_rows:
+        rows.append(("Rows split", f"{found.split_rows}, since the chat template rewrites earlier turns"))
+    return [*rows, *(("Note", warning) for warning in found.warnings or ())]
 
 
 def _source(source: SourceRecord | None) -> str | None:

@@ -150,6 +150,13 @@ def _print(report: PreflightReport) -> None:
             f"Preflight  data: {dataset.rows} rows, {dataset.tokens} tokens, format {dataset.format}, "
             f"{dataset.invalid_rows} invalid, {dataset.duplicates} duplicates, {dataset.truncated_percent} % cut"
         )
+        if dataset.split_rows:
+            print(
+                f"Preflight  data: the chat template rewrites earlier turns, so {dataset.split_rows} rows were split, "
+                f"into {dataset.examples} examples with the others; {dataset.repeated_tokens} tokens are repeated"
+            )
+        for warning in dataset.warnings or []:
+            print(f"Preflight  warning: {warning}")
     if resolved:
         targets = ", ".join(resolved.target_modules or []) or "none"
         print(f"Preflight  method: {resolved.method} on {targets}; {resolved.trainable_parameters} parameters trained")

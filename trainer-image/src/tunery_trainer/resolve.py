@@ -70,6 +70,7 @@ def resolve(spec: LoRAJobSpec, facts: ModelFacts, rows: int, devices: DeviceFact
     method, reason = choose_method(spec, facts, rows, devices)
     decide = _Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
     decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
+    decide.plain(spec.dataset, "dataset", "template")
     adapter = _adapter(decide)
     training = _training(decide, adapter.rank, facts, devices)
     return Resolved(

@@ -22,5 +22,6 @@ def expected_sequences(report: DatasetReport, options: DataOptions) -> int:
     held_out = options.evaluation_root is None and options.evaluation_split is None
     share = 1 - options.evaluation_fraction if held_out else 1.0
     if not options.packing or report.tokens is None:
-        return max(1, round(report.rows * share))
+        examples = report.tokens.examples if report.tokens else report.rows
+        return max(1, round(examples * share))
     return max(1, math.ceil(report.tokens.tokens * share / options.max_length))

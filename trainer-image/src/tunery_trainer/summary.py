@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.scrub import shorten
 from tunery_api.status import DatasetStatus, ResolvedStatus
-from tunery_trainer.data.options import DatasetReport
+from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.resolved import Resolved
 
 _LIBRARIES: Final = (
@@ -22,23 +25,33 @@ _LIBRARIES: Final = (
 )
 _MAX_TARGETS: Final = 64
 _MAX_VALUES: Final = 48
+_MAX_COLUMNS: Final = 16
+_MAX_COLUMN: Final = 64
+"""Bytes."""
 
 
 def dataset_status(report: DatasetReport) -> DatasetStatus:
     """Return the report as it stands in status.dataset."""
-    tokens = report.tokens
     return DatasetStatus(
         rows=report.rows,
         invalid_rows=report.invalid_rows,
         first_invalid=list(report.first_invalid) or None,
-        tokens=tokens.tokens if tokens else None,
-        truncated_percent=f"{tokens.truncated_percent:.4g}" if tokens else None,
         duplicates=report.duplicates,
-        p50_length=tokens.p50_length if tokens else None,
-        p99_length=tokens.p99_length if tokens else None,
         sha256=report.sha256,
         format=report.format.value,
+        overlap=report.overlap,
+        ignored_columns=[shorten(name, _MAX_COLUMN) for name in report.ignored_columns[:_MAX_COLUMNS]] or None,
+        warnings=list(warnings_of(report)) or None,
+        **(_token_fields(report.tokens) if report.tokens else {}),
     )
+
+
+def _token_fields(tokens: TokenReport) -> dict[str, Any]:
+    """Return what a tokenizer says, by field; the turns only where not every token counts."""
+    fields = dataclasses.asdict(tokens) | {"truncated_percent": f"{tokens.truncated_percent:.4g}"}
+    if not tokens.assistant_turns:
+        fields |= dict.fromkeys(("assistant_turns", "context_turns", "trained_turns", "lost_reasoning"))
+    return fields
 
 
 def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedStatus:

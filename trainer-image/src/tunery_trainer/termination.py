@@ -14,6 +14,7 @@ from tunery_api.scrub import scrub
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
 _DROPPED_FIRST: Final = (
+    ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
     ("resolved", "values"),
     ("resolved", "targetModules"),

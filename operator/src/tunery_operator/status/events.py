@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
-from tunery_api.status import Phase
+from tunery_api.status import ConditionType, Phase
 
 RETRIED: Final = "Retried"
+DATASET_WARNING: Final = "DatasetWarning"
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -43,9 +44,12 @@ class Event:
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
     """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once.
 
-    And one for a failed object that was reopened.
+    And one for a failed object that was reopened, and one for what preflight or training warns of in the data set.
     """
     events: dict[str, Event] = {}
+    warnings = _dataset_warnings(new)
+    if warnings and warnings != _dataset_warnings(old):
+        events[DATASET_WARNING] = Event(DATASET_WARNING, "; ".join(warnings), True, _judged(new))
     if _is_retried(old, new):
         text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
@@ -56,6 +60,16 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
             note = condition.get("message") or reason
             events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
     return tuple(events.values())
+
+
+def _dataset_warnings(status: Mapping[str, Any]) -> list[str]:
+    return (status.get("dataset") or {}).get("warnings") or []
+
+
+def _judged(status: Mapping[str, Any]) -> str:
+    """Return when preflight last spoke, or was left out."""
+    times = [c["lastTransitionTime"] for c in status.get("conditions") or () if c["type"] == ConditionType.PREFLIGHT]
+    return times[0] if times else str(status.get("startTime") or "")
 
 
 def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
