@@ -164,6 +164,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="fraction-0",
     ),
     pytest.param(
+        {"dataset": {"uri": "s3://d/x.jsonl", "format": "Messages", "template": "Plain"}},
+        "spec.dataset.template: Plain is for prompts with completions, not for format: Messages; leave it out",
+        "template Plain is for prompts with completions",
+        id="plain-messages",
+    ),
+    pytest.param(
         {"evaluation": {"earlyStoppingPatience": 2}},
         "spec.evaluation.earlyStoppingPatience: counts evaluations while training; set evaluation.everySteps too",
         "earlyStoppingPatience counts evaluations",

@@ -129,6 +129,21 @@ def test_events_tell_each_transition_once() -> None:
     assert transitions(after, after) == ()
 
 
+def test_what_preflight_warns_of_in_the_data_is_a_warning_once() -> None:
+    said = {"dataset": {"rows": 9, "warnings": ["2 of 9 answers are not trained", "3 rows are left out"]}}
+    attempt = Attempt(DONE, (ended(says=said),))
+    before = compute_status(nothing(preflight_needed=True, preflight=Attempt(DONE, (running(),))))
+    after = compute_status(nothing(preflight_needed=True, preflight=attempt, status=before))
+    (warning,) = [event for event in transitions(before, after) if event.warning]
+    assert (warning.reason, warning.note) == ("DatasetWarning", "; ".join(said["dataset"]["warnings"]))
+    assert warning.time == next(c["lastTransitionTime"] for c in after["conditions"] if c["type"] == "Preflight")
+    assert after["dataset"] == said["dataset"]
+    # The result of training says it once more.
+    trained = {**RESULT, "dataset": said["dataset"]}
+    done = judge(ended(says=trained), train=DONE, status=after)
+    assert "DatasetWarning" not in [event.reason for event in transitions(after, done)]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "patch"),
     [

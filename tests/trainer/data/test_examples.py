@@ -10,7 +10,7 @@ import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions
+from tunery_trainer.data.options import DataFormat, DataOptions, Template
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Example
 from tunery_trainer.data.sources import find_sources
@@ -97,6 +97,61 @@ def test_nested_tool_calls(write: Write) -> None:
     assert example.tools == (tool,)
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_by_any_of_its_names(write: Write, key: str) -> None:
+    (example,), _, _ = convert(write("a.jsonl", [{"messages": [USER, {**ASSISTANT, key: "Hm."}]}]))
+    assert example.messages[1] == {**ASSISTANT, "reasoning_content": "Hm."}
+
+
+MARKED = [
+    pytest.param({"weight": 0}, {"weight": 1}, id="weight"),
+    pytest.param({"weight": 0.0}, {"weight": None}, id="weight-of-parquet"),
+    pytest.param({"train": False}, {"train": True}, id="train"),
+    pytest.param({"train": False, "weight": 0}, {}, id="both"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), MARKED)
+def test_a_turn_can_be_context(write: Write, first: dict[str, Any], second: dict[str, Any]) -> None:
+    turns = [{**USER, "train": False}, {**ASSISTANT, **first}, USER, {**ASSISTANT, **second}]
+    said = [{"from": "gpt" if "ass" in turn["role"] else "human", "value": turn["content"], **turn} for turn in turns]
+    path = write("a.jsonl", [{"messages": turns}])
+    other = write("b.jsonl", [{"system": "Be brief", "conversations": said}])
+    (example,), _, _ = convert(path)
+    (shared,), _, _ = convert(other)
+    assert (example.trained, shared.trained) == ((3,), (4,))
+    assert example.messages == (USER, ASSISTANT, USER, ASSISTANT), "no template sees the marks"
+    (unmarked,), _, _ = convert(write("c.jsonl", [{"messages": [USER, ASSISTANT] * 2}]))
+    assert unmarked.trained == (1, 3)
+    assert unmarked.digest() != example.digest()
+
+
+PLAIN = [
+    pytest.param({"prompt": "Once upon", "completion": " a time"}, "Once upon", " a time", id="prompt"),
+    pytest.param({"prompt": "Hi", "completion": " Hello", "system": "S"}, "S\n\nHi", " Hello", id="system"),
+    pytest.param({"instruction": "Add", "input": "1 2", "output": "3"}, "Add\n\n1 2\n\n", "3", id="alpaca"),
+]
+
+
+@pytest.mark.parametrize(("row", "prompt", "completion"), PLAIN)
+def test_plain_rows_stay_as_they_are(write: Write, row: dict[str, Any], prompt: str, completion: str) -> None:
+    (example,), _, _ = convert(write("a.jsonl", [row]), DataOptions(template=Template.PLAIN))
+    assert (example.text, example.completion_at, example.messages) == (prompt + completion, len(prompt), ())
+    # Where the completion begins is part of what is trained.
+    moved = Example(example.place, text=example.text, completion_at=len(prompt) - 1)
+    assert moved.digest() != example.digest()
+
+
+def test_plain_is_not_for_conversations_and_not_for_tools(write: Write) -> None:
+    plain = DataOptions(template=Template.PLAIN)
+    with pytest.raises(TrainerError, match=r"spec\.dataset\.template: Plain is for prompts.*is Messages") as caught:
+        convert(write("a.jsonl", [{"messages": [USER, ASSISTANT]}]), plain)
+    assert caught.value.reason is FailureReason.INVALID_SPEC
+    tool = {"type": "function", "function": {"name": "add"}}
+    path = write("b.jsonl", [{"prompt": "Hi", "completion": "x", "tools": [tool]}])
+    assert "tools: only a chat template can show tools" in convert(path, plain)[1].first[0]
+
+
 def bad_call(**changed: Any) -> dict[str, Any]:
     call = {**CALL, "function": {"name": "add", "arguments": "{}"} | changed}
     return {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
@@ -146,6 +201,32 @@ def bad_call(**changed: Any) -> dict[str, Any]:
             {"prompt": "Hi", "completion": ""}, "completion: is missing; columns", id="mixed-without-messages"
         ),
         pytest.param({}, "messages: is missing; the row has no columns", id="empty-row"),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "weight": 0.5}]},
+            "messages[1].weight: must be 0 or 1, found 0.5",
+            id="half",
+        ),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "weight": True}]},
+            "messages[1].weight: must be 0 or 1, found true",
+            id="w",
+        ),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "train": 1}]}, "messages[1].train: must be true or false, found 1", id="t"
+        ),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "train": True, "weight": 0}]},
+            "messages[1].train: contradicts weight",
+            id="contradiction",
+        ),
+        pytest.param(
+            {"messages": [{**USER, "train": True}, ASSISTANT]},
+            "messages[0].train: only the assistant's turns are trained",
+            id="trained-user",
+        ),
+        pytest.param(
+            {"messages": [USER, {**ASSISTANT, "weight": 0}]}, "messages: marks every answer with weight 0", id="nothing"
+        ),
         pytest.param(
             {"text": "Once"}, "messages: is missing: the row looks like Text, but the data set is Messages", id="mixed"
         ),

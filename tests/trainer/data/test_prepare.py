@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data import prepare as prepare_module
-from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.summary import dataset_status
 
-from .conftest import Write, build_tokenizer
+from .conftest import CHATML, Write, build_tokenizer
 
 SMALL = DataOptions(max_length=64)
 
@@ -213,6 +214,95 @@ def test_duplicates_are_kept_and_never_on_both_sides(
     assert train.total() + held.total() == 100
     assert held.total() == 20
     assert not set(train) & set(held)
+
+
+# As reasoning models' templates do: an opening that only the last answer keeps.
+REWRITING = CHATML.replace("{{ m.content }}", "{% if m.role == 'assistant' and loop.last %}!{% endif %}{{ m.content }}")
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """Rows of one to three turns; what they say tells which row it is."""
+    return [
+        {"messages": [
+            {"role": role, "content": f"Hello {number} {role} {turn}"}
+            for turn in range(1 + number % 3) for role in ("user", "assistant")
+        ]} for number in range(count)
+    ]  # fmt: skip
+
+
+def test_rows_that_are_split_stay_whole_in_every_count(write: Write, tmp_path: Path) -> None:
+    tokenizer, made = build_tokenizer(REWRITING), conversations(60)
+    path = write("train.jsonl", made)
+    options = dataclasses.replace(SMALL, max_length=512, evaluation_fraction=0.2)
+    prepared = prepare(path, options, tokenizer, tmp_path / "cache")
+    report, tokens = prepared.report, prepared.report.tokens
+    assert scan(path, options, tokenizer) == report
+    assert tokens is not None
+    assert (report.rows, report.duplicates, tokens.split_rows) == (60, 0, 40)
+    assert (tokens.examples, tokens.assistant_turns, tokens.trained_turns) == (120, 120, 120)
+    train, held = documents(prepared.train), documents(prepared.evaluation)
+    assert len(train) + len(held) == 120
+    sides = [{_row_of(tokenizer, ids) for ids, _ in side} for side in (train, held)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 12, "a fraction of the rows, however many examples they became"
+    longest: dict[str, int] = {}
+    for ids, _ in [*train, *held]:
+        longest[_row_of(tokenizer, ids)] = max(longest.get(_row_of(tokenizer, ids), 0), len(ids))
+    assert tokens.repeated_tokens == tokens.tokens - sum(longest.values())
+
+
+def _row_of(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(list(ids))).split("Hello ")[1].split(" ")[0]
+
+
+def test_one_row_is_too_few_however_many_examples_it_becomes(write: Write) -> None:
+    path = write("train.jsonl", [conversations(3)[2]])
+    with pytest.raises(TrainerError, match="has 1 different row"):
+        scan(path, dataclasses.replace(SMALL, max_length=512), build_tokenizer(REWRITING))
+
+
+def test_what_is_less_than_it_could_be_is_said(write: Write) -> None:
+    tokenizer = build_tokenizer(CHATML)
+    answer = {"role": "assistant", "content": "Fine " * 8}
+    asked = [{"role": "user", "content": "Hello"}, answer]
+    made = [{"messages": [*asked, {"role": "user", "content": f"{number}?"}, answer]} for number in range(4)]
+    made += [
+        {"messages": [{"role": "user", "content": f"{number}"}, answer | {"reasoning": "hm"}]} for number in (7, 8)
+    ]
+    made += [{"messages": [{"role": "user", "content": "long " * 90}, answer]}]
+    root = write("train.jsonl", made).parent
+    write("test.jsonl", [made[0], {"messages": [{"role": "user", "content": "new"}, answer]}])
+    options = dataclasses.replace(SMALL, evaluation_split="test", max_length=150)
+    report = scan(root, options, tokenizer)
+    status = dataset_status(report)
+    tokens = report.tokens
+    assert tokens is not None
+    assert (status.assistant_turns, status.trained_turns, status.lost_reasoning) == (14, 13, 2)
+    assert (status.unlearnable_rows, status.lost_tokens, status.overlap) == (1, tokens.lost_tokens, 1)
+    assert status.warnings == [
+        "1 of 14 answers are not trained: they lie beyond spec.training.maxLength",
+        "the chat template leaves the reasoning of 2 of 14 answers out, so the model does not learn to reason from "
+        "them",
+        "1 rows are left out: spec.training.maxLength leaves nothing of any answer",
+        f"{tokens.lost_tokens} tokens are cut off, of {tokens.truncated_percent:.4g} % of the examples: they lie "
+        "beyond spec.training.maxLength",
+        "1 of 2 rows of spec.dataset.evaluation are training rows, too: its loss is lower than that of new rows",
+    ]
+
+
+def test_a_data_set_that_is_trained_whole_says_so_without_a_warning(write: Write, tokenizer: Any) -> None:
+    report = scan(write("train.jsonl", rows(20)), dataclasses.replace(SMALL, max_length=512), tokenizer)
+    status = dataset_status(report)
+    assert (status.assistant_turns, status.trained_turns, status.context_turns) == (20, 20, 0)
+    assert (status.template, status.warnings, status.ignored_columns) == ("tokenizer", None, ["id"])
+
+
+def test_plain_completions_use_no_template(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:
+    report = scan(write("train.jsonl", rows(20)), dataclasses.replace(SMALL, template=Template.PLAIN), tokenizer)
+    assert report.tokens is not None
+    assert (report.tokens.template, report.tokens.assistant_turns, report.tokens.trained_turns) == ("none", 20, 20)
+    text = dataclasses.replace(SMALL, loss=Loss.ALL)
+    assert dataset_status(scan(write("t.jsonl", rows(20)), text, tokenizer)).assistant_turns is None
 
 
 def test_a_set_too_small_to_split_says_so_in_preflight(write: Write) -> None:

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from trainer.storage.results import lineage, run
 from tunery_api.manifest import Lineage, MergeInputRecord
-from tunery_api.status import VerificationStatus
+from tunery_api.status import DatasetStatus, VerificationStatus
 from tunery_trainer.model_card import model_card
 
 
@@ -42,6 +42,15 @@ def test_card_of_a_merge_names_its_inputs() -> None:
     assert yaml.safe_load(card.split("---")[1])["base_model"] == 'odd "name": x'
     assert f"| `s3://a/1` | 0.7 | 8 | `{'c' * 64}` |" in card
     assert "| Largest error (logits) | 1e-7 |" in card
+
+
+def test_card_says_what_of_the_data_was_trained() -> None:
+    found = DatasetStatus(rows=5, assistant_turns=9, trained_turns=8, split_rows=2, warnings=["1 of 9 | is not"])
+    card = model_card(run(), Lineage(served_name="m", method="LoRA", found=found), "s3://a/b")
+    assert "| Answers trained | 8 of 9 |" in card
+    assert "| Rows split | 2, since the chat template rewrites earlier turns |" in card
+    assert "| Note | 1 of 9 \\| is not |" in card
+    assert "Answers trained" not in model_card(run(), Lineage(served_name="m", found=DatasetStatus(rows=5)), "s3://a/b")
 
 
 def test_card_does_not_promise_what_vllm_cannot_serve() -> None:

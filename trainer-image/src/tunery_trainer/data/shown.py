@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from tunery_trainer.data.rows import JsonObject, RowError
 THINK_END: Final = "</think>"
 
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_UNICODE: Final = re.compile(r"\\+u([0-9a-fA-F]{4})")
+_CODED: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2}))")
 _WRITING: Final = re.compile(r"\\+[nrtbf]|[\s\\/\"']")
 """What is written differently from template to template: escapes, quotes and white space."""
 
@@ -82,7 +83,12 @@ def _holds(shown: str, text: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    found = _UNICODE.sub(lambda match: chr(int(match[1], 16)), html.unescape(text))
+    found = _CODED.sub(_character, html.unescape(text))
     # JSON escapes an emoji as two halves.
     whole = found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _WRITING.sub("", whole)
+
+
+def _character(match: re.Match[str]) -> str:
+    code = int(match[match.lastindex or 0], 16)
+    return chr(code) if code <= sys.maxunicode else ""
