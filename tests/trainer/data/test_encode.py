@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from tunery_trainer.data.encode import Encoded, Encoder
 from tunery_trainer.data.options import Loss
-from tunery_trainer.data.render import Renderer
+from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, Place, RowError
 
 from .conftest import CHATML, build_tokenizer
@@ -170,6 +172,52 @@ def test_a_template_that_hides_the_answer_is_a_bad_row() -> None:
     # The rendered row begins as its own prompt does, so only the search for the answer can tell.
     with pytest.raises(RowError, match=r"messages\[2\]: the chat template does not show this answer"):
         encode(build_tokenizer(SILENT + "{{ messages | length }}"), messages=TURNS[:3])
+
+
+# What looks like a template's own writing, or stands in it.
+NASTY = st.lists(
+    st.sampled_from(
+        [
+            "a",
+            "s",
+            "user",
+            "assistant",
+            "Fine",
+            " ",
+            "\n",
+            "<|im_end|>",
+            "<|im_start|>assistant\n",
+            "<think>",
+            "</think>",
+        ]
+    ),
+    max_size=5,
+).map("".join)
+ROW = st.lists(st.tuples(NASTY, NASTY), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETFUL, THINKING_PROMPT, SILENT + CHATML], ids="ABCD")
+@given(rows=st.lists(ROW, min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_what_was_rendered_before_changes_nothing(template: str, rows: list[list[tuple[str, str]]]) -> None:
+    tokenizer = TOKENIZERS[template]
+    together = Renderer(tokenizer, Loss.COMPLETION)
+    for row in rows:
+        turns = [{"role": role, "content": text or "x"} for pair in row for role, text in zip(ROLES, pair, strict=True)]
+        example = Example(Place("a", 1), messages=tuple(turns))
+        assert attempt(together, example) == attempt(Renderer(tokenizer, Loss.COMPLETION), example)
+
+
+ROLES = ("user", "assistant")
+TOKENIZERS = {template: build_tokenizer(template) for template in (CHATML, FORGETFUL, THINKING_PROMPT, SILENT + CHATML)}
+
+
+def attempt(renderer: Renderer, example: Example) -> RenderedRow | str:
+    """What becomes of a row, or why nothing does."""
+    try:
+        return renderer.render(example)
+    except RowError as error:
+        return str(error)
 
 
 # Both begin with the same character, so the finished turn parts from its opening inside of a special token.

@@ -51,20 +51,20 @@ def _lost_of_call(function: JsonObject, shown: str) -> str:
     """What of the call is missing in `shown`, in words; empty where nothing is."""
     if not _holds(shown, function["name"]):
         return f"the name '{function['name'][:40]}'"
-    lost = next((leaf for leaf in _leaves(function["arguments"]) if not _shows_value(shown, leaf)), None)
+    lost = next((leaf for leaf in leaves_of(function["arguments"]) if not _shows_value(shown, leaf)), None)
     return "" if lost is None else f"the argument {json.dumps(lost, ensure_ascii=False)[:60]}"
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves_of(value: Any) -> Iterator[Any]:
     """The keys and values below `value`; a key whose value is null may be left out by a template."""
     if isinstance(value, dict):
         for key, item in value.items():
             if item is not None:
                 yield key
-                yield from _leaves(item)
+                yield from leaves_of(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves_of(item)
     elif value is not None:
         yield value
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_trainer.data.rows import Example, JsonObject
-from tunery_trainer.data.shown import THINK_END, thought_and_said
+from tunery_trainer.data.shown import THINK_END, leaves_of, thought_and_said
 
-Pieces = tuple[tuple[str, ...], ...]
+Piece = tuple[str, ...]
+"""A text as a whole and, of arguments, also each key and value: not every template writes them as JSON."""
+Pieces = tuple[tuple[Piece, ...], ...]
 """Of each message what is its own: reasoning, answer, then name and arguments of each tool call."""
 Shape = tuple[tuple[object, ...], ...]
 Span = tuple[int, int]
@@ -35,16 +37,25 @@ def shape_of(example: Example, pieces: Pieces) -> Shape:
     """Equal for conversations that a template is taken to treat alike."""
     trained = set(example.trained)
     messages = [
-        (message["role"], index in trained, THINK_END in message["content"], *message, *map(bool, pieces[index]))
+        (message["role"], index in trained, THINK_END in message["content"], *message, _filled(pieces[index]))
         for index, message in enumerate(example.messages)
     ]
     return (("tools", bool(example.tools)), *messages)
 
 
-def _pieces(message: JsonObject) -> tuple[str, ...]:
+def _filled(pieces: tuple[Piece, ...]) -> tuple[tuple[bool, ...], ...]:
+    return tuple(tuple(bool(text) for text in piece) for piece in pieces)
+
+
+def _pieces(message: JsonObject) -> tuple[Piece, ...]:
     calls = (call["function"] for call in message.get("tool_calls") or ())
-    written = [text for call in calls for text in (call["name"], json.dumps(call["arguments"], ensure_ascii=False))]
-    return (*thought_and_said(message), *written)
+    written = [piece for call in calls for piece in ((call["name"],), _arguments(call["arguments"]))]
+    return (*((text,) for text in thought_and_said(message)), *written)
+
+
+def _arguments(arguments: JsonObject) -> Piece:
+    leaves = (leaf if isinstance(leaf, str) else json.dumps(leaf) for leaf in leaves_of(arguments))
+    return (json.dumps(arguments, ensure_ascii=False), *leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +66,14 @@ class Skeleton:
     """Index of the message that ends it."""
     between: tuple[str, ...]
     """The texts before, between and after the pieces."""
-    shown: tuple[tuple[int, int], ...]
-    """The pieces that the template shows, in order: message and number of the piece."""
+    shown: tuple[tuple[int, int, int], ...]
+    """What the template shows, in order: numbers of the message, of its piece, of the text in it."""
     marks: tuple[tuple[_Mark, _Mark], ...]
     """Where the spans begin and end."""
 
     def spans(self, pieces: Pieces, text: str) -> tuple[Span, ...] | None:
         """The spans in `text`, what a row of the same shape was rendered to; None where the text is another."""
-        own = [pieces[message][piece] for message, piece in self.shown]
+        own = [pieces[message][piece][text] for message, piece, text in self.shown]
         parts = [part for pair in zip(self.between, [*own, ""], strict=True) for part in pair]
         if "".join(parts) != text:
             return None
@@ -79,18 +90,19 @@ def skeleton_of(text: str, spans: Sequence[Span], turns: Sequence[int], pieces: 
     None where a piece of a trained turn but its reasoning is written in another way than here (tool calls may be).
     """
     own = dict(zip(turns, spans, strict=True))
-    found: list[tuple[tuple[int, int], Span]] = []
+    found: list[tuple[tuple[int, int, int], Span]] = []
     position = 0
     for message in range(turns[-1] + 1):
         low, high = own.get(message, (position, len(text)))
         position = max(position, low)
         for number, piece in enumerate(pieces[message]):
-            at = text.find(piece, position, high) if piece else -1
-            if at >= 0:
-                found.append(((message, number), (at, at + len(piece))))
-                position = at + len(piece)
-            elif piece and number != _REASONING and message in own:
+            if not piece[0]:
+                continue
+            placed = _placed(piece, text, (position, high))
+            if placed is None and number != _REASONING and message in own:
                 return None
+            found += [((message, number, which), span) for which, span in placed or ()]
+            position = placed[-1][1][1] if placed else position
         position = max(position, high if message in own else 0)
     gaps = _gaps([span for _, span in found], len(text))
     marks = [(_mark(start, gaps), _mark(end, gaps)) for start, end in spans]
@@ -98,7 +110,27 @@ def skeleton_of(text: str, spans: Sequence[Span], turns: Sequence[int], pieces: 
     if len(whole) < len(marks):
         return None
     between = tuple(text[start:end] for start, end in gaps)
-    return Skeleton(turns[-1], between, tuple(piece for piece, _ in found), tuple(whole))
+    return Skeleton(turns[-1], between, tuple(numbers for numbers, _ in found), tuple(whole))
+
+
+def _placed(piece: Piece, text: str, within: Span) -> list[tuple[int, Span]] | None:
+    """Where a piece stands: as a whole, or its parts in their order; None where it does not."""
+    whole = _in_order(piece[:1], text, within)
+    if whole is not None or len(piece) == 1:
+        return None if whole is None else list(enumerate(whole))
+    parts = _in_order(piece[1:], text, within)
+    return None if parts is None else [(number, span) for number, span in enumerate(parts, 1)]
+
+
+def _in_order(texts: Sequence[str], text: str, within: Span) -> list[Span] | None:
+    spans, position = [], within[0]
+    for wanted in texts:
+        at = text.find(wanted, position, within[1])
+        if at < 0:
+            return None
+        position = at + len(wanted)
+        spans.append((at, position))
+    return spans
 
 
 def _gaps(taken: Sequence[Span], length: int) -> list[Span]:
