@@ -174,6 +174,16 @@ def test_a_template_that_hides_the_answer_is_a_bad_row() -> None:
         encode(build_tokenizer(SILENT + "{{ messages | length }}"), messages=TURNS[:3])
 
 
+@pytest.mark.parametrize("content", ["a", "s", "<b>", "assistant", "<think>a</think>a"])
+@pytest.mark.parametrize("template", [CHATML, THINKING_PROMPT], ids=["plain", "thinking"])
+def test_an_answer_begins_after_its_header_whatever_it_says(template: str, content: str) -> None:
+    answer = {"role": "assistant", "content": content}
+    for turns in ((TURNS[1], answer), (answer,), (answer, TURNS[1], answer)):
+        (row,) = Renderer(TOKENIZERS[template], Loss.COMPLETION).render(Example(Place("a", 1), messages=turns)).examples
+        found = [row.text[start:end] for start, end in row.spans or ()]
+        assert found == [f"{content}<|im_end|>"] * sum(turn is answer for turn in turns)
+
+
 # What looks like a template's own writing, or stands in it.
 NASTY = st.lists(
     st.sampled_from(

@@ -160,8 +160,9 @@ def count_calls(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPa
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, row: Example, found: RenderedRow) -> None:
-    """Each turn follows the very text that the model is asked with."""
-    starts = [text.text[:start] for text in found.examples for start, _ in text.spans or ()]
+    """Each turn follows the very text that the model is asked with, and ends where the conversation up to it does."""
+    spans = [(text.text, start, end) for text in found.examples for start, end in text.spans or ()]
+    starts, ends = [text[:start] for text, start, _ in spans], [text[:end].rstrip() for text, _, end in spans]
     for index in row.trained:
         prompt = tokenizer.apply_chat_template(
             list(row.messages[:index]), tools=list(row.tools) or None, add_generation_prompt=True, tokenize=False
@@ -169,6 +170,10 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, row: Example, found: Rende
         # An opening may hold more than a finished turn shows (`<think>`), never less.
         lengths = [len(start) for start in starts if prompt.startswith(start)]
         assert max(lengths, default=0) >= len(prompt) - len("<think>\n\n</think>\n\n"), index
+        closed = tokenizer.apply_chat_template(
+            list(row.messages[: index + 1]), tools=list(row.tools) or None, tokenize=False
+        )
+        assert closed.rstrip() in ends, index
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunery_trainer.data.options import Loss
 from tunery_trainer.data.rows import Example, RowError
-from tunery_trainer.data.shown import check_shown, thought_and_said
+from tunery_trainer.data.shown import check_shown
 from tunery_trainer.data.skeleton import Pieces, Shape, Skeleton, pieces_of, shape_of, skeleton_of
 from tunery_trainer.data.template import ChatTemplate
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-_MAX_SHAPES: Final = 4096
+_MARK: Final = "tunery.dev/answer"
+"""An answer that shows where answers begin."""
+_MAX_KNOWN: Final = 2**25
+"""Characters that are kept of the shapes, whose texts may hold descriptions of many tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,12 @@ class _Cut:
 class _Known:
     """What rows of a shape become."""
 
-    skeletons: tuple[Skeleton, ...]
-    lost_reasoning: int
+    skeletons: tuple[Skeleton, ...] = ()
+    lost_reasoning: int = 0
+
+    @property
+    def size(self) -> int:
+        return sum(skeleton.size for skeleton in self.skeletons)
 
 
 class Renderer:
@@ -81,6 +88,7 @@ class Renderer:
         self._all = loss is Loss.ALL
         self.own_template = self._template.own
         self._known: dict[Shape, _Known] = {}
+        self._room = _MAX_KNOWN
 
     def render(self, example: Example) -> RenderedRow:
         """The texts of a row and what of them counts.
@@ -125,9 +133,10 @@ class Renderer:
 
     def _learn(self, shape: Shape, cuts: tuple[_Cut, ...], pieces: Pieces, lost: int) -> None:
         skeletons = tuple(skeleton_of(cut.text, cut.spans, cut.turns, pieces) for cut in cuts)
-        whole = tuple(skeleton for skeleton in skeletons if skeleton is not None)
-        if len(whole) == len(skeletons) and (shape in self._known or len(self._known) < _MAX_SHAPES):
-            self._known[shape] = _Known(whole, lost)
+        known = _Known(tuple(skeleton for skeleton in skeletons if skeleton is not None), lost)
+        room = self._room + self._known.get(shape, _Known()).size - known.size
+        if len(known.skeletons) == len(skeletons) and room >= 0:
+            self._known[shape], self._room = known, room
 
     def _turn(self, example: Example, index: int) -> _Turn:
         text = self._template.text(example.messages[: index + 1], example.tools)
@@ -138,20 +147,31 @@ class Renderer:
 
     def _start(self, example: Example, index: int, text: str) -> int:
         """Where answer `index`, which ends `text`, begins: after the opening that the model is asked with."""
-        before = example.messages[:index]
-        try:
-            opened = self._template.text(before, example.tools, asked=True)
+        before, tools = example.messages[:index], example.tools
+        start, floor = len(text), -1
+        if before:
+            opened = self._template.text(before, tools, asked=True)
             if text.startswith(opened):
                 return len(opened)
-            closed = self._template.text(before, example.tools)
+            # The opening may hold more than a finished turn shows (`<think>`): then they part after the header.
+            floor = _common_length(self._template.text(before, tools), text)
+            parted = _common_length(opened, text)
+            start = parted if parted > floor else start
+        # No template opens the first message, and an answer may begin as the rest of an opening does.
+        start = min(start, self._header(example, index, text))
+        if not floor < start < len(text):
+            raise RowError(f"messages[{index}]", "the chat template does not show this answer, so it cannot be trained")
+        return start
+
+    def _header(self, example: Example, index: int, text: str) -> int:
+        """Where any answer in place of `index` would begin; the end of `text` where the template does not tell."""
+        answer = {"role": "assistant", "content": _MARK}
+        try:
+            marked = self._template.text([*example.messages[:index], answer], example.tools)
         except RowError:
-            # No template opens an answer before the first message.
-            return _search(example, index, text)
-        # The opening may hold more than a finished turn shows (`<think>`): then they part after the header.
-        start = _common_length(opened, text)
-        if start <= len(closed) or not text.startswith(closed):
-            return _search(example, index, text)
-        return min([start, *(place for place in _places(example, index, text, len(closed)) if place >= 0)])
+            return len(text)
+        before, mark, _ = marked.rpartition(_MARK)
+        return _common_length(before, text) if mark else len(text)
 
     def _lacks_eos(self, text: str) -> bool:
         return bool(self._template.eos) and not text.rstrip().endswith(self._template.eos)
@@ -184,18 +204,3 @@ def _grouped(turns: list[_Turn]) -> tuple[_Cut, ...]:
 def _common_length(one: str, other: str) -> int:
     pairs = zip(one, other, strict=False)
     return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
-
-
-def _search(example: Example, index: int, text: str) -> int:
-    """Where the answer that ends `text` begins, if its opening does not tell."""
-    found = [place for place in _places(example, index, text, None) if place >= 0]
-    if not found:
-        why = "the chat template does not show this answer, so it cannot be trained"
-        raise RowError(f"messages[{index}]", why)
-    return min(found)
-
-
-def _places(example: Example, index: int, text: str, low: int | None) -> list[int]:
-    """Where reasoning and answer of a message stand in `text`: first after `low`, or last of all; -1 where not."""
-    wanted = [piece for piece in thought_and_said(example.messages[index]) if piece]
-    return [text.rfind(piece) if low is None else text.find(piece, low) for piece in wanted]

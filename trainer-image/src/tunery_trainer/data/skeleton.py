@@ -71,9 +71,14 @@ class Skeleton:
     marks: tuple[tuple[_Mark, _Mark], ...]
     """Where the spans begin and end."""
 
+    @property
+    def size(self) -> int:
+        """Characters that it holds."""
+        return sum(map(len, self.between))
+
     def spans(self, pieces: Pieces, text: str) -> tuple[Span, ...] | None:
         """The spans in `text`, what a row of the same shape was rendered to; None where the text is another."""
-        own = [pieces[message][piece][text] for message, piece, text in self.shown]
+        own = [pieces[message][piece][which] for message, piece, which in self.shown]
         parts = [part for pair in zip(self.between, [*own, ""], strict=True) for part in pair]
         if "".join(parts) != text:
             return None

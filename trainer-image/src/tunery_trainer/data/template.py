@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -32,9 +31,8 @@ class ChatTemplate:
         self.own = bool(tokenizer.chat_template)
         self._template = None if self.own else DEFAULT_TEMPLATE
         self.eos: str = tokenizer.eos_token or ""
-        tokens = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in tokens if token) or r"(?!)")
-        self._longest = len(tokens[0]) if tokens else 0
+        self._special = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+        self._lengths = sorted({len(token) for token in self._special}, reverse=True)
 
     def text(self, messages: Sequence[JsonObject], tools: Sequence[JsonObject], *, asked: bool = False) -> str:
         """What the model reads; if `asked`, with the opening of the answer that is to come.
@@ -60,10 +58,11 @@ class ChatTemplate:
         return start, end
 
     def _special_around(self, text: str, position: int) -> tuple[int, int]:
-        window = max(0, position - self._longest), position + self._longest
-        for match in self._special.finditer(text, *window):
-            if match.start() < position < match.end():
-                return match.span()
+        longest = self._lengths[0] if self._lengths else 0
+        for start in range(max(0, position - longest + 1), position):
+            for end in (start + length for length in self._lengths):
+                if position < end <= len(text) and text[start:end] in self._special:
+                    return start, end
         return position, position
 
     def trimmed(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
