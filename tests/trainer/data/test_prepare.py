@@ -22,6 +22,7 @@ from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.steps import expected_sequences
 from tunery_trainer.summary import dataset_status
 
 from .conftest import CHATML, Write, build_tokenizer
@@ -245,6 +246,7 @@ def test_rows_that_are_split_stay_whole_in_every_count(write: Write, tmp_path: P
     sides = [{_row_of(tokenizer, ids) for ids, _ in side} for side in (train, held)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 12, "a fraction of the rows, however many examples they became"
+    assert expected_sequences(report, dataclasses.replace(options, packing=False)) == 96, "examples are what trains"
     longest: dict[str, int] = {}
     for ids, _ in [*train, *held]:
         longest[_row_of(tokenizer, ids)] = max(longest.get(_row_of(tokenizer, ids), 0), len(ids))

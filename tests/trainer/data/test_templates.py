@@ -231,6 +231,7 @@ def test_the_families_that_call_tools_learn_to(name: str) -> None:
         ("qwen3", "thoughtful", 3, 0),
         ("qwen3", "thinking-aloud", 3, 0),
         ("glm4moe", "thoughtful", 3, 0),
+        ("gptoss", "thoughtful", 3, 0),
         ("phi3", "chat", 3, 0),
         ("qwen2_5", "chat", 1, 0),
         ("deepseek_r1_distill", "thinking-aloud", 1, 3),

@@ -150,6 +150,8 @@ def _print(report: PreflightReport) -> None:
             f"Preflight  data: {dataset.rows} rows, {dataset.tokens} tokens, format {dataset.format}, "
             f"{dataset.invalid_rows} invalid, {dataset.duplicates} duplicates, {dataset.truncated_percent} % cut"
         )
+        if dataset.assistant_turns:
+            print(f"Preflight  data: {dataset.trained_turns} of {dataset.assistant_turns} answers are trained")
         if dataset.split_rows:
             print(
                 f"Preflight  data: the chat template rewrites earlier turns, so {dataset.split_rows} rows were split, "

@@ -40,7 +40,8 @@ def check_shown(message: JsonObject, at: str, shown: str) -> bool:
     for index, call in enumerate(message.get("tool_calls") or ()):
         lost = _lost_of_call(call["function"], shown)
         if lost:
-            raise RowError(f"{at}.tool_calls[{index}]", f"the chat template does not show {lost} of this call")
+            why = f"the chat template does not show {lost} of this call; use a model whose template knows tools"
+            raise RowError(f"{at}.tool_calls[{index}]", why)
     thought = _holds(shown, reasoning)
     if not (answer or message.get("tool_calls") or thought):
         raise RowError(at, "the chat template shows nothing of this turn, so it cannot be trained")
