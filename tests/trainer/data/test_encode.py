@@ -247,6 +247,8 @@ def test_no_span_begins_inside_a_special_token() -> None:
         encode(tokenizer, messages=turns)
     shown = build_tokenizer(DRIFTING.replace("{{ m.content }}<|end", "{{ m.tool_calls[0].function.name }}<|end"))
     row = encode(shown, messages=turns, max_length=64)
+    (text,) = Renderer(shown, Loss.COMPLETION).render(Example(Place("a", 1), messages=turns)).examples
+    assert [text.text[start:end] for start, end in text.spans or ()] == ["<|im_end|>Hello<|endoftext|>"]
     assert counted(shown, row) == ["<|im_end|>Hello<|endoftext|><|im_end|>"]
 
 
