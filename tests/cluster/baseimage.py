@@ -1,4 +1,4 @@
-"""A Debian base image with Python, made by debootstrap where no registry offers one."""
+"""Debian base images with Python, made by debootstrap where no registry offers one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.shell import run
 
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
 UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
-# Raised when the way the image is made changes.
+# Raised when the way the images are made changes.
 RECIPE = 1
 DOCKERFILE = "FROM scratch\nADD rootfs.tar /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
 
@@ -22,22 +22,22 @@ class NoMirror(Exception):
     """The machine's apt sources name no mirror of its own release."""
 
 
-def ensure() -> str:
-    """Return the name of the base image in the local storage, made the first time."""
+def ensure(more: tuple[str, ...] = ()) -> str:
+    """Return the name of the base image with `more` packages in the local storage, made the first time."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    image = f"localhost/tunery-base:{release}-{RECIPE}"
+    image = f"localhost/tunery-base:{'-'.join((release, *more, str(RECIPE)))}"
     if not buildah.has(image):
-        _build(image, release)
+        _build(image, release, (*PACKAGES, *more))
     return image
 
 
-def _build(image: str, release: str) -> None:
+def _build(image: str, release: str, packages: tuple[str, ...]) -> None:
     parent = cache_dir() / "base"
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         root, context = Path(folder, "rootfs"), Path(folder, "context")
         context.mkdir()
-        include = f"--include={','.join(PACKAGES)}"
+        include = f"--include={','.join(packages)}"
         run(["nice", "debootstrap", "--variant=minbase", include, release, root, _mirror(release)], timeout=1200)
         for path in UNUSED:
             shutil.rmtree(root / path, ignore_errors=True)

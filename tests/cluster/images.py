@@ -19,10 +19,11 @@ from cluster.shell import run, succeeds
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the product and the folder of its Dockerfile."""
+    """One image of the product, the folder of its Dockerfile, and what its base has beside Python."""
 
     name: str
     folder: str
+    packages: tuple[str, ...] = ()
 
     @property
     def repository(self) -> str:
@@ -34,7 +35,9 @@ class Image:
         return [*own, "crds/pyproject.toml", "crds/src"]
 
 
-IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image"))
+# The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
+IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER))
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def build(taken: Snapshot) -> str:
     local = f"localhost/{taken.image.repository}"
     name = f"{local}:{taken.tag()}"
     if not buildah.has(name):
-        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": baseimage.ensure()})
+        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": baseimage.ensure(taken.image.packages)})
         # Each has a layer of its own; the lower ones are shared, and stay.
         buildah.remove(set(buildah.names(local)) - {name})
     return name
