@@ -23,6 +23,8 @@ class FailureReason(StrEnum):
     WONT_FIT = "WontFit"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     UNSCHEDULABLE = "Unschedulable"
+    GPU_UNAVAILABLE = "GPUUnavailable"
+    GPU_FAULT = "GPUFault"
     GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
     OUT_OF_MEMORY = "OutOfMemory"
     DISK_FULL = "DiskFull"
@@ -108,6 +110,16 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True,
         "Free or add a node that offers what is asked for: the job goes on by itself. spec.scheduling, resources.memory"
         " and resources.ephemeralStorage may change as it waits; other GPUs or cpu need a new job.",
+    ),
+    _R.GPU_UNAVAILABLE: Advice(
+        True,
+        "Have the node's GPU looked at: driver, container toolkit, device plugin. spec.scheduling, which may change "
+        "while no pod runs, keeps the job off that node, or names the RuntimeClass that GPUs need (runtimeClassName).",
+    ),
+    _R.GPU_FAULT: Advice(
+        True,
+        "Nothing to do if the next attempt goes well; else keep the job off the node with spec.scheduling, which may "
+        "change while no pod runs, and have its GPU looked at.",
     ),
     _R.GPU_OUT_OF_MEMORY: Advice(
         False,

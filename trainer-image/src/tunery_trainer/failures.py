@@ -11,10 +11,17 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
+from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 
 _MAX_LINE: Final = 400
 """Bytes of what another's exception says."""
+
+_GPU_WORDS: Final = {
+    FailureReason.GPU_OUT_OF_MEMORY: "the GPU ran out of memory",
+    FailureReason.GPU_UNAVAILABLE: "the GPU cannot be used",
+    FailureReason.GPU_FAULT: "the GPU failed",
+}
 
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
@@ -26,10 +33,9 @@ def explain(error: BaseException) -> TrainerError:
         return error
     if isinstance(error, InvalidSpec):
         return TrainerError(FailureReason.INVALID_SPEC, str(error))
-    if _is_gpu_memory(error):
-        return TrainerError(
-            FailureReason.GPU_OUT_OF_MEMORY, f"the GPU ran out of memory: {first_line(error, _MAX_LINE)}"
-        )
+    on_gpu = gpu_reason(error)
+    if on_gpu is not None:
+        return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return TrainerError(FailureReason.OUT_OF_MEMORY, "the container ran out of memory")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -49,8 +55,3 @@ def show(failure: TrainerError, cause: BaseException) -> None:
     message = " ".join(scrub(failure.message, _MAX_TRACE).split())
     print(f"{failure.reason}: {message}", file=sys.stderr)
     print(" ".join(scrub(failure.hint or "").split()), file=sys.stderr, flush=True)
-
-
-def _is_gpu_memory(error: BaseException) -> bool:
-    """Say whether torch or bitsandbytes ran out of GPU memory, without importing either."""
-    return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)

@@ -13,6 +13,7 @@ from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.checkpoints import probe_checkpoints
 from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
+from tunery_trainer.device import device_facts, require_gpu
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel, Place, Progress, fetch_dataset, fetch_model
 from tunery_trainer.publish import Target, probe
@@ -135,11 +136,14 @@ def expected_device(run: RunSpec) -> DeviceFacts:
 
 
 def actual_device(run: RunSpec) -> DeviceFacts:
-    """Return the device of this process: a GPU if the job asked for one and there is one, else the CPU."""
+    """Return the device of this process: the GPU that the job asked for; without a cluster the one there is, or the CPU.
+
+    Raises TrainerError(GPUUnavailable): a pod that holds a GPU never trains on the CPU.
+    """
     import torch
 
-    from tunery_trainer.model import device_facts
-
+    if lora_spec(run).resources.gpus and not run.local:
+        require_gpu()
     return device_facts(run.gpu_memory_bytes if torch.cuda.is_available() else run.memory_bytes)
 
 

@@ -23,8 +23,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
+from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, QuantizationSettings, Resolved
+from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
 """By the words of the API's Precision and ComputeType."""
@@ -114,14 +115,6 @@ def model_facts(folder: Path) -> ModelFacts:
     )
 
 
-def device_facts(memory_bytes: int | None) -> DeviceFacts:
-    """Return the facts of the device that this process would train on; `memory_bytes` as the platform told them."""
-    if torch.cuda.is_available():
-        free = memory_bytes or torch.cuda.get_device_properties(0).total_memory
-        return DeviceFacts(DeviceKind.CUDA, free, torch.cuda.is_bf16_supported(including_emulation=False))
-    return DeviceFacts(DeviceKind.CPU, memory_bytes, torch.cpu._is_avx512_bf16_supported())
-
-
 def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> PreTrainedModel:
     """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
 
@@ -143,7 +136,8 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        # A GPU that fails, or is too small, says nothing about the model.
+        if gpu_reason(error) is not None:
             raise
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
     model.requires_grad_(False)

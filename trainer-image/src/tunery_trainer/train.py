@@ -82,6 +82,7 @@ def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter)
 def _gather(run: RunSpec) -> Session:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec = lora_spec(run)
+    device = actual_device(run)  # before a download that a pod without a working GPU has no use for
     model = get_model(run, weights=True)
     previous = get_previous(run, weights=True)
     files = get_data(run)
@@ -89,7 +90,6 @@ def _gather(run: RunSpec) -> Session:
     from tunery_trainer.data.prepare import prepare
     from tunery_trainer.model import load_tokenizer, model_facts
 
-    device = actual_device(run)
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
     resolved = decide(spec, model_facts(model.folder), files, device)

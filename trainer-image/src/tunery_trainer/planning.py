@@ -1,0 +1,157 @@
+"""The plan of a run, made alike in preflight and in training: settings first, then what data and memory decide."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import LoraInit, Method
+from tunery_trainer.adapter import attach, target_modules, trainable_parameters
+from tunery_trainer.choose import MethodChoice, method_choices
+from tunery_trainer.data.options import TokenReport
+from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
+from tunery_trainer.methods.base import Start
+from tunery_trainer.model import load_tokenizer, meta_model
+from tunery_trainer.previous import PreviousAdapter, continued
+from tunery_trainer.resolve import DEFAULT_BATCH_SIZE, Chosen, resolve
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.sizing import DataFacts
+from tunery_trainer.steps import total_steps
+
+_BUSY_TOKENS: Final = 4096
+"""Tokens of a forward pass that keep a GPU busy: where fewer fit, activations are recomputed. Assumed, not measured."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a plan is made from, beside the data."""
+
+    spec: LoRAJobSpec
+    folder: Path
+    """The base model's; without weights is enough."""
+    facts: ModelFacts
+    devices: DeviceFacts
+    previous: PreviousAdapter | None
+    """The adapter that is trained on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before training begins."""
+
+    resolved: Resolved
+    steps: int
+    target_modules: list[str]
+    trainable_parameters: int
+    memory: MemoryEstimate | None
+    """None where no estimate can be made."""
+
+    def fits(self, devices: DeviceFacts) -> bool:
+        """Tell whether the estimate stays within the device's memory; True where one of the two is not known."""
+        available = devices.memory_bytes
+        return self.memory is None or available is None or self.memory.total <= available
+
+
+def before_data(basis: Basis, rows: int) -> Resolved:
+    """Return the settings as far as they do not depend on tokens: what the data layer is asked for.
+
+    `rows` counts the rows of the data set. Raises TrainerError(InvalidSpec).
+    """
+    return _settings(basis, method_choices(basis.spec, rows, basis.devices)[0], None)
+
+
+def make_plan(basis: Basis, rows: int, tokens: TokenReport) -> Plan:
+    """Return the plan for the first method that fits into the memory, or for the last one if none does.
+
+    Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    """
+    choices = method_choices(basis.spec, rows, basis.devices)
+    for choice in choices[:-1]:
+        plan = _plan(basis, choice, tokens)
+        if plan.fits(basis.devices):
+            return _with_numbers(basis, plan)
+    return _with_numbers(basis, _plan(basis, choices[-1], tokens))
+
+
+def _settings(basis: Basis, choice: MethodChoice, chosen: Chosen | None) -> Resolved:
+    resolved = resolve(basis.spec, basis.facts, basis.devices, choice, chosen)
+    return continued(resolved, basis.spec, basis.folder, basis.previous) if basis.previous else resolved
+
+
+def _with_numbers(basis: Basis, plan: Plan) -> Plan:
+    """Add to the reason the numbers that Auto has decided by."""
+    available = basis.devices.memory_bytes
+    if basis.spec.method is not Method.AUTO or plan.memory is None or available is None:
+        return plan
+    reason = (
+        f"{plan.resolved.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}."
+    )
+    return dataclasses.replace(plan, resolved=dataclasses.replace(plan.resolved, method_reason=reason))
+
+
+def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
+    """Return the plan of one method, with the largest batch and the least recomputing that fit."""
+    data = DataFacts(tokens.sequences, tokens.packed)
+    resolved = _settings(basis, choice, Chosen(data))
+    steps = total_steps(tokens.sequences, resolved.training)
+    # How the adapter starts changes neither its shape nor its memory, and would need the weights.
+    plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
+    model = attach(meta_model(basis.folder), plain, Start(load_tokenizer(basis.folder), steps)).train()
+    estimate = _estimate(model, resolved, basis.devices, row_length(resolved, tokens))
+    if estimate is not None and basis.devices.memory_bytes is not None:
+        chosen = _largest(basis, resolved, estimate, data)
+        resolved = _settings(basis, choice, chosen)
+        estimate = estimate.of(resolved.training.batch_size, resolved.training.gradient_checkpointing)
+    return Plan(
+        resolved=resolved,
+        steps=total_steps(tokens.sequences, resolved.training),
+        target_modules=target_modules(model),
+        trainable_parameters=trainable_parameters(model),
+        memory=estimate,
+    )
+
+
+def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, data: DataFacts) -> Chosen:
+    """Return the largest batch that fits, without recomputing activations where enough tokens do.
+
+    A CPU gains nothing from more rows at once than the default.
+    """
+    training, available = resolved.training, basis.devices.memory_bytes or 0
+    rows = training.batch_size * training.gradient_accumulation
+    most = rows if basis.devices.kind is DeviceKind.CUDA else min(rows, DEFAULT_BATCH_SIZE)
+    wanted = min(most, basis.spec.training.batch_size or math.ceil(_BUSY_TOKENS / estimate.length))
+    kept, recomputed = (estimate.of(1, again).largest_batch(available) or 0 for again in (False, True))
+    again = kept < wanted
+    fitting = max(1, min(most, recomputed if again else kept))
+    # A power of two, as the rows of a step are: the same rows make a step whatever fits.
+    return Chosen(data, 2 ** int(math.log2(fitting)), again)
+
+
+def row_length(resolved: Resolved, tokens: TokenReport) -> int:
+    """Return the tokens of the longest sequence that training will see, or a little more."""
+    longest = resolved.training.max_length if tokens.packed else 2 * tokens.p99_length
+    return max(1, min(resolved.training.max_length, longest))
+
+
+def _estimate(model: object, resolved: Resolved, devices: DeviceFacts, length: int) -> MemoryEstimate | None:
+    training = resolved.training
+    plan = MemoryPlan(
+        batch_size=training.batch_size,
+        length=length,
+        quantization=resolved.quantization,
+        optimizer=training.optimizer,
+        gradient_checkpointing=training.gradient_checkpointing,
+        on_gpu=devices.kind is DeviceKind.CUDA,
+    )
+    try:
+        return estimate_memory(model, plan)  # type: ignore[arg-type]
+    except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
+        _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
+        return None
