@@ -44,6 +44,7 @@ def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str,
         pytest.param({"method": "IA3", "lora": {"alpha": 8}}, "IA3 reads", id="ia3-alpha"),
         pytest.param({"method": "PromptTuning", "lora": {"dropout": "0.1"}}, "reads nothing of lora", id="prompt-lora"),
         pytest.param({"method": "PrefixTuning", "lora": {"rank": 8}}, "reads nothing of lora", id="prefix-lora"),
+        pytest.param({"resources": {"gpuResource": "amd.com/gpu"}}, "must be NVIDIA GPUs", id="foreign-gpu"),
         pytest.param(
             {"training": {"precision": "Float16"}, "resources": {"gpus": 0}}, "Float16 needs a GPU", id="float16-cpu"
         ),

@@ -237,6 +237,11 @@ REFUSED_IN_PYTHON: list[Any] = [
         id="scaled-ia3",
     ),
     pytest.param(
+        {"resources": {"gpus": 1, "gpuResource": "amd.com/gpu"}},
+        ["spec.resources.gpuResource: amd.com/gpu is no NVIDIA GPU, which the trainer's image needs; or set gpus: 0"],
+        id="foreign-gpu",
+    ),
+    pytest.param(
         {"resources": {"gpus": 0}, "training": {"precision": "Float16"}},
         ["spec.training.precision: Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16"],
         id="float16-cpu",

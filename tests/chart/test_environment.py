@@ -17,6 +17,7 @@ def test_env_variables_are_the_fields_of_settings(rendered: Rendered) -> None:
 def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = helm.render(
         "gpuMemory.nvidia\\.com/gpu=80Gi",
+        "gpuMemory.nvidia\\.com/gpu\\.product\\=Tesla-T4=16Gi",
         "defaultOutput.uri=s3://bucket/adapters",
         "defaultOutput.secretName=s3",
         "trainer.pullSecrets={registry,mirror}",
@@ -31,7 +32,8 @@ def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPa
     settings = Settings()
     assert settings.trainer_image == "registry.example.com/trainer:v2"
     assert settings.trainer_pull_secrets == ["registry", "mirror"]
-    assert settings.gpu_memory_bytes("nvidia.com/gpu") == 80 * 2**30
+    assert settings.gpu_memory_bytes("nvidia.com/gpu", {}) == 80 * 2**30
+    assert settings.gpu_memory_bytes("nvidia.com/gpu", {"nvidia.com/gpu.product": "Tesla-T4"}) == 16 * 2**30
     assert (settings.default_output_uri, settings.default_output_secret) == ("s3://bucket/adapters", "s3")
     assert settings.preflight_memory == "6Gi"
     assert settings.log_level == "DEBUG"

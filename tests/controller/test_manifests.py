@@ -238,6 +238,23 @@ def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
     assert plan.run.gpu_memory_bytes == 80 * 2**30
 
 
+@pytest.mark.parametrize(
+    ("selector", "gibibytes"),
+    [
+        pytest.param({}, 80, id="of the resource"),
+        pytest.param({"nvidia.com/gpu.product": "A100-40"}, 40, id="told of the label"),
+        pytest.param({"nvidia.com/gpu.product": "A100-40", "zone": "small"}, 20, id="the smallest of two labels"),
+        pytest.param({"nvidia.com/gpu.memory": "16384", "zone": "small"}, 16, id="discovered"),
+        pytest.param({"nvidia.com/gpu.product": "unheard-of", "nvidia.com/gpu.memory": "much"}, 80, id="nothing told"),
+    ],
+)
+def test_the_memory_of_a_gpu_follows_from_the_nodes_that_are_selected(selector: dict[str, str], gibibytes: int) -> None:
+    told = {"nvidia.com/gpu": "80Gi", "nvidia.com/gpu.product=A100-40": "40Gi", "zone=small": "20Gi"}
+    platform = PLATFORM._replace(settings=Settings(trainer_image="example/trainer:1", gpu_memory=told))
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": selector}))
+    assert plan_train(spec, owner(), platform, Known()).run.gpu_memory_bytes == gibibytes * 2**30
+
+
 def test_progress_is_reported_with_a_token_of_its_own() -> None:
     pod = pod_of(train())
     variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}

@@ -9,6 +9,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.inputs import DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
+from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
 
 
@@ -76,6 +77,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(
             "has(self.initialRank) || !has(self.targetRank) || self.targetRank > 1",
             "targetRank must be above 1, or initialRank above targetRank",
+        ),
+    ],
+    ResourcesSpec: [
+        CelRule(
+            f"!has(self.gpuResource) || !{list(FOREIGN_ACCELERATORS)}.exists(it, self.gpuResource.startsWith(it))",
+            "gpuResource must be NVIDIA GPUs, which the trainer's image needs; or set gpus: 0",
         ),
     ],
     TrainingSpec: [

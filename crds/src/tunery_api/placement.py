@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -15,12 +15,25 @@ LabelKey = Annotated[
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 GpuResource = Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")]
 
+FOREIGN_ACCELERATORS: Final = (
+    "amd.com/",
+    "gpu.intel.com/",
+    "habana.ai/",
+    "google.com/",
+    "aws.amazon.com/",
+    "huawei.com/",
+)
+"""Domains of resources that CUDA does not run on, which is all that the trainer's image has. Others may be another name
+for NVIDIA's GPUs, as sharing and virtual GPUs have one."""
+
 
 class ResourcesSpec(ApiModel):
     """The resources of the training container; requests equal limits."""
 
     gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to train on the CPU.")
-    gpu_resource: GpuResource = Field("nvidia.com/gpu", description="Name of the extended resource that GPUs are.")
+    gpu_resource: GpuResource = Field(
+        "nvidia.com/gpu", description="Name of the extended resource that NVIDIA GPUs are."
+    )
     cpu: QuantityString = Field("4", description="CPU of the container.")
     memory: BytesString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: BytesString = Field(

@@ -24,6 +24,7 @@ from tunery_api.methods import (
     QuantizationType,
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
+from tunery_api.placement import FOREIGN_ACCELERATORS
 from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
@@ -80,6 +81,15 @@ def precision(spec: LoRAJobSpec) -> Errors:
     """Mixed precision in Float16 exists on GPUs only."""
     if spec.training.precision is Precision.FLOAT16 and spec.resources.gpus == 0:
         yield FieldError("spec.training.precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16")
+
+
+def gpu_resource(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
+    """The image computes with CUDA, on NVIDIA's GPUs alone."""
+    name = spec.resources.gpu_resource
+    if name.startswith(FOREIGN_ACCELERATORS):
+        yield FieldError(
+            "spec.resources.gpuResource", f"{name} is no NVIDIA GPU, which the trainer's image needs; or set gpus: 0"
+        )
 
 
 def quantization(spec: LoRAJobSpec) -> Errors:
@@ -329,12 +339,14 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     packing,
     gradient_checkpointing,
     precision,
+    gpu_resource,
     early_stopping,
     checkpoints,
     continue_from,
 )
 ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     output,
+    gpu_resource,
     merge_places,
     merge_inputs,
     merge_density,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -17,6 +18,8 @@ from tunery_api.placement import LabelKey, LabelValue, Toleration
 PREFIX: Final = "TUNERY_"
 USER: Final = 65532
 """The user and group of the trainer image."""
+GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
+"""Memory of one of a node's GPUs in MiB, a label of NVIDIA's GPU feature discovery."""
 
 EnvName = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 UserId = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -99,7 +102,7 @@ class Settings(BaseSettings):
     default_ttl_seconds: int | None = Field(None, ge=0)
     """Seconds after which a finished object is deleted whose manifest does not say; None: never."""
     gpu_memory: dict[str, QuantityString] = Field(default_factory=dict)
-    """Memory of one GPU, by resource name."""
+    """Memory of one GPU by resource name, or by a label of its nodes as `label=value`."""
     preflight_cpu: QuantityString = "1"
     preflight_memory: QuantityString = "4Gi"
     preflight_ephemeral_storage: QuantityString = "20Gi"
@@ -142,10 +145,18 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}PREFLIGHT_QUEUE and {PREFIX}PREFLIGHT_QUEUE_FROM_OWNER exclude each other")
         return self
 
-    def gpu_memory_bytes(self, resource: str) -> int | None:
-        """Return the memory of one GPU of this resource in bytes, or None where the platform did not tell."""
-        quantity = self.gpu_memory.get(resource)
-        return None if quantity is None else int(parse_quantity(quantity))
+    def gpu_memory_bytes(self, resource: str, node_labels: Mapping[str, str]) -> int | None:
+        """Return the memory in bytes of one GPU of this resource on nodes with these labels; None: nobody told.
+
+        The label that NVIDIA's feature discovery gives to nodes goes first, then what the platform says of a label,
+        then what it says of the resource. Of several labels the smallest memory counts.
+        """
+        discovered = node_labels.get(GPU_MEMORY_LABEL, "")
+        if discovered.isdecimal():
+            return int(discovered) * 2**20
+        labelled = [f"{name}={value}" for name, value in node_labels.items() if f"{name}={value}" in self.gpu_memory]
+        told = [self.gpu_memory[key] for key in labelled or [resource] if key in self.gpu_memory]
+        return min((int(parse_quantity(quantity)) for quantity in told), default=None)
 
 
 def read_settings() -> Settings:

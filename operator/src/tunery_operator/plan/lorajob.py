@@ -12,6 +12,7 @@ from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
 from tunery_operator.plan.model import JobPlan, Owner
 from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.placing import work_scheduling
 
 TRAIN_GRACE_SECONDS = 120
 """Long enough to finish a step and to write a checkpoint after SIGTERM."""
@@ -69,7 +70,9 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
 def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:
     if spec.resources.gpus == 0:
         return None
-    return platform.settings.gpu_memory_bytes(spec.resources.gpu_resource)
+    settings = platform.settings
+    nodes = work_scheduling(spec.scheduling, settings, spec.resources.gpus).node_selector
+    return settings.gpu_memory_bytes(spec.resources.gpu_resource, nodes or {})
 
 
 def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
