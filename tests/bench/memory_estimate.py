@@ -71,7 +71,6 @@ def qlora(shape: dict[str, int]) -> MemoryEstimate:
         quantization=NF4,
         optimizer=Optimizer.PAGED_ADAMW_8BIT,
         gradient_checkpointing=True,
-        adapter_bytes=2,
         on_gpu=True,
     )
     return estimate_memory(model.train(), plan)

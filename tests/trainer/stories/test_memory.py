@@ -12,7 +12,7 @@ from tunery_api.training import Optimizer
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
 from tunery_trainer.model import meta_model
 
-PLAN = MemoryPlan(2, 64, None, Optimizer.ADAMW, gradient_checkpointing=False, adapter_bytes=4, on_gpu=False)
+PLAN = MemoryPlan(2, 64, None, Optimizer.ADAMW, gradient_checkpointing=False, on_gpu=False)
 
 
 def estimate(folder: Path, plan: MemoryPlan) -> MemoryEstimate:

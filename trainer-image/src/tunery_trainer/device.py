@@ -85,6 +85,16 @@ def require_gpu() -> None:
         raise _unavailable("a product of ones came out wrong")
 
 
+def triton_compiles() -> bool:
+    """Tell whether Triton finds the compiler that it needs for its driver stub at the first kernel."""
+    from triton.runtime.build import _find_compiler
+
+    try:
+        return bool(_find_compiler("c"))
+    except RuntimeError:
+        return False
+
+
 def _unavailable(cause: str) -> TrainerError:
     import torch
 

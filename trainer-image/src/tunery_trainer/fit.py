@@ -34,7 +34,7 @@ from tunery_trainer.evaluation import held_out_loss
 from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.kept import LOCAL_FOLDER
 from tunery_trainer.methods.base import Batch, Start
-from tunery_trainer.model import load_base
+from tunery_trainer.model import dtype_of, load_base
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
@@ -123,10 +123,21 @@ def _remembered(restored: Restored | None) -> _Memory | None:
 def _measure(session: Session, model: torch.nn.Module, reporter: ProgressReporter) -> float:
     """Return the loss on the held-out rows; raises TrainerError(LossDiverged) when it is not a number."""
     reporter.phase(Phase.EVALUATING)
-    loss = held_out_loss(model, session.data.evaluation, int(session.tokenizer.pad_token_id))
+    loss = _held_out_loss(session, model)
     if not math.isfinite(loss):
         raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {loss}")
     return loss
+
+
+def _held_out_loss(session: Session, model: torch.nn.Module) -> float:
+    training = session.resolved.training
+    return held_out_loss(
+        model,
+        session.data.evaluation,
+        int(session.tokenizer.pad_token_id),
+        dtype=dtype_of(training.precision),
+        tokens=training.batch_size * training.max_length,
+    )
 
 
 def _adapt(
@@ -163,12 +174,11 @@ def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer
         keep_checkpoints=session.spec.checkpoint.keep + 1,
         on_gpu=session.on_gpu,
     )
-    pad = int(session.tokenizer.pad_token_id)
     parts = LoopParts(
         rows=session.data.train,
         tokenizer=session.tokenizer,
         folder=folder,
-        held_out_loss=lambda: held_out_loss(model, session.data.evaluation, pad),
+        held_out_loss=lambda: _held_out_loss(session, model),
         hooks=training_hooks(model, session.resolved),
     )
     return AdapterTrainer(model, loop, parts)

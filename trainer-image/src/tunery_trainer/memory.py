@@ -30,6 +30,8 @@ _ALLOCATOR_SLACK: Final = 0.05
 """Share that a caching allocator is assumed to lose to fragments; not measured."""
 _HEAD_TILE: Final = 2**28
 """Bytes allowed for TRL's tiled language-model head, which never makes all logits; assumed, not measured."""
+_ADAPTER_BYTES: Final = 4
+"""Adapters are trained in float32 whatever the base is in."""
 _PROBE: Final = (1, 2)
 """Batch sizes that are traced; activations are linear in the batch size."""
 
@@ -44,8 +46,6 @@ class MemoryPlan:
     quantization: QuantizationSettings | None
     optimizer: Optimizer
     gradient_checkpointing: bool
-    adapter_bytes: int
-    """Bytes of one trained parameter: 2 where the adapter is bfloat16, else 4."""
     on_gpu: bool
 
 
@@ -105,8 +105,8 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
     return MemoryEstimate(
         weights=int(weights),
-        adapter=trained_count * plan.adapter_bytes,
-        gradients=trained_count * plan.adapter_bytes,
+        adapter=trained_count * _ADAPTER_BYTES,
+        gradients=trained_count * _ADAPTER_BYTES,
         optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
         activations_per_row=trace,
         head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
@@ -153,7 +153,7 @@ def _optimizer_bytes(numel: int, plan: MemoryPlan) -> float:
     eight_bit = plan.optimizer in (Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT)
     if eight_bit and numel >= _SMALL_TENSOR:
         return numel * (2 + 2 * 4 / 256)
-    return numel * 2 * (plan.adapter_bytes if plan.optimizer is Optimizer.ADAMW else 4)
+    return numel * 2 * 4
 
 
 def _vocabulary(model: Any) -> int:

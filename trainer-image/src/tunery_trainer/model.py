@@ -143,6 +143,9 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
     model.config.use_cache = False
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        # What keeps a mixture's routers balanced has nothing to change where they are frozen.
+        model.config.get_text_config().output_router_logits = False
     _keep_gradients(model)
     return model
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
-from tunery_api.training import Precision
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
@@ -101,14 +100,13 @@ def _adapt(
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.
     plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
     model = attach(meta_model(folder), plain, Start(load_tokenizer(folder), steps))
-    training, half = resolved.training, resolved.training.precision is Precision.BFLOAT16
+    training = resolved.training
     plan = MemoryPlan(
         batch_size=training.batch_size,
         length=length,
         quantization=resolved.quantization,
         optimizer=training.optimizer,
         gradient_checkpointing=training.gradient_checkpointing,
-        adapter_bytes=2 if resolved.quantization and half else 4,
         on_gpu=devices.kind is DeviceKind.CUDA,
     )
     try:

@@ -1,4 +1,4 @@
-"""The training loop; the only module that calls TRL, whose interface changes monthly."""
+"""The training loop; beside `head` the only module that calls TRL, whose interface changes monthly."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
-from tunery_trainer.collator import Collator
+from tunery_trainer.collator import IGNORED, Collator
+from tunery_trainer.head import add_head, log_probabilities
 from tunery_trainer.resolved import TrainingSettings
 
 _SCHEDULERS: Final = {
@@ -151,11 +153,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self.remove_callback(PrinterCallback)
         if self._hooks:
             self.add_callback(_HooksCallback(self._hooks))
-        if loop.training.precision is not Precision.BFLOAT16:
-            # TRL casts the adapter of a quantised base to bfloat16, which only pays off where bfloat16 computes.
-            for name, parameter in model.named_parameters():
-                if name in before:
-                    parameter.data = before[name]
+        # TRL casts the adapter of a quantised base to bfloat16, whose steps are wider than what a late step changes:
+        # IA3's vectors froze at half-time, and QLoRA learned less (decision 35).
+        for name, parameter in model.named_parameters():
+            if name in before:
+                parameter.data = before[name]
+        add_head(model)
+        if loop.training.precision is not Precision.FLOAT32:
+            _leave_inputs_alone(model)
 
     def compute_loss(
         self,
@@ -164,8 +169,12 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return TRL's loss plus the method's own term, which TRL would drop (it never reads `outputs.loss`)."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Return the mean loss of the labelled tokens plus the method's own term.
+
+        Without what TRL's computes beside it for its log: entropy and accuracy of each token.
+        """
+        counted = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = -log_probabilities(model, inputs).sum() / torch.as_tensor(counted).clamp(min=1)
         extra = self._hooks.extra_loss(self.model) if self._hooks and self.model.training else None
         if extra is None:
             return loss
@@ -202,6 +211,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint), self._hooks)
+
+
+def _leave_inputs_alone(model: torch.nn.Module) -> None:
+    """Keep PEFT from copying each layer's input to the adapter's float32: autocast would take it back at once."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 class _HooksCallback(TrainerCallback):  # type: ignore[misc]
