@@ -50,7 +50,9 @@ class TrainingSpec(ApiModel):
     """The training loop."""
 
     epochs: DecimalString | None = Field(
-        None, description='Passes over the data, as a string. Default: the preset\'s, else "1"; not with maxSteps.'
+        None,
+        description='Passes over the data, as a string. Default: the preset\'s, else "1", and up to "3" where the data '
+        "is small; not with maxSteps.",
     )
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
     learning_rate: DecimalString | None = Field(
@@ -65,13 +67,25 @@ class TrainingSpec(ApiModel):
     warmup: DecimalString | None = Field(
         None, description='Below 1: share of all steps; else steps. Default: the preset\'s, else "0.1".'
     )
-    batch_size: int = Field(4, ge=1, le=1024, description="Rows in one forward pass of one device.")
-    gradient_accumulation: int = Field(4, ge=1, le=1024, description="Forward passes before an optimizer step.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Rows in one forward pass of one device. Default: what fits into its memory, at most the rows of "
+        "an optimizer step.",
+    )
+    gradient_accumulation: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Forward passes before an optimizer step. Default: as many as make 16 rows an optimizer step, or "
+        "so many fewer that there are 100 steps.",
+    )
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
     packing: bool | None = Field(
         None,
         description="Fill rows of maxLength with several examples, attention kept inside each. Default: true where "
-        "the method allows it (not with prompt and prefix tuning).",
+        "method and model allow it and enough rows remain for 100 optimizer steps.",
     )
     group_by_length: bool = Field(
         False, description="Put rows of similar length into a batch; needless and refused with packing."
@@ -84,7 +98,9 @@ class TrainingSpec(ApiModel):
         Precision.AUTO, description="Auto: BFloat16 where the device has it, else Float32 (CPU) or Float16 (GPU)."
     )
     gradient_checkpointing: bool | None = Field(
-        None, description="Recompute activations to save memory. Default: true, except for prefix tuning."
+        None,
+        description="Recompute activations to save memory. Default: true unless the memory of the device is known to "
+        "suffice without it, and with prefix tuning.",
     )
     neftune_noise_alpha: DecimalString | None = Field(
         None, description="Noise added to the embeddings while training (NEFTune); unset: none."

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter import attach, training_hooks
+from tunery_trainer.choose import method_choices
 from tunery_trainer.methods.base import Start
 from tunery_trainer.model import load_base, load_tokenizer, model_facts
 from tunery_trainer.resolve import resolve
@@ -71,7 +72,8 @@ def spec_of(blocks: Mapping[str, Any]) -> LoRAJobSpec:
 
 
 def resolved_for(folder: Path, blocks: Mapping[str, Any], rows: int = 500) -> Resolved:
-    return resolve(spec_of(blocks), model_facts(folder), rows, CPU)
+    spec = spec_of(blocks)
+    return resolve(spec, model_facts(folder), CPU, method_choices(spec, rows, CPU)[0])
 
 
 def token_rows(seed: int, rows: int = 2, length: int = 16) -> torch.Tensor:

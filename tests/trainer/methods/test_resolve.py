@@ -13,6 +13,7 @@ from trainer.methods.families import spec_of
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
+from tunery_trainer.choose import method_choices
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.presets import guideline_for
 from tunery_trainer.resolve import resolve
@@ -30,7 +31,7 @@ def resolved(blocks: dict[str, Any], facts: ModelFacts = SEVEN_B, rows: int = 50
         data = spec.model_dump(by_alias=True, exclude_unset=True)
         del data["training"]["precision"]
         spec = type(spec).model_validate(data)
-    return resolve(spec, facts, rows, gpu)
+    return resolve(spec, facts, gpu, method_choices(spec, rows, gpu)[0])
 
 
 def sources(plan: Resolved) -> dict[str, str]:
@@ -91,8 +92,9 @@ def test_what_nobody_says_has_its_default() -> None:
     assert plan.training.precision is Precision.BFLOAT16
     assert (plan.quantization, plan.adalora, plan.prompt) == (None, None, None)
     told = sources(plan)
-    assert told["lora.rank"] == told["training.packing"] == told["training.batchSize"] == "Default"
-    assert told["lora.alpha"] == told["training.precision"] == "Rule"
+    assert told["lora.rank"] == told["training.scheduler"] == "Default"
+    of_rules = ("lora.alpha", "training.precision", "training.packing", "training.batchSize", "training.epochs")
+    assert {told[name] for name in of_rules} == {"Rule"}
 
 
 def test_alpha_follows_a_rank_of_the_manifest_through_a_preset() -> None:
@@ -117,25 +119,24 @@ def test_rank_guidelines(rank: int, use: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "rows", "blocks", "method", "why"),
+    ("gpu", "rows", "blocks", "methods", "why"),
     [
-        pytest.param(80, 5000, {}, Method.LORA, "5000 rows are enough", id="large-gpu"),
-        pytest.param(12, 5000, {}, Method.QLORA, "12.0 GiB is less than twice", id="small-gpu"),
-        pytest.param(12, 50, {}, Method.QLORA, "less than twice", id="small-gpu-few-rows"),
-        pytest.param(80, 99, {}, Method.PROMPT_TUNING, "99 rows are fewer than 100", id="few-rows"),
-        pytest.param(80, 100, {}, Method.LORA, "100 rows", id="just-enough-rows"),
-        pytest.param(80, 99, {"continueFrom": {"uri": "s3://a/b"}}, Method.LORA, "holds the model", id="continued"),
-        pytest.param(None, 5000, {}, Method.QLORA, "memory is not known", id="unknown-gpu"),
-        pytest.param(80, 5000, {"quantization": {"type": "Int8"}}, Method.QLORA, "asks for a quant", id="quantised"),
+        pytest.param(80, 5000, {}, "LoRA QLoRA", "5000 rows are enough", id="many-rows"),
+        pytest.param(80, 99, {}, "PromptTuning QLoRA", "99 rows are fewer than 100", id="few-rows"),
+        pytest.param(80, 100, {}, "LoRA QLoRA", "100 rows", id="just-enough-rows"),
+        pytest.param(80, 99, {"continueFrom": {"uri": "s3://a/b"}}, "LoRA QLoRA", "fits unquantised", id="continued"),
+        pytest.param(None, 5000, {}, "QLoRA", "memory is not known", id="unknown-gpu"),
+        pytest.param(None, 99, {}, "PromptTuning", "fewer than 100", id="unknown-gpu-few-rows"),
+        pytest.param(80, 5000, {"quantization": {"type": "Int8"}}, "QLoRA", "asks for a quant", id="quantised"),
+        pytest.param(80, 5000, {"method": "DoRA"}, "DoRA", "manifest asks", id="named"),
     ],
 )
-def test_auto_follows_the_guides_tree(
-    gpu: int | None, rows: int, blocks: dict[str, Any], method: Method, why: str
+def test_auto_prefers_by_the_guides_tree(
+    gpu: int | None, rows: int, blocks: dict[str, Any], methods: str, why: str
 ) -> None:
-    plan = resolved(blocks, rows=rows, gpu=DeviceFacts(DeviceKind.CUDA, gpu and gpu * GIB, bfloat16=True))
-    assert plan.method is method
-    assert why in plan.method_reason
-    assert sources(plan)["method"] == "Rule"
+    choices = method_choices(spec_of(blocks), rows, DeviceFacts(DeviceKind.CUDA, gpu and gpu * GIB, bfloat16=True))
+    assert [choice.method.value for choice in choices] == methods.split()
+    assert why in choices[0].reason
 
 
 def test_auto_on_a_cpu_without_a_limit_is_lora() -> None:

@@ -15,6 +15,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
 from tunery_trainer import model
+from tunery_trainer.choose import method_choices
 from tunery_trainer.device import device_facts
 from tunery_trainer.failures import explain
 from tunery_trainer.model import load_base
@@ -82,7 +83,8 @@ def test_a_gpu_that_fails_while_the_model_is_loaded_does_not_blame_the_model(
 
     facts = model.model_facts(tiny_model)
     spec = LoRAJobSpec.model_validate(manifest(tmp_path)["spec"])
-    resolved = resolve(spec, facts, 100, DeviceFacts(DeviceKind.CPU, None, bfloat16=False))
+    device = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
+    resolved = resolve(spec, facts, device, method_choices(spec, 100, device)[0])
     monkeypatch.setattr(model.AutoModelForCausalLM, "from_pretrained", failing)
     with pytest.raises(torch.AcceleratorError) as caught:
         load_base(tiny_model, resolved, "cpu")

@@ -11,6 +11,7 @@ import torch
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter import attach
+from tunery_trainer.choose import method_choices
 from tunery_trainer.collator import Collator
 from tunery_trainer.evaluation import held_out_loss
 from tunery_trainer.methods.base import Start
@@ -25,7 +26,8 @@ LENGTHS = (9, 17, 5)
 def adapted(folder: Path, precision: str = "Float32", **blocks: Any) -> Any:
     """Return the tiny model with an adapter whose weights are not those it starts with."""
     raw = {"model": {"uri": "s3://m/base"}, "dataset": {"uri": "s3://d/rows"}, "training": {"precision": precision}}
-    resolved = resolve(LoRAJobSpec.model_validate(json.loads(json.dumps(raw | blocks))), model_facts(folder), 500, CPU)
+    spec = LoRAJobSpec.model_validate(json.loads(json.dumps(raw | blocks)))
+    resolved = resolve(spec, model_facts(folder), CPU, method_choices(spec, 500, CPU)[0])
     model = attach(load_base(folder, resolved, "cpu"), resolved, Start(load_tokenizer(folder), 10))
     draw = torch.Generator().manual_seed(3)
     for parameter in model.parameters():

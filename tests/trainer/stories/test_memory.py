@@ -34,10 +34,11 @@ def test_activations_grow_with_length_and_shrink_with_checkpointing(tiny_model: 
     assert long.activations_per_row == pytest.approx(2 * short.activations_per_row, rel=0.05)
     saving = estimate(tiny_model, replace(PLAN, gradient_checkpointing=True))
     assert saving.activations_per_row < short.activations_per_row
+    assert short.of(2, gradient_checkpointing=True) == saving
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
-    found = MemoryEstimate(1000, 10, 10, 20, 100, 50, 500, batch_size=8)
+    found = MemoryEstimate(1000, 10, 10, 20, 100, 30, 50, 500, length=64, batch_size=8, gradient_checkpointing=False)
     largest = found.largest_batch(found.total)
     assert largest is not None
     assert largest >= 8

@@ -17,7 +17,8 @@ from tunery_trainer.device import device_facts, require_gpu
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel, Place, Progress, fetch_dataset, fetch_model
 from tunery_trainer.publish import Target, probe
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.sizing import sequences_to_pack
 from tunery_trainer.storage import Store, open_store
 
 _NEEDS: Final = {
@@ -106,6 +107,7 @@ def data_options(
         max_invalid_rows=spec.dataset.max_invalid_rows,
         max_length=resolved.training.max_length if resolved else defaults.max_length,
         packing=resolved.training.packing if resolved else defaults.packing,
+        min_sequences=sequences_to_pack(resolved.training.epochs) if resolved and _may_stay_alone(spec) else 0,
         loss=Loss(spec.training.loss.value),
         seed=spec.training.seed,
         evaluation_root=own.root if own else None,
@@ -117,15 +119,16 @@ def data_options(
     )
 
 
-def decide(
-    spec: LoRAJobSpec, facts: ModelFacts, files: tuple[FetchedDataset, FetchedDataset | None], devices: DeviceFacts
-) -> Resolved:
-    """Return every setting of the run; the rows are counted only where `method: Auto` depends on them."""
-    from tunery_trainer.data.scan import scan
-    from tunery_trainer.resolve import resolve
+def _may_stay_alone(spec: LoRAJobSpec) -> bool:
+    """Say whether nobody asks for packing, nor for a number of steps that would be the same without it."""
+    return spec.training.packing is None and spec.training.max_steps is None
 
-    rows = scan(files[0].root, data_options(spec, files, None)).rows if spec.method is Method.AUTO else 0
-    return resolve(spec, facts, rows, devices)
+
+def count_rows(spec: LoRAJobSpec, files: tuple[FetchedDataset, FetchedDataset | None]) -> int:
+    """Return the rows of the data set where `method: Auto` depends on them, else 0."""
+    from tunery_trainer.data.scan import scan
+
+    return scan(files[0].root, data_options(spec, files, None)).rows if spec.method is Method.AUTO else 0
 
 
 def expected_device(run: RunSpec) -> DeviceFacts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -57,10 +57,22 @@ class MemoryEstimate:
     adapter: int
     gradients: int
     optimizer: int
-    activations_per_row: int
+    kept_per_row: int
+    """Activations of a row of a batch where all are kept for backward."""
+    recomputed_per_row: int
+    """The same with gradient checkpointing: each layer's input, and one layer expanded."""
     head: int
+    """The tile of logits, and the largest weight that is dequantised."""
     overhead: int
+    length: int
+    """Tokens of a row."""
     batch_size: int
+    gradient_checkpointing: bool
+
+    @property
+    def activations_per_row(self) -> int:
+        """Bytes of activations that one more row in a batch takes."""
+        return self.recomputed_per_row if self.gradient_checkpointing else self.kept_per_row
 
     @property
     def fixed(self) -> int:
@@ -72,6 +84,10 @@ class MemoryEstimate:
         """All bytes, the allocator's slack included."""
         return self._with_slack(self.batch_size)
 
+    def of(self, batch_size: int, gradient_checkpointing: bool) -> MemoryEstimate:
+        """Return the estimate of the same run with another batch, recomputing activations or not."""
+        return replace(self, batch_size=batch_size, gradient_checkpointing=gradient_checkpointing)
+
     def largest_batch(self, available: int) -> int | None:
         """Return the largest batch size that fits into `available` bytes; None if not even one row does."""
         if self._with_slack(1) > available:
@@ -81,11 +97,10 @@ class MemoryEstimate:
 
     def to_status(self, available: int | None) -> MemoryStatus:
         """Return what the job's status shows."""
-        suggested = self.largest_batch(available) if available else None
         return MemoryStatus(
             estimate_bytes=self.total,
             available_bytes=available,
-            suggested_batch_size=min(suggested, self.batch_size) if suggested else None,
+            suggested_batch_size=self.largest_batch(available) if available else None,
         )
 
     def _with_slack(self, batch: int) -> int:
@@ -101,17 +116,20 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     base, trained = _parameters(model)
     weights = sum(_stored_bytes(model, name, parameter, plan.quantization) for name, parameter in base.items())
     trained_count = sum(parameter.numel() for parameter in trained.values())
-    trace = _trace_activations(model, plan)
+    kept, recomputed = _trace_activations(model, plan.length)
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
     return MemoryEstimate(
         weights=int(weights),
         adapter=trained_count * _ADAPTER_BYTES,
         gradients=trained_count * _ADAPTER_BYTES,
         optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
-        activations_per_row=trace,
+        kept_per_row=kept,
+        recomputed_per_row=recomputed,
         head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,
+        length=plan.length,
         batch_size=plan.batch_size,
+        gradient_checkpointing=plan.gradient_checkpointing,
     )
 
 
@@ -144,8 +162,12 @@ def _four_bit(quantization: QuantizationSettings | None) -> bool:
 
 
 def _largest_dequantized(base: dict[str, torch.nn.Parameter]) -> int:
-    """Return the bytes of the largest matrix in 16 bits: 4-bit layers are expanded one at a time."""
-    return 2 * max((p.numel() for name, p in base.items() if p.ndim == 2 and "embed" not in name), default=0)
+    """Return the bytes of the largest matrix in 16 bits: 4-bit layers are expanded one at a time.
+
+    Embeddings and head are not among them.
+    """
+    matrices = (p for name, p in base.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name)
+    return 2 * max((matrix.numel() for matrix in matrices), default=0)
 
 
 def _optimizer_bytes(numel: int, plan: MemoryPlan) -> float:
@@ -160,19 +182,19 @@ def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _trace_activations(model: torch.nn.Module, plan: MemoryPlan) -> int:
-    """Return the bytes that backward needs for each row of a batch."""
-    small, large = (_trace(model, batch, plan) for batch in _PROBE)
-    return max(1, large - small)
+def _trace_activations(model: torch.nn.Module, length: int) -> tuple[int, int]:
+    """Return the bytes that backward needs for each row of a batch: all kept, and with gradient checkpointing."""
+    small, large = (_trace(model, batch, length) for batch in _PROBE)
+    return max(1, large[0] - small[0]), max(1, large[1] - small[1])
 
 
-def _trace(model: torch.nn.Module, batch: int, plan: MemoryPlan) -> int:
-    """Return the bytes saved for backward by one forward pass of `batch` rows.
+def _trace(model: torch.nn.Module, batch: int, length: int) -> tuple[int, int]:
+    """Return the bytes saved for backward by one forward pass of `batch` rows: all, and with gradient checkpointing.
 
     With checkpointing a layer keeps only its input, and is expanded again one at a time.
     """
     saved = _SavedBytes(model)
-    ids = torch.zeros((batch, plan.length), dtype=torch.long, device="meta")
+    ids = torch.zeros((batch, length), dtype=torch.long, device="meta")
     with (
         saved.watching(),
         patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
@@ -180,11 +202,9 @@ def _trace(model: torch.nn.Module, batch: int, plan: MemoryPlan) -> int:
         patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),
     ):
         model(input_ids=ids, use_cache=False)
-    layers = saved.by_layer
-    outside = saved.outside
-    if not plan.gradient_checkpointing or not layers:
-        return outside + sum(layers)
-    return outside + sum(saved.inputs) + max(layers)
+    layers, outside = saved.by_layer, saved.outside
+    everything = outside + sum(layers)
+    return everything, outside + sum(saved.inputs) + max(layers) if layers else everything
 
 
 class _SavedBytes:

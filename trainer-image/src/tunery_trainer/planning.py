@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,10 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters
 from tunery_trainer.choose import MethodChoice, method_choices
-from tunery_trainer.data.options import TokenReport
+from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
 from tunery_trainer.methods.base import Start
-from tunery_trainer.model import load_tokenizer, meta_model
+from tunery_trainer.model import load_tokenizer, meta_model, model_facts
 from tunery_trainer.previous import PreviousAdapter, continued
 from tunery_trainer.resolve import DEFAULT_BATCH_SIZE, Chosen, resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
@@ -36,10 +37,14 @@ class Basis:
     spec: LoRAJobSpec
     folder: Path
     """The base model's; without weights is enough."""
-    facts: ModelFacts
     devices: DeviceFacts
     previous: PreviousAdapter | None
     """The adapter that is trained on."""
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What config.json tells; raises TrainerError(ModelUnsupported)."""
+        return model_facts(self.folder)
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,14 @@ def before_data(basis: Basis, rows: int) -> Resolved:
     return _settings(basis, method_choices(basis.spec, rows, basis.devices)[0], None)
 
 
-def make_plan(basis: Basis, rows: int, tokens: TokenReport) -> Plan:
+def make_plan(basis: Basis, rows: int, dataset: DatasetReport) -> Plan:
     """Return the plan for the first method that fits into the memory, or for the last one if none does.
 
     Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
     """
+    tokens = dataset.tokens
+    if tokens is None:
+        raise ValueError("the data set is not tokenised")
     choices = method_choices(basis.spec, rows, basis.devices)
     for choice in choices[:-1]:
         plan = _plan(basis, choice, tokens)

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunery_api.methods import LoraInit
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
-from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel
 from tunery_trainer.inputs import (
     check_secrets,
+    count_rows,
     data_options,
-    decide,
     expected_device,
     get_data,
     get_model,
     lora_spec,
     probe_places,
 )
-from tunery_trainer.previous import PreviousAdapter, continued, get_previous
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
-from tunery_trainer.steps import expected_sequences, total_steps
+from tunery_trainer.previous import PreviousAdapter, get_previous
+from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.sizing import FEWEST_STEPS
 from tunery_trainer.summary import dataset_status, resolved_status
 
 if TYPE_CHECKING:
-    from tunery_trainer.memory import MemoryEstimate
-
-_log = logging.getLogger(__name__)
+    from tunery_trainer.planning import Plan
 
 
 def run_preflight(run: RunSpec) -> PreflightReport:
@@ -57,78 +51,51 @@ def _check(
     files: tuple[FetchedDataset, FetchedDataset | None],
 ) -> PreflightReport:
     from tunery_trainer.data.scan import scan
-    from tunery_trainer.model import load_tokenizer, model_facts
+    from tunery_trainer.model import load_tokenizer
+    from tunery_trainer.planning import Basis, before_data, make_plan
 
-    spec, (model, previous) = lora_spec(run), start
-    facts = model_facts(model.folder)
-    tokenizer = load_tokenizer(model.folder)
+    model, previous = start
     devices = expected_device(run)
-    resolved = decide(spec, facts, files, devices)
-    if previous:
-        resolved = continued(resolved, spec, model.folder, previous)
-    options = data_options(spec, files, resolved)
-    dataset = scan(files[0].root, options, tokenizer)
-    steps = total_steps(expected_sequences(dataset, options), resolved.training)
-    targets, trained, estimate = _adapt(model.folder, resolved, steps, _row_length(options, dataset), devices)
+    basis = Basis(lora_spec(run), model.folder, devices, previous)
+    rows = count_rows(basis.spec, files)
+    options = data_options(basis.spec, files, before_data(basis, rows))
+    dataset = scan(files[0].root, options, load_tokenizer(model.folder))
+    plan = make_plan(basis, rows, dataset)
+    _check_steps(basis.spec, plan)
     report = PreflightReport(
         dataset=dataset_status(dataset),
-        memory=estimate.to_status(devices.memory_bytes) if estimate else None,
+        memory=plan.memory.to_status(devices.memory_bytes) if plan.memory else None,
         resolved=resolved_status(
-            resolved,
+            plan.resolved,
             {
-                "target_modules": targets,
-                "trainable_parameters": trained,
+                "target_modules": plan.target_modules,
+                "trainable_parameters": plan.trainable_parameters,
                 "revision": model.revision,
-                # Packing decides the number of sequences, and is done once, before training.
-                "steps": None if options.packing and resolved.training.max_steps is None else steps,
+                "steps": plan.steps,
             },
         ),
     )
-    _check_memory(estimate, devices)
+    _check_memory(plan, devices)
     return report
 
 
-def _adapt(
-    folder: Path, resolved: Resolved, steps: int, length: int, devices: DeviceFacts
-) -> tuple[list[str], int, MemoryEstimate | None]:
-    """Put the adapter on a model without weights; return its target modules, its size, and the memory it takes."""
-    from tunery_trainer.adapter import attach, target_modules, trainable_parameters
-    from tunery_trainer.memory import MemoryPlan, estimate_memory
-    from tunery_trainer.methods.base import Start
-    from tunery_trainer.model import load_tokenizer, meta_model
-
-    # How the adapter starts changes neither its shape nor its memory, and would need the weights.
-    plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
-    model = attach(meta_model(folder), plain, Start(load_tokenizer(folder), steps))
-    training = resolved.training
-    plan = MemoryPlan(
-        batch_size=training.batch_size,
-        length=length,
-        quantization=resolved.quantization,
-        optimizer=training.optimizer,
-        gradient_checkpointing=training.gradient_checkpointing,
-        on_gpu=devices.kind is DeviceKind.CUDA,
-    )
-    try:
-        estimate = estimate_memory(model.train(), plan)
-    except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
-        _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
-        estimate = None
-    return target_modules(model), trainable_parameters(model), estimate
+def _check_steps(spec: LoRAJobSpec, plan: Plan) -> None:
+    """Raise TrainerError(DatasetInvalid) for too few steps to learn anything, unless the manifest asks for so few."""
+    asked = {"epochs", "max_steps", "batch_size", "gradient_accumulation"} & spec.training.model_fields_set
+    if plan.steps < FEWEST_STEPS and not asked:
+        raise TrainerError(
+            FailureReason.DATASET_INVALID,
+            f"the rows make {plan.steps} optimizer steps, one row and {plan.resolved.training.epochs:g} passes each; "
+            f"fewer than {FEWEST_STEPS} teach nothing",
+            "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.",
+        )
 
 
-def _row_length(options: DataOptions, dataset: DatasetReport) -> int:
-    """Return the tokens of the longest sequence that training will see, or a little more."""
-    if dataset.tokens is None:
-        return options.max_length
-    longest = dataset.tokens.tokens if options.packing else 2 * dataset.tokens.p99_length
-    return max(1, min(options.max_length, longest))
-
-
-def _check_memory(estimate: MemoryEstimate | None, devices: DeviceFacts) -> None:
+def _check_memory(plan: Plan, devices: DeviceFacts) -> None:
     from tunery_trainer.memory import human_bytes
 
-    if estimate is None or devices.memory_bytes is None or estimate.total <= devices.memory_bytes:
+    estimate = plan.memory
+    if estimate is None or devices.memory_bytes is None or plan.fits(devices):
         return
     largest = estimate.largest_batch(devices.memory_bytes)
     device = "the GPU" if devices.kind is DeviceKind.CUDA else "the container"

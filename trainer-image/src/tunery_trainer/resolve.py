@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
@@ -23,7 +23,7 @@ from tunery_api.methods import (
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
-from tunery_trainer.choose import choose_method
+from tunery_trainer.choose import MethodChoice
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.presets import PRESETS, PresetValues
 from tunery_trainer.resolved import (
@@ -38,10 +38,13 @@ from tunery_trainer.resolved import (
     Source,
     TrainingSettings,
 )
+from tunery_trainer.sizing import MOST_ROWS, DataFacts, Sizing, size
 
 DEFAULT_RANK: Final = 16
 DEFAULT_DROPOUT: Final = 0.05
 DEFAULT_WARMUP: Final = 0.1
+DEFAULT_BATCH_SIZE: Final = 4
+"""Rows of a forward pass where the memory of the device is not known."""
 DEFAULT_LEARNING_RATE: Final = 2e-4
 METHOD_LEARNING_RATES: Final = {
     Method.ADALORA: 1e-3,
@@ -61,21 +64,36 @@ IA3_TARGETS: Final = "keys, values, second feed-forward layer"
 T = TypeVar("T")
 
 
-def resolve(spec: LoRAJobSpec, facts: ModelFacts, rows: int, devices: DeviceFacts) -> Resolved:
+@dataclass(frozen=True)
+class Chosen:
+    """What the data and the memory of the device have decided where the manifest leaves it open."""
+
+    data: DataFacts | None = None
+    """None: not tokenised yet."""
+    batch_size: int | None = None
+    """Rows of a forward pass that fit; None: not known."""
+    gradient_checkpointing: bool = True
+
+
+def resolve(
+    spec: LoRAJobSpec, facts: ModelFacts, devices: DeviceFacts, choice: MethodChoice, chosen: Chosen | None = None
+) -> Resolved:
     """Return every effective setting of the run that `spec` asks for.
 
-    `rows` counts the training rows. A value of the manifest always wins, then the preset's, then a rule or default.
+    `choice` is the method, which is never Auto; `chosen` is what the data and the memory have decided. A value of the
+    manifest always wins, then the preset's, then a rule or default. Before the data is tokenised, and so without
+    `chosen`, packing is whether it may be packed, and batches and passes are the largest.
     Raises TrainerError(InvalidSpec) where the model cannot do what the manifest asks for.
     """
-    method, reason = choose_method(spec, facts, rows, devices)
+    method = choice.method
     decide = _Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
     decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
     decide.plain(spec.dataset, "dataset", "template")
     adapter = _adapter(decide)
-    training = _training(decide, adapter.rank, facts, devices)
+    training = _training(decide, adapter.rank, _Given(facts, devices, chosen or Chosen()))
     return Resolved(
         method=method,
-        method_reason=reason,
+        method_reason=choice.reason,
         adapter=adapter,
         adalora=_adalora(decide) if method is Method.ADALORA else None,
         prompt=_prompt(decide),
@@ -221,48 +239,72 @@ def _quantization(decide: _Decisions, precision: Precision) -> QuantizationSetti
     )
 
 
-def _training(decide: _Decisions, rank: int, facts: ModelFacts, devices: DeviceFacts) -> TrainingSettings:
-    block = decide.spec.training
+class _Given(NamedTuple):
+    facts: ModelFacts
+    devices: DeviceFacts
+    chosen: Chosen
+
+
+def _training(decide: _Decisions, rank: int, given: _Given) -> TrainingSettings:
+    block, chosen = decide.spec.training, given.chosen
 
     def plain(name: str) -> Any:
         return decide.plain(block, "training", name)
 
-    epochs, max_steps = _length(decide)
+    max_length, packing = _max_length(decide, given.facts), _packing(decide, given)
+    epochs, rows = _length(decide, chosen.data)
+    batch_size, accumulation = _batch(decide, rows, chosen.batch_size)
     return TrainingSettings(
         epochs=epochs,
-        max_steps=max_steps,
+        max_steps=block.max_steps,
         learning_rate=_learning_rate(decide, rank),
         scheduler=plain("scheduler"),
         warmup=_warmup(decide),
-        batch_size=plain("batch_size"),
-        gradient_accumulation=plain("gradient_accumulation"),
-        max_length=_max_length(decide, facts),
-        packing=_packing(decide, facts),
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+        max_length=max_length,
+        packing=packing,
         group_by_length=plain("group_by_length"),
         loss=plain("loss"),
         optimizer=plain("optimizer"),
         weight_decay=float(plain("weight_decay")),
         max_grad_norm=float(plain("max_grad_norm")),
-        precision=_precision(decide, devices),
+        precision=_precision(decide, given.devices),
         gradient_checkpointing=decide.pick(
             "training.gradientCheckpointing",
             block.gradient_checkpointing,
             None,
-            (False, Source.RULE) if decide.method is Method.PREFIX_TUNING else (True, Source.DEFAULT),
+            (chosen.gradient_checkpointing and decide.method is not Method.PREFIX_TUNING, Source.RULE),
         ),
         neftune_noise_alpha=_number(plain("neftune_noise_alpha")),
         seed=plain("seed"),
     )
 
 
-def _length(decide: _Decisions) -> tuple[float | None, int | None]:
-    """Return epochs or steps; one of the two is None."""
+def _length(decide: _Decisions, data: DataFacts | None) -> tuple[float | None, int]:
+    """Return the epochs, None with maxSteps, and the rows that an optimizer step should see."""
     block = decide.spec.training
+    preset = decide.preset.epochs if decide.preset else None
+    asked = _number(block.epochs) if block.epochs is not None else preset
+    sizing = size(data, asked, block.max_steps) if data else Sizing(MOST_ROWS, asked or 1.0)
     if block.max_steps is not None:
         decide.note("training.maxSteps", block.max_steps, Source.MANIFEST)
-        return None, block.max_steps
-    preset = decide.preset.epochs if decide.preset else None
-    return decide.pick("training.epochs", _number(block.epochs), preset, (1.0, Source.DEFAULT)), None
+        return None, sizing.rows
+    epochs = decide.pick("training.epochs", _number(block.epochs), preset, (sizing.epochs or 1.0, Source.RULE))
+    return epochs, sizing.rows
+
+
+def _batch(decide: _Decisions, rows: int, fits: int | None) -> tuple[int, int]:
+    """Return the rows of a forward pass, and how many of them make the `rows` of an optimizer step."""
+    block = decide.spec.training
+    accumulation = block.gradient_accumulation
+    most = rows if accumulation is None else max(1, rows // accumulation)
+    batch_size = decide.pick(
+        "training.batchSize", block.batch_size, None, (min(most, fits or DEFAULT_BATCH_SIZE), Source.RULE)
+    )
+    return batch_size, decide.pick(
+        "training.gradientAccumulation", accumulation, None, (max(1, rows // batch_size), Source.RULE)
+    )
 
 
 def _warmup(decide: _Decisions) -> float:
@@ -314,8 +356,8 @@ def _virtual_tokens(decide: _Decisions) -> int:
     return 0
 
 
-def _packing(decide: _Decisions, facts: ModelFacts) -> bool:
-    asked = decide.spec.training.packing
+def _packing(decide: _Decisions, given: _Given) -> bool:
+    asked, facts, data = decide.spec.training.packing, given.facts, given.chosen.data
     if asked and not facts.packable:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
@@ -323,7 +365,7 @@ def _packing(decide: _Decisions, facts: ModelFacts) -> bool:
             "out, or use another base model",
         )
     possible = facts.packable and decide.method not in PROMPT_LEARNING and not decide.spec.training.group_by_length
-    return decide.pick("training.packing", asked, None, (True, Source.DEFAULT) if possible else (False, Source.RULE))
+    return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))
 
 
 def _precision(decide: _Decisions, devices: DeviceFacts) -> Precision:

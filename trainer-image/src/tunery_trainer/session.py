@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunery_trainer.data.prepare import PreparedData
+    from tunery_trainer.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class Session:
     """The adapter that is trained on; None: a new one is trained."""
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
-    resolved: Resolved
-    steps: int
+    plan: Plan
     on_gpu: bool
+
+    @property
+    def resolved(self) -> Resolved:
+        """Every setting of the run."""
+        return self.plan.resolved
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.plan.steps

@@ -9,6 +9,8 @@ from typing import Final
 
 ENOUGH_STEPS: Final = 100
 """Optimizer steps that a run should have; with fewer, the rate has hardly risen before it falls again."""
+FEWEST_STEPS: Final = 10
+"""With fewer a run is refused, unless its manifest asks for so few."""
 MOST_ROWS: Final = 16
 """Rows of an optimizer step where the data has enough of them."""
 _FEWEST_ROWS: Final = 4

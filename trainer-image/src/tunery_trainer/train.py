@@ -16,8 +16,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import (
     actual_device,
     check_secrets,
+    count_rows,
     data_options,
-    decide,
     get_data,
     get_model,
     lora_spec,
@@ -26,14 +26,13 @@ from tunery_trainer.inputs import (
     work_folder,
 )
 from tunery_trainer.kept import settle_checkpoints
-from tunery_trainer.previous import continued, get_previous
+from tunery_trainer.previous import get_previous
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.publish import Published, publish, published_before
 from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.result import result_of
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
-from tunery_trainer.steps import total_steps
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
 
 if TYPE_CHECKING:
@@ -88,17 +87,20 @@ def _gather(run: RunSpec) -> Session:
     files = get_data(run)
     go_offline()
     from tunery_trainer.data.prepare import prepare
-    from tunery_trainer.model import load_tokenizer, model_facts
+    from tunery_trainer.model import load_tokenizer
+    from tunery_trainer.planning import Basis, before_data, make_plan
 
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
-    resolved = decide(spec, model_facts(model.folder), files, device)
-    if previous:
-        resolved = continued(resolved, spec, model.folder, previous)
-    tokenizer = load_tokenizer(model.folder)
-    data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, work_folder(run, "prepared"))
-    steps = total_steps(len(data.train), resolved.training)
-    session = Session(run, spec, model, previous, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
+    basis, tokenizer, rows = (
+        Basis(spec, model.folder, device, previous),
+        load_tokenizer(model.folder),
+        count_rows(spec, files),
+    )
+    options = data_options(spec, files, before_data(basis, rows))
+    data = prepare(files[0].root, options, tokenizer, work_folder(run, "prepared"))
+    plan = make_plan(basis, rows, data.report)
+    session = Session(run, spec, model, previous, tokenizer, data, plan, device.kind is DeviceKind.CUDA)
     _print(session)
     return session
 
@@ -119,6 +121,11 @@ def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
     """Raise TrainerError(NotImproved) if the adapter is not better than the base by the share that was asked for."""
     asked = float(spec.evaluation.min_improvement)
     reached = 1 - fitted.eval_loss / fitted.base_eval_loss
+    if reached == 0:
+        raise TrainerError(
+            FailureReason.NOT_IMPROVED,
+            f"the adapter changes nothing: the evaluation loss is {fitted.eval_loss:.4f} with it and without it",
+        )
     if reached < asked:
         raise TrainerError(
             FailureReason.NOT_IMPROVED,

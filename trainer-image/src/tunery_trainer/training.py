@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -180,6 +181,18 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             return loss
         # With num_items_in_batch the Trainer leaves the mean over accumulated batches to the loss.
         return loss + extra / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
+
+        Its curve over one step more, from its second point on.
+        """
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        inner = super().create_scheduler(num_training_steps + 1, optimizer)
+        shifted = [lambda step, rate=rate: rate(step + 1) for rate in inner.lr_lambdas]
+        self.lr_scheduler = LambdaLR(inner.optimizer, shifted)
+        return self.lr_scheduler
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Count the tokens, and do one forward and backward pass."""

@@ -53,6 +53,8 @@ class DataOptions:
     max_length: int = 2048
     """Tokens; what a row has beyond them is cut off and reported."""
     packing: bool = True
+    min_sequences: int = 0
+    """Pack only if it leaves at least so many sequences to train on."""
     loss: Loss = Loss.COMPLETION
     seed: int = 42
     evaluation_root: Path | None = None
@@ -93,6 +95,10 @@ class TokenReport:
     """Turns to learn whose reasoning the chat template leaves out."""
     template: str
     """`tokenizer`, `chatml` (the tokenizer has none) or `none` (plain text)."""
+    sequences: int = 0
+    """Sequences to train on, those held out for evaluation not included."""
+    packed: bool = False
+    """Whether a sequence holds several examples."""
 
 
 @dataclass(frozen=True)

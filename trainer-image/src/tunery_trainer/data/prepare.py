@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
+from tunery_trainer.data.layout import Layout, lay, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
-from tunery_trainer.data.pack import pack
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.store import TokenStore
 from tunery_trainer.data.survey import Files, Survey, find_files
@@ -75,23 +75,22 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTraine
             for digest, examples in survey.encoded(side, tokenizer):
                 store.add(digest, examples)
     report = survey.report()
-    train = list(range(len(rows.lengths)))
+    every = range(len(rows.lengths))
     if files.evaluation:
-        _write(evaluation_rows, list(range(len(evaluation_rows.lengths))), folder / _EVALUATION, options)
+        train, side, held = list(every), evaluation_rows, list(range(len(evaluation_rows.lengths)))
     else:
-        held = held_out(rows.digests, options.evaluation_fraction, options.seed)
-        _write(rows, [example for example in train if held[rows.rows[example]]], folder / _EVALUATION, options)
-        train = [example for example in train if not held[rows.rows[example]]]
-    _write(rows, train, folder / _TRAIN, options)
+        drawn = held_out(rows.digests, options.evaluation_fraction, options.seed)
+        side, held = rows, [example for example in every if drawn[rows.rows[example]]]
+        train = [example for example in every if not drawn[rows.rows[example]]]
+    layout = training_layout([rows.lengths[example] for example in train], options)
+    lengths = [side.lengths[example] for example in held]
+    _write(rows, train, layout, folder / _TRAIN)
+    _write(side, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
-    write_report(folder, report)
+    write_report(folder, with_layout(report, layout))
 
 
-def _write(store: TokenStore, examples: list[int], path: Path, options: DataOptions) -> None:
-    if options.packing:
-        packed = pack([store.lengths[example] for example in examples], options.max_length)
-        sequences = [[examples[index] for index in sequence] for sequence in packed]
-    else:
-        sequences = [[example] for example in examples]
-    store.write(sequences, path, packed=options.packing)
+def _write(store: TokenStore, examples: list[int], layout: Layout, path: Path) -> None:
+    sequences = [[examples[index] for index in sequence] for sequence in layout.sequences]
+    store.write(sequences, path, packed=layout.packed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunery_trainer.data.layout import training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.survey import Survey, find_files
@@ -24,9 +27,16 @@ def scan(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase | 
     sides = (survey.train, survey.evaluation)
     if tokenizer is None:
         train, _ = (list(survey.digests(side)) for side in sides)
-    else:
-        train, _ = ([digest for digest, _ in survey.encoded(side, tokenizer)] for side in sides)
+        report = survey.report()
+        if not files.evaluation:
+            held_out(train, options.evaluation_fraction, options.seed)
+        return report
+    digests, lengths = [], []
+    for digest, examples in survey.encoded(survey.train, tokenizer):
+        digests.append(digest)
+        lengths.append([len(example.input_ids) for example in examples])
+    collections.deque(survey.encoded(survey.evaluation, tokenizer), maxlen=0)
     report = survey.report()
-    if not files.evaluation:
-        held_out(train, options.evaluation_fraction, options.seed)
-    return report
+    held = None if files.evaluation else held_out(digests, options.evaluation_fraction, options.seed)
+    of_training = chain.from_iterable(row for index, row in enumerate(lengths) if held is None or not held[index])
+    return with_layout(report, training_layout(list(of_training), options))
