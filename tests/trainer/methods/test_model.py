@@ -65,7 +65,7 @@ def test_the_base_is_loaded_as_resolved(llama: Path, quantization: str) -> None:
         assert (weight.quant_type, weight.compress_statistics) == (quantization.lower(), True)
     assert model.get_input_embeddings().weight.dtype is torch.bfloat16
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "by_example"
 
 
 def test_the_tokenizer_pads_without_a_new_token(llama: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_model_that_cannot_pack_is_not_packed() -> None:
     plan = resolved({"method": "LoRA"}, facts=BLOOM)
     assert plan.training.packing is False
     assert sources(plan)["training.packing"] == "Rule"
-    with pytest.raises(TrainerError, match=r"spec\.training\.packing: BloomForCausalLM does not keep") as caught:
+    with pytest.raises(TrainerError, match=r"spec\.training\.packing: BloomForCausalLM was not measured") as caught:
         resolved({"method": "LoRA", "training": {"packing": True}}, facts=BLOOM)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 

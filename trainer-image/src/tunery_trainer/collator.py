@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,18 +19,22 @@ class Collator:
 
     Each row has `input_ids` and `labels`, lists of the same length; a packed row also has `seq_lengths`, the lengths
     of its examples. Packed batches carry `position_ids` that start again at each example and no attention mask, from
-    which transformers builds attention that stays inside each example.
+    which transformers builds attention that stays inside each example. For attention by example each batch also
+    carries where examples and paddings end, as transformers hands it to Flash Attention.
     """
 
     pad_token_id: int
+    by_example: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors of shape (rows, longest row)."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return int64 tensors of shape (rows, longest row), and with `by_example` the ends of the examples."""
         longest = max(len(row["input_ids"]) for row in rows)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": _padded([row["input_ids"] for row in rows], longest, self.pad_token_id),
             "labels": _padded([row["labels"] for row in rows], longest, IGNORED),
         }
+        if self.by_example:
+            batch |= _ends(rows, longest)
         if not any(row.get("seq_lengths") for row in rows):
             lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
             batch["attention_mask"] = (torch.arange(longest) < lengths).long()
@@ -40,12 +45,28 @@ class Collator:
         return batch
 
 
+def _ends(rows: Sequence[Mapping[str, Any]], longest: int) -> dict[str, Any]:
+    """Return `cu_seq_lens_q`, int32 (examples and paddings of all rows + 1), and the longest of them."""
+    segments = [segment for row in rows for segment in _segments(row, longest) if segment]
+    ends = torch.tensor([0, *itertools.accumulate(segments)], dtype=torch.int32)
+    longest_segment = max(segments)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest_segment,
+        "max_length_k": longest_segment,
+    }
+
+
+def _segments(row: Mapping[str, Any], length: int) -> list[int]:
+    size = len(row["input_ids"])
+    return [*(row.get("seq_lengths") or [size]), length - size]
+
+
 def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 
 
 def _positions(row: Mapping[str, Any], length: int) -> torch.Tensor:
     """Count from 0 in each example and in the padding, which is a segment of its own."""
-    size = len(row["input_ids"])
-    segments = [*(row.get("seq_lengths") or [size]), length - size]
-    return torch.cat([torch.arange(segment) for segment in segments])
+    return torch.cat([torch.arange(segment) for segment in _segments(row, length)])

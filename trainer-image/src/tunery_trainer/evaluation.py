@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
+from tunery_trainer.attention import computes_by_example
 from tunery_trainer.collator import IGNORED, Collator
 from tunery_trainer.head import autocast, head, log_probabilities
 
@@ -43,10 +44,14 @@ def held_out_loss(
     device = next(model.parameters()).device
     try:
         with torch.no_grad(), head(model), autocast(device, dtype):
-            for batch in _batches(rows, tokens, Collator(pad_token_id)):
+            collate = Collator(pad_token_id, by_example=computes_by_example(model))
+            for batch in _batches(rows, tokens, collate):
                 counted = int((batch["labels"][:, 1:] != IGNORED).sum())
                 if counted:
-                    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+                    on_device = {
+                        name: part.to(device) if isinstance(part, torch.Tensor) else part
+                        for name, part in batch.items()
+                    }
                     total -= log_probabilities(model, on_device).double().sum().item()
                     count += counted
     finally:
@@ -54,7 +59,7 @@ def held_out_loss(
     return total / count if count else math.nan
 
 
-def _batches(rows: Rows, tokens: int, collate: Collator) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(rows: Rows, tokens: int, collate: Collator) -> Iterator[dict[str, Any]]:
     """Yield batches of rows of similar length, of at most so many tokens, padding included."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
     chosen: list[int] = []

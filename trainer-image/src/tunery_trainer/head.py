@@ -54,7 +54,7 @@ def head(model: torch.nn.Module) -> Iterator[None]:
         base.__dict__.update(before)
 
 
-def log_probabilities(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def log_probabilities(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """Return log p of each label of `batch` under a `model` with the head: float32, (rows, length - 1 or more).
 
     Zeros where there is no label. With prompt learning the virtual tokens come first. The first token of a row has no

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +19,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from tunery_api.methods import ComputeType, QuantizationType
+from tunery_api.methods import PROMPT_LEARNING, ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
+from tunery_trainer.attention import BY_EXAMPLE, works_on
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.isolation import Isolation, isolation
 from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
@@ -111,7 +112,7 @@ def model_facts(folder: Path) -> ModelFacts:
         vocabulary=text.vocab_size,
         max_positions=int(positions) if positions else None,
         tied_embeddings=_tied(model),
-        packable=_packable(model),
+        packable=_isolation(model.config).packable,
     )
 
 
@@ -125,7 +126,7 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
     options: dict[str, Any] = {
         "config": config,
         "dtype": dtype_of(resolved.training.precision),
-        "attn_implementation": _attention(config),
+        "attn_implementation": _training_attention(config, resolved, torch.device(device)),
         "device_map": {"": str(device)},
         "local_files_only": True,
         "trust_remote_code": False,
@@ -194,13 +195,26 @@ def _tied(model: PreTrainedModel) -> bool:
     return bool(model.config.get_text_config().tie_word_embeddings)
 
 
-def _packable(model: PreTrainedModel) -> bool:
-    """Return whether attention is kept inside each packed example by its position_ids.
+def _isolation(config: PreTrainedConfig) -> Isolation:
+    return isolation(config.get_text_config(), _attention(config))
 
-    That needs an argument for them and positions that are looked up by them: ALiBi counts from the row's start.
+
+def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: torch.device) -> str:
+    """Return the attention to train with: by example where it is exact and the device has it, else masked.
+
+    Virtual tokens come before every row, and belong to no example.
     """
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    return takes_positions and not getattr(model.config, "alibi", False)
+    measured = _isolation(config).attention
+    if measured != BY_EXAMPLE or resolved.method in PROMPT_LEARNING:
+        return _attention(config)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    shape = (
+        heads,
+        getattr(text, "num_key_value_heads", None) or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+    return BY_EXAMPLE if works_on(device, dtype_of(resolved.training.precision), shape) else _attention(config)
 
 
 def _unsupported(cause: str) -> TrainerError:

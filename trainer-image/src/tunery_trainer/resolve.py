@@ -361,8 +361,8 @@ def _packing(decide: _Decisions, given: _Given) -> bool:
     if asked and not facts.packable:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
-            f"spec.training.packing: {facts.architecture} does not keep attention inside each example; leave packing "
-            "out, or use another base model",
+            f"spec.training.packing: {facts.architecture} was not measured to keep the examples of a packed row apart; "
+            "leave packing out, or use another base model",
         )
     possible = facts.packable and decide.method not in PROMPT_LEARNING and not decide.spec.training.group_by_length
     return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))

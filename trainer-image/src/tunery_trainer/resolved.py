@@ -25,7 +25,7 @@ class ModelFacts:
     """Longest sequence in tokens; None where the architecture has no limit of its own."""
     tied_embeddings: bool
     packable: bool
-    """True where attention follows position_ids, so that packed rows give the same loss as single ones."""
+    """True where an example in a packed row was measured to have the logits that it has alone."""
 
 
 class DeviceKind(StrEnum):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
+from tunery_trainer.attention import computes_by_example
 from tunery_trainer.collator import IGNORED, Collator
 from tunery_trainer.head import add_head, log_probabilities
 from tunery_trainer.resolved import TrainingSettings
@@ -149,7 +150,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             # Only there to let the Trainer start evaluations: `evaluate` measures on rows of its own.
             eval_dataset=parts.rows.select([0]) if loop.evaluate_every_steps else None,
             processing_class=parts.tokenizer,
-            data_collator=Collator(int(parts.tokenizer.pad_token_id)),
+            data_collator=Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model)),
         )
         self.remove_callback(PrinterCallback)
         if self._hooks:
