@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.isolation import TABLE, classes, measured
-from kit.installation import ROOT
 from trainer.methods.families import write_family
 from tunery_trainer.attention import BY_EXAMPLE, computes_by_example
 from tunery_trainer.collator import Collator
 from tunery_trainer.isolation import isolation
+
+from bench.isolation import TABLE, classes, measured
+from kit.installation import ROOT
 
 APART = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "gpt2", "lfm2", "mixtral")
 LEAKING = ("gpt_oss", "qwen3_next", "jamba", "recurrent_gemma", "olmo_hybrid", "bamba", "granitemoehybrid", "bloom")
