@@ -42,7 +42,7 @@ def main() -> None:
 def outcome(check: Callable[[], None]) -> str | None:
     try:
         check()
-    except BaseException as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever it is, it is what is missing)
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -73,7 +73,7 @@ def triton_loads_its_driver_stub() -> None:
     stub = Path(driver.__file__).with_name("driver.c").read_text()
     folder = Path(tempfile.mkdtemp())
     source = folder / "cuda.c"
-    functions = sorted({name for name in re.findall(r"\bcu[A-Z]\w+(?=\()", stub)} | {"cuInit", "cuDeviceGetCount"})
+    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", stub)) | {"cuInit", "cuDeviceGetCount"})
     source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in functions))
     library = build(source, folder / "libcuda.so.1")
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -52,7 +53,7 @@ AttentionInterface.register(BY_EXAMPLE, attend)
 
 def computes_by_example(model: torch.nn.Module) -> bool:
     """Tell whether `model`, of transformers or of PEFT, wants to be told where examples end."""
-    return bool(getattr(model.config, "_attn_implementation", None) == BY_EXAMPLE)  # type: ignore[union-attr]
+    return bool(getattr(model.config, "_attn_implementation", None) == BY_EXAMPLE)
 
 
 def _ends(rows: int, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
@@ -69,12 +70,14 @@ def _on_gpu(
 ) -> torch.Tensor:
     query, key, value = flat
     longest, window = bounds
-    result: torch.Tensor = varlen_attn(
+    result = varlen_attn(
         *(query, key, value, ends, ends, longest, longest),
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    if isinstance(result, tuple):
+        raise TypeError("varlen_attn gives more back than it was asked for")
     return result
 
 
@@ -85,13 +88,15 @@ def _on_cpu(
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in flat)
     places = ends.tolist()
     parts = []
-    for start, end in zip(places, places[1:], strict=False):
-        narrow = window is not None and end - start > window
+    for start, end in pairwise(places):
+        band = _band(end - start, window) if window is not None and end - start > window else None
         parts.append(
             scaled_dot_product_attention(
-                *(tensor[:, :, start:end] for tensor in (query, key, value)),
-                attn_mask=_band(end - start, window) if narrow and window else None,
-                is_causal=not narrow,
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                attn_mask=band,
+                is_causal=band is None,
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )

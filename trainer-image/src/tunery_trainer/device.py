@@ -12,7 +12,8 @@ from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
 
 _MEMORY: Final = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|Triton Error \[CUDA\]: out of memory|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN)_STATUS_ALLOC_FAILED"
+    r"CUDA out of memory|CUDA error: out of memory|Triton Error \[CUDA\]: out of memory"
+    r"|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN)_STATUS_ALLOC_FAILED"
     r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY",
     re.IGNORECASE,
 )
@@ -75,7 +76,7 @@ def require_gpu() -> None:
     import torch
 
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         # is_available() is true for a GPU that this build has no kernels for.
         product = torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")
         works = bool(product.sum().item() == 8**3)
@@ -87,7 +88,7 @@ def require_gpu() -> None:
 
 def triton_compiles() -> bool:
     """Tell whether Triton finds the compiler that it needs for its driver stub at the first kernel."""
-    from triton.runtime.build import _find_compiler
+    from triton.runtime.build import _find_compiler  # type: ignore[import-untyped]
 
     try:
         return bool(_find_compiler("c"))

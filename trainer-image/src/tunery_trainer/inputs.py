@@ -139,7 +139,7 @@ def expected_device(run: RunSpec) -> DeviceFacts:
 
 
 def actual_device(run: RunSpec) -> DeviceFacts:
-    """Return the device of this process: the GPU that the job asked for; without a cluster the one there is, or the CPU.
+    """Return the device of this process: the GPU that the job asked for; without a cluster what there is.
 
     Raises TrainerError(GPUUnavailable): a pod that holds a GPU never trains on the CPU.
     """

@@ -69,7 +69,7 @@ def _compared(config: PreTrainedConfig, attention: str, alone: torch.Tensor) -> 
 
 
 def _small(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    if attention == BY_EXAMPLE and getattr(config, "attention_dropout", 0):
+    if attention == BY_EXAMPLE and getattr(config, "attention_dropout", None):
         raise ValueError("attention by example has no dropout")
     small = shrink(config)
     with torch.device("meta"):

@@ -143,6 +143,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self._hooks = parts.hooks
         self._held_out_loss = parts.held_out_loss
         self.tokens_seen = 0
+        self.lr_scheduler: Any
         super().__init__(
             model=model,
             args=sft_config(loop, parts.folder),
@@ -188,11 +189,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
         Its curve over one step more, from its second point on.
         """
-        if self.lr_scheduler is not None:
-            return self.lr_scheduler
-        inner = super().create_scheduler(num_training_steps + 1, optimizer)
-        shifted = [lambda step, rate=rate: rate(step + 1) for rate in inner.lr_lambdas]
-        self.lr_scheduler = LambdaLR(inner.optimizer, shifted)
+        if self.lr_scheduler is None:
+            inner = super().create_scheduler(num_training_steps + 1, optimizer)
+            self.lr_scheduler = LambdaLR(inner.optimizer, [_shifted(rate) for rate in inner.lr_lambdas])
         return self.lr_scheduler
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -225,6 +224,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint), self._hooks)
+
+
+def _shifted(rate: Callable[[int], float]) -> Callable[[int], float]:
+    return lambda step: rate(step + 1)
 
 
 def _leave_inputs_alone(model: torch.nn.Module) -> None:

@@ -77,15 +77,15 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTraine
     report = survey.report()
     every = range(len(rows.lengths))
     if files.evaluation:
-        train, side, held = list(every), evaluation_rows, list(range(len(evaluation_rows.lengths)))
+        train, source, held = list(every), evaluation_rows, list(range(len(evaluation_rows.lengths)))
     else:
         drawn = held_out(rows.digests, options.evaluation_fraction, options.seed)
-        side, held = rows, [example for example in every if drawn[rows.rows[example]]]
+        source, held = rows, [example for example in every if drawn[rows.rows[example]]]
         train = [example for example in every if not drawn[rows.rows[example]]]
     layout = training_layout([rows.lengths[example] for example in train], options)
-    lengths = [side.lengths[example] for example in held]
+    lengths = [source.lengths[example] for example in held]
     _write(rows, train, layout, folder / _TRAIN)
-    _write(side, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
+    _write(source, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
     write_report(folder, with_layout(report, layout))
