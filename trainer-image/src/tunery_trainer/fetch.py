@@ -24,7 +24,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 _RECORD: Final = ".tunery-fetched.json"
-_WORKERS: Final = 4
+_WORKERS: Final = 8
+"""Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
 _SHOWN: Final = 8
 """So many names of what is there are told."""
 
