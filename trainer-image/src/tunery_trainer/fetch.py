@@ -7,17 +7,17 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
+from tunery_trainer.digests import FolderDigest
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.selection import data_files, is_model_file, model_files, split_pattern
 from tunery_trainer.storage import Entry, Store, join_key, open_store
 from tunery_trainer.storage.base import check_key
-from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.storage.uris import split_uri
 
 Progress = Callable[[int, int], None]
@@ -53,10 +53,15 @@ class FetchedModel:
     folder: Path
     revision: str | None
     """The hub's commit."""
-    digest: str | None
-    """SHA-256 over the `sha256sum` listing of its files; None for a hub's commit, and without weights."""
     weight_bytes: int
     """Size of its safetensors files, fetched or not."""
+    files: FolderDigest | None = field(default=None, compare=False)
+    """None for a hub's commit, and without weights."""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 over the `sha256sum` listing of its files; waits where they are still being read."""
+        return self.files.wait() if self.files else None
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,14 @@ class FetchedDataset:
     """The hub's commit."""
 
 
-def fetch_model(place: Place, cache: Path, *, weights: bool = True, progress: Progress | None = None) -> FetchedModel:
+def fetch_model(
+    place: Place, cache: Path, *, weights: bool = True, digest: bool = True, progress: Progress | None = None
+) -> FetchedModel:
     """Return the model's folder; `weights=False` (preflight) fetches config and tokenizer only.
 
-    Claims and local folders are used where they lie. Raises MODEL_NOT_FOUND, MODEL_GATED, MODEL_UNSUPPORTED (no
-    config.json, no safetensors) and the storage reasons.
+    Claims and local folders are used where they lie; what is not known of their digests is read in the background,
+    unless `digest=False` says that nobody will ask.
+    Raises MODEL_NOT_FOUND, MODEL_GATED, MODEL_UNSUPPORTED (no config.json, no safetensors) and the storage reasons.
     """
     scheme, authority, path = split_uri(place.uri)
     if scheme == "hf":
@@ -84,8 +92,9 @@ def fetch_model(place: Place, cache: Path, *, weights: bool = True, progress: Pr
     folder = _local_path(place, "spec.model.uri", path)
     names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
     files = model_files(names, place.uri, weights=True)
-    digest = _listing_digest(dict.fromkeys(files, ""), folder) if weights else None
-    return FetchedModel(folder, None, digest, _weight_bytes({n: (folder / n).stat().st_size for n in files}))
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    begun = FolderDigest.begin(folder, files) if weights and digest else None
+    return FetchedModel(folder, None, _weight_bytes(sizes), begun)
 
 
 def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -> FetchedDataset:
@@ -153,7 +162,7 @@ def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weig
     folder = cache / f"model-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
     hub.download(repo, names, folder, meter.add)
-    return FetchedModel(folder, repo.commit, None, _weight_bytes(repo.sizes))
+    return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
 
 
 def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
@@ -178,7 +187,7 @@ def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: boo
     folder = cache / f"model-{_mark(place.uri)}"
     digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     sizes = {name: entry.size for name, entry in entries.items()}
-    return FetchedModel(folder, None, _listing_digest(digests, folder) if weights else None, _weight_bytes(sizes))
+    return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
 
 
 def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDataset:
@@ -251,15 +260,6 @@ def _local_path(place: Place, field: str, path: str) -> Path:
         missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
         raise TrainerError(missing, f"{field}: {place.uri} does not exist")
     return found
-
-
-def _listing_digest(digests: dict[str, str], folder: Path) -> str:
-    """Return SHA-256 over the lines of `sha256sum`; files whose digest is not known yet are read."""
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        names = sorted(digests)
-        found = list(pool.map(lambda name: digests[name] or hash_file(folder / name), names))
-    lines = "".join(f"{digest}  {name}\n" for digest, name in zip(found, names, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _weight_bytes(sizes: dict[str, int]) -> int:

@@ -143,7 +143,7 @@ def open_base(run: RunSpec, model: ModelSpec, small: Callable[[int], bool]) -> t
             return checkpoint, None
     mount = run.volumes.get(Purpose.MODEL)
     place = Place(model.uri, credentials, Path(mount) if mount else None, model.revision, run.local)
-    folder = fetch_model(place, work_folder(run, "model")).folder
+    folder = fetch_model(place, work_folder(run, "model"), digest=False).folder
     return open_checkpoint(LocalFiles(folder, label, damaged)), folder
 
 
