@@ -10,6 +10,7 @@ import pytest
 from controller.objects import adaptermerge, lorajob
 from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
+from tunery_api.runspec import DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
@@ -21,6 +22,7 @@ from tunery_operator.settings import Placement, PodTemplate, Settings
 
 SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
+DISK_FIELD = "spec.resources.ephemeralStorage"
 META = {"namespace": "ns", "name": "x", "uid": "12345678-abcd", "generation": 1}
 OWNER_REFERENCE = {
     "apiVersion": "tunery.dev/v1alpha1",
@@ -209,6 +211,29 @@ def test_requests_equal_limits_and_name_the_gpu() -> None:
     resources = pod_of(train(resources={"gpus": 1, "memory": "8Gi"}))["containers"][0]["resources"]
     assert resources["requests"] == resources["limits"]
     assert resources["limits"] == {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "50Gi", "nvidia.com/gpu": "1"}
+
+
+@pytest.mark.parametrize(
+    ("needed", "asked", "disk"),
+    [
+        (None, {}, "50Gi"),
+        (2**30, {}, "50Gi"),
+        (50 * 2**30 + 1, {}, "51Gi"),
+        (150 * 2**30, {}, "150Gi"),
+        (150 * 2**30, {"ephemeralStorage": "50Gi"}, "50Gi"),
+    ],
+)
+def test_the_disk_follows_what_preflight_counted(needed: int | None, asked: dict[str, str], disk: str) -> None:
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1, **asked}))
+    plan = plan_train(spec, owner(), PLATFORM, Known(disk_bytes=needed))
+    assert pod_of(plan)["containers"][0]["resources"]["limits"]["ephemeral-storage"] == disk
+    assert "ephemeralStorage" not in asked or plan.run.disk == DiskLimit(bytes=50 * 2**30, field=DISK_FIELD)
+
+
+def test_preflight_knows_the_limit_of_its_own_disk() -> None:
+    plan = plan_preflight(parse_lorajob(lorajob("x")), owner(), PLATFORM, Known(disk_bytes=2**40))
+    field = "the platform's preflight.resources.ephemeralStorage"
+    assert plan.run.disk == DiskLimit(bytes=20 * 2**30, field=field)
 
 
 def test_claims_and_config_maps_are_mounted_read_only() -> None:

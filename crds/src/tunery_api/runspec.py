@@ -16,6 +16,7 @@ from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
     DatasetStatus,
+    DiskStatus,
     MemoryStatus,
     MergeInputStatus,
     MetricsStatus,
@@ -67,6 +68,14 @@ class MountedSecret(OpenModel):
     """The field of the spec that names it, for messages."""
 
 
+class DiskLimit(OpenModel):
+    """What the container's disk may hold in all."""
+
+    bytes: int
+    field: str
+    """What sets it, for messages: a field of the spec, or of the platform's."""
+
+
 class ResolvedAdapter(OpenModel):
     """An adapter that a reference was resolved to."""
 
@@ -97,6 +106,7 @@ class RunSpec(OpenModel):
     """Memory of one GPU, where the platform told; None: not known before the pod starts."""
     memory_bytes: int | None = None
     """Memory limit of the container."""
+    disk: DiskLimit | None = None
     image: str | None = None
     """The image the container runs, for lineage."""
     work_dir: str = WORK_DIR
@@ -119,6 +129,7 @@ class PreflightReport(OpenModel):
     failure: Failure | None = None
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
+    disk: DiskStatus | None = None
     resolved: ResolvedStatus | None = None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import DiskLimit
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.digests import FolderDigest
 from tunery_trainer.errors import TrainerError
@@ -44,6 +45,8 @@ class Place:
     """Whether file:// is allowed: without a cluster only."""
     field: str = "spec.dataset.uri"
     """The field that names a data set, for messages."""
+    disk: DiskLimit | None = None
+    """What the disk that is downloaded to may hold in all, where it is limited."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weig
     names = model_files(repo.sizes, place.uri, weights=weights)
     folder = cache / f"model-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
+    _check_disk(place, "spec.model.uri", meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
 
@@ -176,6 +180,7 @@ def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> Fe
         raise _no_data(place, list(repo.sizes))
     folder = cache / f"dataset-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
+    _check_disk(place, place.field, meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedDataset(folder, pattern, repo.commit)
 
@@ -185,6 +190,7 @@ def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: boo
     entries = _below(store, prefix)
     names = model_files(entries, place.uri, weights=weights)
     folder = cache / f"model-{_mark(place.uri)}"
+    _check_disk(place, "spec.model.uri", sum(entries[name].size for name in names))
     digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     sizes = {name: entry.size for name, entry in entries.items()}
     return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
@@ -197,12 +203,14 @@ def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDat
     single = store.head(prefix) if prefix and not pattern else None
     if single is not None:
         name = prefix.rsplit("/", 1)[-1]
+        _check_disk(place, place.field, single.size)
         _fetch_entries(store, {name: single}, folder, meter)
         return FetchedDataset(folder, name)
     entries = _below(store, prefix)
     names = data_files(entries, pattern)
     if not names:
         raise _no_data(place, list(entries))
+    _check_disk(place, place.field, sum(entries[name].size for name in names))
     _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     return FetchedDataset(folder, pattern)
 
@@ -228,6 +236,19 @@ def _fetch_entries(store: Store, entries: dict[str, Entry], folder: Path, meter:
         if folder.is_dir():
             (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
     return {name: record[name][2] for name in entries}
+
+
+def _check_disk(place: Place, field: str, size: int) -> None:
+    """Raise WONT_FIT before the first byte where `size` bytes are more than the pod's disk may hold."""
+    limit = place.disk
+    if limit is None or size <= limit.bytes:
+        return
+    raise TrainerError(
+        FailureReason.WONT_FIT,
+        f"{field}: {size:,} bytes are to be downloaded from {place.uri}, but the disk of this pod holds "
+        f"{limit.bytes:,} ({limit.field})",
+        f"Raise {limit.field} above that, or put the files into a claim (pvc://), which is read where it lies.",
+    )
 
 
 def _below(store: Store, prefix: str) -> dict[str, Entry]:

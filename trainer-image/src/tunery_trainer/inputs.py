@@ -175,4 +175,5 @@ def checkpoint_store(run: RunSpec) -> tuple[Store, str] | None:
 
 def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
     mount = run.volumes.get(purpose)
-    return Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
+    place = Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
+    return dataclasses.replace(place, disk=run.disk)

@@ -12,6 +12,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_api.training import Precision
 from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.disk import check_disk, disk_status, estimate_disk
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel
@@ -71,9 +72,11 @@ def _check(
     dataset = scan(files[0].root, options, tokenizer)
     steps = total_steps(expected_sequences(dataset, options), resolved.training)
     targets, trained, estimate = _adapt(model.folder, resolved, steps, _row_length(options, dataset), devices)
+    disk = estimate_disk(run, model, files, dataset, trained)
     report = PreflightReport(
         dataset=dataset_status(dataset),
         memory=estimate.to_status(devices.memory_bytes) if estimate else None,
+        disk=disk_status(run, disk),
         resolved=resolved_status(
             resolved,
             {
@@ -86,6 +89,7 @@ def _check(
         ),
     )
     _check_memory(estimate, devices)
+    check_disk(run, disk)
     return report
 
 

@@ -26,6 +26,8 @@ class Known(NamedTuple):
     """The model's commit that preflight resolved."""
     checkpoint: str | None = None
     """URI of the newest checkpoint."""
+    disk_bytes: int | None = None
+    """Disk that training takes, by preflight's count."""
 
 
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
@@ -36,7 +38,8 @@ def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: K
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
-    base = _with_revision(_plan(spec, owner, platform, known, Task.TRAIN), known)
+    sized = spec.model_copy(update={"resources": common.with_disk(spec.resources, known.disk_bytes)})
+    base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)
 
 
