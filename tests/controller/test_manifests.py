@@ -10,7 +10,7 @@ import pytest
 from controller.objects import adaptermerge, lorajob
 from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
-from tunery_api.runspec import DiskLimit
+from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
@@ -249,6 +249,40 @@ def test_claims_and_config_maps_are_mounted_read_only() -> None:
         "dataset": "/mnt/tunery/dataset",
         "evaluation": "/mnt/tunery/evaluation",
     }
+
+
+CACHED = Platform(SETTINGS.model_copy(update={"cache_claim": "shared", "cache_max_size": "500Gi"}))
+
+
+@pytest.mark.parametrize(
+    ("platform", "spec", "claim", "largest"),
+    [
+        (PLATFORM, {}, None, None),
+        (PLATFORM, {"cache": {"claimName": "mine"}}, "mine", None),
+        (CACHED, {}, "shared", 500 * 2**30),
+        (CACHED, {"cache": {"claimName": "mine"}}, "mine", 500 * 2**30),
+    ],
+    ids=["none", "manifest", "platform", "manifest-first"],
+)
+def test_preflight_fills_the_cache_and_training_reads_it(
+    platform: Platform, spec: dict[str, Any], claim: str | None, largest: int | None
+) -> None:
+    parsed = parse_lorajob(lorajob("x", **spec))
+    for plan, read_only in (
+        (plan_preflight(parsed, owner(), platform, Known()), False),
+        (plan_train(parsed, owner(), platform, Known()), True),
+    ):
+        volumes = [v for v in pod_of(plan)["volumes"] if v["name"] == "volume-cache"]
+        mounts = [m for m in pod_of(plan)["containers"][0]["volumeMounts"] if m["name"] == "volume-cache"]
+        if claim is None:
+            assert (volumes, mounts, plan.run.cache) == ([], [], None)
+            continue
+        only = {"readOnly": True} if read_only else {}
+        assert volumes == [{"name": "volume-cache", "persistentVolumeClaim": {"claimName": claim, **only}}]
+        assert mounts == [{"name": "volume-cache", "mountPath": "/mnt/tunery/cache", **only}]
+        assert plan.run.cache == CacheMount(path="/mnt/tunery/cache", max_bytes=largest)
+    report = plan_report(parsed, owner(), platform, Known())
+    assert "volume-cache" not in {v["name"] for v in pod_of(report)["volumes"]}
 
 
 def test_preflight_asks_for_no_gpu_and_no_queue() -> None:

@@ -46,6 +46,8 @@ class Purpose(StrEnum):
     """The data set of dataset.evaluation.uri; opened by dataset's Secret."""
     OUTPUT = "output"
     CONTINUE_FROM = "continue-from"
+    CACHE = "cache"
+    """The claim of the cache; no URI leads there."""
     WANDB = "wandb"
     MLFLOW = "mlflow"
 
@@ -74,6 +76,14 @@ class DiskLimit(OpenModel):
     bytes: int
     field: str
     """What sets it, for messages: a field of the spec, or of the platform's."""
+
+
+class CacheMount(OpenModel):
+    """The claim that jobs of the namespace keep base models and prepared data in."""
+
+    path: str
+    max_bytes: int | None = None
+    """What it may hold; None: what its file system has."""
 
 
 class ResolvedAdapter(OpenModel):
@@ -107,6 +117,7 @@ class RunSpec(OpenModel):
     memory_bytes: int | None = None
     """Memory limit of the container."""
     disk: DiskLimit | None = None
+    cache: CacheMount | None = None
     image: str | None = None
     """The image the container runs, for lineage."""
     work_dir: str = WORK_DIR

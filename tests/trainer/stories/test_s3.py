@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, manifest, run_here, run_trainer, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
+from tunery_trainer.credentials import Credentials
+from tunery_trainer.fetch import Place, fetch_model
 
 from cluster.s3 import S3Server
 
@@ -44,7 +47,7 @@ def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
         bucket: str = "adapters",
         uid: str = "u-1",
         name: str = "run.json",
-        disk: dict[str, Any] | None = None,
+        own: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         output = f"s3://{bucket}/{tmp_path.name}/out"
@@ -67,10 +70,9 @@ def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
             "secrets": mounted,
             "memoryBytes": 8 * 2**30,
             "workDir": str(tmp_path / "work"),
-            "disk": disk,
         }
         path = tmp_path / name
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content | (own or {})))
         return path
 
     return write
@@ -144,7 +146,7 @@ def test_a_base_in_a_claim_takes_no_disk(run_file: Run, tmp_path: Path) -> None:
 def test_data_beyond_preflights_own_disk_is_refused_before_it_is_downloaded(
     run_file: Run, tmp_path: Path, s3_server: S3Server
 ) -> None:
-    path = run_file(disk={"bytes": 50_000, "field": PLATFORMS_DISK})
+    path = run_file(own={"disk": {"bytes": 50_000, "field": PLATFORMS_DISK}})
     write_rows(tmp_path / "data.jsonl", make_rows(2000))
     s3_server.client().upload_file(str(tmp_path / "data.jsonl"), "datasets", f"{tmp_path.name}/data.jsonl")
     failure = _preflight(path, tmp_path / "termination").failure
@@ -155,6 +157,52 @@ def test_data_beyond_preflights_own_disk_is_refused_before_it_is_downloaded(
     assert f"holds 50,000 ({PLATFORMS_DISK})" in failure.message
     assert f"Raise {PLATFORMS_DISK}" in (failure.hint or "")
     assert not list((tmp_path / "work").rglob("data.jsonl"))
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A claim as preflight and as training mount it."""
+    writable, read_only = tmp_path / "claim", tmp_path / "read-only"
+    for folder in (writable, read_only):
+        folder.mkdir()
+    subprocess.run(["mount", "--bind", str(writable), str(read_only)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(read_only)], check=True)
+    yield writable, read_only
+    subprocess.run(["umount", "-l", str(read_only)], check=True)
+
+
+def test_preflight_fills_the_cache_and_training_begins_with_it(
+    run_file: Run, tmp_path: Path, s3_server: S3Server, claim: tuple[Path, Path]
+) -> None:
+    writable, read_only = claim
+    for round_, told in enumerate(("100 % of", None)):
+        work = str(tmp_path / f"preflight-{round_}")
+        path = run_file(own={"cache": {"path": str(writable)}, "workDir": work})
+        checked = run_here("preflight", path, TUNERY_TERMINATION_PATH=str(tmp_path / "termination"))
+        assert checked.returncode == ExitCode.OK, checked.stderr
+        assert ("base model into the cache: 100 % of" in checked.stdout) is (told is not None)
+    path = run_file(own={"cache": {"path": str(read_only)}})
+    trained = run_trainer("train", path, TUNERY_TERMINATION_PATH=str(tmp_path / "termination"))
+    assert trained.returncode == ExitCode.OK, trained.stderr
+    work = tmp_path / "work"
+    assert not list(work.rglob("model.safetensors"))
+    assert not list((work / "prepared").iterdir())
+    key = f"{tmp_path.name}/out/manifest.json"
+    manifest_ = json.loads(s3_server.client().get_object(Bucket="adapters", Key=key)["Body"].read())
+    without = fetch_model(Place(f"s3://models/{tmp_path.name}", _credentials(s3_server)), tmp_path / "own")
+    assert manifest_["lineage"]["model"]["digest"] == without.digest
+
+
+def _credentials(server: S3Server) -> Credentials:
+    return Credentials("the Secret s3", server.environment())
+
+
+def test_a_cache_that_nobody_can_use_changes_nothing(run_file: Run, tmp_path: Path, claim: tuple[Path, Path]) -> None:
+    _, read_only = claim
+    report = _preflight(run_file(own={"cache": {"path": str(read_only)}}), tmp_path / "termination")
+    assert report.failure is None
+    assert report.dataset is not None
+    assert report.dataset.rows == 120
 
 
 def test_wrong_bucket(run_file: Run, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class FolderDigest:
 
     def __init__(self, digests: Mapping[str, str]) -> None:
         """Take digests by name that are all known."""
+        self.known = dict(digests)
         self._found: Future[str] = Future()
         self._found.set_result(_over_listing(digests))
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit
+from tunery_trainer.caching.shared import CacheEntry, SharedCache
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.digests import FolderDigest
 from tunery_trainer.errors import TrainerError
@@ -21,9 +22,14 @@ from tunery_trainer.storage import Entry, Store, join_key, open_store
 from tunery_trainer.storage.base import check_key
 from tunery_trainer.storage.uris import split_uri
 
+if TYPE_CHECKING:
+    from tunery_trainer.hub import Hub, HubRepo
+
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
+MODELS: Final = "models"
+"""The kind of base models in a cache."""
 _RECORD: Final = ".tunery-fetched.json"
 _WORKERS: Final = 8
 """Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
@@ -47,6 +53,14 @@ class Place:
     """The field that names a data set, for messages."""
     disk: DiskLimit | None = None
     """What the disk that is downloaded to may hold in all, where it is limited."""
+    cache: SharedCache | None = None
+    """Where base models may lie already."""
+
+    @property
+    def endpoint(self) -> str:
+        """The server that the URI is relative to; empty for the usual one."""
+        names = ("HF_ENDPOINT",) if self.uri.startswith("hf://") else ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        return next((value for name in names if (value := self.credentials.get(name))), "")
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,18 @@ class FetchedModel:
     def digest(self) -> str | None:
         """SHA-256 over the `sha256sum` listing of its files; waits where they are still being read."""
         return self.files.wait() if self.files else None
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a model is by the word of its source: other content has another key."""
+
+    key: str
+    names: tuple[str, ...]
+    size: int
+    """Bytes of all its files."""
+    sha256: dict[str, str]
+    """By name, where the source tells it."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,31 @@ def fetch_model(
         return _model_from_hub(place, f"{authority}/{path}", cache, _Meter(progress), weights=weights)
     if scheme == "s3":
         return _model_from_bucket(place, cache, _Meter(progress), weights=weights)
-    folder = _local_path(place, "spec.model.uri", path)
-    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
-    files = model_files(names, place.uri, weights=True)
+    folder, files = claim_model_files(place)
     sizes = {name: (folder / name).stat().st_size for name in files}
-    begun = FolderDigest.begin(folder, files) if weights and digest else None
+    begun = begin_digest(place, folder, files) if weights and digest else None
     return FetchedModel(folder, None, _weight_bytes(sizes), begun)
+
+
+def claim_model_files(place: Place) -> tuple[Path, list[str]]:
+    """Return the folder of a model that is used where it lies, and its files; raises what fetch_model raises."""
+    folder = _local_path(place, "spec.model.uri", split_uri(place.uri)[2])
+    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
+    return folder, model_files(names, place.uri, weights=True)
+
+
+def begin_digest(place: Place, folder: Path, files: list[str]) -> FolderDigest:
+    """Begin to take the digest of a model that is used where it lies; known ones are in the cache, or beside it."""
+    book = place.cache.file("digests", f"{_mark(place.uri)}.json") if place.cache else None
+    return FolderDigest.begin(folder, files, book)
+
+
+def identify_model(place: Place) -> ModelIdentity | None:
+    """Return what the source says of the model, None where it is used where it lies; raises what fetch_model raises."""
+    scheme, authority, path = split_uri(place.uri)
+    if scheme == "hf":
+        return _hub_identity(place, _hub_model(place, f"{authority}/{path}")[1])
+    return _bucket_identity(place, _bucket_model(place)[1]) if scheme == "s3" else None
 
 
 def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -> FetchedDataset:
@@ -157,16 +202,46 @@ class _Meter:
 
 
 def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
-    from tunery_trainer.hub import Hub  # huggingface_hub is only needed for hf://
-
-    hub = Hub(place.credentials, "model")
-    repo = hub.resolve(name, place.revision)
+    hub, repo = _hub_model(place, name)
     names = model_files(repo.sizes, place.uri, weights=weights)
+    held = _held(place, lambda: _hub_identity(place, repo)) if weights else None
+    if held:
+        return FetchedModel(held.folder, repo.commit, _weight_bytes(repo.sizes))
     folder = cache / f"model-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
     _check_disk(place, "spec.model.uri", meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
+
+
+def _hub_model(place: Place, name: str) -> tuple[Hub, HubRepo]:
+    from tunery_trainer.hub import Hub  # huggingface_hub is only needed for hf://
+
+    hub = Hub(place.credentials, "model")
+    return hub, hub.resolve(name, place.revision)
+
+
+def _hub_identity(place: Place, repo: HubRepo) -> ModelIdentity:
+    names = model_files(repo.sizes, place.uri, weights=True)
+    key = _mark(place.uri, place.endpoint, repo.commit, *names)
+    digests = {name: repo.sha256[name] for name in names if name in repo.sha256}
+    return ModelIdentity(key, tuple(names), sum(repo.sizes[name] for name in names), digests)
+
+
+def _bucket_model(place: Place) -> tuple[Store, dict[str, Entry]]:
+    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
+    return store, _below(store, prefix)
+
+
+def _bucket_identity(place: Place, entries: dict[str, Entry]) -> ModelIdentity:
+    names = model_files(entries, place.uri, weights=True)
+    files = [entries[name] for name in names]
+    key = _mark(place.uri, place.endpoint, *(f"{each.key}\0{each.size}\0{each.version}" for each in files))
+    return ModelIdentity(key, tuple(names), sum(each.size for each in files), {})
+
+
+def _held(place: Place, identify: Callable[[], ModelIdentity]) -> CacheEntry | None:
+    return place.cache.use(MODELS, identify().key) if place.cache else None
 
 
 def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
@@ -186,13 +261,15 @@ def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> Fe
 
 
 def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
-    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
-    entries = _below(store, prefix)
+    store, entries = _bucket_model(place)
     names = model_files(entries, place.uri, weights=weights)
+    sizes = {name: entry.size for name, entry in entries.items()}
+    held = _held(place, lambda: _bucket_identity(place, entries)) if weights else None
+    if held:
+        return FetchedModel(held.folder, None, _weight_bytes(sizes), FolderDigest(held.digests))
     folder = cache / f"model-{_mark(place.uri)}"
     _check_disk(place, "spec.model.uri", sum(entries[name].size for name in names))
     digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
-    sizes = {name: entry.size for name, entry in entries.items()}
     return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
 
 
@@ -288,7 +365,7 @@ def _weight_bytes(sizes: dict[str, int]) -> int:
 
 
 def _mark(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_api.training import Precision
+from tunery_trainer.caching.models import cache_model, told_in_percent
+from tunery_trainer.caching.rows import survey
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.disk import check_disk, disk_status, estimate_disk
 from tunery_trainer.environment import go_offline
@@ -24,7 +26,9 @@ from tunery_trainer.inputs import (
     get_data,
     get_model,
     lora_spec,
+    model_place,
     probe_places,
+    shared_cache,
 )
 from tunery_trainer.previous import PreviousAdapter, continued, get_previous
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
@@ -45,6 +49,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     check_secrets(run)
     probe_places(run)
     model = get_model(run, weights=False)
+    cache_model(model_place(run), told_in_percent(_tell, "base model into the cache"))
     previous = get_previous(run, weights=False)
     files = get_data(run)
     go_offline()
@@ -53,12 +58,15 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     return report
 
 
+def _tell(text: str) -> None:
+    print(f"Preflight  {text}", flush=True)
+
+
 def _check(
     run: RunSpec,
     start: tuple[FetchedModel, PreviousAdapter | None],
     files: tuple[FetchedDataset, FetchedDataset | None],
 ) -> PreflightReport:
-    from tunery_trainer.data.scan import scan
     from tunery_trainer.model import load_tokenizer, model_facts
 
     spec, (model, previous) = lora_spec(run), start
@@ -69,7 +77,7 @@ def _check(
     if previous:
         resolved = continued(resolved, spec, model.folder, previous)
     options = data_options(spec, files, resolved)
-    dataset = scan(files[0].root, options, tokenizer)
+    dataset = survey(shared_cache(run), files[0].root, options, tokenizer)
     steps = total_steps(expected_sequences(dataset, options), resolved.training)
     targets, trained, estimate = _adapt(model.folder, resolved, steps, _row_length(options, dataset), devices)
     disk = estimate_disk(run, model, files, dataset, trained)

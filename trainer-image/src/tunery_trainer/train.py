@@ -11,6 +11,7 @@ from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
+from tunery_trainer.caching.rows import look_up
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import (
@@ -23,6 +24,7 @@ from tunery_trainer.inputs import (
     lora_spec,
     output_target,
     probe_places,
+    shared_cache,
     work_folder,
 )
 from tunery_trainer.kept import settle_checkpoints
@@ -96,7 +98,8 @@ def _gather(run: RunSpec) -> Session:
     if previous:
         resolved = continued(resolved, spec, model.folder, previous)
     tokenizer = load_tokenizer(model.folder)
-    data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, work_folder(run, "prepared"))
+    places = look_up(shared_cache(run), work_folder(run, "prepared"))
+    data = prepare(files[0].root, data_options(spec, files, resolved), tokenizer, places)
     steps = total_steps(len(data.train), resolved.training)
     session = Session(run, spec, model, previous, tokenizer, data, resolved, steps, device.kind is DeviceKind.CUDA)
     _print(session)

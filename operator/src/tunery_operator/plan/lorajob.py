@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.runspec import Purpose, ResolvedAdapter, Task
+from tunery_api.names import VOLUMES_DIR
+from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
-from tunery_operator.plan.model import JobPlan, Owner
+from tunery_operator.plan.model import JobPlan, Owner, VolumeMount
 from tunery_operator.plan.mounts import Access
 
 TRAIN_GRACE_SECONDS = 120
@@ -66,7 +68,19 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
         "adapters": [known.adapter] if known.adapter else [],
     }
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return common.job_plan(spec, owner, platform, task, run, accesses)
+    return _with_cache(common.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
+
+
+def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
+    """Return the plan with the claim of the cache: preflight fills it, and nothing else may write there."""
+    settings = platform.settings
+    claim = spec.cache.claim_name if spec.cache else settings.cache_claim
+    if not claim:
+        return plan
+    path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache_max_size
+    mount = VolumeMount(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
+    cache = CacheMount(path=path, max_bytes=int(parse_quantity(largest)) if largest else None)
+    return replace(plan, run=plan.run.model_copy(update={"cache": cache}), volumes=(*plan.volumes, mount))
 
 
 def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:

@@ -56,23 +56,34 @@ class ObjectReplaced(TrainerError):
         self.uri = uri
 
 
-class Store(Protocol):
+class Source(Protocol):
+    """As much of a store as a download needs."""
+
+    def uri(self, key: str = "") -> str:
+        """Return the URI of `key`, as a user would write it."""
+        ...
+
+    def head(self, key: str) -> Entry | None:
+        """Return the entry of `key`, or None if there is none."""
+        ...
+
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield `length` of the object's bytes (None: all that follow) from `start` on.
+
+        Raises ObjectReplaced if it is not what it was when `entry` was taken.
+        """
+        ...
+
+
+class Store(Source, Protocol):
     """Objects by key; a key is a relative path with `/`. Safe to use from several threads.
 
     Every method raises TrainerError: STORAGE_ACCESS_DENIED, STORAGE_NOT_FOUND (no such bucket or folder),
     STORAGE_UNAVAILABLE, DISK_FULL, and ObjectMissing where it reads a key that does not exist.
     """
 
-    def uri(self, key: str = "") -> str:
-        """Return the URI of `key`, as a user would write it."""
-        ...
-
     def list(self, prefix: str) -> list[Entry]:
         """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key."""
-        ...
-
-    def head(self, key: str) -> Entry | None:
-        """Return the entry of `key`, or None if there is none."""
         ...
 
     def read_bytes(self, key: str) -> bytes:
@@ -81,13 +92,6 @@ class Store(Protocol):
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only at the end of the object."""
-        ...
-
-    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Yield `length` of the object's bytes (None: all that follow) from `start` on.
-
-        Raises ObjectReplaced if it is not what it was when `entry` was taken.
-        """
         ...
 
     def download(self, key: str, path: Path, progress: Progress | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, Progress, Store
+from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, Progress, Source
 
 CHUNK_BYTES: Final = 1 << 20
 PART_BYTES: Final = 32 << 20
@@ -67,7 +68,7 @@ def sync_folder(folder: Path) -> None:
 class _Copy:
     """One object on its way into `partial`."""
 
-    store: Store
+    store: Source
     entry: Entry
     partial: Path
     progress: Progress | None
@@ -84,7 +85,7 @@ class _Copy:
             self.progress(count)
 
 
-def download(store: Store, key: str, path: Path, progress: Progress | None = None) -> str:
+def download(store: Source, key: str, path: Path, progress: Progress | None = None) -> str:
     """The `Store.download` of every store, on top of its `head` and `stream`."""
     entry = store.head(key)
     if entry is None:
@@ -97,6 +98,13 @@ def download(store: Store, key: str, path: Path, progress: Progress | None = Non
         copy.mark.unlink(missing_ok=True)
         sync_folder(path.parent)
     return digest
+
+
+def forget(path: Path) -> None:
+    """Remove what downloads to `path` that were cut off have left."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if leftover.suffix in (".partial", ".done"):
+            leftover.unlink()
 
 
 def _partial_name(path: Path, entry: Entry) -> Path:
