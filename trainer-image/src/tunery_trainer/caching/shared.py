@@ -97,6 +97,7 @@ class SharedCache:
                 # Never exclusive for what is there: whoever trains from it holds it for hours.
                 there = _shared_lock(descriptor) and self._whole(kind, key) is not None
                 if not there:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # two that hold it shared would wait for each other
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                     there = self._whole(kind, key) is not None
                 if not there:
