@@ -1,10 +1,11 @@
-"""Bringing a model to the disk: ranges side by side, beside one stream a file, in the same run.
+"""Bringing a model to the disk: ranges side by side, beside one stream a file and beside a cache, in the same run.
 
     python -m bench.downloads [--mib 384] [--files 4] [--rate 10]
 
 Twice: from the tests' real S3 server, which shares this machine's cores; and from a server that gives each connection
 `--rate` MiB a second, as object storage does, whatever the network could carry. One stream a file is what the trainer
-did before: 4 files at a time, each read, hashed and written by one thread. Prints one JSON object.
+did before: 4 files at a time, each read, hashed and written by one thread. Beside both, a cache that preflight has
+filled. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from tunery_trainer.caching.models import cache_model
+from tunery_trainer.caching.shared import SharedCache
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.fetch import Place, fetch_model
 from tunery_trainer.storage import Store, open_store
@@ -56,9 +59,12 @@ def one_stream_a_file(store: Store, folder: Path) -> None:
 def measure(credentials: Credentials, folder: Path) -> dict[str, float]:
     """Return the median seconds of both ways, taken in turns."""
     store, _ = open_store("s3://models", credentials, "spec.model.uri")
+    cached = Place("s3://models/m", credentials, cache=SharedCache(folder / "claim"))
+    cache_model(cached, lambda done, total: None)
     ways: dict[str, Callable[[Path], object]] = {
         "one_stream_a_file_s": lambda target: one_stream_a_file(store, target),
         "ranges_s": lambda target: fetch_model(Place("s3://models/m", credentials), target),
+        "from_cache_s": lambda target: fetch_model(cached, target),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
@@ -66,8 +72,9 @@ def measure(credentials: Credentials, folder: Path) -> dict[str, float]:
             began = time.perf_counter()
             way(folder / name)
             seconds[name].append(time.perf_counter() - began)
-            shutil.rmtree(folder / name)
-    found = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
+            shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / "claim")
+    found = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
     return {**found, "ratio": round(found["one_stream_a_file_s"] / found["ranges_s"], 2)}
 
 
