@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -273,7 +274,14 @@ def test_an_interrupted_filling_goes_on(
     assert len(list((root / "models").iterdir())) == 1
 
 
-@pytest.mark.parametrize("why", ["full", "read-only"])
+def _refusing(number: int) -> Callable[..., int]:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("why", ["full", "read-only", "quota", "broken"])
 def test_a_cache_that_cannot_take_it_is_no_failure(
     s3: S3Server,
     bucket: str,
@@ -283,11 +291,14 @@ def test_a_cache_that_cannot_take_it_is_no_failure(
     tmp_path: Path,
     why: str,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _fill(s3_store, "m", MODEL)
-    cache = SharedCache(read_only) if why == "read-only" else SharedCache(root, max_bytes=100)
+    cache = SharedCache(read_only if why == "read-only" else root, max_bytes=100 if why == "full" else None)
     place = Place(f"s3://{bucket}/m", credentials(s3), cache=cache)
-    with caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        if why in ("quota", "broken"):
+            patch.setattr(os, "pwrite", _refusing(errno.EDQUOT if why == "quota" else errno.EIO))
         cache_model(place, _silent)
     assert "the base model is not cached: " in caplog.text
     assert fetch_model(place, tmp_path / "work").folder.is_relative_to(tmp_path / "work")

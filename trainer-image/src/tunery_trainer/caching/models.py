@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.caching.shared import CacheUnusable, SharedCache
+from tunery_trainer.caching.shared import CacheUnusable, SharedCache, as_unusable
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import (
     MODELS,
@@ -49,7 +49,7 @@ def cache_model(place: Place, progress: Progress) -> None:
 
 
 def _fill(place: Place, cache: SharedCache, wanted: ModelIdentity, progress: Progress) -> None:
-    with cache.filling(MODELS, wanted.key) as draft:
+    with cache.filling(MODELS, wanted.key) as draft, as_unusable():
         if draft is None:
             return
         cache.make_room(wanted.size - _present(draft), MODELS, wanted.key)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.caching.shared import CacheUnusable, SharedCache
+from tunery_trainer.caching.shared import CacheUnusable, SharedCache, as_unusable
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.errors import TrainerError
 
@@ -59,7 +59,7 @@ def _prepared(
 
     files = find_files(root, options)
     key = cache_key(files, options, tokenizer)
-    with cache.filling(PREPARED, key) as draft:
+    with cache.filling(PREPARED, key) as draft, as_unusable():
         if draft is not None:
             size = sum(source.path.stat().st_size for source in (*files.train, *files.evaluation))
             cache.make_room(_TIMES * size, PREPARED, key)

@@ -75,7 +75,7 @@ class SharedCache:
 
     def check_writable(self) -> None:
         """Raise CacheUnusable where nothing can be written."""
-        with _as_unusable():
+        with as_unusable():
             probe = self._root / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -86,13 +86,13 @@ class SharedCache:
 
         Waits while another process fills it. Either way the entry counts as used now. Raises CacheUnusable.
         """
-        with _as_unusable():
+        with as_unusable():
             lock, draft = self._lock(kind, key), self._draft(kind, key)
             for folder in (lock.parent, draft.parent, self.entries(kind)):
                 folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o664)
         try:
-            with _as_unusable():
+            with as_unusable():
                 os.utime(descriptor)
                 # Never exclusive for what is there: whoever trains from it holds it for hours.
                 there = _shared_lock(descriptor) and self._whole(kind, key) is not None
@@ -111,7 +111,7 @@ class SharedCache:
 
         Everything is on the disk before the entry has its name.
         """
-        with _as_unusable():
+        with as_unusable():
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             record = {name: [path.stat().st_size, digests.get(name)] for name, path in files.items()}
             (folder / RECORD).write_text(json.dumps(record, sort_keys=True), encoding="utf-8")
@@ -128,7 +128,7 @@ class SharedCache:
 
         What a process uses, and what was asked for within the last hour, stays; so does the entry that is filled.
         """
-        with _as_unusable():
+        with as_unusable():
             now = self._lock(kind, key).stat().st_mtime  # by the clock that all the other times are by
             for used, name in sorted(self._known()):
                 if self._free() >= needed:
@@ -200,7 +200,8 @@ def _shared_lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def _as_unusable() -> Iterator[None]:
+def as_unusable() -> Iterator[None]:
+    """Turn what the claim's file system refuses into CacheUnusable."""
     try:
         yield
     except OSError as error:
