@@ -98,7 +98,7 @@ class SharedCache:
                 there = _shared_lock(descriptor) and self._whole(kind, key) is not None
                 if not there:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)  # two that hold it shared would wait for each other
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    _exclusive_lock(descriptor, f"{kind} {key}")
                     there = self._whole(kind, key) is not None
                 if not there:
                     draft.mkdir(exist_ok=True)
@@ -197,6 +197,14 @@ def _shared_lock(descriptor: int) -> bool:
     except OSError:
         return True  # without any locks nothing is evicted either
     return True
+
+
+def _exclusive_lock(descriptor: int, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.info("another pod is filling the cache with %s: waiting for it", what)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
