@@ -9,6 +9,7 @@ from typing import Final
 
 BENCHMARKS: Final = (
     "startup",
+    "downloads",
     "data_prep",
     "rendering",
     "memory_estimate",

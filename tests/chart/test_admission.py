@@ -33,6 +33,7 @@ FULL: Json = {
     "dataset": {"uri": "configmap://rows/d.jsonl", "secretRef": {"name": "data"}},
     "resources": {"gpus": 1},
     "scheduling": {"serviceAccountName": "mine", "priorityClassName": "batch", "nodeSelector": {"a": "b"}},
+    "cache": {"claimName": "cache"},
     "tracking": {"wandb": {"project": "p", "secretRef": {"name": "wandb"}}},
 }
 
@@ -204,6 +205,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
     ("projected-secret", lambda j: project(j, secret={"name": "s"}), MOUNTS),
     ("another-config-map", lambda j: volume(j, "run", configMap={"name": "kube-root-ca.crt"}), MOUNTS),
     ("writable-claim", lambda j: volume(j, "volume-model", persistentVolumeClaim={"claimName": "models"}), MOUNTS),
+    ("writable-cache", lambda j: volume(j, "volume-cache", persistentVolumeClaim={"claimName": "cache"}), MOUNTS),
     ("claim-as-cache", lambda j: volume(j, "work", persistentVolumeClaim=CLAIM), MOUNTS),
     ("csi", lambda j: volume(j, "work", csi={"driver": "secrets-store.csi.k8s.io"}), MOUNTS),
     ("over-the-program", lambda j: mount(j, "volume-dataset", mountPath="/usr/local/lib/python3.12"), PLACES),

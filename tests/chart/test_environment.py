@@ -24,6 +24,8 @@ def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPa
         "trainer.image.repository=registry.example.com/trainer",
         "trainer.image.tag=v2",
         "preflight.resources.memory=6Gi",
+        "cache.claimName=tunery-cache",
+        "cache.maxSize=500Gi",
         "operator.logging.level=DEBUG",
         "progress.port=9443",
     )
@@ -36,6 +38,7 @@ def test_settings_read_what_is_rendered(helm: Helm, monkeypatch: pytest.MonkeyPa
     assert settings.gpu_memory_bytes("nvidia.com/gpu", {"nvidia.com/gpu.product": "Tesla-T4"}) == 16 * 2**30
     assert (settings.default_output_uri, settings.default_output_secret) == ("s3://bucket/adapters", "s3")
     assert settings.preflight_memory == "6Gi"
+    assert (settings.cache_claim, settings.cache_max_size) == ("tunery-cache", "500Gi")
     assert settings.log_level == "DEBUG"
     assert settings.progress_url == "https://tunery.tunery-system.svc:9443"
     assert settings.progress_port == 9443

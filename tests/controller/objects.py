@@ -16,6 +16,7 @@ RESULT: Json = {
 }
 REPORT: Json = {
     "dataset": {"rows": 90, "invalidRows": 0, "format": "PromptCompletion"},
+    "disk": {"estimateBytes": 70 * 2**30 + 1},
     "resolved": {"method": "QLoRA", "revision": "0123abc"},
 }
 

@@ -45,6 +45,21 @@ def test_the_resolved_revision_goes_into_the_train_run(namespace: Namespace) -> 
     }
 
 
+@pytest.mark.parametrize(("asked", "disk"), [(None, "71Gi"), ("60Gi", "60Gi")], ids=["left-open", "asked"])
+def test_a_disk_that_is_left_open_is_what_preflight_counts(namespace: Namespace, asked: str | None, disk: str) -> None:
+    resources = {"gpus": 0} | ({"ephemeralStorage": asked} if asked else {})
+    namespace.apply(lorajob("disk", resources=resources))
+    namespace.pass_preflight("disk")
+    pod = namespace.job("disk-train")["spec"]["template"]["spec"]
+    amounts = pod["containers"][0]["resources"]
+    assert amounts["requests"]["ephemeral-storage"] == amounts["limits"]["ephemeral-storage"] == disk
+    assert {"name": "work", "emptyDir": {"sizeLimit": disk}} in pod["volumes"]
+    assert run_of(namespace, "disk-train")["disk"] == {
+        "bytes": int(disk[:-2]) * 2**30,
+        "field": "spec.resources.ephemeralStorage",
+    }
+
+
 def test_preflight_skipped(namespace: Namespace) -> None:
     namespace.apply(lorajob("s", preflight="Skip"))
     namespace.finish("s")

@@ -10,6 +10,7 @@ import pytest
 from controller.objects import adaptermerge, lorajob
 from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
+from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
@@ -21,6 +22,7 @@ from tunery_operator.settings import Placement, PodTemplate, Settings
 
 SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
+DISK_FIELD = "spec.resources.ephemeralStorage"
 META = {"namespace": "ns", "name": "x", "uid": "12345678-abcd", "generation": 1}
 OWNER_REFERENCE = {
     "apiVersion": "tunery.dev/v1alpha1",
@@ -211,6 +213,29 @@ def test_requests_equal_limits_and_name_the_gpu() -> None:
     assert resources["limits"] == {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "50Gi", "nvidia.com/gpu": "1"}
 
 
+@pytest.mark.parametrize(
+    ("needed", "asked", "disk"),
+    [
+        (None, {}, "50Gi"),
+        (2**30, {}, "50Gi"),
+        (50 * 2**30 + 1, {}, "51Gi"),
+        (150 * 2**30, {}, "150Gi"),
+        (150 * 2**30, {"ephemeralStorage": "50Gi"}, "50Gi"),
+    ],
+)
+def test_the_disk_follows_what_preflight_counted(needed: int | None, asked: dict[str, str], disk: str) -> None:
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1, **asked}))
+    plan = plan_train(spec, owner(), PLATFORM, Known(disk_bytes=needed))
+    assert pod_of(plan)["containers"][0]["resources"]["limits"]["ephemeral-storage"] == disk
+    assert "ephemeralStorage" not in asked or plan.run.disk == DiskLimit(bytes=50 * 2**30, field=DISK_FIELD)
+
+
+def test_preflight_knows_the_limit_of_its_own_disk() -> None:
+    plan = plan_preflight(parse_lorajob(lorajob("x")), owner(), PLATFORM, Known(disk_bytes=2**40))
+    field = "the platform's preflight.resources.ephemeralStorage"
+    assert plan.run.disk == DiskLimit(bytes=20 * 2**30, field=field)
+
+
 def test_claims_and_config_maps_are_mounted_read_only() -> None:
     plan = train(
         model={"uri": "pvc://models/llama"},
@@ -224,6 +249,40 @@ def test_claims_and_config_maps_are_mounted_read_only() -> None:
         "dataset": "/mnt/tunery/dataset",
         "evaluation": "/mnt/tunery/evaluation",
     }
+
+
+CACHED = Platform(SETTINGS.model_copy(update={"cache_claim": "shared", "cache_max_size": "500Gi"}))
+
+
+@pytest.mark.parametrize(
+    ("platform", "spec", "claim", "largest"),
+    [
+        (PLATFORM, {}, None, None),
+        (PLATFORM, {"cache": {"claimName": "mine"}}, "mine", None),
+        (CACHED, {}, "shared", 500 * 2**30),
+        (CACHED, {"cache": {"claimName": "mine"}}, "mine", 500 * 2**30),
+    ],
+    ids=["none", "manifest", "platform", "manifest-first"],
+)
+def test_preflight_fills_the_cache_and_training_reads_it(
+    platform: Platform, spec: dict[str, Any], claim: str | None, largest: int | None
+) -> None:
+    parsed = parse_lorajob(lorajob("x", **spec))
+    for plan, read_only in (
+        (plan_preflight(parsed, owner(), platform, Known()), False),
+        (plan_train(parsed, owner(), platform, Known()), True),
+    ):
+        volumes = [v for v in pod_of(plan)["volumes"] if v["name"] == "volume-cache"]
+        mounts = [m for m in pod_of(plan)["containers"][0]["volumeMounts"] if m["name"] == "volume-cache"]
+        if claim is None:
+            assert (volumes, mounts, plan.run.cache) == ([], [], None)
+            continue
+        only = {"readOnly": True} if read_only else {}
+        assert volumes == [{"name": "volume-cache", "persistentVolumeClaim": {"claimName": claim, **only}}]
+        assert mounts == [{"name": "volume-cache", "mountPath": "/mnt/tunery/cache", **only}]
+        assert plan.run.cache == CacheMount(path="/mnt/tunery/cache", max_bytes=largest)
+    report = plan_report(parsed, owner(), platform, Known())
+    assert "volume-cache" not in {v["name"] for v in pod_of(report)["volumes"]}
 
 
 def test_preflight_asks_for_no_gpu_and_no_queue() -> None:

@@ -99,6 +99,7 @@ def test_preflight_report_is_taken_over() -> None:
     status = compute_status(nothing(preflight_needed=True, preflight=attempt))
     assert status["dataset"] == REPORT["dataset"]
     assert status["resolved"] == REPORT["resolved"]
+    assert status["disk"] == REPORT["disk"]
 
 
 def test_a_merge_is_judged_alike() -> None:

@@ -282,6 +282,16 @@ def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     assert status["failure"]["reason"] == "QuotaExceeded"
 
 
+@pytest.mark.parametrize(
+    "end", [ended(code=137, why="OOMKilled"), ended(code=137, **EVICTED, message=LIMIT)], ids=["memory", "disk"]
+)
+def test_a_check_that_ran_into_its_limits_says_whose_they_are(end: Any) -> None:
+    check = Attempt(job(labels={"tunery.dev/role": "preflight"}, failed_reason="BackoffLimitExceeded"), (end,))
+    hint = judge(work=None, preflight_needed=True, preflight=check)["failure"]["hint"]
+    assert "preflight.resources" in hint
+    assert "Raise spec.resources" not in hint
+
+
 def test_a_preflight_that_fits_nowhere_says_whose_resources_it_asks_for() -> None:
     waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))

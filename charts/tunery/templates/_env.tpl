@@ -18,6 +18,10 @@
   value: {{ .Values.defaultTtlSecondsAfterFinished | toJson | quote }}
 - name: TUNERY_GPU_MEMORY
   value: {{ .Values.gpuMemory | toJson | quote }}
+- name: TUNERY_CACHE_CLAIM
+  value: {{ .Values.cache.claimName | quote }}
+- name: TUNERY_CACHE_MAX_SIZE
+  value: {{ .Values.cache.maxSize | quote }}
 - name: TUNERY_PREFLIGHT_CPU
   value: {{ .Values.preflight.resources.cpu | quote }}
 - name: TUNERY_PREFLIGHT_MEMORY

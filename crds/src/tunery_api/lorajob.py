@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel
+from tunery_api.fields import ApiModel, ObjectName
 from tunery_api.inputs import DatasetSpec, ModelSpec, OutputSpec
 from tunery_api.methods import (
     AdaLoraSpec,
@@ -63,6 +63,15 @@ class LifecycleFields(ApiModel):
     )
 
 
+class CacheSpec(ApiModel):
+    """A cache that the jobs of a namespace share."""
+
+    claim_name: ObjectName = Field(
+        description="A ReadWriteMany claim of the job's namespace. Preflight fills it; training reads it. Without it, "
+        "the platform's, where it names one."
+    )
+
+
 class LoRAJobSpec(LifecycleFields):
     """What to train, with what, and where to put it."""
 
@@ -91,6 +100,7 @@ class LoRAJobSpec(LifecycleFields):
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
+    cache: CacheSpec | None = Field(None, description="Where base models and prepared data are kept for the next job.")
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of the training pod.")
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."

@@ -29,6 +29,8 @@ RETRY_ANNOTATION: Final = "tunery.dev/retry"
 """Any new value reopens a Failed object, with the same uid and from its checkpoints."""
 CHECKPOINTS_PREFIX: Final = "tunery-checkpoints"
 """The folder of a bucket below which all checkpoints lie, so that one lifecycle rule can name them."""
+CACHE_FOLDER: Final = "tunery-cache"
+"""The folder of a cache's claim below which all of it lies: the claim may hold other things."""
 CONTAINER: Final = "trainer"
 """The container of every pod of ours; others may be injected beside it."""
 

@@ -38,7 +38,8 @@ class ResourcesSpec(ApiModel):
     memory: BytesString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: BytesString = Field(
         "50Gi",
-        description="Disk of the container: model, data set, one or two checkpoints. May change while no pod runs.",
+        description="Disk of the container: model, data set, checkpoints. Left out, it is what preflight counts, and "
+        "at least the default. May change while no pod runs.",
     )
 
 

@@ -101,7 +101,6 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.WONT_FIT: Advice(
         False,
         "Lower training.batchSize or training.maxLength, use QLoRA, or ask for a GPU with more memory, in a new job.",
-        mendable=False,
     ),
     _R.IMAGE_PULL_FAILED: Advice(
         True, "Check the image's name and that the nodes can pull it; the job goes on as soon as they can."

@@ -16,6 +16,7 @@ from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
     DatasetStatus,
+    DiskStatus,
     MemoryStatus,
     MergeInputStatus,
     MetricsStatus,
@@ -45,6 +46,8 @@ class Purpose(StrEnum):
     """The data set of dataset.evaluation.uri; opened by dataset's Secret."""
     OUTPUT = "output"
     CONTINUE_FROM = "continue-from"
+    CACHE = "cache"
+    """The claim of the cache; no URI leads there."""
     WANDB = "wandb"
     MLFLOW = "mlflow"
 
@@ -65,6 +68,22 @@ class MountedSecret(OpenModel):
     path: str
     field: str
     """The field of the spec that names it, for messages."""
+
+
+class DiskLimit(OpenModel):
+    """What the container's disk may hold in all."""
+
+    bytes: int
+    field: str
+    """What sets it, for messages: a field of the spec, or of the platform's."""
+
+
+class CacheMount(OpenModel):
+    """The claim that jobs of the namespace keep base models and prepared data in."""
+
+    path: str
+    max_bytes: int | None = None
+    """What it may hold; None: what its file system has."""
 
 
 class ResolvedAdapter(OpenModel):
@@ -97,6 +116,8 @@ class RunSpec(OpenModel):
     """Memory of one GPU, where the platform told; None: not known before the pod starts."""
     memory_bytes: int | None = None
     """Memory limit of the container."""
+    disk: DiskLimit | None = None
+    cache: CacheMount | None = None
     image: str | None = None
     """The image the container runs, for lineage."""
     work_dir: str = WORK_DIR
@@ -119,6 +140,7 @@ class PreflightReport(OpenModel):
     failure: Failure | None = None
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
+    disk: DiskStatus | None = None
     resolved: ResolvedStatus | None = None
 
 

@@ -168,6 +168,17 @@ class MemoryStatus(OpenModel):
     suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
 
 
+class DiskStatus(OpenModel):
+    """What preflight found of the disk that training takes."""
+
+    estimate_bytes: int | None = Field(
+        None, ge=0, description="Disk that training takes: downloads, prepared data, checkpoints, and a tenth."
+    )
+    available_bytes: int | None = Field(
+        None, ge=0, description="spec.resources.ephemeralStorage; where the manifest leaves it open, it follows."
+    )
+
+
 class ResolvedValue(OpenModel):
     """One setting, and where it came from."""
 
@@ -302,6 +313,7 @@ class LoRAJobStatus(CommonStatus):
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
     memory: MemoryStatus | None = Field(None, description="What preflight estimated.")
+    disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     """Seconds after which a finished object is deleted whose manifest does not say; None: never."""
     gpu_memory: dict[str, QuantityString] = Field(default_factory=dict)
     """Memory of one GPU by resource name, or by a label of its nodes as `label=value`."""
+    cache_claim: ObjectName | Literal[""] = ""
+    """The claim that caches base models and prepared data, by its name in each job's namespace; empty: none."""
+    cache_max_size: QuantityString | Literal[""] = ""
+    """What a cache may hold; empty: what its claim has."""
     preflight_cpu: QuantityString = "1"
     preflight_memory: QuantityString = "4Gi"
     preflight_ephemeral_storage: QuantityString = "20Gi"

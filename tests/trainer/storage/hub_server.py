@@ -23,6 +23,12 @@ class HubServer:
     gated: set[str] = field(default_factory=set)
     failing: bool = False
     requests: list[str] = field(default_factory=list)
+    ranges: bool = True
+    """Whether it sends the range that is asked for, and not all."""
+    told: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by file name, where the hub is to tell another than the file has."""
+    asked: list[str] = field(default_factory=list)
+    """The ranges that it sent."""
     url: str = ""
     _server: ThreadingHTTPServer | None = None
 
@@ -68,9 +74,17 @@ class HubServer:
         elif revision not in ("", "main", COMMIT):
             _send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
         else:
-            siblings = [{"rfilename": file, "size": len(data)} for file, data in self.repos[name].items()]
+            siblings = [self._sibling(file, data) for file, data in self.repos[name].items()]
             info = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0}
             _send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
+
+    def _sibling(self, name: str, data: bytes) -> dict[str, object]:
+        """Return what the hub tells of a file: the digest of large ones only, which lie in its LFS."""
+        found: dict[str, object] = {"rfilename": name, "size": len(data)}
+        if name.endswith(".safetensors"):
+            digest = self.told.get(name) or hashlib.sha256(data).hexdigest()
+            found["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
+        return found
 
     def _file(self, request: BaseHTTPRequestHandler, path: str, body: bool) -> None:
         name, _, rest = (path if path.startswith("datasets/") else f"models/{path}").partition("/resolve/")
@@ -80,7 +94,14 @@ class HubServer:
             return
         data = self.repos[name][file]
         digest = hashlib.sha256(data).hexdigest()
-        _send(request, 200, data, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, body)
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        asked = request.headers.get("Range")
+        if asked is None or not self.ranges:
+            _send(request, 200, data, headers, body)
+            return
+        self.asked.append(asked)
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        _send(request, 206, data[int(first) : int(last or len(data)) + 1], headers, body)
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:

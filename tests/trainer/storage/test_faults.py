@@ -22,7 +22,7 @@ from tunery_trainer import credentials as credentials_module
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.publish import Target, probe, publish
-from tunery_trainer.storage import LocalStore, Store, open_store, s3_client
+from tunery_trainer.storage import LocalStore, Store, open_store, s3_client, transfer
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 
 from cluster.s3 import S3Server
@@ -142,6 +142,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_while_downloading(store: Store, small_disk: Path) -> None:
     store.put_bytes("big", b"x" * (3 << 20))
+    with pytest.raises(TrainerError, match="no space left") as caught:
+        store.download("big", small_disk / "big")
+    assert caught.value.reason is FailureReason.DISK_FULL
+    assert not (small_disk / "big").exists()
+
+
+def test_a_disk_that_others_fill_while_downloading(
+    store: Store, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes("big", b"x" * (3 << 20))
+    monkeypatch.setattr(transfer, "_check_room", lambda *_: None)
     with pytest.raises(TrainerError, match="no space left") as caught:
         store.download("big", small_disk / "big")
     assert caught.value.reason is FailureReason.DISK_FULL

@@ -16,7 +16,7 @@ from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
 from tunery_trainer.selection import data_files
-from tunery_trainer.storage import Store
+from tunery_trainer.storage import Store, transfer
 
 from cluster.s3 import S3Server
 
@@ -99,7 +99,8 @@ def test_second_fetch_downloads_only_what_changed(
         return download(self, key, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(S3Store, "download", spy)
-    assert fetch_model(place, tmp_path) == first
+    again = fetch_model(place, tmp_path)
+    assert (again, again.digest) == (first, first.digest)
     assert downloaded == []
     s3_store.put_bytes("m/config.json", b'{"model_type": "other"}')
     (first.folder / "merges.txt").unlink()
@@ -117,6 +118,47 @@ def test_model_from_hub(hub: HubServer, tmp_path: Path, weights: bool) -> None:
     files = [line for line in hub.requests if "/resolve/" in line]
     assert files
     assert all(f"/resolve/{COMMIT}/" in line for line in files)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PART_BYTES", 500)
+    monkeypatch.setattr("tunery_trainer.hub._LARGE", 1000)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "whole-files-only"])
+def test_large_files_of_a_hub_come_by_ranges_where_it_sends_them(hub: HubServer, tmp_path: Path, ranges: bool) -> None:
+    hub.ranges = ranges
+    place, seen = Place("hf://owner/model", _hub_credentials(hub)), []
+    found = fetch_model(place, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert all((found.folder / name).read_bytes() == data for name, data in MODEL.items())
+    assert _names(found.folder) == set(MODEL)
+    assert seen[-1][0] == seen[-1][1] == sum(map(len, MODEL.values()))
+    assert len(hub.asked) == (6 + 4 if ranges else 0)
+    assert not [path for path in found.folder.iterdir() if path.suffix in (".partial", ".done")]
+    hub.requests.clear()
+    fetch_model(place, tmp_path)
+    assert not [line for line in hub.requests if "/resolve/" in line]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    name = "model-00001-of-00002.safetensors"
+    hub.told[name] = "0" * 64
+    place = Place("hf://owner/model", _hub_credentials(hub))
+    with pytest.raises(TrainerError, match=f"{name} of hf://owner/model came with another SHA-256") as caught:
+        fetch_model(place, tmp_path)
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    hub.told.clear()
+    assert (fetch_model(place, tmp_path).folder / name).read_bytes() == MODEL[name]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_gated_models_large_files_say_so(hub: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="is gated") as caught:
+        fetch_model(Place("hf://owner/gated", _hub_credentials(hub)), tmp_path)
+    assert caught.value.reason is FailureReason.MODEL_GATED
 
 
 def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: Path) -> None:
@@ -175,7 +217,8 @@ def test_model_in_a_claim_or_a_folder_is_used_where_it_lies(tmp_path: Path) -> N
     local = fetch_model(Place(folder.as_uri(), NONE, allow_file=True), tmp_path / "cache")
     assert claim == local
     assert claim.folder == folder
-    assert claim.digest is not None
+    lines = "".join(f"{hashlib.sha256(MODEL[name]).hexdigest()}  {name}\n" for name in sorted(MODEL))
+    assert claim.digest == local.digest == hashlib.sha256(lines.encode()).hexdigest()
     assert not (tmp_path / "cache").exists()
 
 

@@ -7,24 +7,32 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import DiskLimit
+from tunery_trainer.caching.shared import CacheEntry, SharedCache
 from tunery_trainer.credentials import Credentials
+from tunery_trainer.digests import FolderDigest
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.selection import data_files, is_model_file, model_files, split_pattern
 from tunery_trainer.storage import Entry, Store, join_key, open_store
 from tunery_trainer.storage.base import check_key
-from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.storage.uris import split_uri
+
+if TYPE_CHECKING:
+    from tunery_trainer.hub import Hub, HubRepo
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
+MODELS: Final = "models"
+"""The kind of base models in a cache."""
 _RECORD: Final = ".tunery-fetched.json"
-_WORKERS: Final = 4
+_WORKERS: Final = 8
+"""Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
 _SHOWN: Final = 8
 """So many names of what is there are told."""
 
@@ -43,6 +51,16 @@ class Place:
     """Whether file:// is allowed: without a cluster only."""
     field: str = "spec.dataset.uri"
     """The field that names a data set, for messages."""
+    disk: DiskLimit | None = None
+    """What the disk that is downloaded to may hold in all, where it is limited."""
+    cache: SharedCache | None = None
+    """Where base models may lie already."""
+
+    @property
+    def endpoint(self) -> str:
+        """The server that the URI is relative to; empty for the usual one."""
+        names = ("HF_ENDPOINT",) if self.uri.startswith("hf://") else ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        return next((value for name in names if (value := self.credentials.get(name))), "")
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,27 @@ class FetchedModel:
     folder: Path
     revision: str | None
     """The hub's commit."""
-    digest: str | None
-    """SHA-256 over the `sha256sum` listing of its files; None for a hub's commit, and without weights."""
     weight_bytes: int
     """Size of its safetensors files, fetched or not."""
+    files: FolderDigest | None = field(default=None, compare=False)
+    """None for a hub's commit, and without weights."""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 over the `sha256sum` listing of its files; waits where they are still being read."""
+        return self.files.wait() if self.files else None
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a model is by the word of its source: other content has another key."""
+
+    key: str
+    names: tuple[str, ...]
+    size: int
+    """Bytes of all its files."""
+    sha256: dict[str, str]
+    """By name, where the source tells it."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +104,45 @@ class FetchedDataset:
     """The hub's commit."""
 
 
-def fetch_model(place: Place, cache: Path, *, weights: bool = True, progress: Progress | None = None) -> FetchedModel:
+def fetch_model(
+    place: Place, cache: Path, *, weights: bool = True, digest: bool = True, progress: Progress | None = None
+) -> FetchedModel:
     """Return the model's folder; `weights=False` (preflight) fetches config and tokenizer only.
 
-    Claims and local folders are used where they lie. Raises MODEL_NOT_FOUND, MODEL_GATED, MODEL_UNSUPPORTED (no
-    config.json, no safetensors) and the storage reasons.
+    Claims and local folders are used where they lie; what is not known of their digests is read in the background,
+    unless `digest=False` says that nobody will ask.
+    Raises MODEL_NOT_FOUND, MODEL_GATED, MODEL_UNSUPPORTED (no config.json, no safetensors) and the storage reasons.
     """
     scheme, authority, path = split_uri(place.uri)
     if scheme == "hf":
         return _model_from_hub(place, f"{authority}/{path}", cache, _Meter(progress), weights=weights)
     if scheme == "s3":
         return _model_from_bucket(place, cache, _Meter(progress), weights=weights)
-    folder = _local_path(place, "spec.model.uri", path)
+    folder, files = claim_model_files(place)
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    begun = begin_digest(place, folder, files) if weights and digest else None
+    return FetchedModel(folder, None, _weight_bytes(sizes), begun)
+
+
+def claim_model_files(place: Place) -> tuple[Path, list[str]]:
+    """Return the folder of a model that is used where it lies, and its files; raises what fetch_model raises."""
+    folder = _local_path(place, "spec.model.uri", split_uri(place.uri)[2])
     names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
-    files = model_files(names, place.uri, weights=True)
-    digest = _listing_digest(dict.fromkeys(files, ""), folder) if weights else None
-    return FetchedModel(folder, None, digest, _weight_bytes({n: (folder / n).stat().st_size for n in files}))
+    return folder, model_files(names, place.uri, weights=True)
+
+
+def begin_digest(place: Place, folder: Path, files: list[str]) -> FolderDigest:
+    """Begin to take the digest of a model that is used where it lies; known ones are in the cache, or beside it."""
+    book = place.cache.file("digests", f"{_mark(place.uri)}.json") if place.cache else None
+    return FolderDigest.begin(folder, files, book)
+
+
+def identify_model(place: Place) -> ModelIdentity | None:
+    """Return what the source says of the model, None where it is used where it lies; raises what fetch_model raises."""
+    scheme, authority, path = split_uri(place.uri)
+    if scheme == "hf":
+        return _hub_identity(place, _hub_model(place, f"{authority}/{path}")[1])
+    return _bucket_identity(place, _bucket_model(place)[1]) if scheme == "s3" else None
 
 
 def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -> FetchedDataset:
@@ -144,15 +202,46 @@ class _Meter:
 
 
 def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
+    hub, repo = _hub_model(place, name)
+    names = model_files(repo.sizes, place.uri, weights=weights)
+    held = _held(place, lambda: _hub_identity(place, repo)) if weights else None
+    if held:
+        return FetchedModel(held.folder, repo.commit, _weight_bytes(repo.sizes))
+    folder = cache / f"model-{_mark(place.uri, repo.commit)}"
+    meter.total = sum(repo.sizes[each] for each in names)
+    _check_disk(place, "spec.model.uri", meter.total)
+    hub.download(repo, names, folder, meter.add)
+    return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
+
+
+def _hub_model(place: Place, name: str) -> tuple[Hub, HubRepo]:
     from tunery_trainer.hub import Hub  # huggingface_hub is only needed for hf://
 
     hub = Hub(place.credentials, "model")
-    repo = hub.resolve(name, place.revision)
-    names = model_files(repo.sizes, place.uri, weights=weights)
-    folder = cache / f"model-{_mark(place.uri, repo.commit)}"
-    meter.total = sum(repo.sizes[each] for each in names)
-    hub.download(repo, names, folder, meter.add)
-    return FetchedModel(folder, repo.commit, None, _weight_bytes(repo.sizes))
+    return hub, hub.resolve(name, place.revision)
+
+
+def _hub_identity(place: Place, repo: HubRepo) -> ModelIdentity:
+    names = model_files(repo.sizes, place.uri, weights=True)
+    key = _mark(place.uri, place.endpoint, repo.commit, *names)
+    digests = {name: repo.sha256[name] for name in names if name in repo.sha256}
+    return ModelIdentity(key, tuple(names), sum(repo.sizes[name] for name in names), digests)
+
+
+def _bucket_model(place: Place) -> tuple[Store, dict[str, Entry]]:
+    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
+    return store, _below(store, prefix)
+
+
+def _bucket_identity(place: Place, entries: dict[str, Entry]) -> ModelIdentity:
+    names = model_files(entries, place.uri, weights=True)
+    files = [entries[name] for name in names]
+    key = _mark(place.uri, place.endpoint, *(f"{each.key}\0{each.size}\0{each.version}" for each in files))
+    return ModelIdentity(key, tuple(names), sum(each.size for each in files), {})
+
+
+def _held(place: Place, identify: Callable[[], ModelIdentity]) -> CacheEntry | None:
+    return place.cache.use(MODELS, identify().key) if place.cache else None
 
 
 def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
@@ -166,18 +255,22 @@ def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> Fe
         raise _no_data(place, list(repo.sizes))
     folder = cache / f"dataset-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
+    _check_disk(place, place.field, meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedDataset(folder, pattern, repo.commit)
 
 
 def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
-    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
-    entries = _below(store, prefix)
+    store, entries = _bucket_model(place)
     names = model_files(entries, place.uri, weights=weights)
-    folder = cache / f"model-{_mark(place.uri)}"
-    digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     sizes = {name: entry.size for name, entry in entries.items()}
-    return FetchedModel(folder, None, _listing_digest(digests, folder) if weights else None, _weight_bytes(sizes))
+    held = _held(place, lambda: _bucket_identity(place, entries)) if weights else None
+    if held:
+        return FetchedModel(held.folder, None, _weight_bytes(sizes), FolderDigest(held.digests))
+    folder = cache / f"model-{_mark(place.uri)}"
+    _check_disk(place, "spec.model.uri", sum(entries[name].size for name in names))
+    digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
+    return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
 
 
 def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDataset:
@@ -187,12 +280,14 @@ def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDat
     single = store.head(prefix) if prefix and not pattern else None
     if single is not None:
         name = prefix.rsplit("/", 1)[-1]
+        _check_disk(place, place.field, single.size)
         _fetch_entries(store, {name: single}, folder, meter)
         return FetchedDataset(folder, name)
     entries = _below(store, prefix)
     names = data_files(entries, pattern)
     if not names:
         raise _no_data(place, list(entries))
+    _check_disk(place, place.field, sum(entries[name].size for name in names))
     _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     return FetchedDataset(folder, pattern)
 
@@ -218,6 +313,19 @@ def _fetch_entries(store: Store, entries: dict[str, Entry], folder: Path, meter:
         if folder.is_dir():
             (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
     return {name: record[name][2] for name in entries}
+
+
+def _check_disk(place: Place, field: str, size: int) -> None:
+    """Raise WONT_FIT before the first byte where `size` bytes are more than the pod's disk may hold."""
+    limit = place.disk
+    if limit is None or size <= limit.bytes:
+        return
+    raise TrainerError(
+        FailureReason.WONT_FIT,
+        f"{field}: {size:,} bytes are to be downloaded from {place.uri}, but the disk of this pod holds "
+        f"{limit.bytes:,} ({limit.field})",
+        f"Raise {limit.field} above that, or put the files into a claim (pvc://), which is read where it lies.",
+    )
 
 
 def _below(store: Store, prefix: str) -> dict[str, Entry]:
@@ -252,21 +360,12 @@ def _local_path(place: Place, field: str, path: str) -> Path:
     return found
 
 
-def _listing_digest(digests: dict[str, str], folder: Path) -> str:
-    """Return SHA-256 over the lines of `sha256sum`; files whose digest is not known yet are read."""
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        names = sorted(digests)
-        found = list(pool.map(lambda name: digests[name] or hash_file(folder / name), names))
-    lines = "".join(f"{digest}  {name}\n" for digest, name in zip(found, names, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def _weight_bytes(sizes: dict[str, int]) -> int:
     return sum(sizes[name] for name in sizes if name.endswith(".safetensors") and is_model_file(name))
 
 
 def _mark(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from httpx2 import HTTPError  # what huggingface_hub raises when the network fails
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,16 +20,26 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not re-exported by name
+    build_hf_headers,
+    hf_raise_for_status,
+    http_stream_backoff,
+)
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.storage import transfer
+from tunery_trainer.storage.base import Entry
 from tunery_trainer.storage.endpoints import check_endpoint
-from tunery_trainer.storage.transfer import disk_errors
+from tunery_trainer.storage.transfer import CHUNK_BYTES, disk_errors
 
 Kind = Literal["model", "dataset"]
 
-_WORKERS: Final = 4
+_WORKERS: Final = 8
+_LARGE: Final = 16 << 20
+"""From here on several ranges are worth it."""
+_PARTIAL: Final = 206
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,29 @@ class HubRepo:
     commit: str
     sizes: dict[str, int]
     """Bytes by file name."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """In hex, by the name of each file that the hub tells it of: the large ones."""
+
+
+class RangesRefused(Exception):
+    """The hub sends whole files whatever range is asked for."""
+
+
+class _HubFiles:
+    """The files of one repository at its commit, read by ranges: what `transfer.download` copies from."""
+
+    def __init__(self, hub: Hub, repo: HubRepo) -> None:
+        self._hub = hub
+        self._repo = repo
+
+    def uri(self, key: str = "") -> str:
+        return f"hf://{self._repo.name}/{key}"
+
+    def head(self, key: str) -> Entry | None:
+        return Entry(key, self._repo.sizes[key], self._repo.commit)
+
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        yield from self._hub.read(self._repo, entry, start, entry.size if length is None else start + length)
 
 
 class Hub:
@@ -63,28 +96,81 @@ class Hub:
             ask = api.model_info if self._kind == "model" else api.dataset_info
             info = ask(name, revision=revision, files_metadata=True)
         sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
-        return HubRepo(self._kind, name, info.sha or revision or "", sizes)
+        digests = {item.rfilename: item.lfs.sha256 for item in info.siblings or () if item.lfs is not None}
+        return HubRepo(self._kind, name, info.sha or revision or "", sizes, digests)
 
     def download(self, repo: HubRepo, names: Iterable[str], folder: Path, done: Callable[[int], None]) -> None:
-        """Fetch the named files into `folder`; a rerun fetches only what is missing. `done` gets each file's size."""
+        """Fetch the named files into `folder`; a rerun fetches only what is missing. `done` gets bytes as they come.
+
+        By the hub's Xet protocol where it has that for a file, else by ranges, several at a time over all files, else
+        as a whole. Raises StorageUnavailable where a file is not what the hub says.
+        """
 
         def fetch(name: str) -> None:
-            with self._errors(repo.name, repo.commit), disk_errors(folder / name):
-                hf_hub_download(
-                    repo.name,
-                    name,
-                    repo_type=self._kind,
-                    revision=repo.commit,
-                    local_dir=folder,
-                    endpoint=self._endpoint,
-                    token=self._token or False,
-                )
-            done(repo.sizes.get(name, 0))
+            path, size = folder / name, repo.sizes[name]
+            if path.is_file() and path.stat().st_size == size:
+                done(size)  # it got its name when it was whole, and a commit does not change
+            elif size < _LARGE or self._has_xet(repo, name):
+                self._fetch_whole(repo, name, folder)
+                done(size)
+            else:
+                self._fetch_ranges(repo, name, folder, done)
 
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         with ThreadPoolExecutor(_WORKERS) as pool:
             for future in [pool.submit(fetch, name) for name in names]:
                 future.result()
+
+    def read(self, repo: HubRepo, entry: Entry, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a file from `start` to before `end`; raises RangesRefused."""
+        headers = build_hf_headers(token=self._token or False)
+        headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with (
+            self._errors(repo.name, repo.commit),
+            http_stream_backoff("GET", self._url(repo, entry.key), headers=headers, max_retries=0) as response,
+        ):
+            hf_raise_for_status(response)
+            if response.status_code != _PARTIAL:
+                raise RangesRefused
+            yield from response.iter_raw(CHUNK_BYTES)
+
+    def _fetch_whole(self, repo: HubRepo, name: str, folder: Path) -> None:
+        with self._errors(repo.name, repo.commit), disk_errors(folder / name):
+            hf_hub_download(
+                repo.name,
+                name,
+                repo_type=self._kind,
+                revision=repo.commit,
+                local_dir=folder,
+                endpoint=self._endpoint,
+                token=self._token or False,
+            )
+
+    def _fetch_ranges(self, repo: HubRepo, name: str, folder: Path, done: Callable[[int], None]) -> None:
+        try:
+            digest = transfer.download(_HubFiles(self, repo), name, folder / name, done)
+        except RangesRefused:
+            transfer.forget(folder / name)
+            self._fetch_whole(repo, name, folder)
+            done(repo.sizes[name])
+            return
+        if repo.sha256.get(name, digest) != digest:
+            (folder / name).unlink()
+            message = f"{self._field}.uri: {name} of hf://{repo.name} came with another SHA-256 than the hub says"
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+
+    def _has_xet(self, repo: HubRepo, name: str) -> bool:
+        """Tell whether the hub has a file in its store of chunks, which its own client reads from in parallel."""
+        if constants.HF_HUB_DISABLE_XET:
+            return False
+        with self._errors(repo.name, repo.commit):
+            told = get_hf_file_metadata(
+                self._url(repo, name), token=self._token or False, endpoint=self._endpoint, retry_on_errors=True
+            )
+        return told.xet_file_data is not None
+
+    def _url(self, repo: HubRepo, name: str) -> str:
+        return hf_hub_url(repo.name, name, repo_type=self._kind, revision=repo.commit, endpoint=self._endpoint)
 
     @contextmanager
     def _errors(self, name: str, revision: str | None) -> Iterator[None]:

@@ -8,8 +8,10 @@ from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_api.names import CACHE_FOLDER
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
+from tunery_trainer.caching.shared import SharedCache
 from tunery_trainer.checkpoints import probe_checkpoints
 from tunery_trainer.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
@@ -68,9 +70,20 @@ def check_secrets(run: RunSpec) -> None:
 
 def get_model(run: RunSpec, *, weights: bool, progress: Progress | None = None) -> FetchedModel:
     """Return the base model's folder, with its weights or without; see fetch.fetch_model."""
+    place = model_place(run)
+    return fetch_model(place, work_folder(run, "model"), weights=weights, progress=progress)
+
+
+def model_place(run: RunSpec) -> Place:
+    """Return where the base model lies, and the cache that may hold it."""
     spec = lora_spec(run).model
     place = _place(run, Purpose.MODEL, spec.uri, run.model_revision or spec.revision)
-    return fetch_model(place, work_folder(run, "model"), weights=weights, progress=progress)
+    return dataclasses.replace(place, cache=shared_cache(run))
+
+
+def shared_cache(run: RunSpec) -> SharedCache | None:
+    """Return the namespace's cache, where the job has one."""
+    return SharedCache(Path(run.cache.path, CACHE_FOLDER), run.cache.max_bytes) if run.cache else None
 
 
 def get_data(run: RunSpec, progress: Progress | None = None) -> tuple[FetchedDataset, FetchedDataset | None]:
@@ -183,4 +196,5 @@ def checkpoint_store(run: RunSpec) -> tuple[Store, str] | None:
 
 def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
     mount = run.volumes.get(purpose)
-    return Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
+    place = Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
+    return dataclasses.replace(place, disk=run.disk)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
+from tunery_trainer.caching.models import cache_model, told_in_percent
+from tunery_trainer.caching.rows import survey
+from tunery_trainer.disk import check_disk, disk_status, estimate_disk
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel
@@ -18,7 +21,9 @@ from tunery_trainer.inputs import (
     get_data,
     get_model,
     lora_spec,
+    model_place,
     probe_places,
+    shared_cache,
 )
 from tunery_trainer.previous import PreviousAdapter, get_previous
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
@@ -37,6 +42,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     check_secrets(run)
     probe_places(run)
     model = get_model(run, weights=False)
+    cache_model(model_place(run), told_in_percent(_tell, "base model into the cache"))
     previous = get_previous(run, weights=False)
     files = get_data(run)
     go_offline()
@@ -45,12 +51,15 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     return report
 
 
+def _tell(text: str) -> None:
+    print(f"Preflight  {text}", flush=True)
+
+
 def _check(
     run: RunSpec,
     start: tuple[FetchedModel, PreviousAdapter | None],
     files: tuple[FetchedDataset, FetchedDataset | None],
 ) -> PreflightReport:
-    from tunery_trainer.data.scan import scan
     from tunery_trainer.model import load_tokenizer
     from tunery_trainer.planning import Basis, before_data, make_plan
 
@@ -59,12 +68,14 @@ def _check(
     basis = Basis(lora_spec(run), model.folder, devices, previous)
     rows = count_rows(basis.spec, files)
     options = data_options(basis.spec, files, before_data(basis, rows))
-    dataset = scan(files[0].root, options, load_tokenizer(model.folder))
+    dataset = survey(shared_cache(run), files[0].root, options, load_tokenizer(model.folder))
     plan = make_plan(basis, rows, dataset)
     _check_steps(basis.spec, plan)
+    disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
     report = PreflightReport(
         dataset=dataset_status(dataset),
         memory=plan.memory.to_status(devices.memory_bytes) if plan.memory else None,
+        disk=disk_status(run, disk),
         resolved=resolved_status(
             plan.resolved,
             {
@@ -76,6 +87,7 @@ def _check(
         ),
     )
     _check_memory(plan, devices)
+    check_disk(run, disk)
     return report
 
 

@@ -12,7 +12,7 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 
 _MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-_NOT_MODEL_FILES: Final = ("consolidated*", "README*", "LICENSE*", "USE_POLICY*", "requirements*")
+_NOT_MODEL_FILES: Final = (".*", "consolidated*", "README*", "LICENSE*", "USE_POLICY*", "requirements*")
 """`consolidated*.safetensors` is the same weights again, in their maker's own layout."""
 _TEMPLATE_FOLDER: Final = "additional_chat_templates"
 _DATA_FILES: Final = re.compile(r"\.(jsonl|json|csv)(\.(gz|zst))?$|\.parquet$", re.IGNORECASE)

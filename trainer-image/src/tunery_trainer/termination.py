@@ -26,6 +26,7 @@ _DROPPED_FIRST: Final = (
     ("metrics",),
     ("verification",),
     ("checkpoint",),
+    ("disk",),
 )
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""
 

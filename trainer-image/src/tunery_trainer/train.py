@@ -11,6 +11,7 @@ from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
+from tunery_trainer.caching.rows import look_up
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import (
@@ -23,6 +24,7 @@ from tunery_trainer.inputs import (
     lora_spec,
     output_target,
     probe_places,
+    shared_cache,
     work_folder,
 )
 from tunery_trainer.kept import settle_checkpoints
@@ -92,13 +94,10 @@ def _gather(run: RunSpec) -> Session:
 
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
-    basis, tokenizer, rows = (
-        Basis(spec, model.folder, device, previous),
-        load_tokenizer(model.folder),
-        count_rows(spec, files),
-    )
+    basis, tokenizer = Basis(spec, model.folder, device, previous), load_tokenizer(model.folder)
+    rows = count_rows(spec, files)
     options = data_options(spec, files, before_data(basis, rows))
-    data = prepare(files[0].root, options, tokenizer, work_folder(run, "prepared"))
+    data = prepare(files[0].root, options, tokenizer, look_up(shared_cache(run), work_folder(run, "prepared")))
     plan = make_plan(basis, rows, data.report)
     session = Session(run, spec, model, previous, tokenizer, data, plan, device.kind is DeviceKind.CUDA)
     _print(session)

@@ -50,7 +50,7 @@ def _mounted(plan: JobPlan) -> Iterator[Mounted]:
         volume = {"name": f"secret-{secret.purpose}", "secret": {"secretName": secret.name, "optional": True}}
         yield Mounted(volume, secret.path)
     for mount in plan.volumes:
-        yield Mounted(_tenant_volume(mount), mount.path)
+        yield Mounted(_tenant_volume(mount), mount.path, mount.read_only)
     if plan.progress is not None:
         yield Mounted(_token_volume(), TOKEN_DIR)
 
@@ -67,7 +67,8 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
 def _tenant_volume(mount: VolumeMount) -> dict[str, Any]:
     name = f"volume-{mount.purpose}"
     if mount.claim is not None:
-        return {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, "readOnly": True}}
+        read_only = {"readOnly": True} if mount.read_only else {}
+        return {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, **read_only}}
     return {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
 
 

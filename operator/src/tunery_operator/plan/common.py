@@ -13,7 +13,7 @@ from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
-from tunery_api.runspec import Purpose, RunIdentity, RunSpec, Task
+from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
 from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
 from tunery_operator.plan.mounts import Access
@@ -85,6 +85,15 @@ def resources(spec: ResourcesSpec) -> Resources:
     return Resources(spec.cpu, spec.memory, spec.ephemeral_storage, spec.gpus, spec.gpu_resource)
 
 
+def with_disk(spec: ResourcesSpec, needed: int | None) -> ResourcesSpec:
+    """Return the resources with a disk of `needed` bytes at least, unless the manifest itself says how large it is."""
+    if needed is None or "ephemeral_storage" in spec.model_fields_set:
+        return spec
+    if needed <= parse_quantity(spec.ephemeral_storage):
+        return spec
+    return spec.model_copy(update={"ephemeral_storage": f"{-(-needed // 2**30)}Gi"})
+
+
 def check_resources(settings: Settings) -> Resources:
     """Return the resources of a container that checks or reports: no GPU."""
     return Resources(settings.preflight_cpu, settings.preflight_memory, settings.preflight_ephemeral_storage)
@@ -105,8 +114,13 @@ def run_spec(
         secrets=mounts.run_secrets(accesses),
         volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
         memory_bytes=int(parse_quantity(spec.resources.memory)),
+        disk=_disk(spec.resources.ephemeral_storage, "spec.resources.ephemeralStorage"),
         image=platform.settings.trainer_image,
     )
+
+
+def _disk(quantity: str, field: str) -> DiskLimit:
+    return DiskLimit(bytes=int(parse_quantity(quantity)), field=field)
 
 
 def job_plan(
@@ -140,8 +154,10 @@ def job_plan(
 
 def check_plan(base: JobPlan, spec: LoRAJobSpec | AdapterMergeSpec, settings: Settings) -> JobPlan:
     """Return the plan of a Job that only looks at things: on CPU, with the platform's own resources and placement."""
+    disk = _disk(settings.preflight_ephemeral_storage, "the platform's preflight.resources.ephemeralStorage")
     return replace(
         base,
+        run=base.run.model_copy(update={"disk": disk}),
         resources=check_resources(settings),
         scheduling=placing.check_scheduling(spec.scheduling, settings),
         retries=min(spec.retries, MAX_CHECK_RETRIES),

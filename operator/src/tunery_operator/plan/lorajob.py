@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.runspec import Purpose, ResolvedAdapter, Task
+from tunery_api.names import VOLUMES_DIR
+from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import common
 from tunery_operator.plan.common import Place, Platform
-from tunery_operator.plan.model import JobPlan, Owner
+from tunery_operator.plan.model import JobPlan, Owner, VolumeMount
 from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.placing import work_scheduling
 
@@ -27,6 +29,8 @@ class Known(NamedTuple):
     """The model's commit that preflight resolved."""
     checkpoint: str | None = None
     """URI of the newest checkpoint."""
+    disk_bytes: int | None = None
+    """Disk that training takes, by preflight's count."""
 
 
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
@@ -37,7 +41,8 @@ def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: K
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
-    base = _with_revision(_plan(spec, owner, platform, known, Task.TRAIN), known)
+    sized = spec.model_copy(update={"resources": common.with_disk(spec.resources, known.disk_bytes)})
+    base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)
 
 
@@ -64,7 +69,19 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
         "adapters": [known.adapter] if known.adapter else [],
     }
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return common.job_plan(spec, owner, platform, task, run, accesses)
+    return _with_cache(common.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
+
+
+def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
+    """Return the plan with the claim of the cache: preflight fills it, and nothing else may write there."""
+    settings = platform.settings
+    claim = spec.cache.claim_name if spec.cache else settings.cache_claim
+    if not claim:
+        return plan
+    path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache_max_size
+    mount = VolumeMount(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
+    cache = CacheMount(path=path, max_bytes=int(parse_quantity(largest)) if largest else None)
+    return replace(plan, run=plan.run.model_copy(update={"cache": cache}), volumes=(*plan.volumes, mount))
 
 
 def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:

@@ -68,12 +68,13 @@ class SecretMount:
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
-    """A claim or a ConfigMap of the same namespace, mounted read-only."""
+    """A claim or a ConfigMap of the same namespace, mounted read-only but for the cache that preflight fills."""
 
     purpose: str
     path: str
     claim: str | None = None
     config_map: str | None = None
+    read_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def _known(subject: Subject, inputs: Inputs | None) -> Known:
         adapter=ready[0].adapter if ready else None,
         revision=(status.get("resolved") or {}).get("revision"),
         checkpoint=(status.get("checkpoint") or {}).get("uri"),
+        disk_bytes=(status.get("disk") or {}).get("estimateBytes"),
     )
 
 

@@ -41,6 +41,12 @@ _ROOM_HINTS: Final = {
     )
 }
 """By the Job's role, where it does not ask for what the spec says."""
+_LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.DISK_FULL})
+_CHECKS: Final = frozenset({Task.PREFLIGHT.value, Task.REPORT.value})
+_LIMITS_HINT: Final = (
+    "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
+    "raised, or put large files into a claim (pvc://), which is read where it lies."
+)
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
 _MOUNT_WARNINGS: Final = frozenset(
@@ -220,6 +226,8 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message)
+    if job.role in _CHECKS and found.reason in _LIMITS:
+        found = failure(found.reason, found.message, _LIMITS_HINT)
     counted = f"{found.message} (attempt {attempts}, the last)" if attempts > 1 else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
 

@@ -66,7 +66,7 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
 
 
 def _take_over(draft: Draft, report: PreflightReport) -> None:
-    for name in ("dataset", "memory", "resolved"):
+    for name in ("dataset", "memory", "disk", "resolved"):
         part = getattr(report, name)
         draft.merge(name, part.to_json_dict() if part else None)
 

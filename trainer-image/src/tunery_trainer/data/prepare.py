@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +35,12 @@ class PreparedData:
     from_cache: bool
 
 
-def prepare(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> PreparedData:
+def prepare(
+    root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase, cache_dir: Path | Callable[[str], Path]
+) -> PreparedData:
     """The training and evaluation rows below `root` as tokens and labels (-100 where a token does not count).
+
+    `cache_dir` is the folder that entries lie in, or tells it by the entry's key.
 
     For TRL, both with `dataset_kwargs={"skip_prepare_dataset": True}` and its own collator
     (`DataCollatorForLanguageModeling`; no other one when packed):
@@ -51,6 +56,7 @@ def prepare(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase
     """
     files = find_files(root, options)
     key = cache_key(files, options, tokenizer)
+    cache_dir = cache_dir if isinstance(cache_dir, Path) else cache_dir(key)
     found = read_entry(cache_dir, key)
     if found is None:
         try:

@@ -142,8 +142,8 @@ def open_base(run: RunSpec, model: ModelSpec, small: Callable[[int], bool]) -> t
         if not small(checkpoint.weight_bytes):
             return checkpoint, None
     mount = run.volumes.get(Purpose.MODEL)
-    place = Place(model.uri, credentials, Path(mount) if mount else None, model.revision, run.local)
-    folder = fetch_model(place, work_folder(run, "model")).folder
+    place = Place(model.uri, credentials, Path(mount) if mount else None, model.revision, run.local, disk=run.disk)
+    folder = fetch_model(place, work_folder(run, "model"), digest=False).folder
     return open_checkpoint(LocalFiles(folder, label, damaged)), folder
 
 

@@ -48,23 +48,42 @@ class ObjectExists(TrainerError):
         self.uri = uri
 
 
-class Store(Protocol):
+class ObjectReplaced(TrainerError):
+    """The object is not the one any more that was looked at before; read it anew from the start."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(FailureReason.STORAGE_UNAVAILABLE, f"{uri} was replaced while it was read")
+        self.uri = uri
+
+
+class Source(Protocol):
+    """As much of a store as a download needs."""
+
+    def uri(self, key: str = "") -> str:
+        """Return the URI of `key`, as a user would write it."""
+        ...
+
+    def head(self, key: str) -> Entry | None:
+        """Return the entry of `key`, or None if there is none."""
+        ...
+
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield `length` of the object's bytes (None: all that follow) from `start` on.
+
+        Raises ObjectReplaced if it is not what it was when `entry` was taken.
+        """
+        ...
+
+
+class Store(Source, Protocol):
     """Objects by key; a key is a relative path with `/`. Safe to use from several threads.
 
     Every method raises TrainerError: STORAGE_ACCESS_DENIED, STORAGE_NOT_FOUND (no such bucket or folder),
     STORAGE_UNAVAILABLE, DISK_FULL, and ObjectMissing where it reads a key that does not exist.
     """
 
-    def uri(self, key: str = "") -> str:
-        """Return the URI of `key`, as a user would write it."""
-        ...
-
     def list(self, prefix: str) -> list[Entry]:
         """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key."""
-        ...
-
-    def head(self, key: str) -> Entry | None:
-        """Return the entry of `key`, or None if there is none."""
         ...
 
     def read_bytes(self, key: str) -> bytes:
@@ -75,14 +94,11 @@ class Store(Protocol):
         """Return `length` bytes from `start`, fewer only at the end of the object."""
         ...
 
-    def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
-        """Yield the object's bytes from `start` on; STORAGE_UNAVAILABLE if it was replaced since `entry` was taken."""
-        ...
-
     def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
         """Copy the object to `path` (written under another name, size checked, renamed); return its SHA-256.
 
-        A download that was cut off goes on where it stopped, in this call or in the next.
+        Several ranges are read at a time, so `progress` is called by several threads. A download that was cut off goes
+        on where it stopped, in this call or in the next.
         """
         ...
 

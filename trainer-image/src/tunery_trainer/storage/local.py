@@ -15,7 +15,15 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import transfer
-from tunery_trainer.storage.base import Entry, ObjectExists, ObjectMissing, Progress, PutResult, check_key
+from tunery_trainer.storage.base import (
+    Entry,
+    ObjectExists,
+    ObjectMissing,
+    ObjectReplaced,
+    Progress,
+    PutResult,
+    check_key,
+)
 from tunery_trainer.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
 
 _TEMPORARY: Final = ".tunery-"
@@ -56,13 +64,14 @@ class LocalStore:
             file.seek(start)
             return file.read(max(0, length))
 
-    def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        left = entry.size - start if length is None else length
         with self._errors("read", entry.key), self.path(entry.key).open("rb") as file:
             if _version(os.fstat(file.fileno())) != entry.version:
-                message = f"{self._field}: {self.uri(entry.key)} was replaced while it was read"
-                raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+                raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}")
             file.seek(start)
-            while chunk := file.read(CHUNK_BYTES):
+            while chunk := file.read(min(CHUNK_BYTES, left)):
+                left -= len(chunk)
                 yield chunk
 
     def download(self, key: str, path: Path, progress: Progress | None = None) -> str:

@@ -16,10 +16,19 @@ from urllib3.exceptions import HTTPError
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import s3_errors, transfer
-from tunery_trainer.storage.base import Entry, ObjectExists, ObjectMissing, Progress, PutResult, check_key
+from tunery_trainer.storage.base import (
+    Entry,
+    ObjectExists,
+    ObjectMissing,
+    ObjectReplaced,
+    Progress,
+    PutResult,
+    check_key,
+)
 from tunery_trainer.storage.s3_client import transfer_config
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3.client import S3Client
 
 _CONFLICT_ATTEMPTS: Final = 8
@@ -76,18 +85,26 @@ class S3Store:
                 return b""  # starts behind the end
             raise
 
-    def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
-        if start >= entry.size:
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        if start >= entry.size or length == 0:
             return
-        span = f"bytes={start}-"
+        span = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
         with self._errors("s3:GetObject", entry.key):
-            body = self._client.get_object(
-                Bucket=self._bucket, Key=self._key(entry.key), Range=span, IfMatch=entry.version or "*"
-            )["Body"]
+            body = self._get(entry, span)
             try:
                 yield from body.iter_chunks(transfer.CHUNK_BYTES)
             finally:
                 body.close()
+
+    def _get(self, entry: Entry, span: str) -> StreamingBody:
+        try:
+            return self._client.get_object(
+                Bucket=self._bucket, Key=self._key(entry.key), Range=span, IfMatch=entry.version or "*"
+            )["Body"]
+        except ClientError as error:
+            if s3_errors.is_precondition_failed(error):
+                raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}") from error
+            raise
 
     def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
         return transfer.download(self, key, path, progress)

@@ -1,22 +1,37 @@
-"""Copy an object to a file: temporary name, digest while reading, resumable, then renamed."""
+"""Copy an object to a file: several ranges at a time, digest right behind, resumable, then renamed."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import glob
 import hashlib
 import logging
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.base import Entry, ObjectMissing, Progress, Store
+from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, Progress, Source
 
 CHUNK_BYTES: Final = 1 << 20
+PART_BYTES: Final = 32 << 20
+"""One request: large enough that the wait for its first byte does not count, small enough to be sent again."""
+STREAMS: Final = 16
+"""Requests at a time, over all files: object storage gives each of them a fraction of the network."""
+_WINDOW: Final = 2 * STREAMS
+"""Parts of one file that are on their way or not hashed yet, so that hashing reads from the page cache."""
+_MARK_BYTES: Final = 256 << 20
+"""So many bytes are downloaded again at most where a process was killed, apart from those of the window."""
 _ATTEMPTS: Final = 5
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,18 +64,47 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def download(store: Store, key: str, path: Path, progress: Progress | None = None) -> str:
+@dataclass(frozen=True)
+class _Copy:
+    """One object on its way into `partial`."""
+
+    store: Source
+    entry: Entry
+    partial: Path
+    progress: Progress | None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set once one part has failed: the others end at their next chunk."""
+
+    @property
+    def mark(self) -> Path:
+        """The file that says how many bytes from the start are whole: parts arrive in any order."""
+        return self.partial.with_suffix(".done")
+
+    def moved(self, count: int) -> None:
+        if self.progress is not None:
+            self.progress(count)
+
+
+def download(store: Source, key: str, path: Path, progress: Progress | None = None) -> str:
     """The `Store.download` of every store, on top of its `head` and `stream`."""
     entry = store.head(key)
     if entry is None:
         raise ObjectMissing(store.uri(key))
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial_name(path, entry)
-        digest = _fill(store, entry, partial, progress)
-        os.replace(partial, path)
+        copy = _Copy(store, entry, _partial_name(path, entry), progress)
+        digest = _fill(copy)
+        os.replace(copy.partial, path)
+        copy.mark.unlink(missing_ok=True)
         sync_folder(path.parent)
     return digest
+
+
+def forget(path: Path) -> None:
+    """Remove what downloads to `path` that were cut off have left."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if leftover.suffix in (".partial", ".done"):
+            leftover.unlink()
 
 
 def _partial_name(path: Path, entry: Entry) -> Path:
@@ -69,42 +113,132 @@ def _partial_name(path: Path, entry: Entry) -> Path:
     return path.with_name(f".{path.name}.{mark}.partial")
 
 
-def _fill(store: Store, entry: Entry, partial: Path, progress: Progress | None) -> str:
+def _fill(copy: _Copy) -> str:
+    """Bring all bytes to the disk, and return their SHA-256, taken in order right behind the parts that arrive."""
+    start, sha = _whole_bytes(copy), hashlib.sha256()
+    _check_room(copy, start)
+    with copy.partial.open("r+b" if copy.partial.exists() else "w+b") as file:
+        descriptor = file.fileno()
+        os.truncate(descriptor, copy.entry.size)
+        _hash(sha, descriptor, 0, start)
+        if start:
+            copy.moved(start)
+        done = marked = start
+        try:
+            with closing(_arriving(copy, descriptor, start)) as ends:
+                for end in ends:
+                    _hash(sha, descriptor, done, end)
+                    done = end
+                    if done - marked >= _MARK_BYTES:
+                        marked = _mark(copy, descriptor, done)
+            os.fsync(descriptor)
+        except BaseException:
+            _mark(copy, descriptor, done)
+            raise
+    return sha.hexdigest()
+
+
+def _whole_bytes(copy: _Copy) -> int:
+    """Return how many bytes from the start an earlier try has left."""
+    try:
+        done = int(copy.mark.read_text(encoding="ascii"))
+        return done if 0 <= done <= copy.entry.size == copy.partial.stat().st_size else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _mark(copy: _Copy, descriptor: int, done: int) -> int:
+    """Write down that the first `done` bytes are whole; they are on the disk before that is said."""
+    os.fdatasync(descriptor)
+    copy.mark.write_text(str(done), encoding="ascii")
+    return done
+
+
+def _check_room(copy: _Copy, start: int) -> None:
+    """Raise DISK_FULL before the first byte where the rest cannot be held."""
+    free, needed = shutil.disk_usage(copy.partial.parent).free, copy.entry.size - start
+    written = copy.partial.stat().st_blocks * 512 if copy.partial.exists() else 0
+    if needed > free + max(0, written - start):
+        message = f"no space left on the disk of {copy.partial.parent}: {copy.store.uri(copy.entry.key)} needs "
+        raise TrainerError(FailureReason.DISK_FULL, f"{message}{needed:,} bytes, {free:,} are free")
+
+
+def _hash(sha: hashlib._Hash, descriptor: int, start: int, end: int) -> None:
+    while start < end:
+        chunk = os.pread(descriptor, min(CHUNK_BYTES, end - start), start)
+        sha.update(chunk)
+        start += len(chunk)
+
+
+def _arriving(copy: _Copy, descriptor: int, start: int) -> Generator[int]:
+    """Fetch all parts from `start` on, several at a time; yield the end of each, in order, once it is in the file."""
+    starts = iter(range(start, copy.entry.size, PART_BYTES))
+    waiting: deque[Future[int]] = deque()
+
+    def submit(count: int) -> None:
+        waiting.extend(_streams().submit(_fetch_part, copy, descriptor, at) for at in islice(starts, count))
+
+    try:
+        submit(_WINDOW)
+        while waiting:
+            yield waiting.popleft().result()
+            submit(1)
+    finally:
+        # The file is closed next: nobody may write to its descriptor any more.
+        copy.stopped.set()
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+
+
+@functools.cache
+def _streams() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(STREAMS, thread_name_prefix="download")
+
+
+def _fetch_part(copy: _Copy, descriptor: int, start: int) -> int:
+    """Write the part that begins at `start`, and return its end; a try that was cut off goes on where it was."""
+    part = _Part(start, min(start + PART_BYTES, copy.entry.size))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            if progress is not None and attempt == 1 and partial.exists():
-                progress(min(partial.stat().st_size, entry.size))
-            return _append(store, entry, partial, progress)
+            _receive(copy, descriptor, part)
+            break
         except TrainerError as error:
-            if error.reason is not FailureReason.STORAGE_UNAVAILABLE or attempt == _ATTEMPTS:
+            hopeless = error.reason is not FailureReason.STORAGE_UNAVAILABLE or isinstance(error, ObjectReplaced)
+            if hopeless or attempt == _ATTEMPTS or copy.stopped.is_set():
                 raise
-            _log.warning("download of %s was cut off (attempt %d): %s", store.uri(entry.key), attempt, error.message)
-            time.sleep(0.2 * 2**attempt)
-    raise RuntimeError("unreachable: the last attempt returns or raises")
+            uri = copy.store.uri(copy.entry.key)
+            _log.warning("download of %s was cut off at %d (attempt %d): %s", uri, part.at, attempt, error.message)
+            copy.stopped.wait(0.2 * 2**attempt)
+    return part.end
 
 
-def _append(store: Store, entry: Entry, partial: Path, progress: Progress | None) -> str:
-    sha = hashlib.sha256()
-    with partial.open("a+b") as file:
-        if file.tell() > entry.size:
-            file.truncate(0)
-        file.seek(0)
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-        start = file.tell()
-        for chunk in store.stream(entry, start) if start < entry.size else ():
-            file.write(chunk)
-            sha.update(chunk)
-            if progress is not None:
-                progress(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    if size != entry.size:
-        if size > entry.size:
-            partial.unlink()
-        raise TrainerError(
-            FailureReason.STORAGE_UNAVAILABLE,
-            f"{store.uri(entry.key)}: received {size:,} of {entry.size:,} bytes",
-        )
-    return sha.hexdigest()
+@dataclass
+class _Part:
+    """The bytes that one request is for: from `at`, which moves on as they arrive, to before `end`."""
+
+    at: int
+    end: int
+
+
+def _receive(copy: _Copy, descriptor: int, part: _Part) -> None:
+    uri = copy.store.uri(copy.entry.key)
+    for chunk in copy.store.stream(copy.entry, part.at, part.end - part.at):
+        if copy.stopped.is_set():
+            return
+        if len(chunk) > part.end - part.at:  # a server that takes no notice of ranges sends other bytes
+            message = f"{uri}: the server sent more than the range that it was asked for"
+            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+        _write(descriptor, chunk, part.at)
+        part.at += len(chunk)
+        copy.moved(len(chunk))
+    if part.at < part.end:
+        message = f"{uri}: received {part.at:,} bytes of a range that ends at {part.end:,}"
+        raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+
+
+def _write(descriptor: int, chunk: bytes, at: int) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        count = os.pwrite(descriptor, rest, at)
+        rest, at = rest[count:], at + count
