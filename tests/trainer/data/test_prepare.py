@@ -22,7 +22,6 @@ from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.steps import expected_sequences
 from tunery_trainer.summary import dataset_status
 
 from .conftest import CHATML, Write, build_tokenizer
@@ -246,11 +245,30 @@ def test_rows_that_are_split_stay_whole_in_every_count(write: Write, tmp_path: P
     sides = [{_row_of(tokenizer, ids) for ids, _ in side} for side in (train, held)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 12, "a fraction of the rows, however many examples they became"
-    assert expected_sequences(report, dataclasses.replace(options, packing=False)) == 96, "examples are what trains"
+    alone = scan(path, dataclasses.replace(options, packing=False), tokenizer).tokens
+    assert alone is not None
+    assert (alone.sequences, alone.packed) == (len(train), False), "examples are what trains"
     longest: dict[str, int] = {}
     for ids, _ in [*train, *held]:
         longest[_row_of(tokenizer, ids)] = max(longest.get(_row_of(tokenizer, ids), 0), len(ids))
     assert tokens.repeated_tokens == tokens.tokens - sum(longest.values())
+
+
+@pytest.mark.parametrize(("fewest", "packed"), [(0, True), (8, True), (1000, False)])
+def test_rows_stay_alone_where_too_few_would_remain(
+    tokenizer: PreTrainedTokenizerBase, write: Write, tmp_path: Path, fewest: int, packed: bool
+) -> None:
+    """And preflight knows: it reports what training will find."""
+    path = write("train.jsonl", rows(120))
+    options = dataclasses.replace(SMALL, min_sequences=fewest)
+    prepared = prepare(path, options, tokenizer, tmp_path / "cache")
+    assert scan(path, options, tokenizer) == prepared.report
+    tokens = prepared.report.tokens
+    assert tokens is not None
+    assert (tokens.sequences, tokens.packed) == (len(prepared.train), packed)
+    for side in (prepared.train, prepared.evaluation):
+        assert ("seq_lengths" in side.column_names) is packed
+    assert len(prepared.train) >= fewest or not packed
 
 
 def _row_of(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
