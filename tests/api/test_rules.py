@@ -275,8 +275,8 @@ MERGES_REFUSED: list[Any] = [
     ),
     pytest.param(
         {"adapters": [ONE], "method": "DARELinear", "majoritySign": "Total"},
-        "spec.majoritySign: DARELinear elects no sign; leave it out, or use TIES or DARETIES",
-        "majoritySign is for TIES and DARETIES only",
+        "spec.majoritySign: DARELinear elects no sign; leave it out, or use a method with TIES",
+        "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
         id="sign",
     ),
     pytest.param(

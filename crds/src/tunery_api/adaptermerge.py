@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field
 
@@ -21,6 +22,18 @@ class MergeMethod(StrEnum):
     DARE_LINEAR = "DARELinear"
     DARE_TIES = "DARETIES"
     MAGNITUDE_PRUNE = "MagnitudePrune"
+    KNOTS_TIES = "KnOTSTIES"
+    KNOTS_DARE_TIES = "KnOTSDARETIES"
+
+
+ELECTING: Final = frozenset(
+    {MergeMethod.TIES, MergeMethod.DARE_TIES, MergeMethod.KNOTS_TIES, MergeMethod.KNOTS_DARE_TIES}
+)
+"""The methods that elect a sign."""
+OPEN_RANK_LIMIT: Final = 128
+"""The largest rank that a result takes by itself: the largest that every server of LoRA adapters loads."""
+OPEN_RANK_ERROR: Final = 0.2
+"""A rank that is left open grows until no module's relative error (Frobenius) is above this."""
 
 
 class MajoritySign(StrEnum):
@@ -57,19 +70,21 @@ class AdapterMergeSpec(LifecycleFields):
     method: MergeMethod = Field(
         MergeMethod.LINEAR,
         description="Linear: weighted sum of the deltas. TIES: trimmed, sign elected. DARELinear, DARETIES: random "
-        "drop and rescale before. MagnitudePrune: the largest entries of each, summed.",
+        "drop and rescale before. MagnitudePrune: the largest entries of each, summed. KnOTSTIES, KnOTSDARETIES: TIES "
+        "and DARETIES in the adapters' common basis, which keeps the rank low.",
         json_schema_extra={SERVER_DEFAULT: True},
     )
     density: FractionString | None = Field(
         None, description='Share of each delta\'s entries that is kept, above 0. Not for Linear. Default "0.5".'
     )
-    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="TIES and DARETIES: how a sign is elected.")
+    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
     rank: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="Rank of the result. Default: Linear the sum of the input ranks, which is exact; the others the "
-        "largest input rank.",
+        description="Rank of the result. Default: Linear and the KnOTS methods the sum of the input ranks, which is "
+        f"exact; else, and above {OPEN_RANK_LIMIT}, the smallest rank from the inputs' largest to {OPEN_RANK_LIMIT} at "
+        f"which no module's relative error is above {OPEN_RANK_ERROR}; a condition says where none is.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of DARE's random drops.")
     into: MergeTarget = Field(

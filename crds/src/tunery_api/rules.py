@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
 from tunery_api.fields import ApiModel, bucket_problem
 from tunery_api.inputs import ModelSpec
@@ -283,9 +283,8 @@ def merge_density(spec: AdapterMergeSpec) -> Errors:
 
 def merge_sign(spec: AdapterMergeSpec) -> Errors:
     """Only TIES elects signs."""
-    elects = spec.method in (MergeMethod.TIES, MergeMethod.DARE_TIES)
-    if "majority_sign" in spec.model_fields_set and not elects:
-        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use TIES or DARETIES")
+    if "majority_sign" in spec.model_fields_set and spec.method not in ELECTING:
+        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use a method with TIES")
 
 
 def merge_model(spec: AdapterMergeSpec) -> Errors:

@@ -63,6 +63,7 @@ class ConditionType(StrEnum):
     RUNNING = "Running"
     CHECKPOINT_SAVED = "CheckpointSaved"
     EVALUATED = "Evaluated"
+    RANK_SUFFICIENT = "RankSufficient"
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -301,6 +302,4 @@ class AdapterMergeStatus(CommonStatus):
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
-    rank_error: Number | None = Field(
-        None, description="Largest relative error that the asked rank costs, over the modules."
-    )
+    rank_error: Number | None = Field(None, description="Largest relative error that the rank costs, over the modules.")

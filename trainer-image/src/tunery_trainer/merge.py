@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
@@ -40,8 +40,6 @@ LOADS: Final = 3
 CARD: Final = "README.md"
 RESULT: Final = "result"
 """Folder below the work directory."""
-ELECTING: Final = (MergeMethod.TIES, MergeMethod.DARE_TIES)
-"""The methods that elect a sign."""
 
 
 @dataclass(frozen=True)

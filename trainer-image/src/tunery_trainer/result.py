@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tunery_api.adaptermerge import OPEN_RANK_ERROR
+from tunery_api.manifest import Lineage
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MergeInputStatus, MetricsStatus
 from tunery_trainer.publish import Published
@@ -32,6 +34,18 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         verification=lineage.verification,
         rank=lineage.rank if merged else None,
         rank_error=f"{rank_error:.3g}" if rank_error is not None else None,
+        rank_too_low=_rank_too_low(lineage),
+    )
+
+
+def _rank_too_low(lineage: Lineage) -> str | None:
+    """Say what an open rank costs, where it could not grow until that was little; an asked one is as asked."""
+    error = lineage.metrics.get("rankError", 0.0)
+    if "rank" in lineage.hyperparameters or error <= OPEN_RANK_ERROR:
+        return None
+    return (
+        f"rank {lineage.rank}, the largest that is chosen by itself, leaves a relative error of {error:.2g} "
+        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES, whose results have a low rank"
     )
 
 
