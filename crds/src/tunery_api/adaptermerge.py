@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import SERVER_DEFAULT, ApiModel, FractionString, SignedDecimalString, StorageUri
-from tunery_api.inputs import LocalReference, ModelSpec, OutputSpec
+from tunery_api.fields import (
+    SERVER_DEFAULT,
+    ApiModel,
+    DatasetUri,
+    FractionString,
+    SignedDecimalString,
+    StorageUri,
+)
+from tunery_api.inputs import ColumnName, DatasetFormat, LocalReference, ModelSpec, OutputSpec, Split
 from tunery_api.lorajob import LifecycleFields
 from tunery_api.methods import ComputeType
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.training import Loss
 
 
 class MergeMethod(StrEnum):
@@ -63,6 +71,38 @@ class MergeInput(ApiModel):
     )
 
 
+class MergeDataset(ApiModel):
+    """The rows that a merge is measured on: all of the split."""
+
+    uri: DatasetUri = Field(
+        description="The data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key; a file, a "
+        "folder or a glob, as in a LoRAJob."
+    )
+    format: DatasetFormat = Field(DatasetFormat.AUTO, description="How a row is written. Auto looks at the columns.")
+    split: Split = Field("train", description="The split to measure on, where the data set has splits.")
+    columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
+        None, max_length=8, description="Renames: the format's field to the column of the data set."
+    )
+    max_invalid_rows: int = Field(
+        0, ge=0, le=1_000_000, description="Bad rows that are left out and counted; one more refuses the data set."
+    )
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens the data set. Default: the pod's workload identity."
+    )
+
+
+class MergeEvaluationSpec(ApiModel):
+    """What the base, every input and the result are measured on, and what the result has to reach."""
+
+    dataset: MergeDataset = Field(description="The rows: of all the tasks that the result is meant for.")
+    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
+    loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
+    min_improvement: SignedDecimalString = Field(
+        "0.0",
+        description="Publish only if the result's loss is below the base model's by at least this share of it.",
+    )
+
+
 class AdapterMergeSpec(LifecycleFields):
     """What to merge, how, and where to put it."""
 
@@ -93,7 +133,12 @@ class AdapterMergeSpec(LifecycleFields):
         json_schema_extra={SERVER_DEFAULT: True},
     )
     model: ModelSpec | None = Field(
-        None, description="The base model, for into: Model. Default: the base that the adapters' manifests name."
+        None,
+        description="The base model, for into: Model and for evaluation. Default: the base that the adapters' "
+        "manifests name.",
+    )
+    evaluation: MergeEvaluationSpec | None = Field(
+        None, description="Measure the base, each input and the result on data before publishing."
     )
     dtype: ComputeType | None = Field(
         None, description="Type of the written weights. Default: the base's (Model) or Float32 (Adapter)."

@@ -157,7 +157,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.majoritySign) || {_MERGE_METHOD} in {sorted(map(str, ELECTING))}",
             "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
         ),
-        CelRule(f"!has(self.model) || {_INTO} == 'Model'", "model is for into: Model only"),
+        CelRule(
+            f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation)",
+            "model is for into: Model and for evaluation only",
+        ),
         CelRule(
             "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
             "output.uri is one of the adapters, which stay: choose another place",

@@ -235,6 +235,7 @@ def lorajob_places(spec: LoRAJobSpec) -> Errors:
 def merge_places(spec: AdapterMergeSpec) -> Errors:
     """What is merged lies in buckets that can exist."""
     yield from _bucket("spec.model.uri", spec.model.uri if spec.model else None)
+    yield from _bucket("spec.evaluation.dataset.uri", spec.evaluation.dataset.uri if spec.evaluation else None)
     for index, adapter in enumerate(spec.adapters):
         yield from _bucket(f"spec.adapters[{index}].uri", adapter.uri)
 
@@ -288,11 +289,13 @@ def merge_sign(spec: AdapterMergeSpec) -> Errors:
 
 
 def merge_model(spec: AdapterMergeSpec) -> Errors:
-    """Adapters are combined without their base."""
+    """Adapters are combined without their base, unless they are measured on it."""
     if spec.model is None:
         return
-    if spec.into is not MergeTarget.MODEL:
-        yield FieldError("spec.model", "adapters are combined without the base model; leave it out, or set into: Model")
+    if spec.into is not MergeTarget.MODEL and spec.evaluation is None:
+        yield FieldError(
+            "spec.model", "adapters are combined without the base model; leave it out, or set into: Model or evaluation"
+        )
     yield from _revision(spec.model)
 
 

@@ -22,12 +22,18 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
             served_name=lineage.served_name,
             rank=lineage.rank,
         ),
-        metrics=None if merged else _metrics(metrics),
+        metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
         dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
         resolved=lineage.resolved,
         checkpoint=checkpoint,
         inputs=[
-            MergeInputStatus(uri=item.uri, sha256=item.manifest_sha256, rank=item.rank, weight=item.weight)
+            MergeInputStatus(
+                uri=item.uri,
+                sha256=item.manifest_sha256,
+                rank=item.rank,
+                weight=item.weight,
+                eval_loss=f"{item.eval_loss:.6g}" if item.eval_loss is not None else None,
+            )
             for item in lineage.inputs
         ]
         or None,
@@ -45,7 +51,7 @@ def _rank_too_low(lineage: Lineage) -> str | None:
         return None
     return (
         f"rank {lineage.rank}, the largest that is chosen by itself, leaves a relative error of {error:.2g} "
-        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES, whose results have a low rank"
+        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES: its results have a low rank"
     )
 
 

@@ -24,6 +24,7 @@ _DROPPED_FIRST: Final = (
     ("resolved",),
     ("metrics",),
     ("verification",),
+    ("rankTooLow",),
     ("checkpoint",),
 )
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""

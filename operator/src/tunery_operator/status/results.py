@@ -114,6 +114,10 @@ def _take_result(draft: Draft, result: RunResult) -> None:
     inputs = [item.to_json_dict() for item in result.inputs or ()]
     verification = result.verification.to_json_dict() if result.verification else None
     draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
+    for name in ("metrics", "dataset"):
+        part = getattr(result, name)
+        draft.merge(name, part.to_json_dict() if part else None)
+    _check_evaluation(draft, result)
     if result.rank_too_low:
         draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
 

@@ -51,9 +51,11 @@ def coordinates(deltas: Sequence[Delta]) -> tuple[torch.Tensor, list[Delta]]:
     """
     q, r = torch.linalg.qr(torch.cat([delta.b.double() * delta.scaling for delta in deltas], dim=1))
     pairs = [torch.linalg.qr(delta.a.double().T) for delta in deltas]
-    u, s, vh = torch.linalg.svd(r @ torch.block_diag(*(t.T for _, t in pairs)), full_matrices=False)
+    widths = [t.shape[0] for _, t in pairs]
+    core = [rows @ t.T for rows, (_, t) in zip(r.split([delta.rank for delta in deltas], dim=1), pairs, strict=True)]
+    u, s, vh = torch.linalg.svd(torch.cat(core, dim=1), full_matrices=False)
     kept = int((s > NOTHING * s[0]).sum()) if len(s) else 0
-    shares = (s[:kept, None] * vh[:kept]).split([basis.shape[1] for basis, _ in pairs], dim=1)
+    shares = (s[:kept, None] * vh[:kept]).split(widths, dim=1)
     rows = torch.eye(kept)
     parts = [
         Delta(delta.module, delta.source, delta.weight, (share @ basis.T).float(), rows, 1.0)
