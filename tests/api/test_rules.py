@@ -347,6 +347,20 @@ def test_a_measured_merge_may_name_the_model_that_it_is_measured_on() -> None:
     assert (spec.evaluation.min_improvement, spec.evaluation.max_length) == ("0.0", 2048)
 
 
+@pytest.mark.parametrize(
+    ("spec", "density"),
+    [
+        ({"method": "TIES"}, "0.2"),
+        ({"method": "KnOTSTIES"}, "0.2"),
+        ({"method": "KnOTSDARETIES"}, "0.5"),
+        ({"method": "DARELinear"}, "0.5"),
+        ({"method": "TIES", "density": "0.7"}, "0.7"),
+    ],
+)
+def test_the_density_that_is_left_open(spec: dict[str, Any], density: str) -> None:
+    assert parse_adaptermerge({"spec": {"adapters": [ONE], **spec}}).effective_density() == density
+
+
 def test_a_merge_is_measured_on_every_row() -> None:
     """What a LoRAJob holds out is no field here."""
     measured = {"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": {"fraction": "0.1"}}}

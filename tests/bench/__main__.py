@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
-BENCHMARKS: Final = ("startup", "data_prep", "memory_estimate", "merging", "operator_latency", "progress", "methods")
+BENCHMARKS: Final = (
+    "startup",
+    "data_prep",
+    "memory_estimate",
+    "merging",
+    "merge_quality",
+    "operator_latency",
+    "progress",
+    "methods",
+)
 
 
 def main(chosen: list[str]) -> int:

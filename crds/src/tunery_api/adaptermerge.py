@@ -38,9 +38,12 @@ ELECTING: Final = frozenset(
     {MergeMethod.TIES, MergeMethod.DARE_TIES, MergeMethod.KNOTS_TIES, MergeMethod.KNOTS_DARE_TIES}
 )
 """The methods that elect a sign."""
+DEFAULT_DENSITY: Final = "0.5"
+TRIMMED_DENSITY: Final = "0.2"
+"""The default of the methods that trim and elect: what the papers use, and what lost least in bench.merge_quality."""
 OPEN_RANK_LIMIT: Final = 128
 """The largest rank that a result takes by itself: the largest that every server of LoRA adapters loads."""
-OPEN_RANK_ERROR: Final = 0.2
+OPEN_RANK_ERROR: Final = 0.5
 """A rank that is left open grows until no module's relative error (Frobenius) is above this."""
 
 
@@ -115,7 +118,9 @@ class AdapterMergeSpec(LifecycleFields):
         json_schema_extra={SERVER_DEFAULT: True},
     )
     density: FractionString | None = Field(
-        None, description='Share of each delta\'s entries that is kept, above 0. Not for Linear. Default "0.5".'
+        None,
+        description="Share of each delta's entries that is kept, above 0. Not for Linear. Default: TIES and KnOTSTIES "
+        '"0.2", the others "0.5".',
     )
     majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
     rank: int | None = Field(
@@ -151,3 +156,8 @@ class AdapterMergeSpec(LifecycleFields):
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
     )
+
+    def effective_density(self) -> str:
+        """Return density, or what it defaults to with the method."""
+        trims = self.method in (MergeMethod.TIES, MergeMethod.KNOTS_TIES)
+        return self.density or (TRIMMED_DENSITY if trims else DEFAULT_DENSITY)

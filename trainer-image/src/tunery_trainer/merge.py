@@ -124,7 +124,7 @@ def _gather(run: RunSpec, spec: AdapterMergeSpec, target: Target, reporter: Prog
     check([source.facts for source in sources], spec.method, spec.rank, spec.into)
     adapters = fetch_adapters(run, sources)
     check_tensors(adapters)
-    options = Options(Fraction(spec.density or "0.5"), spec.majority_sign, spec.rank, spec.seed)
+    options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work_folder(run, RESULT))
     yardstick = _yardstick(run, spec, sources)
     publisher = Publisher(target)
@@ -276,7 +276,7 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
     settings = {
         "method": spec.method.value,
         "into": spec.into.value,
-        "density": None if spec.method is MergeMethod.LINEAR else str(spec.density or "0.5"),
+        "density": None if spec.method is MergeMethod.LINEAR else spec.effective_density(),
         "majoritySign": spec.majority_sign.value if spec.method in ELECTING else None,
         "rank": spec.rank,
         "dtype": spec.dtype.value if spec.dtype else None,
