@@ -286,14 +286,14 @@ MERGES_REFUSED: list[Any] = [
     ),
     pytest.param(
         {"adapters": [ONE], "method": "DARELinear", "majoritySign": "Total"},
-        "spec.majoritySign: DARELinear elects no sign; leave it out, or use TIES or DARETIES",
-        "majoritySign is for TIES and DARETIES only",
+        "spec.majoritySign: DARELinear elects no sign; leave it out, or use a method with TIES",
+        "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
         id="sign",
     ),
     pytest.param(
         {"adapters": [ONE], "model": {"uri": "s3://models/x"}},
-        "spec.model: adapters are combined without the base model; leave it out, or set into: Model",
-        "model is for into: Model only",
+        "spec.model: adapters are combined without the base model; leave it out, or set into: Model or evaluation",
+        "model is for into: Model and for evaluation only",
         id="model-for-adapter",
     ),
     pytest.param(
@@ -349,6 +349,34 @@ def test_a_refused_merge_says_what_to_do(spec: dict[str, Any], message: str, ser
     with pytest.raises(InvalidSpec) as caught:
         parse_adaptermerge({"spec": spec})
     assert [str(error) for error in caught.value.errors] == [message]
+
+
+def test_a_measured_merge_may_name_the_model_that_it_is_measured_on() -> None:
+    measured = {"dataset": {"uri": "s3://data/rows.jsonl"}}
+    spec = parse_adaptermerge({"spec": {"adapters": [ONE], "model": {"uri": "s3://m/x"}, "evaluation": measured}})
+    assert spec.evaluation is not None
+    assert (spec.evaluation.min_improvement, spec.evaluation.max_length) == ("0.0", 2048)
+
+
+@pytest.mark.parametrize(
+    ("spec", "density"),
+    [
+        ({"method": "TIES"}, "0.2"),
+        ({"method": "KnOTSTIES"}, "0.2"),
+        ({"method": "KnOTSDARETIES"}, "0.5"),
+        ({"method": "DARELinear"}, "0.5"),
+        ({"method": "TIES", "density": "0.7"}, "0.7"),
+    ],
+)
+def test_the_density_that_is_left_open(spec: dict[str, Any], density: str) -> None:
+    assert parse_adaptermerge({"spec": {"adapters": [ONE], **spec}}).effective_density() == density
+
+
+def test_a_merge_is_measured_on_every_row() -> None:
+    """What a LoRAJob holds out is no field here."""
+    measured = {"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": {"fraction": "0.1"}}}
+    with pytest.raises(InvalidSpec, match=r"spec\.evaluation\.dataset\.evaluation: unknown field"):
+        parse_adaptermerge({"spec": {"adapters": [ONE], "evaluation": measured}})
 
 
 @pytest.fixture(scope="module")

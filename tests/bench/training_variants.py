@@ -13,7 +13,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from cluster import dataset, model
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter import attach
 from tunery_trainer.choose import method_choices
@@ -23,6 +22,8 @@ from tunery_trainer.model import DTYPES, bitsandbytes_config, load_base, load_to
 from tunery_trainer.resolve import resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+
+from cluster import dataset, model
 
 RATE: Final = 1e-4
 MEAN_EXAMPLE: Final = 256

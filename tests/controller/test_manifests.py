@@ -14,6 +14,7 @@ from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
+from tunery_operator.plan.adaptermerge import plan_report as plan_merge_report
 from tunery_operator.plan.common import Platform
 from tunery_operator.plan.inputs import ReadyInput, lorajob_input, plain_input
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
@@ -377,3 +378,19 @@ def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
         "adapter-1": "other",
     }
     assert [adapter.uri for adapter in plan.run.adapters] == ["s3://a/one", "s3://a/two"]
+
+
+def test_a_merge_opens_what_it_is_measured_on() -> None:
+    dataset = {"uri": "pvc://rows/test.jsonl", "secretRef": {"name": "data"}}
+    model = {"uri": "s3://models/base", "secretRef": {"name": "base"}}
+    spec = parse_adaptermerge(adaptermerge("m", [{"uri": "s3://a/one"}], model=model, evaluation={"dataset": dataset}))
+    merge_owner = parse_owner(Kind.ADAPTERMERGE, {"metadata": {**META, "name": "m"}})
+    plan = plan_merge(spec, merge_owner, PLATFORM, [plain_input("s3://a/one")])
+    secrets = {purpose: (secret.name, secret.field) for purpose, secret in plan.run.secrets.items()}
+    assert secrets["dataset"] == ("data", "spec.evaluation.dataset.secretRef")
+    assert secrets["model"] == ("base", "spec.model.secretRef")
+    assert list(plan.run.volumes) == ["dataset"]
+    assert [mount.claim for mount in plan.volumes] == ["rows"]
+    assert "dataset" not in plan_merge_report(spec, merge_owner, PLATFORM).run.secrets, (
+        "a report opens the output alone"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controller.objects import REPORT, RESULT
-from controller.statuskit import NOW, ended, job, judge, running, snapshot
+from controller.statuskit import NOW, condition, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
@@ -111,6 +111,32 @@ def test_a_merge_is_judged_alike() -> None:
     status = compute_status(done)
     assert (status["phase"], status["rank"], status["inputs"]) == ("Succeeded", 16, said["inputs"])
     assert status["attempts"] == 1
+    AdapterMergeStatus.model_validate(status)
+
+
+def test_a_measured_merge_shows_every_loss() -> None:
+    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
+    merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)
+    inputs = [{"uri": "s3://adapters/a", "rank": 8, "evalLoss": "1.2"}]
+    metrics = {"evalLoss": "0.9", "baseEvalLoss": "3.1"}
+    said = {"adapter": RESULT["adapter"], "inputs": inputs, "metrics": metrics, "dataset": {"rows": 24}}
+    status = compute_status(dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),))))
+    assert (status["inputs"], status["metrics"], status["dataset"]) == (inputs, metrics, {"rows": 24})
+    assert condition(status, "Evaluated") == ("True", "Evaluated")
+    AdapterMergeStatus.model_validate(status)
+
+
+def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:
+    text = "rank 128, the largest that is chosen by itself, leaves a relative error of 0.4"
+    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
+    merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)
+    before = compute_status(merging)
+    said = {**RESULT, "rank": 128, "rankError": "0.4", "rankTooLow": text}
+    status = compute_status(dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),))))
+    assert (status["phase"], condition(status, "RankSufficient")) == ("Succeeded", ("False", "RankTooLow"))
+    told = {event.reason: event for event in transitions(before, status)}
+    assert (told["RankTooLow"].warning, told["RankTooLow"].note) == (True, text)
+    assert not told["Succeeded"].warning
     AdapterMergeStatus.model_validate(status)
 
 

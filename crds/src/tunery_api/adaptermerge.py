@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import SERVER_DEFAULT, ApiModel, FractionString, SignedDecimalString, StorageUri
-from tunery_api.inputs import LocalReference, ModelSpec, OutputSpec
+from tunery_api.fields import (
+    SERVER_DEFAULT,
+    ApiModel,
+    DatasetUri,
+    FractionString,
+    SignedDecimalString,
+    StorageUri,
+)
+from tunery_api.inputs import ColumnName, DatasetFormat, LocalReference, ModelSpec, OutputSpec, Split
 from tunery_api.lorajob import LifecycleFields
 from tunery_api.methods import ComputeType
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.training import Loss
 
 
 class MergeMethod(StrEnum):
@@ -21,6 +30,21 @@ class MergeMethod(StrEnum):
     DARE_LINEAR = "DARELinear"
     DARE_TIES = "DARETIES"
     MAGNITUDE_PRUNE = "MagnitudePrune"
+    KNOTS_TIES = "KnOTSTIES"
+    KNOTS_DARE_TIES = "KnOTSDARETIES"
+
+
+ELECTING: Final = frozenset(
+    {MergeMethod.TIES, MergeMethod.DARE_TIES, MergeMethod.KNOTS_TIES, MergeMethod.KNOTS_DARE_TIES}
+)
+"""The methods that elect a sign."""
+DEFAULT_DENSITY: Final = "0.5"
+TRIMMED_DENSITY: Final = "0.2"
+"""The default of the methods that trim and elect: what the papers use, and what lost least in bench.merge_quality."""
+OPEN_RANK_LIMIT: Final = 128
+"""The largest rank that a result takes by itself: the largest that every server of LoRA adapters loads."""
+OPEN_RANK_ERROR: Final = 0.5
+"""A rank that is left open grows until no module's relative error (Frobenius) is above this."""
 
 
 class MajoritySign(StrEnum):
@@ -50,6 +74,38 @@ class MergeInput(ApiModel):
     )
 
 
+class MergeDataset(ApiModel):
+    """The rows that a merge is measured on: all of the split."""
+
+    uri: DatasetUri = Field(
+        description="The data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key; a file, a "
+        "folder or a glob, as in a LoRAJob."
+    )
+    format: DatasetFormat = Field(DatasetFormat.AUTO, description="How a row is written. Auto looks at the columns.")
+    split: Split = Field("train", description="The split to measure on, where the data set has splits.")
+    columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
+        None, max_length=8, description="Renames: the format's field to the column of the data set."
+    )
+    max_invalid_rows: int = Field(
+        0, ge=0, le=1_000_000, description="Bad rows that are left out and counted; one more refuses the data set."
+    )
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens the data set. Default: the pod's workload identity."
+    )
+
+
+class MergeEvaluationSpec(ApiModel):
+    """What the base, every input and the result are measured on, and what the result has to reach."""
+
+    dataset: MergeDataset = Field(description="The rows: of all the tasks that the result is meant for.")
+    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
+    loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
+    min_improvement: SignedDecimalString = Field(
+        "0.0",
+        description="Publish only if the result's loss is below the base model's by at least this share of it.",
+    )
+
+
 class AdapterMergeSpec(LifecycleFields):
     """What to merge, how, and where to put it."""
 
@@ -57,19 +113,23 @@ class AdapterMergeSpec(LifecycleFields):
     method: MergeMethod = Field(
         MergeMethod.LINEAR,
         description="Linear: weighted sum of the deltas. TIES: trimmed, sign elected. DARELinear, DARETIES: random "
-        "drop and rescale before. MagnitudePrune: the largest entries of each, summed.",
+        "drop and rescale before. MagnitudePrune: the largest entries of each, summed. KnOTSTIES, KnOTSDARETIES: TIES "
+        "and DARETIES in the adapters' common basis, which keeps the rank low.",
         json_schema_extra={SERVER_DEFAULT: True},
     )
     density: FractionString | None = Field(
-        None, description='Share of each delta\'s entries that is kept, above 0. Not for Linear. Default "0.5".'
+        None,
+        description="Share of each delta's entries that is kept, above 0. Not for Linear. Default: TIES and KnOTSTIES "
+        '"0.2", the others "0.5".',
     )
-    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="TIES and DARETIES: how a sign is elected.")
+    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
     rank: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="Rank of the result. Default: Linear the sum of the input ranks, which is exact; the others the "
-        "largest input rank.",
+        description="Rank of the result. Default: Linear and the KnOTS methods the sum of the input ranks, which is "
+        f"exact; else, and above {OPEN_RANK_LIMIT}, the smallest rank from the inputs' largest to {OPEN_RANK_LIMIT} at "
+        f"which no module's relative error is above {OPEN_RANK_ERROR}; a condition says where none is.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of DARE's random drops.")
     into: MergeTarget = Field(
@@ -78,7 +138,12 @@ class AdapterMergeSpec(LifecycleFields):
         json_schema_extra={SERVER_DEFAULT: True},
     )
     model: ModelSpec | None = Field(
-        None, description="The base model, for into: Model. Default: the base that the adapters' manifests name."
+        None,
+        description="The base model, for into: Model and for evaluation. Default: the base that the adapters' "
+        "manifests name.",
+    )
+    evaluation: MergeEvaluationSpec | None = Field(
+        None, description="Measure the base, each input and the result on data before publishing."
     )
     dtype: ComputeType | None = Field(
         None, description="Type of the written weights. Default: the base's (Model) or Float32 (Adapter)."
@@ -91,3 +156,8 @@ class AdapterMergeSpec(LifecycleFields):
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
     )
+
+    def effective_density(self) -> str:
+        """Return density, or what it defaults to with the method."""
+        trims = self.method in (MergeMethod.TIES, MergeMethod.KNOTS_TIES)
+        return self.density or (TRIMMED_DENSITY if trims else DEFAULT_DENSITY)

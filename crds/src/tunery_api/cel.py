@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeInput
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -167,10 +167,13 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
         CelRule("!has(self.density) || double(self.density) > 0.0", "density must be above 0"),
         CelRule(
-            f"!has(self.majoritySign) || {_MERGE_METHOD} in ['TIES', 'DARETIES']",
-            "majoritySign is for TIES and DARETIES only",
+            f"!has(self.majoritySign) || {_MERGE_METHOD} in {sorted(map(str, ELECTING))}",
+            "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
         ),
-        CelRule(f"!has(self.model) || {_INTO} == 'Model'", "model is for into: Model only"),
+        CelRule(
+            f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation)",
+            "model is for into: Model and for evaluation only",
+        ),
         CelRule(
             "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
             "output.uri is one of the adapters, which stay: choose another place",

@@ -49,6 +49,8 @@ class MergeInputRecord(_Record):
     manifest_sha256: Sha256 | None = None
     rank: int | None = None
     weight: str | None = None
+    eval_loss: float | None = None
+    """On the data set that the merge was measured on."""
 
 
 class Lineage(_Record):
@@ -56,6 +58,7 @@ class Lineage(_Record):
 
     model: SourceRecord | None = None
     dataset: SourceRecord | None = None
+    """What was trained on; for a merge what it was measured on."""
     served_name: str | None = None
     """The base model's name in adapter_config.json."""
     method: str | None = None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
 from tunery_api.fields import ApiModel, bucket_problem
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
@@ -255,6 +255,7 @@ def lorajob_places(spec: LoRAJobSpec) -> Errors:
 def merge_places(spec: AdapterMergeSpec) -> Errors:
     """What is merged lies in buckets that can exist."""
     yield from _bucket("spec.model.uri", spec.model.uri if spec.model else None)
+    yield from _bucket("spec.evaluation.dataset.uri", spec.evaluation.dataset.uri if spec.evaluation else None)
     for index, adapter in enumerate(spec.adapters):
         yield from _bucket(f"spec.adapters[{index}].uri", adapter.uri)
 
@@ -303,17 +304,18 @@ def merge_density(spec: AdapterMergeSpec) -> Errors:
 
 def merge_sign(spec: AdapterMergeSpec) -> Errors:
     """Only TIES elects signs."""
-    elects = spec.method in (MergeMethod.TIES, MergeMethod.DARE_TIES)
-    if "majority_sign" in spec.model_fields_set and not elects:
-        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use TIES or DARETIES")
+    if "majority_sign" in spec.model_fields_set and spec.method not in ELECTING:
+        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use a method with TIES")
 
 
 def merge_model(spec: AdapterMergeSpec) -> Errors:
-    """Adapters are combined without their base."""
+    """Adapters are combined without their base, unless they are measured on it."""
     if spec.model is None:
         return
-    if spec.into is not MergeTarget.MODEL:
-        yield FieldError("spec.model", "adapters are combined without the base model; leave it out, or set into: Model")
+    if spec.into is not MergeTarget.MODEL and spec.evaluation is None:
+        yield FieldError(
+            "spec.model", "adapters are combined without the base model; leave it out, or set into: Model or evaluation"
+        )
     yield from _revision(spec.model)
 
 

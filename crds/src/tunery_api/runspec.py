@@ -161,6 +161,8 @@ class RunResult(OpenModel):
     verification: VerificationStatus | None = None
     rank: int | None = None
     rank_error: str | None = None
+    rank_too_low: Annotated[str, Field(max_length=1024)] | None = None
+    """What the rank that a merge chose by itself costs, where that is more than it should."""
 
 
 class ProgressMetric(OpenModel):

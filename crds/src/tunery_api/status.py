@@ -63,6 +63,7 @@ class ConditionType(StrEnum):
     RUNNING = "Running"
     CHECKPOINT_SAVED = "CheckpointSaved"
     EVALUATED = "Evaluated"
+    RANK_SUFFICIENT = "RankSufficient"
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -325,6 +326,7 @@ class MergeInputStatus(OpenModel):
     sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of its manifest.")
     rank: int | None = Field(None, ge=0, description="Its rank.")
     weight: Number | None = Field(None, description="Its weight.")
+    eval_loss: Number | None = Field(None, description="Its loss on the data set of spec.evaluation.")
 
 
 class VerificationStatus(OpenModel):
@@ -339,7 +341,9 @@ class AdapterMergeStatus(CommonStatus):
 
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
-    rank: int | None = Field(None, ge=0, description="Rank of the result.")
-    rank_error: Number | None = Field(
-        None, description="Largest relative error that the asked rank costs, over the modules."
+    metrics: MetricsStatus | None = Field(
+        None, description="evalLoss and baseEvalLoss: the result's and the base model's on the data of spec.evaluation."
     )
+    dataset: DatasetStatus | None = Field(None, description="What was found in the data set of spec.evaluation.")
+    rank: int | None = Field(None, ge=0, description="Rank of the result.")
+    rank_error: Number | None = Field(None, description="Largest relative error that the rank costs, over the modules.")

@@ -162,6 +162,24 @@ def test_lora_and_adalora_merge_into_one_lora(tmp_path: Path) -> None:
         assert relative(merged, 0.5 * changed[0][name] + 0.5 * changed[1][name]) <= 1e-6
 
 
+def test_a_pruned_adalora_adapter_counts_as_much_as_in_peft(tmp_path: Path) -> None:
+    """PEFT goes on dividing by the rank that it began with; so older releases published it."""
+    base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)
+    kept = {
+        f"model.layers.{i}.self_attn.{n}_proj.lora_E.default": [True] * (2 + i) + [False] * 4
+        for i in (0, 1)
+        for n in "qv"
+    }
+    kept = {name: (ranks + [False] * 6)[:6] for name, ranks in kept.items()}
+    config = KINDS["adalora"]()
+    config.rank_pattern = kept
+    source = trained_adapter(base, config, tmp_path / "in", seed=2)
+    assert open_adapter(LocalFiles(source)).max_rank == 3
+    merge(tmp_path / "out", (source, 1.0))
+    one, out = layer_deltas(base, source), layer_deltas(base, tmp_path / "out")
+    assert {name: relative(out[name], one[name]) <= 1e-6 for name in one} == dict.fromkeys(one, True)
+
+
 def layer_deltas(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """What PEFT adds to each module."""
     modules = with_adapter(base, adapter).named_modules()

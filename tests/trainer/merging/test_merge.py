@@ -18,6 +18,7 @@ import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
@@ -117,11 +118,27 @@ def test_adapters_become_one(tmp_path: Path, inputs: list[Path]) -> None:
 
 @pytest.mark.parametrize("method", ["TIES", "DARELinear", "DARETIES", "MagnitudePrune"])
 def test_a_rank_costs_what_the_manifest_says(tmp_path: Path, inputs: list[Path], method: str) -> None:
-    lineage = succeed(manifest(tmp_path, inputs, method=method, density="0.5")).lineage
+    lineage = succeed(manifest(tmp_path, inputs, method=method, density="0.5", rank=6)).lineage
     assert lineage.rank == 6
     assert lineage.verification is not None
     assert 0.05 < lineage.metrics["rankError"] < 1
     assert float(lineage.verification.max_error) == pytest.approx(lineage.metrics["rankError"], rel=1e-2)
+
+
+def test_an_open_rank_costs_little(tmp_path: Path, inputs: list[Path]) -> None:
+    lineage = succeed(manifest(tmp_path, inputs, method="TIES")).lineage
+    assert lineage.rank is not None
+    assert 6 < lineage.rank <= 32
+    assert 0 < lineage.metrics["rankError"] <= OPEN_RANK_ERROR
+    assert "rank" not in lineage.hyperparameters
+
+
+def test_knots_is_exact_at_the_sum_of_the_ranks(tmp_path: Path, inputs: list[Path]) -> None:
+    lineage = succeed(manifest(tmp_path, inputs, method="KnOTSTIES", density="0.5")).lineage
+    assert (lineage.rank, lineage.metrics["rankError"]) == (10, 0.0)
+    assert lineage.hyperparameters["majoritySign"] == "Total"
+    assert lineage.verification is not None
+    assert float(lineage.verification.max_error) <= 1e-5
 
 
 def test_into_the_model(tmp_path: Path, base: Path, inputs: list[Path]) -> None:
@@ -243,6 +260,7 @@ def test_a_report_says_what_the_merge_said(base: Path, inputs: list[Path], tmp_p
     assert len(said[0].inputs or ()) == 2
     assert said[0].verification is not None
     assert said[0].rank_error is not None
+    assert said[0].rank_too_low is None, "it was asked for"
     assert said[0].metrics is None
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
-from trainer.methods.families import resolved_for, start_for, take_steps, token_rows, train
-from tunery_trainer.adapter import attach, save_published, training_hooks
+from trainer.methods.families import logits_of, resolved_for, start_for, take_steps, token_rows, train
+from tunery_trainer.adapter import attach, published_rank, save_published, training_hooks
+from tunery_trainer.continued import continue_from, inherit
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.adalora import ORTHOGONALITY_WEIGHT, schedule
 from tunery_trainer.model import load_base
@@ -20,14 +23,43 @@ SPEC: dict[str, Any] = {"method": "AdaLoRA", "adalora": {"initialRank": 6, "targ
 LAYERS = 2 * 7
 
 
-def test_ranks_change_and_sum_to_the_budget(llama: Path, tmp_path: Path) -> None:
-    run = train(llama, SPEC, steps=20)
-    save_published(run.model, tmp_path, "owner/base")
-    pattern = json.loads((tmp_path / "adapter_config.json").read_text())["rank_pattern"]
-    ranks = [sum(kept) for kept in pattern.values()]
+def ranks_of(model: Any) -> list[int]:
+    """The triplets of each layer that were not pruned."""
+    return [int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name]
+
+
+def test_ranks_change_and_sum_to_the_budget(llama: Path) -> None:
+    ranks = ranks_of(train(llama, SPEC, steps=20).model)
     assert len(ranks) == LAYERS
     assert sum(ranks) == 4 * LAYERS
     assert len(set(ranks)) > 1
+
+
+def test_what_is_published_is_a_plain_lora_of_one_rank(llama: Path, tmp_path: Path) -> None:
+    run = train(llama, SPEC, steps=20)
+    trained, ranks = run.logits(), ranks_of(run.model)
+    save_published(run.model, tmp_path, "owner/base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["rank_pattern"]) == ("LORA", max(ranks), {})
+    assert config["lora_alpha"] == config["r"]
+    assert published_rank(run.model) == config["r"]
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in tensors} == {"lora_A", "lora_B"}
+    assert {t.shape[0] if "lora_A" in name else t.shape[1] for name, t in tensors.items()} == {max(ranks)}
+    used = [int((t.abs().sum(dim=1) > 0).sum()) for name, t in tensors.items() if "lora_A" in name]
+    assert sorted(used) == sorted(ranks), "pruned triplets are left out, and filled up with zeros"
+    published = PeftModel.from_pretrained(load_base(llama, run.resolved, "cpu"), str(tmp_path))
+    assert (logits_of(published) - trained).abs().max() <= 1e-5
+    assert torch.equal(run.logits(), trained), "the model goes on as it was"
+
+
+def test_a_published_one_is_trained_on_as_lora(llama: Path, tmp_path: Path) -> None:
+    run = train(llama, SPEC, steps=20)
+    save_published(run.model, tmp_path, "owner/base")
+    resolved = resolved_for(llama, {"method": "LoRA"})
+    again = inherit(resolved, load_base(llama, resolved, "cpu"), tmp_path, "owner/base")
+    model = continue_from(load_base(llama, again, "cpu"), again, start_for(llama), tmp_path)
+    assert (logits_of(model) - run.logits()).abs().max() <= 1e-5
 
 
 def test_the_loss_term_is_that_of_the_paper(llama: Path) -> None:

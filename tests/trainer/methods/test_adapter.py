@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from trainer.methods.families import logits_of, resolved_for, start_for, train
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter import attach, save_published, target_modules, trainable_parameters
+from tunery_trainer.adapter import attach, published_rank, save_published, target_modules, trainable_parameters
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods import initialization
 from tunery_trainer.model import load_base, meta_model
@@ -92,6 +92,7 @@ def test_a_relative_adapter_is_published_with_twice_the_rank(llama: Path, tmp_pa
     save_published(run.model, tmp_path, "owner/base")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 8, True)
+    assert published_rank(run.model) == 8
     shapes = {tuple(tensor.shape) for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items()}
     assert (8, 64) in shapes
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from tunery_trainer.methods import METHODS
+from tunery_trainer.methods.adalora import largest_rank, plain_lora
 from tunery_trainer.methods.base import Hooks, Start
 from tunery_trainer.methods.initialization import ADAPTER, FIRST_A, FIRST_B, lora_layers
 from tunery_trainer.resolved import Resolved
@@ -57,15 +58,18 @@ def save_published(model: PeftModel, folder: Path, served_name: str) -> None:
     """Write adapter_config.json and adapter_model.safetensors, fit for the original base called `served_name`.
 
     An adapter that is relative to a changed base (PiSSA, OLoRA) is written as the plain LoRA of twice the rank that
-    has the same effect on the original base. The model itself is left as it is.
+    has the same effect on the original base, AdaLoRA as the plain LoRA of its largest rank. The model itself is left
+    as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = copy.deepcopy(model.peft_config[ADAPTER])
+    config: PeftConfig = copy.deepcopy(model.peft_config[ADAPTER])
     weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if any(hasattr(layer, FIRST_A) for _, layer in lora_layers(model)):
         tensors = _subtract_first_delta(model, tensors)
         _double_rank(config, model)
+    if isinstance(config, AdaLoraConfig):
+        config, tensors = plain_lora(model, config, tensors)
     path = folder / WEIGHTS_FILE
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     path.chmod(0o644)
@@ -82,10 +86,19 @@ def _published_config(config: PeftConfig, model: PeftModel, served_name: str) ->
     for name, plain in (("init_lora_weights", True), ("eva_config", None), ("prefix_projection", False)):
         if hasattr(config, name):
             setattr(config, name, plain)
-    if hasattr(config, "total_step"):
-        # The state dict above has just been cut to this pattern.
-        config.rank_pattern = model.peft_config[ADAPTER].rank_pattern
     return config
+
+
+def published_rank(model: PeftModel) -> int | None:
+    """Return the largest rank of what `save_published` writes; None where the method has none."""
+    config: Any = model.peft_config[ADAPTER]
+    if isinstance(config, AdaLoraConfig):
+        return largest_rank(model)
+    if not getattr(config, "r", None):
+        return None
+    relative = any(hasattr(layer, FIRST_A) for _, layer in lora_layers(model))
+    largest: int = max([config.r, *config.rank_pattern.values()])
+    return 2 * largest if relative else largest
 
 
 def _subtract_first_delta(model: PeftModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import CheckpointStatus, Phase
-from tunery_trainer.adapter import attach, target_modules, trainable_parameters, training_hooks
+from tunery_trainer.adapter import attach, published_rank, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.best import BestAdapter
 from tunery_trainer.callbacks import (
     CheckpointCallback,
@@ -278,7 +278,7 @@ def _evaluated(
         eval_loss=eval_loss,
         loss=float(losses[-1]) if losses else math.nan,
         history=[*history, {"step": last_step, "eval_loss": last_loss}],
-        rank=_published_rank(model),
+        rank=published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),
         device=torch.cuda.get_device_name(0) if session.on_gpu else "cpu",
@@ -295,8 +295,3 @@ def _newest_checkpoint(
         return None
     store, prefix = place
     return CheckpointStatus(uri=store.uri(step_prefix(prefix, step)), step=step)
-
-
-def _published_rank(model: PeftModel) -> int | None:
-    config: Mapping[str, Any] = model.peft_config["default"].to_dict()
-    return int(config["r"]) if config.get("r") else None

@@ -119,17 +119,21 @@ def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) ->
 
 
 def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
-    """Yield the digests of the local files that are trained on: of other rows the old result is not the result."""
-    if not isinstance(spec, LoRAJobSpec):
-        return
-    evaluation = spec.dataset.evaluation
-    for uri in (spec.dataset.uri, evaluation.uri if evaluation else None):
+    """Yield the digests of the local files that are trained or measured on: with other rows the old result is none."""
+    for uri in _data_uris(spec):
         for path in _local_files(uri or ""):
             try:
                 yield hash_file(path)
             except OSError:
                 # Preflight says what is wrong with it.
                 yield path.name
+
+
+def _data_uris(spec: LoRAJobSpec | AdapterMergeSpec) -> tuple[str | None, ...]:
+    if isinstance(spec, AdapterMergeSpec):
+        return (spec.evaluation.dataset.uri if spec.evaluation else None,)
+    evaluation = spec.dataset.evaluation
+    return (spec.dataset.uri, evaluation.uri if evaluation else None)
 
 
 def _local_files(uri: str) -> Iterator[Path]:

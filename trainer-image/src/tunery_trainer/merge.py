@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tunery_trainer.merging.checkpoint import Checkpoint
     from tunery_trainer.merging.combine import Combined
     from tunery_trainer.merging.deltas import Options
+    from tunery_trainer.merging.measure import Losses, Yardstick
     from tunery_trainer.merging.sources import Source
     from tunery_trainer.merging.verify import Verification
 
@@ -40,8 +41,6 @@ LOADS: Final = 3
 CARD: Final = "README.md"
 RESULT: Final = "result"
 """Folder below the work directory."""
-ELECTING: Final = (MergeMethod.TIES, MergeMethod.DARE_TIES)
-"""The methods that elect a sign."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,9 @@ class Session:
     adapters: Sequence[Adapter]
     options: Options
     publisher: Publisher
+    reporter: ProgressReporter
+    yardstick: Yardstick | None = None
+    """What spec.evaluation measures with."""
 
     @property
     def one_quantization(self) -> bool:
@@ -71,6 +73,7 @@ class Outcome:
     model: SourceRecord | None
     metrics: dict[str, float] = field(default_factory=dict)
     verification: Verification | None = None
+    losses: Losses | None = None
 
 
 def run_merge(run: RunSpec) -> RunResult:
@@ -99,7 +102,7 @@ def _merge_and_publish(run: RunSpec, spec: AdapterMergeSpec, target: Target, rep
     refuse_own_input(run)
     probe(target)
     reporter.phase(Phase.STARTING)
-    session = _gather(run, spec, target)
+    session = _gather(run, spec, target, reporter)
     reporter.phase(Phase.MERGING)
     outcome = _into_adapter(session) if spec.into is MergeTarget.ADAPTER else _into_model(session)
     lineage = _lineage(session, outcome)
@@ -111,7 +114,7 @@ def _merge_and_publish(run: RunSpec, spec: AdapterMergeSpec, target: Target, rep
     return session.publisher.finish(lineage)
 
 
-def _gather(run: RunSpec, spec: AdapterMergeSpec, target: Target) -> Session:
+def _gather(run: RunSpec, spec: AdapterMergeSpec, target: Target, reporter: ProgressReporter) -> Session:
     """Refuse what cannot be merged, from configs and manifests alone; then fetch the adapters, and claim the place."""
     from tunery_trainer.merging.compatibility import check, check_tensors  # torch comes with them: 1.3 s
     from tunery_trainer.merging.deltas import Options
@@ -121,16 +124,48 @@ def _gather(run: RunSpec, spec: AdapterMergeSpec, target: Target) -> Session:
     check([source.facts for source in sources], spec.method, spec.rank, spec.into)
     adapters = fetch_adapters(run, sources)
     check_tensors(adapters)
-    options = Options(Fraction(spec.density or "0.5"), spec.majority_sign, spec.rank, spec.seed)
+    options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work_folder(run, RESULT))
+    yardstick = _yardstick(run, spec, sources)
     publisher = Publisher(target)
     publisher.start()
-    return Session(run, spec, sources, adapters, options, publisher)
+    return Session(run, spec, sources, adapters, options, publisher, reporter, yardstick)
+
+
+def _yardstick(run: RunSpec, spec: AdapterMergeSpec, sources: Sequence[Source]) -> Yardstick | None:
+    """Read the evaluation's rows before anything is merged: a fault in them costs no more than finding it."""
+    if spec.evaluation is None:
+        return None
+    from tunery_trainer.merging.measure import prepare_yardstick
+    from tunery_trainer.merging.sources import base_model, quantization_of
+
+    alike = all(source.settings == sources[0].settings for source in sources)
+    held = quantization_of(sources) if alike else None
+    return prepare_yardstick(run, spec.evaluation, base_model(spec, sources), held)
+
+
+def _measure(session: Session, result: Adapter) -> Losses | None:
+    """Measure the result beside its inputs; raises TrainerError(NotImproved)."""
+    if session.yardstick is None or session.spec.evaluation is None:
+        return None
+    from tunery_trainer.merging.measure import check_improvement, measure
+
+    session.reporter.phase(Phase.EVALUATING)
+    losses = measure(session.yardstick, session.adapters, result)
+    try:
+        check_improvement(session.spec.evaluation, losses)
+    except TrainerError:
+        session.publisher.give_back()
+        raise
+    session.reporter.phase(Phase.MERGING)
+    return losses
 
 
 def _into_adapter(session: Session) -> Outcome:
     """Combine the adapters, and bring along the tokenizer that all of them were trained with."""
+    from tunery_trainer.merging.adapters import open_adapter
     from tunery_trainer.merging.combine import combine
+    from tunery_trainer.merging.files import LocalFiles
     from tunery_trainer.merging.quantized import torch_type
     from tunery_trainer.merging.verify import verify_adapter
 
@@ -141,9 +176,10 @@ def _into_adapter(session: Session) -> Outcome:
     check = None
     if spec.verify:
         check = verify_adapter(folder, session.adapters, spec.method, session.options, combined)
+    losses = _measure(session, open_adapter(LocalFiles(folder)))
     lineage = session.sources[0].manifest.lineage
     name = str(session.adapters[0].config.get("base_model_name_or_path") or lineage.served_name or "")
-    return Outcome(folder, combined.rank, name, lineage.model, _rank_errors(combined), check)
+    return Outcome(folder, combined.rank, name, lineage.model, _rank_errors(combined), check, losses)
 
 
 def _into_model(session: Session) -> Outcome:
@@ -154,6 +190,7 @@ def _into_model(session: Session) -> Outcome:
 
     spec, model = session.spec, base_model(session.spec, session.sources)
     adapter, metrics = _one_adapter(session)
+    losses = _measure(session, adapter)
     checkpoint, local = open_base(session.run, model, small=lambda size: spec.verify and _is_small(session.run, size))
     go_offline()
     how = IntoBase(torch_type(spec.dtype) if spec.dtype else None, quantization_of(session.sources))
@@ -164,7 +201,7 @@ def _into_model(session: Session) -> Outcome:
         check = _merge_through(session, checkpoint, adapter, how)
     source = SourceRecord(uri=model.uri, revision=model.revision)
     folder, name = work_folder(session.run, RESULT), model.effective_served_name()
-    return Outcome(folder, adapter.max_rank, name, source, metrics, check)
+    return Outcome(folder, adapter.max_rank, name, source, metrics, check, losses)
 
 
 def _merge_and_compare_logits(
@@ -239,13 +276,16 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
     settings = {
         "method": spec.method.value,
         "into": spec.into.value,
-        "density": None if spec.method is MergeMethod.LINEAR else str(spec.density or "0.5"),
+        "density": None if spec.method is MergeMethod.LINEAR else spec.effective_density(),
         "majoritySign": spec.majority_sign.value if spec.method in ELECTING else None,
         "rank": spec.rank,
         "dtype": spec.dtype.value if spec.dtype else None,
     }
     quantization = session.sources[0].settings if spec.into is MergeTarget.ADAPTER and session.one_quantization else {}
-    pairs = zip(session.sources, session.adapters, strict=True)
+    losses, yardstick = outcome.losses, session.yardstick
+    measured = losses.inputs if losses else [None] * len(session.sources)
+    triples = zip(session.sources, session.adapters, measured, strict=True)
+    metrics = {"evalLoss": losses.result, "baseEvalLoss": losses.base} if losses else {}
     return Lineage(
         model=outcome.model,
         served_name=outcome.served_name,
@@ -256,7 +296,9 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
         image=session.run.image,
         versions=library_versions(),
         device="cpu",
-        metrics=outcome.metrics,
-        inputs=[source.record(adapter.max_rank) for source, adapter in pairs],
+        metrics=metrics | outcome.metrics,
+        inputs=[source.record(adapter.max_rank, loss) for source, adapter, loss in triples],
+        dataset=yardstick.source if yardstick else None,
+        found=yardstick.found if yardstick else None,
         verification=VerificationStatus(max_error=f"{check.max_error:.3g}", method=check.method) if check else None,
     )

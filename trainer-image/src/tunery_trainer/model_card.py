@@ -10,7 +10,7 @@ from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
 
-_NO_LORA_IN_VLLM = frozenset({"AdaLoRA", "PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
+_NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
 _METRIC_NAMES = {
@@ -43,7 +43,7 @@ def model_card(
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
         *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
-        _section("Inputs", _table(("Adapter", "Weight", "Rank", "Manifest SHA-256"), _input_rows(lineage))),
+        _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
         _section("How it was made", _table(("", ""), _origin_rows(lineage))),
         _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
         _section("How to load it", loading),
@@ -63,7 +63,7 @@ def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
         "tags:",
     ]
     lines += [f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)]
-    if lineage.dataset is not None and lineage.dataset.uri.startswith("hf://"):
+    if not lineage.inputs and lineage.dataset is not None and lineage.dataset.uri.startswith("hf://"):
         lines += ["datasets:", f"- {json.dumps(lineage.dataset.uri.removeprefix('hf://'))}"]
     return "\n".join([*lines, "---"])
 
@@ -78,9 +78,24 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     return rows
 
 
+def _input_head(lineage: Lineage) -> tuple[str, ...]:
+    loss = ("Evaluation loss",) if "evalLoss" in lineage.metrics else ()
+    return ("Adapter", "Weight", "Rank", *loss, "Manifest SHA-256")
+
+
 def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     return [
-        (f"`{each.uri}`", each.weight or "", str(each.rank or ""), f"`{each.manifest_sha256 or ''}`")
+        (
+            f"`{each.uri}`",
+            each.weight or "",
+            str(each.rank or ""),
+            *(
+                (f"{each.eval_loss:.4g}" if each.eval_loss is not None else "",)
+                if "evalLoss" in lineage.metrics
+                else ()
+            ),
+            f"`{each.manifest_sha256 or ''}`",
+        )
         for each in lineage.inputs
     ]
 
@@ -89,7 +104,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
     rows = (
         ("Base model", _source(lineage.model)),
-        ("Data", _source(lineage.dataset)),
+        ("Measured on" if lineage.inputs else "Data", _source(lineage.dataset)),
         *_data_rows(lineage.found),
         ("Method", lineage.method),
         ("Rank", lineage.rank),

@@ -202,6 +202,10 @@ class Publisher:
         self._store.delete(self._target.key(CLAIM_NAME))
         return published
 
+    def give_back(self) -> None:
+        """Remove the claim, before any file was added: the result is not worth publishing, and another may be."""
+        self._store.delete(self._target.key(CLAIM_NAME))
+
     def _withdraw_old(self) -> None:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tunery_api.adaptermerge import OPEN_RANK_ERROR
+from tunery_api.manifest import Lineage
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MergeInputStatus, MetricsStatus
 from tunery_trainer.publish import Published
@@ -20,18 +22,36 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
             served_name=lineage.served_name,
             rank=lineage.rank,
         ),
-        metrics=None if merged else _metrics(metrics),
+        metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
         dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
         resolved=lineage.resolved,
         checkpoint=checkpoint,
         inputs=[
-            MergeInputStatus(uri=item.uri, sha256=item.manifest_sha256, rank=item.rank, weight=item.weight)
+            MergeInputStatus(
+                uri=item.uri,
+                sha256=item.manifest_sha256,
+                rank=item.rank,
+                weight=item.weight,
+                eval_loss=f"{item.eval_loss:.6g}" if item.eval_loss is not None else None,
+            )
             for item in lineage.inputs
         ]
         or None,
         verification=lineage.verification,
         rank=lineage.rank if merged else None,
         rank_error=f"{rank_error:.3g}" if rank_error is not None else None,
+        rank_too_low=_rank_too_low(lineage),
+    )
+
+
+def _rank_too_low(lineage: Lineage) -> str | None:
+    """Say what an open rank costs, where it could not grow until that was little; an asked one is as asked."""
+    error = lineage.metrics.get("rankError", 0.0)
+    if "rank" in lineage.hyperparameters or error <= OPEN_RANK_ERROR:
+        return None
+    return (
+        f"rank {lineage.rank}, the largest that is chosen by itself, leaves a relative error of {error:.2g} "
+        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES: its results have a low rank"
     )
 
 

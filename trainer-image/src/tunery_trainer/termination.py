@@ -25,6 +25,7 @@ _DROPPED_FIRST: Final = (
     ("resolved",),
     ("metrics",),
     ("verification",),
+    ("rankTooLow",),
     ("checkpoint",),
     ("disk",),
 )

@@ -37,6 +37,9 @@ def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]
         yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
     elif base := next((item for item in inputs if item.model_uri), None):
         yield Access(Purpose.MODEL, base.model_uri, base.model_secret, f"spec.model.secretRef of LoRAJob {base.name}")
+    if spec.evaluation is not None:
+        dataset = spec.evaluation.dataset
+        yield Access(Purpose.DATASET, dataset.uri, dataset.secret_ref, "spec.evaluation.dataset.secretRef")
     for index, (item, ready) in enumerate(zip(spec.adapters, inputs, strict=True)):
         yield _adapter_access(index, item, ready, place)
 

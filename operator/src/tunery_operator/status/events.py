@@ -12,6 +12,9 @@ from tunery_api.status import ConditionType, Phase
 
 RETRIED: Final = "Retried"
 DATASET_WARNING: Final = "DatasetWarning"
+RANK_TOO_LOW: Final = "RankTooLow"
+_WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
+"""What a reader should see, though nothing has failed for good."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -56,7 +59,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
-            warning = reason in _FAILURES or reason == "AttemptFailed"
+            warning = reason in _FAILURES or reason in _WARNINGS
             note = condition.get("message") or reason
             events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
     return tuple(events.values())

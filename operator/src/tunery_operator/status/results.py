@@ -10,6 +10,7 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.events import RANK_TOO_LOW
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.needs import needs_report, published, succeeded_pod
 from tunery_operator.status.phase import RESULT_LOOKUP
@@ -113,6 +114,12 @@ def _take_result(draft: Draft, result: RunResult) -> None:
     inputs = [item.to_json_dict() for item in result.inputs or ()]
     verification = result.verification.to_json_dict() if result.verification else None
     draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
+    for name in ("metrics", "dataset"):
+        part = getattr(result, name)
+        draft.merge(name, part.to_json_dict() if part else None)
+    _check_evaluation(draft, result)
+    if result.rank_too_low:
+        draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
 
 
 def _check_evaluation(draft: Draft, result: RunResult) -> None:

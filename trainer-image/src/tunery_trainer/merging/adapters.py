@@ -114,7 +114,8 @@ class Adapter:
         rank = self.rank(module)
         alpha = float(_by_pattern(self.config.get("alpha_pattern"), module.name, self.config.get("lora_alpha", 8)))
         if self.peft_type == "ADALORA":
-            return (alpha if alpha > 0 else float(rank)) / (rank + ADALORA_EPSILON)
+            # By the rank that training began with, whatever was pruned since.
+            return (alpha if alpha > 0 else float(rank)) / (float(self.config.get("init_r") or rank) + ADALORA_EPSILON)
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def a(self, module: Module) -> torch.Tensor:

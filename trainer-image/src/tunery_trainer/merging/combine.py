@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, A
 from tunery_trainer.merging.compatibility import check_tensors
 from tunery_trainer.merging.config import ModuleRank, ia3_config, lora_config
 from tunery_trainer.merging.deltas import Delta, Factored, Options
-from tunery_trainer.merging.methods import merge, result_rank
-from tunery_trainer.merging.safetensors_stream import Layout, Writer
+from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.methods import is_exact, merge, result_rank
+from tunery_trainer.merging.open_rank import Spectrum, cut, smallest_rank, spectrum_of
+from tunery_trainer.merging.safetensors_stream import Layout, Writer, read_header, read_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,11 @@ class Part:
     name: str
     inputs: list[tuple[Adapter, Module]]
     rank: int
+    """The largest that it may become, where it was left open."""
     shape: tuple[int, int]
     """(out, in)"""
+    exact: bool
+    """True where that rank holds the merge without any loss."""
 
     @property
     def embedding(self) -> bool:
@@ -62,7 +68,8 @@ def combine(
 ) -> Combined:
     """Write adapter_model.safetensors and adapter_config.json of the merged adapter into `target`.
 
-    Holds one module's factors and, for the methods that need it, one dense delta in float32.
+    Holds one module's factors and, for the methods that need it, one dense delta in float32. Where the rank is left
+    open and costs something, what is merged lies beside `target` until the rank is known.
     Raises TrainerError: InvalidSpec where shapes disagree, AdapterCorrupt for a tensor that is not finite.
     """
     check_tensors(adapters)
@@ -70,22 +77,74 @@ def combine(
         return _combine_scales(adapters, target, dtype)
     parts = list_parts(adapters, method, options)
     lora_bias = any(adapter.config.get("lora_bias") for adapter in adapters)
-    layouts = [layout for part in parts for layout in _layouts(part, dtype, lora_bias=lora_bias)]
+    if all(part.exact for part in parts) or options.rank is not None:
+        merged: Iterator[Factored] = (merge(method, part.deltas(), options) for part in parts)
+        return _write(Job(adapters, parts, target, dtype, lora_bias=lora_bias), merged)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        spilled = Spill(Path(folder), method, parts, options)
+        fitting = [replace(part, rank=part.rank if part.exact else min(part.rank, spilled.rank)) for part in parts]
+        job = Job(adapters, fitting, target, dtype, lora_bias=lora_bias)
+        return _write(job, spilled.results(fitting))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is written, and where."""
+
+    adapters: Sequence[Adapter]
+    parts: Sequence[Part]
+    target: Path
+    dtype: torch.dtype
+    lora_bias: bool
+
+
+def _write(job: Job, results: Iterator[Factored]) -> Combined:
+    """Write the merged adapter; `results` are those of the job's parts, in order."""
+    layouts = [layout for part in job.parts for layout in _layouts(part, job.dtype, lora_bias=job.lora_bias)]
     ranks: dict[str, ModuleRank] = {}
     errors: dict[str, float] = {}
-    with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
-        for part in parts:
-            deltas = part.deltas()
-            merged = merge(method, deltas, options)
+    with Writer(job.target / WEIGHTS_FILE, layouts + whole.layouts(job.adapters, job.dtype)) as writer:
+        for part, merged in zip(job.parts, results, strict=True):
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
-            writer.write(merged.a.to(dtype))
-            writer.write(merged.b.to(dtype))
-            if lora_bias and not part.embedding:
-                writer.write(_merged_bias(part, merged).to(dtype))
-        whole.write(adapters, writer, dtype)
-    write_config(target, lora_config(adapters, ranks, lora_bias=lora_bias))
-    return Combined(max((part.rank for part in parts), default=0), errors)
+            writer.write(merged.a.to(job.dtype))
+            writer.write(merged.b.to(job.dtype))
+            if job.lora_bias and not part.embedding:
+                writer.write(_merged_bias(part, merged).to(job.dtype))
+        whole.write(job.adapters, writer, job.dtype)
+    write_config(job.target, lora_config(job.adapters, ranks, lora_bias=job.lora_bias))
+    return Combined(max((part.rank for part in job.parts), default=0), errors)
+
+
+class Spill:
+    """Merged deltas at the largest rank that an open one may become, on the disk until it is known which it is.
+
+    They are computed once, and no more than one of them is in memory.
+    """
+
+    def __init__(self, folder: Path, method: MergeMethod, parts: Sequence[Part], options: Options) -> None:
+        layouts = [layout for part in parts for layout in _layouts(part, torch.float32, lora_bias=False)]
+        spectra: list[Spectrum] = []
+        self._details: list[tuple[float, float]] = []
+        with Writer(folder / WEIGHTS_FILE, layouts) as writer:
+            for part in parts:
+                merged = merge(method, part.deltas(), options)
+                if not part.exact:
+                    spectra.append(spectrum_of(merged))
+                self._details.append((merged.scaling, merged.error))
+                writer.write(merged.a)
+                writer.write(merged.b)
+        floor = max(adapter.rank(module) for part in parts for adapter, module in part.inputs)
+        self.rank = smallest_rank(spectra, floor, max(part.rank for part in parts if not part.exact))
+        self._files = LocalFiles(folder)
+
+    def results(self, fitting: Sequence[Part]) -> Iterator[Factored]:
+        """Yield the merged deltas again, each at the rank that its part has now."""
+        infos = list(read_header(self._files, WEIGHTS_FILE).values())
+        for index, (part, (scaling, error)) in enumerate(zip(fitting, self._details, strict=True)):
+            a, b = (read_tensor(self._files, info) for info in infos[2 * index : 2 * index + 2])
+            merged = Factored(a, b, scaling, error)
+            yield merged if part.exact else cut(merged, part.rank)
 
 
 def list_parts(adapters: Sequence[Adapter], method: MergeMethod, options: Options) -> list[Part]:
@@ -114,7 +173,8 @@ def _part(name: str, inputs: list[tuple[Adapter, Module]], method: MergeMethod, 
     a, b = (adapter.tensors[key].shape for key in module.factors or ())
     shape = (b[0], a[1])
     ranks = [adapter.rank(module) for adapter, module in inputs]
-    return Part(name, inputs, result_rank(method, ranks, shape, options.rank), shape)
+    rank = result_rank(method, ranks, shape, options.rank)
+    return Part(name, inputs, rank, shape, is_exact(method, ranks, options.rank))
 
 
 def _layouts(part: Part, dtype: torch.dtype, *, lora_bias: bool) -> list[Layout]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
@@ -48,7 +48,12 @@ class Options:
     """Share of a delta's entries that is kept."""
     majority_sign: MajoritySign = MajoritySign.TOTAL
     rank: int | None = None
+    """Rank of the result; None: left open."""
     seed: int = 42
+
+    def at(self, rank: int | None) -> Options:
+        """Return the same with another rank."""
+        return replace(self, rank=rank)
 
 
 @dataclass(frozen=True, slots=True)

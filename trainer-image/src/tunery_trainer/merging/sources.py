@@ -63,9 +63,11 @@ class Source:
         found = {name: str(values[name]) for name in QUANTIZATION if name in values}
         return found if QUANTIZATION[0] in found else {}
 
-    def record(self, rank: int) -> MergeInputRecord:
-        """Return what the result's manifest says of this input."""
-        return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256, rank=rank, weight=self.weight)
+    def record(self, rank: int, loss: float | None) -> MergeInputRecord:
+        """Return what the result's manifest says of this input; `loss` is what it was measured at."""
+        return MergeInputRecord(
+            uri=self.uri, manifest_sha256=self.manifest_sha256, rank=rank, weight=self.weight, eval_loss=loss
+        )
 
 
 def read_sources(run: RunSpec, spec: AdapterMergeSpec) -> list[Source]:

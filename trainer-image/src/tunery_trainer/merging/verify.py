@@ -124,34 +124,36 @@ def _logits(folder: Path, adapter: Adapter | None, quantization: Quantization | 
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
-        quantization_config=_quantization_config(quantization),
+        quantization_config=quantization_config(quantization),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
     if adapter is not None:
-        rows = _embedding_rows(adapter)
+        rows = embedding_rows(adapter)
         if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, str(_folder(adapter)))
+        model = PeftModel.from_pretrained(model, str(adapter_folder(adapter)))
     tokens = (torch.arange(TOKENS) * 37 + 11) % model.config.get_text_config().vocab_size
     logits: torch.Tensor = model.eval()(input_ids=tokens[None]).logits
     return logits.float()
 
 
-def _folder(adapter: Adapter) -> Path:
+def adapter_folder(adapter: Adapter) -> Path:
+    """Return the local folder of an adapter; raises TypeError where it lies elsewhere."""
     if not isinstance(adapter.files, LocalFiles):
         raise TypeError(f"{adapter.label} is not on the disk")
     return adapter.files.folder
 
 
-def _embedding_rows(adapter: Adapter) -> int | None:
+def embedding_rows(adapter: Adapter) -> int | None:
     """Return the size of the vocabulary that the adapter brings, if it does."""
     ends = tuple(f"{name}.weight" for name in EMBEDDINGS)
     return next((adapter.tensors[key].shape[0] for name, key in adapter.full.items() if name.endswith(ends)), None)
 
 
-def _quantization_config(quantization: Quantization | None) -> Any:
+def quantization_config(quantization: Quantization | None) -> Any:
+    """Return transformers' configuration of a base quantised so, computed in float32; None for a plain one."""
     from transformers import BitsAndBytesConfig
 
     if quantization is None:

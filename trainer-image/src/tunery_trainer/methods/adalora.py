@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, LoraConfig, PeftModel
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods.base import MethodParts, Start
-from tunery_trainer.methods.initialization import ADAPTER
+from tunery_trainer.methods.initialization import ADAPTER, lora_layers
 from tunery_trainer.methods.lora import common_options
 from tunery_trainer.resolved import AdaLoraSettings, Resolved
 
 ORTHOGONALITY_WEIGHT: Final = 0.5
 """PEFT's default; the paper uses 0.1 to 0.5."""
+
+
+PEFT_EPSILON: Final = 1e-5
+"""PEFT divides the scaling by the rank plus this much."""
+_TRIPLET: Final = (".lora_A", ".lora_B", ".lora_E")
+_COMMON: Final = ("task_type", "target_modules", "modules_to_save", "bias", "fan_in_fan_out")
+"""Fields that mean the same in both configurations."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,33 @@ class AdaLoraHooks:
         # PEFT fills the momentary importance before it reads it, but asks here whether a weight is known.
         allocator.ipt = {name: torch.zeros_like(tensor) for name, tensor in allocator.exp_avg_ipt.items()}
         self._tuner.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+
+
+def largest_rank(model: PeftModel) -> int:
+    """Return the most triplets that a layer has left; at least 1."""
+    return max([int(layer.lora_E[ADAPTER].count_nonzero()) for _, layer in lora_layers(model)] + [1])
+
+
+def plain_lora(
+    model: PeftModel, config: AdaLoraConfig, tensors: Mapping[str, torch.Tensor]
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Return the plain LoRA of the same effect: its configuration, and `tensors` by the names of PEFT's state dict.
+
+    Pruned triplets are left out, singular values and scaling stand in B, and each layer is filled up with zeros to the
+    largest rank: servers read one rank for all layers.
+    """
+    rank = largest_rank(model)
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(_TRIPLET)}
+    for path, layer in lora_layers(model):
+        a, e, b = (getattr(layer, part)[ADAPTER].detach().float().cpu() for part in ("lora_A", "lora_E", "lora_B"))
+        kept = e[:, 0] != 0
+        # As PEFT's forward: by the rank that training began with, whatever was pruned since.
+        factor = e[kept].T * float(layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + PEFT_EPSILON))
+        missing = rank - int(kept.sum())
+        plain[f"{path}.lora_A.weight"] = pad(a[kept], (0, 0, 0, missing))
+        plain[f"{path}.lora_B.weight"] = pad(b[:, kept] * factor, (0, missing))
+    common = {name: getattr(config, name) for name in _COMMON}
+    return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=config.lora_dropout, **common), plain
 
 
 def _gram(name: str, parameter: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,166 @@
+"""What a merge is worth: the loss of the base, of each input and of the result on the data set of spec.evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunery_api.adaptermerge import MergeEvaluationSpec
+from tunery_api.inputs import ModelSpec
+from tunery_api.manifest import SourceRecord
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.status import DatasetStatus
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.fetch import Place, fetch_dataset, fetch_model
+from tunery_trainer.inputs import credentials_for, work_folder
+from tunery_trainer.merging.adapters import Adapter
+from tunery_trainer.merging.quantized import Quantization
+from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
+from tunery_trainer.summary import dataset_status
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_DATASET = "spec.evaluation.dataset"
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the adapters are measured with: a base model on the disk, and rows of tokens and labels."""
+
+    base: Path
+    rows: Dataset
+    pad_token_id: int
+    source: SourceRecord
+    found: DatasetStatus
+    quantization: Quantization | None = None
+    """How the base was quantised when the inputs were trained, where all of them agree."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean negative log-likelihood of the labelled tokens, in nats."""
+
+    base: float
+    inputs: list[float]
+    """In the order of spec.adapters."""
+    result: float
+
+
+def prepare_yardstick(
+    run: RunSpec, spec: MergeEvaluationSpec, model: ModelSpec, quantization: Quantization | None
+) -> Yardstick:
+    """Fetch the data set and the base model, and read every row.
+
+    Raises TrainerError: those of fetch_dataset, fetch_model and the data layer, which name fields of
+    spec.evaluation.dataset.
+    """
+    from tunery_trainer.model import load_tokenizer
+
+    place = _place(run, Purpose.MODEL, model.uri, model.revision)
+    folder = fetch_model(place, work_folder(run, "model")).folder
+    tokenizer = load_tokenizer(folder)
+    try:
+        rows, found = _rows(run, spec, tokenizer)
+    except TrainerError as error:
+        message = error.message.replace("spec.dataset", _DATASET).replace("training.maxLength", "evaluation.maxLength")
+        raise TrainerError(error.reason, message, error.hint) from error
+    source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
+    return Yardstick(folder, rows, int(tokenizer.pad_token_id), source, found, quantization)
+
+
+def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) -> Losses:
+    """Return the losses; the base is loaded once, onto the GPU where there is one.
+
+    Raises TrainerError(LossDiverged) where one is not a number.
+    """
+    base, *others = list(_measured(yardstick, [*inputs, result]))
+    for label, loss in zip(
+        ("the base", *(adapter.label for adapter in inputs), "the result"), (base, *others), strict=True
+    ):
+        if not math.isfinite(loss):
+            raise TrainerError(FailureReason.LOSS_DIVERGED, f"spec.evaluation: the loss of {label} is {loss}")
+    return Losses(base, others[:-1], others[-1])
+
+
+def check_improvement(spec: MergeEvaluationSpec, losses: Losses) -> None:
+    """Raise TrainerError(NotImproved) if the result is not better than the base by the share that was asked for."""
+    asked, reached = float(spec.min_improvement), 1 - losses.result / losses.base
+    if reached < asked:
+        raise TrainerError(
+            FailureReason.NOT_IMPROVED,
+            f"the evaluation loss went from the base's {losses.base:.4f} to {losses.result:.4f} "
+            f"({-100 * reached:+.1f} %); spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %; "
+            f"the best input reaches {min(losses.inputs):.4f}",
+            "Compare methods, densities and weights, or lower evaluation.minImprovement, in a new merge.",
+        )
+
+
+def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[float]:
+    """Yield the loss of the base, then of the base with each adapter."""
+    from peft import PeftModel
+
+    from tunery_trainer.evaluation import held_out_loss
+
+    model: Any = _load(yardstick)
+    yield held_out_loss(model, yardstick.rows, yardstick.pad_token_id, dtype=model.dtype)
+    for adapter in adapters:
+        rows = embedding_rows(adapter)
+        if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        adapted = PeftModel.from_pretrained(model, str(adapter_folder(adapter)))
+        yield held_out_loss(adapted, yardstick.rows, yardstick.pad_token_id, dtype=model.dtype)
+        model = adapted.unload()
+
+
+def _load(yardstick: Yardstick) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    from tunery_trainer.device import device_facts
+
+    cuda = torch.cuda.is_available()
+    precise = torch.float16 if cuda else torch.float32
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        yardstick.base,
+        dtype=torch.bfloat16 if device_facts(None).bfloat16 else precise,
+        quantization_config=quantization_config(yardstick.quantization),
+        device_map={"": "cuda:0" if cuda else "cpu"},
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model
+
+
+def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Dataset, DatasetStatus]:
+    """Return every row of the data set; the data layer would hold some of them out."""
+    from datasets import concatenate_datasets
+
+    from tunery_trainer.data.prepare import prepare
+
+    wanted = spec.dataset
+    files = fetch_dataset(_place(run, Purpose.DATASET, wanted.uri), work_folder(run, "dataset"))
+    options = DataOptions(
+        path=files.pattern,
+        format=DataFormat(wanted.format.value),
+        split=wanted.split,
+        columns=dict(wanted.columns or {}),
+        max_invalid_rows=wanted.max_invalid_rows,
+        max_length=spec.max_length,
+        packing=False,
+        loss=Loss(spec.loss.value),
+    )
+    data = prepare(files.root, options, tokenizer, work_folder(run, "prepared"))
+    return concatenate_datasets([data.train, data.evaluation]), dataset_status(data.report)
+
+
+def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
+    mount = run.volumes.get(purpose)
+    return Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
