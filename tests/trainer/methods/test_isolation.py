@@ -35,6 +35,18 @@ def test_these_let_examples_read_each_other(model_type: str) -> None:
     assert not found.packable
 
 
+@pytest.mark.parametrize(
+    ("model_type", "dropout"), [("gpt2", {"attn_pdrop": 0.1}), ("llama", {"attention_dropout": 0.1})]
+)
+def test_scores_that_are_dropped_are_masked(model_type: str, dropout: dict[str, float]) -> None:
+    plain, dropping = (
+        isolation(AutoConfig.for_model(model_type, **changes), "sdpa")
+        for changes in (dict.fromkeys(dropout, 0.0), dropout)
+    )
+    assert (plain.attention, plain.packable) == (BY_EXAMPLE, True)
+    assert (dropping.attention, dropping.packable) == ("sdpa", True)
+
+
 def test_what_cannot_be_made_small_is_not_packed() -> None:
     config = AutoConfig.for_model("llama", hidden_act="no such function")
     found = isolation(config, "sdpa")

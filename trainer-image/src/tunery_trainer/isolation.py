@@ -63,14 +63,13 @@ def _compared(config: PreTrainedConfig, attention: str, alone: torch.Tensor) -> 
         model = _small(config, attention)
         if not _equal(_logits(model, packed=False), alone):
             return None
-        return Isolation(attention, packable=_equal(_logits(model, packed=True), alone))
+        _logits(model.train(), packed=False)  # with a dropout on its scores, which attention by example refuses
+        return Isolation(attention, packable=_equal(_logits(model.eval(), packed=True), alone))
     except Exception:  # noqa: BLE001 (an architecture that this attention does not suit may raise anything)
         return None
 
 
 def _small(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    if attention == BY_EXAMPLE and getattr(config, "attention_dropout", None):
-        raise ValueError("attention by example has no dropout")
     small = shrink(config)
     with torch.device("meta"):
         size = AutoModelForCausalLM.from_config(small).num_parameters()
