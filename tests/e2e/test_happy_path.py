@@ -80,10 +80,14 @@ def test_plain_peft_gives_the_reported_evaluation_loss(
     assert abs(float(told.stdout) - reported) <= 0.01 * reported
 
 
-def test_a_gpu_that_the_node_offers_is_scheduled(launch: Launch) -> None:
+def test_a_gpu_that_the_node_offers_is_scheduled_and_never_replaced_by_the_cpu(launch: Launch) -> None:
+    """The node says that it has one, and has none: what a pod finds on a node whose driver does not work."""
     resources = {"gpus": 1, "cpu": "800m", "memory": "3Gi", "ephemeralStorage": "2Gi"}
-    job = launch("gpu", resources=resources)
-    status = job.wait_phase("Succeeded")
+    job = launch("gpu", resources=resources, retries=0)
+    status = job.wait_phase("Failed")
     (pod,) = job.pods("train")
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert status["gpuSeconds"] > 0
+    assert status["failure"]["reason"] == "GPUUnavailable"
+    assert "Found no NVIDIA driver" in status["failure"]["message"]
+    assert "spec.scheduling" in status["failure"]["hint"]
