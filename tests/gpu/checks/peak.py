@@ -1,0 +1,121 @@
+"""The measured peak of training beside the estimate that preflight makes, which must never promise too much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from tunery_trainer.device import device_facts
+
+from gpu.runs import adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for
+from gpu.verdicts import Case, Check, Machine, Outcome, Verdict, judged
+
+_STEPS: Final = 3
+_TOO_MUCH: Final = 1.5
+"""An estimate of more than this times what was used refuses jobs that would run."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A run whose memory is measured."""
+
+    model: str
+    rows: int
+    length: int
+    recompute: bool
+    quantization: str | None = None
+    method: str = "LoRA"
+
+    @property
+    def name(self) -> str:
+        """Say what it is."""
+        kind = "QLoRA " + self.quantization if self.quantization else self.method
+        again = "recomputed" if self.recompute else "kept"
+        return f"{self.model} {kind}, {self.rows} x {self.length}, {again}"
+
+
+SHAPES: Final = (
+    Shape("1B", 4, 2048, recompute=False),
+    Shape("1B", 4, 2048, recompute=True),
+    Shape("1B", 1, 8192, recompute=True),
+    Shape("1B", 4, 2048, recompute=False, quantization="NF4"),
+    Shape("1B", 4, 1024, recompute=False, quantization="Int8"),
+    Shape("8B", 2, 2048, recompute=False),
+    Shape("8B", 4, 2048, recompute=True),
+    Shape("8B", 4, 2048, recompute=True, quantization="NF4"),
+    Shape("70B", 1, 2048, recompute=True, quantization="NF4"),
+    Shape("70B", 4, 2048, recompute=True, quantization="NF4"),
+)
+"""The 70B has all its layers, in 4 bits; they are quantised one matrix at a time."""
+
+
+def measure(machine: Machine, shape: Shape) -> Outcome:
+    """Train a few steps and compare; passed where the estimate holds and is not much too high."""
+    length = 64 if machine.dry else shape.length
+    rows = packed_rows(random_examples(8 * shape.rows * _STEPS, length), length)
+    training = {
+        "precision": "BFloat16",
+        "maxSteps": _STEPS,
+        "batchSize": shape.rows,
+        "gradientAccumulation": 1,
+        "maxLength": length,
+        "gradientCheckpointing": shape.recompute,
+    }
+    method = "QLoRA" if shape.quantization else shape.method
+    blocks: dict[str, Any] = {"method": method, "training": training}
+    if shape.quantization:
+        blocks["quantization"] = {"type": shape.quantization}
+    run = shaped(machine, shape.model, blocks, rows)
+    estimate = run.plan.memory
+    if estimate is None:
+        return Outcome(Verdict.FAILED, words="there is no estimate")
+    available = device_facts(None).memory_bytes or 0
+    if not machine.dry and estimate.total > available:
+        return Outcome(Verdict.NEEDS_GPU, {"estimate_bytes": estimate.total}, "a larger one, by the estimate")
+    with scratch(machine) as folder:
+        trainer = trainer_for(machine, run, adapted(machine, run), folder)
+        trainer.train()
+        figures = {
+            "estimate_bytes": estimate.total,
+            "weights_estimate_bytes": estimate.weights,
+            "parameters": trainer.model.num_parameters(),
+            "losses": losses(trainer),
+            **_used(machine),
+        }
+    if machine.dry:
+        return Outcome(Verdict.NEEDS_GPU, figures)
+    figures["estimate_to_used"] = round(estimate.total / figures["used_bytes"], 3)
+    return judged(
+        {
+            "more was used than was estimated": figures["estimate_to_used"] < 1,
+            "the estimate is much too high": figures["estimate_to_used"] > _TOO_MUCH,
+        },
+        **figures,
+    )
+
+
+def _used(machine: Machine) -> dict[str, int]:
+    """Return the peak of what tensors took and of what the allocator held, and what CUDA holds beside."""
+    if machine.dry:
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    allocated = torch.cuda.max_memory_allocated()
+    return {
+        "allocated_bytes": allocated,
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "context_bytes": context,
+        "used_bytes": allocated + context,
+    }
+
+
+def _cases(machine: Machine) -> Mapping[str, Case]:
+    chosen = SHAPES[1:4:2] if machine.dry else SHAPES
+    return {shape.name: Case(partial(measure, shape=shape)) for shape in chosen}
+
+
+CHECK: Final = Check("measured peak beside the estimate", _cases)

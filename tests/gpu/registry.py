@@ -1,0 +1,39 @@
+"""The checks by name, in the order of what is wanted first, without importing any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+"""The repository."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a check stands."""
+
+    module: str
+    """Its module, which has a `CHECK`."""
+    seconds: float = 120.0
+    """What one case may take, imports included; a case that takes longer has failed."""
+
+
+CHECKS: Final = {
+    "environment": Entry("environment", 60),
+    "attention": Entry("attention", 60),
+    "packing": Entry("packing"),
+    "steps-BFloat16": Entry("steps_bfloat16", 60),
+    "peak": Entry("peak", 180),
+    "evaluation": Entry("evaluation"),
+    "speed": Entry("speed", 240),
+    "faults": Entry("faults"),
+    "resume": Entry("resume"),
+    "loading": Entry("loading"),
+    "story": Entry("story"),
+    "learning": Entry("learning", 240),
+    "steps-Float16": Entry("steps_float16", 60),
+    "steps-Float32": Entry("steps_float32", 60),
+    "merging": Entry("merging", 60),
+}
