@@ -87,6 +87,17 @@ bench: setup ## Measure what docs/benchmarks.md reports
 soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
 	cd $(TESTS) && $(PYTHON) -m soak
 
+GPU_OUT ?= $(ROOT)/.gpu/out
+GPU_WHEELS ?= $(ROOT)/.gpu/wheels
+
+.PHONY: gpu
+gpu: setup ## What only a GPU can show, into GPU_OUT/gpu.json; GPU_ARGS=--dry in tiny shapes on the CPU
+	cd $(TESTS) && $(PYTHON) -m gpu --out $(GPU_OUT) $(GPU_ARGS)
+
+.PHONY: gpu-wheels
+gpu-wheels: ## Collect what a bare GPU machine lacks, for python3 -m gpu --wheels
+	cd $(TESTS) && python3 -m gpu.carried $(GPU_WHEELS) $(GPU_WHEELS_ARGS)
+
 .PHONY: demo
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing
 	cd $(TESTS) && $(PYTHON) -m demo

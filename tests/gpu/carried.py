@@ -1,4 +1,4 @@
-"""What a bare GPU machine lacks: collected here as wheels of the locked versions, installed there without the network.
+"""What a bare GPU machine lacks: collected here as wheels of the locked versions, unpacked there without the network.
 
     python -m gpu.carried FOLDER [--python 3.12] [--cuda 130]
 
@@ -8,7 +8,6 @@ torch and the libraries of CUDA are the machine's own: they are too large to car
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tomllib
@@ -71,13 +70,14 @@ def _other_library(name: str, kept: str) -> bool:
 
 
 def install(wheels: Path, site: Path) -> tuple[Path, ...]:
-    """Install the wheels into `site`; return the folders that have to come first, our own code's among them."""
-    found = sorted(str(path) for path in wheels.glob("*.whl"))
+    """Unpack the wheels into `site`; return the folders that have to come first, our own code's among them."""
+    found = sorted(wheels.glob("*.whl"))
     if not found:
         raise SystemExit(f"{wheels} has no wheels: make gpu-wheels")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    options = ["--no-cache-dir", "--disable-pip-version-check", "--target", str(site)]
-    subprocess.run([*command, *options, *found], check=True, env=os.environ | {"PIP_ROOT_USER_ACTION": "ignore"})
+    for wheel in found:
+        # All that an installer would do beside: none of them has data of its own, and the machine may have no pip.
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
     for name, project in _OWN.items():
         # The trainer asks for its own version, as of an installed package.
         text = tomllib.loads((ROOT / project / "pyproject.toml").read_text())["project"]

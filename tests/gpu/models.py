@@ -60,7 +60,7 @@ TINY: Final[dict[str, Any]] = {
     "vocab_size": 512,
     "max_position_embeddings": 1024,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -17,7 +17,6 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpu.registry import CHECKS
 from gpu.verdicts import Case, Figures, Machine, Outcome, Verdict
 
 
@@ -26,11 +25,11 @@ def main(request: dict[str, Any]) -> int:
     say = _own_stdout()
     given = {name: request[name] and Path(request[name]) for name in ("model", "data")}
     machine = Machine(request["dry"], Path(request["folder"]), **given)
-    for check, done in request["checks"].items():
-        cases = _cases(check, machine)
+    for check, asked in request["checks"].items():
+        cases = _cases(asked["module"], machine)
         _line(say, {"check": check, "cases": list(cases)})
         for name, case in cases.items():
-            if name in done:
+            if name in asked["done"]:
                 continue
             _line(say, {"check": check, "begins": name})
             if not _run(say, {"check": check, "case": name}, case, machine):
@@ -38,11 +37,8 @@ def main(request: dict[str, Any]) -> int:
     return 0
 
 
-def _cases(check: str, machine: Machine) -> dict[str, Case]:
-    from gpu.older import accept
-
-    accept()
-    module = importlib.import_module(f"gpu.checks.{CHECKS[check].module}")
+def _cases(module_name: str, machine: Machine) -> dict[str, Case]:
+    module = importlib.import_module(f"gpu.checks.{module_name}")
     # Imports leave half a million objects for good, and each case collects what it leaves: a third of a second each.
     gc.collect()
     gc.freeze()

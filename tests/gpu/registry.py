@@ -21,19 +21,19 @@ class Entry:
 
 
 CHECKS: Final = {
-    "environment": Entry("environment", 60),
-    "attention": Entry("attention", 60),
+    "environment": Entry("environment"),
+    "attention": Entry("attention"),
     "packing": Entry("packing"),
-    "steps-BFloat16": Entry("steps_bfloat16", 60),
+    "steps-BFloat16": Entry("steps_bfloat16"),
+    "story": Entry("story"),
     "peak": Entry("peak", 180),
     "evaluation": Entry("evaluation"),
-    "speed": Entry("speed", 240),
     "faults": Entry("faults"),
     "resume": Entry("resume"),
     "loading": Entry("loading"),
-    "story": Entry("story"),
+    "speed": Entry("speed", 240),
     "learning": Entry("learning", 240),
-    "steps-Float16": Entry("steps_float16", 60),
-    "steps-Float32": Entry("steps_float32", 60),
-    "merging": Entry("merging", 60),
+    "steps-Float16": Entry("steps_float16"),
+    "steps-Float32": Entry("steps_float32"),
+    "merging": Entry("merging"),
 }

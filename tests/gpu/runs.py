@@ -31,7 +31,11 @@ from tunery_trainer.planning import Basis, Plan, make_plan
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
 from gpu.models import load, write_model
+from gpu.older import accept
 from gpu.verdicts import Machine
+
+PUT_BETWEEN: Final = accept()
+"""What this machine's torch is asked for in other words."""
 
 VOCABULARY: Final = 300
 """Tokens that rows are made of; every shape has more."""

@@ -26,8 +26,10 @@ HEADS: Final = {
 """Heads of queries, heads of keys, and their width."""
 _ENDS: Final = (0, 700, 701, 1337, 2048)
 _TINY_ENDS: Final = (0, 9, 10, 31, 48)
-_TOLERANCE: Final = 2e-2
-"""Of the largest value: both are computed in bfloat16, which rounds by 0.4 %, and compared with float32."""
+_WORSE: Final = 2.0
+"""How much further from float32 it may be than the masked one in bfloat16 is, as in Flash Attention's own tests."""
+_ROUNDING: Final = 1e-2
+"""Of the largest value: some roundings of bfloat16 in sums over heads. A wrong mask makes tenths."""
 
 
 def _compare(machine: Machine, heads: tuple[int, int, int], window: int | None) -> Outcome:
@@ -40,16 +42,17 @@ def _compare(machine: Machine, heads: tuple[int, int, int], window: int | None) 
     shapes = ((1, queries, length, width), (1, keys, length, width), (1, keys, length, width))
     drawn = [torch.randn(shape, generator=draw, device=device).to(dtype) for shape in shapes]
     gradient = torch.randn(1, length, queries, width, generator=draw, device=device)
-    found = _gradients(drawn, gradient, dtype, partial(_by_example, ends=ends, window=window))
-    expected = _gradients(drawn, gradient, torch.float32, partial(_masked, ends=ends, window=window))
+    told = {"ends": ends, "window": window}
+    expected = _gradients(drawn, gradient, torch.float32, partial(_masked, **told))
+    found, masked = (_gradients(drawn, gradient, dtype, partial(how, **told)) for how in (_by_example, _masked))
     names = ("output", "query_gradient", "key_gradient", "value_gradient")
-    figures = {name: difference(a, b) for name, a, b in zip(names, found, expected, strict=True)}
+    figures: dict[str, Any] = {}
+    for name, ours, plain, exact in zip(names, found, masked, expected, strict=True):
+        figures[name], figures[f"{name}_masked"] = difference(ours, exact), difference(plain, exact)
     works = works_on(device, dtype, (queries, keys, width))
+    worse = any(figures[name] > _WORSE * figures[f"{name}_masked"] + _ROUNDING for name in names)
     return judged(
-        {
-            "the trainer's own trial says no": not works,
-            "it is not the masked attention": max(figures.values()) > _TOLERANCE,
-        },
+        {"the trainer's own trial says no": not works, "it is not the masked attention": worse},
         works_on=works,
         **figures,
     )

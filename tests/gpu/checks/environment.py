@@ -18,9 +18,8 @@ from tunery_trainer.attention import computes_by_example
 from tunery_trainer.device import device_facts, require_gpu, triton_compiles
 
 from gpu.models import load
-from gpu.older import accept
 from gpu.registry import ROOT
-from gpu.runs import batch_on, difference, random_examples, shaped, single_rows
+from gpu.runs import PUT_BETWEEN, batch_on, difference, random_examples, shaped, single_rows
 from gpu.verdicts import Case, Check, Machine, Outcome, Verdict, judged
 
 _LIBRARIES: Final = ("torch", "triton", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
@@ -33,7 +32,7 @@ def _versions(machine: Machine) -> Outcome:
     locked = _locked()
     others = {name: f"{here[name]}, locked {locked[name]}" for name in here if here[name] != locked.get(name)}
     figures = {"python": platform.python_version(), "cuda": torch.version.cuda, **here}
-    return Outcome(Verdict.PASSED, figures | {"not_as_locked": others, "put_between": accept()})
+    return Outcome(Verdict.PASSED, figures | {"not_as_locked": others, "put_between": PUT_BETWEEN})
 
 
 def _locked() -> dict[str, str]:

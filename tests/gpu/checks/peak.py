@@ -73,8 +73,8 @@ def measure(machine: Machine, shape: Shape) -> Outcome:
     estimate = run.plan.memory
     if estimate is None:
         return Outcome(Verdict.FAILED, words="there is no estimate")
-    available = device_facts(None).memory_bytes or 0
-    if not machine.dry and estimate.total > available:
+    available = device_facts(None).memory_bytes
+    if available is not None and estimate.total > available:
         return Outcome(Verdict.NEEDS_GPU, {"estimate_bytes": estimate.total}, "a larger one, by the estimate")
     with scratch(machine) as folder:
         trainer = trainer_for(machine, run, adapted(machine, run), folder)
