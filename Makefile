@@ -51,7 +51,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 	cd $(TESTS) && $(RUFF) format --config ruff.toml --check $(SOURCES)
 	cd $(TESTS) && $(RUFF) check --config ruff.toml $(SOURCES)
 	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini -p tunery_api -p tunery_operator -p tunery_trainer
-	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster
+	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster gpu
 	cd $(TESTS) && $(VENV)/bin/lint-imports --config importlinter.ini --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done

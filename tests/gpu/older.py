@@ -22,5 +22,5 @@ def accept() -> list[str]:
     def without_the_word(*tensors: Any, enable_gqa: bool = False, **options: Any) -> Any:
         return varlen_attn(*tensors, **options)
 
-    attention.varlen_attn = without_the_word
+    vars(attention)["varlen_attn"] = without_the_word
     return ["varlen_attn of this torch has no enable_gqa: called without it"]

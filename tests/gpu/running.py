@@ -117,7 +117,7 @@ class _Process:
         """Run it; return the checks that want another process: after a case that took the process with it."""
         checks = {check: {"module": CHECKS[check].module, "done": self._report.done(check)} for check in self._checks}
         given = {"model": self._request.model, "data": self._request.data, "folder": folder}
-        asked = {name: path and str(path.resolve()) for name, path in given.items()}
+        asked: Json = {name: path and str(path.resolve()) for name, path in given.items()}
         asked |= {"dry": self._request.dry, "checks": checks}
         with (self._request.out / "log.txt").open("ab") as log:
             command = [sys.executable, "-m", "gpu.one", json.dumps(asked)]

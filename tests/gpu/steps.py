@@ -12,7 +12,18 @@ import torch
 
 from tunery_trainer.training import trained_state
 
-from gpu.runs import adapted, losses, packed_rows, peak, random_examples, scratch, shaped, single_rows, trainer_for
+from gpu.runs import (
+    Run,
+    adapted,
+    losses,
+    packed_rows,
+    peak,
+    random_examples,
+    scratch,
+    shaped,
+    single_rows,
+    trainer_for,
+)
 from gpu.verdicts import Case, Machine, Outcome, Verdict, judged
 
 _FOUR_BITS: Final = ("NF4", "FP4")
@@ -35,14 +46,7 @@ def take_steps(machine: Machine, method: str, quantization: str | None, precisio
     """Train a few steps; passed where the loss is a number, something moved, and the adapter is in float32."""
     if machine.dry and precision == "Float16":
         return Outcome(Verdict.NEEDS_GPU, words="a CPU trains in no float16")
-    steps = _HALF_STEPS if precision == "Float16" else _STEPS
-    training = {"precision": precision, "maxSteps": steps, "batchSize": 2, "gradientAccumulation": 1}
-    blocks: dict[str, Any] = {"method": method, "training": training}
-    if quantization:
-        blocks["quantization"] = {"type": quantization}
-    examples = random_examples(16, 48 if machine.dry else 512)
-    rows = single_rows(examples) if method in _PROMPTS else packed_rows(examples, 64 if machine.dry else 1024)
-    run = shaped(machine, "1B", blocks, rows)
+    run = _run(machine, method, quantization, precision)
     with scratch(machine) as folder:
         model = adapted(machine, run)
         before = trained_state(model)
@@ -50,22 +54,27 @@ def take_steps(machine: Machine, method: str, quantization: str | None, precisio
         begin = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begin
+        moved, most = _moved(before, trained_state(model)), peak(machine)
         kinds = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
-        figures = {
-            "losses": losses(trainer)[-3:],
-            "moved": _moved(before, trained_state(model)),
-            "adapter": kinds,
-            "seconds": round(seconds, 2),
-            "peak_bytes": peak(machine),
-        }
-    finite = all(math.isfinite(loss) for loss in figures["losses"]) and bool(figures["losses"])
+    told = losses(trainer)
     wrong = {
-        "a loss is no number": not finite,
-        "nothing moved": not figures["moved"],
-        "a weight of the adapter is no number": not math.isfinite(figures["moved"]),
+        "a loss is no number": not (told and all(map(math.isfinite, told))),
+        "nothing moved": moved == 0,
+        "a weight of the adapter is no number": not math.isfinite(moved),
         "the adapter is not in float32": kinds != ["torch.float32"],
     }
-    return judged(wrong, **figures)
+    return judged(wrong, losses=told, moved=moved, adapter=kinds, seconds=round(seconds, 2), peak_bytes=most)
+
+
+def _run(machine: Machine, method: str, quantization: str | None, precision: str) -> Run:
+    steps = _HALF_STEPS if precision == "Float16" else _STEPS
+    training = {"precision": precision, "maxSteps": steps, "batchSize": 2, "gradientAccumulation": 1}
+    blocks: dict[str, Any] = {"method": method, "training": training}
+    if quantization:
+        blocks["quantization"] = {"type": quantization}
+    examples = random_examples(16, 48 if machine.dry else 512)
+    rows = single_rows(examples) if method in _PROMPTS else packed_rows(examples, 64 if machine.dry else 1024)
+    return shaped(machine, "1B", blocks, rows)
 
 
 def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:

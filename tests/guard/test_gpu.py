@@ -141,3 +141,25 @@ def test_what_is_carried_is_locked_and_found_by_its_version(tmp_path: Path) -> N
     (tmp_path / "wheels").mkdir()
     with pytest.raises(SystemExit, match="make gpu-wheels"):
         install(tmp_path / "wheels", tmp_path / "site")
+
+
+def test_a_kernel_that_lets_examples_read_each_other_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks can fail: with attention over the whole row, as a wrong kernel would have it."""
+    from tunery_trainer import attention
+
+    from gpu.checks import attention as attention_check
+    from gpu.checks import packing as packing_check
+    from gpu.verdicts import Machine, Verdict
+
+    by_example = attention._on_cpu
+    machine = Machine(True, tmp_path)
+    compare = attention_check.CHECK.cases(machine)["Llama-3.1-8B"].run
+    packed = packing_check.CHECK.cases(machine)["by example"].run
+    assert (compare(machine).verdict, packed(machine).verdict) == (Verdict.PASSED, Verdict.PASSED)
+
+    def whole_row(flat: Any, ends: Any, *rest: Any) -> Any:
+        return by_example(flat, ends[[0, -1]], *rest)
+
+    monkeypatch.setattr(attention, "_on_cpu", whole_row)
+    assert compare(machine).words == "it is not the masked attention"
+    assert "one example reads another" in packed(machine).words

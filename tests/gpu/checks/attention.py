@@ -42,7 +42,7 @@ def _compare(machine: Machine, heads: tuple[int, int, int], window: int | None) 
     shapes = ((1, queries, length, width), (1, keys, length, width), (1, keys, length, width))
     drawn = [torch.randn(shape, generator=draw, device=device).to(dtype) for shape in shapes]
     gradient = torch.randn(1, length, queries, width, generator=draw, device=device)
-    told = {"ends": ends, "window": window}
+    told: dict[str, Any] = {"ends": ends, "window": window}
     expected = _gradients(drawn, gradient, torch.float32, partial(_masked, **told))
     found, masked = (_gradients(drawn, gradient, dtype, partial(how, **told)) for how in (_by_example, _masked))
     names = ("output", "query_gradient", "key_gradient", "value_gradient")
@@ -68,7 +68,7 @@ def _by_example(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, ends: torch.Tensor, window: int | None
 ) -> torch.Tensor:
     longest = int((ends[1:] - ends[:-1]).max())
-    told = {"cu_seq_lens_q": ends, "max_length_q": longest, "sliding_window": window}
+    told: dict[str, Any] = {"cu_seq_lens_q": ends, "max_length_q": longest, "sliding_window": window}
     return attend(torch.nn.Module(), query, key, value, None, **told)[0]
 
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import tomllib
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import torch
@@ -69,7 +69,7 @@ def _head(machine: Machine) -> Outcome:
     plain = model(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False).logits.float()
     expected = -cross_entropy(plain[0, :-1], batch["labels"][0, 1:], reduction="none")
     (gradient,) = torch.autograd.grad(expected.sum(), norm)
-    figures = {"triton_compiles": triton_compiles()}
+    figures: dict[str, Any] = {"triton_compiles": triton_compiles()}
     for kernel in ("triton", "torch"):
         with head.head(model), patch.object(chunked_logprob, "_TRITON_AVAILABLE", kernel == "triton"):
             found = head.log_probabilities(model, batch)[0, : len(expected)]

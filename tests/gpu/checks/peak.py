@@ -11,7 +11,7 @@ import torch
 
 from tunery_trainer.device import device_facts
 
-from gpu.runs import adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for
+from gpu.runs import Pace, Run, adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for
 from gpu.verdicts import Case, Check, Machine, Outcome, Verdict, judged
 
 _STEPS: Final = 3
@@ -28,12 +28,11 @@ class Shape:
     length: int
     recompute: bool
     quantization: str | None = None
-    method: str = "LoRA"
 
     @property
     def name(self) -> str:
         """Say what it is."""
-        kind = "QLoRA " + self.quantization if self.quantization else self.method
+        kind = f"QLoRA {self.quantization}" if self.quantization else "LoRA"
         again = "recomputed" if self.recompute else "kept"
         return f"{self.model} {kind}, {self.rows} x {self.length}, {again}"
 
@@ -55,6 +54,33 @@ SHAPES: Final = (
 
 def measure(machine: Machine, shape: Shape) -> Outcome:
     """Train a few steps and compare; passed where the estimate holds and is not much too high."""
+    run = _run(machine, shape)
+    estimate, available = run.plan.memory, device_facts(None).memory_bytes
+    if estimate is None:
+        return Outcome(Verdict.FAILED, words="there is no estimate")
+    if available is not None and estimate.total > available:
+        return Outcome(Verdict.NEEDS_GPU, {"estimate_bytes": estimate.total}, "a larger one, by the estimate")
+    with scratch(machine) as folder:
+        trainer, pace = trainer_for(machine, run, adapted(machine, run), folder), Pace(machine, warm=1)
+        trainer.data_collator = pace.counting(trainer.data_collator)
+        trainer.add_callback(pace)
+        trainer.train()
+        figures = {
+            "estimate_bytes": estimate.total,
+            "weights_estimate_bytes": estimate.weights,
+            "parameters": trainer.model.num_parameters(),
+            "losses": losses(trainer),
+            "tokens_per_second": pace.tokens_per_second,
+            **_used(machine),
+        }
+    if machine.dry:
+        return Outcome(Verdict.NEEDS_GPU, figures)
+    ratio = figures["estimate_to_used"] = round(estimate.total / figures["used_bytes"], 3)
+    wrong = {"more was used than was estimated": ratio < 1, "the estimate is much too high": ratio > _TOO_MUCH}
+    return judged(wrong, **figures)
+
+
+def _run(machine: Machine, shape: Shape) -> Run:
     length = 64 if machine.dry else shape.length
     rows = packed_rows(random_examples(8 * shape.rows * _STEPS, length), length)
     training = {
@@ -65,37 +91,10 @@ def measure(machine: Machine, shape: Shape) -> Outcome:
         "maxLength": length,
         "gradientCheckpointing": shape.recompute,
     }
-    method = "QLoRA" if shape.quantization else shape.method
-    blocks: dict[str, Any] = {"method": method, "training": training}
+    blocks: dict[str, Any] = {"method": "QLoRA" if shape.quantization else "LoRA", "training": training}
     if shape.quantization:
         blocks["quantization"] = {"type": shape.quantization}
-    run = shaped(machine, shape.model, blocks, rows)
-    estimate = run.plan.memory
-    if estimate is None:
-        return Outcome(Verdict.FAILED, words="there is no estimate")
-    available = device_facts(None).memory_bytes
-    if available is not None and estimate.total > available:
-        return Outcome(Verdict.NEEDS_GPU, {"estimate_bytes": estimate.total}, "a larger one, by the estimate")
-    with scratch(machine) as folder:
-        trainer = trainer_for(machine, run, adapted(machine, run), folder)
-        trainer.train()
-        figures = {
-            "estimate_bytes": estimate.total,
-            "weights_estimate_bytes": estimate.weights,
-            "parameters": trainer.model.num_parameters(),
-            "losses": losses(trainer),
-            **_used(machine),
-        }
-    if machine.dry:
-        return Outcome(Verdict.NEEDS_GPU, figures)
-    figures["estimate_to_used"] = round(estimate.total / figures["used_bytes"], 3)
-    return judged(
-        {
-            "more was used than was estimated": figures["estimate_to_used"] < 1,
-            "the estimate is much too high": figures["estimate_to_used"] > _TOO_MUCH,
-        },
-        **figures,
-    )
+    return shaped(machine, shape.model, blocks, rows)
 
 
 def _used(machine: Machine) -> dict[str, int]:
