@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +30,15 @@ _PLATFORMS: Final = tuple(
 )
 _LIMIT: Final = 60 * 2**20
 """Bytes that a machine which is lent takes along in one call, less what the repository itself needs."""
+_SERVICES: Final = ("s3", "sts", "sso", "sso-oidc")
 _OWN: Final = {"tunery_trainer": "trainer-image", "tunery_api": "crds"}
 
 
 def collect(folder: Path, python: str, cuda: str) -> int:
-    """Download the wheels into `folder` and return their bytes; of bitsandbytes only the library of `cuda` is kept."""
+    """Download the wheels into `folder`, without what they hold for others, and return their bytes.
+
+    Raises SystemExit where bitsandbytes has no library for `cuda`.
+    """
     lock = tomllib.loads((ROOT / "trainer-image" / "uv.lock").read_text())
     versions = {package["name"]: package["version"] for package in lock["package"] if "version" in package}
     platforms = [part for platform in _PLATFORMS for part in ("--platform", platform)]
@@ -44,29 +49,39 @@ def collect(folder: Path, python: str, cuda: str) -> int:
         old.unlink()
     subprocess.run([*command, *(f"{name}=={versions[name]}" for name in NAMES)], check=True)
     for wheel in folder.glob("bitsandbytes-*.whl"):
-        _keep_one_library(wheel, f"libbitsandbytes_cuda{cuda}.so")
+        if f"bitsandbytes/libbitsandbytes_cuda{cuda}.so" not in zipfile.ZipFile(wheel).namelist():
+            raise SystemExit(f"{wheel.name} has no library for CUDA {cuda}")
+        _leave_out(wheel, lambda name: _other_library(name, f"libbitsandbytes_cuda{cuda}.so"))
+    for wheel in folder.glob("botocore-*.whl"):
+        _leave_out(wheel, _other_service)
     return sum(path.stat().st_size for path in folder.glob("*.whl"))
 
 
-def _keep_one_library(wheel: Path, kept: str) -> None:
-    """Write the wheel again without the libraries for other versions of CUDA, which are nine tenths of it."""
+def _leave_out(wheel: Path, left_out: Callable[[str], bool]) -> None:
+    """Write the wheel again without the files whose names are `left_out`."""
     smaller = wheel.with_suffix(".smaller")
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as target:
-        names = [name for name in source.namelist() if not _other_library(name, kept)]
-        if not any(name.endswith(kept) for name in names):
-            raise SystemExit(f"{wheel.name} has no {kept}")
-        for name in names:
+        for name in source.namelist():
+            if left_out(name):
+                continue
             content = source.read(name)
             if name.endswith(".dist-info/RECORD"):
                 lines = content.decode().splitlines(keepends=True)
-                content = "".join(line for line in lines if not _other_library(line.split(",")[0], kept)).encode()
+                content = "".join(line for line in lines if not left_out(line.split(",")[0])).encode()
             target.writestr(name, content)
     smaller.replace(wheel)
 
 
 def _other_library(name: str, kept: str) -> bool:
+    """Tell whether it is bitsandbytes' library for another version of CUDA: nine tenths of its wheel."""
     base = name.rsplit("/", 1)[-1]
     return base.startswith(("libbitsandbytes_cuda", "libbitsandbytes_rocm")) and base != kept
+
+
+def _other_service(name: str) -> bool:
+    """Tell whether it describes a service of AWS that is not S3, of which nothing here is called, either."""
+    parts = name.split("/")
+    return parts[:2] == ["botocore", "data"] and len(parts) > 3 and parts[2] not in _SERVICES
 
 
 def install(wheels: Path, site: Path) -> tuple[Path, ...]:
