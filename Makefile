@@ -51,7 +51,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 	cd $(TESTS) && $(RUFF) format --config ruff.toml --check $(SOURCES)
 	cd $(TESTS) && $(RUFF) check --config ruff.toml $(SOURCES)
 	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini -p tunery_api -p tunery_operator -p tunery_trainer
-	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster
+	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster gpu
 	cd $(TESTS) && $(VENV)/bin/lint-imports --config importlinter.ini --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
@@ -86,6 +86,17 @@ bench: setup ## Measure what docs/benchmarks.md reports
 .PHONY: soak
 soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
 	cd $(TESTS) && $(PYTHON) -m soak
+
+GPU_OUT ?= $(ROOT)/.gpu/out
+GPU_WHEELS ?= $(ROOT)/.gpu/wheels
+
+.PHONY: gpu
+gpu: setup ## What only a GPU can show, into GPU_OUT/gpu.json; GPU_ARGS=--dry in tiny shapes on the CPU
+	cd $(TESTS) && $(PYTHON) -m gpu --out $(GPU_OUT) $(GPU_ARGS)
+
+.PHONY: gpu-wheels
+gpu-wheels: ## Collect what a bare GPU machine lacks, for python3 -m gpu --wheels
+	cd $(TESTS) && python3 -m gpu.carried $(GPU_WHEELS) $(GPU_WHEELS_ARGS)
 
 .PHONY: demo
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing

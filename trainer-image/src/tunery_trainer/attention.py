@@ -128,7 +128,7 @@ def works_on(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, in
             _gradients(shapes, draw.manual_seed(0), dtype, lambda *qkv, how=how: how(*qkv, ends))
             for how in (_by_kernel, _by_mask)
         )
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (RuntimeError, ValueError, TypeError):  # also what another torch does not know
         return False
     return all(torch.allclose(a, b, atol=3e-2, rtol=3e-2) for a, b in zip(found, expected, strict=True))
 
