@@ -22,8 +22,8 @@ from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
 VOCABULARY: Final = 128
 CPU: Final = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
 
-_COMMON: Final[dict[str, Any]] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-_MODERN: Final[dict[str, Any]] = _COMMON | {
+COMMON: Final[dict[str, Any]] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+MODERN: Final[dict[str, Any]] = COMMON | {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -33,23 +33,27 @@ _MODERN: Final[dict[str, Any]] = _COMMON | {
     "max_position_embeddings": 256,
 }
 FAMILIES: Final[dict[str, dict[str, Any]]] = {
-    "llama": _MODERN,
-    "mistral": _MODERN,
-    "qwen3": _MODERN,
-    "gemma": _MODERN,
-    "phi": {name: value for name, value in _MODERN.items() if name != "head_dim"},
-    "gpt2": _COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "falcon": _COMMON
+    "llama": MODERN,
+    "mistral": MODERN,
+    "qwen3": MODERN,
+    "gemma": MODERN,
+    "phi": {name: value for name, value in MODERN.items() if name != "head_dim"},
+    "gpt2": COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "falcon": COMMON
     | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256},
-    "bloom": _COMMON | {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "bloom": COMMON | {"hidden_size": 64, "n_layer": 2, "n_head": 4},
 }
 
 
 def write_family(folder: Path, family: str, **changes: Any) -> Path:
     """Write a random model of `family` with its tokenizer into `folder`."""
+    return write_model(folder, AutoConfig.for_model(family, **(FAMILIES[family] | changes)), AutoModelForCausalLM)
+
+
+def write_model(folder: Path, config: Any, auto: Any) -> Path:
+    """Write a random model of `config`, built by the auto class `auto`, with its tokenizer into `folder`."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(FAMILIES[family] | changes))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -69,3 +69,12 @@ def test_card_of_a_merged_model_loads_without_peft() -> None:
     assert _front(card)["library_name"] == "transformers"
     assert "PeftModel" not in card
     assert 'AutoModelForCausalLM.from_pretrained("./support-bot")' in card
+
+
+def test_card_loads_the_base_with_the_class_that_it_was_trained_with() -> None:
+    made = Lineage(served_name="m", method="LoRA", loader="AutoModelForImageTextToText")
+    card, merged = model_card(run(), made, "s3://a/b"), model_card(run(), made, "s3://a/b", full_model=True)
+    assert 'base = AutoModelForImageTextToText.from_pretrained("m")' in card
+    assert 'model = AutoModelForImageTextToText.from_pretrained("./support-bot")' in merged
+    assert "AutoModelForCausalLM" not in card + merged
+    assert "AutoModelForCausalLM" in model_card(run(), Lineage(served_name="m"), "s3://a/b")

@@ -14,6 +14,7 @@ import torch
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
+from tunery_trainer.language import decoder_layers
 from tunery_trainer.resolved import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64
@@ -211,7 +212,7 @@ class _SavedBytes:
     """Adds up the storages that autograd saves, each once, by decoder layer."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._layers = list(_decoder_layers(model))
+        self._layers = list(decoder_layers(model.get_base_model()))  # type: ignore[operator]
         self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._kept: list[torch.Tensor] = []
         self._current: int | None = None
@@ -260,12 +261,6 @@ class _SavedBytes:
 
     def _enter_head(self, *_: Any) -> None:
         self._in_head = True
-
-
-def _decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """Return the longest list of modules: the decoder's layers in every architecture of transformers."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=len, default=torch.nn.ModuleList())
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -10,14 +10,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from tunery_api.methods import PROMPT_LEARNING, ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
@@ -26,6 +25,7 @@ from tunery_trainer.attention import BY_EXAMPLE, works_on
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.isolation import Isolation, isolation
+from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class
 from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
@@ -70,8 +70,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
         cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {first_line(error)}"
         kind = raw.get("model_type", "unknown")
         raise _unsupported(f"model type {kind!r} {cause}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(f"model type {config.model_type!r} is not a causal language model")
+    if auto_class(config) is None:
+        raise _unsupported(_no_language_model(config))
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise _unsupported(f"its weights are already quantised ({method}); name the full-precision model instead")
@@ -94,7 +94,7 @@ def meta_model(folder: Path) -> PreTrainedModel:
     """
     config = load_config(folder)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        return auto_class(config).from_config(
             config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
         )
 
@@ -135,7 +135,7 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
     if resolved.quantization:
         options["quantization_config"] = bitsandbytes_config(resolved.quantization)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        model = auto_class(config).from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # A GPU that fails, or is too small, says nothing about the model.
         if gpu_reason(error) is not None:
@@ -143,10 +143,11 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
-    model.config.use_cache = False
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
+    text = model.config.get_text_config()
+    model.config.use_cache = text.use_cache = False
+    if getattr(text, "output_router_logits", False):
         # What keeps a mixture's routers balanced has nothing to change where they are frozen.
-        model.config.get_text_config().output_router_logits = False
+        text.output_router_logits = False
     _keep_gradients(model)
     return model
 
@@ -188,11 +189,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _attention(config: PreTrainedConfig) -> str:
     """Return sdpa, or eager for an architecture that has no other."""
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    return "sdpa" if model_class(config)._supports_sdpa else "eager"
 
 
 def _tied(model: PreTrainedModel) -> bool:
-    return bool(model.config.get_text_config().tie_word_embeddings)
+    text = model.config.get_text_config()
+    return bool(getattr(text, "tie_word_embeddings", getattr(model.config, "tie_word_embeddings", False)))
 
 
 def _isolation(config: PreTrainedConfig) -> Isolation:
@@ -215,6 +217,16 @@ def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: to
         getattr(text, "head_dim", None) or text.hidden_size // heads,
     )
     return BY_EXAMPLE if works_on(device, dtype_of(resolved.training.precision), shape) else _attention(config)
+
+
+def _no_language_model(config: PreTrainedConfig) -> str:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return f"model type {config.model_type!r} is not a causal language model"
+    known = ", ".join(sorted(TEXT_OF_IMAGE_TEXT))
+    return (
+        f"model type {config.model_type!r} reads images, and its language model is not known to train on text alone; "
+        f"those of {known} are, and those that AutoModelForCausalLM loads"
+    )
 
 
 def _unsupported(cause: str) -> TrainerError:

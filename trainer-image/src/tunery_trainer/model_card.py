@@ -36,7 +36,7 @@ def model_card(
     """
     base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
     adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
-    loading = _load_model(run.name, uri) if full_model else _load_adapter(run.name, base, uri, lineage)
+    loading = _load_model(run.name, uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
     kind = "Model with merged adapters" if full_model else adapter
     parts = [
         _front_matter(base, lineage, full_model=full_model),
@@ -127,13 +127,14 @@ def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
 
 
 def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
     peft = f"""Copy the folder from `{uri}`, then:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+base = {loader}.from_pretrained({json.dumps(base)})
 model = PeftModel.from_pretrained(base, {json.dumps(f"./{name}")})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""
@@ -146,13 +147,14 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
     return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}=./{name}\n```"
 
 
-def _load_model(name: str, uri: str) -> str:
+def _load_model(name: str, uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
     return f"""Copy the folder from `{uri}`, then:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({json.dumps(f"./{name}")})
+model = {loader}.from_pretrained({json.dumps(f"./{name}")})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(f"./{name}")})
 ```
 

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from tunery_api.methods import TARGET_WORDS
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.language import language_prefix
 
 _ATTENTION: Final = re.compile(r"attn|attention", re.IGNORECASE)
 _FUSED: Final = re.compile(r"^(c_attn|attn|query_key_value|w?qkv(_proj)?|qkv_lin|in_proj_qkv)$", re.IGNORECASE)
@@ -34,7 +35,7 @@ def resolve_targets(model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, 
     names = list(asked)
     if len(names) == 1 and names[0] in TARGET_WORDS:
         chosen = _by_word(names[0], layers, model)
-        return shortest_endings(chosen, (name for name, _ in model.named_modules()))
+        return shortest_endings(chosen, language_paths(model))
     for index, name in enumerate(names):
         if not any(ends_with(path, name) for path in layers):
             raise _matches_nothing(f"spec.lora.targetModules[{index}]", name, layers, model)
@@ -48,7 +49,7 @@ def ia3_targets(model: PreTrainedModel, asked: Iterable[str] | None) -> tuple[tu
     Raises TrainerError(InvalidSpec) as resolve_targets does.
     """
     layers = linear_layers(model)
-    paths = [name for name, _ in model.named_modules()]
+    paths = language_paths(model)
     if asked is None:
         last = {path for path in layers if not _in_attention(path) and _writes_hidden(path, layers[path], model)}
         chosen = _attention_parts(layers, _KEY, _VALUE) | last
@@ -61,11 +62,23 @@ def ia3_targets(model: PreTrainedModel, asked: Iterable[str] | None) -> tuple[tu
 
 
 def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Check that each name is the ending of some module's path; raises TrainerError(InvalidSpec) otherwise."""
+    """Check that each name is the ending of some module's path, of none beside the language model and its head.
+
+    Raises TrainerError(InvalidSpec) otherwise.
+    """
     paths = [path for path, module in model.named_modules() if path and list(module.parameters(recurse=False))]
+    prefix, head = language_prefix(model), model.get_output_embeddings()
     for index, name in enumerate(names):
-        if not any(ends_with(path, name) for path in paths):
-            raise _matches_nothing(f"spec.lora.modulesToSave[{index}]", name, paths, model)
+        field, found = f"spec.lora.modulesToSave[{index}]", [path for path in paths if ends_with(path, name)]
+        if not found:
+            raise _matches_nothing(field, name, paths, model)
+        outside = [path for path in found if not path.startswith(prefix) and model.get_submodule(path) is not head]
+        if outside:
+            raise TrainerError(
+                FailureReason.INVALID_SPEC,
+                f"{field}: {name!r} is also the ending of {outside[0]}, which rows of text never reach; give more of "
+                f"the path, such as {prefix}{name}",
+            )
 
 
 def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Iterable[str], field: str) -> None:
@@ -90,11 +103,25 @@ def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Ite
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-    """Return the linear modules by path, quantised ones and GPT-2's Conv1D included, the output layer left out."""
-    head = model.get_output_embeddings()
+    """Return the language model's linear modules by path, quantised ones and GPT-2's Conv1D included, without the head.
+
+    Those of a vision or audio tower never see a gradient: rows are text.
+    """
+    head, prefix = model.get_output_embeddings(), language_prefix(model)
     return {
-        path: module for path, module in model.named_modules() if isinstance(module, _LINEAR) and module is not head
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, _LINEAR) and module is not head and path.startswith(prefix)
     }
+
+
+def language_paths(model: PreTrainedModel) -> list[str]:
+    """Return the paths of all modules that PEFT may take a name for, those that it is told to leave out not among them.
+
+    See language.outside_language.
+    """
+    prefix = language_prefix(model)
+    return [path for path, _ in model.named_modules() if path.startswith(prefix)]
 
 
 def ends_with(path: str, name: str) -> bool:

@@ -63,14 +63,17 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
 
     Builds the model from its config without any weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
+    from tunery_trainer.language import auto_class
+
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain))
+        built = AutoConfig.for_model(**plain)
+        model = auto_class(built).from_config(built)
     kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or [])]
     found = {
         name: isinstance(module, Conv1D)

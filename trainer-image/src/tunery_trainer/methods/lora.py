@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunery_api.methods import LoraInit, Method
+from tunery_trainer.language import outside_language
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import begin_lora
 from tunery_trainer.resolved import Resolved
@@ -60,6 +61,7 @@ def common_options(model: PreTrainedModel, resolved: Resolved) -> dict[str, Any]
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "target_modules": list(targets),
+        "exclude_modules": outside_language(model),
         "modules_to_save": list(adapter.modules_to_save) or None,
         "bias": "none",
         "fan_in_fan_out": any(
