@@ -76,8 +76,8 @@ def spec_of(blocks: Mapping[str, Any]) -> LoRAJobSpec:
 
 
 def resolved_for(folder: Path, blocks: Mapping[str, Any], rows: int = 500) -> Resolved:
-    spec = spec_of(blocks)
-    return resolve(spec, model_facts(folder), CPU, method_choices(spec, rows, CPU)[0])
+    spec, facts = spec_of(blocks), model_facts(folder)
+    return resolve(spec, facts, CPU, method_choices(spec, rows, CPU, facts.stored)[0])
 
 
 def token_rows(seed: int, rows: int = 2, length: int = 16) -> torch.Tensor:

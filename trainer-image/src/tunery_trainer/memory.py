@@ -10,6 +10,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
@@ -146,12 +147,19 @@ def _stored_bytes(
     """Return the bytes of one frozen parameter: only the linear layers below the head are quantised."""
     owner = model.get_submodule(name.rpartition(".")[0])
     quantized = quantization is not None and name.endswith(".weight") and _is_linear(owner) and "lm_head" not in name
-    if not quantized or quantization is None:
+    if not quantized or quantization is None or _skipped(name, quantization):
         return parameter.numel() * parameter.element_size()
     if quantization.type is QuantizationType.INT8:
         return parameter.numel() + 4 * parameter.shape[0]
     constants = _ABSMAX_DOUBLE if quantization.double_quant else _ABSMAX_PLAIN
     return parameter.numel() * (0.5 + constants)
+
+
+def _skipped(name: str, quantization: QuantizationSettings) -> bool:
+    """Say whether a checkpoint that was quantised before keeps this module as it was, by transformers' own rule."""
+    stored = quantization.stored
+    path = name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+    return stored is not None and bool(stored.skipped) and not should_convert_module(path, list(stored.skipped))
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.isolation import Isolation, isolation
 from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class
 from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
+from tunery_trainer.stored import stored_quantization
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
 """By the words of the API's Precision and ComputeType."""
@@ -59,9 +61,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """Return the configuration in `folder`, checked to be of a causal language model that transformers knows.
+    """Return the configuration in `folder`, checked to be of a language model that can be trained.
 
-    Raises TrainerError(ModelUnsupported).
+    With its quantization_config, where its weights are quantised already. Raises TrainerError(ModelUnsupported).
     """
     raw = _read_config(folder)
     try:
@@ -72,9 +74,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise _unsupported(f"model type {kind!r} {cause}") from error
     if auto_class(config) is None:
         raise _unsupported(_no_language_model(config))
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise _unsupported(f"its weights are already quantised ({method}); name the full-precision model instead")
+    stored_quantization(raw)
     return config
 
 
@@ -92,7 +92,7 @@ def meta_model(folder: Path) -> PreTrainedModel:
 
     Raises TrainerError(ModelUnsupported).
     """
-    config = load_config(folder)
+    config = _unquantized(load_config(folder))
     with torch.device("meta"):
         return auto_class(config).from_config(
             config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
@@ -113,6 +113,7 @@ def model_facts(folder: Path) -> ModelFacts:
         max_positions=int(positions) if positions else None,
         tied_embeddings=_tied(model),
         packable=_isolation(model.config).packable,
+        stored=stored_quantization(_read_config(folder)),
     )
 
 
@@ -132,7 +133,8 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         "trust_remote_code": False,
         "use_safetensors": True,
     }
-    if resolved.quantization:
+    stored = resolved.quantization and resolved.quantization.stored
+    if resolved.quantization and not stored:
         options["quantization_config"] = bitsandbytes_config(resolved.quantization)
     try:
         model = auto_class(config).from_pretrained(str(folder), **options)
@@ -141,6 +143,8 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         if gpu_reason(error) is not None:
             raise
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
+    if resolved.quantization and stored:
+        _compute_in(model, dtype_of(resolved.quantization.compute_type), options["dtype"])
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
     text = model.config.get_text_config()
@@ -150,6 +154,19 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         text.output_router_logits = False
     _keep_gradients(model)
     return model
+
+
+def _compute_in(model: PreTrainedModel, compute: torch.dtype, dtype: torch.dtype) -> None:
+    """Let a checkpoint that was quantised before compute as one that is quantised here: it brings types of its own.
+
+    What is held in float32 for its precision's sake stays so.
+    """
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype, module.compute_type_is_set = compute, True
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.float16, torch.bfloat16) and not hasattr(tensor, "quant_state"):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:
@@ -198,7 +215,16 @@ def _tied(model: PreTrainedModel) -> bool:
 
 
 def _isolation(config: PreTrainedConfig) -> Isolation:
-    return isolation(config.get_text_config(), _attention(config))
+    return isolation(_unquantized(config).get_text_config(), _attention(config))
+
+
+def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the same model before it was quantised."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return plain
 
 
 def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: torch.device) -> str:
