@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from trainer.methods.families import MODERN, write_model
 from tunery_trainer.language import model_class
@@ -43,6 +43,17 @@ MULTIMODAL: Final[dict[str, dict[str, Any]]] = {
         "text_config": MODERN | {"rope_parameters": _SECTIONS | {"partial_rotary_factor": 1.0}},
         "vision_config": _DEEP | {"image_size": 28},
     },
+    "glm4v_moe": {
+        "text_config": MODERN
+        | {
+            "rope_parameters": _SECTIONS | {"partial_rotary_factor": 1.0},
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "num_experts_per_tok": 2,
+        },
+        "vision_config": _DEEP | {"image_size": 28},
+    },
     "internvl": {
         "text_config": MODERN | {"model_type": "qwen2"},
         "vision_config": {n: v for n, v in _TOWER.items() if "size" not in n or n == "hidden_size"}
@@ -76,9 +87,36 @@ MULTIMODAL: Final[dict[str, dict[str, Any]]] = {
 }
 """Configurations by model type, each with a tower of three layers above a language model of two."""
 
+TEXT_CLASSES: Final[dict[str, dict[str, Any]]] = {
+    "llama4": {
+        "text_config": MODERN
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 96,
+            "interleave_moe_layer_step": 1,
+        },
+        "vision_config": _TOWER | {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
+    },
+    "qwen3_5": {
+        "text_config": MODERN
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+        "vision_config": _DEEP | {"num_position_embeddings": 16},
+    },
+}
+"""Those of which AutoModelForCausalLM loads nothing but the language model, by a class of its own."""
+
 
 def write_multimodal(folder: Path, kind: str) -> Path:
     """Write a random checkpoint with vision tower, as its own class saves it."""
+    if kind in TEXT_CLASSES:
+        return write_model(folder, AutoConfig.for_model(kind, **TEXT_CLASSES[kind]), AutoModelForImageTextToText)
     return write_model(folder, AutoConfig.for_model(kind, **MULTIMODAL[kind]), _Own)
 
 
@@ -88,3 +126,45 @@ class _Own:
     @staticmethod
     def from_config(config: Any, **options: Any) -> Any:
         return model_class(config)._from_config(config, **options)
+
+
+MIXTURES: Final[dict[str, dict[str, Any]]] = {
+    "qwen3_moe": MODERN | _EXPERTS,
+    "qwen2_moe": MODERN | _EXPERTS | {"shared_expert_intermediate_size": 48},
+    "mixtral": MODERN | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": MODERN | {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2},
+    "deepseek_v3": {name: value for name, value in MODERN.items() if name not in ("head_dim", "num_key_value_heads")}
+    | {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe": MODERN
+    | {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    },
+    "llama4_text": MODERN
+    | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1},
+    "granitemoe": MODERN | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": MODERN | _EXPERTS,
+}
+"""Configurations by model type: shared experts, layers without a mixture and experts of either orientation."""
+
+
+def write_mixture(folder: Path, kind: str) -> Path:
+    """Write a random mixture of experts, as its own class saves it."""
+    return write_model(folder, AutoConfig.for_model(kind, **MIXTURES[kind]), _Own)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -18,6 +19,7 @@ from tunery_trainer.methods.base import Start
 from tunery_trainer.model import load_base, load_tokenizer, model_facts
 from tunery_trainer.resolve import resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
 VOCABULARY: Final = 128
 CPU: Final = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
@@ -127,6 +129,26 @@ def take_steps(model: Any, resolved: Resolved, steps: int, learning_rate: float 
             hooks.after_step(model, step)
         optimizer.zero_grad()
     return losses
+
+
+def loop(folder: Path, place: Path, blocks: dict[str, Any], steps: int = 6) -> tuple[Any, float, float]:
+    """Train with the real loop; return the model and its loss before and after."""
+    resolved = resolved_for(folder, blocks)
+    training = replace(resolved.training, learning_rate=0.02, batch_size=2, gradient_accumulation=1)
+    model = attach(load_base(folder, resolved, "cpu"), resolved, start_for(folder, steps))
+    before, ids = loss_of(model), token_rows(7).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    settings = LoopSettings(training, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    hooks = training_hooks(model, resolved)
+    trainer = AdapterTrainer(model, settings, LoopParts(rows, load_tokenizer(folder), place, None, hooks))
+    trainer.train()
+    return model, before, loss_of(model)
+
+
+@torch.no_grad()
+def loss_of(model: Any) -> float:
+    rows = token_rows(7)
+    return float(model.eval()(input_ids=rows, labels=rows, use_cache=False).loss)
 
 
 @torch.no_grad()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.methods.checkpoints_of_today import MULTIMODAL, write_multimodal
-from trainer.methods.families import logits_of, resolved_for, start_for, token_rows, train
+from trainer.methods.checkpoints_of_today import MULTIMODAL, TEXT_CLASSES, write_multimodal
+from trainer.methods.families import logits_of, loop, resolved_for, start_for, token_rows, train
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter import attach, save_published, trainable_parameters, training_hooks
+from tunery_trainer.adapter import attach, save_published, trainable_parameters
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, decoder_layers
 from tunery_trainer.memory import MemoryPlan, estimate_memory
-from tunery_trainer.model import load_base, load_config, load_tokenizer, meta_model, model_facts
+from tunery_trainer.model import load_base, load_config, meta_model, model_facts
 from tunery_trainer.targets import check_modules_to_save, linear_layers, resolve_targets
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
 Folder = Callable[[str], Path]
 PLAN = MemoryPlan(2, 64, None, Optimizer.ADAMW, gradient_checkpointing=True, on_gpu=False)
@@ -41,26 +38,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         return folders[kind]
 
     return folder
-
-
-def loop(folder: Path, place: Path, blocks: dict[str, Any], steps: int = 6) -> tuple[Any, float, float]:
-    """Train with the real loop; return the model and its loss before and after."""
-    resolved = resolved_for(folder, blocks)
-    training = replace(resolved.training, learning_rate=0.02, batch_size=2, gradient_accumulation=1)
-    model = attach(load_base(folder, resolved, "cpu"), resolved, start_for(folder, steps))
-    before, ids = loss_of(model), token_rows(7).tolist()
-    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    settings = LoopSettings(training, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
-    hooks = training_hooks(model, resolved)
-    trainer = AdapterTrainer(model, settings, LoopParts(rows, load_tokenizer(folder), place, None, hooks))
-    trainer.train()
-    return model, before, loss_of(model)
-
-
-@torch.no_grad()
-def loss_of(model: Any) -> float:
-    rows = token_rows(7)
-    return float(model.eval()(input_ids=rows, labels=rows, use_cache=False).loss)
 
 
 def test_what_is_allowed_is_what_is_tested() -> None:
@@ -84,6 +61,20 @@ def test_no_tower_is_adapted_and_plain_peft_loads_it(folder_of: Folder, tmp_path
     loaded = logits_of(PeftModel.from_pretrained(plain, str(published)))
     assert (loaded - logits_of(model)).abs().max() <= 1e-5
     assert (loaded - unadapted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", TEXT_CLASSES)
+def test_where_there_is_a_class_for_text_alone_it_is_taken(folder_of: Folder, tmp_path: Path, kind: str) -> None:
+    folder = folder_of(kind)
+    tower = [name for name in load_file(folder / "model.safetensors") if "vision" in name or "visual" in name]
+    model, before, after = loop(folder, tmp_path / "loop", {"method": "LoRA"})
+    assert tower
+    assert after < before
+    save_published(model, tmp_path / "published", "owner/base")
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert not any("vision" in name or "visual" in name for name, _ in plain.named_parameters())
+    published = PeftModel.from_pretrained(plain, str(tmp_path / "published"))
+    assert (logits_of(published) - logits_of(model)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("blocks", [{"method": "AdaLoRA"}, {"method": "QLoRA"}, {"method": "IA3"}, {"method": "DoRA"}])

@@ -16,6 +16,7 @@ TEXT_OF_IMAGE_TEXT: Final = frozenset(
     {
         "aya_vision",
         "glm4v",
+        "glm4v_moe",
         "internvl",
         "llava",
         "llava_next",
@@ -48,6 +49,12 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     found: type[PreTrainedModel] = mapping[type(config)]
     return found
+
+
+def name_backbone(model: PreTrainedModel) -> None:
+    """Let `model.base_model` be what stands below the head: Llama 4's text model names a part that it does not have."""
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"
 
 
 def language_prefix(model: PreTrainedModel) -> str:

@@ -6,10 +6,11 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunery_api.methods import QuantizationType
@@ -70,6 +71,10 @@ class MemoryEstimate:
     """Tokens of a row."""
     batch_size: int
     gradient_checkpointing: bool
+    kept_once: int = 0
+    """What is kept for backward however many rows there are: a mixture's experts with the adapter's change in them."""
+    recomputed_once: int = 0
+    """The same with gradient checkpointing: those of one layer."""
 
     @property
     def activations_per_row(self) -> int:
@@ -79,7 +84,8 @@ class MemoryEstimate:
     @property
     def fixed(self) -> int:
         """Bytes that do not depend on the batch size."""
-        return self.weights + self.adapter + self.gradients + self.optimizer + self.head + self.overhead
+        once = self.recomputed_once if self.gradient_checkpointing else self.kept_once
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.head + self.overhead + once
 
     @property
     def total(self) -> int:
@@ -120,18 +126,21 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     trained_count = sum(parameter.numel() for parameter in trained.values())
     kept, recomputed = _trace_activations(model, plan.length)
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
+    workspace = max(workspace, _largest_expert_gradient(model))
     return MemoryEstimate(
         weights=int(weights),
         adapter=trained_count * _ADAPTER_BYTES,
         gradients=trained_count * _ADAPTER_BYTES,
         optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
-        kept_per_row=kept,
-        recomputed_per_row=recomputed,
+        kept_per_row=kept.per_row,
+        recomputed_per_row=recomputed.per_row,
         head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,
         length=plan.length,
         batch_size=plan.batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
+        kept_once=kept.once,
+        recomputed_once=recomputed.once,
     )
 
 
@@ -191,10 +200,24 @@ def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _trace_activations(model: torch.nn.Module, length: int) -> tuple[int, int]:
-    """Return the bytes that backward needs for each row of a batch: all kept, and with gradient checkpointing."""
+def _largest_expert_gradient(model: torch.nn.Module) -> int:
+    """Return the bytes of the largest expert parameter that is adapted: backward makes its gradient as a whole."""
+    wrapped = (module for module in model.modules() if isinstance(module, ParamWrapper))
+    return max((2 * module.get_param().numel() for module in wrapped), default=0)
+
+
+class _Line(NamedTuple):
+    """Bytes that grow with the rows of a batch, and those that do not."""
+
+    per_row: int
+    once: int
+
+
+def _trace_activations(model: torch.nn.Module, length: int) -> tuple[_Line, _Line]:
+    """Return the bytes that backward needs: all kept, and with gradient checkpointing."""
     small, large = (_trace(model, batch, length) for batch in _PROBE)
-    return max(1, large[0] - small[0]), max(1, large[1] - small[1])
+    kept, recomputed = (max(1, more - less) for less, more in zip(small, large, strict=True))
+    return _Line(kept, max(0, small[0] - kept)), _Line(recomputed, max(0, small[1] - recomputed))
 
 
 def _trace(model: torch.nn.Module, batch: int, length: int) -> tuple[int, int]:
@@ -209,6 +232,8 @@ def _trace(model: torch.nn.Module, batch: int, length: int) -> tuple[int, int]:
         patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
         # It looks at values, which meta tensors have none of.
         patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),
+        # PEFT leaves it for the experts of a mixture, and a meta device has none.
+        patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()),
     ):
         model(input_ids=ids, use_cache=False)
     layers, outside = saved.by_layer, saved.outside

@@ -26,9 +26,10 @@ from tunery_trainer.attention import BY_EXAMPLE, works_on
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.isolation import Isolation, isolation
-from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class
+from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
 from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
 from tunery_trainer.stored import stored_quantization
+from tunery_trainer.targets import expert_names, expert_parameters
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
 """By the words of the API's Precision and ComputeType."""
@@ -114,6 +115,8 @@ def model_facts(folder: Path) -> ModelFacts:
         tied_embeddings=_tied(model),
         packable=_isolation(model.config).packable,
         stored=stored_quantization(_read_config(folder)),
+        experts=expert_names(model),
+        expert_parameters=sum(model.get_parameter(path).numel() for path in expert_parameters(model)),
     )
 
 
@@ -145,6 +148,7 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
     if resolved.quantization and stored:
         _compute_in(model, dtype_of(resolved.quantization.compute_type), options["dtype"])
+    name_backbone(model)
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
     text = model.config.get_text_config()

@@ -24,6 +24,7 @@ from tunery_api.training import Precision
 from tunery_trainer.choose import MethodChoice
 from tunery_trainer.decisions import Decisions, number
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.experts import adapts_experts, check_experts, told_of_experts
 from tunery_trainer.presets import PRESETS
 from tunery_trainer.resolved import (
     AdaLoraSettings,
@@ -90,7 +91,7 @@ def resolve(
     decide = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
     decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
     decide.plain(spec.dataset, "dataset", "template")
-    adapter = _adapter(decide)
+    adapter = _adapter(decide, facts)
     training = _training(decide, adapter.rank, _Given(facts, devices, chosen or Chosen()))
     return Resolved(
         method=method,
@@ -109,32 +110,48 @@ def learning_rate_factor(rank: int) -> float:
     return math.sqrt(BASE_RANK / rank)
 
 
-def _adapter(decide: Decisions) -> AdapterSettings:
+def _adapter(decide: Decisions, facts: ModelFacts) -> AdapterSettings:
     if decide.method in PROMPT_LEARNING:
         return AdapterSettings(rank=0, alpha=0, dropout=0.0, target_modules=None)
     if decide.method is Method.IA3:
         return _ia3_adapter(decide)
-    lora, preset = decide.spec.lora, decide.preset
+    lora = decide.spec.lora
     rank, rank_source = _rank(decide)
     alpha_source = rank_source if rank_source is Source.PRESET else Source.RULE
+    targets = _targets(decide)
     return AdapterSettings(
         rank=rank,
         alpha=decide.pick("lora.alpha", lora.alpha, None, (2 * rank, alpha_source)),
-        dropout=decide.pick(
-            "lora.dropout", number(lora.dropout), preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT)
-        ),
-        target_modules=decide.pick(
-            "lora.targetModules",
-            tuple(lora.target_modules) if lora.target_modules else None,
-            preset.target_modules if preset else None,
-            (("all-linear",), Source.DEFAULT),
-        ),
+        dropout=_dropout(decide, targets, facts),
+        target_modules=targets,
         use_rslora=decide.plain(lora, "lora", "use_rslora") if decide.method is not Method.ADALORA else False,
         init=decide.plain(lora, "lora", "init") if decide.method is not Method.ADALORA else LoraInit.DEFAULT,
         modules_to_save=tuple(lora.modules_to_save or ()),
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern=dict(lora.alpha_pattern or {}),
     )
+
+
+def _targets(decide: Decisions) -> tuple[str, ...]:
+    asked, preset = decide.spec.lora.target_modules, decide.preset
+    return decide.pick(
+        "lora.targetModules",
+        tuple(asked) if asked else None,
+        preset.target_modules if preset else None,
+        (("all-linear",), Source.DEFAULT),
+    )
+
+
+def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> float:
+    """Return the dropout, which PEFT has none of for a mixture's experts, and record what becomes of them."""
+    asked, preset = number(decide.spec.lora.dropout), decide.preset
+    if adapts_experts(decide.method, targets, facts.experts):
+        check_experts(decide.spec)
+        decide.note("experts", told_of_experts(facts, adapted=True), Source.RULE)
+        return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
+    if facts.experts:
+        decide.note("experts", told_of_experts(facts, adapted=False), Source.RULE)
+    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT))
 
 
 def _ia3_adapter(decide: Decisions) -> AdapterSettings:

@@ -38,6 +38,10 @@ class ModelFacts:
     """True where an example in a packed row was measured to have the logits that it has alone."""
     stored: StoredQuantization | None = None
     """How its weights are quantised already; None: they are not."""
+    experts: tuple[str, ...] = ()
+    """Names of the parameters that hold a mixture's experts, such as experts.down_proj; empty: it is none."""
+    expert_parameters: int = 0
+    """How many of `parameters` are theirs."""
 
 
 class DeviceKind(StrEnum):
