@@ -63,6 +63,9 @@ def _compared(config: PreTrainedConfig, attention: str, alone: torch.Tensor) -> 
         model = _small(config, attention)
         if not _equal(_logits(model, packed=False), alone):
             return None
+        with torch.random.fork_rng(devices=[]):
+            _logits(model.train(), packed=False)  # by example knows no dropout, whatever an architecture calls it
+        model.eval()
         return Isolation(attention, packable=_equal(_logits(model, packed=True), alone))
     except Exception:  # noqa: BLE001 (an architecture that this attention does not suit may raise anything)
         return None
