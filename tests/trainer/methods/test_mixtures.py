@@ -149,6 +149,17 @@ def test_a_published_one_is_trained_on(folder_of: Folder, tmp_path: Path) -> Non
     assert torch.equal(logits_of(model), run.logits())
 
 
+def test_the_status_tells_of_the_adapter_that_is_trained_on(folder_of: Folder, tmp_path: Path) -> None:
+    folder = folder_of("qwen3_moe")
+    run = train(folder, {"method": "LoRA", "lora": {"targetModules": ["attention"]}}, steps=2)
+    save_published(run.model, tmp_path, "owner/base")
+    fresh = resolved_for(folder, {"method": "LoRA"})
+    inherited = inherit(fresh, meta_model(folder), tmp_path, "owner/base")
+    first, second = (next(v.value for v in each.values if v.name == "experts") for each in (fresh, inherited))
+    assert first.endswith(": adapted, never quantised")
+    assert second == first.replace(": adapted", ": not adapted")
+
+
 @pytest.mark.parametrize(
     ("blocks", "said"),
     [

@@ -18,11 +18,11 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_trainer.adapter import CONFIG_FILE, WEIGHTS_FILE, attach
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.experts import EXPERT_METHODS
+from tunery_trainer.experts import EXPERT_METHODS, EXPERTS, adapts_experts, told_again
 from tunery_trainer.methods.base import Start
 from tunery_trainer.resolve import SCALED_LEARNING_RATE, learning_rate_factor
 from tunery_trainer.resolved import AdapterSettings, Resolved, Source
-from tunery_trainer.targets import ends_with, expert_parameters, ia3_targets, linear_layers, lora_targets
+from tunery_trainer.targets import ends_with, expert_names, expert_parameters, ia3_targets, linear_layers, lora_targets
 
 _KINDS: Final = {
     Method.LORA: ("LORA", False),
@@ -54,7 +54,12 @@ def inherit(resolved: Resolved, model: PreTrainedModel, folder: Path, served_nam
     if resolved.method is Method.IA3:
         names = {"lora.targetModules": _list(adapter.target_modules or ())}
         return replace(resolved, adapter=adapter, values=_noted(resolved.values, names))
-    return _with_rank(resolved, _inherit_numbers(resolved, adapter, config))
+    experts = adapts_experts(resolved.method, adapter.target_modules, expert_names(model))
+    values = tuple(
+        value.model_copy(update={"value": told_again(value.value, adapted=experts)}) if value.name == EXPERTS else value
+        for value in resolved.values
+    )
+    return _with_rank(replace(resolved, values=values), _inherit_numbers(resolved, adapter, config))
 
 
 def continue_from(model: PreTrainedModel, resolved: Resolved, start: Start, folder: Path) -> PeftModel:

@@ -14,6 +14,10 @@ from tunery_trainer.resolved import ModelFacts
 EXPERT_METHODS: Final = frozenset({Method.LORA, Method.QLORA})
 """PEFT adapts parameters that are not those of a linear layer by plain LoRA only."""
 EXPERT_WORDS: Final = frozenset({"all-linear", "mlp"})
+EXPERTS: Final = "experts"
+"""The name under which status.resolved and a manifest's hyperparameters tell of them."""
+_ADAPTED: Final = "adapted, never quantised"
+_LEFT: Final = "not adapted, never quantised"
 _INITS: Final = frozenset({LoraInit.DEFAULT, LoraInit.GAUSSIAN})
 """The others look at the weight of a linear layer."""
 
@@ -45,7 +49,17 @@ def check_experts(spec: LoRAJobSpec) -> None:
 def told_of_experts(facts: ModelFacts, *, adapted: bool) -> str:
     """Return what status.resolved says of a mixture's experts: bitsandbytes quantises linear layers only."""
     share = f"{facts.expert_parameters / 1e9:.3g} of {facts.parameters / 1e9:.3g} billion parameters"
-    return f"{share}: {'adapted' if adapted else 'not adapted'}, never quantised"
+    return f"{share}: {_ADAPTED if adapted else _LEFT}"
+
+
+def told_again(told: str, *, adapted: bool) -> str:
+    """Return the same sentence for another adapter: the one of continueFrom."""
+    return f"{told.partition(': ')[0]}: {_ADAPTED if adapted else _LEFT}"
+
+
+def says_adapted(told: object) -> bool:
+    """Tell whether that sentence says that the experts are adapted."""
+    return str(told).endswith(f": {_ADAPTED}")
 
 
 def _means(name: str, expert: str) -> bool:

@@ -9,6 +9,7 @@ from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
+from tunery_trainer.experts import EXPERTS, says_adapted
 
 _NO_LORA_IN_VLLM = frozenset({"AdaLoRA", "PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -140,6 +141,10 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""
     if lineage.method in _NO_LORA_IN_VLLM:
         return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
+    if says_adapted(lineage.hyperparameters.get(EXPERTS)):
+        return (
+            f"{peft}\n\nThe experts of the mixture are adapted as PEFT's target_parameters; not every vLLM serves that."
+        )
     allowed = next((rank for rank in _VLLM_RANKS if rank >= (lineage.rank or 0)), None)
     if allowed is None:
         return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."

@@ -24,7 +24,7 @@ from tunery_api.training import Precision
 from tunery_trainer.choose import MethodChoice
 from tunery_trainer.decisions import Decisions, number
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.experts import adapts_experts, check_experts, told_of_experts
+from tunery_trainer.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.presets import PRESETS
 from tunery_trainer.resolved import (
     AdaLoraSettings,
@@ -147,10 +147,10 @@ def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> 
     asked, preset = number(decide.spec.lora.dropout), decide.preset
     if adapts_experts(decide.method, targets, facts.experts):
         check_experts(decide.spec)
-        decide.note("experts", told_of_experts(facts, adapted=True), Source.RULE)
+        decide.note(EXPERTS, told_of_experts(facts, adapted=True), Source.RULE)
         return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
     if facts.experts:
-        decide.note("experts", told_of_experts(facts, adapted=False), Source.RULE)
+        decide.note(EXPERTS, told_of_experts(facts, adapted=False), Source.RULE)
     return decide.pick("lora.dropout", asked, preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT))
 
 
