@@ -133,6 +133,13 @@ def test_names_of_the_tower_are_refused(folder_of: Folder) -> None:
         check_modules_to_save(model, ["norm"])
 
 
+def test_a_tower_that_needs_a_library_of_its_own_is_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model("gemma3n").save_pretrained(tmp_path)
+    with pytest.raises(TrainerError, match=r"model type 'gemma3n' needs a library that is not here: .*timm") as caught:
+        meta_model(tmp_path)
+    assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
+
+
 def test_what_is_not_known_to_train_on_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
     with pytest.raises(TrainerError, match=r"'paligemma' reads images, .* those of aya_vision, ") as caught:

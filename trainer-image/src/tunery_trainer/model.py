@@ -94,10 +94,14 @@ def meta_model(folder: Path) -> PreTrainedModel:
     Raises TrainerError(ModelUnsupported).
     """
     config = _unquantized(load_config(folder))
-    with torch.device("meta"):
-        return auto_class(config).from_config(
-            config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
-        )
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(
+                config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
+            )
+    except ImportError as error:  # towers such as Gemma 3n's
+        cause = f"model type {config.model_type!r} needs a library that is not here: {first_line(error)}"
+        raise _unsupported(f"{cause}; use another model") from error
 
 
 def model_facts(folder: Path) -> ModelFacts:
