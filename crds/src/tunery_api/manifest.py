@@ -61,6 +61,8 @@ class Lineage(_Record):
     """What was trained on; for a merge what it was measured on."""
     served_name: str | None = None
     """The base model's name in adapter_config.json."""
+    loader: str | None = None
+    """The auto class of transformers that loads the base model; None: AutoModelForCausalLM."""
     method: str | None = None
     rank: int | None = None
     hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)

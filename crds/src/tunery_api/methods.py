@@ -91,7 +91,8 @@ class LoraSpec(ApiModel):
         None,
         min_length=1,
         max_length=64,
-        description="Module names, or one of all-linear, attention, mlp, query-value. A name that matches nothing is "
+        description="Module names (with LoRA and QLoRA also experts.down_proj and experts.gate_up_proj of a mixture), "
+        "or one of all-linear, attention, mlp, query-value. A name that matches nothing is "
         "refused with the names that exist. Default: the preset's, else all-linear; IA3: keys, values and the second "
         "feed-forward layer.",
     )

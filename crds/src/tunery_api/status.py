@@ -186,7 +186,7 @@ class ResolvedValue(OpenModel):
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
     value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
     source: Annotated[str, Field(max_length=64)] = Field(
-        description="Manifest, Preset, Default, Rule or Adapter (continueFrom's)."
+        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's) or Model (the base model's)."
     )
 
 

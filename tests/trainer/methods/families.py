@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -18,12 +19,13 @@ from tunery_trainer.methods.base import Start
 from tunery_trainer.model import load_base, load_tokenizer, model_facts
 from tunery_trainer.resolve import resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
 VOCABULARY: Final = 128
 CPU: Final = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
 
-_COMMON: Final[dict[str, Any]] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-_MODERN: Final[dict[str, Any]] = _COMMON | {
+COMMON: Final[dict[str, Any]] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+MODERN: Final[dict[str, Any]] = COMMON | {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -33,23 +35,27 @@ _MODERN: Final[dict[str, Any]] = _COMMON | {
     "max_position_embeddings": 256,
 }
 FAMILIES: Final[dict[str, dict[str, Any]]] = {
-    "llama": _MODERN,
-    "mistral": _MODERN,
-    "qwen3": _MODERN,
-    "gemma": _MODERN,
-    "phi": {name: value for name, value in _MODERN.items() if name != "head_dim"},
-    "gpt2": _COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "falcon": _COMMON
+    "llama": MODERN,
+    "mistral": MODERN,
+    "qwen3": MODERN,
+    "gemma": MODERN,
+    "phi": {name: value for name, value in MODERN.items() if name != "head_dim"},
+    "gpt2": COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "falcon": COMMON
     | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256},
-    "bloom": _COMMON | {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "bloom": COMMON | {"hidden_size": 64, "n_layer": 2, "n_head": 4},
 }
 
 
 def write_family(folder: Path, family: str, **changes: Any) -> Path:
     """Write a random model of `family` with its tokenizer into `folder`."""
+    return write_model(folder, AutoConfig.for_model(family, **(FAMILIES[family] | changes)), AutoModelForCausalLM)
+
+
+def write_model(folder: Path, config: Any, auto: Any) -> Path:
+    """Write a random model of `config`, built by the auto class `auto`, with its tokenizer into `folder`."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(FAMILIES[family] | changes))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -72,8 +78,8 @@ def spec_of(blocks: Mapping[str, Any]) -> LoRAJobSpec:
 
 
 def resolved_for(folder: Path, blocks: Mapping[str, Any], rows: int = 500) -> Resolved:
-    spec = spec_of(blocks)
-    return resolve(spec, model_facts(folder), CPU, method_choices(spec, rows, CPU)[0])
+    spec, facts = spec_of(blocks), model_facts(folder)
+    return resolve(spec, facts, CPU, method_choices(spec, rows, CPU, facts.stored)[0])
 
 
 def token_rows(seed: int, rows: int = 2, length: int = 16) -> torch.Tensor:
@@ -123,6 +129,26 @@ def take_steps(model: Any, resolved: Resolved, steps: int, learning_rate: float 
             hooks.after_step(model, step)
         optimizer.zero_grad()
     return losses
+
+
+def loop(folder: Path, place: Path, blocks: dict[str, Any], steps: int = 6) -> tuple[Any, float, float]:
+    """Train with the real loop; return the model and its loss before and after."""
+    resolved = resolved_for(folder, blocks)
+    training = replace(resolved.training, learning_rate=0.02, batch_size=2, gradient_accumulation=1)
+    model = attach(load_base(folder, resolved, "cpu"), resolved, start_for(folder, steps))
+    before, ids = loss_of(model), token_rows(7).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    settings = LoopSettings(training, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    hooks = training_hooks(model, resolved)
+    trainer = AdapterTrainer(model, settings, LoopParts(rows, load_tokenizer(folder), place, None, hooks))
+    trainer.train()
+    return model, before, loss_of(model)
+
+
+@torch.no_grad()
+def loss_of(model: Any) -> float:
+    rows = token_rows(7)
+    return float(model.eval()(input_ids=rows, labels=rows, use_cache=False).loss)
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def test_other_unusable_folders_are_refused(tmp_path: Path, llama: Path) -> None
     assert "'bert' is not a causal" not in refused(load_config, write_config(tmp_path, model_type="t5"))
     assert "model type 't5' is not a causal language model" in refused(load_config, tmp_path)
     quantised = json.loads((llama / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
-    assert "already quantised (gptq)" in refused(load_config, write_config(tmp_path, **quantised))
+    assert "already quantised by GPTQ, " in refused(load_config, write_config(tmp_path, **quantised))
     (tmp_path / "config.json").write_text("{")
     assert "config.json is not JSON" in refused(load_config, tmp_path)
     assert "it has no weights" in refused(check_weights, tmp_path)

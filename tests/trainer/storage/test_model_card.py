@@ -69,3 +69,19 @@ def test_card_of_a_merged_model_loads_without_peft() -> None:
     assert _front(card)["library_name"] == "transformers"
     assert "PeftModel" not in card
     assert 'AutoModelForCausalLM.from_pretrained("./support-bot")' in card
+
+
+def test_card_promises_no_vllm_where_experts_are_adapted() -> None:
+    for told, served in (("29 of 30 billion parameters: adapted, never quantised", False), ("…: not adapted, …", True)):
+        card = model_card(run(), Lineage(served_name="m", method="LoRA", hyperparameters={"experts": told}), "s3://a/b")
+        assert ("vllm serve" in card) is served
+        assert ("target_parameters" in card) is not served
+
+
+def test_card_loads_the_base_with_the_class_that_it_was_trained_with() -> None:
+    made = Lineage(served_name="m", method="LoRA", loader="AutoModelForImageTextToText")
+    card, merged = model_card(run(), made, "s3://a/b"), model_card(run(), made, "s3://a/b", full_model=True)
+    assert 'base = AutoModelForImageTextToText.from_pretrained("m")' in card
+    assert 'model = AutoModelForImageTextToText.from_pretrained("./support-bot")' in merged
+    assert "AutoModelForCausalLM" not in card + merged
+    assert "AutoModelForCausalLM" in model_card(run(), Lineage(served_name="m"), "s3://a/b")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import manifest, run_here
@@ -85,7 +86,7 @@ def test_a_gpu_that_fails_while_the_model_is_loaded_does_not_blame_the_model(
     spec = LoRAJobSpec.model_validate(manifest(tmp_path)["spec"])
     device = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
     resolved = resolve(spec, facts, device, method_choices(spec, 100, device)[0])
-    monkeypatch.setattr(model.AutoModelForCausalLM, "from_pretrained", failing)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", failing)
     with pytest.raises(torch.AcceleratorError) as caught:
         load_base(tiny_model, resolved, "cpu")
     assert explain(caught.value).reason is FAULT

@@ -19,6 +19,8 @@ from tunery_trainer.resolved import Resolved
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
+_TARGETS: Final = ("target_modules", "target_parameters")
+"""PEFT's names for what carries an adapter: linear modules, and the parameters of a mixture's experts."""
 
 
 def attach(model: PreTrainedModel, resolved: Resolved, start: Start) -> PeftModel:
@@ -50,8 +52,12 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 
 def target_modules(model: PeftModel) -> list[str]:
-    """Return the names of the modules that carry the adapter, sorted; none for prompt and prefix tuning."""
-    return sorted(getattr(model.peft_config[ADAPTER], "target_modules", None) or [])
+    """Return the names of the modules, and of a mixture's experts, that carry the adapter, sorted.
+
+    None for prompt and prefix tuning.
+    """
+    config = model.peft_config[ADAPTER]
+    return sorted(name for part in _TARGETS for name in getattr(config, part, None) or ())
 
 
 def save_published(model: PeftModel, folder: Path, served_name: str) -> None:
@@ -80,7 +86,7 @@ def _published_config(config: PeftConfig, model: PeftModel, served_name: str) ->
     config.base_model_name_or_path = served_name
     config.revision = None
     config.inference_mode = True
-    for name in ("target_modules", "feedforward_modules", "modules_to_save"):
+    for name in (*_TARGETS, "feedforward_modules", "modules_to_save"):
         if getattr(config, name, None):
             setattr(config, name, sorted(getattr(config, name)))
     for name, plain in (("init_lora_weights", True), ("eva_config", None), ("prefix_projection", False)):

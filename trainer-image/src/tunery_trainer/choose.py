@@ -7,7 +7,7 @@ from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
-from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, StoredQuantization
 
 FEW_ROWS: Final = 100
 """Below this the guide takes prompt tuning."""
@@ -21,10 +21,13 @@ class MethodChoice:
     reason: str
 
 
-def method_choices(spec: LoRAJobSpec, rows: int, devices: DeviceFacts) -> tuple[MethodChoice, ...]:
+def method_choices(
+    spec: LoRAJobSpec, rows: int, devices: DeviceFacts, stored: StoredQuantization | None = None
+) -> tuple[MethodChoice, ...]:
     """Return what may be trained in the order of preference: the first that fits into the memory is taken.
 
-    `rows` counts the training rows. The guide compares memory with twice the model in 4 bits; the estimate of each
+    `rows` counts the training rows, `stored` is how the base is quantised already.
+    The guide compares memory with twice the model in 4 bits; the estimate of each
     method, which knows activations and the batch, takes the place of that rule.
     """
     if spec.method is not Method.AUTO:
@@ -35,6 +38,9 @@ def method_choices(spec: LoRAJobSpec, rows: int, devices: DeviceFacts) -> tuple[
     if rows < FEW_ROWS and spec.continue_from is None:
         why = f"{rows} rows are fewer than {FEW_ROWS}: prompt tuning makes the most of them."
         preferred = MethodChoice(Method.PROMPT_TUNING, why)
+    if stored is not None:
+        quantised = MethodChoice(Method.QLORA, "The base is quantised already, and LoRA on such a one is QLoRA.")
+        return (quantised,) if preferred.method is Method.LORA else (preferred, quantised)
     if devices.memory_bytes is not None:
         return (preferred, MethodChoice(Method.QLORA, "The model does not fit unquantised, so its base is quantised."))
     if devices.kind is DeviceKind.CUDA and preferred.method is Method.LORA:

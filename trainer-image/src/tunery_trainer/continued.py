@@ -18,10 +18,11 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_trainer.adapter import CONFIG_FILE, WEIGHTS_FILE, attach
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.experts import EXPERT_METHODS, EXPERTS, adapts_experts, told_again
 from tunery_trainer.methods.base import Start
 from tunery_trainer.resolve import SCALED_LEARNING_RATE, learning_rate_factor
 from tunery_trainer.resolved import AdapterSettings, Resolved, Source
-from tunery_trainer.targets import ends_with, ia3_targets, linear_layers, resolve_targets
+from tunery_trainer.targets import ends_with, expert_names, expert_parameters, ia3_targets, linear_layers, lora_targets
 
 _KINDS: Final = {
     Method.LORA: ("LORA", False),
@@ -53,7 +54,12 @@ def inherit(resolved: Resolved, model: PreTrainedModel, folder: Path, served_nam
     if resolved.method is Method.IA3:
         names = {"lora.targetModules": _list(adapter.target_modules or ())}
         return replace(resolved, adapter=adapter, values=_noted(resolved.values, names))
-    return _with_rank(resolved, _inherit_numbers(resolved, adapter, config))
+    experts = adapts_experts(resolved.method, adapter.target_modules, expert_names(model))
+    values = tuple(
+        value.model_copy(update={"value": told_again(value.value, adapted=experts)}) if value.name == EXPERTS else value
+        for value in resolved.values
+    )
+    return _with_rank(replace(resolved, values=values), _inherit_numbers(resolved, adapter, config))
 
 
 def continue_from(model: PreTrainedModel, resolved: Resolved, start: Start, folder: Path) -> PeftModel:
@@ -113,16 +119,23 @@ def _inherit_prompt(resolved: Resolved, config: Mapping[str, Any]) -> Resolved:
 def _inherit_names(resolved: Resolved, model: PreTrainedModel, config: Mapping[str, Any]) -> AdapterSettings:
     """Return the settings with the adapter's target modules and modules to save."""
     adapter = resolved.adapter
-    theirs = tuple(sorted(config.get("target_modules") or ()))
+    theirs = tuple(sorted([*(config.get("target_modules") or ()), *(config.get("target_parameters") or ())]))
     if _from_manifest(resolved, "lora.targetModules"):
         asked = adapter.target_modules or ()
-        ours = ia3_targets(model, asked)[0] if resolved.method is Method.IA3 else resolve_targets(model, asked)
+        ours = _ours(resolved, model, asked)
         if _paths(model, ours) != _paths(model, theirs):
             raise _differs("lora.targetModules", _list(ours), _list(theirs))
     saved = tuple(sorted(config.get("modules_to_save") or ()))
     if adapter.modules_to_save and set(adapter.modules_to_save) != set(saved):
         raise _differs("lora.modulesToSave", _list(adapter.modules_to_save), _list(saved))
     return replace(adapter, target_modules=theirs, modules_to_save=saved)
+
+
+def _ours(resolved: Resolved, model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:
+    if resolved.method is Method.IA3:
+        return ia3_targets(model, asked)[0]
+    modules, experts = lora_targets(model, asked, experts=resolved.method in EXPERT_METHODS)
+    return (*modules, *experts)
 
 
 def _inherit_numbers(resolved: Resolved, adapter: AdapterSettings, config: Mapping[str, Any]) -> AdapterSettings:
@@ -183,7 +196,8 @@ def _noted(values: Iterable[ResolvedValue], changed: Mapping[str, Any]) -> tuple
 
 def _paths(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     endings = list(names)
-    return {path for path in linear_layers(model) if any(ends_with(path, name) for name in endings)}
+    layers = (*linear_layers(model), *expert_parameters(model))
+    return {path for path in layers if any(ends_with(path, name) for name in endings)}
 
 
 def _list(names: Iterable[str]) -> str:

@@ -33,8 +33,9 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.evaluation import held_out_loss
 from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.kept import LOCAL_FOLDER
+from tunery_trainer.language import auto_class
 from tunery_trainer.methods.base import Batch, Start
-from tunery_trainer.model import dtype_of, load_base
+from tunery_trainer.model import dtype_of, load_base, load_config
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
@@ -66,6 +67,8 @@ class Fitted:
     target_modules: list[str]
     trainable_parameters: int
     device: str
+    loader: str
+    """The auto class that loads the base model."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,7 @@ def _evaluated(
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),
         device=torch.cuda.get_device_name(0) if session.on_gpu else "cpu",
+        loader=auto_class(load_config(session.model.folder)).__name__,
     )
 
 

@@ -63,8 +63,10 @@ def _compared(config: PreTrainedConfig, attention: str, alone: torch.Tensor) -> 
         model = _small(config, attention)
         if not _equal(_logits(model, packed=False), alone):
             return None
-        _logits(model.train(), packed=False)  # with a dropout on its scores, which attention by example refuses
-        return Isolation(attention, packable=_equal(_logits(model.eval(), packed=True), alone))
+        with torch.random.fork_rng(devices=[]):
+            _logits(model.train(), packed=False)  # by example knows no dropout, whatever an architecture calls it
+        model.eval()
+        return Isolation(attention, packable=_equal(_logits(model, packed=True), alone))
     except Exception:  # noqa: BLE001 (an architecture that this attention does not suit may raise anything)
         return None
 

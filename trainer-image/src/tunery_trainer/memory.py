@@ -6,14 +6,17 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
+from tunery_trainer.language import decoder_layers
 from tunery_trainer.resolved import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64
@@ -68,6 +71,10 @@ class MemoryEstimate:
     """Tokens of a row."""
     batch_size: int
     gradient_checkpointing: bool
+    kept_once: int = 0
+    """What is kept for backward however many rows there are: a mixture's experts with the adapter's change in them."""
+    recomputed_once: int = 0
+    """The same with gradient checkpointing: those of one layer."""
 
     @property
     def activations_per_row(self) -> int:
@@ -77,7 +84,8 @@ class MemoryEstimate:
     @property
     def fixed(self) -> int:
         """Bytes that do not depend on the batch size."""
-        return self.weights + self.adapter + self.gradients + self.optimizer + self.head + self.overhead
+        once = self.recomputed_once if self.gradient_checkpointing else self.kept_once
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.head + self.overhead + once
 
     @property
     def total(self) -> int:
@@ -118,18 +126,21 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     trained_count = sum(parameter.numel() for parameter in trained.values())
     kept, recomputed = _trace_activations(model, plan.length)
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
+    workspace = max(workspace, _largest_expert_gradient(model))
     return MemoryEstimate(
         weights=int(weights),
         adapter=trained_count * _ADAPTER_BYTES,
         gradients=trained_count * _ADAPTER_BYTES,
         optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
-        kept_per_row=kept,
-        recomputed_per_row=recomputed,
+        kept_per_row=kept.per_row,
+        recomputed_per_row=recomputed.per_row,
         head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,
         length=plan.length,
         batch_size=plan.batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
+        kept_once=kept.once,
+        recomputed_once=recomputed.once,
     )
 
 
@@ -145,12 +156,19 @@ def _stored_bytes(
     """Return the bytes of one frozen parameter: only the linear layers below the head are quantised."""
     owner = model.get_submodule(name.rpartition(".")[0])
     quantized = quantization is not None and name.endswith(".weight") and _is_linear(owner) and "lm_head" not in name
-    if not quantized or quantization is None:
+    if not quantized or quantization is None or _skipped(name, quantization):
         return parameter.numel() * parameter.element_size()
     if quantization.type is QuantizationType.INT8:
         return parameter.numel() + 4 * parameter.shape[0]
     constants = _ABSMAX_DOUBLE if quantization.double_quant else _ABSMAX_PLAIN
     return parameter.numel() * (0.5 + constants)
+
+
+def _skipped(name: str, quantization: QuantizationSettings) -> bool:
+    """Say whether a checkpoint that was quantised before keeps this module as it was, by transformers' own rule."""
+    stored = quantization.stored
+    path = name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+    return stored is not None and bool(stored.skipped) and not should_convert_module(path, list(stored.skipped))
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
@@ -182,10 +200,24 @@ def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _trace_activations(model: torch.nn.Module, length: int) -> tuple[int, int]:
-    """Return the bytes that backward needs for each row of a batch: all kept, and with gradient checkpointing."""
+def _largest_expert_gradient(model: torch.nn.Module) -> int:
+    """Return the bytes of the largest expert parameter that is adapted: backward makes its gradient as a whole."""
+    wrapped = (module for module in model.modules() if isinstance(module, ParamWrapper))
+    return max((2 * module.get_param().numel() for module in wrapped), default=0)
+
+
+class _Line(NamedTuple):
+    """Bytes that grow with the rows of a batch, and those that do not."""
+
+    per_row: int
+    once: int
+
+
+def _trace_activations(model: torch.nn.Module, length: int) -> tuple[_Line, _Line]:
+    """Return the bytes that backward needs: all kept, and with gradient checkpointing."""
     small, large = (_trace(model, batch, length) for batch in _PROBE)
-    return max(1, large[0] - small[0]), max(1, large[1] - small[1])
+    kept, recomputed = (max(1, more - less) for less, more in zip(small, large, strict=True))
+    return _Line(kept, max(0, small[0] - kept)), _Line(recomputed, max(0, small[1] - recomputed))
 
 
 def _trace(model: torch.nn.Module, batch: int, length: int) -> tuple[int, int]:
@@ -200,6 +232,8 @@ def _trace(model: torch.nn.Module, batch: int, length: int) -> tuple[int, int]:
         patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
         # It looks at values, which meta tensors have none of.
         patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),
+        # PEFT leaves it for the experts of a mixture, and a meta device has none.
+        patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()),
     ):
         model(input_ids=ids, use_cache=False)
     layers, outside = saved.by_layer, saved.outside
@@ -211,7 +245,7 @@ class _SavedBytes:
     """Adds up the storages that autograd saves, each once, by decoder layer."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._layers = list(_decoder_layers(model))
+        self._layers = list(decoder_layers(model.get_base_model()))  # type: ignore[operator]
         self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._kept: list[torch.Tensor] = []
         self._current: int | None = None
@@ -260,12 +294,6 @@ class _SavedBytes:
 
     def _enter_head(self, *_: Any) -> None:
         self._in_head = True
-
-
-def _decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """Return the longest list of modules: the decoder's layers in every architecture of transformers."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=len, default=torch.nn.ModuleList())
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -289,6 +289,7 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
     return Lineage(
         model=outcome.model,
         served_name=outcome.served_name,
+        loader=session.sources[0].manifest.lineage.loader,
         method=spec.method.value,
         rank=outcome.rank,
         hyperparameters={name: value for name, value in {**settings, **quantization}.items() if value is not None},

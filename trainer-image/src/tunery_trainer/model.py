@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -10,14 +11,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from tunery_api.methods import PROMPT_LEARNING, ComputeType, QuantizationType
 from tunery_api.reasons import FailureReason
@@ -26,7 +26,10 @@ from tunery_trainer.attention import BY_EXAMPLE, works_on
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.isolation import Isolation, isolation
+from tunery_trainer.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
 from tunery_trainer.resolved import ModelFacts, QuantizationSettings, Resolved
+from tunery_trainer.stored import stored_quantization
+from tunery_trainer.targets import expert_names, expert_parameters
 
 DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
 """By the words of the API's Precision and ComputeType."""
@@ -59,9 +62,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """Return the configuration in `folder`, checked to be of a causal language model that transformers knows.
+    """Return the configuration in `folder`, checked to be of a language model that can be trained.
 
-    Raises TrainerError(ModelUnsupported).
+    With its quantization_config, where its weights are quantised already. Raises TrainerError(ModelUnsupported).
     """
     raw = _read_config(folder)
     try:
@@ -70,11 +73,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
         cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {first_line(error)}"
         kind = raw.get("model_type", "unknown")
         raise _unsupported(f"model type {kind!r} {cause}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(f"model type {config.model_type!r} is not a causal language model")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise _unsupported(f"its weights are already quantised ({method}); name the full-precision model instead")
+    if auto_class(config) is None:
+        raise _unsupported(_no_language_model(config))
+    stored_quantization(raw)
     return config
 
 
@@ -92,11 +93,15 @@ def meta_model(folder: Path) -> PreTrainedModel:
 
     Raises TrainerError(ModelUnsupported).
     """
-    config = load_config(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
-        )
+    config = _unquantized(load_config(folder))
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(
+                config, dtype=torch.bfloat16, attn_implementation=_attention(config), trust_remote_code=False
+            )
+    except ImportError as error:  # towers such as Gemma 3n's
+        cause = f"model type {config.model_type!r} needs a library that is not here: {first_line(error)}"
+        raise _unsupported(f"{cause}; use another model") from error
 
 
 def model_facts(folder: Path) -> ModelFacts:
@@ -113,6 +118,9 @@ def model_facts(folder: Path) -> ModelFacts:
         max_positions=int(positions) if positions else None,
         tied_embeddings=_tied(model),
         packable=_isolation(model.config).packable,
+        stored=stored_quantization(_read_config(folder)),
+        experts=expert_names(model),
+        expert_parameters=sum(model.get_parameter(path).numel() for path in expert_parameters(model)),
     )
 
 
@@ -132,23 +140,41 @@ def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> P
         "trust_remote_code": False,
         "use_safetensors": True,
     }
-    if resolved.quantization:
+    stored = resolved.quantization and resolved.quantization.stored
+    if resolved.quantization and not stored:
         options["quantization_config"] = bitsandbytes_config(resolved.quantization)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        model = auto_class(config).from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # A GPU that fails, or is too small, says nothing about the model.
         if gpu_reason(error) is not None:
             raise
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
+    if resolved.quantization and stored:
+        _compute_in(model, dtype_of(resolved.quantization.compute_type), options["dtype"])
+    name_backbone(model)
     model.requires_grad_(False)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
-    model.config.use_cache = False
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
+    text = model.config.get_text_config()
+    model.config.use_cache = text.use_cache = False
+    if getattr(text, "output_router_logits", False):
         # What keeps a mixture's routers balanced has nothing to change where they are frozen.
-        model.config.get_text_config().output_router_logits = False
+        text.output_router_logits = False
     _keep_gradients(model)
     return model
+
+
+def _compute_in(model: PreTrainedModel, compute: torch.dtype, dtype: torch.dtype) -> None:
+    """Let a checkpoint that was quantised before compute as one that is quantised here: it brings types of its own.
+
+    What is held in float32 for its precision's sake stays so.
+    """
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype, module.compute_type_is_set = compute, True
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.float16, torch.bfloat16) and not hasattr(tensor, "quant_state"):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:
@@ -188,15 +214,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _attention(config: PreTrainedConfig) -> str:
     """Return sdpa, or eager for an architecture that has no other."""
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    return "sdpa" if model_class(config)._supports_sdpa else "eager"
 
 
 def _tied(model: PreTrainedModel) -> bool:
-    return bool(model.config.get_text_config().tie_word_embeddings)
+    text = model.config.get_text_config()
+    return bool(getattr(text, "tie_word_embeddings", getattr(model.config, "tie_word_embeddings", False)))
 
 
 def _isolation(config: PreTrainedConfig) -> Isolation:
-    return isolation(config.get_text_config(), _attention(config))
+    return isolation(_unquantized(config).get_text_config(), _attention(config))
+
+
+def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the same model before it was quantised."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return plain
 
 
 def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: torch.device) -> str:
@@ -215,6 +251,16 @@ def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: to
         getattr(text, "head_dim", None) or text.hidden_size // heads,
     )
     return BY_EXAMPLE if works_on(device, dtype_of(resolved.training.precision), shape) else _attention(config)
+
+
+def _no_language_model(config: PreTrainedConfig) -> str:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return f"model type {config.model_type!r} is not a causal language model"
+    known = ", ".join(sorted(TEXT_OF_IMAGE_TEXT))
+    return (
+        f"model type {config.model_type!r} reads images, and its language model is not known to train on text alone; "
+        f"those of {known} are, and those that AutoModelForCausalLM loads"
+    )
 
 
 def _unsupported(cause: str) -> TrainerError:

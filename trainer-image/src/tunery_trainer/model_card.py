@@ -9,6 +9,7 @@ from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
+from tunery_trainer.experts import EXPERTS, says_adapted
 
 _NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -36,7 +37,7 @@ def model_card(
     """
     base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
     adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
-    loading = _load_model(run.name, uri) if full_model else _load_adapter(run.name, base, uri, lineage)
+    loading = _load_model(run.name, uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
     kind = "Model with merged adapters" if full_model else adapter
     parts = [
         _front_matter(base, lineage, full_model=full_model),
@@ -142,18 +143,23 @@ def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
 
 
 def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
     peft = f"""Copy the folder from `{uri}`, then:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+base = {loader}.from_pretrained({json.dumps(base)})
 model = PeftModel.from_pretrained(base, {json.dumps(f"./{name}")})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""
     if lineage.method in _NO_LORA_IN_VLLM:
         return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
+    if says_adapted(lineage.hyperparameters.get(EXPERTS)):
+        return (
+            f"{peft}\n\nThe experts of the mixture are adapted as PEFT's target_parameters; not every vLLM serves that."
+        )
     allowed = next((rank for rank in _VLLM_RANKS if rank >= (lineage.rank or 0)), None)
     if allowed is None:
         return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."
@@ -161,13 +167,14 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
     return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}=./{name}\n```"
 
 
-def _load_model(name: str, uri: str) -> str:
+def _load_model(name: str, uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
     return f"""Copy the folder from `{uri}`, then:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({json.dumps(f"./{name}")})
+model = {loader}.from_pretrained({json.dumps(f"./{name}")})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(f"./{name}")})
 ```
 

@@ -69,7 +69,7 @@ def before_data(basis: Basis, rows: int) -> Resolved:
 
     `rows` counts the rows of the data set. Raises TrainerError(InvalidSpec).
     """
-    return _settings(basis, method_choices(basis.spec, rows, basis.devices)[0], None)
+    return _settings(basis, _choices(basis, rows)[0], None)
 
 
 def make_plan(basis: Basis, rows: int, dataset: DatasetReport) -> Plan:
@@ -80,12 +80,16 @@ def make_plan(basis: Basis, rows: int, dataset: DatasetReport) -> Plan:
     tokens = dataset.tokens
     if tokens is None:
         raise ValueError("the data set is not tokenised")
-    choices = method_choices(basis.spec, rows, basis.devices)
+    choices = _choices(basis, rows)
     for choice in choices[:-1]:
         plan = _plan(basis, choice, tokens)
         if plan.fits(basis.devices):
             return _with_numbers(basis, plan)
     return _with_numbers(basis, _plan(basis, choices[-1], tokens))
+
+
+def _choices(basis: Basis, rows: int) -> tuple[MethodChoice, ...]:
+    return method_choices(basis.spec, rows, basis.devices, basis.facts.stored)
 
 
 def _settings(basis: Basis, choice: MethodChoice, chosen: Chosen | None) -> Resolved:

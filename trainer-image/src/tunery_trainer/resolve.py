@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
@@ -21,11 +20,12 @@ from tunery_api.methods import (
     QuantizationSpec,
 )
 from tunery_api.reasons import FailureReason
-from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
 from tunery_trainer.choose import MethodChoice
+from tunery_trainer.decisions import Decisions, number
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.presets import PRESETS, PresetValues
+from tunery_trainer.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
+from tunery_trainer.presets import PRESETS
 from tunery_trainer.resolved import (
     AdaLoraSettings,
     AdapterSettings,
@@ -36,9 +36,11 @@ from tunery_trainer.resolved import (
     QuantizationSettings,
     Resolved,
     Source,
+    StoredQuantization,
     TrainingSettings,
 )
 from tunery_trainer.sizing import MOST_ROWS, DataFacts, Sizing, size
+from tunery_trainer.stored import check_stored
 
 DEFAULT_RANK: Final = 16
 DEFAULT_DROPOUT: Final = 0.05
@@ -86,10 +88,10 @@ def resolve(
     Raises TrainerError(InvalidSpec) where the model cannot do what the manifest asks for.
     """
     method = choice.method
-    decide = _Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
+    decide = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
     decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
     decide.plain(spec.dataset, "dataset", "template")
-    adapter = _adapter(decide)
+    adapter = _adapter(decide, facts)
     training = _training(decide, adapter.rank, _Given(facts, devices, chosen or Chosen()))
     return Resolved(
         method=method,
@@ -97,7 +99,7 @@ def resolve(
         adapter=adapter,
         adalora=_adalora(decide) if method is Method.ADALORA else None,
         prompt=_prompt(decide),
-        quantization=_quantization(decide, training.precision),
+        quantization=_quantization(decide, training.precision, facts.stored),
         training=training,
         values=tuple(decide.values),
     )
@@ -108,56 +110,20 @@ def learning_rate_factor(rank: int) -> float:
     return math.sqrt(BASE_RANK / rank)
 
 
-@dataclass
-class _Decisions:
-    """The spec being decided, and the record of where each value came from."""
-
-    spec: LoRAJobSpec
-    method: Method
-    preset: PresetValues | None
-    values: list[ResolvedValue] = field(default_factory=list)
-
-    def note(self, name: str, value: Any, source: Source) -> None:
-        self.values.append(ResolvedValue(name=name, value=_text(value), source=source.value))
-
-    def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: tuple[T, Source]) -> T:
-        """Return the first of manifest, preset and `otherwise` that is there, and record which it was."""
-        value, source = otherwise
-        if manifest is not None:
-            value, source = manifest, Source.MANIFEST
-        elif preset is not None:
-            value, source = preset, Source.PRESET
-        self.note(name, value, source)
-        return value
-
-    def plain(self, block: ApiModel, prefix: str, name: str) -> Any:
-        """Return a field whose default stands in the schema, and record whether the manifest set it."""
-        alias = type(block).model_fields[name].alias or name
-        value = getattr(block, name)
-        self.note(f"{prefix}.{alias}", value, Source.MANIFEST if name in block.model_fields_set else Source.DEFAULT)
-        return value
-
-
-def _adapter(decide: _Decisions) -> AdapterSettings:
+def _adapter(decide: Decisions, facts: ModelFacts) -> AdapterSettings:
     if decide.method in PROMPT_LEARNING:
         return AdapterSettings(rank=0, alpha=0, dropout=0.0, target_modules=None)
     if decide.method is Method.IA3:
         return _ia3_adapter(decide)
-    lora, preset = decide.spec.lora, decide.preset
+    lora = decide.spec.lora
     rank, rank_source = _rank(decide)
     alpha_source = rank_source if rank_source is Source.PRESET else Source.RULE
+    targets = _targets(decide)
     return AdapterSettings(
         rank=rank,
         alpha=decide.pick("lora.alpha", lora.alpha, None, (2 * rank, alpha_source)),
-        dropout=decide.pick(
-            "lora.dropout", _number(lora.dropout), preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT)
-        ),
-        target_modules=decide.pick(
-            "lora.targetModules",
-            tuple(lora.target_modules) if lora.target_modules else None,
-            preset.target_modules if preset else None,
-            (("all-linear",), Source.DEFAULT),
-        ),
+        dropout=_dropout(decide, targets, facts),
+        target_modules=targets,
         use_rslora=decide.plain(lora, "lora", "use_rslora") if decide.method is not Method.ADALORA else False,
         init=decide.plain(lora, "lora", "init") if decide.method is not Method.ADALORA else LoraInit.DEFAULT,
         modules_to_save=tuple(lora.modules_to_save or ()),
@@ -166,14 +132,36 @@ def _adapter(decide: _Decisions) -> AdapterSettings:
     )
 
 
-def _ia3_adapter(decide: _Decisions) -> AdapterSettings:
+def _targets(decide: Decisions) -> tuple[str, ...]:
+    asked, preset = decide.spec.lora.target_modules, decide.preset
+    return decide.pick(
+        "lora.targetModules",
+        tuple(asked) if asked else None,
+        preset.target_modules if preset else None,
+        (("all-linear",), Source.DEFAULT),
+    )
+
+
+def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> float:
+    """Return the dropout, which PEFT has none of for a mixture's experts, and record what becomes of them."""
+    asked, preset = number(decide.spec.lora.dropout), decide.preset
+    if adapts_experts(decide.method, targets, facts.experts):
+        check_experts(decide.spec)
+        decide.note(EXPERTS, told_of_experts(facts, adapted=True), Source.RULE)
+        return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
+    if facts.experts:
+        decide.note(EXPERTS, told_of_experts(facts, adapted=False), Source.RULE)
+    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT))
+
+
+def _ia3_adapter(decide: Decisions) -> AdapterSettings:
     lora = decide.spec.lora
     targets = tuple(lora.target_modules) if lora.target_modules else None
     decide.note("lora.targetModules", targets or IA3_TARGETS, Source.MANIFEST if targets else Source.RULE)
     return AdapterSettings(0, 0, 0.0, targets, modules_to_save=tuple(lora.modules_to_save or ()))
 
 
-def _rank(decide: _Decisions) -> tuple[int, Source]:
+def _rank(decide: Decisions) -> tuple[int, Source]:
     """Return the rank and its source; AdaLoRA's is the average it ends with."""
     if decide.method is Method.ADALORA:
         block = decide.spec.adalora
@@ -185,7 +173,7 @@ def _rank(decide: _Decisions) -> tuple[int, Source]:
     return rank, Source(decide.values[-1].source)
 
 
-def _adalora(decide: _Decisions) -> AdaLoraSettings:
+def _adalora(decide: Decisions) -> AdaLoraSettings:
     block = decide.spec.adalora
     target = (block.target_rank if block else None) or DEFAULT_TARGET_RANK
     initial = decide.pick(
@@ -209,7 +197,7 @@ def _adalora(decide: _Decisions) -> AdaLoraSettings:
     )
 
 
-def _prompt(decide: _Decisions) -> PromptSettings | None:
+def _prompt(decide: Decisions) -> PromptSettings | None:
     if decide.method is Method.PROMPT_TUNING:
         text = decide.spec.prompt_tuning or PromptTuningSpec()
         tokens = decide.plain(text, "promptTuning", "virtual_tokens")
@@ -225,9 +213,21 @@ def _prompt(decide: _Decisions) -> PromptSettings | None:
     return None
 
 
-def _quantization(decide: _Decisions, precision: Precision) -> QuantizationSettings | None:
-    """Return how the base is quantised: as asked, else NF4 for QLoRA and QDoRA; computed in the run's precision."""
+def _quantization(
+    decide: Decisions, precision: Precision, stored: StoredQuantization | None
+) -> QuantizationSettings | None:
+    """Return how the base is quantised: as it is stored, or as asked, else NF4 for QLoRA and QDoRA.
+
+    Computed in the run's precision.
+    """
     spec = decide.spec.quantization
+    if stored is not None:
+        check_stored(decide.spec, decide.method, stored)
+        decide.note("quantization.type", stored.type, Source.MODEL)
+        decide.note("quantization.doubleQuant", stored.double_quant, Source.MODEL)
+        asked = spec.compute_type if spec and "compute_type" in spec.model_fields_set else None
+        compute = decide.pick("quantization.computeType", asked, None, (ComputeType(precision.value), Source.RULE))
+        return QuantizationSettings(stored.type, stored.double_quant, compute, stored)
     if spec is None and decide.method not in QUANTIZED:
         return None
     block = spec or QuantizationSpec()
@@ -245,7 +245,7 @@ class _Given(NamedTuple):
     chosen: Chosen
 
 
-def _training(decide: _Decisions, rank: int, given: _Given) -> TrainingSettings:
+def _training(decide: Decisions, rank: int, given: _Given) -> TrainingSettings:
     block, chosen = decide.spec.training, given.chosen
 
     def plain(name: str) -> Any:
@@ -276,25 +276,25 @@ def _training(decide: _Decisions, rank: int, given: _Given) -> TrainingSettings:
             None,
             (chosen.gradient_checkpointing and decide.method is not Method.PREFIX_TUNING, Source.RULE),
         ),
-        neftune_noise_alpha=_number(plain("neftune_noise_alpha")),
+        neftune_noise_alpha=number(plain("neftune_noise_alpha")),
         seed=plain("seed"),
     )
 
 
-def _length(decide: _Decisions, data: DataFacts | None) -> tuple[float | None, int]:
+def _length(decide: Decisions, data: DataFacts | None) -> tuple[float | None, int]:
     """Return the epochs, None with maxSteps, and the rows that an optimizer step should see."""
     block = decide.spec.training
     preset = decide.preset.epochs if decide.preset else None
-    asked = _number(block.epochs) if block.epochs is not None else preset
+    asked = number(block.epochs) if block.epochs is not None else preset
     sizing = size(data, asked, block.max_steps) if data else Sizing(MOST_ROWS, asked or 1.0)
     if block.max_steps is not None:
         decide.note("training.maxSteps", block.max_steps, Source.MANIFEST)
         return None, sizing.rows
-    epochs = decide.pick("training.epochs", _number(block.epochs), preset, (sizing.epochs or 1.0, Source.RULE))
+    epochs = decide.pick("training.epochs", number(block.epochs), preset, (sizing.epochs or 1.0, Source.RULE))
     return epochs, sizing.rows
 
 
-def _batch(decide: _Decisions, rows: int, fits: int | None) -> tuple[int, int]:
+def _batch(decide: Decisions, rows: int, fits: int | None) -> tuple[int, int]:
     """Return the rows of a forward pass, and how many of them make the `rows` of an optimizer step."""
     block = decide.spec.training
     accumulation = block.gradient_accumulation
@@ -307,20 +307,20 @@ def _batch(decide: _Decisions, rows: int, fits: int | None) -> tuple[int, int]:
     )
 
 
-def _warmup(decide: _Decisions) -> float:
+def _warmup(decide: Decisions) -> float:
     preset = decide.preset.warmup if decide.preset else None
-    asked = _number(decide.spec.training.warmup)
+    asked = number(decide.spec.training.warmup)
     return decide.pick("training.warmup", asked, preset, (DEFAULT_WARMUP, Source.DEFAULT))
 
 
-def _learning_rate(decide: _Decisions, rank: int) -> float:
+def _learning_rate(decide: Decisions, rank: int) -> float:
     block = decide.spec.training
     own = METHOD_LEARNING_RATES.get(decide.method)
     if decide.method is Method.PREFIX_TUNING and decide.spec.prefix_tuning and decide.spec.prefix_tuning.projection:
         own = PROJECTION_LEARNING_RATE
     preset = decide.preset.learning_rate if decide.preset and own is None else None
     otherwise = (DEFAULT_LEARNING_RATE, Source.DEFAULT) if own is None else (own, Source.RULE)
-    rate = decide.pick("training.learningRate", _number(block.learning_rate), preset, otherwise)
+    rate = decide.pick("training.learningRate", number(block.learning_rate), preset, otherwise)
     if not block.scale_learning_rate_with_rank or not rank:
         return rate
     scaled = rate * learning_rate_factor(rank)
@@ -328,7 +328,7 @@ def _learning_rate(decide: _Decisions, rank: int) -> float:
     return scaled
 
 
-def _max_length(decide: _Decisions, facts: ModelFacts) -> int:
+def _max_length(decide: Decisions, facts: ModelFacts) -> int:
     """Return maxLength; the default shrinks to what the model has positions for, virtual tokens included."""
     block = decide.spec.training
     room = None
@@ -347,7 +347,7 @@ def _max_length(decide: _Decisions, facts: ModelFacts) -> int:
     return room
 
 
-def _virtual_tokens(decide: _Decisions) -> int:
+def _virtual_tokens(decide: Decisions) -> int:
     spec = decide.spec
     if decide.method is Method.PROMPT_TUNING:
         return (spec.prompt_tuning or PromptTuningSpec()).virtual_tokens
@@ -356,7 +356,7 @@ def _virtual_tokens(decide: _Decisions) -> int:
     return 0
 
 
-def _packing(decide: _Decisions, given: _Given) -> bool:
+def _packing(decide: Decisions, given: _Given) -> bool:
     asked, facts, data = decide.spec.training.packing, given.facts, given.chosen.data
     if asked and not facts.packable:
         raise TrainerError(
@@ -368,7 +368,7 @@ def _packing(decide: _Decisions, given: _Given) -> bool:
     return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))
 
 
-def _precision(decide: _Decisions, devices: DeviceFacts) -> Precision:
+def _precision(decide: Decisions, devices: DeviceFacts) -> Precision:
     asked = decide.spec.training.precision
     if asked is not Precision.AUTO:
         decide.note("training.precision", asked, Source.MANIFEST)
@@ -377,20 +377,3 @@ def _precision(decide: _Decisions, devices: DeviceFacts) -> Precision:
     precision = Precision.BFLOAT16 if devices.bfloat16 else full
     decide.note("training.precision", precision, Source.RULE)
     return precision
-
-
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        value = ", ".join(value)
-    text = f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
-
-
-_MAX_TEXT: Final = 256
-"""Longest value that status.resolved.values takes."""

@@ -12,6 +12,16 @@ from tunery_api.training import Loss, Optimizer, Precision, Scheduler
 
 
 @dataclass(frozen=True)
+class StoredQuantization:
+    """How a checkpoint's linear layers were quantised by bitsandbytes before they were stored."""
+
+    type: QuantizationType
+    double_quant: bool
+    skipped: tuple[str, ...] = ()
+    """Modules that were left as they are, by the library's rule for names; empty: those that it leaves by itself."""
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What config.json tells about the base model."""
 
@@ -26,6 +36,12 @@ class ModelFacts:
     tied_embeddings: bool
     packable: bool
     """True where an example in a packed row was measured to have the logits that it has alone."""
+    stored: StoredQuantization | None = None
+    """How its weights are quantised already; None: they are not."""
+    experts: tuple[str, ...] = ()
+    """Names of the parameters that hold a mixture's experts, such as experts.down_proj; empty: it is none."""
+    expert_parameters: int = 0
+    """How many of `parameters` are theirs."""
 
 
 class DeviceKind(StrEnum):
@@ -55,6 +71,8 @@ class Source(StrEnum):
     RULE = "Rule"
     ADAPTER = "Adapter"
     """The one of continueFrom."""
+    MODEL = "Model"
+    """The base model's own configuration."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,8 @@ class QuantizationSettings:
     type: QuantizationType
     double_quant: bool
     compute_type: ComputeType
+    stored: StoredQuantization | None = None
+    """Set where the checkpoint is quantised already, and loaded as it is."""
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         model=SourceRecord(uri=spec.model.uri, revision=session.model.revision, digest=session.model.digest),
         dataset=SourceRecord(uri=spec.dataset.uri, digest=session.data.report.sha256),
         served_name=spec.model.effective_served_name(),
+        loader=fitted.loader,
         method=resolved.method.value,
         rank=fitted.rank,
         hyperparameters=hyperparameters(resolved),

@@ -128,6 +128,8 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
         assistant_only_loss=False,
         pad_to_multiple_of=None,
         loss_type="nll",
+        # Balances a mixture's routers, which are frozen; and fails where a configuration has no `num_experts`.
+        router_aux_loss_coef=0.0,
         torch_compile=False,
         report_to=[],
         disable_tqdm=True,

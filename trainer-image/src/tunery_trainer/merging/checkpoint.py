@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.files import Files, read_json
+from tunery_trainer.merging.names import model_names
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header
 from tunery_trainer.selection import is_model_file
 
@@ -40,6 +41,8 @@ class Checkpoint:
     """model.safetensors.index.json; None for a single file."""
     shards: dict[str, dict[str, TensorInfo]]
     """Shard to its tensors, in file order."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """The model's name of a tensor to the file's, where they differ by more than the base model's prefix."""
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -93,7 +96,9 @@ def open_checkpoint(files: Files) -> Checkpoint:
         raise TrainerError(FailureReason.MODEL_UNSUPPORTED, f"{files.label} has no {SINGLE} and no {INDEX}")
     if missing:
         raise TrainerError(FailureReason.MODEL_NOT_FOUND, f"{files.label}: {INDEX} lists {', '.join(missing)}, missing")
-    checkpoint = Checkpoint(files, config, index, {name: read_header(files, name) for name in names})
+    shards = {name: read_header(files, name) for name in names}
+    aliases = model_names(config, [tensor for tensors in shards.values() for tensor in tensors])
+    checkpoint = Checkpoint(files, config, index, shards, aliases)
     _check_complete(checkpoint)
     return checkpoint
 
@@ -102,7 +107,7 @@ def tensor_name(checkpoint: Checkpoint, module: str, leaf: str) -> str | None:
     """Return the name of a module's tensor in the checkpoint, which may lack the base model's prefix."""
     tensors = checkpoint.tensors
     candidates = (f"{module}.{leaf}", f"{module.partition('.')[2]}.{leaf}")
-    return next((name for name in candidates if name in tensors), None)
+    return next((name for name in candidates if name in tensors), checkpoint.aliases.get(candidates[0]))
 
 
 def embedding_name(checkpoint: Checkpoint) -> str | None:

@@ -61,20 +61,38 @@ def _int8(weight: torch.Tensor) -> torch.Tensor:
 def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     """Return the modules that transformers quantises in a model, and those among them that lie in × out.
 
+    Those of the language model: others have no part in what was trained, and lose nothing in a merge.
     Builds the model from its config without any weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain))
+    from tunery_trainer.language import language_prefix
+
+    model = meta_model(config)
+    prefix = language_prefix(model)
     kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or [])]
     found = {
         name: isinstance(module, Conv1D)
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and should_convert_module(name, kept)
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        and name.startswith(prefix)
+        and should_convert_module(name, kept)
     }
     return frozenset(found), frozenset(name for name, transposed in found.items() if transposed)
+
+
+def meta_model(config: dict[str, Any]) -> Any:
+    """Return the model of a config.json, before it was quantised, on the meta device.
+
+    Raises what transformers raises for a config that it does not know.
+    """
+    from transformers import AutoConfig
+
+    from tunery_trainer.language import auto_class
+
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    built = AutoConfig.for_model(**plain)
+    with torch.device("meta"):
+        return auto_class(built).from_config(built)

@@ -119,9 +119,12 @@ def _verify_scales(written: Adapter, adapters: Sequence[Adapter]) -> Verificatio
 @torch.no_grad()
 def _logits(folder: Path, adapter: Adapter | None, quantization: Quantization | None) -> torch.Tensor:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
+    from tunery_trainer.language import auto_class
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = auto_class(config).from_pretrained(
         folder,
         dtype=torch.float32,
         quantization_config=quantization_config(quantization),

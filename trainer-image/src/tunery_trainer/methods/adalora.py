@@ -17,6 +17,7 @@ from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import ADAPTER, lora_layers
 from tunery_trainer.methods.lora import common_options
 from tunery_trainer.resolved import AdaLoraSettings, Resolved
+from tunery_trainer.targets import resolve_targets
 
 ORTHOGONALITY_WEIGHT: Final = 0.5
 """PEFT's default; the paper uses 0.1 to 0.5."""
@@ -61,6 +62,7 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> 
     if settings is None:
         raise ValueError("AdaLoRA needs its settings")
     steps = schedule(settings, start.total_steps)
+    targets = resolve_targets(model, resolved.adapter.target_modules or ("all-linear",))
     return AdaLoraConfig(
         init_r=settings.initial_rank,
         target_r=settings.target_rank,
@@ -69,7 +71,8 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> 
         deltaT=steps.every,
         total_step=start.total_steps,
         orth_reg_weight=ORTHOGONALITY_WEIGHT,
-        **common_options(model, resolved),
+        target_modules=list(targets),
+        **common_options(model, resolved, targets),
     )
 
 

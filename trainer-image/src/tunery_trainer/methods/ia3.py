@@ -8,6 +8,7 @@ from peft import IA3Config, TaskType
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tunery_trainer.language import outside_language
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.resolved import Resolved
 from tunery_trainer.targets import check_modules_to_save, ia3_targets, linear_layers
@@ -20,6 +21,7 @@ def ia3_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> IA3C
     check_modules_to_save(model, adapter.modules_to_save)
     return IA3Config(
         target_modules=list(targets),
+        exclude_modules=outside_language(model),
         feedforward_modules=list(feedforward),
         modules_to_save=list(adapter.modules_to_save) or None,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(model).values()),

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunery_api.methods import LoraInit, Method
+from tunery_trainer.experts import EXPERT_METHODS
+from tunery_trainer.language import outside_language
 from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import begin_lora
 from tunery_trainer.resolved import Resolved
@@ -17,7 +19,7 @@ from tunery_trainer.targets import (
     check_patterns,
     ends_with,
     linear_layers,
-    resolve_targets,
+    lora_targets,
 )
 
 _INIT: Final[dict[LoraInit, bool | str]] = {
@@ -34,8 +36,12 @@ _INIT: Final[dict[LoraInit, bool | str]] = {
 def lora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> LoraConfig:
     """Return PEFT's configuration of the LoRA family; raises TrainerError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
-    options: dict[str, Any] = common_options(model, resolved)
+    asked = adapter.target_modules or ("all-linear",)
+    targets, experts = lora_targets(model, asked, experts=resolved.method in EXPERT_METHODS)
+    options: dict[str, Any] = common_options(model, resolved, (*targets, *experts))
     return LoraConfig(
+        target_modules=list(targets),
+        target_parameters=list(experts) or None,
         r=adapter.rank,
         use_rslora=adapter.use_rslora,
         use_dora=resolved.method in (Method.DORA, Method.QDORA),
@@ -48,10 +54,9 @@ def lora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> Lor
     )
 
 
-def common_options(model: PreTrainedModel, resolved: Resolved) -> dict[str, Any]:
-    """Return the options that LoRA and AdaLoRA share, with names checked against the model."""
+def common_options(model: PreTrainedModel, resolved: Resolved, targets: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options that LoRA and AdaLoRA share, with names checked against the model and its `targets`."""
     adapter = resolved.adapter
-    targets = resolve_targets(model, adapter.target_modules or ("all-linear",))
     check_modules_to_save(model, adapter.modules_to_save)
     check_patterns(model, targets, adapter.rank_pattern, "spec.lora.rankPattern")
     check_patterns(model, targets, adapter.alpha_pattern, "spec.lora.alphaPattern")
@@ -59,7 +64,7 @@ def common_options(model: PreTrainedModel, resolved: Resolved) -> dict[str, Any]
     return {
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": list(targets),
+        "exclude_modules": outside_language(model),
         "modules_to_save": list(adapter.modules_to_save) or None,
         "bias": "none",
         "fan_in_fan_out": any(
