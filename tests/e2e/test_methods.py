@@ -13,7 +13,7 @@ from kit.published import download
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "qlora": ({"method": "QLoRA"}, "LORA"),
-    "adalora": ({"method": "AdaLoRA", "adalora": {"initialRank": 6, "targetRank": 4}}, "ADALORA"),
+    "adalora": ({"method": "AdaLoRA", "adalora": {"initialRank": 6, "targetRank": 4}}, "LORA"),  # as it is served
     "prompt-tuning": ({"method": "PromptTuning", "promptTuning": {"virtualTokens": 8}}, "PROMPT_TUNING"),
     "ia3": ({"method": "IA3"}, "IA3"),
 }
