@@ -81,6 +81,25 @@ def test_the_loss_term_is_that_of_the_paper(llama: Path) -> None:
     assert term.requires_grad
 
 
+def test_gradients_that_overflowed_weigh_nothing(llama: Path) -> None:
+    """The first steps in Float16: the scaler skips them, and pruning must not remember them."""
+    resolved = resolved_for(llama, SPEC)
+    model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, 20))
+    hooks = training_hooks(model, resolved)
+    assert hooks is not None
+    ids = token_rows(7)
+    for step in (1, 2, 3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        if step == 2:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+        hooks.after_step(model, step)
+        model.zero_grad()
+    remembered = hooks.state()
+    for name in ("sensitivity", "uncertainty"):
+        assert remembered[name]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in remembered[name].values())
+
+
 def test_a_resume_prunes_as_one_run_would(llama: Path) -> None:
     whole = train(llama, SPEC, steps=20, learning_rate=0.0)
     first = train(llama, SPEC, steps=20, learning_rate=0.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
@@ -99,8 +101,16 @@ class AdaLoraHooks:
         return ORTHOGONALITY_WEIGHT * torch.stack(terms).mean()
 
     def after_step(self, model: torch.nn.Module, step: int) -> None:
-        """Weigh each triplet by the gradients of step number `step` (from 1), and prune when it is time."""
-        self._tuner.update_and_allocate(step)
+        """Weigh each triplet by the gradients of step number `step` (from 1), and prune when it is time.
+
+        Gradients that overflowed, as the first ones in Float16 do, weigh nothing: one of them would make the smoothed
+        importance NaN for good. The optimizer has left that step out, too.
+        """
+        weigh: AbstractContextManager[Any] = (
+            nullcontext() if _finite(model) else patch.object(self._tuner.rankallocator, "update_ipt")
+        )
+        with weigh:
+            self._tuner.update_and_allocate(step)
 
     def state(self) -> dict[str, Any]:
         """Return the smoothed importances and the ranks so far."""
@@ -147,6 +157,11 @@ def plain_lora(
         plain[f"{path}.lora_B.weight"] = pad(b[:, kept] * factor, (0, missing))
     common = {name: getattr(config, name) for name in _COMMON}
     return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=config.lora_dropout, **common), plain
+
+
+def _finite(model: torch.nn.Module) -> bool:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def _gram(name: str, parameter: torch.Tensor) -> torch.Tensor:
