@@ -19,7 +19,7 @@ from tunery_trainer.methods.base import MethodParts, Start
 from tunery_trainer.methods.initialization import ADAPTER, lora_layers
 from tunery_trainer.methods.lora import common_options
 from tunery_trainer.resolved import AdaLoraSettings, Resolved
-from tunery_trainer.targets import resolve_targets
+from tunery_trainer.targets import lora_targets
 
 ORTHOGONALITY_WEIGHT: Final = 0.5
 """PEFT's default; the paper uses 0.1 to 0.5."""
@@ -64,7 +64,8 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> 
     if settings is None:
         raise ValueError("AdaLoRA needs its settings")
     steps = schedule(settings, start.total_steps)
-    targets = resolve_targets(model, resolved.adapter.target_modules or ("all-linear",))
+    # As LoRA takes them, which is what it is published as: PEFT's LoRA reads some names in a mixture as its experts'.
+    targets, _ = lora_targets(model, resolved.adapter.target_modules or ("all-linear",), experts=False)
     return AdaLoraConfig(
         init_r=settings.initial_rank,
         target_r=settings.target_rank,
