@@ -18,7 +18,7 @@ from tunery_trainer.device import triton_compiles
 
 _ATTRIBUTE: Final = "_tunery_head"
 _CPU_TOKENS: Final = 1024
-"""Positions of a tile on a CPU, where one of TRL's 4,096 does not fit into the caches (measured: see benchmarks)."""
+"""Positions of a tile on a CPU, where one of TRL's 4,096 does not fit into the caches; assumed, not measured."""
 
 
 # On devices without Triton TRL computes the positions without a label, too, for the sake of accelerators that compile
