@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.adapter import attach, published_rank, save_published, target_modules, trainable_parameters
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.methods import initialization
-from tunery_trainer.model import load_base, meta_model
+from tunery_trainer.methods.base import Start
+from tunery_trainer.methods.initialization import leading_directions, lora_layers
+from tunery_trainer.model import load_base, load_tokenizer, meta_model
 
 TOLERANCE = 1e-5
 
@@ -138,6 +141,29 @@ def test_loftq_starts_nearer_to_the_full_precision_model(llama: Path) -> None:
     before = (logits_of(quantised) - full).norm()
     after = (logits_of(attach(quantised, resolved, start_for(llama))) - full).norm()
     assert after < 0.8 * before
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(300, 500, 16), (500, 300, 4), (24, 40, 16)])
+def test_leading_directions_keep_what_the_exact_ones_keep(rows: int, columns: int, rank: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(rows, columns)  # as flat a spectrum as quantising leaves: the worst case
+    left, values, right = leading_directions(matrix, rank)
+    assert (left.shape, values.shape, right.shape) == ((rows, rank), (rank,), (rank, columns))
+    exact = torch.linalg.svdvals(matrix)[:rank].square().sum()
+    kept = matrix.square().sum() - (matrix - (left * values) @ right).square().sum()
+    assert 0.97 * exact < kept <= 1.0001 * exact
+
+
+def test_no_start_is_computed_that_a_checkpoint_replaces(llama: Path) -> None:
+    def never() -> Iterator[Any]:
+        raise AssertionError("the training data was read")
+        yield
+
+    for blocks in ({"method": "LoRA", "lora": {"init": "EVA"}}, {"method": "QLoRA", "lora": {"init": "LoftQ"}}):
+        resolved = resolved_for(llama, blocks)
+        start = Start(load_tokenizer(llama), total_steps=1, batches=never(), overwritten=True)
+        model = attach(load_base(llama, resolved, "cpu"), resolved, start)
+        assert all(not layer.lora_B["default"].weight.any() for _, layer in lora_layers(model))
 
 
 def test_eva_starts_from_the_data(llama: Path) -> None:

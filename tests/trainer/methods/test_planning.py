@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from trainer.methods.families import spec_of
 from tunery_api.methods import Method
 from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.model import load_tokenizer
 from tunery_trainer.planning import Basis, Plan, make_plan
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
@@ -126,3 +127,18 @@ def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -
     plan = planned(shapes["8B"], 80, dataset(190, packed=False), method="LoRA")
     training = plan.resolved.training
     assert (training.packing, training.epochs, plan.steps) == (False, 3.0, 144)
+
+
+@pytest.mark.parametrize(("init", "method"), [("PiSSA", "LoRA"), ("OLoRA", "LoRA"), ("LoftQ", "QLoRA")])
+def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them(
+    tmp_path: Path, llama: Path, init: str, method: str
+) -> None:
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 1}
+    LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64).save_pretrained(tmp_path)
+    load_tokenizer(llama).save_pretrained(tmp_path)
+    lora: dict[str, Any] = {"rank": 64, "init": init}
+    with pytest.raises(TrainerError, match="spec.lora.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
+        planned(tmp_path, 24, method=method, lora=lora)
+    assert planned(tmp_path, 24, method=method, lora=lora | {"rank": 32}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"rankPattern": {"k_proj": 32, "v_proj": 32}}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"init": "Default"}).steps

@@ -149,15 +149,16 @@ def _adapt(
     """Return the model with its adapter, and the held-out loss before training: the base's, or the adapter's if it
     is a published one that is trained on."""
     known = memory.base_eval_loss if memory else None
+    start = _start(session, overwritten=memory is not None or session.previous is not None)
     if session.previous:
-        model = continue_from(base, session.resolved, _start(session), session.previous.folder)
+        model = continue_from(base, session.resolved, start, session.previous.folder)
         return model, _measure(session, model, reporter) if known is None else known
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
     loss = _measure(session, base, reporter) if known is None else known
-    return attach(base, session.resolved, _start(session)), loss
+    return attach(base, session.resolved, start), loss
 
 
-def _start(session: Session) -> Start:
+def _start(session: Session, *, overwritten: bool) -> Start:
     collate = Collator(int(session.tokenizer.pad_token_id))
     rows = session.data.train.remove_columns([c for c in session.data.train.column_names if c == "seq_lengths"])
     size = session.resolved.training.batch_size
@@ -165,7 +166,7 @@ def _start(session: Session) -> Start:
     batches: list[Batch] = [
         collate([rows[i] for i in range(at, min(at + size, count))]) for at in range(0, count, size)
     ]
-    return Start(session.tokenizer, session.steps, batches)
+    return Start(session.tokenizer, session.steps, batches, overwritten)
 
 
 def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer:

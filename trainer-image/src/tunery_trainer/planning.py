@@ -17,6 +17,7 @@ from tunery_trainer.choose import MethodChoice, method_choices
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
 from tunery_trainer.methods.base import Start
+from tunery_trainer.methods.initialization import check_init
 from tunery_trainer.model import load_tokenizer, meta_model, model_facts
 from tunery_trainer.previous import PreviousAdapter, continued
 from tunery_trainer.resolve import DEFAULT_BATCH_SIZE, Chosen, resolve
@@ -116,6 +117,7 @@ def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.
     plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
     model = attach(meta_model(basis.folder), plain, Start(load_tokenizer(basis.folder), steps)).train()
+    check_init(model, resolved)
     estimate = _estimate(model, resolved, basis.devices, row_length(resolved, tokens))
     if estimate is not None and basis.devices.memory_bytes is not None:
         chosen = _largest(basis, resolved, estimate, data)

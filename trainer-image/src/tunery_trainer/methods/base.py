@@ -25,6 +25,8 @@ class Start:
     """Optimizer steps of the whole run; AdaLoRA plans its budget over them."""
     batches: Iterable[Batch] | None = None
     """Training batches for EVA; nobody else looks at them."""
+    overwritten: bool = False
+    """The adapter's weights come from a checkpoint or a published adapter: how they begin does not matter."""
 
 
 class Hooks(Protocol):
