@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from trainer.methods.checkpoints_of_today import write_multimodal
-from trainer.methods.families import logits_of, train
+from trainer.methods.families import logits_of, loss_of, token_rows, train
+from tunery_api.manifest import SourceRecord
 from tunery_api.methods import QuantizationType
+from tunery_api.status import DatasetStatus
 from tunery_trainer.adapter import save_published
 from tunery_trainer.language import auto_class
 from tunery_trainer.merging.adapters import open_adapter
 from tunery_trainer.merging.base import IntoBase, merge_into_base
 from tunery_trainer.merging.checkpoint import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.measure import Yardstick, measure
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model import load_base
 
@@ -45,3 +49,17 @@ def test_the_merged_model_is_base_and_adapter(tmp_path: Path, kind: str, method:
     towers = [name for name in before if "vision" in name or "visual" in name]
     assert towers
     assert all(torch.equal(before[name], after[name]) for name in towers)
+
+
+def test_a_merge_is_measured_on_it(tmp_path: Path) -> None:
+    base, published = tmp_path / "base", tmp_path / "published"
+    run = train(write_multimodal(base, "mistral3"), {"method": "LoRA"}, steps=4)
+    save_published(run.model, published, "owner/base")
+    ids = token_rows(7).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    yardstick = Yardstick(base, rows, 0, SourceRecord(uri="file://rows"), DatasetStatus())
+    adapter = open_adapter(LocalFiles(published))
+    losses = measure(yardstick, [adapter], adapter)
+    assert losses.result == losses.inputs[0] == pytest.approx(loss_of(run.model), rel=0.01)
+    assert losses.base == pytest.approx(loss_of(load_base(base, run.resolved, "cpu")), rel=0.01)
+    assert losses.result < 0.9 * losses.base

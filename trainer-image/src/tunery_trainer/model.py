@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,36 +125,65 @@ def model_facts(folder: Path) -> ModelFacts:
     )
 
 
-def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> PreTrainedModel:
-    """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
+@dataclass(frozen=True)
+class Loading:
+    """How the weights of a model come into memory."""
+
+    dtype: torch.dtype
+    device: torch.device
+    quantization: BitsAndBytesConfig | None = None
+    attention: str | None = None
+    """A name of transformers' attention functions; None: what transformers takes."""
+
+
+def load_frozen(folder: Path, loading: Loading) -> PreTrainedModel:
+    """Return the model in `folder`, loaded by the class that `auto_class` names, without gradients.
 
     Raises TrainerError(ModelUnsupported).
     """
     config = load_config(folder)
     check_weights(folder)
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": dtype_of(resolved.training.precision),
-        "attn_implementation": _training_attention(config, resolved, torch.device(device)),
-        "device_map": {"": str(device)},
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-    }
-    stored = resolved.quantization and resolved.quantization.stored
-    if resolved.quantization and not stored:
-        options["quantization_config"] = bitsandbytes_config(resolved.quantization)
+    options: dict[str, Any] = {"quantization_config": loading.quantization} if loading.quantization else {}
     try:
-        model = auto_class(config).from_pretrained(str(folder), **options)
+        model: PreTrainedModel = auto_class(config).from_pretrained(
+            str(folder),
+            config=config,
+            dtype=loading.dtype,
+            attn_implementation=loading.attention,
+            device_map={"": str(loading.device)},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # A GPU that fails, or is too small, says nothing about the model.
         if gpu_reason(error) is not None:
             raise
         raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
-    if resolved.quantization and stored:
-        _compute_in(model, dtype_of(resolved.quantization.compute_type), options["dtype"])
     name_backbone(model)
     model.requires_grad_(False)
+    return model
+
+
+def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> PreTrainedModel:
+    """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
+
+    Raises TrainerError(ModelUnsupported).
+    """
+    place, dtype, quantization = torch.device(device), dtype_of(resolved.training.precision), resolved.quantization
+    stored = quantization is not None and quantization.stored
+    model = load_frozen(
+        folder,
+        Loading(
+            dtype,
+            place,
+            bitsandbytes_config(quantization) if quantization and not stored else None,
+            _training_attention(load_config(folder), resolved, place),
+        ),
+    )
+    if quantization and stored:
+        _compute_in(model, dtype_of(quantization.compute_type), dtype)
     # A cache would hide from the attention mask that positions start anew inside a packed row.
     text = model.config.get_text_config()
     model.config.use_cache = text.use_cache = False

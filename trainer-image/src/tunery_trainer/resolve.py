@@ -368,12 +368,17 @@ def _packing(decide: Decisions, given: _Given) -> bool:
     return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))
 
 
+def natural_precision(devices: DeviceFacts) -> Precision:
+    """Return what the device computes best in: BFloat16 where it has it, else Float16 on a GPU, Float32 on a CPU."""
+    full = Precision.FLOAT32 if devices.kind is DeviceKind.CPU else Precision.FLOAT16
+    return Precision.BFLOAT16 if devices.bfloat16 else full
+
+
 def _precision(decide: Decisions, devices: DeviceFacts) -> Precision:
     asked = decide.spec.training.precision
     if asked is not Precision.AUTO:
         decide.note("training.precision", asked, Source.MANIFEST)
         return asked
-    full = Precision.FLOAT32 if devices.kind is DeviceKind.CPU else Precision.FLOAT16
-    precision = Precision.BFLOAT16 if devices.bfloat16 else full
+    precision = natural_precision(devices)
     decide.note("training.precision", precision, Source.RULE)
     return precision

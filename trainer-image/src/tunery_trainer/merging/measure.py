@@ -23,6 +23,7 @@ from tunery_trainer.inputs import credentials_for, work_folder
 from tunery_trainer.merging.adapters import Adapter
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
+from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.summary import dataset_status
 
 if TYPE_CHECKING:
@@ -121,22 +122,14 @@ def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[flo
 
 
 def _load(yardstick: Yardstick) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
     from tunery_trainer.device import device_facts
+    from tunery_trainer.model import Loading, dtype_of, load_frozen
+    from tunery_trainer.resolve import natural_precision
 
-    cuda = torch.cuda.is_available()
-    precise = torch.float16 if cuda else torch.float32
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-        yardstick.base,
-        dtype=torch.bfloat16 if device_facts(None).bfloat16 else precise,
-        quantization_config=quantization_config(yardstick.quantization),
-        device_map={"": "cuda:0" if cuda else "cpu"},
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    return model
+    devices = device_facts(None)
+    place = torch.device("cuda:0" if devices.kind is DeviceKind.CUDA else "cpu")
+    quantization = quantization_config(yardstick.quantization)
+    return load_frozen(yardstick.base, Loading(dtype_of(natural_precision(devices)), place, quantization))
 
 
 def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Dataset, DatasetStatus]:
