@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
-from tunery_trainer.cli import main
 from tunery_trainer.environment import guard_output
+from tunery_trainer.supervise import supervise, to_supervise
 
 if __name__ == "__main__":
+    task = to_supervise(sys.argv[1:])
+    if task is not None:
+        sys.exit(supervise(task, [sys.executable, "-m", "tunery_trainer", *sys.argv[1:]]))
+
+    from tunery_trainer.cli import main
+
+    faulthandler.enable()
     guard_output()
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,8 @@ from tunery_trainer.resolved import DeviceFacts, DeviceKind
 _MEMORY: Final = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|Triton Error \[CUDA\]: out of memory"
     r"|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN)_STATUS_ALLOC_FAILED"
-    r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY",
+    r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|Error out of memory at line \d+ in file|CUBLAS ERROR: Status 3\b",  # bitsandbytes, before it exits
     re.IGNORECASE,
 )
 _UNAVAILABLE: Final = re.compile(
@@ -27,7 +28,8 @@ _UNAVAILABLE: Final = re.compile(
 )
 _FAULT: Final = re.compile(
     r"CUDA error|cuBLAS error|cuDNN error|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN|NCCL)_STATUS_|NCCL error"
-    r"|Triton Error \[CUDA\]|CUDA_ERROR_|cudaError|ECC error|GPU is lost",
+    r"|Triton Error \[CUDA\]|CUDA_ERROR_|cudaError|ECC error|GPU is lost"
+    r"|Error .+ at line \d+ in file \S+\.cu",  # bitsandbytes, before it exits
     re.IGNORECASE,
 )
 _OWN: Final = re.compile(

@@ -32,16 +32,37 @@ _DROPPED_FIRST: Final = (
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""
 
 
+def termination_file() -> Path | None:
+    """Return where the message goes: TUNERY_TERMINATION_PATH, else /dev/termination-log; None where there is neither.
+
+    On a laptop nobody waits for one.
+    """
+    named = os.environ.get(TERMINATION_PATH_ENV)
+    target = Path(named or TERMINATION_PATH)
+    return target if named or target.exists() else None
+
+
+def clear_termination() -> None:
+    """Forget what an earlier process may have written there."""
+    target = termination_file()
+    if target is not None and target.exists():
+        target.write_bytes(b"")
+
+
+def has_spoken() -> bool:
+    """Tell whether a termination message was written."""
+    target = termination_file()
+    return target is not None and target.exists() and target.stat().st_size > 0
+
+
 def write_termination(message: PreflightReport | RunResult, path: Path | None = None) -> None:
     """Write the container's termination message: JSON of at most 4,096 bytes, without credentials.
 
-    The path is `path`, else TUNERY_TERMINATION_PATH, else /dev/termination-log; without one (on a laptop) nothing is
-    written.
+    The path is `path`, else `termination_file()`; without one nothing is written.
     """
-    target = path or Path(os.environ.get(TERMINATION_PATH_ENV) or TERMINATION_PATH)
-    if path is None and TERMINATION_PATH_ENV not in os.environ and not target.exists():
-        return
-    target.write_bytes(termination_bytes(message))
+    target = path or termination_file()
+    if target is not None:
+        target.write_bytes(termination_bytes(message))
 
 
 def termination_bytes(message: PreflightReport | RunResult) -> bytes:
