@@ -255,7 +255,7 @@ REFUSED_IN_PYTHON: list[Any] = [
 
 MERGES_REFUSED: list[Any] = [
     pytest.param(
-        {"adapters": [ONE, {"weight": "1"}]},
+        {"adapters": [{**ONE, "weight": "1"}, {"weight": "1"}]},
         "spec.adapters[1]: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
         id="no-adapter",
@@ -271,6 +271,12 @@ MERGES_REFUSED: list[Any] = [
         "spec.adapters[0]: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
         id="two-sources",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "weight": "0.5"}, {"loraJobRef": {"name": "x"}}]},
+        "spec.adapters[1].weight: give a weight to each adapter, or to none",
+        "give a weight to each adapter, or to none",
+        id="weights-in-part",
     ),
     pytest.param(
         {"adapters": [ONE], "density": "0.5"},
@@ -370,6 +376,29 @@ def test_a_measured_merge_may_name_the_model_that_it_is_measured_on() -> None:
 )
 def test_the_density_that_is_left_open(spec: dict[str, Any], density: str) -> None:
     assert parse_adaptermerge({"spec": {"adapters": [ONE], **spec}}).effective_density() == density
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "weights"),
+    [
+        ("Linear", 1, ["1.0"]),
+        ("Linear", 4, ["0.25"] * 4),
+        ("DARELinear", 2, ["0.5"] * 2),
+        ("MagnitudePrune", 2, ["0.5"] * 2),
+        ("TIES", 2, ["1.0"] * 2),
+        ("DARETIES", 2, ["1.0"] * 2),
+        ("KnOTSTIES", 2, ["1.0"] * 2),
+        ("KnOTSDARETIES", 2, ["1.0"] * 2),
+    ],
+)
+def test_what_an_open_weight_means(method: str, count: int, weights: list[str]) -> None:
+    spec = parse_adaptermerge({"spec": {"adapters": [ONE] * count, "method": method}})
+    assert spec.effective_weights() == weights
+
+
+def test_weights_that_are_given_stay() -> None:
+    adapters = [{**ONE, "weight": "0.7"}, {**ONE, "weight": "-1"}]
+    assert parse_adaptermerge({"spec": {"adapters": adapters}}).effective_weights() == ["0.7", "-1"]
 
 
 def test_a_merge_is_measured_on_every_row() -> None:

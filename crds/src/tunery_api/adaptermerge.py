@@ -68,7 +68,12 @@ class MergeInput(ApiModel):
         None, description="A LoRAJob of this namespace; the merge waits until it has succeeded."
     )
     uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
-    weight: SignedDecimalString = Field("1.0", description="Factor of this adapter's delta, as a string.")
+    weight: SignedDecimalString | None = Field(
+        None,
+        description="Factor of this adapter's delta, as a string; for all adapters or for none. Default: one share of "
+        '1 for the methods that add up (Linear, DARELinear, MagnitudePrune), "1.0" for those that take a mean '
+        "themselves.",
+    )
     secret_ref: LocalReference | None = Field(
         None, description="Secret that opens uri. Default: the LoRAJob's output.secretRef, or output.secretRef."
     )
@@ -161,3 +166,8 @@ class AdapterMergeSpec(LifecycleFields):
         """Return density, or what it defaults to with the method."""
         trims = self.method in (MergeMethod.TIES, MergeMethod.KNOTS_TIES)
         return self.density or (TRIMMED_DENSITY if trims else DEFAULT_DENSITY)
+
+    def effective_weights(self) -> list[str]:
+        """Return the weight of each adapter, or what it defaults to with the method."""
+        share = "1.0" if self.method in ELECTING else str(1 / len(self.adapters))
+        return [item.weight or share for item in self.adapters]

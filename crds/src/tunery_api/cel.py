@@ -164,6 +164,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     MergeInput: [_EXACTLY_ONE],
     AdapterMergeSpec: [
+        CelRule(
+            "self.adapters.all(a, has(a.weight)) || self.adapters.all(a, !has(a.weight))",
+            "give a weight to each adapter, or to none",
+        ),
         CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
         CelRule("!has(self.density) || double(self.density) > 0.0", "density must be above 0"),
         CelRule(

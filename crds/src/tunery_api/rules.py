@@ -292,6 +292,14 @@ def _same_place(one: str, other: str | None) -> bool:
     return other is not None and one.rstrip("/") == other.rstrip("/")
 
 
+def merge_weights(spec: AdapterMergeSpec) -> Errors:
+    """A weight that is left open depends on none that is given."""
+    given = [item.weight is not None for item in spec.adapters]
+    if any(given) and not all(given):
+        missing = given.index(False)
+        yield FieldError(f"spec.adapters[{missing}].weight", "give a weight to each adapter, or to none")
+
+
 def merge_density(spec: AdapterMergeSpec) -> Errors:
     """Something is kept, by a method that drops."""
     if spec.density is None:
@@ -351,6 +359,7 @@ ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     gpu_resource,
     merge_places,
     merge_inputs,
+    merge_weights,
     merge_density,
     merge_sign,
     merge_model,

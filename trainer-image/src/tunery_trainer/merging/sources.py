@@ -75,7 +75,7 @@ def read_sources(run: RunSpec, spec: AdapterMergeSpec) -> list[Source]:
 
     Raises TrainerError: SecretNotFound, AdapterMissing, AdapterCorrupt (each names the field), storage reasons.
     """
-    return [_read_source(run, index, item.weight) for index, item in enumerate(spec.adapters)]
+    return [_read_source(run, index, weight) for index, weight in enumerate(spec.effective_weights())]
 
 
 def _read_source(run: RunSpec, index: int, weight: str) -> Source:
