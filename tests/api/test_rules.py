@@ -110,6 +110,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="loss-kto",
     ),
     pytest.param(
+        {"task": "DPO", "training": {"neftuneNoiseAlpha": "5"}},
+        "spec.training.neftuneNoiseAlpha: DPO compares the model with what it was, which has no noise; leave it out",
+        "training.neftuneNoiseAlpha is for task: SFT only",
+        id="noise-dpo",
+    ),
+    pytest.param(
         {"task": "ORPO", "preset": "StyleTransfer"},
         "spec.preset: the guide's presets are for task: SFT, not ORPO; leave it out",
         "preset is for task: SFT only",
@@ -415,7 +421,9 @@ ACCEPTED: list[Any] = [
     pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
     pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),
     pytest.param({"task": "DPO", "preference": {"beta": "0.05", "lossType": "IPO"}}, id="DPO"),
-    pytest.param({"task": "DPO", "training": {"packing": False, "loss": "Completion"}}, id="DPO-said"),
+    pytest.param(
+        {"task": "DPO", "training": {"packing": False, "loss": "Completion", "neftuneNoiseAlpha": "0"}}, id="DPO-said"
+    ),
     pytest.param({"task": "ORPO", "preference": {}, "dataset": BASE["dataset"] | {"format": "Preference"}}, id="ORPO"),
     pytest.param({"task": "KTO", "preference": {"desirableWeight": "1.3", "undesirableWeight": "2"}}, id="KTO"),
     pytest.param({"task": "KTO", "dataset": BASE["dataset"] | {"format": "UnpairedPreference"}}, id="KTO-unpaired"),

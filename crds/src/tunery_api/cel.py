@@ -149,6 +149,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"{_TASK} == 'SFT' || self.?training.?loss.orValue('') != 'All'",
             "training.loss All is for task: SFT only",
         ),
+        CelRule(
+            f"{_TASK} == 'SFT' || !has(self.training) || !has(self.training.neftuneNoiseAlpha) || "
+            "double(self.training.neftuneNoiseAlpha) == 0.0",
+            "training.neftuneNoiseAlpha is for task: SFT only",
+        ),
         CelRule(f"{_TASK} == 'SFT' || !has(self.preset)", "preset is for task: SFT only"),
         _goes_with("adalora", "AdaLoRA"),
         _goes_with("promptTuning", "PromptTuning"),

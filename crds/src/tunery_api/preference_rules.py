@@ -50,6 +50,11 @@ def preference_loop(spec: LoRAJobSpec) -> Errors:
         )
     if training.loss is Loss.ALL:
         yield FieldError("spec.training.loss", f"{task} weighs the answers, never their prompt; leave it out")
+    if training.neftune_noise_alpha is not None and float(training.neftune_noise_alpha) > 0:
+        yield FieldError(
+            "spec.training.neftuneNoiseAlpha",
+            f"{task} compares the model with what it was, which has no noise; leave it out",
+        )
     if spec.preset is not None:
         yield FieldError("spec.preset", f"the guide's presets are for task: SFT, not {task}; leave it out")
 

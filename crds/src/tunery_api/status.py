@@ -152,6 +152,9 @@ class DatasetStatus(OpenModel):
         None, ge=0, description="What the rows to train on became, a fraction held out included."
     )
     repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
+    desirable: int | None = Field(
+        None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
+    )
     overlap: int | None = Field(None, ge=0, description="Rows of dataset.evaluation that are training rows, too.")
     ignored_columns: list[Annotated[str, Field(max_length=64)]] | None = Field(
         None, max_length=16, description="Columns that no field of the format reads; the first 16."

@@ -209,6 +209,12 @@ def test_preferences_are_learned_gently_and_never_packed(method: str, rate: floa
     assert sources(plan)["training.learningRate"] == "Rule"
 
 
+@pytest.mark.parametrize(("lora", "dropout"), [({}, (0.0, "Rule")), ({"dropout": "0.1"}, (0.1, "Manifest"))])
+def test_preferences_are_learned_without_dropout_unless_asked(lora: dict[str, Any], dropout: tuple[float, str]) -> None:
+    plan = resolved({"method": "LoRA", "task": "ORPO", "lora": lora})
+    assert (plan.adapter.dropout, sources(plan)["lora.dropout"]) == dropout
+
+
 def test_auto_learns_preferences_by_lora_from_few_rows_too() -> None:
     assert resolved({"task": "KTO"}, rows=50).method is Method.LORA
 

@@ -112,6 +112,7 @@ def data_options(
     evaluation = spec.dataset.evaluation
     defaults = DataOptions()
     return DataOptions(
+        task=spec.task,
         path=train.pattern,
         format=DataFormat(spec.dataset.format.value),
         template=Template(spec.dataset.template.value),
@@ -119,7 +120,7 @@ def data_options(
         columns=dict(spec.dataset.columns or {}),
         max_invalid_rows=spec.dataset.max_invalid_rows,
         max_length=resolved.training.max_length if resolved else defaults.max_length,
-        packing=resolved.training.packing if resolved else defaults.packing,
+        packing=resolved.training.packing if resolved else False,
         min_sequences=sequences_to_pack(resolved.training.epochs) if resolved and _may_stay_alone(spec) else 0,
         loss=Loss(spec.training.loss.value),
         seed=spec.training.seed,

@@ -156,7 +156,11 @@ def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> 
         return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
     if facts.experts:
         decide.note(EXPERTS, told_of_experts(facts, adapted=False), Source.RULE)
-    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT))
+    otherwise = (DEFAULT_DROPOUT, Source.DEFAULT)
+    if decide.spec.task in PREFERENCE_TASKS:
+        # As in TRL: the model is compared with what it was, and noise would be a difference of its own.
+        otherwise = (0.0, Source.RULE)
+    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, otherwise)
 
 
 def _ia3_adapter(decide: Decisions) -> AdapterSettings:
