@@ -105,7 +105,7 @@ REFUSED_BY_BOTH: list[Any] = [
     ),
     pytest.param(
         {"task": "KTO", "training": {"loss": "All"}},
-        "spec.training.loss: KTO weighs the answers, never their prompt; leave it out",
+        "spec.training.loss: is for task: SFT; KTO has a loss of its own; leave it out",
         "training.loss All is for task: SFT only",
         id="loss-kto",
     ),

@@ -49,7 +49,7 @@ def preference_loop(spec: LoRAJobSpec) -> Errors:
             f"{task} weighs whole answers, each in a row of its own; leave packing out or set it to false",
         )
     if training.loss is Loss.ALL:
-        yield FieldError("spec.training.loss", f"{task} weighs the answers, never their prompt; leave it out")
+        yield FieldError("spec.training.loss", f"is for task: SFT; {task} has a loss of its own; leave it out")
     if training.neftune_noise_alpha is not None and float(training.neftune_noise_alpha) > 0:
         yield FieldError(
             "spec.training.neftuneNoiseAlpha",

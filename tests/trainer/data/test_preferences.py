@@ -14,8 +14,10 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
+from trainer.methods.families import CPU, spec_of
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_trainer.choose import method_choices
 from tunery_trainer.data.cache import cache_key
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
 from tunery_trainer.data.options import DataFormat, DataOptions, Template
@@ -26,6 +28,8 @@ from tunery_trainer.data.scan import scan
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.data.survey import find_files
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.resolve import resolve
+from tunery_trainer.resolved import ModelFacts
 from tunery_trainer.summary import dataset_status
 
 from .conftest import CHATML, Write, build_tokenizer
@@ -41,6 +45,7 @@ CALL = {
 }
 TOOL = {"role": "tool", "content": "3"}
 
+FACTS = ModelFacts("LlamaForCausalLM", 7_000_000, 2, 64, 300, 4096, tied_embeddings=False, packable=True)
 DPO = DataOptions(task=TrainingTask.DPO, packing=False, max_length=64)
 ORPO = dataclasses.replace(DPO, task=TrainingTask.ORPO)
 KTO = dataclasses.replace(DPO, task=TrainingTask.KTO)
@@ -392,6 +397,30 @@ def test_kto_takes_pairs_apart_but_never_across_the_sides(write: Write, tokenize
     tokens = data.report.tokens
     assert tokens is not None
     assert (tokens.examples, tokens.split_rows, tokens.repeated_tokens, tokens.desirable) == (60, 0, 0, 28)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weights", "said"),
+    [
+        (15, {}, None),
+        (20, {}, "19 answers are wanted and 9 are not, and by their weights those count 2.11 times as much as these"),
+        (20, {"undesirableWeight": "2"}, None),
+        (20, {"undesirableWeight": "3"}, "count 0.704 times as much"),
+        (10, {}, "spec.preference.undesirableWeight 0.417 to 0.556"),
+        (10, {"desirableWeight": "2.4"}, None),
+    ],
+)
+def test_weights_that_do_not_make_up_for_the_numbers_are_told(
+    write: Write, tokenizer: PreTrainedTokenizerBase, wanted: int, weights: dict[str, str], said: str | None
+) -> None:
+    made = [{"prompt": f"Hello {n}?", "completion": "Fine", "label": n < wanted} for n in range(30)]
+    report = scan(write("train.jsonl", made), KTO, tokenizer)
+    spec = spec_of({"method": "LoRA", "task": "KTO", "preference": weights})
+    plan = resolve(spec, FACTS, CPU, method_choices(spec, 0, CPU)[0])
+    (warning,) = dataset_status(report, plan).warnings or [""]
+    assert bool(warning) == bool(said)
+    assert (said or "") in warning
+    assert len(warning) <= 256
 
 
 @pytest.mark.parametrize(("label", "other"), [(True, "false"), (False, "true")])

@@ -172,7 +172,7 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         continued_from=MergeInputRecord(uri=previous.uri, manifest_sha256=previous.manifest_sha256)
         if previous
         else None,
-        found=dataset_status(session.data.report),
+        found=dataset_status(session.data.report, resolved),
         resolved=resolved_status(
             resolved,
             {
