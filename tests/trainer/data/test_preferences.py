@@ -19,11 +19,15 @@ from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_trainer.choose import method_choices
 from tunery_trainer.data.cache import cache_key
+from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions, Template
+from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
+from tunery_trainer.data.prefer import PreferenceRenderer
+from tunery_trainer.data.preferences import pair
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.read import read_records
-from tunery_trainer.data.rows import Example
+from tunery_trainer.data.render import Renderer
+from tunery_trainer.data.rows import Example, Place
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.data.survey import find_files
@@ -33,6 +37,7 @@ from tunery_trainer.resolved import ModelFacts
 from tunery_trainer.summary import dataset_status
 
 from .conftest import CHATML, Write, build_tokenizer
+from .test_templates import TEMPLATES, TOOL, called, tokenizer_of
 
 SYSTEM = {"role": "system", "content": "Be brief"}
 USER = {"role": "user", "content": "Hi"}
@@ -43,8 +48,10 @@ CALL = {
     "content": "",
     "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
 }
-TOOL = {"role": "tool", "content": "3"}
+RESULT = {"role": "tool", "content": "3"}
 
+OF_IMAGES = {f"{name}{training}" for name in ("idefics3", "llava_next", "smolvlm") for training in ("", "_training")}
+"""Templates that show no plain text."""
 FACTS = ModelFacts("LlamaForCausalLM", 7_000_000, 2, 64, 300, 4096, tied_embeddings=False, packable=True)
 DPO = DataOptions(task=TrainingTask.DPO, packing=False, max_length=64)
 ORPO = dataclasses.replace(DPO, task=TrainingTask.ORPO)
@@ -98,9 +105,9 @@ def one(write: Write, row: dict[str, Any], options: DataOptions) -> Example:
             id="answered-before",
         ),
         pytest.param(
-            {"chosen": [USER, CALL, TOOL, GOOD], "rejected": [USER, CALL, {**TOOL, "content": "4"}, BAD]},
+            {"chosen": [USER, CALL, RESULT, GOOD], "rejected": [USER, CALL, {**RESULT, "content": "4"}, BAD]},
             (USER,),
-            ((CALL, TOOL, GOOD), (CALL, {**TOOL, "content": "4"}, BAD)),
+            ((CALL, RESULT, GOOD), (CALL, {**RESULT, "content": "4"}, BAD)),
             id="tools-that-differ",
         ),
         pytest.param(
@@ -460,7 +467,9 @@ def test_all_of_an_answer_is_weighed_and_nothing_that_tools_say(
 ) -> None:
     # This template shows no calls, so the first turn says something.
     first = {"role": "assistant", "content": "Let me add"}
-    made = [{"prompt": [USER], "chosen": [first, TOOL, GOOD], "rejected": [{**BAD, "content": f"{n}"}]} for n in "abcd"]
+    made = [
+        {"prompt": [USER], "chosen": [first, RESULT, GOOD], "rejected": [{**BAD, "content": f"{n}"}]} for n in "abcd"
+    ]
     data = prepared(write, made, DPO, tokenizer)
     row = data.train[0]
     counted = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
@@ -486,6 +495,23 @@ def test_a_template_that_rewrites_the_answers_turns_is_refused(write: Write) -> 
     )
 
 
+def test_what_a_template_does_not_show_of_an_answer_is_named(write: Write) -> None:
+    asked = {"prompt": "Weather in Bern?", "tools": [TOOL]}
+    made = [
+        {**asked, "chosen": [called("Bern", 1)], "rejected": "no"},
+        {**asked, "chosen": "no", "rejected": [called("Bern", 1)]},
+    ]
+    path, options = write("a.jsonl", [*rows(5), *made]), dataclasses.replace(DPO, max_invalid_rows=2)
+    why = "the chat template does not show the name 'get_weather' of this call; use a model whose template knows tools"
+    assert scan(path, options, build_tokenizer(CHATML)).first_invalid == (
+        f"a.jsonl line 6: chosen: messages[1].tool_calls[0]: {why}",
+        f"a.jsonl line 7: rejected: messages[1].tool_calls[0]: {why}",
+    )
+    knowing = tokenizer_of(next(path for path in TEMPLATES if path.stem == "qwen3"))
+    report = scan(path, dataclasses.replace(options, max_length=512), knowing)
+    assert (report.rows, report.invalid_rows) == (7, 0)
+
+
 def test_answers_that_read_alike_are_refused(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:
     alike = {"prompt": "Hi", "chosen": [GOOD, USER], "rejected": [GOOD]}
     silent = build_tokenizer(CHATML.replace("{{ m.content }}", "{{ m.content|trim }}"))
@@ -501,15 +527,18 @@ def test_prepared_pairs_are_not_those_of_another_task(write: Write, tokenizer: P
     assert len({cache_key(files, options, tokenizer) for options in (DPO, ORPO, KTO)}) == 3
 
 
-def test_preferences_are_never_packed() -> None:
-    with pytest.raises(ValueError, match="cannot be packed"):
-        DataOptions(task=TrainingTask.DPO)
+@pytest.mark.parametrize("change", [{"packing": True}, {"loss": Loss.ALL}])
+def test_nobody_asks_for_what_no_rule_lets_through(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="weighs whole answers"):
+        dataclasses.replace(DPO, **change)
 
 
-def theirs(trainer: Any, made: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def theirs(
+    trainer: Any, made: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int = 64
+) -> Dataset:
     """What TRL's own trainer makes of rows."""
     stub = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, undesirable_weight=1.0, desirable_weight=1.0)
-    args = SimpleNamespace(dataset_num_proc=None, max_length=64, truncation_mode="keep_start")
+    args = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
     return trainer._prepare_dataset(stub, Dataset.from_list(made), tokenizer, args, "train")
 
 
@@ -580,6 +609,21 @@ def test_chats_are_tokenised_as_trl_does(write: Write, tokenizer: PreTrainedToke
             expected.add((tuple(row["prompt_ids"] + row[name]), len(row["prompt_ids"])))
     # The line break after the end of an answer is the template's: SFT does not count it, so neither is it weighed.
     assert ours(prepared(write, made, DPO, tokenizer), after=1) == expected
+
+
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem not in OF_IMAGES], ids=lambda path: path.stem)
+def test_every_template_gives_what_trl_makes_of_it(path: Path) -> None:
+    tokenizer = tokenizer_of(path)
+    row = {"prompt": [USER, GOOD, {**USER, "content": "Hi, how are you?"}], "chosen": [GOOD], "rejected": [BAD]}
+    (expected,) = theirs(DPOTrainer, [row], tokenizer, max_length=4096)
+    renderer = PreferenceRenderer(Renderer(tokenizer, Loss.COMPLETION), TrainingTask.DPO)
+    (found,) = Encoder(tokenizer, 4096).encode(renderer.render(pair(row, Place("a", 1))).examples)
+    for side, name in zip(found.sides, ("chosen_ids", "rejected_ids"), strict=True):
+        ids = side.input_ids.tolist()
+        start, _ = stretch((ids, side.labels.tolist()))
+        assert start == len(expected["prompt_ids"])
+        # Where the template does not write the end of sequence itself, we add it.
+        assert expected["prompt_ids"] + expected[name] in (ids, ids[:-1])
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -66,14 +66,14 @@ def test_columns_that_nothing_is_known_of(case: Case) -> None:
         (
             "DPO",
             {"prompt": "Hi", "completion": "Hello"},
-            "DatasetInvalid: spec.dataset: the rows are PromptCompletion (columns: prompt, completion), task DPO learns "
-            "from Preference: chosen, rejected",
+            "DatasetInvalid: spec.dataset: the rows are PromptCompletion (columns: prompt, completion), task DPO "
+            "learns from Preference: chosen, rejected",
         ),
         (
             "SFT",
             {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
-            "DatasetInvalid: spec.dataset: the rows are Preference (columns: prompt, chosen, rejected), task SFT learns "
-            "from Messages: messages",
+            "DatasetInvalid: spec.dataset: the rows are Preference (columns: prompt, chosen, rejected), task SFT "
+            "learns from Messages: messages",
         ),
         (
             "ORPO",

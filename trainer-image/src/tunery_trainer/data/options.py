@@ -71,8 +71,8 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no rule lets through."""
-        if self.packing and self.task in PREFERENCE_TASKS:
-            raise ValueError(f"{self.task} weighs whole answers, which cannot be packed")
+        if self.task in PREFERENCE_TASKS and (self.packing or self.loss is Loss.ALL):
+            raise ValueError(f"{self.task} weighs whole answers, neither packed nor with their prompts")
 
 
 @dataclass(frozen=True)
