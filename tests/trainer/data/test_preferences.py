@@ -136,6 +136,7 @@ def test_each_way_to_write_a_pair(
         pytest.param({"prompt": "Hi", "completion": "Hello"}, (USER,), (GOOD,), id="texts"),
         pytest.param({"prompt": [SYSTEM, USER], "completion": [GOOD]}, (SYSTEM, USER), (GOOD,), id="turns"),
         pytest.param({"prompt": "Hi", "completion": [SYSTEM, USER, GOOD]}, (SYSTEM, USER), (GOOD,), id="repeated"),
+        pytest.param({"prompt": None, "completion": [USER, GOOD]}, (USER,), (GOOD,), id="null-prompt-repeated"),
         pytest.param(
             {"prompt": [USER, GOOD, USER], "completion": [USER, GOOD, USER, BAD]},
             (USER, GOOD, USER),
@@ -248,6 +249,8 @@ def test_a_bad_pair_is_named(write: Write, row: dict[str, Any], why: str) -> Non
         ({**ONE, "label": None}, "label: must be true or false, found null"),
         ({**ONE, "label": 2}, "label: must be true or false, found 2"),
         ({**ONE, "completion": ""}, "completion: must not be empty"),
+        ({**ONE, "prompt": None}, "prompt: must not be null"),
+        ({**ONE, "prompt": None, "completion": [GOOD]}, "prompt: must not be null"),
         (
             {**ONE, "completion": [{**USER, "content": "Ho"}, GOOD]},
             "completion: must begin with the assistant's answer, or repeat the prompt before it",

@@ -25,15 +25,17 @@ def pair(row: JsonObject, place: Place) -> Example:
     common. Raises RowError.
     """
     start, answers = _prompt(row), [_turns(row, field) for field in _PAIR]
+    if not start:
+        _check_turns(row)
     if answers[0] == answers[1]:
         raise _same()
     whole = [turns[0]["role"] != "assistant" for turns in answers]
     if whole[0] != whole[1]:
         raise RowError("rejected", "must begin as chosen does: both with the prompt, or both with the answer")
-    if whole[0] or "prompt" not in _filled(row):
+    if whole[0] or not start:
         common = _common(answers)
         _check_repeated(row, answers[0][:common], "chosen")
-        system = () if common and answers[0][0]["role"] == "system" else _system(row)
+        system = () if answers[0][0]["role"] == "system" else _system(row)
         start, answers = (*system, *answers[0][:common]), [turns[common:] for turns in answers]
     chosen, rejected = (_answer(row, start, turns, place) for turns in answers)
     return dataclasses.replace(chosen, rejected=rejected)
@@ -58,6 +60,8 @@ def labelled(row: JsonObject, place: Place) -> Example:
     start, turns = _prompt(row), _turns(row, "completion")
     if turns[0]["role"] != "assistant":
         start, turns = _split(row, turns)
+    elif not start:
+        raise RowError("prompt", "must not be null")
     return dataclasses.replace(_answer(row, start, turns, place), desirable=_label(row))
 
 
@@ -102,11 +106,15 @@ def _plain_system(row: JsonObject) -> str:
 def _turns(row: JsonObject, field: str) -> Turns:
     if _is_conversation(row[field]):
         return turns_of(row, field)
-    text = text_field(row, field)
-    if "prompt" not in _filled(row):
+    return ({"role": "assistant", "content": text_field(row, field)},)
+
+
+def _check_turns(row: JsonObject) -> None:
+    """Raise RowError where an answer without a prompt is a text, of which nobody could say where the prompt ends."""
+    field = next((field for field in _PAIR if not _is_conversation(row[field])), None)
+    if field:
         why = "is a text without a prompt; name the prompt's column in spec.dataset.columns, or use template: Plain"
         raise RowError(field, why)
-    return ({"role": "assistant", "content": text},)
 
 
 def _is_conversation(value: Any) -> bool:
