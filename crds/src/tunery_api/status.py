@@ -113,6 +113,21 @@ class MetricsStatus(OpenModel):
     base_eval_loss: Number | None = Field(
         None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
     )
+    reward_accuracy: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardAccuracy is, of the rows trained on since the last report."
+    )
+    reward_margin: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardMargin is, of the rows trained on since the last report."
+    )
+    eval_reward_accuracy: Number | None = Field(
+        None,
+        description="DPO and ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: of those "
+        "on their side of the reference point.",
+    )
+    eval_reward_margin: Number | None = Field(
+        None,
+        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
+    )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 

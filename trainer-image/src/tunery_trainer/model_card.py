@@ -18,6 +18,10 @@ _METRIC_NAMES = {
     "evalLoss": "Evaluation loss",
     "baseEvalLoss": "Evaluation loss of the base model",
     "loss": "Training loss",
+    "evalRewardAccuracy": "Reward accuracy on held-out rows",
+    "evalRewardMargin": "Reward margin on held-out rows",
+    "baseEvalRewardAccuracy": "Reward accuracy of the base model",
+    "baseEvalRewardMargin": "Reward margin of the base model",
 }
 _MAX_CARD_BYTES = 64 << 10
 
