@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset
 
 from trainer.methods.families import VOCABULARY, resolved_for, start_for
-from tunery_api.preference import TrainingTask
 from tunery_trainer.adapter import attach, training_hooks
 from tunery_trainer.data.options import DataFormat, DatasetReport
 from tunery_trainer.data.prepare import PreparedData
@@ -20,7 +19,6 @@ from tunery_trainer.reference import TaskRows, task_rows
 from tunery_trainer.resolved import Resolved
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
-TASKS: Final = ("DPO", "ORPO", "KTO")
 PASS: Final = Pass(pad_token_id=0, tokens=96)
 REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DataFormat.AUTO, ())
 
@@ -75,12 +73,12 @@ def moved(model: Any, by: float = 0.05, seed: int = 3) -> Any:
     return model
 
 
-def begun(folder: Path, resolved: Resolved, data: PreparedData) -> tuple[Any, TaskRows]:
+def begun(folder: Path, resolved: Resolved, data: PreparedData, how: Pass = PASS) -> tuple[Any, TaskRows]:
     """Return the model with a fresh adapter, and the rows with the base as the reference."""
     base = load_base(folder, resolved, "cpu")
     rows, objective = task_rows(data, resolved), objective_of(resolved)
     if isinstance(objective, Compared):
-        rows = rows.scored(base, objective, PASS)
+        rows = rows.scored(base, objective, how)
     return attach(base, resolved, start_for(folder, 4)), rows
 
 
@@ -94,7 +92,3 @@ def trainer_on(folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], ou
     parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective)
     return AdapterTrainer(model, loop, parts)
 
-
-def task_of(resolved: Resolved) -> TrainingTask:
-    """Return the task, for a test to compare with."""
-    return resolved.task
