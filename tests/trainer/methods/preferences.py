@@ -91,4 +91,3 @@ def trainer_on(folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], ou
     held_out = lambda: rows.measure(model, objective, PASS)  # noqa: E731
     parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective)
     return AdapterTrainer(model, loop, parts)
-

@@ -23,7 +23,7 @@ QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
 
 
 def pairs(count: int = 80) -> list[dict[str, Any]]:
-    """Return questions with an answer in small letters that is preferred, and one in capitals, which the model likes."""
+    """Return questions with an answer in small letters that is preferred, and one in capitals, likelier at first."""
     draw = random.Random(3)
     said = [f"{draw.choice(WORDS)} {draw.randint(0, 999)}" for _ in range(count)]
     return [{"prompt": f"say {words}", "chosen": words, "rejected": words.upper()} for words in said]
@@ -108,7 +108,7 @@ def log_ratio(model: Any, ids: list[int], labels: list[int]) -> float:
 
 @pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_a_resume_is_exact(case: Case, task: str) -> None:
-    """20 straight steps end in the very weights of 10 steps, a resume, and 10 more; the reference is not asked again."""
+    """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again."""
     kept = {"everySteps": 10, "keep": 2, "keepAfterSuccess": True}
     path = job(case, task, checkpoint=kept, evaluation={"everySteps": 5}, training={**QUICK, "maxSteps": 20})
     printed = run(path)
@@ -147,6 +147,20 @@ def test_a_published_adapter_is_its_own_reference(case: Case) -> None:
     assert metrics["baseEvalLoss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     assert metrics["evalRewardAccuracy"] > 0.9
+
+
+def test_the_base_models_own_dropout_is_off(case: Case) -> None:
+    """With it the first step, at which nothing is preferred yet, would not be at ln 2."""
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 10}, checkpoint={"keepAfterSuccess": True})
+    model = path.parent / "model"
+    copied = shutil.copytree(model.resolve(), path.parent / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    model.unlink()
+    copied.rename(model)
+    run(path)
+    newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))
+    assert json.loads(newest.read_text())["log_history"][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:

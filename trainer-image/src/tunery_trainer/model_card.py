@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
@@ -59,7 +60,9 @@ def model_card(
 def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
     method = (lineage.method or "").lower()
     library = "transformers" if full_model else "peft"
-    tags = ["tunery", library, *([method] if method else []), *(["merge"] if lineage.inputs else [])]
+    task = lineage.hyperparameters.get("task")
+    preference = [task.lower()] if isinstance(task, str) and task in PREFERENCE_TASKS else []
+    tags = ["tunery", library, *([method] if method else []), *preference, *(["merge"] if lineage.inputs else [])]
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",

@@ -159,7 +159,7 @@ def dpo_losses(ratios: torch.Tensor, lengths: torch.Tensor, settings: Preference
 class Orpo(_Pairs):
     """Odds ratio preference optimisation (Hong et al. 2024): the chosen answer's likelihood, and its odds.
 
-    As TRL's and the authors' own code the likelihood is that of the prompt, too.
+    The likelihood is that of the prompt, too, as in TRL's.
     """
 
     def counts(self, batch: Batch) -> torch.Tensor:
