@@ -8,6 +8,7 @@ import pytest
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
+from tunery_api.preference import TrainingTask
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 
 from kit.examples import EXAMPLES, documents
@@ -41,6 +42,10 @@ def test_the_example_is_valid(document: dict[str, Any]) -> None:
 
 def test_every_method_has_an_example() -> None:
     assert {spec.method for spec in lorajobs()} >= set(Method) - {Method.AUTO}
+
+
+def test_every_task_has_an_example() -> None:
+    assert {spec.task for spec in lorajobs()} == set(TrainingTask)
 
 
 def test_every_preset_has_an_example() -> None:

@@ -55,6 +55,99 @@ REFUSED_BY_BOTH: list[Any] = [
         id="packing-prefix",
     ),
     pytest.param(
+        {"preference": {"beta": "0.2"}},
+        "spec.preference: goes with task: DPO, ORPO or KTO, not SFT; set that, or leave it out",
+        "preference goes with task: DPO, ORPO or KTO",
+        id="preference-sft",
+    ),
+    pytest.param(
+        {"task": "DPO", "preference": {"desirableWeight": "2"}},
+        "spec.preference.desirableWeight: DPO has no such setting; leave it out",
+        "DPO reads preference.beta and lossType only",
+        id="weight-dpo",
+    ),
+    pytest.param(
+        {"task": "ORPO", "preference": {"lossType": "Sigmoid"}},
+        "spec.preference.lossType: ORPO has no such setting; leave it out",
+        "ORPO reads preference.beta only",
+        id="loss-type-orpo",
+    ),
+    pytest.param(
+        {"task": "KTO", "preference": {"lossType": "IPO"}},
+        "spec.preference.lossType: KTO has no such setting; leave it out",
+        "KTO reads preference.beta, desirableWeight and undesirableWeight only",
+        id="loss-type-kto",
+    ),
+    pytest.param(
+        {"task": "DPO", "preference": {"beta": "0.0"}},
+        "spec.preference.beta: must be above 0",
+        "beta must be above 0",
+        id="beta-0",
+    ),
+    pytest.param(
+        {"task": "KTO", "preference": {"desirableWeight": "0"}},
+        "spec.preference.desirableWeight: must be above 0",
+        "desirableWeight must be above 0",
+        id="desirable-0",
+    ),
+    pytest.param(
+        {"task": "KTO", "preference": {"undesirableWeight": "0"}},
+        "spec.preference.undesirableWeight: must be above 0",
+        "undesirableWeight must be above 0",
+        id="undesirable-0",
+    ),
+    pytest.param(
+        {"task": "DPO", "training": {"packing": True}},
+        "spec.training.packing: DPO weighs whole answers, each in a row of its own; leave packing out or set it to "
+        "false",
+        "training.packing must be false or left out with DPO",
+        id="packing-dpo",
+    ),
+    pytest.param(
+        {"task": "KTO", "training": {"loss": "All"}},
+        "spec.training.loss: is for task: SFT; KTO has a loss of its own; leave it out",
+        "training.loss All is for task: SFT only",
+        id="loss-kto",
+    ),
+    pytest.param(
+        {"task": "DPO", "training": {"neftuneNoiseAlpha": "5"}},
+        "spec.training.neftuneNoiseAlpha: DPO compares the model with what it was, which has no noise; leave it out",
+        "training.neftuneNoiseAlpha is for task: SFT only",
+        id="noise-dpo",
+    ),
+    pytest.param(
+        {"task": "ORPO", "preset": "StyleTransfer"},
+        "spec.preset: the guide's presets are for task: SFT, not ORPO; leave it out",
+        "preset is for task: SFT only",
+        id="preset-orpo",
+    ),
+    pytest.param(
+        {"task": "DPO", "dataset": BASE["dataset"] | {"format": "Messages"}},
+        "spec.dataset.format: Messages has no rows for task: DPO; use Preference, or leave it out",
+        "dataset.format is of another task",
+        id="messages-dpo",
+    ),
+    pytest.param(
+        {"task": "ORPO", "dataset": BASE["dataset"] | {"format": "UnpairedPreference"}},
+        "spec.dataset.format: UnpairedPreference has no rows for task: ORPO; use Preference, or leave it out",
+        "dataset.format is of another task",
+        id="unpaired-orpo",
+    ),
+    pytest.param(
+        {"task": "KTO", "dataset": BASE["dataset"] | {"format": "PromptCompletion"}},
+        "spec.dataset.format: PromptCompletion has no rows for task: KTO; use UnpairedPreference or Preference, or "
+        "leave it out",
+        "dataset.format is of another task",
+        id="completions-kto",
+    ),
+    pytest.param(
+        {"dataset": BASE["dataset"] | {"format": "Preference"}},
+        "spec.dataset.format: Preference has no rows for task: SFT; use Text or PromptCompletion or Alpaca or ShareGPT "
+        "or Messages, or leave it out",
+        "dataset.format is of another task",
+        id="pairs-sft",
+    ),
+    pytest.param(
         {"method": "PrefixTuning", "training": {"gradientCheckpointing": True}},
         "spec.training.gradientCheckpointing: PrefixTuning cannot recompute activations; leave it out, or use "
         "PromptTuning",
@@ -308,6 +401,13 @@ MERGES_REFUSED: list[Any] = [
         "revision is for hf:// models only",
         id="merge-revision",
     ),
+    pytest.param(
+        {"adapters": [ONE], "evaluation": {"dataset": {"uri": "s3://data/pairs.jsonl", "format": "Preference"}}},
+        "spec.evaluation.dataset.format: Preference has no loss to measure a merge by; use Text, PromptCompletion, "
+        "Alpaca, ShareGPT, Messages",
+        "a merge is measured by the loss on rows of SFT",
+        id="measured-by-pairs",
+    ),
 ]
 
 ACCEPTED: list[Any] = [
@@ -326,6 +426,15 @@ ACCEPTED: list[Any] = [
     pytest.param({"method": "PrefixTuning", "training": {"packing": False, "gradientCheckpointing": False}}, id="off"),
     pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
     pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),
+    pytest.param({"task": "DPO", "preference": {"beta": "0.05", "lossType": "IPO"}}, id="DPO"),
+    pytest.param(
+        {"task": "DPO", "training": {"packing": False, "loss": "Completion", "neftuneNoiseAlpha": "0"}}, id="DPO-said"
+    ),
+    pytest.param({"task": "ORPO", "preference": {}, "dataset": BASE["dataset"] | {"format": "Preference"}}, id="ORPO"),
+    pytest.param({"task": "KTO", "preference": {"desirableWeight": "1.3", "undesirableWeight": "2"}}, id="KTO"),
+    pytest.param({"task": "KTO", "dataset": BASE["dataset"] | {"format": "UnpairedPreference"}}, id="KTO-unpaired"),
+    pytest.param({"task": "KTO", "dataset": BASE["dataset"] | {"format": "Preference"}}, id="KTO-pairs"),
+    pytest.param({"task": "DPO", "dataset": BASE["dataset"] | {"template": "Plain"}}, id="DPO-plain"),
 ]
 
 

@@ -6,11 +6,14 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import yaml
 
 PACKAGE_NAME = "chatterbot-corpus"
 ENGLISH = "data/english"
+_APART: Final = 97
+"""Answers of questions that lie so far apart are of another topic."""
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -30,6 +33,31 @@ def write_messages(path: Path) -> int:
 def write_prompts(path: Path) -> int:
     """Write rows of `prompt` and `completion` and return their number."""
     return _write(path, ({"prompt": question, "completion": answer} for question, answer in pairs()))
+
+
+def write_preferences(path: Path) -> int:
+    """Write rows of `prompt`, `chosen` (its answer) and `rejected` (another question's), and return their number."""
+    return _write(path, ({"prompt": ask, "chosen": good, "rejected": bad} for ask, good, bad in preferences()))
+
+
+def write_ratings(path: Path) -> int:
+    """Write rows of `prompt`, `completion` and `label`, good and bad answers in turn, and return their number."""
+    rows = (
+        {"prompt": ask, "completion": bad if number % 2 else good, "label": number % 2 == 0}
+        for number, (ask, good, bad) in enumerate(preferences())
+    )
+    return _write(path, rows)
+
+
+def preferences() -> list[tuple[str, str, str]]:
+    """Return each question with its answer and with one that was given to another question."""
+    known = pairs()
+    others = [answer for _, answer in known[_APART:] + known[:_APART]]
+    return [
+        (question, answer, other)
+        for (question, answer), other in zip(known, others, strict=True)
+        if answer.casefold() != other.casefold()
+    ]
 
 
 def _messages(question: str, answer: str) -> dict[str, object]:

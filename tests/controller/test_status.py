@@ -11,7 +11,7 @@ import pytest
 from controller.objects import REPORT, RESULT
 from controller.statuskit import NOW, condition, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
-from tunery_api.runspec import TrainerStatus
+from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
 from tunery_operator.plan.model import Key, Kind, Owner
@@ -19,6 +19,7 @@ from tunery_operator.status.clock import format_duration
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.patch import merge_patch
+from tunery_operator.status.progress import metrics_fields
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
 DONE = job(complete=True)
@@ -112,6 +113,33 @@ def test_a_merge_is_judged_alike() -> None:
     assert (status["phase"], status["rank"], status["inputs"]) == ("Succeeded", 16, said["inputs"])
     assert status["attempts"] == 1
     AdapterMergeStatus.model_validate(status)
+
+
+@pytest.mark.parametrize("names", ["reward_accuracy reward_margin", "rewards/accuracies rewards/margins"])
+def test_what_is_preferred_is_told_while_it_is_learned(names: str) -> None:
+    """By our trainer, and by a plain image of TRL."""
+    accuracy, margin = names.split()
+    said = {accuracy: "0.75", margin: "0.5", f"eval_{accuracy}": "0.8125", f"eval_{margin}": "-0.25"}
+    report = TrainerStatus(
+        metrics=[ProgressMetric(name=name, value=value) for name, value in said.items()],
+        last_updated_time="2026-01-31T12:00:00+00:00",
+    )
+    found = metrics_fields(report)
+    assert found == {
+        "rewardAccuracy": "0.75",
+        "rewardMargin": "0.5",
+        "evalRewardAccuracy": "0.8125",
+        "evalRewardMargin": "-0.25",
+    }
+    LoRAJobStatus.model_validate({"metrics": found})
+
+
+def test_a_result_of_preferences_is_shown() -> None:
+    metrics = {"loss": "0.3", "evalLoss": "0.4", "baseEvalLoss": "0.693147", "evalRewardAccuracy": "0.9"}
+    status = compute_status(snapshot(ended(says=RESULT | {"metrics": metrics}), train=DONE))
+    assert status["metrics"]["evalRewardAccuracy"] == "0.9"
+    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
+    assert told["message"] == "evaluation loss 0.4, the base model's 0.693147, reward accuracy 0.9"
 
 
 def test_a_measured_merge_shows_every_loss() -> None:

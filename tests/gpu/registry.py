@@ -25,6 +25,7 @@ CHECKS: Final = {
     "attention": Entry("attention"),
     "packing": Entry("packing"),
     "steps-BFloat16": Entry("steps_bfloat16"),
+    "preferences": Entry("preferences"),
     "story": Entry("story"),
     "peak": Entry("peak", 180),
     "evaluation": Entry("evaluation"),

@@ -86,7 +86,7 @@ def shaped(machine: Machine, shape: str, blocks: dict[str, Any], rows: Dataset) 
 
 
 def _report(rows: Dataset) -> DatasetReport:
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [max(len(row["input_ids"]), len(row.get("rejected_input_ids", ()))) for row in rows]
     packed = "seq_lengths" in rows.column_names
     tokens = TokenReport(
         tokens=sum(lengths),

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 GPU_ONLY = {"attention", "peak", "evaluation", "speed", "faults", "steps-Float16"}
 """What these find on a CPU means nothing: none of their cases may pass there."""
-SAME_ANYWHERE = {"packing", "steps-BFloat16", "steps-Float32", "resume", "loading", "story"}
+SAME_ANYWHERE = {"packing", "preferences", "steps-BFloat16", "steps-Float32", "resume", "loading", "story"}
 
 UNRULY = """
 import os, time

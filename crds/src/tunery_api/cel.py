@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeInput
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeDataset, MergeInput
 from tunery_api.fields import ApiModel
-from tunery_api.inputs import DatasetEvaluation, DatasetSpec, ModelSpec
+from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
+from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
 
 
@@ -21,7 +22,9 @@ class CelRule(NamedTuple):
 
 
 _METHOD: Final = "self.?method.orValue('Auto')"
+_TASK: Final = "self.?task.orValue('SFT')"
 _INIT: Final = "self.?lora.?init.orValue('Default')"
+_FORMAT: Final = "self.?dataset.?format.orValue('Auto')"
 _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
 _INTO: Final = "self.?into.orValue('Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
@@ -35,6 +38,20 @@ def _reads_of_lora(method: Method, message: str) -> CelRule:
     """Return the rule that a setting which the method would not look at is refused."""
     unread = [f"has(self.lora.{name})" for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
     return CelRule(f"{_METHOD} != '{method}' || !has(self.lora) || !({' || '.join(unread)})", message)
+
+
+_PREFERENCE_FIELDS: Final = tuple(str(info.alias) for info in PreferenceSpec.model_fields.values())
+
+
+def _reads_of_preference(task: TrainingTask, message: str) -> CelRule:
+    """Return the rule that a setting which the task would not look at is refused."""
+    unread = [f"has(self.preference.{name})" for name in _PREFERENCE_FIELDS if name not in READ_OF_PREFERENCE[task]]
+    return CelRule(f"{_TASK} != '{task}' || !has(self.preference) || !({' || '.join(unread)})", message)
+
+
+def _formats(task: TrainingTask) -> str:
+    """Return the formats of a task, and Auto, as a list in CEL."""
+    return str(["Auto", *map(str, FORMATS_OF_TASK[task])])
 
 
 def _goes_with(block: str, method: str) -> CelRule:
@@ -59,6 +76,13 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(
             "!has(self.fraction) || (double(self.fraction) > 0.0 && double(self.fraction) < 1.0)",
             "fraction must be above 0 and below 1",
+        ),
+    ],
+    PreferenceSpec: [
+        CelRule("!has(self.beta) || double(self.beta) > 0.0", "beta must be above 0"),
+        CelRule("!has(self.desirableWeight) || double(self.desirableWeight) > 0.0", "desirableWeight must be above 0"),
+        CelRule(
+            "!has(self.undesirableWeight) || double(self.undesirableWeight) > 0.0", "undesirableWeight must be above 0"
         ),
     ],
     LoraSpec: [
@@ -107,6 +131,30 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     ContinueFrom: [_EXACTLY_ONE],
     LoRAJobSpec: [
+        CelRule(f"!has(self.preference) || {_TASK} != 'SFT'", "preference goes with task: DPO, ORPO or KTO"),
+        _reads_of_preference(TrainingTask.DPO, "DPO reads preference.beta and lossType only"),
+        _reads_of_preference(TrainingTask.ORPO, "ORPO reads preference.beta only"),
+        _reads_of_preference(TrainingTask.KTO, "KTO reads preference.beta, desirableWeight and undesirableWeight only"),
+        CelRule(
+            f"{_FORMAT} in ({_TASK} == 'SFT' ? {_formats(TrainingTask.SFT)} : "
+            f"{_TASK} == 'KTO' ? {_formats(TrainingTask.KTO)} : {_formats(TrainingTask.DPO)})",
+            "dataset.format is of another task: Preference is for DPO, ORPO and KTO, UnpairedPreference for KTO, "
+            "the others for SFT",
+        ),
+        CelRule(
+            f"{_TASK} == 'SFT' || !self.?training.?packing.orValue(false)",
+            "training.packing must be false or left out with DPO, ORPO and KTO",
+        ),
+        CelRule(
+            f"{_TASK} == 'SFT' || self.?training.?loss.orValue('') != 'All'",
+            "training.loss All is for task: SFT only",
+        ),
+        CelRule(
+            f"{_TASK} == 'SFT' || !has(self.training) || !has(self.training.neftuneNoiseAlpha) || "
+            "double(self.training.neftuneNoiseAlpha) == 0.0",
+            "training.neftuneNoiseAlpha is for task: SFT only",
+        ),
+        CelRule(f"{_TASK} == 'SFT' || !has(self.preset)", "preset is for task: SFT only"),
         _goes_with("adalora", "AdaLoRA"),
         _goes_with("promptTuning", "PromptTuning"),
         _goes_with("prefixTuning", "PrefixTuning"),
@@ -163,6 +211,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
     ],
     MergeInput: [_EXACTLY_ONE],
+    MergeDataset: [
+        CelRule(
+            f"self.?format.orValue('Auto') in {_formats(TrainingTask.SFT)}",
+            "a merge is measured by the loss on rows of SFT, not of preference",
+        ),
+    ],
     AdapterMergeSpec: [
         CelRule(
             "self.adapters.all(a, has(a.weight)) || self.adapters.all(a, !has(a.weight))",

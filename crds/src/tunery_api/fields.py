@@ -23,6 +23,11 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
+def alias_of(block: ApiModel, name: str) -> str:
+    """Return how YAML writes the field `name` of `block`."""
+    return type(block).model_fields[name].alias or name
+
+
 class OpenModel(ApiModel):
     """A part of what programs of different versions tell each other: fields that a later one added are read over."""
 

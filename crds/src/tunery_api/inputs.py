@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from tunery_api.fields import ApiModel, DatasetUri, FractionString, ModelUri, ObjectName, StorageUri
+from tunery_api.preference import TrainingTask
 
 
 class LocalReference(ApiModel):
@@ -61,6 +62,23 @@ class DatasetFormat(StrEnum):
     ALPACA = "Alpaca"
     SHARE_GPT = "ShareGPT"
     MESSAGES = "Messages"
+    PREFERENCE = "Preference"
+    UNPAIRED_PREFERENCE = "UnpairedPreference"
+
+
+FORMATS_OF_TASK: Final[dict[TrainingTask, tuple[DatasetFormat, ...]]] = {
+    TrainingTask.SFT: (
+        DatasetFormat.TEXT,
+        DatasetFormat.PROMPT_COMPLETION,
+        DatasetFormat.ALPACA,
+        DatasetFormat.SHARE_GPT,
+        DatasetFormat.MESSAGES,
+    ),
+    TrainingTask.DPO: (DatasetFormat.PREFERENCE,),
+    TrainingTask.ORPO: (DatasetFormat.PREFERENCE,),
+    TrainingTask.KTO: (DatasetFormat.UNPAIRED_PREFERENCE, DatasetFormat.PREFERENCE),
+}
+"""What each task learns from; Auto, which is not in it, finds out which."""
 
 
 class DatasetTemplate(StrEnum):
@@ -93,13 +111,15 @@ class DatasetSpec(ApiModel):
     )
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
-        description="How a row is written: Text (text), PromptCompletion (prompt, completion), Alpaca (instruction, "
-        "input, output), ShareGPT (conversations) or Messages (messages). Auto looks at the columns.",
+        description="How a row is written. Task SFT: Text (text), PromptCompletion (prompt, completion), Alpaca "
+        "(instruction, input, output), ShareGPT (conversations) or Messages (messages). DPO, ORPO and KTO: Preference "
+        "(prompt, chosen, rejected). KTO: UnpairedPreference (prompt, completion, label). Auto looks at the columns.",
     )
     template: DatasetTemplate = Field(
         DatasetTemplate.CHAT,
         description="Chat: rows become chats, by the tokenizer's chat template, ChatML where it has none. Plain, for "
-        "base models: prompt and completion (PromptCompletion, Alpaca) stand one after the other as they are.",
+        "base models: prompt and completion (PromptCompletion, Alpaca) or answer stand one after the other as they "
+        "are.",
     )
     split: Split = Field("train", description="The split to train on, where the data set has splits.")
     evaluation: DatasetEvaluation | None = Field(None, description="The rows held out; at most one of its fields.")

@@ -19,6 +19,7 @@ from tunery_api.methods import (
     QuantizationSpec,
 )
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrackingSpec, TrainingSpec
 
 
@@ -77,6 +78,10 @@ class LoRAJobSpec(LifecycleFields):
 
     model: ModelSpec = Field(description="The base model.")
     dataset: DatasetSpec = Field(description="The training data.")
+    task: TrainingTask = Field(
+        TrainingTask.SFT,
+        description="What is learned: SFT, to answer as the rows do; DPO, ORPO, KTO, to prefer one answer to another.",
+    )
     method: Method = Field(
         Method.AUTO,
         description="The PEFT method. Auto chooses by the guide's rules from the model's size, the memory and the "
@@ -94,6 +99,7 @@ class LoRAJobSpec(LifecycleFields):
     quantization: QuantizationSpec | None = Field(
         None, description="How the base is quantised. Default: NF4 with double quantisation for QLoRA and QDoRA."
     )
+    preference: PreferenceSpec | None = Field(None, description="Settings of DPO, ORPO and KTO.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training loop.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")

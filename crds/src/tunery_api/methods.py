@@ -85,7 +85,9 @@ class LoraSpec(ApiModel):
     )
     alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
     dropout: FractionString | None = Field(
-        None, description="Dropout on the adapter's input, below 1. Default: the preset's, else \"0.05\"."
+        None,
+        description="Dropout on the adapter's input, below 1. Default: the preset's, else \"0.05\"; DPO, ORPO, KTO "
+        'and with a mixture\'s experts "0".',
     )
     target_modules: list[ModuleName] | None = Field(
         None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
-from tunery_api.fields import ApiModel, bucket_problem
+from tunery_api.fields import alias_of, bucket_problem
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -25,6 +25,7 @@ from tunery_api.methods import (
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
 from tunery_api.placement import FOREIGN_ACCELERATORS
+from tunery_api.preference_rules import dataset_of_task, merge_dataset, preference, preference_loop
 from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
@@ -133,7 +134,7 @@ def unused_lora_settings(spec: LoRAJobSpec) -> Errors:
     allowed = READ_OF_LORA.get(spec.method)
     if allowed is None:
         return
-    for name in sorted({_alias(spec.lora, name) for name in spec.lora.model_fields_set} - allowed):
+    for name in sorted({alias_of(spec.lora, name) for name in spec.lora.model_fields_set} - allowed):
         instead = "; use adalora.targetRank" if (spec.method, name) == (Method.ADALORA, "rank") else "; leave it out"
         yield FieldError(f"spec.lora.{name}", f"{spec.method} has no such setting{instead}")
 
@@ -147,7 +148,7 @@ def method_blocks(spec: LoRAJobSpec) -> Errors:
     ):
         if getattr(spec, name) is not None and spec.method is not method:
             yield FieldError(
-                f"spec.{_alias(spec, name)}",
+                f"spec.{alias_of(spec, name)}",
                 f"goes with method: {method}, not {spec.method}; set that, or leave it out",
             )
 
@@ -327,16 +328,15 @@ def merge_model(spec: AdapterMergeSpec) -> Errors:
     yield from _revision(spec.model)
 
 
-def _alias(block: ApiModel, name: str) -> Any:
-    return type(block).model_fields[name].alias or name
-
-
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     output,
     lorajob_places,
     lorajob_revision,
     evaluation_rows,
     dataset_template,
+    dataset_of_task,
+    preference,
+    preference_loop,
     quantization,
     initialization,
     unused_lora_settings,
@@ -360,6 +360,7 @@ ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     merge_places,
     merge_inputs,
     merge_weights,
+    merge_dataset,
     merge_density,
     merge_sign,
     merge_model,

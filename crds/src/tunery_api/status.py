@@ -113,6 +113,21 @@ class MetricsStatus(OpenModel):
     base_eval_loss: Number | None = Field(
         None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
     )
+    reward_accuracy: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardAccuracy is, of the rows trained on since the last report."
+    )
+    reward_margin: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardMargin is, of the rows trained on since the last report."
+    )
+    eval_reward_accuracy: Number | None = Field(
+        None,
+        description="DPO and ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: of those "
+        "on their side of the reference point.",
+    )
+    eval_reward_margin: Number | None = Field(
+        None,
+        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
+    )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 
@@ -152,6 +167,9 @@ class DatasetStatus(OpenModel):
         None, ge=0, description="What the rows to train on became, a fraction held out included."
     )
     repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
+    desirable: int | None = Field(
+        None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
+    )
     overlap: int | None = Field(None, ge=0, description="Rows of dataset.evaluation that are training rows, too.")
     ignored_columns: list[Annotated[str, Field(max_length=64)]] | None = Field(
         None, max_length=16, description="Columns that no field of the format reads; the first 16."

@@ -58,7 +58,8 @@ class TrainingSpec(ApiModel):
     learning_rate: DecimalString | None = Field(
         None,
         description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4"; AdaLoRA "1e-3", IA3 '
-        '"3e-3", PrefixTuning "1e-2" (with projection "1e-3") and PromptTuning "3e-2", whatever the preset.',
+        '"3e-3", PrefixTuning "1e-2" (with projection "1e-3") and PromptTuning "3e-2", whatever the preset. DPO, '
+        "ORPO and KTO: a quarter of these.",
     )
     scale_learning_rate_with_rank: bool = Field(
         False, description="Multiply the learning rate by sqrt(8 / rank), the guide's rule for higher ranks."
@@ -85,12 +86,14 @@ class TrainingSpec(ApiModel):
     packing: bool | None = Field(
         None,
         description="Fill rows of maxLength with several examples, attention kept inside each. Default: true where "
-        "method and model allow it and enough rows remain for 100 optimizer steps.",
+        "task, method and model allow it and enough rows remain for 100 optimizer steps.",
     )
     group_by_length: bool = Field(
         False, description="Put rows of similar length into a batch; needless and refused with packing."
     )
-    loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
+    loss: Loss = Field(
+        Loss.COMPLETION, description="Completion: the assistant's tokens; All, for task SFT only: every token."
+    )
     optimizer: Optimizer = Field(Optimizer.PAGED_ADAMW_8BIT, description="The optimizer.")
     weight_decay: DecimalString = Field("0.0", description="Weight decay, as a string.")
     max_grad_norm: DecimalString = Field("0.3", description="Gradients are clipped to this norm; 0: never.")
@@ -103,7 +106,7 @@ class TrainingSpec(ApiModel):
         "suffice without it, and with prefix tuning.",
     )
     neftune_noise_alpha: DecimalString | None = Field(
-        None, description="Noise added to the embeddings while training (NEFTune); unset: none."
+        None, description="Noise added to the embeddings while training (NEFTune), for task SFT only; unset: none."
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of the data order, the initialisation and dropout.")
 

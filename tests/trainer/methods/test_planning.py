@@ -123,6 +123,18 @@ def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) ->
     assert plan.resolved.training.batch_size == 1
 
 
+@pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
+def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
+    asked = {"batchSize": 2, "gradientCheckpointing": True}
+    plan, single = (
+        planned(shapes["8B"], 80, dataset(4000, packed=False), method="LoRA", task=name, training=asked)
+        for name in (task, "SFT")
+    )
+    assert plan.memory is not None
+    assert single.memory is not None
+    assert plan.memory.recomputed_per_row == sequences * single.memory.recomputed_per_row
+
+
 def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["8B"], 80, dataset(190, packed=False), method="LoRA")
     training = plan.resolved.training

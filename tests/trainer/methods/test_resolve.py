@@ -11,13 +11,14 @@ import pytest
 
 from trainer.methods.families import spec_of
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
+from tunery_api.preference import PreferenceLoss
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_trainer.choose import method_choices
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.presets import guideline_for
 from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, Resolved
 
 GIB = 2**30
 SEVEN_B = ModelFacts("LlamaForCausalLM", 7_000_000_000, 32, 4096, 32_000, 4096, tied_embeddings=False, packable=True)
@@ -171,6 +172,51 @@ def test_quantisation_is_implied_by_the_method() -> None:
 )
 def test_each_method_has_a_rate_that_moves_it(method: str, rate: float) -> None:
     assert resolved({"method": method, "preset": "InstructionTuning"}).training.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("blocks", "settings", "values"),
+    [
+        ({"task": "DPO"}, PreferenceSettings(0.1, PreferenceLoss.SIGMOID), {"beta": "0.1", "lossType": "Sigmoid"}),
+        (
+            {"task": "DPO", "preference": {"beta": "0.3", "lossType": "IPO"}},
+            PreferenceSettings(0.3, PreferenceLoss.IPO),
+            {"beta": "0.3", "lossType": "IPO"},
+        ),
+        ({"task": "ORPO"}, PreferenceSettings(0.1), {"beta": "0.1"}),
+        (
+            {"task": "KTO", "preference": {"desirableWeight": "1.5"}},
+            PreferenceSettings(0.1, desirable_weight=1.5),
+            {"beta": "0.1", "desirableWeight": "1.5", "undesirableWeight": "1"},
+        ),
+        ({}, None, {}),
+    ],
+)
+def test_each_task_has_its_settings(
+    blocks: dict[str, Any], settings: PreferenceSettings | None, values: dict[str, str]
+) -> None:
+    plan = resolved({"method": "LoRA"} | blocks)
+    assert (plan.task.value, plan.preference) == (blocks.get("task", "SFT"), settings)
+    told = {value.name: value.value for value in plan.values}
+    assert told["task"] == blocks.get("task", "SFT")
+    assert {name.partition(".")[2]: value for name, value in told.items() if name.startswith("preference.")} == values
+
+
+@pytest.mark.parametrize(("method", "rate"), [("LoRA", 5e-5), ("QLoRA", 5e-5), ("AdaLoRA", 2.5e-4), ("IA3", 7.5e-4)])
+def test_preferences_are_learned_gently_and_never_packed(method: str, rate: float) -> None:
+    plan = resolved({"method": method, "task": "DPO"})
+    assert (plan.training.learning_rate, plan.training.packing) == (pytest.approx(rate), False)
+    assert sources(plan)["training.learningRate"] == "Rule"
+
+
+@pytest.mark.parametrize(("lora", "dropout"), [({}, (0.0, "Rule")), ({"dropout": "0.1"}, (0.1, "Manifest"))])
+def test_preferences_are_learned_without_dropout_unless_asked(lora: dict[str, Any], dropout: tuple[float, str]) -> None:
+    plan = resolved({"method": "LoRA", "task": "ORPO", "lora": lora})
+    assert (plan.adapter.dropout, sources(plan)["lora.dropout"]) == dropout
+
+
+def test_auto_learns_preferences_by_lora_from_few_rows_too() -> None:
+    assert resolved({"task": "KTO"}, rows=50).method is Method.LORA
 
 
 def test_a_prefix_that_is_projected_is_trained_gently() -> None:

@@ -31,6 +31,15 @@ def test_card_of_a_trained_adapter() -> None:
     assert "## Inputs" not in card
 
 
+def test_card_of_preferences_says_what_was_preferred() -> None:
+    metrics = {"evalLoss": 0.25, "baseEvalLoss": 0.6931, "evalRewardAccuracy": 0.9375, "evalRewardMargin": 1.5}
+    made = Lineage(served_name="m", method="LoRA", hyperparameters={"task": "DPO"}, metrics=metrics)
+    card = model_card(run(), made, "s3://a/b")
+    assert _front(card)["tags"] == ["tunery", "peft", "lora", "dpo"]
+    assert "| Reward accuracy on held-out rows | 0.9375 |" in card
+    assert "| Reward margin on held-out rows | 1.5 |" in card
+
+
 def test_card_of_a_merge_names_its_inputs() -> None:
     merged = Lineage(
         served_name='odd "name": x',

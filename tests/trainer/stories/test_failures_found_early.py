@@ -60,6 +60,41 @@ def test_columns_that_nothing_is_known_of(case: Case) -> None:
     assert "spec.dataset.columns" in (failure.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        (
+            "DPO",
+            {"prompt": "Hi", "completion": "Hello"},
+            "DatasetInvalid: spec.dataset: the rows are PromptCompletion (columns: prompt, completion), task DPO "
+            "learns from Preference: chosen, rejected",
+        ),
+        (
+            "SFT",
+            {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
+            "DatasetInvalid: spec.dataset: the rows are Preference (columns: prompt, chosen, rejected), task SFT "
+            "learns from Messages: messages",
+        ),
+        (
+            "ORPO",
+            {"prompt": "Hi", "chosen": "Hello", "rejected": "Hello"},
+            "DatasetInvalid: 30 of 30 rows are invalid, spec.dataset.maxInvalidRows allows 0: data.jsonl line 1: "
+            "rejected: is the same as chosen, so there is nothing to prefer; ",
+        ),
+        (
+            "KTO",
+            {"prompt": "Hi", "completion": "Hello", "label": True},
+            "DatasetInvalid: spec.dataset: all 27 rows to train on have label true; task KTO learns from both kinds",
+        ),
+    ],
+)
+def test_rows_that_the_task_cannot_learn_from(case: Case, task: str, row: dict[str, Any], said: str) -> None:
+    path = case(task=task)
+    asked = [{**row, "prompt": f"Hi {number}"} for number in range(30)]
+    write_rows(path.parent / "data.jsonl", asked)
+    assert refused(path).startswith(said)
+
+
 def test_unknown_target_module(case: Case) -> None:
     line = refused(case(lora={"targetModules": ["query"]}))
     assert line.startswith("InvalidSpec: spec.lora.targetModules")

@@ -37,6 +37,13 @@ def test_activations_grow_with_length_and_shrink_with_checkpointing(tiny_model: 
     assert short.of(2, gradient_checkpointing=True) == saving
 
 
+def test_a_pair_takes_two_sequences(tiny_model: Path) -> None:
+    single, pair = estimate(tiny_model, PLAN), estimate(tiny_model, replace(PLAN, sequences=2))
+    both = estimate(tiny_model, replace(PLAN, batch_size=4))
+    assert pair.activations_per_row == 2 * single.activations_per_row
+    assert (pair.length, pair.total) == (2 * single.length, both.total)
+
+
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     found = MemoryEstimate(1000, 10, 10, 20, 100, 30, 50, 500, length=64, batch_size=8, gradient_checkpointing=False)
     largest = found.largest_batch(found.total)

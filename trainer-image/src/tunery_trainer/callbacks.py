@@ -19,7 +19,17 @@ from tunery_trainer.signals import StopSignal
 DEFAULT_CHECKPOINT_MINUTES: Final = 10
 _SPEED_MEMORY: Final = 0.9
 """Share that the past keeps in the moving average of a step's duration."""
-_METRICS: Final = ("loss", "eval_loss", "learning_rate", "grad_norm")
+METRICS: Final = (
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "reward_accuracy",
+    "reward_margin",
+    "eval_reward_accuracy",
+    "eval_reward_margin",
+)
+"""What is told of all that the Trainer logs."""
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
@@ -63,7 +73,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         **kwargs: Any,
     ) -> None:
         """Tell the newest metrics; the clock leaves out the time that an evaluation took."""
-        self._reporter.metrics({name: value for name, value in (logs or {}).items() if name in _METRICS})
+        self._reporter.metrics({name: value for name, value in (logs or {}).items() if name in METRICS})
         if logs and "eval_loss" in logs:
             self._last = (time.monotonic(), self._tokens_seen())
 

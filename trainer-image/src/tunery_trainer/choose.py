@@ -7,6 +7,7 @@ from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_api.preference import PREFERENCE_TASKS
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, StoredQuantization
 
 FEW_ROWS: Final = 100
@@ -35,7 +36,9 @@ def method_choices(
     if spec.quantization is not None:
         return (MethodChoice(Method.QLORA, "The manifest asks for a quantised base, and LoRA on one is QLoRA."),)
     preferred = MethodChoice(Method.LORA, f"The model fits unquantised, and {rows} rows are enough for LoRA.")
-    if rows < FEW_ROWS and spec.continue_from is None:
+    if spec.task in PREFERENCE_TASKS:
+        preferred = MethodChoice(Method.LORA, "The model fits unquantised, and LoRA keeps to it while it learns.")
+    elif rows < FEW_ROWS and spec.continue_from is None:
         why = f"{rows} rows are fewer than {FEW_ROWS}: prompt tuning makes the most of them."
         preferred = MethodChoice(Method.PROMPT_TUNING, why)
     if stored is not None:

@@ -1,4 +1,4 @@
-"""The picture of a run: training loss, held-out loss and learning rate over the steps."""
+"""The picture of a run over its steps: training loss and held-out loss, what it prefers, and the learning rate."""
 
 from __future__ import annotations
 
@@ -16,35 +16,62 @@ _LOSS, _EVAL, _BASE, _RATE, _GRID, _TEXT = "#4477aa", "#ee6677", "#888888", "#22
 def draw_curves(history: Sequence[Mapping[str, Any]], base_loss: float | None, path: Path) -> None:
     """Write a PNG of `history`, the Trainer's log entries (`step` with `loss`, `eval_loss` or `learning_rate`).
 
-    `base_loss` is the base model's held-out loss, drawn as a line to beat.
+    Where they have a `reward_accuracy`, it is drawn, too, and the loss is not one of tokens. `base_loss` is that on the
+    held-out rows before training, drawn as a line to beat.
     """
     # Half a second that a run which fails early should not wait.
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    steps, losses = _series(history, "loss")
-    upper.plot(steps, losses, color=_LOSS, alpha=0.35 if len(losses) > 20 else 1.0, linewidth=1.2, label="training")
-    if len(losses) > 20:
-        upper.plot(steps, _smoothed(losses), color=_LOSS, linewidth=2, label="training, smoothed")
-    steps, evaluations = _series(history, "eval_loss")
-    upper.plot(steps, evaluations, color=_EVAL, marker="o", markersize=4, linewidth=1.5, label="held-out")
-    if base_loss is not None:
-        upper.axhline(base_loss, color=_BASE, linestyle="--", linewidth=1.2, label="held-out, base model")
-    upper.set_ylabel("loss (nats per token)")
-    upper.legend(frameon=False, ncols=2)
-    lower.plot(*_series(history, "learning_rate"), color=_RATE, linewidth=1.8)
-    lower.set_ylabel("learning rate")
-    lower.set_xlabel("optimizer step")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (upper, lower):
+    prefers = any("reward_accuracy" in entry for entry in history)
+    heights = [3, 1.5, 1] if prefers else [3, 1]
+    figure = Figure(figsize=(8, 6.5 if prefers else 5), dpi=150, layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    _losses(panels[0], history, base_loss)
+    panels[0].set_ylabel("loss" if prefers else "loss (nats per token)")
+    if prefers:
+        _accuracies(panels[1], history)
+    _rate(panels[-1], history)
+    for axes in panels:
         axes.grid(color=_GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=_TEXT)
-        axes.set_ylim(bottom=0 if axes is lower else None)
+        axes.set_ylim(bottom=None if axes is panels[0] else 0)
     figure.savefig(path)
+
+
+def _losses(axes: Any, history: Sequence[Mapping[str, Any]], base_loss: float | None) -> None:
+    _trained(axes, history, "loss")
+    steps, evaluations = _series(history, "eval_loss")
+    axes.plot(steps, evaluations, color=_EVAL, marker="o", markersize=4, linewidth=1.5, label="held-out")
+    if base_loss is not None:
+        axes.axhline(base_loss, color=_BASE, linestyle="--", linewidth=1.2, label="held-out, before training")
+    axes.legend(frameon=False, ncols=2)
+
+
+def _accuracies(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    _trained(axes, history, "reward_accuracy")
+    steps, evaluations = _series(history, "eval_reward_accuracy")
+    axes.plot(steps, evaluations, color=_EVAL, marker="o", markersize=4, linewidth=1.5)
+    axes.set_ylabel("reward accuracy")
+    axes.set_ylim(top=1.02)
+
+
+def _rate(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.plot(*_series(history, "learning_rate"), color=_RATE, linewidth=1.8)
+    axes.set_ylabel("learning rate")
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def _trained(axes: Any, history: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Draw what training has logged; smoothed, too, where it is much."""
+    steps, values = _series(history, name)
+    axes.plot(steps, values, color=_LOSS, alpha=0.35 if len(values) > 20 else 1.0, linewidth=1.2, label="training")
+    if len(values) > 20:
+        axes.plot(steps, _smoothed(values), color=_LOSS, linewidth=2, label="training, smoothed")
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tunery_api.reasons import FailureReason
 from tunery_api.status import CheckpointStatus, Phase
 from tunery_trainer.adapter import attach, published_rank, target_modules, trainable_parameters, training_hooks
+from tunery_trainer.answers import sequences_per_row
 from tunery_trainer.best import BestAdapter
 from tunery_trainer.callbacks import (
     CheckpointCallback,
@@ -30,13 +31,15 @@ from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore, st
 from tunery_trainer.collator import Collator
 from tunery_trainer.continued import continue_from
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.evaluation import held_out_loss
+from tunery_trainer.evaluation import Pass
 from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.kept import LOCAL_FOLDER
 from tunery_trainer.language import auto_class
 from tunery_trainer.methods.base import Batch, Start
 from tunery_trainer.model import dtype_of, load_base, load_config
+from tunery_trainer.objectives import Compared, objective_of
 from tunery_trainer.progress import ProgressReporter
+from tunery_trainer.reference import TaskRows, task_rows, without_dropout
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
@@ -58,8 +61,10 @@ class Fitted:
     """A trained model and what was measured on the way."""
 
     model: PeftModel
-    base_eval_loss: float
-    eval_loss: float
+    before: dict[str, float]
+    """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
+    after: dict[str, float]
+    """The same of what is published."""
     loss: float
     """Training loss at the last logged step."""
     history: list[dict[str, Any]]
@@ -70,14 +75,33 @@ class Fitted:
     loader: str
     """The auto class that loads the base model."""
 
+    @property
+    def base_eval_loss(self) -> float:
+        """The loss on the held-out rows before training."""
+        return self.before["loss"]
+
+    @property
+    def eval_loss(self) -> float:
+        """The loss on the held-out rows of what is published."""
+        return self.after["loss"]
+
 
 @dataclass(frozen=True)
 class _Memory:
     """What a resume must not measure again."""
 
-    base_eval_loss: float
+    before: dict[str, float]
     finished: bool
     history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What training starts from."""
+
+    rows: TaskRows
+    before: dict[str, float]
+    """How the model does on the held-out rows."""
 
 
 def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitted:
@@ -89,18 +113,20 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
     restored = _restore(session, folder)
     memory = _remembered(restored)
     base = load_base(session.model.folder, session.resolved, _device(session))
-    model, base_loss = _adapt(session, base, memory, reporter)
-    reporter.metrics({"base_eval_loss": base_loss})
+    if session.resolved.preference:
+        without_dropout(base)
+    model, ground = _adapt(session, base, (restored, memory), reporter)
+    reporter.metrics({"base_eval_loss": ground.before["loss"]})
     with _uploads(session, reporter) as uploader:
-        trainer = _trainer(session, model, folder)
+        trainer = _trainer(session, model, ground, folder)
         best = _best(session, model, restored)
-        _add_callbacks(trainer, session, (stop, reporter, best), _writer(uploader, base_loss))
+        _add_callbacks(trainer, session, (stop, reporter, best), _writer(uploader, ground))
         if memory and memory.finished and restored:
             load_trained(model, restored.folder, training_hooks(model, session.resolved))
             history = memory.history
         else:
             history = _loop(trainer, session, (stop, reporter, uploader), restored)
-    return _evaluated(session, model, (base_loss, history, best), reporter)
+    return _evaluated(session, model, (ground, history, best), reporter)
 
 
 def _device(session: Session) -> str:
@@ -120,42 +146,64 @@ def _remembered(restored: Restored | None) -> _Memory | None:
         return None
     raw = json.loads((restored.folder / MEMORY_FILE).read_text("utf-8"))
     history = json.loads((restored.folder / "trainer_state.json").read_text("utf-8"))["log_history"]
-    return _Memory(float(raw["baseEvalLoss"]), bool(raw["finished"]), history)
+    # A checkpoint of an earlier version knows the loss only.
+    before = raw["before"] if "before" in raw else {"loss": float(raw["baseEvalLoss"])}
+    return _Memory(before, bool(raw["finished"]), history)
 
 
-def _measure(session: Session, model: torch.nn.Module, reporter: ProgressReporter) -> float:
-    """Return the loss on the held-out rows; raises TrainerError(LossDiverged) when it is not a number."""
+def _measure(session: Session, model: torch.nn.Module, rows: TaskRows, reporter: ProgressReporter) -> dict[str, float]:
+    """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
     reporter.phase(Phase.EVALUATING)
-    loss = _held_out_loss(session, model)
-    if not math.isfinite(loss):
-        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {loss}")
-    return loss
+    found = rows.measure(model, objective_of(session.resolved), _pass(session))
+    if not math.isfinite(found["loss"]):
+        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found['loss']}")
+    return found
 
 
-def _held_out_loss(session: Session, model: torch.nn.Module) -> float:
+def _pass(session: Session) -> Pass:
     training = session.resolved.training
-    return held_out_loss(
-        model,
-        session.data.evaluation,
+    return Pass(
         int(session.tokenizer.pad_token_id),
-        dtype=dtype_of(training.precision),
-        tokens=training.batch_size * training.max_length,
+        dtype_of(training.precision),
+        training.batch_size * training.max_length * sequences_per_row(session.resolved.task),
     )
 
 
 def _adapt(
-    session: Session, base: PreTrainedModel, memory: _Memory | None, reporter: ProgressReporter
-) -> tuple[PeftModel, float]:
-    """Return the model with its adapter, and the held-out loss before training: the base's, or the adapter's if it
-    is a published one that is trained on."""
-    known = memory.base_eval_loss if memory else None
-    start = _start(session, overwritten=memory is not None or session.previous is not None)
+    session: Session,
+    base: PreTrainedModel,
+    known: tuple[Restored | None, _Memory | None],
+    reporter: ProgressReporter,
+) -> tuple[PeftModel, _Ground]:
+    """Return the model with its adapter, and what it was before training: the base, or a published adapter on it that
+    is trained on."""
+    start = _start(session, overwritten=known[0] is not None or session.previous is not None)
     if session.previous:
         model = continue_from(base, session.resolved, start, session.previous.folder)
-        return model, _measure(session, model, reporter) if known is None else known
+        return model, _ground(session, model, known, reporter)
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
-    loss = _measure(session, base, reporter) if known is None else known
-    return attach(base, session.resolved, start), loss
+    ground = _ground(session, base, known, reporter)
+    return attach(base, session.resolved, start), ground
+
+
+def _ground(
+    session: Session,
+    model: torch.nn.Module,
+    known: tuple[Restored | None, _Memory | None],
+    reporter: ProgressReporter,
+) -> _Ground:
+    """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
+    restored, memory = known
+    rows, objective = task_rows(session.data, session.resolved), objective_of(session.resolved)
+    if isinstance(objective, Compared):
+        scores = rows.stored(restored.folder) if restored else None
+        if scores is None:
+            reporter.phase(Phase.EVALUATING)
+            print(f"Reference  scoring {len(rows.train) + len(rows.evaluation)} rows once, before training", flush=True)
+            rows = rows.scored(model, objective, _pass(session))
+        else:
+            rows = rows.compared_with(scores)
+    return _Ground(rows, memory.before if memory else _measure(session, model, rows, reporter))
 
 
 def _start(session: Session, *, overwritten: bool) -> Start:
@@ -169,7 +217,7 @@ def _start(session: Session, *, overwritten: bool) -> Start:
     return Start(session.tokenizer, session.steps, batches, overwritten)
 
 
-def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer:
+def _trainer(session: Session, model: PeftModel, ground: _Ground, folder: Path) -> AdapterTrainer:
     evaluation = session.spec.evaluation
     loop = LoopSettings(
         training=session.resolved.training,
@@ -179,11 +227,12 @@ def _trainer(session: Session, model: PeftModel, folder: Path) -> AdapterTrainer
         on_gpu=session.on_gpu,
     )
     parts = LoopParts(
-        rows=session.data.train,
+        rows=ground.rows.train,
         tokenizer=session.tokenizer,
         folder=folder,
-        held_out_loss=lambda: _held_out_loss(session, model),
+        held_out=lambda: ground.rows.measure(model, objective_of(session.resolved), _pass(session)),
         hooks=training_hooks(model, session.resolved),
+        objective=objective_of(session.resolved),
     )
     return AdapterTrainer(model, loop, parts)
 
@@ -216,12 +265,13 @@ def _add_callbacks(
     trainer.add_callback(StopCallback(stop))
 
 
-def _writer(uploader: CheckpointUploader | None, base_loss: float) -> Callable[[Path, Any, bool], None]:
+def _writer(uploader: CheckpointUploader | None, ground: _Ground) -> Callable[[Path, Any, bool], None]:
     """Return what is done with a checkpoint that was just written."""
 
     def written(folder: Path, state: Any, finished: bool) -> None:
-        memory = {"baseEvalLoss": base_loss, "finished": finished}
+        memory = {"before": ground.before, "finished": finished}
         (folder / MEMORY_FILE).write_text(json.dumps(memory), "utf-8")
+        ground.rows.store(folder)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
@@ -265,23 +315,23 @@ def _loop(
 def _evaluated(
     session: Session,
     model: PeftModel,
-    measured: tuple[float, list[dict[str, Any]], BestAdapter | None],
+    trained: tuple[_Ground, list[dict[str, Any]], BestAdapter | None],
     reporter: ProgressReporter,
 ) -> Fitted:
-    base_loss, history, best = measured
-    eval_loss = last_loss = _measure(session, model, reporter)
-    if best and best.loss < last_loss:
+    ground, history, best = trained
+    after = last = _measure(session, model, ground.rows, reporter)
+    if best and best.loss < last["loss"]:
         best.put_back()
-        eval_loss = _measure(session, model, reporter)
-    reporter.metrics({"eval_loss": eval_loss})
+        after = _measure(session, model, ground.rows, reporter)
+    reporter.metrics({f"eval_{name}": value for name, value in after.items()})
     losses = [entry["loss"] for entry in history if "loss" in entry]
     last_step = max((int(entry["step"]) for entry in history), default=session.steps)
     return Fitted(
         model=model,
-        base_eval_loss=base_loss,
-        eval_loss=eval_loss,
+        before=ground.before,
+        after=after,
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*history, {"step": last_step, "eval_loss": last_loss}],
+        history=[*history, {"step": last_step, **{f"eval_{name}": value for name, value in last.items()}}],
         rank=published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),

@@ -9,6 +9,7 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.names import CACHE_FOLDER
+from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.caching.shared import SharedCache
@@ -112,6 +113,7 @@ def data_options(
     evaluation = spec.dataset.evaluation
     defaults = DataOptions()
     return DataOptions(
+        task=spec.task,
         path=train.pattern,
         format=DataFormat(spec.dataset.format.value),
         template=Template(spec.dataset.template.value),
@@ -119,7 +121,7 @@ def data_options(
         columns=dict(spec.dataset.columns or {}),
         max_invalid_rows=spec.dataset.max_invalid_rows,
         max_length=resolved.training.max_length if resolved else defaults.max_length,
-        packing=resolved.training.packing if resolved else defaults.packing,
+        packing=resolved.training.packing if resolved else False,
         min_sequences=sequences_to_pack(resolved.training.epochs) if resolved and _may_stay_alone(spec) else 0,
         loss=Loss(spec.training.loss.value),
         seed=spec.training.seed,
@@ -141,7 +143,8 @@ def count_rows(spec: LoRAJobSpec, files: tuple[FetchedDataset, FetchedDataset | 
     """Return the rows of the data set where `method: Auto` depends on them, else 0."""
     from tunery_trainer.data.scan import scan
 
-    return scan(files[0].root, data_options(spec, files, None)).rows if spec.method is Method.AUTO else 0
+    depends = spec.method is Method.AUTO and spec.task is TrainingTask.SFT
+    return scan(files[0].root, data_options(spec, files, None)).rows if depends else 0
 
 
 def expected_device(run: RunSpec) -> DeviceFacts:

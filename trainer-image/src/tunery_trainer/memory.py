@@ -45,11 +45,13 @@ class MemoryPlan:
 
     batch_size: int
     length: int
-    """Tokens of a row in a batch."""
+    """Tokens of a sequence in a batch."""
     quantization: QuantizationSettings | None
     optimizer: Optimizer
     gradient_checkpointing: bool
     on_gpu: bool
+    sequences: int = 1
+    """Sequences of a row in a forward pass: two of a pair."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class MemoryEstimate:
     """The tile of logits, and the largest weight that is dequantised."""
     overhead: int
     length: int
-    """Tokens of a row."""
+    """Tokens of a row, of both answers of a pair."""
     batch_size: int
     gradient_checkpointing: bool
     kept_once: int = 0
@@ -125,6 +127,7 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
     weights = sum(_stored_bytes(model, name, parameter, plan.quantization) for name, parameter in base.items())
     trained_count = sum(parameter.numel() for parameter in trained.values())
     kept, recomputed = _trace_activations(model, plan.length)
+    tokens = plan.length * plan.sequences
     workspace = _largest_dequantized(base) if _four_bit(plan.quantization) else 0
     workspace = max(workspace, _largest_expert_gradient(model))
     return MemoryEstimate(
@@ -132,11 +135,11 @@ def estimate_memory(model: torch.nn.Module, plan: MemoryPlan) -> MemoryEstimate:
         adapter=trained_count * _ADAPTER_BYTES,
         gradients=trained_count * _ADAPTER_BYTES,
         optimizer=int(sum(_optimizer_bytes(parameter.numel(), plan) for parameter in trained.values())),
-        kept_per_row=kept.per_row,
-        recomputed_per_row=recomputed.per_row,
-        head=min(_HEAD_TILE, 4 * plan.length * plan.batch_size * _vocabulary(model)) + workspace,
+        kept_per_row=plan.sequences * kept.per_row,
+        recomputed_per_row=plan.sequences * recomputed.per_row,
+        head=min(_HEAD_TILE, 4 * tokens * plan.batch_size * _vocabulary(model)) + workspace,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,
-        length=plan.length,
+        length=tokens,
         batch_size=plan.batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         kept_once=kept.once,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
@@ -18,6 +19,10 @@ _METRIC_NAMES = {
     "evalLoss": "Evaluation loss",
     "baseEvalLoss": "Evaluation loss of the base model",
     "loss": "Training loss",
+    "evalRewardAccuracy": "Reward accuracy on held-out rows",
+    "evalRewardMargin": "Reward margin on held-out rows",
+    "baseEvalRewardAccuracy": "Reward accuracy of the base model",
+    "baseEvalRewardMargin": "Reward margin of the base model",
 }
 _MAX_CARD_BYTES = 64 << 10
 
@@ -55,7 +60,9 @@ def model_card(
 def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
     method = (lineage.method or "").lower()
     library = "transformers" if full_model else "peft"
-    tags = ["tunery", library, *([method] if method else []), *(["merge"] if lineage.inputs else [])]
+    task = lineage.hyperparameters.get("task")
+    preference = [task.lower()] if isinstance(task, str) and task in PREFERENCE_TASKS else []
+    tags = ["tunery", library, *([method] if method else []), *preference, *(["merge"] if lineage.inputs else [])]
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",

@@ -13,6 +13,7 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters
+from tunery_trainer.answers import sequences_per_row
 from tunery_trainer.choose import MethodChoice, method_choices
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
@@ -163,6 +164,7 @@ def _estimate(model: object, resolved: Resolved, devices: DeviceFacts, length: i
         optimizer=training.optimizer,
         gradient_checkpointing=training.gradient_checkpointing,
         on_gpu=devices.kind is DeviceKind.CUDA,
+        sequences=sequences_per_row(resolved.task),
     )
     try:
         return estimate_memory(model, plan)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def _check(
     _check_steps(basis.spec, plan)
     disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
     report = PreflightReport(
-        dataset=dataset_status(dataset),
+        dataset=dataset_status(dataset, plan.resolved),
         memory=plan.memory.to_status(devices.memory_bytes) if plan.memory else None,
         disk=disk_status(run, disk),
         resolved=resolved_status(

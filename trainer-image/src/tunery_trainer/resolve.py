@@ -19,12 +19,14 @@ from tunery_api.methods import (
     PromptTuningSpec,
     QuantizationSpec,
 )
+from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_trainer.choose import MethodChoice
 from tunery_trainer.decisions import Decisions, number
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
+from tunery_trainer.preferences import PREFERENCE_RATE, preference_settings
 from tunery_trainer.presets import PRESETS
 from tunery_trainer.resolved import (
     AdaLoraSettings,
@@ -90,6 +92,7 @@ def resolve(
     method = choice.method
     decide = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
     decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
+    decide.note("task", spec.task, Source.MANIFEST if "task" in spec.model_fields_set else Source.DEFAULT)
     decide.plain(spec.dataset, "dataset", "template")
     adapter = _adapter(decide, facts)
     training = _training(decide, adapter.rank, _Given(facts, devices, chosen or Chosen()))
@@ -101,6 +104,8 @@ def resolve(
         prompt=_prompt(decide),
         quantization=_quantization(decide, training.precision, facts.stored),
         training=training,
+        task=spec.task,
+        preference=preference_settings(decide),
         values=tuple(decide.values),
     )
 
@@ -151,7 +156,11 @@ def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> 
         return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
     if facts.experts:
         decide.note(EXPERTS, told_of_experts(facts, adapted=False), Source.RULE)
-    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, (DEFAULT_DROPOUT, Source.DEFAULT))
+    otherwise = (DEFAULT_DROPOUT, Source.DEFAULT)
+    if decide.spec.task in PREFERENCE_TASKS:
+        # As in TRL: the model is compared with what it was, and noise would be a difference of its own.
+        otherwise = (0.0, Source.RULE)
+    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, otherwise)
 
 
 def _ia3_adapter(decide: Decisions) -> AdapterSettings:
@@ -320,6 +329,8 @@ def _learning_rate(decide: Decisions, rank: int) -> float:
         own = PROJECTION_LEARNING_RATE
     preset = decide.preset.learning_rate if decide.preset and own is None else None
     otherwise = (DEFAULT_LEARNING_RATE, Source.DEFAULT) if own is None else (own, Source.RULE)
+    if decide.spec.task in PREFERENCE_TASKS:
+        otherwise = (PREFERENCE_RATE * otherwise[0], Source.RULE)
     rate = decide.pick("training.learningRate", number(block.learning_rate), preset, otherwise)
     if not block.scale_learning_rate_with_rank or not rank:
         return rate
@@ -364,7 +375,8 @@ def _packing(decide: Decisions, given: _Given) -> bool:
             f"spec.training.packing: {facts.architecture} was not measured to keep the examples of a packed row apart; "
             "leave packing out, or use another base model",
         )
-    possible = facts.packable and decide.method not in PROMPT_LEARNING and not decide.spec.training.group_by_length
+    alone = decide.spec.task in PREFERENCE_TASKS or decide.spec.training.group_by_length
+    possible = facts.packable and decide.method not in PROMPT_LEARNING and not alone
     return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))
 
 

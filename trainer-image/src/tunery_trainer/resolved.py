@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
+from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Loss, Optimizer, Precision, Scheduler
 
@@ -124,6 +125,18 @@ class QuantizationSettings:
 
 
 @dataclass(frozen=True)
+class PreferenceSettings:
+    """How answers are weighed against each other."""
+
+    beta: float
+    loss_type: PreferenceLoss | None = None
+    """Set for DPO only."""
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    """1 for all but KTO."""
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """The training loop; exactly one of epochs and max_steps is set."""
 
@@ -165,4 +178,7 @@ class Resolved:
     """Set for prompt and prefix tuning only."""
     quantization: QuantizationSettings | None
     training: TrainingSettings
+    task: TrainingTask
+    preference: PreferenceSettings | None
+    """Set for DPO, ORPO and KTO."""
     values: tuple[ResolvedValue, ...]

@@ -57,4 +57,10 @@ def _rank_too_low(lineage: Lineage) -> str | None:
 
 def _metrics(metrics: dict[str, float]) -> MetricsStatus:
     text = {name: f"{value:.6g}" for name, value in metrics.items()}
-    return MetricsStatus(loss=text.get("loss"), eval_loss=text.get("evalLoss"), base_eval_loss=text.get("baseEvalLoss"))
+    return MetricsStatus(
+        loss=text.get("loss"),
+        eval_loss=text.get("evalLoss"),
+        base_eval_loss=text.get("baseEvalLoss"),
+        eval_reward_accuracy=text.get("evalRewardAccuracy"),
+        eval_reward_margin=text.get("evalRewardMargin"),
+    )

@@ -11,6 +11,7 @@ from tunery_api.scrub import shorten
 from tunery_api.status import DatasetStatus, ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
+from tunery_trainer.preferences import weights_warning
 from tunery_trainer.resolved import Resolved
 
 _LIBRARIES: Final = (
@@ -30,8 +31,10 @@ _MAX_COLUMN: Final = 64
 """Bytes."""
 
 
-def dataset_status(report: DatasetReport) -> DatasetStatus:
-    """Return the report as it stands in status.dataset."""
+def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> DatasetStatus:
+    """Return the report as it stands in status.dataset, with what it means for the settings of a LoRAJob."""
+    weights = weights_warning(resolved, report.tokens) if resolved else None
+    warnings = [*warnings_of(report), *([weights] if weights else [])]
     return DatasetStatus(
         rows=report.rows,
         invalid_rows=report.invalid_rows,
@@ -41,7 +44,7 @@ def dataset_status(report: DatasetReport) -> DatasetStatus:
         format=report.format.value,
         overlap=report.overlap,
         ignored_columns=[shorten(name, _MAX_COLUMN) for name in report.ignored_columns[:_MAX_COLUMNS]] or None,
-        warnings=list(warnings_of(report)) or None,
+        warnings=warnings or None,
         **(_token_fields(report.tokens) if report.tokens else {}),
     )
 

@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_api.training import MlflowSpec, WandbSpec
+from tunery_trainer.callbacks import METRICS
 from tunery_trainer.credentials import Credentials
 from tunery_trainer.inputs import credentials_for
 
 RUNS_FOLDER: Final = "runs"
 """Where TensorBoard files lie, beside the adapter."""
-_METRICS: Final = ("loss", "eval_loss", "learning_rate", "grad_norm")
 _MLFLOW_PARAM_LIMIT: Final = 6000
 _MLFLOW_PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """A GPU waits meanwhile: MLflow's own, seven tries of two minutes each, would cost it half an hour."""
@@ -44,8 +44,8 @@ class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Send loss, evaluation loss, learning rate and gradient norm."""
-        metrics = {name: float(value) for name, value in (logs or {}).items() if name in _METRICS}
+        """Send what is told of a run: losses, rewards, learning rate and gradient norm."""
+        metrics = {name: float(value) for name, value in (logs or {}).items() if name in METRICS}
         for tracker in list(self._trackers) if metrics else ():
             try:
                 tracker.log(metrics, state.global_step)
@@ -184,7 +184,8 @@ class _TensorBoard:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(f"train/{name}" if name != "eval_loss" else "eval/loss", value, step)
+            side, _, rest = name.partition("_")
+            self._writer.add_scalar(f"eval/{rest}" if side == "eval" else f"train/{name}", value, step)
 
 
 @contextmanager

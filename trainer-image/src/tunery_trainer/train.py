@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
+from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
@@ -154,6 +155,21 @@ def _write_result(session: Session, fitted: Fitted) -> Path:
     return folder
 
 
+def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
+    """Return what was measured, by the names of the API; of the base what it prefers only where that says something.
+
+    Compared with itself, as DPO and KTO compare it, it prefers nothing.
+    """
+    metrics = {"loss": fitted.loss, "evalLoss": fitted.eval_loss, "baseEvalLoss": fitted.base_eval_loss}
+    for name in ("reward_accuracy", "reward_margin"):
+        said = "".join(word.capitalize() for word in name.split("_"))
+        if name in fitted.after:
+            metrics[f"eval{said}"] = fitted.after[name]
+        if task is TrainingTask.ORPO and name in fitted.before:
+            metrics[f"baseEval{said}"] = fitted.before[name]
+    return metrics
+
+
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
     spec, run, resolved, previous = session.spec, session.run, session.resolved, session.previous
     return Lineage(
@@ -168,11 +184,11 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         image=run.image,
         versions=library_versions(),
         device=fitted.device,
-        metrics={"loss": fitted.loss, "evalLoss": fitted.eval_loss, "baseEvalLoss": fitted.base_eval_loss},
+        metrics=_metrics(fitted, resolved.task),
         continued_from=MergeInputRecord(uri=previous.uri, manifest_sha256=previous.manifest_sha256)
         if previous
         else None,
-        found=dataset_status(session.data.report),
+        found=dataset_status(session.data.report, resolved),
         resolved=resolved_status(
             resolved,
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,8 +16,10 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
 from tunery_trainer.attention import computes_by_example
-from tunery_trainer.collator import IGNORED, Collator
-from tunery_trainer.head import add_head, log_probabilities
+from tunery_trainer.collator import Collator
+from tunery_trainer.head import add_head, autocast
+from tunery_trainer.model import dtype_of
+from tunery_trainer.objectives import Batch, Objective, Sft, Tally
 from tunery_trainer.resolved import TrainingSettings
 
 _SCHEDULERS: Final = {
@@ -57,12 +59,14 @@ class LoopParts:
     """What the loop works with."""
 
     rows: Any
-    """A datasets.Dataset with input_ids, labels and, if packed, seq_lengths."""
+    """A datasets.Dataset with input_ids, labels and, if packed, seq_lengths; beside them what the objective wants."""
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     """Where checkpoints are written."""
-    held_out_loss: Callable[[], float] | None
+    held_out: Callable[[], dict[str, float]] | None
+    """Measures `loss`, and a preference task's rewards, on the held-out rows."""
     hooks: Hooks | None = None
+    objective: Objective = field(default_factory=Sft)
 
 
 class Hooks(Protocol):
@@ -117,6 +121,8 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
         eval_steps=loop.evaluate_every_steps,
         prediction_loss_only=True,
         save_strategy="no",
+        # Those of preference tasks are not the model's arguments: the objective knows them.
+        remove_unused_columns=False,
         save_total_limit=loop.keep_checkpoints,
         enable_jit_checkpoint=False,
         dataloader_pin_memory=loop.on_gpu,
@@ -143,9 +149,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
     def __init__(self, model: torch.nn.Module, loop: LoopSettings, parts: LoopParts) -> None:
         before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._hooks = parts.hooks
-        self._held_out_loss = parts.held_out_loss
+        self._held_out = parts.held_out
+        self._objective = self._at = parts.objective
+        self._tally = Tally()
+        self._precision = loop.training.precision
         self.tokens_seen = 0
         self.lr_scheduler: Any
+        collate = Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model))
         super().__init__(
             model=model,
             args=sft_config(loop, parts.folder),
@@ -153,7 +163,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             # Only there to let the Trainer start evaluations: `evaluate` measures on rows of its own.
             eval_dataset=parts.rows.select([0]) if loop.evaluate_every_steps else None,
             processing_class=parts.tokenizer,
-            data_collator=Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model)),
+            data_collator=parts.objective.collator(collate, parts.rows),
         )
         self.remove_callback(PrinterCallback)
         if self._hooks:
@@ -174,17 +184,36 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the mean loss of the labelled tokens plus the method's own term.
+        """Return the objective's mean loss plus the method's own term.
 
         Without what TRL's computes beside it for its log: entropy and accuracy of each token.
         """
-        counted = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = -log_probabilities(model, inputs).sum() / torch.as_tensor(counted).clamp(min=1)
+        outcome = self._at.outcome(model, inputs)
+        counts = self._at.counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        loss = (outcome.sums / counts.clamp(min=1)).sum()
+        if outcome.rewards:
+            self._tally.add(outcome)
         extra = self._hooks.extra_loss(self.model) if self._hooks and self.model.training else None
         if extra is None:
             return loss
         # With num_items_in_batch the Trainer leaves the mean over accumulated batches to the loss.
         return loss + extra / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], torch.Tensor | None]:
+        """Return the batches of an optimizer step, and what its loss is the mean over, however they are split."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        if not batches:
+            return batches, None
+        with autocast(self.args.device, dtype_of(self._precision)):
+            self._at = self._objective.at(self.model, batches)
+        return batches, torch.stack([self._objective.counts(batch) for batch in batches]).sum(0).to(self.args.device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, beside the training loss, what the model has preferred in training since the last time."""
+        if "loss" in logs:
+            logs |= self._tally.rewards()
+            self._tally = Tally()
+        super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
@@ -202,10 +231,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Return and log the loss on the held-out rows, computed as before and after training."""
-        if self._held_out_loss is None:
+        """Return and log how the model does on the held-out rows, measured as before and after training."""
+        if self._held_out is None:
             return {}
-        metrics = {f"{metric_key_prefix}_loss": self._held_out_loss()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._held_out().items()}
         # Bypass TRL's log(), which mixes its running training metrics in.
         super(SFTTrainer, self).log(dict(metrics))
         # on_evaluate changes the control in place, and returns it.

@@ -14,10 +14,18 @@ _METRICS: Final = {
     "train_loss": "loss",
     "eval_loss": "evalLoss",
     "base_eval_loss": "baseEvalLoss",
+    "reward_accuracy": "rewardAccuracy",
+    "reward_margin": "rewardMargin",
+    "eval_reward_accuracy": "evalRewardAccuracy",
+    "eval_reward_margin": "evalRewardMargin",
+    "rewards/accuracies": "rewardAccuracy",
+    "rewards/margins": "rewardMargin",
+    "eval_rewards/accuracies": "evalRewardAccuracy",
+    "eval_rewards/margins": "evalRewardMargin",
     "learning_rate": "learningRate",
     "grad_norm": "gradNorm",
 }
-"""transformers' names for what it logs, and ours."""
+"""The names of our trainer, of transformers and of TRL for what they log, and those of the status."""
 
 _COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
 

@@ -62,6 +62,21 @@ def conversation_from_share_gpt(row: JsonObject) -> Conversation:
     return Conversation((*start, *converted), frozenset(index + len(start) for index in found.context))
 
 
+def turns_of(row: JsonObject, field: str) -> tuple[JsonObject, ...]:
+    """The checked turns of a field of a preference, which bear no marks.
+
+    Raises:
+        RowError: with the path of the wrong field, such as `chosen[0].content`.
+    """
+    turns = list_field(row, field)
+    for index, turn in enumerate(turns):
+        mark = next((name for name in ("weight", "train") if turn.get(name) is not None), None)
+        if mark:
+            why = "is for task: SFT; of a preference, all of the answer counts and nothing of the prompt"
+            raise RowError(f"{field}[{index}].{mark}", why)
+    return tuple(_message(turn, f"{field}[{index}].") for index, turn in enumerate(turns))
+
+
 def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
     """The tool descriptions in the field `tools` (a list, or JSON in a string); empty where there are none."""
     return tuple(list_field(row, "tools")) if row.get("tools") else ()

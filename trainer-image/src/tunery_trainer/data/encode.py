@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,7 +27,7 @@ BATCH_CHARACTERS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example of at most maxLength tokens."""
+    """One example of at most maxLength tokens; of a pair, the chosen answer with the other one beside it."""
 
     input_ids: Tokens
     """Shape (tokens,)."""
@@ -36,11 +37,18 @@ class Encoded:
     """Tokens before cutting."""
     turns: int
     """Turns of which at least one token counts; 0 where every token does."""
+    rejected: Encoded | None = None
+    desirable: bool | None = None
 
     @property
     def loss_tokens(self) -> int:
         """How many tokens count; none if cutting left no answer."""
         return int(np.count_nonzero(self.labels != IGNORED))
+
+    @property
+    def sides(self) -> tuple[Encoded, ...]:
+        """Itself, and the other answer of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 class Encoder:
@@ -63,8 +71,13 @@ class Encoder:
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoded]:
         """The rows in the same order: tokens, end of sequence once, labels, cut to maxLength."""
+        texts = [text for row in rows for text in row.sides]
+        encoded = iter(self._texts(texts))
+        return [_joined(row, encoded) for row in rows]
+
+    def _texts(self, texts: Sequence[Rendered]) -> list[Encoded]:
         encoded: list[Encoded] = []
-        for special, group in groupby(rows, key=lambda row: row.special_tokens):
+        for special, group in groupby(texts, key=lambda row: row.special_tokens):
             batch = list(group)
             # No truncation here: the full length goes into the report.
             encodings = self._tokenizer(
@@ -88,13 +101,46 @@ class Encoder:
         return Encoded(np.array(ids[:cut], dtype=np.int32), labels[:cut], len(ids), turns)
 
 
+def _joined(row: Rendered, encoded: Iterator[Encoded]) -> Encoded:
+    """What a row became: the next of `encoded`, or the next two."""
+    one = next(encoded)
+    if row.rejected is not None:
+        return paired(one, next(encoded))
+    if row.desirable is not None:
+        return dataclasses.replace(one, labels=_after_first(one.labels), desirable=row.desirable)
+    return one
+
+
+def paired(chosen: Encoded, rejected: Encoded) -> Encoded:
+    """Both answers, counted from the same token on: the first of either, or the first that differs.
+
+    So both count the same stretch of the text, also where an answer's beginning shares a token with the prompt's end.
+    """
+    length = min(len(chosen.input_ids), len(rejected.input_ids))
+    differs = np.flatnonzero(chosen.input_ids[:length] != rejected.input_ids[:length])
+    starts = [np.flatnonzero(side.labels != IGNORED)[:1] for side in (chosen, rejected)]
+    start = int(min([length, *differs[:1], *(first[0] for first in starts if first.size)]))
+    sides = []
+    for side, first in zip((chosen, rejected), starts, strict=True):
+        labels = side.labels.copy()
+        if first.size:
+            labels[start : first[0]] = side.input_ids[start : first[0]]
+        sides.append(dataclasses.replace(side, labels=_after_first(labels)))
+    return dataclasses.replace(sides[0], rejected=sides[1])
+
+
+def _after_first(labels: Tokens) -> Tokens:
+    """Labels without that of the first token, which nothing predicts."""
+    return np.concatenate([np.full(1, IGNORED, np.int32), labels[1:]])[: len(labels)]
+
+
 def in_batches(rows: Iterable[tuple[bytes, RenderedRow]]) -> Iterator[list[tuple[bytes, RenderedRow]]]:
     """Groups of rows for one tokenizer call: few enough to bound memory, many enough to use every core."""
     batch: list[tuple[bytes, RenderedRow]] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += sum(len(example.text) for example in row[1].examples)
+        characters += sum(len(text.text) for example in row[1].examples for text in example.sides)
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
 from tunery_trainer.data.formats import (
-    ALL_FIELDS,
-    FIELDS,
     OPTIONAL_FIELDS,
     PLAIN_FORMATS,
     columns_text,
     convert,
     detect,
+    formats_of,
+    known_fields,
 )
 from tunery_trainer.data.options import DataFormat, DataOptions, Template
 from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError
@@ -65,23 +66,25 @@ class ExampleReader:
     def __init__(self, options: DataOptions, invalid: InvalidRows) -> None:
         self.format = options.format
         self.ignored: set[str] = set()
+        self._task, self._formats = options.task, formats_of(options.task)
         self._template = options.template
         self._columns = dict(options.columns)
         self._invalid = invalid
         self._columns_checked = False
-        unknown = [field for field in self._columns if field not in ALL_FIELDS]
+        known = list(dict.fromkeys(field for name in self._formats for field in known_fields(name)))
+        unknown = [field for field in self._columns if field not in known]
         if unknown:
             raise TrainerError(
                 FailureReason.INVALID_SPEC,
-                f"spec.dataset.columns: there is no field '{unknown[0]}'; fields: {', '.join(ALL_FIELDS)}",
+                f"spec.dataset.columns: there is no field '{unknown[0]}'; fields: {', '.join(known)}",
             )
 
     def examples(self, records: Iterable[Record]) -> Iterator[Example]:
         """The valid rows of `records`; bad ones go to the InvalidRows given at the start.
 
         Raises:
-            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks; InvalidSpec when the
-                rows are conversations and `template` is PLAIN.
+            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks, or when the rows are
+                for another task; InvalidSpec when they are conversations and `template` is PLAIN.
         """
         for record in records:
             try:
@@ -98,7 +101,7 @@ class ExampleReader:
         if self._template is Template.PLAIN and self.format not in PLAIN_FORMATS:
             raise _needs_chat(self.format)
         example = convert(row, self.format, place, self._template)
-        self.ignored.update(set(row) - set(FIELDS[self.format]) - set(OPTIONAL_FIELDS))
+        self.ignored.update(set(row).difference(known_fields(self.format)))
         return example
 
     def _renamed(self, value: JsonObject, place: Place) -> JsonObject:
@@ -126,11 +129,23 @@ class ExampleReader:
 
     def _detected(self, row: JsonObject) -> DataFormat:
         # Columns that the user named say what is meant, even if the row has those of another format too.
-        found = detect({field: row[field] for field in self._columns if field in row}) or detect(row)
-        if found is None:
-            known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in FIELDS.items())
-            raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
-        return found
+        named = {field: row[field] for field in self._columns if field in row}
+        found = detect(named, self._formats) or detect(row, self._formats)
+        if found is not None:
+            return found
+        known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
+        other = detect(row)
+        if other is not None:
+            raise self._of_another_task(other, row, known)
+        raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
+
+    def _of_another_task(self, found: DataFormat, row: JsonObject, known: str) -> TrainerError:
+        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
+        return TrainerError(
+            FailureReason.DATASET_INVALID,
+            f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {known}",
+            f"Use such rows; task: {fitting}, or spec.dataset.columns for other names of the columns, needs a new job.",
+        )
 
 
 def _needs_chat(name: DataFormat) -> TrainerError:

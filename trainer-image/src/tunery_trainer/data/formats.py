@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
+from tunery_api.inputs import FORMATS_OF_TASK
+from tunery_api.preference import TrainingTask
 from tunery_api.scrub import shorten
 from tunery_trainer.data.conversation import (
     Conversation,
@@ -13,10 +16,13 @@ from tunery_trainer.data.conversation import (
     tools_of,
 )
 from tunery_trainer.data.options import DataFormat, Template
+from tunery_trainer.data.preferences import labelled, pair, plain_labelled, plain_pair
 from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
 from tunery_trainer.data.validate import optional_text, text_field
 
 FIELDS: Final[dict[DataFormat, tuple[str, ...]]] = {
+    DataFormat.UNPAIRED_PREFERENCE: ("prompt", "completion", "label"),
+    DataFormat.PREFERENCE: ("chosen", "rejected"),
     DataFormat.MESSAGES: ("messages",),
     DataFormat.SHARE_GPT: ("conversations",),
     DataFormat.ALPACA: ("instruction", "output"),
@@ -26,12 +32,28 @@ FIELDS: Final[dict[DataFormat, tuple[str, ...]]] = {
 """The fields that a row of each format must have, in the order in which AUTO looks for them."""
 
 OPTIONAL_FIELDS: Final = ("input", "system", "tools")
-ALL_FIELDS: Final = (*(name for names in FIELDS.values() for name in names), *OPTIONAL_FIELDS)
 
 
-def detect(row: Mapping[str, Any]) -> DataFormat | None:
-    """The first format whose fields `row` has; None if it has those of none."""
-    return next((name for name, fields in FIELDS.items() if all(field in row for field in fields)), None)
+def formats_of(task: TrainingTask) -> dict[DataFormat, tuple[str, ...]]:
+    """What `task` learns from, with the fields of each format."""
+    fitting = {name.value for name in FORMATS_OF_TASK[task]}
+    return {name: fields for name, fields in FIELDS.items() if name.value in fitting}
+
+
+def known_fields(name: DataFormat) -> tuple[str, ...]:
+    """The fields that a row of format `name` may have."""
+    if name is DataFormat.PREFERENCE:
+        return ("prompt", *FIELDS[name], "system", "tools")
+    if name is DataFormat.UNPAIRED_PREFERENCE:
+        return (*FIELDS[name], "system", "tools")
+    return (*FIELDS[name], *OPTIONAL_FIELDS)
+
+
+def detect(
+    row: Mapping[str, Any], formats: Mapping[DataFormat, tuple[str, ...]] = MappingProxyType(FIELDS)
+) -> DataFormat | None:
+    """The first of `formats` whose fields `row` has; None if it has those of none."""
+    return next((name for name, fields in formats.items() if all(field in row for field in fields)), None)
 
 
 def convert(row: JsonObject, name: DataFormat, place: Place, template: Template = Template.CHAT) -> Example:
@@ -120,11 +142,15 @@ _CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
     DataFormat.ALPACA: _alpaca,
     DataFormat.SHARE_GPT: _share_gpt,
     DataFormat.MESSAGES: _messages,
+    DataFormat.PREFERENCE: pair,
+    DataFormat.UNPAIRED_PREFERENCE: labelled,
 }
 _PLAIN_CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
     DataFormat.TEXT: _text,
     DataFormat.PROMPT_COMPLETION: _plain_completion,
     DataFormat.ALPACA: _plain_alpaca,
+    DataFormat.PREFERENCE: plain_pair,
+    DataFormat.UNPAIRED_PREFERENCE: plain_labelled,
 }
 PLAIN_FORMATS: Final = frozenset(_PLAIN_CONVERTERS)
 """The formats that need no chat template."""

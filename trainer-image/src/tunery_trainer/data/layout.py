@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunery_api.reasons import FailureReason
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.pack import pack
+from tunery_trainer.errors import TrainerError
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,26 @@ def lay(lengths: Sequence[int], capacity: int, *, packed: bool) -> Layout:
     return Layout(packed, pack(lengths, capacity) if packed else [[index] for index in range(len(lengths))])
 
 
-def with_layout(report: DatasetReport, layout: Layout) -> DatasetReport:
-    """Return `report` with what is known of the sequences."""
+def with_layout(report: DatasetReport, layout: Layout, desirable: Sequence[bool | None]) -> DatasetReport:
+    """Return `report` with what is known of the sequences; `desirable` says of each example whether it is wanted.
+
+    Raises TrainerError(DatasetInvalid) where all of them are wanted, or none is.
+    """
     if report.tokens is None:
         return report
-    tokens = dataclasses.replace(report.tokens, sequences=len(layout.sequences), packed=layout.packed)
+    wanted = None if None in desirable else _both_kinds(desirable)
+    tokens = dataclasses.replace(report.tokens, sequences=len(layout.sequences), packed=layout.packed, desirable=wanted)
     return dataclasses.replace(report, tokens=tokens)
+
+
+def _both_kinds(desirable: Sequence[bool | None]) -> int:
+    """Return how many are wanted."""
+    wanted = sum(map(bool, desirable))
+    if 0 < wanted < len(desirable):
+        return wanted
+    label, other = ("true", "false") if wanted else ("false", "true")
+    raise TrainerError(
+        FailureReason.DATASET_INVALID,
+        f"spec.dataset: all {len(desirable)} rows to train on have label {label}; task KTO learns from both kinds",
+        f"Add rows with label {other}, and retry; good answers alone are for task: SFT, in a new job.",
+    )

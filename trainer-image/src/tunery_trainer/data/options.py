@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+from tunery_api.preference import PREFERENCE_TASKS, TrainingTask
+
 
 class DataFormat(StrEnum):
     """How the rows are written; AUTO takes the format of the first row that has one."""
@@ -18,6 +20,8 @@ class DataFormat(StrEnum):
     ALPACA = "Alpaca"
     SHARE_GPT = "ShareGPT"
     MESSAGES = "Messages"
+    PREFERENCE = "Preference"
+    UNPAIRED_PREFERENCE = "UnpairedPreference"
 
 
 class Template(StrEnum):
@@ -42,6 +46,8 @@ class DataOptions:
     `evaluation_fraction` of the rows (at least 1, at most 1,000) is held out.
     """
 
+    task: TrainingTask = TrainingTask.SFT
+    """Decides which formats there are, and what a row becomes."""
     path: str = ""
     """A file, a folder or a glob below the root; empty for the root itself."""
     format: DataFormat = DataFormat.AUTO
@@ -53,6 +59,7 @@ class DataOptions:
     max_length: int = 2048
     """Tokens; what a row has beyond them is cut off and reported."""
     packing: bool = True
+    """Rows of preferences are never packed."""
     min_sequences: int = 0
     """Pack only if it leaves at least so many sequences to train on."""
     loss: Loss = Loss.COMPLETION
@@ -62,10 +69,18 @@ class DataOptions:
     evaluation_split: str | None = None
     evaluation_fraction: float = 0.05
 
+    def __post_init__(self) -> None:
+        """Refuse what no rule lets through."""
+        if self.task in PREFERENCE_TASKS and (self.packing or self.loss is Loss.ALL):
+            raise ValueError(f"{self.task} weighs whole answers, neither packed nor with their prompts")
+
 
 @dataclass(frozen=True)
 class TokenReport:
-    """What a tokenizer says about the data set; lengths in tokens, before rows are cut to maxLength."""
+    """What a tokenizer says about the data set; lengths in tokens, before rows are cut to maxLength.
+
+    Of a pair, `tokens` and turns are those of both answers, lengths those of the longer.
+    """
 
     tokens: int
     """All tokens that remain after cutting, of training and evaluation rows."""
@@ -99,6 +114,8 @@ class TokenReport:
     """Sequences to train on, those held out for evaluation not included."""
     packed: bool = False
     """Whether a sequence holds several examples."""
+    desirable: int | None = None
+    """KTO: of `sequences`, those whose answer is wanted."""
 
 
 @dataclass(frozen=True)

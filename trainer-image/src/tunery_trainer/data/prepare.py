@@ -15,7 +15,7 @@ from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_re
 from tunery_trainer.data.layout import Layout, lay, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.split import held_out
-from tunery_trainer.data.store import TokenStore
+from tunery_trainer.data.store import TokenStore, row_kind
 from tunery_trainer.data.survey import Files, Survey, find_files
 from tunery_trainer.errors import TrainerError
 
@@ -27,7 +27,10 @@ _TRAIN, _EVALUATION = "train.arrow", "evaluation.arrow"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Both sides, mapped from disk, with the columns input_ids and labels, and seq_lengths when packed."""
+    """Both sides, mapped from disk, with the columns input_ids and labels, and seq_lengths when packed.
+
+    DPO, ORPO: those are the chosen answer's, rejected_input_ids and rejected_labels the other one's. KTO: desirable.
+    """
 
     train: Dataset
     evaluation: Dataset
@@ -76,7 +79,8 @@ def prepare(
 
 def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
     survey = Survey(files, options)
-    with TokenStore(folder, "train") as rows, TokenStore(folder, "evaluation") as evaluation_rows:
+    kind = row_kind(options.task)
+    with TokenStore(folder, "train", kind) as rows, TokenStore(folder, "evaluation", kind) as evaluation_rows:
         for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
             for digest, examples in survey.encoded(side, tokenizer):
                 store.add(digest, examples)
@@ -90,11 +94,12 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTraine
         train = [example for example in every if not drawn[rows.rows[example]]]
     layout = training_layout([rows.lengths[example] for example in train], options)
     lengths = [source.lengths[example] for example in held]
+    report = with_layout(report, layout, [rows.desirable[example] for example in train])
     _write(rows, train, layout, folder / _TRAIN)
     _write(source, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
-    write_report(folder, with_layout(report, layout))
+    write_report(folder, report)
 
 
 def _write(store: TokenStore, examples: list[int], layout: Layout, path: Path) -> None:

@@ -33,6 +33,15 @@ class Rendered:
     """Whether the tokenizer is to add its own (a chat template of the tokenizer's writes them itself)."""
     append_eos: bool
     """False where the text already ends with it."""
+    rejected: Rendered | None = None
+    """Of a pair: the other answer, which begins with the same prompt."""
+    desirable: bool | None = None
+    """Of a single answer: whether it is wanted; None where nobody says."""
+
+    @property
+    def sides(self) -> tuple[Rendered, ...]:
+        """Itself, and the other answer of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ class Example:
     context: frozenset[int] = frozenset()
     """Indexes of the assistant's messages that are read only, as the row's own weight or train says."""
 
+    rejected: Example | None = None
+    """Of a pair: the other answer to the same prompt, with everything before it."""
+    desirable: bool | None = None
+    """Of a single answer: whether it is wanted; None where nobody says."""
+
     @property
     def answers(self) -> tuple[int, ...]:
         """Indexes of the assistant's messages."""
@@ -67,4 +72,6 @@ class Example:
         # Only where there is something to add: which rows are held out hangs on the digest, and shall stay.
         if self.context or self.completion_at is not None:
             content += [sorted(self.context), self.completion_at]
+        if self.rejected is not None or self.desirable is not None:
+            content += [self.rejected and self.rejected.digest().hex(), self.desirable]
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()

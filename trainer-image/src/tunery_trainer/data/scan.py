@@ -31,12 +31,14 @@ def scan(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase | 
         if not files.evaluation:
             held_out(train, options.evaluation_fraction, options.seed)
         return report
-    digests, lengths = [], []
+    digests, known = [], []
     for digest, examples in survey.encoded(survey.train, tokenizer):
         digests.append(digest)
-        lengths.append([len(example.input_ids) for example in examples])
+        known.append([(len(example.input_ids), example.desirable) for example in examples])
     collections.deque(survey.encoded(survey.evaluation, tokenizer), maxlen=0)
     report = survey.report()
     held = None if files.evaluation else held_out(digests, options.evaluation_fraction, options.seed)
-    of_training = chain.from_iterable(row for index, row in enumerate(lengths) if held is None or not held[index])
-    return with_layout(report, training_layout(list(of_training), options))
+    kept = (row for index, row in enumerate(known) if held is None or not held[index])
+    of_training = list(chain.from_iterable(kept))
+    layout = training_layout([length for length, _ in of_training], options)
+    return with_layout(report, layout, [desirable for _, desirable in of_training])

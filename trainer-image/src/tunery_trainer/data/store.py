@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,70 +12,141 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tunery_api.preference import TrainingTask
 from tunery_trainer.data.encode import Encoded
 
 _BATCH_TOKENS = 4_000_000
 _LIST = pa.list_(pa.int32())
 
 
-class TokenStore:
-    """Two flat files of int32, tokens and labels, that grow by example; memory holds only digests and lengths."""
+class RowKind(Enum):
+    """What an example holds."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._paths = (folder / f"{name}.tokens", folder / f"{name}.labels")
+    ONE = "one"
+    """Tokens to learn."""
+    PAIR = "pair"
+    """Two answers."""
+    LABELLED = "labelled"
+    """An answer that is wanted or not."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """What the columns of each of its texts begin with."""
+        return ("", "rejected_") if self is RowKind.PAIR else ("",)
+
+
+def row_kind(task: TrainingTask) -> RowKind:
+    """What an example of a task holds."""
+    if task is TrainingTask.SFT:
+        return RowKind.ONE
+    return RowKind.LABELLED if task is TrainingTask.KTO else RowKind.PAIR
+
+
+class _Side:
+    """Two flat files of int32, tokens and labels, that grow by text."""
+
+    def __init__(self, folder: Path, name: str, prefix: str) -> None:
+        self._paths = (folder / f"{name}.{prefix}tokens", folder / f"{name}.{prefix}labels")
+        self.columns = (f"{prefix}input_ids", f"{prefix}labels")
+        self.lengths: list[int] = []
+        """Of each text its tokens."""
+
+    def open(self) -> None:
+        self._tokens, self._labels = (path.open("wb") for path in self._paths)
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._labels.close()
+
+    def add(self, text: Encoded) -> None:
+        self._tokens.write(text.input_ids.tobytes())
+        self._labels.write(text.labels.tobytes())
+        self.lengths.append(len(text.input_ids))
+
+    def reader(self) -> Callable[[Sequence[Sequence[int]]], list[pa.ListArray]]:
+        """Return what gives the two columns of a batch of sequences, each the indexes of its texts."""
+        ends = np.cumsum([0, *self.lengths])
+        flat = [np.memmap(file, np.int32, "r") for file in self._paths]
+
+        def read(batch: Sequence[Sequence[int]]) -> list[pa.ListArray]:
+            texts = [text for sequence in batch for text in sequence]
+            offsets = np.cumsum([0] + [sum(self.lengths[text] for text in sequence) for sequence in batch])
+            stretches = ([values[ends[text] : ends[text + 1]] for text in texts] for values in flat)
+            return [_lists(offsets, np.concatenate(stretch)) for stretch in stretches]
+
+        return read
+
+    def remove(self) -> None:
+        for path in self._paths:
+            path.unlink()
+
+
+class TokenStore:
+    """Examples on disk, in flat files that grow by example; memory holds only digests, lengths and labels."""
+
+    def __init__(self, folder: Path, name: str, kind: RowKind) -> None:
+        self._kind = kind
+        self._sides = tuple(_Side(folder, name, prefix) for prefix in kind.sides)
         self.digests: list[bytes] = []
         """Of each row."""
         self.rows: list[int] = []
         """Of each example the number of its row, from 0."""
-        self.lengths: list[int] = []
-        """Of each example its tokens."""
+        self.desirable: list[bool | None] = []
+        """Of each example whether it is wanted, where anybody says."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each example its tokens; of a pair, those of the chosen answer."""
+        return self._sides[0].lengths
 
     def __enter__(self) -> Self:
-        self._tokens, self._labels = (path.open("wb") for path in self._paths)
+        for side in self._sides:
+            side.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tokens.close()
-        self._labels.close()
+        for side in self._sides:
+            side.close()
 
     def add(self, digest: bytes, examples: Sequence[Encoded]) -> None:
         """Append the examples of a row."""
         for example in examples:
-            self._tokens.write(example.input_ids.tobytes())
-            self._labels.write(example.labels.tobytes())
+            for side, text in zip(self._sides, example.sides, strict=True):
+                side.add(text)
             self.rows.append(len(self.digests))
-            self.lengths.append(len(example.input_ids))
+            self.desirable.append(example.desirable)
         self.digests.append(digest)
 
     def write(self, sequences: Sequence[Sequence[int]], path: Path, *, packed: bool) -> None:
         """Write the sequences (each the indexes of its examples, in order) as an Arrow stream.
 
         Columns `input_ids` and `labels`, lists of int32 of equal length, and, if `packed`, `seq_lengths`, the length
-        of each example of the sequence.
+        of each example of the sequence. Of pairs also `rejected_input_ids` and `rejected_labels`; of answers that are
+        wanted or not `desirable`.
         """
-        ends = np.cumsum([0, *self.lengths])
-        flat = [np.memmap(file, np.int32, "r") for file in self._paths]
-        names = ["input_ids", "labels", *(["seq_lengths"] if packed else [])]
-        schema = pa.schema([(name, _LIST) for name in names])
+        readers, schema = [side.reader() for side in self._sides], self._schema(packed=packed)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in _in_batches(sequences, self.lengths):
-                rows = [row for sequence in batch for row in sequence]
-                offsets = np.cumsum([0] + [sum(self.lengths[row] for row in sequence) for sequence in batch])
-                columns = [
-                    _lists(offsets, np.concatenate([values[ends[row] : ends[row + 1]] for row in rows]))
-                    for values in flat
-                ]
+                columns: list[pa.Array] = [column for read in readers for column in read(batch)]
+                examples = [example for sequence in batch for example in sequence]
                 if packed:
                     counts = np.cumsum([0] + [len(sequence) for sequence in batch])
-                    columns.append(_lists(counts, np.array([self.lengths[row] for row in rows], np.int32)))
+                    columns.append(_lists(counts, np.array([self.lengths[example] for example in examples], np.int32)))
+                if self._kind is RowKind.LABELLED:
+                    columns.append(pa.array([self.desirable[example] for example in examples], pa.bool_()))
                 writer.write_batch(pa.record_batch(columns, schema=schema))
 
+    def _schema(self, *, packed: bool) -> pa.Schema:
+        lists = [*(name for side in self._sides for name in side.columns), *(["seq_lengths"] if packed else [])]
+        flags = [("desirable", pa.bool_())] if self._kind is RowKind.LABELLED else []
+        return pa.schema([*((name, _LIST) for name in lists), *flags])
+
     def remove(self) -> None:
-        """Delete both files."""
-        for path in self._paths:
-            path.unlink()
+        """Delete the files."""
+        for side in self._sides:
+            side.remove()
 
 
 def _lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.int32]) -> pa.ListArray:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
 from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, Template, TokenReport
@@ -66,24 +67,26 @@ class TokenCounts:
         """Count a row; what is given back are its examples that have something left to learn."""
         kept = [example for example in examples if self._counted(example)]
         self.unlearnable += not kept
-        self.split += len(examples) > 1
-        lengths = [len(example.input_ids) for example in kept]
-        self.repeated += sum(lengths) - max(lengths, default=0)
+        if all(example.desirable is None for example in examples):
+            self.split += len(examples) > 1
+            lengths = [len(example.input_ids) for example in kept]
+            self.repeated += sum(lengths) - max(lengths, default=0)
         self.turns += row.turns
         self.context += row.context_turns
-        self.trained += sum(example.turns for example in kept)
+        self.trained += sum(side.turns for example in kept for side in example.sides)
         self.thoughtless += row.lost_reasoning
         return kept
 
     def _counted(self, example: Encoded) -> bool:
-        self.lengths.append(example.full_length)
-        kept = len(example.input_ids)
-        self.cut += example.full_length > kept
-        self.lost += example.full_length - kept
-        if not (loss_tokens := example.loss_tokens):
+        sides = example.sides
+        self.lengths.append(max(side.full_length for side in sides))
+        lost = sum(side.full_length - len(side.input_ids) for side in sides)
+        self.cut += lost > 0
+        self.lost += lost
+        if not all(side.loss_tokens for side in sides) or _alike(sides):
             return False
-        self.tokens += kept
-        self.loss_tokens += loss_tokens
+        self.tokens += sum(len(side.input_ids) for side in sides)
+        self.loss_tokens += sum(side.loss_tokens for side in sides)
         return True
 
     def report(self, template: str, examples: int) -> TokenReport:
@@ -106,6 +109,11 @@ class TokenCounts:
             lost_reasoning=self.thoughtless,
             template=template,
         )
+
+
+def _alike(sides: Sequence[Encoded]) -> bool:
+    """Whether cutting has left two equal answers."""
+    return len(sides) > 1 and sides[0].input_ids.tolist() == sides[1].input_ids.tolist()
 
 
 def _percentile(ordered: Sequence[int], share: float) -> int:
@@ -139,6 +147,7 @@ class Survey:
         self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
         self._max_length, self._loss, self._chat = options.max_length, options.loss, options.template is Template.CHAT
+        self._task = options.task
         self._overlap = 0
         self._counts: TokenCounts | None = None
         self._template = "none"
@@ -154,11 +163,15 @@ class Survey:
         other.
         """
         from tunery_trainer.data.encode import Encoder, in_batches
+        from tunery_trainer.data.prefer import PreferenceRenderer
         from tunery_trainer.data.render import Renderer
 
         renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
+        render = renderer.render
+        if self._task in PREFERENCE_TASKS:
+            render = PreferenceRenderer(renderer, self._task).render
         counts = self._counts = self._counts or TokenCounts()
-        for batch in in_batches(self._valid(side, renderer.render)):
+        for batch in in_batches(self._valid(side, render)):
             if self._uses_template:
                 self._template = "tokenizer" if renderer.own_template else "chatml"
             encoded = iter(encoder.encode([example for _, row in batch for example in row.examples]))

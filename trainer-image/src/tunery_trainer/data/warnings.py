@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
 
 
 def warnings_of(report: DatasetReport) -> tuple[str, ...]:
     """The sentences, the weightiest first; none where every answer is trained whole."""
-    found = [*_of_tokens(report.tokens)] if report.tokens else []
+    found = [*_of_tokens(report.tokens, report.format)] if report.tokens else []
     if report.overlap:
         found.append(
             f"{report.overlap} of {report.evaluation_rows} rows of spec.dataset.evaluation are training rows, too: "
@@ -18,7 +18,7 @@ def warnings_of(report: DatasetReport) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _of_tokens(tokens: TokenReport) -> Iterator[str]:
+def _of_tokens(tokens: TokenReport, rows: DataFormat) -> Iterator[str]:
     wanted = tokens.assistant_turns - tokens.context_turns
     if tokens.trained_turns < wanted:
         yield (
@@ -31,7 +31,8 @@ def _of_tokens(tokens: TokenReport) -> Iterator[str]:
             "does not learn to reason from them"
         )
     if tokens.unlearnable_rows:
-        yield f"{tokens.unlearnable_rows} rows are left out: spec.training.maxLength leaves nothing of any answer"
+        left = "not both answers, or no difference" if rows is DataFormat.PREFERENCE else "nothing of any answer"
+        yield f"{tokens.unlearnable_rows} rows are left out: spec.training.maxLength leaves {left}"
     if tokens.lost_tokens:
         yield (
             f"{tokens.lost_tokens} tokens are cut off, of {tokens.truncated_percent:.4g} % of the examples: they lie "

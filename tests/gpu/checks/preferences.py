@@ -1,0 +1,100 @@
+"""DPO, ORPO and KTO: at the start nothing is preferred, and a few steps prefer what they are told to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import torch
+from datasets import Dataset
+
+from tunery_trainer.adapter import attach, training_hooks
+from tunery_trainer.answers import sequences_per_row
+from tunery_trainer.data.options import DataFormat, DatasetReport
+from tunery_trainer.data.prepare import PreparedData
+from tunery_trainer.evaluation import Pass
+from tunery_trainer.methods.base import Start
+from tunery_trainer.objectives import Compared, objective_of
+from tunery_trainer.reference import TaskRows, task_rows
+from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+
+from gpu.models import load
+from gpu.runs import Run, losses, peak, random_examples, scratch, shaped
+from gpu.verdicts import Case, Check, Machine, Outcome, judged
+
+_START: Final = {"DPO": math.log(2), "KTO": 0.5}
+"""The losses of a model that is its own reference."""
+_STEPS: Final = 8
+_REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DataFormat.AUTO, ())
+
+
+def _prefer(machine: Machine, task: str, method: str) -> Outcome:
+    run, rows = _run(machine, task, method)
+    resolved = run.plan.resolved
+    objective, training = objective_of(resolved), resolved.training
+    tokens = training.batch_size * training.max_length * sequences_per_row(resolved.task)
+    how = Pass(0, torch.bfloat16, tokens)
+    with scratch(machine) as folder:
+        base = load(run.folder, resolved, machine.device)
+        if isinstance(objective, Compared):
+            rows = rows.scored(base, objective, how)
+        before = rows.measure(base, objective, how)
+        model = attach(base, resolved, Start(run.tokenizer, run.plan.steps))
+        loop = LoopSettings(training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
+        parts = LoopParts(rows.train, run.tokenizer, folder, None, training_hooks(model, resolved), objective)
+        trainer = AdapterTrainer(model, loop, parts)
+        trainer.train()
+        after, most = rows.measure(model, objective, how), peak(machine)
+    told, estimate = losses(trainer), run.plan.memory
+    wrong = {
+        "a loss is no number": not (told and all(map(math.isfinite, told))),
+        "there is a preference before training": task in _START and abs(before["loss"] - _START[task]) > 1e-3,
+        "the loss has not gone down": not after["loss"] < before["loss"],
+        "the margin has not grown": not after["reward_margin"] > before["reward_margin"],
+    }
+    room = estimate.total if estimate else None
+    return judged(wrong, before=before, after=after, losses=told, peak_bytes=most, estimate_bytes=room)
+
+
+def _run(machine: Machine, task: str, method: str) -> tuple[Run, TaskRows]:
+    rate = "1e-1" if method == "PromptTuning" else "2e-3"
+    training = {
+        "precision": "BFloat16",
+        "maxSteps": _STEPS,
+        "batchSize": 4,
+        "gradientAccumulation": 1,
+        "maxLength": 64 if machine.dry else 1024,
+        "learningRate": rate,
+    }
+    blocks: dict[str, Any] = {"method": method, "task": task, "training": training}
+    longest = 24 if machine.dry else 400
+    prompts, good, bad = (random_examples(16, longest, seed) for seed in range(3))
+    columns = _columns(prompts, good)
+    if task == "KTO":
+        columns["desirable"] = [index % 2 == 0 for index in range(len(prompts))]
+    else:
+        columns |= {f"rejected_{name}": lists for name, lists in _columns(prompts, bad).items()}
+    rows = Dataset.from_dict(columns)
+    run = shaped(machine, "1B", blocks, rows)
+    return run, task_rows(PreparedData(rows, rows, _REPORT, from_cache=False), run.plan.resolved)
+
+
+def _columns(prompts: list[list[int]], answers: list[list[int]]) -> dict[str, list[Any]]:
+    pairs = list(zip(prompts, answers, strict=True))
+    return {
+        "input_ids": [prompt + answer for prompt, answer in pairs],
+        "labels": [[-100] * len(prompt) + answer for prompt, answer in pairs],
+    }
+
+
+def _cases(machine: Machine) -> Mapping[str, Case]:
+    return {
+        f"{task} {method}": Case(partial(_prefer, task=task, method=method), needs_gpu=False)
+        for task in ("DPO", "ORPO", "KTO")
+        for method in ("LoRA", "QLoRA", "PromptTuning")
+    }
+
+
+CHECK: Final = Check("a few optimizer steps of DPO, ORPO and KTO in bfloat16", _cases)

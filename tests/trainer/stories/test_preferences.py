@@ -1,0 +1,189 @@
+"""Preference tuning by the command line: what is learned, measured, published, continued, and taken up again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.stories.conftest import Case
+from trainer.stories.peft_reader import held_out_rows, plain_peft
+from trainer.stories.tiny import WORDS, run_here, write_rows
+from tunery_api.exitcodes import ExitCode
+
+QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
+
+
+def pairs(count: int = 80) -> list[dict[str, Any]]:
+    """Return questions with an answer in small letters that is preferred, and one in capitals, likelier at first."""
+    draw = random.Random(3)
+    said = [f"{draw.choice(WORDS)} {draw.randint(0, 999)}" for _ in range(count)]
+    return [{"prompt": f"say {words}", "chosen": words, "rejected": words.upper()} for words in said]
+
+
+def answers(count: int = 80) -> list[dict[str, Any]]:
+    """Return the same as single answers."""
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs(count // 2)
+        for side in ("chosen", "rejected")
+    ]
+
+
+def job(case: Case, task: str, **changes: Any) -> Path:
+    """Write a manifest of a task and its rows."""
+    path = case(**{"task": task, "training": QUICK, **changes})
+    write_rows(path.parent / "data.jsonl", answers() if task == "KTO" else pairs())
+    return path
+
+
+def run(path: Path) -> str:
+    """Run to the end and return what was printed."""
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.OK, done.stderr
+    return done.stdout
+
+
+def lineage(path: Path, out: str = "out") -> dict[str, Any]:
+    """Return the lineage of what was published."""
+    found: dict[str, Any] = json.loads((path.parent / out / "manifest.json").read_text())["lineage"]
+    return found
+
+
+@pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
+def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
+    faster = {**QUICK, "learningRate": "2e-2"} if task == "ORPO" else QUICK  # the prompt's likelihood comes first
+    path = job(case, task, training=faster, evaluation={"everySteps": 10}, tracking={"tensorboard": True})
+    printed = run(path)
+    metrics, card = lineage(path)["metrics"], (path.parent / "out" / "README.md").read_text()
+    if task != "ORPO":
+        assert metrics["baseEvalLoss"] == pytest.approx(math.log(2) if task == "DPO" else 0.5, abs=1e-6)
+        assert "baseEvalRewardAccuracy" not in metrics, "compared with itself it prefers nothing"
+    else:
+        assert 0 <= metrics["baseEvalRewardAccuracy"] < metrics["evalRewardAccuracy"]
+    assert metrics["evalLoss"] < metrics["baseEvalLoss"]
+    assert metrics["evalRewardAccuracy"] > 0.9
+    assert metrics["evalRewardMargin"] > 0
+    assert f"| Reward accuracy on held-out rows | {metrics['evalRewardAccuracy']:.4g} |" in card
+    assert "eval_reward_accuracy" in printed
+    events = EventAccumulator(str(path.parent / "out" / "runs")).Reload()
+    assert [event.step for event in events.Scalars("eval/reward_accuracy")] == [10, 20, 30]
+    assert [event.step for event in events.Scalars("train/reward_accuracy")] == list(range(1, 31))
+
+
+def test_anyone_can_repeat_the_numbers_with_plain_peft(case: Case) -> None:
+    path = job(case, "DPO", preference={"beta": "0.2"}, training={**QUICK, "maxSteps": 6})
+    run(path)
+    metrics, model, rewards = lineage(path)["metrics"], plain_peft(path.parent), []
+    for row in held_out_rows(path.parent):
+        both = [log_ratio(model, row[f"{side}input_ids"], row[f"{side}labels"]) for side in ("", "rejected_")]
+        rewards.append([0.2 * ratio for ratio in both])
+    margins = [good - bad for good, bad in rewards]
+    assert metrics["evalRewardMargin"] == pytest.approx(sum(margins) / len(margins), rel=0.05)
+    assert metrics["evalRewardAccuracy"] == sum(margin > 0 for margin in margins) / len(margins)
+    loss = sum(math.log1p(math.exp(-margin)) for margin in margins) / len(margins)
+    assert metrics["evalLoss"] == pytest.approx(loss, rel=0.01)
+
+
+@torch.no_grad()
+def log_ratio(model: Any, ids: list[int], labels: list[int]) -> float:
+    """Return how much likelier an answer is with the adapter than without it."""
+
+    def log_probability() -> float:
+        logs = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        return sum(float(logs[place - 1, label]) for place, label in enumerate(labels) if label != -100)
+
+    now = log_probability()
+    with model.disable_adapter():
+        return now - log_probability()
+
+
+@pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
+def test_a_resume_is_exact(case: Case, task: str) -> None:
+    """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again."""
+    kept = {"everySteps": 10, "keep": 2, "keepAfterSuccess": True}
+    path = job(case, task, checkpoint=kept, evaluation={"everySteps": 5}, training={**QUICK, "maxSteps": 20})
+    printed = run(path)
+    assert ("Reference  scoring 80 rows" in printed) == (task != "ORPO")
+    straight, before = load_file(path.parent / "out" / "adapter_model.safetensors"), lineage(path)["metrics"]
+    history = logged(path)
+    shutil.rmtree(path.parent / "out")
+    shutil.rmtree(next((path.parent / "work" / "checkpoints").glob("*/step-000020")))
+    printed = run(path)
+    assert "Resuming from the checkpoint of step 10" in printed
+    assert "Reference" not in printed
+    resumed = load_file(path.parent / "out" / "adapter_model.safetensors")
+    assert max(float((straight[name] - resumed[name]).abs().max()) for name in straight) == 0.0
+    assert lineage(path)["metrics"] == before
+    assert logged(path) == history
+
+
+def logged(path: Path) -> list[tuple[int, float, float]]:
+    """Return step, loss and reward accuracy of what the newest checkpoint remembers."""
+    newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))
+    entries = json.loads(newest.read_text())["log_history"]
+    found = [(entry["step"], entry["loss"], entry["reward_accuracy"]) for entry in entries if "loss" in entry]
+    assert [step for step, *_ in found] == list(range(1, 21))
+    return found
+
+
+def test_a_published_adapter_is_its_own_reference(case: Case) -> None:
+    """SFT, then DPO on it: what was learned first is where preferring begins, not the base."""
+    first = case()
+    run(first)
+    later = {"continueFrom": {"uri": "file://out"}, "output": {"uri": "file://out2"}, "lora": None}
+    path = job(case, "DPO", **later)
+    done = run_here("run", path, "--work-dir", path.parent / "work2")
+    assert done.returncode == ExitCode.OK, done.stderr
+    metrics = lineage(path, "out2")["metrics"]
+    assert metrics["baseEvalLoss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["evalLoss"] < metrics["baseEvalLoss"]
+    assert metrics["evalRewardAccuracy"] > 0.9
+
+
+def test_the_base_models_own_dropout_is_off(case: Case) -> None:
+    """With it the first step, at which nothing is preferred yet, would not be at ln 2."""
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 10}, checkpoint={"keepAfterSuccess": True})
+    model = path.parent / "model"
+    copied = shutil.copytree(model.resolve(), path.parent / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    model.unlink()
+    copied.rename(model)
+    run(path)
+    newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))
+    assert json.loads(newest.read_text())["log_history"][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:
+    wild = {"maxSteps": 60, "learningRate": "3e-1", "scheduler": "Constant", "precision": "Float32"}
+    early = {"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-1000"}
+    path = job(case, "DPO", training=wild, evaluation=early, checkpoint={"keepAfterSuccess": True})
+    run(path)
+    newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))
+    losses = [e["eval_loss"] for e in json.loads(newest.read_text())["log_history"] if "eval_loss" in e]
+    assert len(losses) < 20
+    assert lineage(path)["metrics"]["evalLoss"] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_too_little_is_not_published(case: Case) -> None:
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 2}, evaluation={"minImprovement": "0.99"})
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode != ExitCode.OK
+    assert "NotImproved: the evaluation loss went from 0.6931 to" in done.stderr
+    assert not (path.parent / "out" / "manifest.json").exists()
+
+
+def test_a_row_at_a_time_is_enough_for_kto(case: Case) -> None:
+    """TRL asks for two in a forward pass: its reference point is that of the pass, ours that of the step."""
+    path = job(case, "KTO", training={**QUICK, "batchSize": 1, "gradientAccumulation": 4})
+    run(path)
+    assert lineage(path)["metrics"]["evalRewardAccuracy"] > 0.9
