@@ -89,7 +89,7 @@ def _lines(case: tuple[int, str, str], rounds: list[dict[str, Json]]) -> Iterato
 
 
 def _run(options: argparse.Namespace) -> Json:
-    """Train a few steps by one variant; return tokens per CPU second without the first step, peak memory and the losses."""
+    """Train a few steps by one variant; return tokens per CPU second after the first step, peak memory, losses."""
     import torch
 
     from bench.training_variants import bare, ours, prepared, trl_packed, trl_padded

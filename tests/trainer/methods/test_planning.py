@@ -149,7 +149,7 @@ def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them
     LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64).save_pretrained(tmp_path)
     load_tokenizer(llama).save_pretrained(tmp_path)
     lora: dict[str, Any] = {"rank": 64, "init": init}
-    with pytest.raises(TrainerError, match="spec.lora.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
+    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
         planned(tmp_path, 24, method=method, lora=lora)
     assert planned(tmp_path, 24, method=method, lora=lora | {"rank": 32}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"rankPattern": {"k_proj": 32, "v_proj": 32}}).steps

@@ -111,7 +111,8 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
-    process = supervised(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    code = "from tunery_trainer.supervise import die_with_parent; die_with_parent(); "
+    process = supervised(tmp_path, f"{code}import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.kill()

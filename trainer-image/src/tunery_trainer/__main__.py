@@ -6,7 +6,7 @@ import faulthandler
 import sys
 
 from tunery_trainer.environment import guard_output
-from tunery_trainer.supervise import supervise, to_supervise
+from tunery_trainer.supervise import die_with_parent, supervise, to_supervise
 
 if __name__ == "__main__":
     task = to_supervise(sys.argv[1:])
@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     from tunery_trainer.cli import main
 
+    die_with_parent()
     faulthandler.enable()
     guard_output()
     sys.exit(main(sys.argv[1:]))

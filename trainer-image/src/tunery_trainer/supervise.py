@@ -76,11 +76,10 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         env={**os.environ, _CHILD: "1"},
         start_new_session=True,
-        preexec_fn=_die_with_parent,
     )
     children.append(child)
-    for number in early:
-        child.send_signal(number)
+    for missed in early:
+        child.send_signal(missed)
     return child
 
 
@@ -114,6 +113,7 @@ def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:
         said.append(line.decode(errors="replace"))
 
 
-def _die_with_parent() -> None:
-    """Let the kernel end the child where its parent is killed: nobody would hear it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent() -> None:
+    """Let the kernel end this process where its supervisor is killed: nobody would hear it any more."""
+    if _CHILD in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

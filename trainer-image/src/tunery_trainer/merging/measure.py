@@ -129,7 +129,9 @@ def _load(yardstick: Yardstick) -> torch.nn.Module:
     devices = device_facts(None)
     place = torch.device("cuda:0" if devices.kind is DeviceKind.CUDA else "cpu")
     quantization = quantization_config(yardstick.quantization)
-    return load_frozen(yardstick.base, Loading(dtype_of(natural_precision(devices)), place, quantization))
+    loading = Loading(dtype_of(natural_precision(devices)), place, quantization)
+    model: torch.nn.Module = load_frozen(yardstick.base, loading)
+    return model
 
 
 def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Dataset, DatasetStatus]:
