@@ -94,7 +94,9 @@ class TrainingSpec(ApiModel):
     loss: Loss = Field(
         Loss.COMPLETION, description="Completion: the assistant's tokens; All, for task SFT only: every token."
     )
-    optimizer: Optimizer = Field(Optimizer.PAGED_ADAMW_8BIT, description="The optimizer.")
+    optimizer: Optimizer | None = Field(
+        None, description="The optimizer. Default: AdamW; PagedAdamW8bit where a GPU has no room for AdamW's state."
+    )
     weight_decay: DecimalString = Field("0.0", description="Weight decay, as a string.")
     max_grad_norm: DecimalString = Field("0.3", description="Gradients are clipped to this norm; 0: never.")
     precision: Precision = Field(

@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from trainer.methods.families import spec_of
 from tunery_api.methods import Method
+from tunery_api.training import Optimizer
 from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model import load_tokenizer
@@ -107,6 +108,24 @@ def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str,
     asked = {"batchSize": 3, "gradientAccumulation": 5, "gradientCheckpointing": True}
     training = planned(shapes["8B"], 80, method="LoRA", training=asked).resolved.training
     assert (training.batch_size, training.gradient_accumulation, training.gradient_checkpointing) == (3, 5, True)
+
+
+def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:
+    saved = {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}, "method": "LoRA"}
+    roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 32, **saved)
+    assert roomy.resolved.training.optimizer is Optimizer.ADAMW
+    assert tight.resolved.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    assert tight.fits(DeviceFacts(DeviceKind.CUDA, 32 * GIB, bfloat16=True))
+    asked = planned(shapes["8B"], 32, training={"optimizer": "AdamW"}, **saved)
+    assert asked.resolved.training.optimizer is Optimizer.ADAMW
+    assert not asked.fits(DeviceFacts(DeviceKind.CUDA, 32 * GIB, bfloat16=True))
+
+
+def test_a_cpu_never_gets_an_optimizer_that_is_slow_there(shapes: dict[str, Path]) -> None:
+    device = DeviceFacts(DeviceKind.CPU, 8 * GIB, bfloat16=True)
+    plan = make_plan(Basis(spec_of({"method": "LoRA"}), shapes["8B"], device, None), 20_000, dataset(4000))
+    assert not plan.fits(device)
+    assert plan.resolved.training.optimizer is Optimizer.ADAMW
 
 
 def test_without_a_known_memory_it_is_careful(shapes: dict[str, Path]) -> None:

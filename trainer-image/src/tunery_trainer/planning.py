@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from peft import PeftModel
+
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
+from tunery_api.training import Optimizer
 from tunery_trainer.adapter import attach, target_modules, trainable_parameters
 from tunery_trainer.answers import sequences_per_row
 from tunery_trainer.choose import MethodChoice, method_choices
@@ -112,17 +115,26 @@ def _with_numbers(basis: Basis, plan: Plan) -> Plan:
 
 def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     """Return the plan of one method, with the largest batch and the least recomputing that fit."""
-    data = DataFacts(tokens.sequences, tokens.packed)
-    resolved = _settings(basis, choice, Chosen(data))
+    resolved = _settings(basis, choice, Chosen(DataFacts(tokens.sequences, tokens.packed)))
     steps = total_steps(tokens.sequences, resolved.training)
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.
     plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
     model = attach(meta_model(basis.folder), plain, Start(load_tokenizer(basis.folder), steps)).train()
     check_init(model, resolved)
+    plan = _sized(basis, choice, model, tokens, Optimizer.ADAMW)
+    on_gpu = basis.devices.kind is DeviceKind.CUDA  # on a CPU bitsandbytes' optimizers are many times slower
+    if on_gpu and basis.spec.training.optimizer is None and not plan.fits(basis.devices):
+        return _sized(basis, choice, model, tokens, Optimizer.PAGED_ADAMW_8BIT)
+    return plan
+
+
+def _sized(basis: Basis, choice: MethodChoice, model: PeftModel, tokens: TokenReport, optimizer: Optimizer) -> Plan:
+    """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
+    chosen = Chosen(DataFacts(tokens.sequences, tokens.packed), optimizer=optimizer)
+    resolved = _settings(basis, choice, chosen)
     estimate = _estimate(model, resolved, basis.devices, row_length(resolved, tokens))
     if estimate is not None and basis.devices.memory_bytes is not None:
-        chosen = _largest(basis, resolved, estimate, data)
-        resolved = _settings(basis, choice, chosen)
+        resolved = _settings(basis, choice, _largest(basis, resolved, estimate, chosen))
         estimate = estimate.of(resolved.training.batch_size, resolved.training.gradient_checkpointing)
     return Plan(
         resolved=resolved,
@@ -133,8 +145,8 @@ def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     )
 
 
-def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, data: DataFacts) -> Chosen:
-    """Return the largest batch that fits, without recomputing activations where enough tokens do.
+def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, chosen: Chosen) -> Chosen:
+    """Return `chosen` with the largest batch that fits, without recomputing activations where enough tokens do.
 
     A CPU gains nothing from more rows at once than the default.
     """
@@ -146,7 +158,7 @@ def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, data: D
     again = kept < wanted
     fitting = max(1, min(most, recomputed if again else kept))
     # A power of two, as the rows of a step are: the same rows make a step whatever fits.
-    return Chosen(data, 2 ** int(math.log2(fitting)), again)
+    return dataclasses.replace(chosen, batch_size=2 ** int(math.log2(fitting)), gradient_checkpointing=again)
 
 
 def row_length(resolved: Resolved, tokens: TokenReport) -> int:

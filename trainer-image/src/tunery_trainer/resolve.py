@@ -21,7 +21,7 @@ from tunery_api.methods import (
 )
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
-from tunery_api.training import Precision
+from tunery_api.training import Optimizer, Precision
 from tunery_trainer.choose import MethodChoice
 from tunery_trainer.decisions import Decisions, number
 from tunery_trainer.errors import TrainerError
@@ -77,6 +77,7 @@ class Chosen:
     batch_size: int | None = None
     """Rows of a forward pass that fit; None: not known."""
     gradient_checkpointing: bool = True
+    optimizer: Optimizer = Optimizer.ADAMW
 
 
 def resolve(
@@ -275,7 +276,7 @@ def _training(decide: Decisions, rank: int, given: _Given) -> TrainingSettings:
         packing=packing,
         group_by_length=plain("group_by_length"),
         loss=plain("loss"),
-        optimizer=plain("optimizer"),
+        optimizer=decide.pick("training.optimizer", block.optimizer, None, (chosen.optimizer, Source.RULE)),
         weight_decay=float(plain("weight_decay")),
         max_grad_norm=float(plain("max_grad_norm")),
         precision=_precision(decide, given.devices),

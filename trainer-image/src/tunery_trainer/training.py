@@ -103,7 +103,7 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
-        optim=_OPTIMIZERS[training.optimizer],
+        optim=_optimizer(training),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision is Precision.BFLOAT16,
@@ -141,6 +141,13 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
         disable_tqdm=True,
         push_to_hub=False,
     )
+
+
+def _optimizer(training: TrainingSettings) -> str:
+    """Return transformers' name; one kernel for all parameters, but where a gradient scaler must see skipped steps."""
+    if training.optimizer is Optimizer.ADAMW and training.precision is not Precision.FLOAT16:
+        return "adamw_torch_fused"
+    return _OPTIMIZERS[training.optimizer]
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for us
