@@ -22,11 +22,11 @@ from tunery_trainer.data.cache import cache_key
 from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
-from tunery_trainer.data.prefer import PreferenceRenderer
 from tunery_trainer.data.preferences import pair
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.render import Renderer
+from tunery_trainer.data.render_answers import AnswerRenderer
 from tunery_trainer.data.rows import Example, Place
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.sources import find_sources
@@ -619,7 +619,7 @@ def test_every_template_gives_what_trl_makes_of_it(path: Path) -> None:
     tokenizer = tokenizer_of(path)
     row = {"prompt": [USER, GOOD, {**USER, "content": "Hi, how are you?"}], "chosen": [GOOD], "rejected": [BAD]}
     (expected,) = theirs(DPOTrainer, [row], tokenizer, max_length=4096)
-    renderer = PreferenceRenderer(Renderer(tokenizer, Loss.COMPLETION), TrainingTask.DPO)
+    renderer = AnswerRenderer(Renderer(tokenizer, Loss.COMPLETION), TrainingTask.DPO)
     (found,) = Encoder(tokenizer, 4096).encode(renderer.render(pair(row, Place("a", 1))).examples)
     for side, name in zip(found.sides, ("chosen_ids", "rejected_ids"), strict=True):
         ids = side.input_ids.tolist()

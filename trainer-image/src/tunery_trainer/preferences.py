@@ -11,8 +11,8 @@ from tunery_trainer.resolved import PreferenceSettings, Resolved
 
 PREFERENCE_RATE: Final = 0.25
 """Of the rate of SFT: 5e-5 for LoRA, ten times the 5e-6 that ORPO trains whole models with (Hong et al. 2024, the
-factor of ten as in TRL's examples). TRL's DPO example with LoRA takes a tenth of ours, over 16,000 pairs; a set that
-takes some hundred steps would hardly move by that."""
+factor of ten as in TRL's examples). TRL's DPO example with LoRA takes a tenth of ours, in 1,000 steps of 16 pairs; most
+sets here make a hundred steps or two."""
 
 _MOST: Final = 4 / 3
 """By so much the wanted answers may outweigh the others (Ethayarajh et al. 2024, equation 8); at least they equal."""

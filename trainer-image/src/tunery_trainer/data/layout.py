@@ -40,7 +40,7 @@ def with_layout(report: DatasetReport, layout: Layout, desirable: Sequence[bool 
     """
     if report.tokens is None:
         return report
-    wanted = None if None in desirable else _both_kinds(desirable)
+    wanted = _both_kinds(desirable) if desirable and None not in desirable else None
     tokens = dataclasses.replace(report.tokens, sequences=len(layout.sequences), packed=layout.packed, desirable=wanted)
     return dataclasses.replace(report, tokens=tokens)
 

@@ -163,13 +163,13 @@ class Survey:
         other.
         """
         from tunery_trainer.data.encode import Encoder, in_batches
-        from tunery_trainer.data.prefer import PreferenceRenderer
         from tunery_trainer.data.render import Renderer
+        from tunery_trainer.data.render_answers import AnswerRenderer
 
         renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
         render = renderer.render
         if self._task in PREFERENCE_TASKS:
-            render = PreferenceRenderer(renderer, self._task).render
+            render = AnswerRenderer(renderer, self._task).render
         counts = self._counts = self._counts or TokenCounts()
         for batch in in_batches(self._valid(side, render)):
             if self._uses_template:

@@ -12,7 +12,7 @@ from tunery_trainer.data.rows import Example, RowError
 _PAIR: Final = ("chosen", "rejected")
 
 
-class PreferenceRenderer:
+class AnswerRenderer:
     """Renders each answer after its prompt, as a row of SFT is rendered of which the answer alone is learned."""
 
     def __init__(self, renderer: Renderer, task: TrainingTask) -> None:
