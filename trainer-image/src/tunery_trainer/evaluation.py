@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -10,6 +11,7 @@ import torch
 
 from tunery_trainer.attention import computes_by_example
 from tunery_trainer.collator import IGNORED, Collator
+from tunery_trainer.device import out_of_memory
 from tunery_trainer.head import autocast, head, log_probabilities
 
 DEFAULT_TOKENS: Final = 8192
@@ -35,8 +37,9 @@ def held_out_loss(
     """Return the mean negative log-likelihood, in nats, of the labelled tokens of `rows` under a causal `model`.
 
     `model` is a plain transformers model or a PeftModel; its train/eval mode is restored. `dtype` is what it computes
-    in, as in training; `tokens` bounds a forward pass, which takes less memory than a training step of as many. Anyone
-    can repeat the number with the published adapter and plain PEFT. NaN where no token has a label.
+    in, as in training; `tokens` bounds a forward pass, which takes less memory than a training step of as many. Where
+    one runs out of memory all the same, it and what follows go in halves. Anyone can repeat the number with the
+    published adapter and plain PEFT. NaN where no token has a label.
     """
     was_training = model.training
     model.eval()
@@ -45,28 +48,51 @@ def held_out_loss(
     try:
         with torch.no_grad(), head(model), autocast(device, dtype):
             collate = Collator(pad_token_id, by_example=computes_by_example(model))
-            for batch in _batches(rows, tokens, collate):
-                counted = int((batch["labels"][:, 1:] != IGNORED).sum())
-                if counted:
-                    on_device = {
-                        name: part.to(device) if isinstance(part, torch.Tensor) else part
-                        for name, part in batch.items()
-                    }
-                    total -= log_probabilities(model, on_device).double().sum().item()
-                    count += counted
+            pending = deque(_batches(rows, tokens))
+            while pending:
+                chosen = pending.popleft()
+                batch = collate([rows[index] for index in chosen])
+                lost = _loss_sum(model, batch, device, alone=len(chosen) == 1)
+                if lost is None:
+                    pending = deque(half for batch in (chosen, *pending) for half in _halves(batch))
+                else:
+                    total, count = total + lost[0], count + lost[1]
     finally:
         model.train(was_training)
     return total / count if count else math.nan
 
 
-def _batches(rows: Rows, tokens: int, collate: Collator) -> Iterator[dict[str, Any]]:
-    """Yield batches of rows of similar length, of at most so many tokens, padding included."""
+def _loss_sum(
+    model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device, *, alone: bool
+) -> tuple[float, int] | None:
+    """Return the summed loss of a batch, and its labelled tokens; None where memory ran out, and rows can be parted."""
+    counted = int((batch["labels"][:, 1:] != IGNORED).sum())
+    if not counted:
+        return 0.0, 0
+    on_device = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
+    try:
+        return -log_probabilities(model, on_device).double().sum().item(), counted
+    except (RuntimeError, MemoryError) as error:
+        if alone or not out_of_memory(error):
+            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halves(chosen: list[int]) -> list[list[int]]:
+    middle = len(chosen) // 2
+    return [half for half in (chosen[:middle], chosen[middle:]) if half]
+
+
+def _batches(rows: Rows, tokens: int) -> Iterator[list[int]]:
+    """Yield the indices of rows of similar length, of at most so many tokens together, padding included."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
     chosen: list[int] = []
     for index in order:
         if chosen and (len(chosen) + 1) * len(rows[index]["input_ids"]) > tokens:
-            yield collate([rows[index] for index in chosen])
+            yield chosen
             chosen = []
         chosen.append(index)
     if chosen:
-        yield collate([rows[index] for index in chosen])
+        yield chosen
