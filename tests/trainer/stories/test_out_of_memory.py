@@ -19,6 +19,7 @@ from trainer.stories.conftest import Case
 from trainer.stories.tiny import environment, make_rows, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_trainer import evaluation
+from tunery_trainer.local_run import load_run_spec
 
 EXACT = {
     "batchSize": 4,
@@ -176,13 +177,14 @@ def test_a_new_pod_does_not_try_the_large_pass_again(case: Case, memory: Memory)
     assert distance(first, second) == 0.0
 
 
-def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(
-    case: Case, memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(case: Case, memory: Memory) -> None:
     path = case(lora=QUIET, training=EXACT, checkpoint={"everySteps": 100})
     memory.rows, memory.step = 0, 7
-    done = run_here("run", path, "--work-dir", path.parent / "work")
+    run, words = path.parent / "run.json", path.parent / "words"
+    run.write_text(load_run_spec(path, path.parent / "work", None).model_dump_json(by_alias=True, exclude_unset=True))
+    done = run_here("train", run, TUNERY_TERMINATION_PATH=str(words))
     assert done.returncode == ExitCode.RETRYABLE
+    assert json.loads(words.read_text())["checkpoint"]["step"] == 7
     assert "OutOfMemory: the container ran out of memory: not even one row of up to 128 tokens fits" in done.stderr
     stored = next((path.parent / "work" / "checkpoints").glob("*/step-000007"))
     assert (stored / "complete.json").exists()

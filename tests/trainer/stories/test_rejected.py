@@ -14,6 +14,7 @@ from trainer.stories.tiny import run_here
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import RunResult
+from tunery_trainer.local_run import load_run_spec
 from tunery_trainer.published import verify
 from tunery_trainer.storage import open_store
 
@@ -51,8 +52,6 @@ def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
 
 def test_its_last_words_say_where_it_lies(case: Case, tmp_path: Path) -> None:
     """As the operator hears it: beside the failure, and not as the adapter."""
-    from tunery_trainer.local_run import load_run_spec
-
     path = case(evaluation=TOO_MUCH)
     run = tmp_path / "run.json"
     run.write_text(load_run_spec(path, path.parent / "work", None).model_dump_json(by_alias=True, exclude_unset=True))
@@ -67,6 +66,8 @@ def test_its_last_words_say_where_it_lies(case: Case, tmp_path: Path) -> None:
     assert said.metrics is not None
     assert said.metrics.eval_loss is not None
     assert said.resolved is not None
+    assert said.checkpoint is not None
+    assert said.checkpoint.step == 20
 
 
 def test_a_later_rejected_adapter_takes_the_place_of_an_earlier_one(case: Case) -> None:

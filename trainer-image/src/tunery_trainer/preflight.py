@@ -28,7 +28,7 @@ from tunery_trainer.inputs import (
 from tunery_trainer.origin import check_origin, origin_of
 from tunery_trainer.previous import PreviousAdapter, get_previous
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
-from tunery_trainer.resuming import Peeked, peek, with_resumed
+from tunery_trainer.resuming import Peeked, peek, told, with_resumed
 from tunery_trainer.sizing import FEWEST_STEPS
 from tunery_trainer.summary import dataset_status, resolved_status
 
@@ -75,6 +75,7 @@ def _check(
     plan = make_plan(basis, rows, dataset)
     _check_steps(basis.spec, plan)
     if source:
+        _tell(f"goes on from {told(source.record)}")
         check_origin(source.memo, source.record.step, origin_of(run, model, dataset, plan))
     disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
     report = PreflightReport(

@@ -55,6 +55,9 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     try:
         result = _train(run, stop, reporter)
         reporter.phase(Phase.SUCCEEDED)
+    except TrainerError as error:
+        error.reached = (error.reached or RunResult()).model_copy(update={"checkpoint": reporter.newest_checkpoint})
+        raise
     finally:
         reporter.close()
     return result
