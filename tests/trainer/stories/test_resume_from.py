@@ -14,6 +14,10 @@ from safetensors.torch import load_file
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_api.inputs import DatasetSpec
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import LoraSpec
+from tunery_api.training import TrainingSpec
 
 KEPT = {"everySteps": 5, "keep": 4, "keepAfterSuccess": True}
 EXACT = {"precision": "Float32", "packing": False}
@@ -179,6 +183,36 @@ def test_what_must_be_the_same_is_refused_by_name_before_training(case: Case) ->
     said = run_here("run", path, "--work-dir", place.parents[2] / "work-all").stderr
     assert "spec.training.seed: is 7" in said
     assert "spec.training.maxLength: is 64" in said, "all differences together"
+
+
+FREE = {
+    *("lora.dropout", "dataset.maxInvalidRows", "dataset.secretRef"),
+    *("training.epochs", "training.maxSteps", "training.learningRate", "training.scaleLearningRateWithRank"),
+    *("training.scheduler", "training.warmup", "training.weightDecay", "training.maxGradNorm", "training.precision"),
+    *("training.gradientCheckpointing", "training.neftuneNoiseAlpha"),
+}
+"""Fields of the blocks that may differ; all others must be among what a checkpoint remembers."""
+WHOLE = {
+    *("model", "dataset", "method", "lora", "training"),
+    *("adalora", "promptTuning", "prefixTuning", "quantization"),
+}
+"""Blocks that are compared, field by field."""
+FREE_BLOCKS = {
+    *("suspend", "retries", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "preset", "evaluation", "checkpoint"),
+    *("continueFrom", "resumeFrom", "output", "tracking", "cache", "resources", "scheduling", "preflight"),
+}
+
+
+def test_every_field_is_either_the_same_or_may_differ(case: Case) -> None:
+    """A new field of the API has to be put on one side: trained on with another value, it would be wrong in silence."""
+    assert {str(info.alias) for info in LoRAJobSpec.model_fields.values()} == WHOLE | FREE_BLOCKS
+    place, _ = first(case)
+    remembered = json.loads((place / "step-000020" / "tunery.json").read_text())["origin"]["settings"]
+    told = " ".join(remembered)
+    for block, model in (("lora", LoraSpec), ("dataset", DatasetSpec), ("training", TrainingSpec)):
+        for info in model.model_fields.values():
+            name = f"{block}.{info.alias}"
+            assert (name in FREE) != (name in told or str(info.alias) in "batchSize gradientAccumulation"), name
 
 
 def test_other_data_and_another_base_are_refused(case: Case, tmp_path: Path) -> None:
