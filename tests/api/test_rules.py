@@ -287,6 +287,25 @@ REFUSED_BY_BOTH: list[Any] = [
         id="onto-its-beginning",
     ),
     pytest.param(
+        {"resumeFrom": {}},
+        "spec.resumeFrom: takes exactly one of loraJobRef and uri",
+        "takes exactly one of loraJobRef and uri",
+        id="resume-from-nothing",
+    ),
+    pytest.param(
+        {"resumeFrom": ONE | {"loraJobRef": {"name": "late"}}},
+        "spec.resumeFrom: takes exactly one of loraJobRef and uri",
+        "takes exactly one of loraJobRef and uri",
+        id="resume-from-two",
+    ),
+    pytest.param(
+        {"resumeFrom": {"loraJobRef": {"name": "late"}}, "continueFrom": ONE},
+        "spec.resumeFrom: cannot be set together with continueFrom: a checkpoint holds the adapter that it began with; "
+        "keep one",
+        "resumeFrom cannot be set together with continueFrom; keep one of the two",
+        id="two-beginnings",
+    ),
+    pytest.param(
         {"method": "AdaLoRA", "continueFrom": ONE},
         "spec.continueFrom: AdaLoRA's ranks are final once pruned; train a new adapter instead",
         "AdaLoRA cannot continueFrom",
@@ -425,6 +444,8 @@ ACCEPTED: list[Any] = [
     pytest.param({"lora": {"targetModules": ["q_proj", "v_proj"]}}, id="names"),
     pytest.param({"method": "PrefixTuning", "training": {"packing": False, "gradientCheckpointing": False}}, id="off"),
     pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
+    pytest.param({"method": "AdaLoRA", "resumeFrom": {"loraJobRef": {"name": "late"}}}, id="resumed"),
+    pytest.param({"resumeFrom": {"uri": "s3://b/tunery-checkpoints/ns/x-1/step-000200"}}, id="resumed-by-uri"),
     pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),
     pytest.param({"task": "DPO", "preference": {"beta": "0.05", "lossType": "IPO"}}, id="DPO"),
     pytest.param(

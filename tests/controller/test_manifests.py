@@ -16,7 +16,15 @@ from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.adaptermerge import plan_report as plan_merge_report
 from tunery_operator.plan.common import Platform
-from tunery_operator.plan.inputs import ReadyInput, lorajob_input, plain_input
+from tunery_operator.plan.inputs import (
+    AdapterInput,
+    NoCheckpoint,
+    ReadyInput,
+    UnfinishedInput,
+    checkpoint_input,
+    lorajob_input,
+    plain_input,
+)
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
 from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
 from tunery_operator.settings import Placement, PodTemplate, Settings
@@ -378,6 +386,39 @@ def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
         "adapter-1": "other",
     }
     assert [adapter.uri for adapter in plan.run.adapters] == ["s3://a/one", "s3://a/two"]
+
+
+SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-u/step-000900", "step": 900}}
+FOLDER = "s3://b/tunery-checkpoints/ns/x-u"
+SOURCES: dict[str, tuple[dict[str, Any] | None, str | None, type[AdapterInput], str]] = {
+    "none": (None, None, UnfinishedInput, "are named by their uri"),
+    "at work": ({"phase": "Training", **SAVED}, FOLDER, UnfinishedInput, "is Training"),
+    "suspended": ({"phase": "Suspended", **SAVED}, FOLDER, UnfinishedInput, "is Suspended"),
+    "failed": ({"phase": "Failed", **SAVED}, "s3://elsewhere", ReadyInput, FOLDER),
+    "failed without a word": ({"phase": "Failed"}, FOLDER, ReadyInput, FOLDER),
+    "failed without a place": ({"phase": "Failed"}, None, NoCheckpoint, "left no checkpoint"),
+    "kept": ({"phase": "Succeeded", **SAVED}, FOLDER, ReadyInput, FOLDER),
+    "succeeded": ({"phase": "Succeeded"}, FOLDER, NoCheckpoint, "continueFrom trains its adapter on"),
+}
+
+
+@pytest.mark.parametrize(("status", "place", "kind", "says"), SOURCES.values(), ids=SOURCES.keys())
+def test_what_a_lorajob_offers_to_resume_from(
+    status: dict[str, Any] | None, place: str | None, kind: type[AdapterInput], says: str
+) -> None:
+    body = None if status is None else {"metadata": {"uid": "u"}, "status": status}
+    found = checkpoint_input("x", body, place)
+    assert isinstance(found, kind)
+    assert says in str(found)
+
+
+def test_checkpoints_are_opened_by_their_own_secret() -> None:
+    source = {"uri": f"{FOLDER}/step-000900", "secretRef": {"name": "theirs"}}
+    plan = plan_train(parse_lorajob(lorajob("x", resumeFrom=source)), owner(), PLATFORM, Known(resume=source["uri"]))
+    assert plan.run.secrets["resume-from"].name == "theirs"
+    assert plan.run.secrets["resume-from"].field == "spec.resumeFrom.secretRef"
+    assert plan.run.resume_uri == source["uri"]
+    assert plan.run.adapters == []
 
 
 def test_a_merge_opens_what_it_is_measured_on() -> None:

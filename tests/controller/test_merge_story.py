@@ -71,6 +71,56 @@ def test_continue_from_waits_for_the_lorajob(namespace: Namespace) -> None:
     assert run_of(namespace, "next-preflight")["adapters"][0]["uri"] == "s3://adapters/x"
 
 
+def test_resume_from_waits_for_the_end_of_the_lorajob(namespace: Namespace) -> None:
+    namespace.apply(lorajob("later", resumeFrom={"loraJobRef": {"name": "late"}}))
+    namespace.wait_phase("later", "Waiting")
+    late = namespace.apply(lorajob("late", preflight="Skip", retries=0))
+    pod = namespace.run_pod("late-train")
+    place = f"s3://adapters/tunery-checkpoints/{namespace.name}/late-{late['metadata']['uid']}"
+    assert run_of(namespace, "late-train")["checkpointUri"] == place
+    assert "LoRAJob late is " in namespace.condition("later", "InputsReady")["message"]
+    said = {"failure": {"reason": "NotImproved", "message": "the loss rose"}, "checkpoint": _step(place, 900)}
+    said["rejectedAdapter"] = RESULT["adapter"] | {"uri": "s3://adapters/late-rejected"}
+    namespace.end_pod(pod, 64, said)
+    status = namespace.wait_phase("late", "Failed")
+    assert status["rejectedAdapter"]["uri"] == "s3://adapters/late-rejected"
+    assert "adapter" not in status
+    assert status["failure"]["hint"].endswith("resumeFrom.loraJobRef.name: late goes on after step 900.")
+    run = run_of(namespace, "later-preflight")
+    assert run["resumeUri"] == place, "the folder of all of them: the pod may have stored a newer one since"
+    assert run["adapters"] == []
+    assert run["secrets"]["resume-from"]["name"] == "s3"
+    references = namespace.status("later")["inputReferences"]
+    assert references == [{"name": "late", "uid": late["metadata"]["uid"], "uri": place}]
+    namespace.delete("lorajobs", "late")
+    namespace.pass_preflight("later")
+    assert run_of(namespace, "later-train")["resumeUri"] == place
+
+
+def test_resume_from_a_lorajob_whose_checkpoints_are_gone_fails(namespace: Namespace) -> None:
+    namespace.apply(lorajob("good", preflight="Skip"))
+    namespace.finish("good")
+    namespace.wait_phase("good", "Succeeded")
+    namespace.apply(lorajob("after", resumeFrom={"loraJobRef": {"name": "good"}}))
+    failure = namespace.wait_phase("after", "Failed")["failure"]
+    assert failure["reason"] == "CheckpointMissing"
+    assert "LoRAJob good has succeeded, and its checkpoints were removed" in failure["message"]
+    assert namespace.get("jobs", "after-preflight") is None
+
+
+def test_nothing_waits_for_itself_by_resume_from(namespace: Namespace) -> None:
+    namespace.apply(lorajob("r1", resumeFrom={"loraJobRef": {"name": "r2"}}))
+    namespace.wait_phase("r1", "Waiting")
+    namespace.apply(lorajob("r2", continueFrom={"loraJobRef": {"name": "r1"}}))
+    failure = namespace.wait_phase("r2", "Failed")["failure"]
+    assert failure["reason"] == "InvalidSpec"
+    assert "spec.continueFrom.loraJobRef.name: this job would wait for itself: r2 → r1 → r2" in failure["message"]
+
+
+def _step(place: str, step: int) -> Json:
+    return {"uri": f"{place}/step-{step:06}", "step": step}
+
+
 def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Namespace) -> None:
     namespace.apply(lorajob("in", preflight="Skip"))
     namespace.finish("in")

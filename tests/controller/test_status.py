@@ -13,13 +13,14 @@ from controller.statuskit import NOW, condition, ended, job, judge, running, sna
 from tunery_api.errors import FieldError
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
-from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
+from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.plan.model import Key, Kind, Owner
 from tunery_operator.status.clock import format_duration
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.patch import merge_patch
 from tunery_operator.status.progress import metrics_fields
+from tunery_operator.status.reopen import reopened
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
 DONE = job(complete=True)
@@ -49,6 +50,7 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "conflict": (nothing(conflict="Job x-train exists"), "Failed", "NameConflict"),
     "waits": (nothing(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
     "input failed": (nothing(inputs=(FailedInput("y", "OutOfMemory"),)), "Failed", "AdapterMissing"),
+    "nothing to resume": (nothing(inputs=(NoCheckpoint("y", "has failed"),)), "Failed", "CheckpointMissing"),
     "suspended": (nothing(suspend=True), "Suspended", None),
     "preflight runs": (nothing(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None),
     "preflight for longer than training may": (
@@ -218,3 +220,36 @@ def test_merge_patch(old: dict[str, Any], new: dict[str, Any], patch: dict[str, 
 )
 def test_durations(seconds: int, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-uid-1/step-000900", "step": 900}}
+KEPT = "What was trained is kept: a new job with resumeFrom.loraJobRef.name: x goes on after step 900."
+
+
+@pytest.mark.parametrize("reason", ["GPUOutOfMemory", "DiskFull", "NotImproved", "LossDiverged", "InternalError"])
+def test_a_failure_that_throws_nothing_away_says_so(reason: str) -> None:
+    words = {"failure": {"reason": reason, "message": "m", "hint": "Do this, in a new job."}}
+    goes_on = reason not in ("LossDiverged", "InternalError")
+    saved, bare = (compute_status(failed(64, says={**words, **more})) for more in (SAVED, {}))
+    assert (KEPT in saved["failure"]["hint"]) is goes_on
+    assert "resumeFrom" not in bare["failure"]["hint"]
+    assert saved["checkpoint"] == SAVED["checkpoint"]
+
+
+@pytest.mark.parametrize("status", [{}, SAVED, {"checkpoint": SAVED["checkpoint"] | {"step": 0}}])
+def test_a_deadline_speaks_of_checkpoints_only_where_there_are_some(status: dict[str, Any]) -> None:
+    hint = compute_status(snapshot(running(), status=status, deadline_seconds=60))["failure"]["hint"]
+    assert "tunery.dev/retry" in hint
+    assert (KEPT in hint) is (status == SAVED)
+    assert ("checkpoint" in hint.replace("resumeFrom", "")) is False
+
+
+def test_a_rejected_adapter_is_no_adapter_and_goes_with_a_retry() -> None:
+    words = {"failure": {"reason": "NotImproved", "message": "m"}, "rejectedAdapter": RESULT["adapter"]}
+    status = compute_status(failed(64, says=words))
+    LoRAJobStatus.model_validate(status)
+    assert status["rejectedAdapter"] == RESULT["adapter"]
+    assert "adapter" not in status
+    again = reopened(status, "1")
+    assert again is not None
+    assert "rejectedAdapter" not in again

@@ -11,7 +11,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
-from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrainingSpec
+from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, ResumeFrom, TrainingSpec
 
 
 class CelRule(NamedTuple):
@@ -130,6 +130,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
     ],
     ContinueFrom: [_EXACTLY_ONE],
+    ResumeFrom: [_EXACTLY_ONE],
     LoRAJobSpec: [
         CelRule(f"!has(self.preference) || {_TASK} != 'SFT'", "preference goes with task: DPO, ORPO or KTO"),
         _reads_of_preference(TrainingTask.DPO, "DPO reads preference.beta and lossType only"),
@@ -201,6 +202,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "output.uri is the adapter of continueFrom, which stays: choose another place",
         ),
         CelRule(f"!has(self.continueFrom) || {_METHOD} != 'AdaLoRA'", "AdaLoRA cannot continueFrom an adapter"),
+        CelRule(
+            "!(has(self.continueFrom) && has(self.resumeFrom))",
+            "resumeFrom cannot be set together with continueFrom; keep one of the two",
+        ),
         CelRule(
             f"!({_METHOD} in ['PromptTuning', 'PrefixTuning']) || !self.?training.?packing.orValue(false)",
             "training.packing must be false or left out with prompt and prefix tuning",

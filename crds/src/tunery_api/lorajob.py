@@ -20,7 +20,14 @@ from tunery_api.methods import (
 )
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.preference import PreferenceSpec, TrainingTask
-from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, TrackingSpec, TrainingSpec
+from tunery_api.training import (
+    CheckpointSpec,
+    ContinueFrom,
+    EvaluationSpec,
+    ResumeFrom,
+    TrackingSpec,
+    TrainingSpec,
+)
 
 
 class PreflightPolicy(StrEnum):
@@ -104,6 +111,11 @@ class LoRAJobSpec(LifecycleFields):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
+    resume_from: ResumeFrom | None = Field(
+        None,
+        description="Checkpoints of another LoRAJob, failed or deleted, to go on from: of the same base, data, adapter "
+        "and rows of an optimizer step. Not with continueFrom.",
+    )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
     cache: CacheSpec | None = Field(None, description="Where base models and prepared data are kept for the next job.")

@@ -53,6 +53,14 @@ class MergeInputRecord(_Record):
     """On the data set that the merge was measured on."""
 
 
+class CheckpointRecord(_Record):
+    """A checkpoint of another run that this one went on from."""
+
+    uri: str
+    step: int
+    run: RunIdentity
+
+
 class Lineage(_Record):
     """Everything needed to say where the result came from, and to make it again."""
 
@@ -76,6 +84,10 @@ class Lineage(_Record):
     """The GPU's name, or `cpu`."""
     metrics: dict[str, float] = Field(default_factory=dict)
     continued_from: MergeInputRecord | None = None
+    resumed_from: list[CheckpointRecord] = Field(default_factory=list)
+    """The checkpoints of other runs that it went on from, the oldest first."""
+    rejected: str | None = None
+    """Why it was not published at the output, but beside it; None for every result that is one."""
     inputs: list[MergeInputRecord] = Field(default_factory=list)
     """The adapters of a merge, in order."""
     verification: VerificationStatus | None = None

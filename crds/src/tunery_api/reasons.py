@@ -32,6 +32,7 @@ class FailureReason(StrEnum):
     NOT_IMPROVED = "NotImproved"
     ADAPTER_MISSING = "AdapterMissing"
     ADAPTER_CORRUPT = "AdapterCorrupt"
+    CHECKPOINT_MISSING = "CheckpointMissing"
     NAME_CONFLICT = "NameConflict"
     QUOTA_EXCEEDED = "QuotaExceeded"
     CREATE_REFUSED = "CreateRefused"
@@ -122,7 +123,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.GPU_OUT_OF_MEMORY: Advice(
         False,
-        "Lower training.batchSize or training.maxLength, keep gradientCheckpointing on, or use QLoRA, in a new job.",
+        "Lower training.maxLength, use QLoRA, or take a GPU with more memory, in a new job; training.batchSize is "
+        "lowered by itself.",
         mendable=False,
     ),
     _R.OUT_OF_MEMORY: Advice(
@@ -143,6 +145,12 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.ADAPTER_MISSING: Advice(False, "Publish the named adapter: its prefix must hold a manifest.json of Tunery."),
     _R.ADAPTER_CORRUPT: Advice(
         False, "Publish the named adapter again: its files do not match the digests of its manifest."
+    ),
+    _R.CHECKPOINT_MISSING: Advice(
+        False,
+        "Name a LoRAJob or a place with a complete checkpoint in spec.resumeFrom, or leave it out to train from the "
+        "start, in a new job.",
+        mendable=False,
     ),
     _R.NAME_CONFLICT: Advice(False, "Delete or rename the object that bears the named name."),
     _R.QUOTA_EXCEEDED: Advice(
@@ -173,9 +181,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True, "Nothing to do if the next attempt goes well; else look at what else uses up the node that is named."
     ),
     _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
-    _R.DEADLINE_EXCEEDED: Advice(
-        False, "Raise spec.activeDeadlineSeconds; what was trained is kept in the checkpoints."
-    ),
+    _R.DEADLINE_EXCEEDED: Advice(False, "Raise spec.activeDeadlineSeconds by what is still needed."),
     _R.RETRIES_EXHAUSTED: Advice(
         False,
         "Mend what the message of the last attempt says, or raise spec.retries, which may change while no pod runs.",

@@ -236,6 +236,20 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
         )
 
 
+def resume_from(spec: LoRAJobSpec) -> Errors:
+    """One source, and no other start."""
+    source = spec.resume_from
+    if source is None:
+        return
+    if (source.lora_job_ref is None) == (source.uri is None):
+        yield FieldError("spec.resumeFrom", "takes exactly one of loraJobRef and uri")
+    if spec.continue_from is not None:
+        yield FieldError(
+            "spec.resumeFrom",
+            "cannot be set together with continueFrom: a checkpoint holds the adapter that it began with; keep one",
+        )
+
+
 def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
     """A bucket that can exist, and a place that no checkpoints' lifecycle rule clears away."""
     yield from _bucket("spec.output.uri", spec.output.uri)
@@ -246,11 +260,12 @@ def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
 
 def lorajob_places(spec: LoRAJobSpec) -> Errors:
     """What is read lies in buckets that can exist."""
-    own, previous = spec.dataset.evaluation, spec.continue_from
+    own, previous, source = spec.dataset.evaluation, spec.continue_from, spec.resume_from
     yield from _bucket("spec.model.uri", spec.model.uri)
     yield from _bucket("spec.dataset.uri", spec.dataset.uri)
     yield from _bucket("spec.dataset.evaluation.uri", own.uri if own else None)
     yield from _bucket("spec.continueFrom.uri", previous.uri if previous else None)
+    yield from _bucket("spec.resumeFrom.uri", source.uri if source else None)
 
 
 def merge_places(spec: AdapterMergeSpec) -> Errors:
@@ -353,6 +368,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     early_stopping,
     checkpoints,
     continue_from,
+    resume_from,
 )
 ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     output,

@@ -46,6 +46,7 @@ class Purpose(StrEnum):
     """The data set of dataset.evaluation.uri; opened by dataset's Secret."""
     OUTPUT = "output"
     CONTINUE_FROM = "continue-from"
+    RESUME_FROM = "resume-from"
     CACHE = "cache"
     """The claim of the cache; no URI leads there."""
     WANDB = "wandb"
@@ -104,6 +105,8 @@ class RunSpec(OpenModel):
     """The exact place of the result."""
     checkpoint_uri: str | None = None
     """The prefix below which `step-000200/` folders lie."""
+    resume_uri: str | None = None
+    """For resumeFrom: one checkpoint of another object, or the prefix of all of them."""
     model_revision: str | None = None
     """The commit that preflight resolved, for hf:// models."""
     adapters: list[ResolvedAdapter] = Field(default_factory=list)
@@ -152,6 +155,8 @@ class RunResult(OpenModel):
 
     failure: Failure | None = None
     adapter: AdapterStatus | None = None
+    rejected_adapter: AdapterStatus | None = None
+    """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
     metrics: MetricsStatus | None = None
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None

@@ -204,7 +204,11 @@ class ResolvedValue(OpenModel):
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
     value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
     source: Annotated[str, Field(max_length=64)] = Field(
-        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's) or Model (the base model's)."
+        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's), Model (the base model's) or Memory "
+        "(what was planned did not fit when it ran)."
+    )
+    reason: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="Why it is not as planned: what ran out of memory, and at which step."
     )
 
 
@@ -269,11 +273,11 @@ class AttemptStatus(OpenModel):
 
 
 class InputReference(OpenModel):
-    """A LoRAJob whose adapter is used: what it offered when it was ready, so that it may expire meanwhile."""
+    """A LoRAJob whose adapter or checkpoints are used: what it offered when it was ready; it may expire meanwhile."""
 
     name: Annotated[str, Field(max_length=253)] = Field(description="Name of the LoRAJob.")
     uid: Annotated[str, Field(max_length=64)] = Field(description="Its uid.")
-    uri: Text = Field(description="Where its adapter lies.")
+    uri: Text = Field(description="Where its adapter lies, or for resumeFrom its checkpoints.")
     manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="Digest of the adapter's manifest.json."
     )
@@ -335,6 +339,9 @@ class LoRAJobStatus(CommonStatus):
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    rejected_adapter: AdapterStatus | None = Field(
+        None, description="What a job that ends NotImproved has trained, published beside the output for a look at it."
+    )
 
 
 class MergeInputStatus(OpenModel):

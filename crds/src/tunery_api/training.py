@@ -151,6 +151,22 @@ class ContinueFrom(ApiModel):
     secret_ref: LocalReference | None = Field(None, description="Secret that opens uri. Default: output.secretRef.")
 
 
+class ResumeFrom(ApiModel):
+    """The checkpoints of another LoRAJob to go on from; exactly one of loraJobRef and uri."""
+
+    lora_job_ref: LocalReference | None = Field(
+        None, description="A LoRAJob of this namespace; waits until it has ended, and takes its newest checkpoint."
+    )
+    uri: StorageUri | None = Field(
+        None,
+        description="A checkpoint, as status.checkpoint.uri shows it, or the folder of all of them, whose newest is "
+        "taken; opened by secretRef.",
+    )
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens the checkpoints. Default: output.secretRef."
+    )
+
+
 ShortText = Annotated[str, Field(min_length=1, max_length=128)]
 
 

@@ -80,14 +80,6 @@ def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
     assert json.loads((path.parent / "out" / "manifest.json").read_text()) == first
 
 
-def test_improvement_that_is_not_reached_publishes_nothing(case: Case) -> None:
-    path = case(evaluation={"minImprovement": "0.99"})
-    done = run_here("run", path)
-    assert done.returncode == ExitCode.USER_ERROR
-    assert done.stderr.splitlines()[-2].startswith("NotImproved: the evaluation loss went from")
-    assert not (path.parent / "out" / "manifest.json").exists()
-
-
 def test_loss_that_is_not_a_number(case: Case) -> None:
     done = run_here("run", case(training={"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}))
     assert done.returncode == ExitCode.USER_ERROR

@@ -2,8 +2,8 @@
 
 `<prefix>/step-000200/` holds the files, and `complete.json` with their digests, written last. A folder without it is
 half-written and ignored. Among the files that transformers writes are pickles (`optimizer.pt`, `scheduler.pt`,
-`rng_state.pth`): they are loaded with `weights_only=True`, and only from this prefix, which only the job's own
-credentials write.
+`rng_state.pth`): they are loaded with `weights_only=True`, which builds tensors and plain values and runs no code; from
+the job's own prefix, or from the one that spec.resumeFrom names.
 """
 
 from __future__ import annotations
@@ -100,14 +100,16 @@ def download(store: Store, checkpoint: Checkpoint, folder: Path) -> None:
             raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{store.uri(key)} does not match its digest")
 
 
-def restore(store: Store, prefix: str, folder: Path) -> Restored | None:
+def restore(store: Store, prefix: str, folder: Path, only: int | None = None) -> Restored | None:
     """Download the newest complete checkpoint that is intact to `folder/checkpoint-<step>`, or return None.
 
-    A damaged one is passed over with a warning, for the one before it. Storage that does not answer is an error:
-    training from the start would throw paid work away.
+    `only` is the one step that may be taken, if it matters. A damaged one is passed over with a warning, for the one
+    before it. Storage that does not answer is an error: training from the start would throw paid work away.
     """
     warnings: list[str] = []
     for checkpoint in complete_checkpoints(store, prefix):
+        if only not in (None, checkpoint.step):
+            continue
         target = folder / f"checkpoint-{checkpoint.step}"
         shutil.rmtree(target, ignore_errors=True)
         try:

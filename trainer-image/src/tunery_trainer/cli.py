@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tunery_api.exitcodes import ExitCode
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, PreflightReport, RunResult, RunSpec, Task
+from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.failures import explain, show, to_failure
 from tunery_trainer.signals import StopRequested, StopSignal
@@ -63,14 +63,18 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
     except StopRequested as stopped:
         message, code = RunResult(checkpoint=stopped.checkpoint), ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        message, code = _failed(task, to_failure(explain(error))), _show(error)
+        message, code = _failed(task, explain(error)), _show(error)
     stop.disarm()
     write_termination(message)
     return code
 
 
-def _failed(task: Task, failure: Failure | None) -> PreflightReport | RunResult:
-    return PreflightReport(failure=failure) if task is Task.PREFLIGHT else RunResult(failure=failure)
+def _failed(task: Task, error: TrainerError | None) -> PreflightReport | RunResult:
+    failure = to_failure(error) if error is not None else None
+    if task is Task.PREFLIGHT:
+        return PreflightReport(failure=failure)
+    reached = error.reached if error is not None and error.reached is not None else RunResult()
+    return reached.model_copy(update={"failure": failure})
 
 
 def _show(error: BaseException) -> ExitCode:

@@ -56,6 +56,12 @@ def gpu_reason(error: BaseException) -> FailureReason | None:
     return FailureReason.GPU_FAULT if faulty else None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether a GPU, or the process on a CPU, had no memory left for a tensor."""
+    on_gpu = gpu_reason(error) is FailureReason.GPU_OUT_OF_MEMORY
+    return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def device_facts(memory_bytes: int | None) -> DeviceFacts:
     """Return the facts of the device that this process would train on; `memory_bytes` as the platform told them.
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.runspec import RunResult
 from tunery_api.scrub import scrub, shorten
 
 _MAX_TEXT: Final = 64 * 1024
@@ -22,6 +23,8 @@ class TrainerError(Exception):
         self.reason = reason
         self.message = message
         self.hint = hint if hint is not None else ADVICE[reason].hint
+        self.reached: RunResult | None = None
+        """What the run had reached all the same, for its last words."""
 
     @property
     def exit_code(self) -> ExitCode:

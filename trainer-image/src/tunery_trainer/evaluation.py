@@ -1,22 +1,29 @@
-"""How a model does on rows: the loss that it is trained by and what it prefers, without dropout."""
+"""How a model does on rows: the loss that it is trained by and what it prefers, without dropout.
+
+A pass that runs out of memory all the same is taken again in halves, and so is what follows it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
 from tunery_trainer.answers import Rows, width
 from tunery_trainer.attention import computes_by_example
 from tunery_trainer.collator import Collator
+from tunery_trainer.device import out_of_memory
 from tunery_trainer.head import autocast, head
 from tunery_trainer.objectives import Batch, Collate, Compared, Objective, Sft, Tally
 
 DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,11 @@ def measure(
     """
     tally, counts = Tally(), torch.zeros(1)
     with _evaluating(model, how):
-        collate = objective.collator(_collator(model, how), source or rows)
-        here = objective.at(model, (batch for _, batch in _batches(model, rows, collate, how.tokens)))
-        for _, batch in _batches(model, rows, collate, how.tokens):
-            counts = counts + here.counts(batch).cpu()
-            tally.add(here.outcome(model, batch))
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        here = passes.settle(objective)
+        for _, (count, outcome) in passes.each(lambda batch: (here.counts(batch).cpu(), here.outcome(model, batch))):
+            counts = counts + count
+            tally.add(outcome)
     return {"loss": tally.loss(counts), **tally.rewards()}
 
 
@@ -73,9 +80,9 @@ def score(
     """
     found = torch.empty(len(rows), 2)
     with _evaluating(model, how):
-        collate = objective.collator(_collator(model, how), source or rows)
-        for chosen, batch in _batches(model, rows, collate, how.tokens):
-            found[chosen] = objective.scores(model, batch).cpu().view(2, -1).T
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
+            found[chosen] = scores.view(2, -1).T
     return found
 
 
@@ -98,19 +105,66 @@ def _device(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _batches(
-    model: torch.nn.Module, rows: Rows, collate: Collate, tokens: int
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Yield batches of rows of similar length, of at most so many tokens, padding included, and the rows' numbers."""
-    widths = [width(rows[index]) for index in range(len(rows))]
-    chosen: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: widths[index]):
-        if chosen and (len(chosen) + 1) * widths[index] > tokens:
-            yield chosen, _on(_device(model), collate([rows[each] for each in chosen]))
-            chosen = []
-        chosen.append(index)
-    if chosen:
-        yield chosen, _on(_device(model), collate([rows[each] for each in chosen]))
+class _Passes:
+    """Rows in batches of similar length, of at most so many tokens each, padding included."""
+
+    def __init__(self, model: torch.nn.Module, rows: Rows, collate: Collate, tokens: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._collate = collate
+        self._tokens = tokens
+        self._widths = [width(rows[index]) for index in range(len(rows))]
+
+    def settle(self, objective: Objective) -> Objective:
+        """Return the objective for an evaluation of these rows; passes are smaller from then on where they must be."""
+        while True:
+            try:
+                return objective.at(self._model, (self._batch(chosen) for chosen in self._cut()))
+            except (RuntimeError, MemoryError) as error:
+                if self._tokens <= max(self._widths) or not out_of_memory(error):
+                    raise
+            _let_go(_device(self._model))
+            self._tokens //= 2
+
+    def each(self, compute: Callable[[dict[str, Any]], T]) -> Iterator[tuple[list[int], T]]:
+        """Yield the numbers of a batch's rows and what `compute` makes of the batch."""
+        pending = deque(self._cut())
+        while pending:
+            chosen = pending.popleft()
+            try:
+                found = compute(self._batch(chosen))
+            except (RuntimeError, MemoryError) as error:
+                if len(chosen) == 1 or not out_of_memory(error):
+                    raise
+            else:
+                yield chosen, found
+                continue
+            _let_go(_device(self._model))
+            pending = deque(half for batch in (chosen, *pending) for half in _halves(batch))
+
+    def _batch(self, chosen: list[int]) -> dict[str, Any]:
+        return _on(_device(self._model), self._collate([self._rows[index] for index in chosen]))
+
+    def _cut(self) -> Iterator[list[int]]:
+        """Yield the numbers of each batch's rows."""
+        chosen: list[int] = []
+        for index in sorted(range(len(self._widths)), key=lambda index: self._widths[index]):
+            if chosen and (len(chosen) + 1) * self._widths[index] > self._tokens:
+                yield chosen
+                chosen = []
+            chosen.append(index)
+        if chosen:
+            yield chosen
+
+
+def _halves(chosen: list[int]) -> list[list[int]]:
+    middle = len(chosen) // 2
+    return [half for half in (chosen[:middle], chosen[middle:]) if half]
+
+
+def _let_go(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _on(device: torch.device, batch: Batch) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_trainer.device import gpu_reason
+from tunery_trainer.device import gpu_reason, out_of_memory
 from tunery_trainer.errors import TrainerError, first_line
 
 _MAX_LINE: Final = 400
@@ -36,7 +36,7 @@ def explain(error: BaseException) -> TrainerError:
     on_gpu = gpu_reason(error)
     if on_gpu is not None:
         return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    if out_of_memory(error):
         return TrainerError(FailureReason.OUT_OF_MEMORY, "the container ran out of memory")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from tunery_trainer.callbacks import (
     ProgressCallback,
     StopCallback,
 )
-from tunery_trainer.checkpoints import CheckpointUploader, Restored, restore, step_prefix
+from tunery_trainer.checkpoints import CheckpointUploader, step_prefix
 from tunery_trainer.collator import Collator
 from tunery_trainer.continued import continue_from
 from tunery_trainer.errors import TrainerError
@@ -35,19 +35,21 @@ from tunery_trainer.evaluation import Pass
 from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.kept import LOCAL_FOLDER
 from tunery_trainer.language import auto_class
+from tunery_trainer.memo import Memo
 from tunery_trainer.methods.base import Batch, Start
 from tunery_trainer.model import dtype_of, load_base, load_config
 from tunery_trainer.objectives import Compared, objective_of
 from tunery_trainer.progress import ProgressReporter
+from tunery_trainer.recovery import train_to_the_end, with_split
 from tunery_trainer.reference import TaskRows, task_rows, without_dropout
+from tunery_trainer.resolved import Resolved
+from tunery_trainer.resuming import Resumed, resume
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
 from tunery_trainer.tracking import TrackingCallback, trackers
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings, load_trained
 
-MEMORY_FILE: Final = "tunery.json"
-"""What a checkpoint remembers beside transformers' own files."""
 _CLOSE_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload: at the end, and after a SIGTERM."""
@@ -61,6 +63,8 @@ class Fitted:
     """A trained model and what was measured on the way."""
 
     model: PeftModel
+    resolved: Resolved
+    """The settings as they ended up: with smaller passes than planned where memory ran out."""
     before: dict[str, float]
     """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
     after: dict[str, float]
@@ -74,6 +78,8 @@ class Fitted:
     device: str
     loader: str
     """The auto class that loads the base model."""
+    memo: Memo | None = None
+    """What the run knows of how it began; None where it was not resumed."""
 
     @property
     def base_eval_loss(self) -> float:
@@ -84,15 +90,6 @@ class Fitted:
     def eval_loss(self) -> float:
         """The loss on the held-out rows of what is published."""
         return self.after["loss"]
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """What a resume must not measure again."""
-
-    before: dict[str, float]
-    finished: bool
-    history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -110,45 +107,51 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
     Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
     """
     folder = work_folder(session.run, LOCAL_FOLDER)
-    restored = _restore(session, folder)
-    memory = _remembered(restored)
+    resumed = resume(session, folder)
     base = load_base(session.model.folder, session.resolved, _device(session))
     if session.resolved.preference:
         without_dropout(base)
-    model, ground = _adapt(session, base, (restored, memory), reporter)
+    model, ground = _adapt(session, base, resumed, reporter)
     reporter.metrics({"base_eval_loss": ground.before["loss"]})
     with _uploads(session, reporter) as uploader:
-        trainer = _trainer(session, model, ground, folder)
-        best = _best(session, model, restored)
-        _add_callbacks(trainer, session, (stop, reporter, best), _writer(uploader, ground))
-        if memory and memory.finished and restored:
-            load_trained(model, restored.folder, training_hooks(model, session.resolved))
-            history = memory.history
+        trainer = _trainer(session, (model, ground), folder, resumed)
+        best = _best(session, model, resumed)
+        memory = _memory(session, ground, resumed)
+        written = _writer(uploader, trainer, (memory, ground.rows))
+        _add_callbacks(trainer, session, (stop, reporter, best), written)
+        if resumed and resumed.is_finished(session.steps):
+            load_trained(model, resumed.folder, training_hooks(model, session.resolved))
+            history = _history(resumed)
         else:
-            history = _loop(trainer, session, (stop, reporter, uploader), restored)
-    return _evaluated(session, model, (ground, history, best), reporter)
+            history = _loop(trainer, session, (stop, reporter, uploader), resumed)
+    session = session.with_resolved(with_split(session.resolved, trainer.split))
+    fitted = _evaluated(session, model, (ground, history, best), reporter)
+    return replace(fitted, memo=memory()) if resumed else fitted
 
 
 def _device(session: Session) -> str:
     return "cuda:0" if session.on_gpu else "cpu"
 
 
-def _restore(session: Session, folder: Path) -> Restored | None:
-    place = checkpoint_store(session.run)
-    restored = restore(*place, folder) if place else None
-    if restored:
-        print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
-    return restored
+def _memory(session: Session, ground: _Ground, resumed: Resumed | None) -> Callable[[], Memo]:
+    """Return what tells, once it is asked for, what every checkpoint of the run remembers."""
+    before, previous = resumed.memo if resumed else None, session.previous
+
+    def memory() -> Memo:
+        return Memo(
+            before=ground.before,
+            finished=False,
+            origin=session.origin,
+            continued_from=previous.record if previous else before.continued_from if before else None,
+            resumed_from=before.resumed_from if before else [],
+        )
+
+    return memory
 
 
-def _remembered(restored: Restored | None) -> _Memory | None:
-    if restored is None:
-        return None
-    raw = json.loads((restored.folder / MEMORY_FILE).read_text("utf-8"))
-    history = json.loads((restored.folder / "trainer_state.json").read_text("utf-8"))["log_history"]
-    # A checkpoint of an earlier version knows the loss only.
-    before = raw["before"] if "before" in raw else {"loss": float(raw["baseEvalLoss"])}
-    return _Memory(before, bool(raw["finished"]), history)
+def _history(resumed: Resumed) -> list[dict[str, Any]]:
+    state = json.loads((resumed.folder / "trainer_state.json").read_text("utf-8"))
+    return list(state["log_history"])
 
 
 def _measure(session: Session, model: torch.nn.Module, rows: TaskRows, reporter: ProgressReporter) -> dict[str, float]:
@@ -170,40 +173,31 @@ def _pass(session: Session) -> Pass:
 
 
 def _adapt(
-    session: Session,
-    base: PreTrainedModel,
-    known: tuple[Restored | None, _Memory | None],
-    reporter: ProgressReporter,
+    session: Session, base: PreTrainedModel, resumed: Resumed | None, reporter: ProgressReporter
 ) -> tuple[PeftModel, _Ground]:
     """Return the model with its adapter, and what it was before training: the base, or a published adapter on it that
     is trained on."""
-    start = _start(session, overwritten=known[0] is not None or session.previous is not None)
+    start = _start(session, overwritten=resumed is not None or session.previous is not None)
     if session.previous:
         model = continue_from(base, session.resolved, start, session.previous.folder)
-        return model, _ground(session, model, known, reporter)
+        return model, _ground(session, model, resumed, reporter)
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
-    ground = _ground(session, base, known, reporter)
+    ground = _ground(session, base, resumed, reporter)
     return attach(base, session.resolved, start), ground
 
 
-def _ground(
-    session: Session,
-    model: torch.nn.Module,
-    known: tuple[Restored | None, _Memory | None],
-    reporter: ProgressReporter,
-) -> _Ground:
+def _ground(session: Session, model: torch.nn.Module, resumed: Resumed | None, reporter: ProgressReporter) -> _Ground:
     """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
-    restored, memory = known
     rows, objective = task_rows(session.data, session.resolved), objective_of(session.resolved)
     if isinstance(objective, Compared):
-        scores = rows.stored(restored.folder) if restored else None
+        scores = rows.stored(resumed.folder) if resumed else None
         if scores is None:
             reporter.phase(Phase.EVALUATING)
             print(f"Reference  scoring {len(rows.train) + len(rows.evaluation)} rows once, before training", flush=True)
             rows = rows.scored(model, objective, _pass(session))
         else:
             rows = rows.compared_with(scores)
-    return _Ground(rows, memory.before if memory else _measure(session, model, rows, reporter))
+    return _Ground(rows, resumed.memo.before if resumed else _measure(session, model, rows, reporter))
 
 
 def _start(session: Session, *, overwritten: bool) -> Start:
@@ -217,10 +211,14 @@ def _start(session: Session, *, overwritten: bool) -> Start:
     return Start(session.tokenizer, session.steps, batches, overwritten)
 
 
-def _trainer(session: Session, model: PeftModel, ground: _Ground, folder: Path) -> AdapterTrainer:
-    evaluation = session.spec.evaluation
+def _trainer(
+    session: Session, trained: tuple[PeftModel, _Ground], folder: Path, resumed: Resumed | None
+) -> AdapterTrainer:
+    """Return the trainer, with the passes that an earlier attempt found to fit where it ran out of memory."""
+    model, ground = trained
+    evaluation, split = session.spec.evaluation, resumed.memo.split if resumed and resumed.own else None
     loop = LoopSettings(
-        training=session.resolved.training,
+        training=with_split(session.resolved, split).training,
         total_steps=session.steps,
         evaluate_every_steps=evaluation.every_steps,
         keep_checkpoints=session.spec.checkpoint.keep + 1,
@@ -234,16 +232,18 @@ def _trainer(session: Session, model: PeftModel, ground: _Ground, folder: Path) 
         hooks=training_hooks(model, session.resolved),
         objective=objective_of(session.resolved),
     )
-    return AdapterTrainer(model, loop, parts)
+    trainer = AdapterTrainer(model, loop, parts)
+    trainer.split = split
+    return trainer
 
 
-def _best(session: Session, model: PeftModel, restored: Restored | None) -> BestAdapter | None:
+def _best(session: Session, model: PeftModel, resumed: Resumed | None) -> BestAdapter | None:
     """Return what keeps the best weights where the job may stop early, with what a checkpoint knows of it."""
     if session.spec.evaluation.early_stopping_patience is None:
         return None
     best = BestAdapter(model, training_hooks(model, session.resolved))
-    if restored:
-        best.load(restored.folder)
+    if resumed:
+        best.load(resumed.folder)
     return best
 
 
@@ -265,13 +265,15 @@ def _add_callbacks(
     trainer.add_callback(StopCallback(stop))
 
 
-def _writer(uploader: CheckpointUploader | None, ground: _Ground) -> Callable[[Path, Any, bool], None]:
+def _writer(
+    uploader: CheckpointUploader | None, trainer: AdapterTrainer, kept: tuple[Callable[[], Memo], TaskRows]
+) -> Callable[[Path, Any, bool], None]:
     """Return what is done with a checkpoint that was just written."""
+    memory, rows = kept
 
     def written(folder: Path, state: Any, finished: bool) -> None:
-        memory = {"before": ground.before, "finished": finished}
-        (folder / MEMORY_FILE).write_text(json.dumps(memory), "utf-8")
-        ground.rows.store(folder)
+        memory().model_copy(update={"finished": finished, "split": trainer.split}).write(folder)
+        rows.store(folder)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
@@ -296,7 +298,7 @@ def _loop(
     trainer: AdapterTrainer,
     session: Session,
     parts: tuple[StopSignal, ProgressReporter, CheckpointUploader | None],
-    restored: Restored | None,
+    resumed: Resumed | None,
 ) -> list[dict[str, Any]]:
     """Train to the end; after a SIGTERM store the checkpoint and raise StopRequested."""
     stop, reporter, uploader = parts
@@ -304,11 +306,11 @@ def _loop(
     parameters = {"method": session.resolved.method.value, **hyperparameters(session.resolved)}
     with stop.graceful(), trackers(session.run, parameters, work_folder(session.run, "result")) as opened:
         trainer.add_callback(TrackingCallback(opened))
-        trainer.train(resume_from_checkpoint=str(restored.folder) if restored else None)
+        train_to_the_end(trainer, resumed.folder if resumed else None, session.resolved.method)
         if stop.requested:
             stored = uploader.close(_STOP_SECONDS) if uploader else False
             print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
-            raise StopRequested(_newest_checkpoint(session, uploader, restored))
+            raise StopRequested(_newest_checkpoint(session, uploader, resumed))
     return list(trainer.state.log_history)
 
 
@@ -328,6 +330,7 @@ def _evaluated(
     last_step = max((int(entry["step"]) for entry in history), default=session.steps)
     return Fitted(
         model=model,
+        resolved=session.resolved,
         before=ground.before,
         after=after,
         loss=float(losses[-1]) if losses else math.nan,
@@ -341,10 +344,10 @@ def _evaluated(
 
 
 def _newest_checkpoint(
-    session: Session, uploader: CheckpointUploader | None, restored: Restored | None
+    session: Session, uploader: CheckpointUploader | None, resumed: Resumed | None
 ) -> CheckpointStatus | None:
-    """Return the newest complete checkpoint that this attempt stored, else the one it started from."""
-    place, started = checkpoint_store(session.run), restored.step if restored else None
+    """Return the newest complete checkpoint that this attempt stored, else the one of its own that it started from."""
+    place, started = checkpoint_store(session.run), resumed.step if resumed and resumed.own else None
     step = uploader.last_stored if uploader and uploader.last_stored is not None else started
     if place is None or step is None:
         return None

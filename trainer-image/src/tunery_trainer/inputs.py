@@ -64,6 +64,8 @@ def check_secrets(run: RunSpec) -> None:
     uris = {Purpose.MODEL: spec.model.uri, Purpose.DATASET: spec.dataset.uri, Purpose.OUTPUT: run.output_uri}
     if run.adapters:
         uris[Purpose.CONTINUE_FROM] = run.adapters[0].uri
+    if run.resume_uri:
+        uris[Purpose.RESUME_FROM] = run.resume_uri
     for purpose in Purpose:
         if purpose in run.secrets:
             credentials_for(run, purpose, uris.get(purpose, ""))

@@ -72,6 +72,7 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
         output_uri=spec.output.uri or "",
         checkpoint_uri=(folder / "checkpoints" / identity.uid).as_uri(),
         adapters=_adapters(spec),
+        resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         work_dir=str(folder),
         local=True,

@@ -46,6 +46,7 @@ def model_card(
     kind = "Model with merged adapters" if full_model else adapter
     parts = [
         _front_matter(base, lineage, full_model=full_model),
+        f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
         *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
@@ -117,6 +118,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         ("Method", lineage.method),
         ("Rank", lineage.rank),
         ("Continued from", f"`{lineage.continued_from.uri}`" if lineage.continued_from else None),
+        *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
         ("Device", lineage.device),
         ("Image", f"`{lineage.image}`" if lineage.image else None),

@@ -25,8 +25,10 @@ from tunery_trainer.inputs import (
     probe_places,
     shared_cache,
 )
+from tunery_trainer.origin import check_origin, origin_of
 from tunery_trainer.previous import PreviousAdapter, get_previous
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.resuming import Peeked, peek, told, with_resumed
 from tunery_trainer.sizing import FEWEST_STEPS
 from tunery_trainer.summary import dataset_status, resolved_status
 
@@ -44,9 +46,10 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     model = get_model(run, weights=False)
     cache_model(model_place(run), told_in_percent(_tell, "base model into the cache"))
     previous = get_previous(run, weights=False)
+    source = peek(run)
     files = get_data(run)
     go_offline()
-    report = _check(run, (model, previous), files)
+    report = _check(run, (model, previous, source), files)
     _print(report)
     return report
 
@@ -57,13 +60,13 @@ def _tell(text: str) -> None:
 
 def _check(
     run: RunSpec,
-    start: tuple[FetchedModel, PreviousAdapter | None],
+    start: tuple[FetchedModel, PreviousAdapter | None, Peeked | None],
     files: tuple[FetchedDataset, FetchedDataset | None],
 ) -> PreflightReport:
     from tunery_trainer.model import load_tokenizer
     from tunery_trainer.planning import Basis, before_data, make_plan
 
-    model, previous = start
+    model, previous, source = start
     devices = expected_device(run)
     basis = Basis(lora_spec(run), model.folder, devices, previous)
     rows = count_rows(basis.spec, files)
@@ -71,13 +74,16 @@ def _check(
     dataset = survey(shared_cache(run), files[0].root, options, load_tokenizer(model.folder))
     plan = make_plan(basis, rows, dataset)
     _check_steps(basis.spec, plan)
+    if source:
+        _tell(f"goes on from {told(source.record)}")
+        check_origin(source.memo, source.record.step, origin_of(run, model, dataset, plan))
     disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
     report = PreflightReport(
         dataset=dataset_status(dataset, plan.resolved),
         memory=plan.memory.to_status(devices.memory_bytes) if plan.memory else None,
         disk=disk_status(run, disk),
         resolved=resolved_status(
-            plan.resolved,
+            with_resumed(plan.resolved, source.record if source else None),
             {
                 "target_modules": plan.target_modules,
                 "trainable_parameters": plan.trainable_parameters,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import MergeInputRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
@@ -27,6 +28,11 @@ class PreviousAdapter:
     uri: str
     manifest_sha256: str
     folder: Path
+
+    @property
+    def record(self) -> MergeInputRecord:
+        """How lineage names it."""
+        return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256)
 
 
 def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:

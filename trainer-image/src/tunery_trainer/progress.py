@@ -98,6 +98,13 @@ class ProgressReporter:
         """Tell that a complete checkpoint was stored."""
         self._update({"checkpoint": CheckpointStatus(uri=uri, step=step)}, {}, urgent=True)
 
+    @property
+    def newest_checkpoint(self) -> CheckpointStatus | None:
+        """The newest complete one that this attempt stored."""
+        with self._condition:
+            found: CheckpointStatus | None = self._state.get("checkpoint")
+            return found
+
     def checkpoints_removed(self) -> None:
         """Name no checkpoint any more."""
         with self._condition:

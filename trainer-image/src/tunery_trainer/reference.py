@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from tunery_api.preference import PREFERENCE_TASKS, TrainingTask
+from tunery_api.preference import TrainingTask
 from tunery_trainer.answers import partners, stranger
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.evaluation import Pass, measure, score
@@ -76,10 +76,6 @@ def task_rows(data: PreparedData, resolved: Resolved) -> TaskRows:
         others = evaluation if len(evaluation) > 1 else train
         chosen = partners(evaluation) if len(evaluation) > 1 else [stranger(evaluation[0], train)]
         evaluation = evaluation.add_column("mismatched_with", chosen)
-    elif resolved.task in PREFERENCE_TASKS and resolved.training.group_by_length:
-        # The Trainer groups by it; else it would take the chosen answer's alone.
-        lengths = [max(len(row["input_ids"]), len(row["rejected_input_ids"])) for row in train]
-        train = train.add_column("length", lengths)
     return TaskRows(train, evaluation, others)
 
 

@@ -74,6 +74,8 @@ class Source(StrEnum):
     """The one of continueFrom."""
     MODEL = "Model"
     """The base model's own configuration."""
+    MEMORY = "Memory"
+    """What was planned did not fit when it ran."""
 
 
 @dataclass(frozen=True)

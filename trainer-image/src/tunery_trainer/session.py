@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunSpec
 from tunery_trainer.fetch import FetchedModel
+from tunery_trainer.memo import Origin
+from tunery_trainer.origin import origin_of
 from tunery_trainer.previous import PreviousAdapter
 from tunery_trainer.resolved import Resolved
 
@@ -41,3 +44,12 @@ class Session:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.plan.steps
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What is trained; waits for the digest of a base in a claim."""
+        return origin_of(self.run, self.model, self.data.report, self.plan)
+
+    def with_resolved(self, resolved: Resolved) -> Session:
+        """Return the session with other settings of the same steps."""
+        return replace(self, plan=replace(self.plan, resolved=resolved))

@@ -28,6 +28,7 @@ _DROPPED_FIRST: Final = (
     ("rankTooLow",),
     ("checkpoint",),
     ("disk",),
+    ("rejectedAdapter",),
 )
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
+from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
@@ -32,8 +32,10 @@ from tunery_trainer.kept import settle_checkpoints
 from tunery_trainer.previous import get_previous
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.publish import Published, publish, published_before
+from tunery_trainer.rejected import reject, rejected_uri
 from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.result import result_of
+from tunery_trainer.resuming import with_resumed
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
@@ -54,6 +56,9 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     try:
         result = _train(run, stop, reporter)
         reporter.phase(Phase.SUCCEEDED)
+    except TrainerError as error:
+        error.reached = (error.reached or RunResult()).model_copy(update={"checkpoint": reporter.newest_checkpoint})
+        raise
     finally:
         reporter.close()
     return result
@@ -75,10 +80,12 @@ def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter)
     from tunery_trainer.fit import fit  # imports torch, transformers, peft and trl, while the reader sees Starting
 
     fitted = fit(session, stop, reporter)
-    _check_improvement(session.spec, fitted)
+    lineage = _lineage(session, fitted)
     reporter.phase(Phase.UPLOADING)
-    folder = _write_result(session, fitted)
-    return publish(folder, output_target(run), _lineage(session, fitted))
+    folder = _write_result(session, fitted, lineage)
+    if lineage.rejected:
+        raise reject(run, folder, lineage)
+    return publish(folder, output_target(run), lineage)
 
 
 def _gather(run: RunSpec) -> Session:
@@ -117,8 +124,11 @@ def _print(session: Session) -> None:
     print(f"Method     {session.resolved.method}, {session.steps} steps on the {device}", flush=True)
 
 
-def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
-    """Raise TrainerError(NotImproved) if the adapter is not better than the base by the share that was asked for."""
+def _rejection(spec: LoRAJobSpec, fitted: Fitted) -> str | None:
+    """Say why the adapter is not better than the base by the share that was asked for; None where it is.
+
+    Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
+    """
     asked = float(spec.evaluation.min_improvement)
     reached = 1 - fitted.eval_loss / fitted.base_eval_loss
     if reached == 0:
@@ -126,15 +136,15 @@ def _check_improvement(spec: LoRAJobSpec, fitted: Fitted) -> None:
             FailureReason.NOT_IMPROVED,
             f"the adapter changes nothing: the evaluation loss is {fitted.eval_loss:.4f} with it and without it",
         )
-    if reached < asked:
-        raise TrainerError(
-            FailureReason.NOT_IMPROVED,
-            f"the evaluation loss went from {fitted.base_eval_loss:.4f} to {fitted.eval_loss:.4f} "
-            f"({-100 * reached:+.1f} %); spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %",
-        )
+    if reached >= asked:
+        return None
+    return (
+        f"the evaluation loss went from {fitted.base_eval_loss:.4f} to {fitted.eval_loss:.4f} "
+        f"({-100 * reached:+.1f} %), and spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %"
+    )
 
 
-def _write_result(session: Session, fitted: Fitted) -> Path:
+def _write_result(session: Session, fitted: Fitted, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     from tunery_trainer.adapter import save_published
     from tunery_trainer.curves import FILE_NAME, TITLE, draw_curves
@@ -149,7 +159,7 @@ def _write_result(session: Session, fitted: Fitted) -> Path:
             session.tokenizer.chat_template = DEFAULT_TEMPLATE
         session.tokenizer.save_pretrained(str(folder))
     draw_curves(fitted.history, fitted.base_eval_loss, folder / FILE_NAME)
-    lineage, uri = _lineage(session, fitted), session.run.output_uri
+    uri = rejected_uri(session.run) if lineage.rejected else session.run.output_uri
     card = model_card(session.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
     (folder / "README.md").write_text(card, "utf-8")
     return folder
@@ -171,7 +181,9 @@ def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
 
 
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
-    spec, run, resolved, previous = session.spec, session.run, session.resolved, session.previous
+    spec, run, previous, memo = session.spec, session.run, session.previous, fitted.memo
+    sources = memo.resumed_from if memo else []
+    resolved = with_resumed(fitted.resolved, sources[-1] if sources else None)
     return Lineage(
         model=SourceRecord(uri=spec.model.uri, revision=session.model.revision, digest=session.model.digest),
         dataset=SourceRecord(uri=spec.dataset.uri, digest=session.data.report.sha256),
@@ -185,9 +197,9 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         versions=library_versions(),
         device=fitted.device,
         metrics=_metrics(fitted, resolved.task),
-        continued_from=MergeInputRecord(uri=previous.uri, manifest_sha256=previous.manifest_sha256)
-        if previous
-        else None,
+        continued_from=previous.record if previous else memo.continued_from if memo else None,
+        resumed_from=sources,
+        rejected=_rejection(spec, fitted),
         found=dataset_status(session.data.report, resolved),
         resolved=resolved_status(
             resolved,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.integrations.neftune import deactivate_neftune
 from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
 from tunery_trainer.attention import computes_by_example
 from tunery_trainer.collator import Collator
 from tunery_trainer.head import add_head, autocast
+from tunery_trainer.memo import Split
 from tunery_trainer.model import dtype_of
 from tunery_trainer.objectives import Batch, Objective, Sft, Tally
+from tunery_trainer.ordering import ByLength
 from tunery_trainer.resolved import TrainingSettings
 
 _SCHEDULERS: Final = {
@@ -161,7 +165,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self._tally = Tally()
         self._precision = loop.training.precision
         self.tokens_seen = 0
+        self.settings = loop.training
+        """As they are now: of smaller passes than at first where memory ran out."""
+        self.split: Split | None = None
+        """What memory has made of the passes; None: they are as planned."""
+        self.in_pass = False
+        """A forward or backward pass is under way, or was cut off."""
         self.lr_scheduler: Any
+        self.optimizer: Any
         collate = Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model))
         super().__init__(
             model=model,
@@ -211,8 +222,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         batches, _ = super().get_batch_samples(*args, **kwargs)
         if not batches:
             return batches, None
+        self.in_pass = True
         with autocast(self.args.device, dtype_of(self._precision)):
             self._at = self._objective.at(self.model, batches)
+        self.in_pass = False
         return batches, torch.stack([self._objective.counts(batch) for batch in batches]).sum(0).to(self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -221,6 +234,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             logs |= self._tally.rewards()
             self._tally = Tally()
         super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.settings.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        columns = [name for name in ("input_ids", "rejected_input_ids") if name in self.train_dataset.column_names]
+        lengths = [max(map(len, ids)) for ids in zip(*(self.train_dataset[name] for name in columns), strict=True)]
+        rows = self.settings.batch_size * self.settings.gradient_accumulation
+        return ByLength(lengths, rows, self.settings.seed)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
@@ -235,7 +256,48 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Count the tokens, and do one forward and backward pass."""
         self.tokens_seen += inputs["input_ids"].numel()
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
+        self.in_pass = True
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.in_pass = False
+        return loss
+
+    def save_now(self) -> Path:
+        """Write a checkpoint of the last finished optimizer step, hand it on, and return its folder.
+
+        Of a step that was cut off nothing stays: weights and moments change at its end only.
+        """
+        self.model.zero_grad(set_to_none=True)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # Files that are there may be linked by an upload: they are replaced, not written over.
+        shutil.rmtree(folder, ignore_errors=True)
+        self._save_checkpoint(self.model, None)
+        self.callback_handler.on_save(self.args, self.state, self.control)
+        return folder
+
+    def shrink(self, training: TrainingSettings, reason: str) -> Path:
+        """Take smaller passes from now on, and return the checkpoint that the next `train` goes on from.
+
+        `training` has the same rows in an optimizer step, or other batches would be skipped.
+        """
+        self.in_pass, self.settings = False, training
+        self.split = Split(
+            batch_size=training.batch_size,
+            gradient_accumulation=training.gradient_accumulation,
+            gradient_checkpointing=training.gradient_checkpointing,
+            reason=reason,
+        )
+        folder = self.save_now()
+        # `train` makes them anew, from the checkpoint.
+        self.optimizer = self.lr_scheduler = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        if self.neftune_noise_alpha is not None:
+            deactivate_neftune(self.model, self.neftune_hook_handle, self.accelerator)
+        self._train_batch_size = self.args.per_device_train_batch_size = training.batch_size
+        self.args.gradient_accumulation_steps = training.gradient_accumulation
+        if training.gradient_checkpointing and not self.args.activation_checkpointing:
+            self.args.activation_checkpointing = self.args.gradient_checkpointing = True
+            self.args.activation_checkpointing_kwargs = {"use_reentrant": False}
+            self.model.enable_input_require_grads()
+        return folder
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return and log how the model does on the held-out rows, measured as before and after training."""
@@ -259,6 +321,25 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Bypass TRL, which would write a model card into every checkpoint.
         super(SFTTrainer, self)._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take the moments and the step of a checkpoint, and keep the rates and the decay of this run.
+
+        Those in a checkpoint are the same, but where it is another run's, of a job that had others.
+        """
+        fresh = [{name: value for name, value in group.items() if name != "params"} for group in self._groups()]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, settings in zip(self._groups(), fresh, strict=True):
+            group.update(settings)
+        schedule = self.lr_scheduler
+        schedule.base_lrs = [group["initial_lr"] for group in self._groups()]
+        for group, base, rate in zip(self._groups(), schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * rate(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in self._groups()]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return groups
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint), self._hooks)

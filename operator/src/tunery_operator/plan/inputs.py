@@ -39,7 +39,15 @@ class FailedInput:
     reason: str
 
 
-AdapterInput = ReadyInput | UnfinishedInput | FailedInput
+@dataclass(frozen=True, slots=True)
+class NoCheckpoint:
+    """A LoRAJob that has ended and left no checkpoint to go on from."""
+
+    name: str
+    why: str
+
+
+AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
 
 
 def plain_input(uri: str) -> ReadyInput:
@@ -61,6 +69,27 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     if status.get("phase") == "Failed":
         return FailedInput(name, (status.get("failure") or {}).get("reason", "Failed"))
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
+
+
+def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | None) -> AdapterInput:
+    """Return what the LoRAJob `name` offers to resumeFrom: the folder of its checkpoints, once it has ended.
+
+    `place` is where a LoRAJob that has told of none keeps them; None: nowhere.
+    """
+    if body is None:
+        state = "does not exist: the checkpoints of one that was deleted are named by their uri"
+        return UnfinishedInput(name, state, exists=False)
+    status = body.get("status") or {}
+    phase, newest = status.get("phase", "Pending"), (status.get("checkpoint") or {}).get("uri")
+    if phase not in ("Succeeded", "Failed"):
+        return UnfinishedInput(name, f"is {phase}")
+    if newest is None and phase == "Succeeded":
+        return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
+    # The folder of all: a pod that was told to end may have stored a newer one since.
+    folder = newest.rstrip("/").rpartition("/")[0] if newest else place
+    if folder is None:
+        return NoCheckpoint(name, "has failed and left no checkpoint")
+    return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
 
 
 def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:

@@ -25,6 +25,8 @@ class Known(NamedTuple):
 
     adapter: ResolvedAdapter | None = None
     """What continueFrom was resolved to."""
+    resume: str | None = None
+    """Where the checkpoints lie that resumeFrom was resolved to."""
     revision: str | None = None
     """The model's commit that preflight resolved."""
     checkpoint: str | None = None
@@ -67,6 +69,7 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
         "checkpoint_uri": common.checkpoint_place(place.uri, owner, known.checkpoint),
         "gpu_memory_bytes": _gpu_memory(spec, platform),
         "adapters": [known.adapter] if known.adapter else [],
+        "resume_uri": known.resume,
     }
     run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
     return _with_cache(common.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
@@ -99,10 +102,14 @@ def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
     if spec.dataset.evaluation is not None and spec.dataset.evaluation.uri is not None:
         yield Access(Purpose.EVALUATION, spec.dataset.evaluation.uri, None, "spec.dataset.secretRef")
     yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
-    if spec.continue_from is not None:
-        own = spec.continue_from.secret_ref
-        field = "spec.continueFrom.secretRef" if own else place.field
-        yield Access(Purpose.CONTINUE_FROM, spec.continue_from.uri, own or place.secret, field)
+    for purpose, name, source in (
+        (Purpose.CONTINUE_FROM, "continueFrom", spec.continue_from),
+        (Purpose.RESUME_FROM, "resumeFrom", spec.resume_from),
+    ):
+        if source is not None:
+            own = source.secret_ref
+            field = f"spec.{name}.secretRef" if own else place.field
+            yield Access(purpose, source.uri, own or place.secret, field)
     if spec.tracking is not None and spec.tracking.wandb is not None:
         yield Access(Purpose.WANDB, None, spec.tracking.wandb.secret_ref, "spec.tracking.wandb.secretRef")
     if spec.tracking is not None and spec.tracking.mlflow is not None:

@@ -6,30 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.inputs import LocalReference
+from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.reasons import FailureReason
 from tunery_operator.kube.read import peek_object
+from tunery_operator.plan.common import checkpoint_place, output_place
 from tunery_operator.plan.inputs import (
     AdapterInput,
     ReadyInput,
     UnfinishedInput,
+    checkpoint_input,
     lorajob_input,
     plain_input,
     record,
     recorded,
 )
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.plan.model import Key, Kind, parse_owner
 from tunery_operator.reconcile.subject import Subject
 from tunery_operator.reconcile.world import World
 from tunery_operator.status.snapshot import Snapshot
 
 
 class Wanted(NamedTuple):
-    """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI."""
+    """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI; or the checkpoints of one."""
 
     reference: LocalReference | None
     uri: str | None
+    checkpoints: bool = False
 
 
 class Inputs(NamedTuple):
@@ -70,7 +75,7 @@ def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, A
     target = Key(Kind.LORAJOB, subject.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
     world.cache.wait_for(target, subject.owner.key)
-    return _look_up(world, subject.owner.key, name)
+    return _look_up(world, subject.owner.key, name, checkpoints=want.checkpoints)
 
 
 def look_inputs_up_again(world: World, subject: Subject, status: dict[str, Any]) -> dict[str, Any]:
@@ -86,22 +91,34 @@ def look_inputs_up_again(world: World, subject: Subject, status: dict[str, Any])
 
 
 def _as_it_is_now(world: World, subject: Subject, entry: dict[str, Any]) -> dict[str, Any]:
-    found = _look_up(world, subject.owner.key, entry["name"])
+    found = _look_up(world, subject.owner.key, entry["name"], checkpoints=False)
     return record(found) if isinstance(found, ReadyInput) else entry
 
 
-def _look_up(world: World, key: Key, name: str) -> AdapterInput:
+def _look_up(world: World, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
     """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
     body = peek_object(world.client, world.cache, Key(Kind.LORAJOB, key.namespace, name))
     if body is None and world.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
         return UnfinishedInput(
             name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
         )
+    if checkpoints:
+        return checkpoint_input(name, body, _checkpoints_of(world, body) if body is not None else None)
     return lorajob_input(name, body, world.platform.settings.default_output_secret)
 
 
-def refuse_circle(world: World, subject: Subject, source: LocalReference) -> None:
-    """Raise InvalidSpec where a LoRAJob is to continue from one that waits, however indirectly, for this one.
+def _checkpoints_of(world: World, body: Mapping[str, Any]) -> str | None:
+    """Return where a LoRAJob keeps its checkpoints, whether there are any; None where its output has no place."""
+    owner = parse_owner(Kind.LORAJOB, body)
+    try:
+        output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
+        return checkpoint_place(output_place(output, owner, world.platform.settings).uri, owner, None)
+    except (InvalidSpec, ValidationError):
+        return None
+
+
+def refuse_circle(world: World, subject: Subject, source: LocalReference, field: str) -> None:
+    """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
 
     Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
     """
@@ -116,7 +133,7 @@ def refuse_circle(world: World, subject: Subject, source: LocalReference) -> Non
         name = references[0]["name"]
     if name == own:
         text = f"this job would wait for itself: {' → '.join([*chain, own])}"
-        raise InvalidSpec([FieldError("spec.continueFrom.loraJobRef.name", text)])
+        raise InvalidSpec([FieldError(f"spec.{field}.loraJobRef.name", text)])
 
 
 def is_awaited(world: World, key: Key) -> bool:
@@ -134,4 +151,4 @@ def _awaits(body: Mapping[str, Any], name: str) -> bool:
 
 
 def _sources(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return [*(spec.get("adapters") or ()), spec.get("continueFrom") or {}]
+    return [*(spec.get("adapters") or ()), *(spec.get(name) or {} for name in ("continueFrom", "resumeFrom"))]

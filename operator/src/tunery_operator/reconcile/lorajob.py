@@ -76,17 +76,20 @@ def _check(world: World, subject: Subject, spec: LoRAJobSpec, snapshot: Snapshot
 
 
 def _inputs(world: World, subject: Subject, spec: LoRAJobSpec) -> Inputs:
-    source = spec.continue_from
+    resumes = spec.resume_from is not None
+    source = spec.resume_from or spec.continue_from
     if source is not None and source.lora_job_ref is not None and not subject.accepted():
-        refuse_circle(world, subject, source.lora_job_ref)
-    return resolve_inputs(world, subject, [Wanted(source.lora_job_ref, source.uri)] if source is not None else [])
+        refuse_circle(world, subject, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
+    wanted = [Wanted(source.lora_job_ref, source.uri, resumes)] if source is not None else []
+    return resolve_inputs(world, subject, wanted)
 
 
 def _known(subject: Subject, inputs: Inputs | None) -> Known:
     ready = inputs.ready if inputs is not None else None
-    status = subject.status
+    status, resumes = subject.status, bool(subject.spec.get("resumeFrom"))
     return Known(
-        adapter=ready[0].adapter if ready else None,
+        adapter=ready[0].adapter if ready and not resumes else None,
+        resume=ready[0].adapter.uri if ready and resumes else None,
         revision=(status.get("resolved") or {}).get("revision"),
         checkpoint=(status.get("checkpoint") or {}).get("uri"),
         disk_bytes=(status.get("disk") or {}).get("estimateBytes"),

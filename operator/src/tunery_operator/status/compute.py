@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
-from tunery_operator.plan.inputs import FailedInput, UnfinishedInput
+from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.hindrance import show_hindrance
@@ -77,6 +77,12 @@ def _check_inputs(draft: Draft) -> bool:
         text = f"LoRAJob {failed.name}, which this waits for, failed: {failed.reason}"
         draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
         draft.fail_for(FailureReason.ADAPTER_MISSING, text, f"Bring LoRAJob {failed.name} to its success, as it says.")
+        return True
+    bare = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
+    if bare is not None:
+        text = f"spec.resumeFrom: LoRAJob {bare.name} {bare.why}"
+        draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.CHECKPOINT_MISSING.value, text)
+        draft.fail_for(FailureReason.CHECKPOINT_MISSING, text)
         return True
     waiting = [item for item in inputs if isinstance(item, UnfinishedInput)]
     if waiting:

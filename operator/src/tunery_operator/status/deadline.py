@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tunery_api.reasons import FailureReason
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import deadline_left
@@ -16,7 +15,6 @@ def check_deadline(draft: Draft) -> bool:
         return False
     ran = int(limit - left)
     text = f"pods ran for {ran} s in all, and spec.activeDeadlineSeconds is {limit}; waiting is not counted"
-    kept = "; the checkpoints are kept" if draft.snapshot.kind is Kind.LORAJOB else ""
-    hint = f"Raise spec.activeDeadlineSeconds above {ran} s by what is still needed{kept}."
+    hint = f"Raise spec.activeDeadlineSeconds above {ran} s by what is still needed."
     draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text, hint))
     return True

@@ -21,6 +21,16 @@ from tunery_operator.status.snapshot import Snapshot
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 
+_GOES_ON: Final = frozenset(
+    {
+        FailureReason.GPU_OUT_OF_MEMORY.value,
+        FailureReason.DISK_FULL.value,
+        FailureReason.NOT_IMPROVED.value,
+        FailureReason.DEADLINE_EXCEEDED.value,
+    }
+)
+"""After these a new job may go on from the checkpoints; those of a loss that diverged may be spoilt."""
+
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
 _MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
@@ -58,11 +68,22 @@ class Draft:
         status = failure_status(failure, exit_code)
         # Who says that it takes a new job means this very failure.
         if advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or ""):
-            status["hint"] = scrub(f"{status['hint']} {self.retry_command()}")
+            status["hint"] = f"{status['hint']} {self.retry_command()}"
+        status["hint"] = scrub(status["hint"] + self._kept(failure))
         self.fields["failure"] = status
         self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
         self._complete(ended)
+
+    def _kept(self, failure: Failure) -> str:
+        """Return the sentence that what was trained is not lost, where a checkpoint is there and of use."""
+        step = int((self.fields.get("checkpoint") or {}).get("step") or 0)
+        if not step or failure.reason not in _GOES_ON:
+            return ""
+        name = self.snapshot.owner.key.name
+        return (
+            f" What was trained is kept: a new job with resumeFrom.loraJobRef.name: {name} goes on after step {step}."
+        )
 
     def fail_for(self, reason: FailureReason, message: str, hint: str | None = None) -> None:
         """End the object as failed, with the advice that belongs to the reason unless `hint` is better."""

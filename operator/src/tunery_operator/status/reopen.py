@@ -10,7 +10,7 @@ from tunery_api.status import ConditionType, Phase
 
 _MAX_RETRY: Final = 128
 """Characters of status.observedRetry."""
-_ENDED: Final = ("failure", "completionTime")
+_ENDED: Final = ("failure", "completionTime", "rejectedAdapter")
 _JUDGED_AGAIN: Final = frozenset({ConditionType.FAILED.value, ConditionType.RUNNING.value})
 
 

@@ -109,6 +109,8 @@ def _take_result(draft: Draft, result: RunResult) -> None:
         for name in _RESULT_PARTS:
             part = getattr(result, name)
             draft.merge(name, part.to_json_dict() if part else None)
+        rejected = result.rejected_adapter
+        draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
         _check_evaluation(draft, result)
         return
     inputs = [item.to_json_dict() for item in result.inputs or ()]
