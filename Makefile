@@ -18,6 +18,8 @@ UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/
 CLUSTER_CLI := cd $(TESTS) && $(PYTHON) -m cluster
 
 export PYTHONDONTWRITEBYTECODE := 1
+# Threads that wait for each other sleep, as in the trainer (environment.py): tests run side by side.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help
 help: ## List the targets

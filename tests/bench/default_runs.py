@@ -28,7 +28,7 @@ import yaml
 from cluster import model
 
 GOAL: Final = 0.10
-_PACKAGES: Final = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "sklearn", "botocore", "sympy")
+_PACKAGES: Final = ("pandas", "sklearn", "sympy")
 
 
 def main() -> None:

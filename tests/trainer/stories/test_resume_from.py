@@ -159,7 +159,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "spec.training.batchSize × gradientAccumulation: is 8, and the checkpoint of spec.resumeFrom was trained",
     ),
     "length": ({"training": EXACT | {"maxLength": 64}}, "spec.training.maxLength: is 64, and"),
-    "optimizer": ({"training": EXACT | {"optimizer": "AdamW"}}, "spec.training.optimizer: is AdamW, and"),
+    "optimizer": ({"training": EXACT | {"optimizer": "AdamW8bit"}}, "spec.training.optimizer: is AdamW8bit, and"),
     "steps": (
         {"training": EXACT | {"maxSteps": 15}},
         "spec.training: this job has 15 steps in all, and the checkpoint is of step 20",
@@ -193,7 +193,7 @@ FREE = {
 }
 """Fields of the blocks that may differ; all others must be among what a checkpoint remembers."""
 WHOLE = {
-    *("model", "dataset", "method", "lora", "training"),
+    *("model", "dataset", "task", "preference", "method", "lora", "training"),
     *("adalora", "promptTuning", "prefixTuning", "quantization"),
 }
 """Blocks that are compared, field by field."""

@@ -35,6 +35,9 @@ _ALWAYS: Final = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
     "BITSANDBYTES_NOWELCOME": "1",
+    # Threads that wait for each other sleep. GNU's OpenMP lets them spin, which takes the processor from those that
+    # they wait for wherever there are fewer free ones than threads: steps on a shared node took ten times as long.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "MPLBACKEND": "Agg",
     "WANDB_SILENT": "true",

@@ -122,7 +122,7 @@ def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     model = attach(meta_model(basis.folder), plain, Start(load_tokenizer(basis.folder), steps)).train()
     check_init(model, resolved)
     plan = _sized(basis, choice, model, tokens, Optimizer.ADAMW)
-    on_gpu = basis.devices.kind is DeviceKind.CUDA  # on a CPU bitsandbytes' optimizers are many times slower
+    on_gpu = basis.devices.kind is DeviceKind.CUDA  # on a CPU bitsandbytes' optimizers only cost time
     if on_gpu and basis.spec.training.optimizer is None and not plan.fits(basis.devices):
         return _sized(basis, choice, model, tokens, Optimizer.PAGED_ADAMW_8BIT)
     return plan
