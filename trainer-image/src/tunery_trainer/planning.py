@@ -26,8 +26,7 @@ from tunery_trainer.model import load_tokenizer, meta_model, model_facts
 from tunery_trainer.previous import PreviousAdapter, continued
 from tunery_trainer.resolve import DEFAULT_BATCH_SIZE, Chosen, resolve
 from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, Resolved
-from tunery_trainer.sizing import DataFacts
-from tunery_trainer.steps import total_steps
+from tunery_trainer.sizing import DataFacts, total_steps
 
 _BUSY_TOKENS: Final = 4096
 """Tokens of a forward pass that keep a GPU busy: where fewer fit, activations are recomputed. Assumed, not measured."""

@@ -1,4 +1,7 @@
-"""How many rows an optimizer step sees, and how often the data is passed: small data sets must get steps enough."""
+"""How many rows an optimizer step sees, how often the data is passed, and how many steps that makes.
+
+Small data sets must get steps enough.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from tunery_trainer.resolved import TrainingSettings
 
 ENOUGH_STEPS: Final = 100
 """Optimizer steps that a run should have; with fewer, the rate has hardly risen before it falls again."""
@@ -58,6 +63,15 @@ def size(data: DataFacts, epochs: float | None, max_steps: int | None) -> Sizing
 def sequences_to_pack(epochs: float | None) -> int:
     """Return with how many packed sequences there are still ENOUGH_STEPS; with fewer the rows stay alone."""
     return math.ceil(ENOUGH_STEPS / (epochs or 1))
+
+
+def total_steps(rows: int, training: TrainingSettings) -> int:
+    """Return the optimizer steps of a run over `rows` sequences, counted as transformers' Trainer does."""
+    if training.max_steps is not None:
+        return training.max_steps
+    batches = math.ceil(rows / training.batch_size)
+    a_pass = max(1, math.ceil(batches / training.gradient_accumulation))
+    return max(1, math.ceil((training.epochs or 1.0) * a_pass))
 
 
 def _enough(sequences: int, epochs: float) -> int:

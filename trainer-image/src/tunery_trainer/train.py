@@ -15,6 +15,7 @@ from tunery_api.status import Phase
 from tunery_trainer.caching.rows import look_up
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.improvement import shortfall
 from tunery_trainer.inputs import (
     actual_device,
     check_secrets,
@@ -129,19 +130,12 @@ def _rejection(spec: LoRAJobSpec, fitted: Fitted) -> str | None:
 
     Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
     """
-    asked = float(spec.evaluation.min_improvement)
-    reached = 1 - fitted.eval_loss / fitted.base_eval_loss
-    if reached == 0:
+    if fitted.eval_loss == fitted.base_eval_loss:
         raise TrainerError(
             FailureReason.NOT_IMPROVED,
             f"the adapter changes nothing: the evaluation loss is {fitted.eval_loss:.4f} with it and without it",
         )
-    if reached >= asked:
-        return None
-    return (
-        f"the evaluation loss went from {fitted.base_eval_loss:.4f} to {fitted.eval_loss:.4f} "
-        f"({-100 * reached:+.1f} %), and spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %"
-    )
+    return shortfall(fitted.base_eval_loss, fitted.eval_loss, spec.evaluation.min_improvement)
 
 
 def _write_result(session: Session, fitted: Fitted, lineage: Lineage) -> Path:

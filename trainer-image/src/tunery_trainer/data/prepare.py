@@ -45,14 +45,8 @@ def prepare(
 
     `cache_dir` is the folder that entries lie in, or tells it by the entry's key.
 
-    For TRL, both with `dataset_kwargs={"skip_prepare_dataset": True}` and its own collator
-    (`DataCollatorForLanguageModeling`; no other one when packed):
-
-    - packed: `SFTConfig(packing=True, packing_strategy="bfd")`, which makes the collator padding-free; from
-      `seq_lengths` it builds the `position_ids` that start again at each row, and no attention mask. Whoever calls
-      the model on such a batch must pass `use_cache=False`, as TRL does: with a cache, transformers does not look for
-      the restarts, and attention crosses rows without an error.
-    - not packed: `SFTConfig(packing=False, padding_free=False)`; the collator pads and masks.
+    A packed row holds several examples, whose lengths are in `seq_lengths`; the trainer's own collator (`collator.py`)
+    keeps attention inside each. Rows of preference tasks have the columns that `answers.py` reads, and are not packed.
 
     Raises:
         TrainerError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.

@@ -19,6 +19,7 @@ from tunery_api.status import DatasetStatus
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import Place, fetch_dataset, fetch_model
+from tunery_trainer.improvement import shortfall
 from tunery_trainer.inputs import credentials_for, work_folder
 from tunery_trainer.merging.adapters import Adapter
 from tunery_trainer.merging.quantized import Quantization
@@ -93,13 +94,11 @@ def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) ->
 
 def check_improvement(spec: MergeEvaluationSpec, losses: Losses) -> None:
     """Raise TrainerError(NotImproved) if the result is not better than the base by the share that was asked for."""
-    asked, reached = float(spec.min_improvement), 1 - losses.result / losses.base
-    if reached < asked:
+    missed = shortfall(losses.base, losses.result, spec.min_improvement, "the base's ")
+    if missed:
         raise TrainerError(
             FailureReason.NOT_IMPROVED,
-            f"the evaluation loss went from the base's {losses.base:.4f} to {losses.result:.4f} "
-            f"({-100 * reached:+.1f} %); spec.evaluation.minImprovement asks for {-100 * asked:+.1f} %; "
-            f"the best input reaches {min(losses.inputs):.4f}",
+            f"{missed}; the best input reaches {min(losses.inputs):.4f}",
             "Compare methods, densities and weights, or lower evaluation.minImprovement, in a new merge.",
         )
 
