@@ -14,6 +14,7 @@ BENCHMARKS: Final = (
     "rendering",
     "memory_estimate",
     "training",
+    "default_runs",
     "merging",
     "merge_quality",
     "operator_latency",
