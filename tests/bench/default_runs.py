@@ -49,7 +49,14 @@ def main() -> None:
         failed |= better < GOAL
         numbers = (f"{losses[name]:.3f}" for name in ("baseEvalLoss", "evalLoss"))
         steps = lineage["resolved"]["steps"]
-        cells = (count, settings.get("dropout"), steps, settings.get("epochs"), *numbers, f"-{better:.1%}")
+        cells = (
+            count,
+            settings.get("lora.dropout"),
+            steps,
+            settings.get("training.epochs"),
+            *numbers,
+            f"-{better:.1%}",
+        )
         print("|", " | ".join(map(str, cells)), f"| {(time.monotonic() - began) / 60:.0f} |", flush=True)
     sys.exit(failed)
 
