@@ -391,6 +391,12 @@ MERGES_REFUSED: list[Any] = [
         id="weights-in-part",
     ),
     pytest.param(
+        {"adapters": [{**ONE, "weight": "-1000.5"}]},
+        "spec.adapters[0].weight: must be from -1000 to 1000",
+        "a weight must be from -1000 to 1000",
+        id="weight-too-large",
+    ),
+    pytest.param(
         {"adapters": [ONE], "density": "0.5"},
         "spec.density: Linear keeps every entry; leave it out, or use MagnitudePrune or DARELinear",
         "density is not for Linear",

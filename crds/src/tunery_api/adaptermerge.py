@@ -61,6 +61,10 @@ class MergeTarget(StrEnum):
     MODEL = "Model"
 
 
+LARGEST_WEIGHT: Final = 1000
+"""Of an adapter in a merge, by amount; beyond, nothing is left of the others, nor of float16's range."""
+
+
 class MergeInput(ApiModel):
     """One adapter of a merge; exactly one of loraJobRef and uri."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeDataset, MergeInput
+from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeDataset, MergeInput
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -226,6 +226,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(
             "self.adapters.all(a, has(a.weight)) || self.adapters.all(a, !has(a.weight))",
             "give a weight to each adapter, or to none",
+        ),
+        CelRule(
+            f"self.adapters.all(a, !has(a.weight) || (double(a.weight) <= {LARGEST_WEIGHT}.0 && "
+            f"double(a.weight) >= -{LARGEST_WEIGHT}.0))",
+            f"a weight must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}",
         ),
         CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
         CelRule("!has(self.density) || double(self.density) > 0.0", "density must be above 0"),

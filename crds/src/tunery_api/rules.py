@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
 from tunery_api.fields import alias_of, bucket_problem
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
@@ -309,11 +309,14 @@ def _same_place(one: str, other: str | None) -> bool:
 
 
 def merge_weights(spec: AdapterMergeSpec) -> Errors:
-    """A weight that is left open depends on none that is given."""
+    """A weight that is left open depends on none that is given, and none drowns the base."""
     given = [item.weight is not None for item in spec.adapters]
     if any(given) and not all(given):
         missing = given.index(False)
         yield FieldError(f"spec.adapters[{missing}].weight", "give a weight to each adapter, or to none")
+    for index, item in enumerate(spec.adapters):
+        if item.weight is not None and abs(float(item.weight)) > LARGEST_WEIGHT:
+            yield FieldError(f"spec.adapters[{index}].weight", f"must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}")
 
 
 def merge_density(spec: AdapterMergeSpec) -> Errors:

@@ -45,3 +45,22 @@ def test_too_small(rows: list[bytes]) -> None:
     with pytest.raises(TrainerError, match="too few to hold one out") as caught:
         held_out(rows, 0.05, 42)
     assert caught.value.reason is FailureReason.DATASET_INVALID
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_with_labels_leave_both_kinds_on_both_sides(seed: int) -> None:
+    kinds = [frozenset({number % 10 < 2}) for number in range(20)]
+    held = held_out(digests(20), 0.05, seed, kinds)
+    for side in (True, False):
+        assert {label for kind, is_held in zip(kinds, held, strict=True) if is_held is side for label in kind} == {
+            True,
+            False,
+        }
+    assert sum(held) <= 2
+
+
+def test_the_only_row_of_a_kind_is_trained_on() -> None:
+    kinds = [frozenset({number == 7}) for number in range(20)]
+    for seed in range(20):
+        held = held_out(digests(20), 0.05, seed, kinds)
+        assert sum(held) == 1 or not held[7]

@@ -86,6 +86,13 @@ def test_linear_is_the_sum_of_the_true_deltas(tmp_path: Path) -> None:
     assert sorted(config["target_modules"]) == sorted([Q, V, MLP])
 
 
+@pytest.mark.parametrize("method", [MergeMethod.LINEAR, MergeMethod.MAGNITUDE_PRUNE])
+def test_a_merge_that_is_nothing_is_refused(tmp_path: Path, method: MergeMethod) -> None:
+    source = write_adapter(tmp_path / "in", {Q: factors(8, 48, 32, 1)})
+    with pytest.raises(TrainerError, match=r"spec\.adapters: what is merged is zero everywhere"):
+        merge(tmp_path / "out", (source, 0.0), (source, 0.0), method=method)
+
+
 def test_weights_and_ranks_reach_the_config_where_modules_differ(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
     one = write_adapter(tmp_path / "1", {name: factors(4, 16, 16, i) for i, name in enumerate(names)})

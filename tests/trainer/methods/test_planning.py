@@ -172,3 +172,6 @@ def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them
     assert planned(tmp_path, 24, method=method, lora=lora | {"rank": 32}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"rankPattern": {"k_proj": 32, "v_proj": 32}}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"init": "Default"}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"init": "EVA"}).steps, "only the inputs count"
+    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 300, but .* EVA finds 256 directions there"):
+        planned(tmp_path, 24, method=method, lora={"rank": 300, "init": "EVA"})

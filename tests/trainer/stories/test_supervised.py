@@ -78,6 +78,12 @@ def test_a_crash_is_an_error_of_ours_with_the_signal_and_the_trace(tmp_path: Pat
     assert 'File "<string>", line 1' in errors
 
 
+def test_a_long_trace_does_not_hide_what_happened() -> None:
+    lines = ["Fatal Python error: Segmentation fault", *['  File "x.py", line 1 in f'] * 80, "Extension modules: numpy"]
+    said = explain_end(-11, lines).message
+    assert said == "native code failed: the process was ended by SIGSEGV: Fatal Python error: Segmentation fault"
+
+
 def test_preflights_message_is_of_its_own_kind(tmp_path: Path) -> None:
     code, said, _ = end(tmp_path, "import ctypes; ctypes.CDLL(None).exit(3)", "PREFLIGHT")
     assert (code, said["failure"]["message"]) == (1, "native code failed: the process ended with exit code 3")

@@ -59,7 +59,9 @@ def gpu_reason(error: BaseException) -> FailureReason | None:
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether a GPU, or the process on a CPU, had no memory left for a tensor."""
     on_gpu = gpu_reason(error) is FailureReason.GPU_OUT_OF_MEMORY
-    return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    # oneDNN, which computes 16-bit products on CPUs, says no more than that it could not begin.
+    said = any(text in str(error) for text in ("DefaultCPUAllocator", "could not create a primitive"))
+    return on_gpu or said or isinstance(error, MemoryError)
 
 
 def device_facts(memory_bytes: int | None) -> DeviceFacts:

@@ -5,6 +5,7 @@ A pass that runs out of memory all the same is taken again in halves, and so is 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from tunery_trainer.objectives import Batch, Collate, Compared, Objective, Sft, 
 
 DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""
+
+_TOLD_SECONDS: Final = 10.0
+"""Between two lines of the log on how far the scoring of a reference is."""
 
 T = TypeVar("T")
 
@@ -76,13 +80,18 @@ def score(
 ) -> torch.Tensor:
     """Return what `objective.scores` tells of each row, (rows, 2), float32, on the CPU.
 
-    In the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
+    Prints how far it is. In the same batches as `measure`, so that the model that is scored is exactly at the start of
+    the objective.
     """
-    found = torch.empty(len(rows), 2)
+    found, done, told = torch.empty(len(rows), 2), 0, time.monotonic()
     with _evaluating(model, how):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
         for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
             found[chosen] = scores.view(2, -1).T
+            done += len(chosen)
+            if time.monotonic() - told > _TOLD_SECONDS:
+                told = time.monotonic()
+                print(f"Reference  {done} of {len(rows)} rows", flush=True)
     return found
 
 

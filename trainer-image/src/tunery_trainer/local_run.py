@@ -18,6 +18,7 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -120,7 +121,8 @@ def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) ->
 
 
 def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
-    """Yield the digests of the local files that are trained or measured on: with other rows the old result is none."""
+    """Yield what tells a run's local files apart: with other rows, inputs or another base the old result is none."""
+    yield from _input_digests(spec)
     for uri in _data_uris(spec):
         for path in _local_files(uri or ""):
             try:
@@ -128,6 +130,23 @@ def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
             except OSError:
                 # Preflight says what is wrong with it.
                 yield path.name
+
+
+def _input_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+    """Yield the digest of each local adapter's manifest, and name, size and time of each file of a local base."""
+    inputs = spec.adapters if isinstance(spec, AdapterMergeSpec) else filter(None, [spec.continue_from])
+    for uri in (item.uri or "" for item in inputs):
+        for path in _below(uri, MANIFEST_NAME):
+            yield hash_file(path)
+    for path in _below(spec.model.uri if spec.model else "", "*"):
+        facts = path.stat()
+        yield f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _below(uri: str, pattern: str) -> list[Path]:
+    if not uri.startswith("file://"):
+        return []
+    return sorted(path for path in Path(unquote(uri.removeprefix("file://"))).glob(pattern) if path.is_file())
 
 
 def _data_uris(spec: LoRAJobSpec | AdapterMergeSpec) -> tuple[str | None, ...]:

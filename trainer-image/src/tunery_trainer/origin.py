@@ -98,6 +98,20 @@ def _loop(resolved: Resolved) -> dict[str, JsonValue]:
     }
 
 
+def check_base(memo: Memo, own: Origin) -> None:
+    """Raise TrainerError(InvalidSpec) where a run's own checkpoint was trained on another base than is there now."""
+    if memo.origin is None:
+        return
+    before, now = memo.origin.model.digest, own.model.digest
+    if before and now and before != now:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            f"spec.model.uri: {own.model.uri} is another model than this job began with: its digest was {before}, and "
+            f"is {now}",
+            "Put the model of before back and retry, or train on the new one in a new job.",
+        )
+
+
 def check_origin(memo: Memo, step: int, own: Origin) -> None:
     """Raise TrainerError(InvalidSpec) naming each field in which a run differs that may not go on from a checkpoint."""
     if memo.origin is None:

@@ -20,7 +20,7 @@ from tunery_trainer.decisions import text_of
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import checkpoint_store, credentials_for
 from tunery_trainer.memo import MEMO_FILE, Memo, read_memo
-from tunery_trainer.origin import check_origin
+from tunery_trainer.origin import check_base, check_origin
 from tunery_trainer.resolved import Resolved, Source
 from tunery_trainer.session import Session
 from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
@@ -134,8 +134,10 @@ def resume(session: Session, folder: Path) -> Resumed | None:
     place = checkpoint_store(session.run)
     restored = restore(*place, folder) if place else None
     if restored is not None:
+        memo = read_memo(restored.folder)
+        check_base(memo, session.origin)
         print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
-        return Resumed(restored.step, restored.folder, read_memo(restored.folder), own=True)
+        return Resumed(restored.step, restored.folder, memo, own=True)
     source = source_of(session.run)
     return _resume_other(session, source, folder) if source else None
 

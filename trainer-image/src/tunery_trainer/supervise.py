@@ -25,8 +25,8 @@ from tunery_trainer.failures import explain, to_failure
 from tunery_trainer.termination import clear_termination, has_spoken, write_termination
 
 _CHILD: Final = "TUNERY_SUPERVISED"
-_LINES: Final = 40
-"""Lines of stderr that are looked through for the cause."""
+_LINES: Final = 400
+"""Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG: Final = 1
 _SIGNALLED: Final = 128

@@ -45,6 +45,18 @@ def with_layout(report: DatasetReport, layout: Layout, desirable: Sequence[bool 
     return dataclasses.replace(report, tokens=tokens)
 
 
+def check_held_out(desirable: Sequence[bool | None], field: str) -> None:
+    """Check that KTO is measured on both kinds of answers; raises TrainerError(DatasetInvalid) naming `field`."""
+    if not desirable or None in desirable or 0 < sum(map(bool, desirable)) < len(desirable):
+        return
+    label, other = ("true", "false") if desirable[0] else ("false", "true")
+    raise TrainerError(
+        FailureReason.DATASET_INVALID,
+        f"{field}: all {len(desirable)} rows that are held out have label {label}; task KTO is measured on both kinds",
+        f"Add rows with label {other}: there have to be two at least, one to train on and one to hold out.",
+    )
+
+
 def _both_kinds(desirable: Sequence[bool | None]) -> int:
     """Return how many are wanted."""
     wanted = sum(map(bool, desirable))

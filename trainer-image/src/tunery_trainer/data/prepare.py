@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
-from tunery_trainer.data.layout import Layout, lay, training_layout, with_layout
+from tunery_trainer.data.layout import Layout, check_held_out, lay, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.store import TokenStore, row_kind
@@ -83,12 +83,13 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTraine
     if files.evaluation:
         train, source, held = list(every), evaluation_rows, list(range(len(evaluation_rows.lengths)))
     else:
-        drawn = held_out(rows.digests, options.evaluation_fraction, options.seed)
+        drawn = held_out(rows.digests, options.evaluation_fraction, options.seed, rows.kinds())
         source, held = rows, [example for example in every if drawn[rows.rows[example]]]
         train = [example for example in every if not drawn[rows.rows[example]]]
     layout = training_layout([rows.lengths[example] for example in train], options)
     lengths = [source.lengths[example] for example in held]
     report = with_layout(report, layout, [rows.desirable[example] for example in train])
+    check_held_out([source.desirable[example] for example in held], files.held_field)
     _write(rows, train, layout, folder / _TRAIN)
     _write(source, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
     rows.remove()

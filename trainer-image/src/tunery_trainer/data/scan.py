@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunery_trainer.data.layout import training_layout, with_layout
+from tunery_trainer.data.layout import check_held_out, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
-from tunery_trainer.data.split import held_out
+from tunery_trainer.data.split import held_out, kinds_of
 from tunery_trainer.data.survey import Survey, find_files
 
 if TYPE_CHECKING:
@@ -35,10 +33,13 @@ def scan(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase | 
     for digest, examples in survey.encoded(survey.train, tokenizer):
         digests.append(digest)
         known.append([(len(example.input_ids), example.desirable) for example in examples])
-    collections.deque(survey.encoded(survey.evaluation, tokenizer), maxlen=0)
+    apart = [example.desirable for _, examples in survey.encoded(survey.evaluation, tokenizer) for example in examples]
     report = survey.report()
-    held = None if files.evaluation else held_out(digests, options.evaluation_fraction, options.seed)
-    kept = (row for index, row in enumerate(known) if held is None or not held[index])
-    of_training = list(chain.from_iterable(kept))
+    kinds = kinds_of([[desirable for _, desirable in row] for row in known])
+    held = None if files.evaluation else held_out(digests, options.evaluation_fraction, options.seed, kinds)
+    of_training = [one for index, row in enumerate(known) if held is None or not held[index] for one in row]
     layout = training_layout([length for length, _ in of_training], options)
-    return with_layout(report, layout, [desirable for _, desirable in of_training])
+    report = with_layout(report, layout, [desirable for _, desirable in of_training])
+    drawn = [desirable for index, row in enumerate(known) if held is not None and held[index] for _, desirable in row]
+    check_held_out(apart if held is None else drawn, files.held_field)
+    return report

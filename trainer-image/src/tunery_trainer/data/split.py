@@ -13,8 +13,11 @@ from tunery_trainer.errors import TrainerError
 MAX_EVALUATION_ROWS: Final = 1000
 
 
-def held_out(digests: Sequence[bytes], fraction: float, seed: int) -> list[bool]:
+def held_out(digests: Sequence[bytes], fraction: float, seed: int, kinds: Sequence[frozenset[bool]] = ()) -> list[bool]:
     """True for each row that goes to evaluation: `fraction` of all, at least 1, at most 1,000 rows.
+
+    `kinds` are the labels of each row of KTO's: one more is drawn of a label that the drawn rows lack, where training
+    keeps one of it.
 
     Equal rows (by digest) stay together. Rows are drawn by a hash of seed and content, so that adding rows or
     changing their order moves few others.
@@ -39,6 +42,25 @@ def held_out(digests: Sequence[bytes], fraction: float, seed: int) -> list[bool]
             taken += counts[digest]
     # Where every row is there more often than the target, the rarest one is the closest to it.
     chosen = chosen or {min(drawn, key=lambda digest: counts[digest])}
+    return [digest in chosen for digest in digests] if not kinds else _of_both(digests, drawn, chosen, kinds)
+
+
+def kinds_of(labels: Sequence[Sequence[bool | None]]) -> list[frozenset[bool]]:
+    """Return the labels of each row's answers; empty where the task has none."""
+    found = [frozenset(label for label in row if label is not None) for row in labels]
+    return found if any(found) else []
+
+
+def _of_both(
+    digests: Sequence[bytes], drawn: Sequence[bytes], chosen: set[bytes], kinds: Sequence[frozenset[bool]]
+) -> list[bool]:
+    of: dict[bytes, frozenset[bool]] = {}
+    for digest, labels in zip(digests, kinds, strict=True):
+        of[digest] = of.get(digest, frozenset()) | labels
+    for label in (True, False):
+        others = [digest for digest in drawn if digest not in chosen and label in of[digest]]
+        if len(others) > 1 and not any(label in of[digest] for digest in chosen):
+            chosen.add(others[0])
     return [digest in chosen for digest in digests]
 
 

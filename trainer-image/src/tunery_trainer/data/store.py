@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tunery_api.preference import TrainingTask
 from tunery_trainer.data.encode import Encoded
+from tunery_trainer.data.split import kinds_of
 
 _BATCH_TOKENS = 4_000_000
 _LIST = pa.list_(pa.int32())
@@ -98,6 +99,13 @@ class TokenStore:
     def lengths(self) -> list[int]:
         """Of each example its tokens; of a pair, those of the chosen answer."""
         return self._sides[0].lengths
+
+    def kinds(self) -> list[frozenset[bool]]:
+        """Return the labels of each row's answers; empty where the task has none."""
+        labels: list[list[bool | None]] = [[] for _ in self.digests]
+        for row, desirable in zip(self.rows, self.desirable, strict=True):
+            labels[row].append(desirable)
+        return kinds_of(labels)
 
     def __enter__(self) -> Self:
         for side in self._sides:

@@ -38,6 +38,11 @@ class Files:
     sha256: str
     evaluation_sha256: str
 
+    @property
+    def held_field(self) -> str:
+        """The field that the held-out rows come from."""
+        return "spec.dataset.evaluation" if self.evaluation else "spec.dataset"
+
 
 def find_files(root: Path, options: DataOptions) -> Files:
     """What `options` names below `root`, hashed.

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from tunery_api.adaptermerge import MergeMethod
+from tunery_api.reasons import FailureReason
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging import whole
 from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
 from tunery_trainer.merging.compatibility import check_tensors
@@ -103,15 +105,23 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
     layouts = [layout for part in job.parts for layout in _layouts(part, job.dtype, lora_bias=job.lora_bias)]
     ranks: dict[str, ModuleRank] = {}
     errors: dict[str, float] = {}
+    nothing = not whole.layouts(job.adapters, job.dtype)
     with Writer(job.target / WEIGHTS_FILE, layouts + whole.layouts(job.adapters, job.dtype)) as writer:
         for part, merged in zip(job.parts, results, strict=True):
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
+            nothing = nothing and not merged.b.any()
             writer.write(merged.a.to(job.dtype))
             writer.write(merged.b.to(job.dtype))
             if job.lora_bias and not part.embedding:
                 writer.write(_merged_bias(part, merged).to(job.dtype))
         whole.write(job.adapters, writer, job.dtype)
+    if nothing:
+        raise TrainerError(
+            FailureReason.INVALID_SPEC,
+            "spec.adapters: what is merged is zero everywhere, and would change nothing",
+            "Weights that cancel, or a density that keeps nothing: change spec.adapters[].weight or spec.density.",
+        )
     write_config(job.target, lora_config(job.adapters, ranks, lora_bias=job.lora_bias))
     return Combined(max((part.rank for part in job.parts), default=0), errors)
 

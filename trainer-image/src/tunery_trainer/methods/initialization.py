@@ -55,15 +55,16 @@ def check_init(model: PeftModel, resolved: Resolved) -> None:
     Raises TrainerError(InvalidSpec).
     """
     init = resolved.adapter.init
-    if init not in DECOMPOSED:
+    if init not in DECOMPOSED | {LoraInit.EVA}:
         return
     for path, layer in lora_layers(model):
-        rank, most = layer.r[ADAPTER], min(layer.in_features, layer.out_features)
+        inputs, outputs = layer.in_features, layer.out_features
+        rank, most = layer.r[ADAPTER], inputs if init is LoraInit.EVA else min(inputs, outputs)
         if rank > most:
             raise TrainerError(
                 FailureReason.INVALID_SPEC,
-                f"spec.lora.rank: {rank}, but {path.rpartition('.')[2]} is {layer.out_features} x "
-                f"{layer.in_features}: {init} finds {most} directions there; lower lora.rank to {most}, give that "
+                f"spec.lora.rank: {rank}, but {path.rpartition('.')[2]} is {outputs} x "
+                f"{inputs}: {init} finds {most} directions there; lower lora.rank to {most}, give that "
                 "module less by lora.rankPattern, or use another lora.init",
             )
 
