@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +20,24 @@ def _bound(port: int) -> socket.socket:
     return listener
 
 
+def _any() -> socket.socket:
+    """Return a free port below NodePorts and those of outgoing connections: it must still be free later."""
+    while True:
+        try:
+            return _bound(random.randint(20_000, 29_999))
+        except OSError:
+            continue
+
+
 def free_ports(wanted: Mapping[str, int]) -> dict[str, int]:
     """Return a free port for each name: the wanted one where it is free and not 0, else any."""
     taken = []
     try:
         for port in wanted.values():
             try:
-                taken.append(_bound(port))
+                taken.append(_bound(port) if port else _any())
             except OSError:
-                taken.append(_bound(0))
+                taken.append(_any())
         return dict(zip(wanted, (listener.getsockname()[1] for listener in taken), strict=True))
     finally:
         for listener in taken:

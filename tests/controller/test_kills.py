@@ -192,6 +192,8 @@ def _finish(world: Adversity, runs: list[Run]) -> None:
             world.operator.start(wait=False)
         threads[0].join(0.1)
         threads = [thread for thread in threads if thread.is_alive()]
+    if world.operator.reap():  # at a write after the last story's end, such as an event
+        world.operator.start()
     wrong = [f"{run.story.__name__} with {run.rules}: {str(run.error)[:300]}" for run in runs if run.error is not None]
     assert not wrong, "\n".join(wrong[:5])
     for run in runs:
