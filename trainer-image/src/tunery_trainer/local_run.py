@@ -133,12 +133,12 @@ def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
 
 
 def _input_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
-    """Yield the digest of each local adapter's manifest, and name, size and time of each file of a local base."""
+    """Yield the digest of each local adapter's manifest, and name, size and time of a local base's weights."""
     inputs = spec.adapters if isinstance(spec, AdapterMergeSpec) else filter(None, [spec.continue_from])
     for uri in (item.uri or "" for item in inputs):
         for path in _below(uri, MANIFEST_NAME):
             yield hash_file(path)
-    for path in _below(spec.model.uri if spec.model else "", "*"):
+    for path in _below(spec.model.uri if spec.model else "", "*.safetensors"):
         facts = path.stat()
         yield f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
 
