@@ -120,7 +120,8 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
             "spec.adapters: what is merged is zero everywhere, and would change nothing",
-            "Weights that cancel, or a density that keeps nothing: change spec.adapters[].weight or spec.density.",
+            "Weights that cancel, or a density that keeps nothing: change spec.adapters[].weight or "
+            "spec.density, in a new job.",
         )
     write_config(job.target, lora_config(job.adapters, ranks, lora_bias=job.lora_bias))
     return Combined(max((part.rank for part in job.parts), default=0), errors)
