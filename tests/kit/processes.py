@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def kill(pod: dict[str, Any], command: str) -> None:
     found = pod_processes(pod, command)
     assert found, f"{pod['metadata']['name']}: no process runs {command}"
     for pid in found:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it died with its parent
+            os.kill(pid, signal.SIGKILL)
 
 
 def environment_of(pid: int) -> bytes:
