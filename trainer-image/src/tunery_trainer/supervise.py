@@ -22,7 +22,7 @@ from tunery_api.runspec import PreflightReport, RunResult, Task
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.failures import explain, to_failure
-from tunery_trainer.termination import clear_termination, has_spoken, write_termination
+from tunery_trainer.termination import clear_termination, has_spoken, termination_file, write_termination
 
 _CHILD: Final = "TUNERY_SUPERVISED"
 _LINES: Final = 400
@@ -53,7 +53,8 @@ def supervise(task: Task, command: Sequence[str]) -> int:
     reader.start()
     code = child.wait()
     reader.join()
-    if has_spoken() or code in (ExitCode.OK, ExitCode.TERMINATED, -signal.SIGTERM, -signal.SIGKILL):
+    silent = termination_file() is not None and not has_spoken()
+    if not silent or code in (ExitCode.OK, ExitCode.TERMINATED, -signal.SIGTERM, -signal.SIGKILL):
         return code if code >= 0 else _SIGNALLED - code
     return _last_words(task, code, list(said))
 
