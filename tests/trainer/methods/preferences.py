@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +89,6 @@ def trainer_on(folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], ou
     objective = objective_of(resolved)
     loop = LoopSettings(resolved.training, resolved.training.max_steps or 1, None, keep_checkpoints=1, on_gpu=False)
     hooks = training_hooks(model, resolved)
-    held_out = lambda: rows.measure(model, objective, PASS)  # noqa: E731
+    held_out = partial(rows.measure, model, objective, PASS)
     parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective)
     return AdapterTrainer(model, loop, parts)

@@ -20,7 +20,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.failures import explain, show, to_failure
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.tasks import run_task
-from tunery_trainer.termination import write_termination
+from tunery_trainer.termination import failed_message, write_termination
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
@@ -70,11 +70,8 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
 
 
 def _failed(task: Task, error: TrainerError | None) -> PreflightReport | RunResult:
-    failure = to_failure(error) if error is not None else None
-    if task is Task.PREFLIGHT:
-        return PreflightReport(failure=failure)
-    reached = error.reached if error is not None and error.reached is not None else RunResult()
-    return reached.model_copy(update={"failure": failure})
+    reached = error.reached if error is not None else None
+    return failed_message(task, to_failure(error) if error is not None else None, reached)
 
 
 def _show(error: BaseException) -> ExitCode:

@@ -18,11 +18,17 @@ from typing import IO, Final
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import PreflightReport, RunResult, Task
+from tunery_api.runspec import Task
 from tunery_trainer.device import gpu_reason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.failures import explain, to_failure
-from tunery_trainer.termination import clear_termination, has_spoken, termination_file, write_termination
+from tunery_trainer.termination import (
+    clear_termination,
+    failed_message,
+    has_spoken,
+    termination_file,
+    write_termination,
+)
 
 _CHILD: Final = "TUNERY_SUPERVISED"
 _LINES: Final = 400
@@ -87,7 +93,7 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 def _last_words(task: Task, code: int, said: Sequence[str]) -> int:
     error = explain_end(code, said)
     failure = to_failure(error)
-    write_termination(PreflightReport(failure=failure) if task is Task.PREFLIGHT else RunResult(failure=failure))
+    write_termination(failed_message(task, failure))
     print(f"{error.reason}: {failure.message}", file=sys.stderr, flush=True)
     return error.exit_code
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
-from tunery_api.runspec import PreflightReport, RunResult
+from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
 from tunery_api.scrub import scrub
 
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
@@ -41,6 +41,15 @@ def termination_file() -> Path | None:
     named = os.environ.get(TERMINATION_PATH_ENV)
     target = Path(named or TERMINATION_PATH)
     return target if named or target.exists() else None
+
+
+def failed_message(
+    task: Task, failure: Failure | None, reached: RunResult | None = None
+) -> PreflightReport | RunResult:
+    """Return the message of a task that did not come to its end; `reached` is what it has all the same."""
+    if task is Task.PREFLIGHT:
+        return PreflightReport(failure=failure)
+    return (reached or RunResult()).model_copy(update={"failure": failure})
 
 
 def clear_termination() -> None:

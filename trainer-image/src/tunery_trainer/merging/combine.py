@@ -105,8 +105,9 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
     layouts = [layout for part in job.parts for layout in _layouts(part, job.dtype, lora_bias=job.lora_bias)]
     ranks: dict[str, ModuleRank] = {}
     errors: dict[str, float] = {}
-    nothing = not whole.layouts(job.adapters, job.dtype)
-    with Writer(job.target / WEIGHTS_FILE, layouts + whole.layouts(job.adapters, job.dtype)) as writer:
+    whole_tensors = whole.layouts(job.adapters, job.dtype)
+    nothing = not whole_tensors
+    with Writer(job.target / WEIGHTS_FILE, layouts + whole_tensors) as writer:
         for part, merged in zip(job.parts, results, strict=True):
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
