@@ -63,4 +63,6 @@ def test_columns_are_the_documented_ones() -> None:
     assert [column["name"] for column in columns if not column.get("priority")] == [
         "Phase", "Progress", "Loss", "Model", "Method", "Age",
     ]  # fmt: skip
-    assert [column["name"] for column in columns if column.get("priority")] == ["ETA", "Queue", "Adapter", "Reason"]
+    assert [column["name"] for column in columns if column.get("priority")] == [
+        "Task", "Eval Loss", "ETA", "Queue", "Adapter", "Reason",
+    ]  # fmt: skip

@@ -223,7 +223,9 @@ def test_durations(seconds: int, text: str) -> None:
 
 
 SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-uid-1/step-000900", "step": 900}}
-KEPT = "What was trained is kept: a new job with resumeFrom.loraJobRef.name: x goes on after step 900."
+KEPT = (
+    "What was trained is kept: a new job of the same rank, with resumeFrom.loraJobRef.name: x, goes on after step 900."
+)
 
 
 @pytest.mark.parametrize("reason", ["GPUOutOfMemory", "DiskFull", "NotImproved", "LossDiverged", "InternalError"])

@@ -26,7 +26,7 @@ from kit.tenant import create_tenant
 
 NAMESPACE = "tunery-demo"
 MANIFEST = ROOT / "docs" / "examples" / "quickstart.yaml"
-QUESTIONS = ["What is your favorite book?", "Are you a robot?"]
+QUESTIONS = ["Are you a robot?", "Do you like movies?"]
 TIMEOUT_SECONDS = 900
 COLUMNS = ("phase", "progress", "loss", "eval loss", "eta")
 

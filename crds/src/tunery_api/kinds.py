@@ -53,6 +53,8 @@ LORAJOB: Final = Kind(
         Column("Model", ".spec.model.uri"),
         Column("Method", ".status.resolved.method"),
         _AGE,
+        Column("Task", ".spec.task", priority=1),
+        Column("Eval Loss", ".status.metrics.evalLoss", priority=1),
         Column("ETA", ".status.progress.eta", priority=1),
         _QUEUE,
         _RESULT,

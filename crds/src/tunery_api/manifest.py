@@ -43,7 +43,7 @@ class SourceRecord(_Record):
 
 
 class MergeInputRecord(_Record):
-    """One adapter that went into a merge."""
+    """One adapter that went into a merge, or that was trained on."""
 
     uri: str
     manifest_sha256: Sha256 | None = None
@@ -51,6 +51,8 @@ class MergeInputRecord(_Record):
     weight: str | None = None
     eval_loss: float | None = None
     """On the data set that the merge was measured on."""
+    rejected: str | None = None
+    """Why that adapter had been rejected, where it had been."""
 
 
 class CheckpointRecord(_Record):
@@ -75,6 +77,12 @@ class Lineage(_Record):
     rank: int | None = None
     hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
     """The resolved values, by field of the spec."""
+    steps: int | None = None
+    """Optimizer steps that were taken."""
+    epochs: float | None = None
+    """How often they saw each training row, on average."""
+    step: int | None = None
+    """The step whose weights these are: early stopping keeps the best ones, and publishes those."""
     seed: int | None = None
     image: str | None = None
     """The trainer image, with its digest where it is known."""

@@ -128,6 +128,9 @@ class MetricsStatus(OpenModel):
         None,
         description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
     )
+    base_eval_reward_accuracy: Number | None = Field(
+        None, description="ORPO: evalRewardAccuracy before training. DPO and KTO compare with that, and have none."
+    )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 

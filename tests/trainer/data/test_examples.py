@@ -71,12 +71,21 @@ def convert(path: Path, options: DataOptions | None = None) -> tuple[list[Exampl
             EXCHANGE,
             id="nulls-of-parquet",
         ),
+        pytest.param(
+            {"prompt": [USER], "completion": [ASSISTANT]}, DataFormat.PROMPT_COMPLETION, EXCHANGE, id="turns-of-trl"
+        ),
     ],
 )
 def test_formats(write: Write, row: dict[str, Any], name: DataFormat, messages: tuple[Any, ...]) -> None:
     (example,), invalid, reader = convert(write("a.jsonl", [row]))
     assert example.messages == messages
     assert (example.text, invalid.count, reader.format) == (None, 0, name)
+
+
+def test_of_a_prompt_in_turns_no_answer_is_learned(write: Write) -> None:
+    row = {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}
+    (example,), _, _ = convert(write("a.jsonl", [row]))
+    assert (example.answers, example.trained) == ((1, 3), (3,))
 
 
 def test_text_and_unknown_columns(write: Write) -> None:
@@ -147,6 +156,8 @@ def test_plain_is_not_for_conversations_and_not_for_tools(write: Write) -> None:
     with pytest.raises(TrainerError, match=r"spec\.dataset\.template: Plain is for prompts.*is Messages") as caught:
         convert(write("a.jsonl", [{"messages": [USER, ASSISTANT]}]), plain)
     assert caught.value.reason is FailureReason.INVALID_SPEC
+    _, turns, _ = convert(write("t.jsonl", [{"prompt": [USER], "completion": [ASSISTANT]}]), plain)
+    assert "is a conversation, and only a chat template can say who speaks" in turns.first[0]
     tool = {"type": "function", "function": {"name": "add"}}
     path = write("b.jsonl", [{"prompt": "Hi", "completion": "x", "tools": [tool]}])
     assert "tools: only a chat template can show tools" in convert(path, plain)[1].first[0]

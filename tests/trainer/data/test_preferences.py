@@ -226,11 +226,11 @@ ONE = {"prompt": "Hi", "completion": "Hello", "label": True}
         ),
         (
             {**PAIR, "chosen": [{**GOOD, "weight": 1}]},
-            "chosen[0].weight: is for task: SFT; of a preference, all of the answer counts and nothing of the prompt",
+            "chosen[0].weight: is for format Messages; beside a prompt, all of the answer counts",
         ),
         (
             {**PAIR, "prompt": [{**USER, "train": False}]},
-            "prompt[0].train: is for task: SFT; of a preference, all of the answer counts and nothing of the prompt",
+            "prompt[0].train: is for format Messages; beside a prompt, all of the answer counts",
         ),
         ({**PAIR, "chosen": [{"role": "assistant", "content": ""}]}, "chosen[0].content: must not be empty"),
         ({**PAIR, "chosen": [{"from": "gpt", "value": "Hello"}]}, "chosen[0].role: is missing"),

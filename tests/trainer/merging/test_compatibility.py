@@ -48,7 +48,10 @@ def test_what_can_be_merged_is_not_refused(facts: list[Facts]) -> None:
         ([fact(str(i)) for i in range(33)], ["spec.adapters: 33 adapters; a merge takes 1 to 32"]),
         (
             [fact("a"), fact("b", base_model_name_or_path="org/other"), fact("c")],
-            ["base_model_name_or_path differs: 'org/base' in a and c, 'org/other' in b"],
+            [
+                "base_model_name_or_path differs: 'org/base' in a and c, 'org/other' in b; where they are one base "
+                "under two names, train with one spec.model.servedName in new jobs"
+            ],
         ),
         (
             [fact("a", peft_type="PROMPT_TUNING")],

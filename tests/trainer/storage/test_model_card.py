@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from trainer.storage.results import lineage, run
 from tunery_api.manifest import Lineage, MergeInputRecord
-from tunery_api.status import DatasetStatus, VerificationStatus
+from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 from tunery_trainer.model_card import model_card
 
 
@@ -26,8 +26,8 @@ def test_card_of_a_trained_adapter() -> None:
     assert f"| Data | `s3://datasets/x.jsonl` at `{'b' * 64}` |" in card
     assert "| `training.learningRate` | 2e-4 |" in card
     assert "| Libraries | peft 0.21.2 |" in card
-    assert 'PeftModel.from_pretrained(base, "./support-bot")' in card
-    assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./support-bot" in card
+    assert 'PeftModel.from_pretrained(base, "./bot")' in card
+    assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./bot" in card
     assert "## Inputs" not in card
 
 
@@ -56,10 +56,12 @@ def test_card_of_a_merge_names_its_inputs() -> None:
 def test_card_says_what_of_the_data_was_trained() -> None:
     found = DatasetStatus(rows=5, assistant_turns=9, trained_turns=8, split_rows=2, warnings=["1 of 9 | is not"])
     card = model_card(run(), Lineage(served_name="m", method="LoRA", found=found), "s3://a/b")
-    assert "| Answers trained | 8 of 9 |" in card
+    assert "| Answers that count in the loss | 8 of 9 |" in card
     assert "| Rows split | 2, since the chat template rewrites earlier turns |" in card
     assert "| Note | 1 of 9 \\| is not |" in card
-    assert "Answers trained" not in model_card(run(), Lineage(served_name="m", found=DatasetStatus(rows=5)), "s3://a/b")
+    assert "Answers that count" not in model_card(
+        run(), Lineage(served_name="m", found=DatasetStatus(rows=5)), "s3://a/b"
+    )
 
 
 def test_card_does_not_promise_what_vllm_cannot_serve() -> None:
@@ -77,7 +79,30 @@ def test_card_of_a_merged_model_loads_without_peft() -> None:
     card = model_card(run(), merged, "s3://a/b", full_model=True)
     assert _front(card)["library_name"] == "transformers"
     assert "PeftModel" not in card
-    assert 'AutoModelForCausalLM.from_pretrained("./support-bot")' in card
+    assert 'AutoModelForCausalLM.from_pretrained("./b")' in card
+
+
+def test_card_of_a_rejected_adapter_does_not_say_how_to_serve_it() -> None:
+    made = lineage().model_copy(update={"rejected": "it is worse"})
+    card = model_card(run(), made, "s3://adapters/bot-rejected")
+    assert 'PeftModel.from_pretrained(base, "./bot-rejected")' in card
+    assert "vllm" not in card
+
+
+def test_card_says_what_became_of_a_rejected_input() -> None:
+    record = MergeInputRecord(uri="s3://a/1", weight="1", rejected="it is worse")
+    merged = model_card(run(), Lineage(served_name="m", method="TIES", inputs=[record]), "s3://a/merged")
+    assert "| `s3://a/1` (rejected: it is worse) | 1 |" in merged
+    continued = model_card(run(), Lineage(served_name="m", method="LoRA", continued_from=record), "s3://a/b")
+    assert "| Continued from | `s3://a/1` (rejected: it is worse) |" in continued
+
+
+def test_card_says_how_long_it_was_trained_and_which_step_it_is_of() -> None:
+    made = Lineage(served_name="m", steps=4, step=1, epochs=0.25, resolved=ResolvedStatus(steps=40))
+    said = "4 of 40, 0.25 epochs, published as it was after step 1, where the evaluation loss was lowest"
+    assert f"| Steps | {said} |" in model_card(run(), made, "s3://a/b")
+    whole = made.model_copy(update={"steps": 40, "step": 40})
+    assert "| Steps | 40 of 40, 0.25 epochs |" in model_card(run(), whole, "s3://a/b")
 
 
 def test_card_promises_no_vllm_where_experts_are_adapted() -> None:
@@ -91,6 +116,6 @@ def test_card_loads_the_base_with_the_class_that_it_was_trained_with() -> None:
     made = Lineage(served_name="m", method="LoRA", loader="AutoModelForImageTextToText")
     card, merged = model_card(run(), made, "s3://a/b"), model_card(run(), made, "s3://a/b", full_model=True)
     assert 'base = AutoModelForImageTextToText.from_pretrained("m")' in card
-    assert 'model = AutoModelForImageTextToText.from_pretrained("./support-bot")' in merged
+    assert 'model = AutoModelForImageTextToText.from_pretrained("./b")' in merged
     assert "AutoModelForCausalLM" not in card + merged
     assert "AutoModelForCausalLM" in model_card(run(), Lineage(served_name="m"), "s3://a/b")

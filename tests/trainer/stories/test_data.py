@@ -23,9 +23,9 @@ def test_plain_completions_are_trained_and_what_is_cut_is_told(case: Case) -> No
     assert found["lostTokens"] > 0
     (warning,) = found["warnings"]
     assert f"Preflight  warning: {warning}" in done.stdout
-    assert "Preflight  data: 120 of 120 answers are trained" in done.stdout
+    assert "Preflight  data: 120 of 120 answers count in the loss" in done.stdout
     card = (path.parent / "out" / "README.md").read_text()
-    assert "| Answers trained | 120 of 120 |" in card
+    assert "| Answers that count in the loss | 120 of 120 |" in card
     assert f"| Note | {warning} |" in card
     assert manifest["lineage"]["hyperparameters"]["dataset.template"] == "Plain"
     # A chat template in the folder would be used by whoever serves it.

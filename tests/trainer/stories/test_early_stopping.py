@@ -23,8 +23,14 @@ def run(path: Path) -> dict[str, float]:
     """Run to the end and return the metrics of the manifest."""
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.OK, done.stderr
-    metrics: dict[str, float] = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["metrics"]
+    metrics: dict[str, float] = lineage(path)["metrics"]
     return metrics
+
+
+def lineage(path: Path) -> dict[str, Any]:
+    """Return what the manifest tells."""
+    found: dict[str, Any] = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]
+    return found
 
 
 def evaluations(path: Path) -> list[dict[str, Any]]:
@@ -41,7 +47,12 @@ def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
     )
     published = run(path)["evalLoss"]
     losses = [entry["eval_loss"] for entry in evaluations(path)]
-    assert evaluations(path)[-1]["step"] < WILD["maxSteps"]
+    last, best = (evaluations(path)[at]["step"] for at in (-1, losses.index(min(losses))))
+    assert last < WILD["maxSteps"]
+    told = lineage(path)
+    assert (told["steps"], told["step"]) == (last, best)
+    said = f"| Steps | {last} of 60, {told['epochs']:.3g} epochs, published as it was after step {best}, "
+    assert said in (path.parent / "out" / "README.md").read_text()
     assert losses.index(min(losses)) == len(losses) - 3
     assert published == pytest.approx(min(losses), rel=1e-5)
     folder = path.parent

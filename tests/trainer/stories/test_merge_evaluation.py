@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_into_the_model_is_measured_too(tmp_path: Path, inputs: list[Path]) -> N
 
 
 def test_one_that_is_no_better_than_asked_is_not_published(tmp_path: Path, inputs: list[Path]) -> None:
+    write_rows(tmp_path / "test.jsonl", rows_of("twice", 1, 3))  # one row is enough: none is held out of it
     done = run_here("run", merge_file(tmp_path, inputs, {"minImprovement": "0.99"}))
     assert done.returncode == ExitCode.USER_ERROR
     line = done.stderr.splitlines()[-2]
@@ -123,15 +125,18 @@ def test_one_that_is_no_better_than_asked_is_not_published(tmp_path: Path, input
     [
         ({"uri": "file://nowhere.jsonl"}, "DatasetNotFound: spec.evaluation.dataset"),
         ({"uri": "file://test.jsonl", "columns": {"prompt": "nothing"}}, "spec.evaluation.dataset"),
+        ({"uri": "file://pairs.jsonl"}, "the rows are Preference (columns: chosen, rejected), a merge is measured on"),
     ],
-    ids=["missing", "columns"],
+    ids=["missing", "columns", "pairs"],
 )
 def test_bad_data_is_found_before_anything_is_merged(
     tmp_path: Path, inputs: list[Path], dataset: Spec, words: str
 ) -> None:
+    write_rows(tmp_path / "pairs.jsonl", [{"chosen": "a", "rejected": "b"}])
     done = run_here("run", merge_file(tmp_path, inputs, {"dataset": dataset}), "--work-dir", tmp_path / "merge.work")
     assert done.returncode == ExitCode.USER_ERROR
     assert words in done.stderr
+    assert not re.search(r"spec\.dataset|task", done.stderr), "those are a LoRAJob's"
     assert not [file for file in (tmp_path / "merge.work/result").rglob("*") if file.is_file()]
     assert not (tmp_path / "out").exists()
 

@@ -44,7 +44,7 @@ def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
     assert "minImprovement asks for -99.0 %" in (found.lineage.rejected or "")
     card = (place / "README.md").read_text().split("---\n\n", 1)[1]
     assert card.startswith(f"**Rejected, and not to be served:** {found.lineage.rejected}.\n")
-    assert f"Copy the folder from `{place.as_uri()}`" in card
+    assert f"Copy `{place.as_uri()}` to `./out-rejected`" in card
     shutil.copytree(place, path.parent / "out")
     loss = single_row_loss(plain_peft(path.parent), held_out_rows(path.parent))
     assert loss == pytest.approx(found.lineage.metrics["evalLoss"], rel=0.01)

@@ -28,6 +28,8 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
         self._hooks_state: dict[str, Any] = {}
         self.loss = math.inf
         """Its loss on the held-out rows; infinite before the first evaluation."""
+        self.step = 0
+        """The optimizer step after which it was that."""
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
@@ -35,21 +37,22 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
         """Keep the weights if no earlier evaluation was better."""
         loss = (metrics or {}).get("eval_loss", math.inf)
         if loss < self.loss:
-            self.loss = loss
+            self.loss, self.step = loss, state.global_step
             self._state = trained_state(self._model)
             self._hooks_state = copy.deepcopy(self._hooks.state()) if self._hooks else {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the best weights into the checkpoint."""
         if self._state:
-            kept = {"loss": self.loss, "state": self._state, "hooks": self._hooks_state}
+            kept = {"loss": self.loss, "step": self.step, "state": self._state, "hooks": self._hooks_state}
             torch.save(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / BEST_FILE)
 
     def load(self, checkpoint: Path) -> None:
         """Take back what was best when `checkpoint` was written."""
         if (checkpoint / BEST_FILE).exists():
             kept = torch.load(checkpoint / BEST_FILE, weights_only=True, map_location="cpu")
-            self.loss, self._state, self._hooks_state = kept["loss"], kept["state"], kept["hooks"]
+            self.loss, self.step = kept["loss"], kept["step"]
+            self._state, self._hooks_state = kept["state"], kept["hooks"]
 
     def put_back(self) -> None:
         """Give the model the best weights; only after an evaluation."""

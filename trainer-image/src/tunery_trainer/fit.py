@@ -70,8 +70,12 @@ class Fitted:
     after: dict[str, float]
     """The same of what is published."""
     loss: float
-    """Training loss at the last logged step."""
+    """Training loss at the last logged step up to `step`."""
     history: list[dict[str, Any]]
+    taken: int
+    """Optimizer steps: fewer than planned where early stopping ended the run."""
+    step: int
+    """The step whose weights are published: early stopping keeps the best ones."""
     rank: int | None
     target_modules: list[str]
     trainable_parameters: int
@@ -121,6 +125,7 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
         _add_callbacks(trainer, session, (stop, reporter, best), written)
         if resumed and resumed.is_finished(session.steps):
             load_trained(model, resumed.folder, training_hooks(model, session.resolved))
+            reporter.step(resumed.step, session.steps)
             history = _history(resumed)
         else:
             history = _loop(trainer, session, (stop, reporter, uploader), resumed)
@@ -321,20 +326,23 @@ def _evaluated(
     reporter: ProgressReporter,
 ) -> Fitted:
     ground, history, best = trained
+    taken = step = max((int(entry["step"]) for entry in history), default=session.steps)
     after = last = _measure(session, model, ground.rows, reporter)
     if best and best.loss < last["loss"]:
         best.put_back()
+        step = best.step
         after = _measure(session, model, ground.rows, reporter)
     reporter.metrics({f"eval_{name}": value for name, value in after.items()})
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    last_step = max((int(entry["step"]) for entry in history), default=session.steps)
+    losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= step]
     return Fitted(
         model=model,
         resolved=session.resolved,
         before=ground.before,
         after=after,
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*history, {"step": last_step, **{f"eval_{name}": value for name, value in last.items()}}],
+        history=[*history, {"step": taken, **{f"eval_{name}": value for name, value in last.items()}}],
+        taken=taken,
+        step=step,
         rank=published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
@@ -42,7 +42,7 @@ def model_card(
     """
     base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
     adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
-    loading = _load_model(run.name, uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
+    loading = _load_model(uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
     kind = "Model with merged adapters" if full_model else adapter
     parts = [
         _front_matter(base, lineage, full_model=full_model),
@@ -95,7 +95,7 @@ def _input_head(lineage: Lineage) -> tuple[str, ...]:
 def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     return [
         (
-            f"`{each.uri}`",
+            _adapter(each),
             each.weight or "",
             str(each.rank or ""),
             *(
@@ -109,6 +109,23 @@ def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     ]
 
 
+def _steps(lineage: Lineage) -> str | None:
+    """Say how long it was trained, and where that is not what was planned, or not what is published."""
+    if lineage.steps is None:
+        return None
+    planned = lineage.resolved.steps if lineage.resolved else None
+    parts = [f"{lineage.steps} of {planned}" if planned else str(lineage.steps)]
+    if lineage.epochs is not None:
+        parts.append(f"{lineage.epochs:.3g} epochs")
+    if lineage.step not in (None, lineage.steps):
+        parts.append(f"published as it was after step {lineage.step}, where the evaluation loss was lowest")
+    return ", ".join(parts)
+
+
+def _adapter(record: MergeInputRecord) -> str:
+    return f"`{record.uri}`" + (f" (rejected: {record.rejected})" if record.rejected else "")
+
+
 def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
     rows = (
@@ -117,7 +134,8 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         *_data_rows(lineage.found),
         ("Method", lineage.method),
         ("Rank", lineage.rank),
-        ("Continued from", f"`{lineage.continued_from.uri}`" if lineage.continued_from else None),
+        ("Steps", _steps(lineage)),
+        ("Continued from", _adapter(lineage.continued_from) if lineage.continued_from else None),
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
         ("Device", lineage.device),
@@ -133,7 +151,7 @@ def _data_rows(found: DatasetStatus | None) -> list[tuple[str, str]]:
         return []
     rows = [("Rows", str(found.rows))] if found.rows is not None else []
     if found.assistant_turns:
-        rows.append(("Answers trained", f"{found.trained_turns} of {found.assistant_turns}"))
+        rows.append(("Answers that count in the loss", f"{found.trained_turns} of {found.assistant_turns}"))
     if found.split_rows:
         rows.append(("Rows split", f"{found.split_rows}, since the chat template rewrites earlier turns"))
     return [*rows, *(("Note", warning) for warning in found.warnings or ())]
@@ -153,16 +171,19 @@ def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
 
 def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
     loader = lineage.loader or "AutoModelForCausalLM"
-    peft = f"""Copy the folder from `{uri}`, then:
+    folder = _folder(uri)
+    peft = f"""Copy `{uri}` to `{folder}`, then:
 
 ```python
 from peft import PeftModel
 from transformers import {loader}, AutoTokenizer
 
 base = {loader}.from_pretrained({json.dumps(base)})
-model = PeftModel.from_pretrained(base, {json.dumps(f"./{name}")})
+model = PeftModel.from_pretrained(base, {json.dumps(folder)})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""
+    if lineage.rejected:
+        return peft
     if lineage.method in _NO_LORA_IN_VLLM:
         return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
     if says_adapted(lineage.hyperparameters.get(EXPERTS)):
@@ -173,22 +194,28 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
     if allowed is None:
         return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."
     rank = f" --max-lora-rank {allowed}" if lineage.rank else ""
-    return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}=./{name}\n```"
+    return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}={folder}\n```"
 
 
-def _load_model(name: str, uri: str, lineage: Lineage) -> str:
+def _folder(uri: str) -> str:
+    """Return what a copy of a place is called."""
+    return "./" + (uri.rstrip("/").rpartition("/")[2] or "adapter")
+
+
+def _load_model(uri: str, lineage: Lineage) -> str:
     loader = lineage.loader or "AutoModelForCausalLM"
-    return f"""Copy the folder from `{uri}`, then:
+    folder = _folder(uri)
+    return f"""Copy `{uri}` to `{folder}`, then:
 
 ```python
 from transformers import {loader}, AutoTokenizer
 
-model = {loader}.from_pretrained({json.dumps(f"./{name}")})
-tokenizer = AutoTokenizer.from_pretrained({json.dumps(f"./{name}")})
+model = {loader}.from_pretrained({json.dumps(folder)})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(folder)})
 ```
 
 ```sh
-vllm serve ./{name}
+vllm serve {folder}
 ```"""
 
 

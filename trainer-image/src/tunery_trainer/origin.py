@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
+from pydantic.alias_generators import to_camel
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import SourceRecord
@@ -22,7 +23,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedModel
 from tunery_trainer.inputs import lora_spec
 from tunery_trainer.memo import Memo, Origin
-from tunery_trainer.resolved import Resolved
+from tunery_trainer.resolved import AdaLoraSettings, PreferenceSettings, Resolved
 
 if TYPE_CHECKING:
     from tunery_trainer.planning import Plan
@@ -71,7 +72,7 @@ def _adapter(plan: Plan) -> dict[str, JsonValue]:
         "lora.init": adapter.init.value,
         "lora.rankPattern": dict(adapter.rank_pattern),
         "lora.alphaPattern": dict(adapter.alpha_pattern),
-        "adalora": dataclasses.asdict(resolved.adalora) if resolved.adalora else None,
+        **_fields("adalora", resolved.adalora),
         "promptTuning.virtualTokens": resolved.prompt.virtual_tokens if resolved.prompt else None,
         "prefixTuning.projection": resolved.prompt.projection if resolved.prompt else None,
         "quantization.type": quantization.type.value if quantization else None,
@@ -84,10 +85,10 @@ def _adapter(plan: Plan) -> dict[str, JsonValue]:
 
 def _loop(resolved: Resolved) -> dict[str, JsonValue]:
     """Return what decides which rows a step sees, and what the optimizer's moments mean."""
-    training, preference = resolved.training, resolved.preference
+    training = resolved.training
     return {
         "task": resolved.task.value,
-        "preference": dataclasses.asdict(preference) if preference else None,
+        **_fields("preference", resolved.preference),
         _ROWS: training.batch_size * training.gradient_accumulation,
         "training.maxLength": training.max_length,
         "training.packing": training.packing,
@@ -96,6 +97,12 @@ def _loop(resolved: Resolved) -> dict[str, JsonValue]:
         "training.optimizer": training.optimizer.value,
         "training.seed": training.seed,
     }
+
+
+def _fields(block: str, settings: AdaLoraSettings | PreferenceSettings | None) -> dict[str, JsonValue]:
+    """Return the settings by their names in the spec."""
+    known = dataclasses.asdict(settings) if settings else {}
+    return {f"{block}.{to_camel(name)}": value for name, value in known.items() if value is not None}
 
 
 def check_base(memo: Memo, own: Origin) -> None:

@@ -134,7 +134,7 @@ def _print(report: PreflightReport) -> None:
             f"{dataset.invalid_rows} invalid, {dataset.duplicates} duplicates, {dataset.truncated_percent} % cut"
         )
         if dataset.assistant_turns:
-            print(f"Preflight  data: {dataset.trained_turns} of {dataset.assistant_turns} answers are trained")
+            print(f"Preflight  data: {dataset.trained_turns} of {dataset.assistant_turns} answers count in the loss")
         if dataset.split_rows:
             print(
                 f"Preflight  data: the chat template rewrites earlier turns, so {dataset.split_rows} rows were split, "

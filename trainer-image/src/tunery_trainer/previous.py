@@ -28,11 +28,13 @@ class PreviousAdapter:
     uri: str
     manifest_sha256: str
     folder: Path
+    rejected: str | None = None
+    """Why it was rejected, where it was."""
 
     @property
     def record(self) -> MergeInputRecord:
         """How lineage names it."""
-        return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256)
+        return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256, rejected=self.rejected)
 
 
 def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
@@ -55,7 +57,7 @@ def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
             _write_config(store, prefix, found, folder)
     except TrainerError as error:
         raise error.about(_FIELD) from error
-    return PreviousAdapter(adapter.uri, found.sha256, folder)
+    return PreviousAdapter(adapter.uri, found.sha256, folder, found.manifest.lineage.rejected)
 
 
 def continued(resolved: Resolved, spec: LoRAJobSpec, base: Path, previous: PreviousAdapter) -> Resolved:

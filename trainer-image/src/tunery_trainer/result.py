@@ -63,4 +63,5 @@ def _metrics(metrics: dict[str, float]) -> MetricsStatus:
         base_eval_loss=text.get("baseEvalLoss"),
         eval_reward_accuracy=text.get("evalRewardAccuracy"),
         eval_reward_margin=text.get("evalRewardMargin"),
+        base_eval_reward_accuracy=text.get("baseEvalRewardAccuracy"),
     )

@@ -174,6 +174,11 @@ def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
     return metrics
 
 
+def _epochs(session: Session, fitted: Fitted) -> float:
+    training = fitted.resolved.training
+    return round(fitted.taken * training.batch_size * training.gradient_accumulation / len(session.data.train), 4)
+
+
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
     spec, run, previous, memo = session.spec, session.run, session.previous, fitted.memo
     sources = memo.resumed_from if memo else []
@@ -186,6 +191,9 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         method=resolved.method.value,
         rank=fitted.rank,
         hyperparameters=hyperparameters(resolved),
+        steps=fitted.taken,
+        epochs=_epochs(session, fitted),
+        step=fitted.step,
         seed=resolved.training.seed,
         image=run.image,
         versions=library_versions(),

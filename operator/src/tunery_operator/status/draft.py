@@ -82,7 +82,8 @@ class Draft:
             return ""
         name = self.snapshot.owner.key.name
         return (
-            f" What was trained is kept: a new job with resumeFrom.loraJobRef.name: {name} goes on after step {step}."
+            f" What was trained is kept: a new job of the same rank, with resumeFrom.loraJobRef.name: {name}, goes on "
+            f"after step {step}."
         )
 
     def fail_for(self, reason: FailureReason, message: str, hint: str | None = None) -> None:

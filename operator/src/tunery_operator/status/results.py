@@ -131,4 +131,6 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
     text = f"evaluation loss {metrics.eval_loss}"
     text += f", the base model's {metrics.base_eval_loss}" if metrics.base_eval_loss else ""
     text += f", reward accuracy {metrics.eval_reward_accuracy}" if metrics.eval_reward_accuracy else ""
+    before = metrics.base_eval_reward_accuracy
+    text += f", the base model's {before}" if before else ""
     draft.conditions.set(ConditionType.EVALUATED, True, "Evaluated", text)

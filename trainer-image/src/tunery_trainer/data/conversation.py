@@ -63,7 +63,7 @@ def conversation_from_share_gpt(row: JsonObject) -> Conversation:
 
 
 def turns_of(row: JsonObject, field: str) -> tuple[JsonObject, ...]:
-    """The checked turns of a field of a preference, which bear no marks.
+    """The checked turns of a prompt or of its answer, which bear no marks.
 
     Raises:
         RowError: with the path of the wrong field, such as `chosen[0].content`.
@@ -72,7 +72,7 @@ def turns_of(row: JsonObject, field: str) -> tuple[JsonObject, ...]:
     for index, turn in enumerate(turns):
         mark = next((name for name in ("weight", "train") if turn.get(name) is not None), None)
         if mark:
-            why = "is for task: SFT; of a preference, all of the answer counts and nothing of the prompt"
+            why = "is for format Messages; beside a prompt, all of the answer counts"
             raise RowError(f"{field}[{index}].{mark}", why)
     return tuple(_message(turn, f"{field}[{index}].") for index, turn in enumerate(turns))
 

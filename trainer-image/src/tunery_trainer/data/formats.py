@@ -16,7 +16,7 @@ from tunery_trainer.data.conversation import (
     tools_of,
 )
 from tunery_trainer.data.options import DataFormat, Template
-from tunery_trainer.data.preferences import labelled, pair, plain_labelled, plain_pair
+from tunery_trainer.data.preferences import answered, labelled, pair, plain_labelled, plain_pair, refuse_turns
 from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
 from tunery_trainer.data.validate import optional_text, text_field
 
@@ -102,11 +102,9 @@ def _exchange(row: JsonObject, prompt: str, answer: str, place: Place) -> Exampl
     return Example(place, messages=(*start, *turns), tools=tools_of(row))
 
 
-def _prompt_completion(row: JsonObject, place: Place) -> Example:
-    return _exchange(row, text_field(row, "prompt"), text_field(row, "completion"), place)
-
-
 def _plain_completion(row: JsonObject, place: Place) -> Example:
+    for field in ("prompt", "completion"):
+        refuse_turns(row, field)
     return _plain(row, text_field(row, "prompt"), text_field(row, "completion"), place)
 
 
@@ -138,7 +136,7 @@ def _chat(row: JsonObject, found: Conversation, place: Place) -> Example:
 
 _CONVERTERS: Final[dict[DataFormat, Callable[[JsonObject, Place], Example]]] = {
     DataFormat.TEXT: _text,
-    DataFormat.PROMPT_COMPLETION: _prompt_completion,
+    DataFormat.PROMPT_COMPLETION: answered,
     DataFormat.ALPACA: _alpaca,
     DataFormat.SHARE_GPT: _share_gpt,
     DataFormat.MESSAGES: _messages,

@@ -43,7 +43,7 @@ class DataOptions:
     """Everything that decides what comes out of a data set, apart from the files and the tokenizer.
 
     At most one of `evaluation_root` (a file or folder of its own) and `evaluation_split` is set; with neither,
-    `evaluation_fraction` of the rows (at least 1, at most 1,000) is held out.
+    `evaluation_fraction` of the rows (at least 1, at most 1,000) is held out; of 0 none.
     """
 
     task: TrainingTask = TrainingTask.SFT

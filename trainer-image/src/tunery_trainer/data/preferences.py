@@ -1,4 +1,4 @@
-"""Preferences: a prompt with a chosen and a rejected answer, or with one answer that is wanted or not."""
+"""A prompt with its answer, with one that is wanted or not, or with a chosen and a rejected one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pair(row: JsonObject, place: Place) -> Example:
 def plain_pair(row: JsonObject, place: Place) -> Example:
     """Two texts that begin alike: with the field `prompt`, or with what both have in common. Raises RowError."""
     for field in ("prompt", *_PAIR):
-        _refuse_turns(row, field)
+        refuse_turns(row, field)
     chosen, rejected = (text_field(row, field) for field in _PAIR)
     if chosen == rejected:
         raise _same()
@@ -55,20 +55,25 @@ def plain_pair(row: JsonObject, place: Place) -> Example:
     return dataclasses.replace(next(texts), rejected=next(texts))
 
 
-def labelled(row: JsonObject, place: Place) -> Example:
-    """One answer to a prompt, and whether it is wanted. Raises RowError."""
+def answered(row: JsonObject, place: Place) -> Example:
+    """One answer to a prompt, each a text or turns. Raises RowError."""
     start, turns = _prompt(row), _turns(row, "completion")
     if turns[0]["role"] != "assistant":
         start, turns = _split(row, turns)
     elif not start:
         raise RowError("prompt", "must not be null")
-    return dataclasses.replace(_answer(row, start, turns, place), desirable=_label(row))
+    return _answer(row, start, turns, place)
+
+
+def labelled(row: JsonObject, place: Place) -> Example:
+    """One answer to a prompt, and whether it is wanted. Raises RowError."""
+    return dataclasses.replace(answered(row, place), desirable=_label(row))
 
 
 def plain_labelled(row: JsonObject, place: Place) -> Example:
     """A prompt and a text after it, and whether that is wanted. Raises RowError."""
     for field in ("prompt", "completion"):
-        _refuse_turns(row, field)
+        refuse_turns(row, field)
     start = _plain_system(row) + text_field(row, "prompt")
     text = start + text_field(row, "completion")
     return Example(place, text=text, completion_at=len(start), desirable=_label(row))
@@ -128,7 +133,8 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _refuse_turns(row: JsonObject, field: str) -> None:
+def refuse_turns(row: JsonObject, field: str) -> None:
+    """Raise RowError where a field of a plain text holds turns."""
     if _is_conversation(row.get(field)):
         why = "is a conversation, and only a chat template can say who speaks; leave spec.dataset.template out"
         raise RowError(field, why)

@@ -14,7 +14,7 @@ MAX_EVALUATION_ROWS: Final = 1000
 
 
 def held_out(digests: Sequence[bytes], fraction: float, seed: int, kinds: Sequence[frozenset[bool]] = ()) -> list[bool]:
-    """True for each row that goes to evaluation: `fraction` of all, at least 1, at most 1,000 rows.
+    """True for each row that goes to evaluation: `fraction` of all, at least 1, at most 1,000 rows; of 0 none.
 
     `kinds` are the labels of each row of KTO's: one more is drawn of a label that the drawn rows lack, where training
     keeps one of it.
@@ -25,6 +25,8 @@ def held_out(digests: Sequence[bytes], fraction: float, seed: int, kinds: Sequen
     Raises:
         TrainerError: DatasetInvalid when there are fewer than two different rows.
     """
+    if fraction == 0:
+        return [False] * len(digests)
     counts = Counter(digests)
     if len(counts) < 2:
         raise TrainerError(

@@ -62,7 +62,7 @@ def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None,
         return [f"spec.adapters: {len(facts)} adapters; a merge takes 1 to {MAX_ADAPTERS}"]
     problems = [problem for fact in facts for problem in _alone(fact, alone=len(facts) == 1, into=into)]
     problems += _methods(facts, method, rank, into)
-    problems += _differences(facts, "base_model_name_or_path", lambda f: _base_name(f.config))
+    problems += _other_bases(facts)
     if all(fact.revision for fact in facts):
         problems += _differences(facts, "the base model's revision", lambda f: f.revision)
     for name in SAME_FIELDS:
@@ -135,6 +135,12 @@ def _differences(facts: Sequence[Facts], what: str, value: Callable[[Facts], obj
         return []
     said = ", ".join(f"{shown} in {' and '.join(labels)}" for shown, labels in groups.items())
     return [f"{what} differs: {said}"]
+
+
+def _other_bases(facts: Sequence[Facts]) -> list[str]:
+    said = _differences(facts, "base_model_name_or_path", lambda f: _base_name(f.config))
+    advice = "where they are one base under two names, train with one spec.model.servedName in new jobs"
+    return [f"{problem}; {advice}" for problem in said]
 
 
 def _base_name(config: dict[str, Any]) -> str:

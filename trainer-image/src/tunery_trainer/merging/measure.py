@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -30,7 +30,15 @@ from tunery_trainer.summary import dataset_status
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_DATASET = "spec.evaluation.dataset"
+_DATASET: Final = "spec.evaluation.dataset"
+_WORDS: Final = {
+    "spec.dataset": _DATASET,
+    "training.maxLength": "evaluation.maxLength",
+    "task SFT learns from": "a merge is measured on",
+    "task: DPO or ORPO or KTO, or ": "",
+    "task: KTO, or ": "",
+}
+"""What the data layer says to a LoRAJob, and what that is in a merge."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,15 @@ def prepare_yardstick(
     try:
         rows, found = _rows(run, spec, tokenizer)
     except TrainerError as error:
-        message = error.message.replace("spec.dataset", _DATASET).replace("training.maxLength", "evaluation.maxLength")
-        raise TrainerError(error.reason, message, error.hint) from error
+        raise TrainerError(error.reason, _as_of_a_merge(error.message), _as_of_a_merge(error.hint or "")) from error
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
     return Yardstick(folder, rows, int(tokenizer.pad_token_id), source, found, quantization)
+
+
+def _as_of_a_merge(text: str) -> str:
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) -> Losses:
@@ -134,9 +147,7 @@ def _load(yardstick: Yardstick) -> torch.nn.Module:
 
 
 def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Dataset, DatasetStatus]:
-    """Return every row of the data set; the data layer would hold some of them out."""
-    from datasets import concatenate_datasets
-
+    """Return every row of the data set."""
     from tunery_trainer.data.prepare import prepare
 
     wanted = spec.dataset
@@ -150,9 +161,10 @@ def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Data
         max_length=spec.max_length,
         packing=False,
         loss=Loss(spec.loss.value),
+        evaluation_fraction=0,
     )
     data = prepare(files.root, options, tokenizer, work_folder(run, "prepared"))
-    return concatenate_datasets([data.train, data.evaluation]), dataset_status(data.report)
+    return data.train, dataset_status(data.report)
 
 
 def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:

@@ -66,7 +66,12 @@ class Source:
     def record(self, rank: int, loss: float | None) -> MergeInputRecord:
         """Return what the result's manifest says of this input; `loss` is what it was measured at."""
         return MergeInputRecord(
-            uri=self.uri, manifest_sha256=self.manifest_sha256, rank=rank, weight=self.weight, eval_loss=loss
+            uri=self.uri,
+            manifest_sha256=self.manifest_sha256,
+            rank=rank,
+            weight=self.weight,
+            eval_loss=loss,
+            rejected=self.manifest.lineage.rejected,
         )
 
 
