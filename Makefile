@@ -33,7 +33,7 @@ $(UV):
 STAMP = $(VENV)/.synced-$(shell cat */pyproject.toml */uv.lock | sha256sum | cut -c1-12)
 $(STAMP): | $(UV)
 	@echo "Making tests/.venv (the first time some 5 GB of packages, a few minutes)" >&2
-	@cd $(TESTS) && $(UV) sync --frozen --quiet
+	@cd $(TESTS) && $(UV) sync --frozen --quiet --compile-bytecode
 	@rm -f $(VENV)/.synced-*; touch $@
 
 .PHONY: setup
