@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import RandomSampler
 from trl import SFTTrainer
 
-from trainer.methods.families import logits_of, start_for
+from trainer.methods.checkpoints_of_today import write_mixture
+from trainer.methods.families import logits_of, resolved_for, start_for, train, write_family
 from trainer.methods.preferences import PASS, begun, moved, prepared, resolved_task, rows_of, trainer_on
 from tunery_api.methods import Method
 from tunery_trainer import objectives, reference
@@ -71,6 +72,30 @@ def test_with_the_adapter_off_the_base_is_there_bit_for_bit(llama: Path, tmp_pat
     assert same_state(state_of(model), trained), "neither a weight nor what is trained has changed"
 
 
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_it_is_behind_a_mixtures_experts(tmp_path: Path, method: str) -> None:
+    folder = write_mixture(tmp_path, "qwen3_moe")
+    resolved = resolved_for(folder, {"method": method})
+    before, run = logits_of(load_base(folder, resolved, "cpu")), train(folder, {"method": method}, steps=4)
+    assert run.model.peft_config["default"].target_parameters
+    learned = run.logits()
+    assert not torch.equal(learned, before)
+    with as_before(run.model, None):
+        assert torch.equal(logits_of(run.model), before)
+    assert torch.equal(run.logits(), learned)
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "embed_tokens"])
+def test_it_is_behind_saved_modules_that_are_tied(tmp_path: Path, saved: str) -> None:
+    folder = write_family(tmp_path / "model", "llama", tie_word_embeddings=True)
+    resolved = resolved_task(folder, "DPO", lora={"modulesToSave": [saved], "dropout": "0"}, training=EXACT)
+    before, data = logits_of(load_base(folder, resolved, "cpu")), prepared("DPO")
+    trainer = trainer_on(folder, resolved, begun(folder, resolved, data), tmp_path / "loop")
+    trainer.train()
+    with as_before(trainer.model, None):
+        assert torch.equal(logits_of(trainer.model), before)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_step_asks_is_what_the_base_says(llama: Path, tmp_path: Path, name: str) -> None:
     """Through the head of the loop, after steps, and bit for bit: both score the same rows in the same batches."""
@@ -98,9 +123,9 @@ def test_where_the_adapter_changes_the_base_it_is_not_asked_for(llama: Path, ini
         pass
 
 
-@pytest.mark.parametrize("method", ["LoRA", "DoRA", "QLoRA", "IA3", "PromptTuning", "PrefixTuning"])
-def test_a_continued_adapter_is_there_as_it_was_bit_for_bit(llama: Path, tmp_path: Path, method: str) -> None:
-    resolved = resolved_task(llama, "DPO", method=method, training=EXACT)
+@pytest.mark.parametrize("name", ["LoRA", "LoRA saved modules", "DoRA", "QLoRA", "IA3", "PromptTuning", "PrefixTuning"])
+def test_a_continued_adapter_is_there_as_it_was_bit_for_bit(llama: Path, tmp_path: Path, name: str) -> None:
+    resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])
     model = moved(attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama)))
     before, data = logits_of(model), prepared("DPO")
     scoring = Scoring(objective_of(resolved), PASS)  # type: ignore[arg-type]

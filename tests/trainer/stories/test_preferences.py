@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from trainer.stories.conftest import Case
 from trainer.stories.peft_reader import held_out_rows, plain_peft
 from trainer.stories.tiny import WORDS, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.disk import estimate_disk
+from tunery_trainer.local_run import load_run_spec
 
 QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
 
@@ -189,6 +192,19 @@ def test_a_published_adapter_stays_the_reference_wherever_training_goes_on(case:
     elsewhere = weights("work3", "out3")
     for found in (resumed, elsewhere):
         assert max(float((straight[name] - found[name]).abs().max()) for name in straight) == 0.0
+
+
+def test_the_disk_has_room_for_it(case: Case) -> None:
+    def checkpoints(**changes: Any) -> int:
+        run_spec = load_run_spec(job(case, **changes), Path("/work"), None)
+        model: Any = SimpleNamespace(folder=Path("/models"), weight_bytes=0)
+        report: Any = SimpleNamespace(tokens=None)
+        files: Any = (SimpleNamespace(root=Path("/data")), None)
+        return estimate_disk(run_spec, model, files, report, 1000).checkpoints
+
+    later = {"continueFrom": {"uri": "file://first"}}
+    assert checkpoints(task="DPO") == checkpoints(task="SFT", **later) == checkpoints(task="ORPO", **later)
+    assert 16 * checkpoints(task="DPO", **later) == 20 * checkpoints(task="DPO")
 
 
 @pytest.mark.parametrize("by_length", [False, True])

@@ -62,8 +62,10 @@ class TaskRows:
 
     def missing(self, side: str, among: Iterable[int] | None = None) -> list[int]:
         """Return the numbers of the rows of `train` or `evaluation` that are not scored yet, of all or of these."""
-        unknown = self.scores[side][:, 0].isnan().tolist()
-        return [row for row in (range(len(unknown)) if among is None else among) if unknown[row]]
+        scores = self.scores[side]
+        numbers = torch.tensor(list(range(len(scores)) if among is None else among), dtype=torch.long)
+        found: list[int] = numbers[scores[numbers, 0].isnan()].tolist()
+        return found
 
     def scored(self, model: torch.nn.Module, scoring: Scoring, ahead: Iterable[int] = ()) -> TaskRows:
         """Return the rows with the reference of the held-out ones; `model` is as before training.
@@ -81,7 +83,10 @@ class TaskRows:
         return replace(self, evaluation=self.evaluation.add_column("reference", self.scores["evaluation"].tolist()))
 
     def compared(self, batches: list[Batch], model: PeftModel, scoring: Scoring) -> list[Batch]:
-        """Return the batches of an optimizer step with `reference`; what nobody has asked for yet is scored first."""
+        """Return the batches of an optimizer step with `reference`; rows that were not scored yet are scored first.
+
+        Raises ValueError where that cannot be done any more; see as_before.
+        """
         numbers = self.missing("train", torch.cat([batch["row"] for batch in batches]).tolist())
         if numbers:
             with as_before(model, self.start):
