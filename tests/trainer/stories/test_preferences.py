@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.stories.conftest import Case
 from trainer.stories.peft_reader import held_out_rows, plain_peft
+from trainer.stories.test_stopping import start
 from trainer.stories.tiny import WORDS, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_trainer.disk import estimate_disk
@@ -192,6 +194,24 @@ def test_a_published_adapter_stays_the_reference_wherever_training_goes_on(case:
     elsewhere = weights("work3", "out3")
     for found in (resumed, elsewhere):
         assert max(float((straight[name] - found[name]).abs().max()) for name in straight) == 0.0
+
+
+def test_a_stop_in_the_first_steps_keeps_what_was_scored(case: Case) -> None:
+    """Of many rows: a step needs no more than its own."""
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 400}, checkpoint={"everySteps": 1000})
+    write_rows(path.parent / "data.jsonl", pairs(2000))
+    process = start(path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(r"Training  step [1-9]", line):
+            break
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == ExitCode.TERMINATED, printed
+    folder = next((path.parent / "work" / "checkpoints").glob("*/step-*"))
+    step = int(folder.name.removeprefix("step-"))
+    assert step < 400
+    assert known(path, step) == 4 * step
 
 
 def test_the_disk_has_room_for_it(case: Case) -> None:
