@@ -94,7 +94,12 @@ class Condition(OpenModel):
 class ProgressStatus(OpenModel):
     """How far training is, as last reported by the pod."""
 
-    percent: int | None = Field(None, ge=0, le=100, description="Share of the steps done.")
+    percent: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Share of the steps done; of the rows of a reference that is scored before them.",
+    )
     percent_text: Annotated[str, Field(max_length=8)] | None = Field(None, description="percent, with its sign.")
     step: int | None = Field(None, ge=0, description="Optimizer steps done.")
     total_steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")

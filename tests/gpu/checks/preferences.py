@@ -17,7 +17,7 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.evaluation import Pass
 from tunery_trainer.methods.base import Start
 from tunery_trainer.objectives import Compared, objective_of
-from tunery_trainer.reference import TaskRows, task_rows
+from tunery_trainer.reference import Scoring, TaskRows, task_rows
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
 from gpu.models import load
@@ -38,12 +38,15 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
     how = Pass(0, torch.bfloat16, tokens)
     with scratch(machine) as folder:
         base = load(run.folder, resolved, machine.device)
-        if isinstance(objective, Compared):
-            rows = rows.scored(base, objective, how)
+        scoring = Scoring(objective, how) if isinstance(objective, Compared) else None
+        if scoring:
+            rows = rows.scored(base, scoring)
         before = rows.measure(base, objective, how)
         model = attach(base, resolved, Start(run.tokenizer, run.plan.steps))
         loop = LoopSettings(training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
-        parts = LoopParts(rows.train, run.tokenizer, folder, None, training_hooks(model, resolved), objective)
+        compared = (lambda batches, split: rows.compared(batches, model, scoring)) if scoring else None
+        hooks = training_hooks(model, resolved)
+        parts = LoopParts(rows.train, run.tokenizer, folder, None, hooks, objective, compared)
         trainer = AdapterTrainer(model, loop, parts)
         trainer.train()
         after, most = rows.measure(model, objective, how), peak(machine)

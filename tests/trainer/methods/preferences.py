@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +15,10 @@ from tunery_trainer.adapter import attach, training_hooks
 from tunery_trainer.data.options import DataFormat, DatasetReport
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.evaluation import Pass
+from tunery_trainer.methods.initialization import RELATIVE
 from tunery_trainer.model import load_base, load_tokenizer
 from tunery_trainer.objectives import Compared, objective_of
-from tunery_trainer.reference import TaskRows, task_rows
+from tunery_trainer.reference import Scoring, TaskRows, task_rows
 from tunery_trainer.resolved import Resolved
 from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
 
@@ -74,21 +76,35 @@ def moved(model: Any, by: float = 0.05, seed: int = 3) -> Any:
     return model
 
 
-def begun(folder: Path, resolved: Resolved, data: PreparedData, how: Pass = PASS) -> tuple[Any, TaskRows]:
-    """Return the model with a fresh adapter, and the rows with the base as the reference."""
+def begun(
+    folder: Path, resolved: Resolved, data: PreparedData, how: Pass = PASS, ahead: Iterable[int] | None = None
+) -> tuple[Any, TaskRows]:
+    """Return the model with a fresh adapter, and the rows with the base as the reference.
+
+    Training rows are scored ahead where it changes the base, and those of `ahead`.
+    """
     base = load_base(folder, resolved, "cpu")
     rows, objective = task_rows(data, resolved), objective_of(resolved)
     if isinstance(objective, Compared):
-        rows = rows.scored(base, objective, how)
+        if ahead is None:
+            ahead = range(len(rows.train)) if resolved.adapter.init in RELATIVE else ()
+        rows = rows.scored(base, Scoring(objective, how), ahead)
     return attach(base, resolved, start_for(folder, 4)), rows
 
 
-def trainer_on(folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], output: Path) -> AdapterTrainer:
+def trainer_on(
+    folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], output: Path, how: Pass = PASS
+) -> AdapterTrainer:
     """Return the loop over such rows."""
     model, rows = begin
     objective = objective_of(resolved)
     loop = LoopSettings(resolved.training, resolved.training.max_steps or 1, None, keep_checkpoints=1, on_gpu=False)
     hooks = training_hooks(model, resolved)
-    held_out = partial(rows.measure, model, objective, PASS)
-    parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective)
+    held_out = partial(rows.measure, model, objective, how)
+
+    def compared(batches: Any, split: Any) -> Any:
+        return rows.compared(batches, model, Scoring(objective, how))
+
+    asked = compared if isinstance(objective, Compared) else None
+    parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective, asked)
     return AdapterTrainer(model, loop, parts)

@@ -27,7 +27,7 @@ from tunery_trainer.evaluation import Pass
 from tunery_trainer.head import head
 from tunery_trainer.model import load_base, load_tokenizer
 from tunery_trainer.objectives import Compared, log_odds_ratio, objective_of
-from tunery_trainer.reference import task_rows
+from tunery_trainer.reference import Scoring, task_rows
 from tunery_trainer.resolved import Resolved
 
 PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12"]
@@ -60,9 +60,11 @@ def ours(model: Any, rows: Dataset, resolved: Resolved, start: Any) -> tuple[flo
     there = task_rows(PreparedData(rows, rows, None, from_cache=False), resolved)  # type: ignore[arg-type]
     if isinstance(objective, Compared):
         back = start(model)
-        there = there.scored(model, objective, Pass(pad_token_id=0))
+        there = there.scored(model, Scoring(objective, Pass(pad_token_id=0)), range(len(rows)))
         back()
     batch = objective.collator(Collator(0), there.train)([there.train[index] for index in range(len(rows))])
+    if isinstance(objective, Compared):
+        (batch,) = there.compared([batch], model, Scoring(objective, Pass(pad_token_id=0)))
     with head(model):
         here = objective.at(model, [batch])
         outcome = here.outcome(model, batch)

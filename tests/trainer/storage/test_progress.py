@@ -146,6 +146,25 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     assert operator.posts[-1][1]["trainerStatus"]["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
 
 
+def test_a_reference_that_is_scored_before_the_steps_is_progress(operator: Operator, tmp_path: Path) -> None:
+    token, out = tmp_path / "token", io.StringIO()
+    token.write_text("t")
+    reporter = ProgressReporter(operator.environment(token), out)
+    reporter.scored(0, 240)
+    _wait(lambda: operator.posts)
+    reporter.scored(100, 240)
+    _wait(lambda: len(operator.posts) > 1)
+    reporter.step(0, 50)
+    reporter.close()
+    told = [body["trainerStatus"] for _, body in operator.posts]
+    assert [(status["phase"], status["progressPercentage"], status.get("step")) for status in told] == [
+        ("Evaluating", 0, None),
+        ("Evaluating", 41, None),
+        ("Evaluating", 0, 0),
+    ]
+    assert out.getvalue().splitlines() == ["Evaluating  0 %"]
+
+
 @pytest.mark.parametrize("url", [None, "https://127.0.0.1:1/gone"], ids=["taken", "gone"])
 def test_the_log_of_the_pod_is_told_too_but_not_every_step(operator: Operator, tmp_path: Path, url: str | None) -> None:
     token, out = tmp_path / "token", io.StringIO()

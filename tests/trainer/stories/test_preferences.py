@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.stories.conftest import Case
 from trainer.stories.peft_reader import held_out_rows, plain_peft
+from trainer.stories.test_stopping import start
 from trainer.stories.tiny import WORDS, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.disk import estimate_disk
+from tunery_trainer.local_run import load_run_spec
 
 QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
 
@@ -108,11 +114,14 @@ def log_ratio(model: Any, ids: list[int], labels: list[int]) -> float:
 
 @pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_a_resume_is_exact(case: Case, task: str) -> None:
-    """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again."""
+    """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again.
+
+    72 rows to train on are taken at 18 steps, so that some are known from before the resume, and some are not.
+    """
     kept = {"everySteps": 10, "keep": 2, "keepAfterSuccess": True}
     path = job(case, task, checkpoint=kept, evaluation={"everySteps": 5}, training={**QUICK, "maxSteps": 20})
     printed = run(path)
-    assert ("Reference  scoring 80 rows" in printed) == (task != "ORPO")
+    assert ("Reference  scoring 8 rows before training" in printed) == (task != "ORPO"), "those held out"
     straight, before = load_file(path.parent / "out" / "adapter_model.safetensors"), lineage(path)["metrics"]
     history = logged(path)
     shutil.rmtree(path.parent / "out")
@@ -120,10 +129,20 @@ def test_a_resume_is_exact(case: Case, task: str) -> None:
     printed = run(path)
     assert "Resuming from the checkpoint of step 10" in printed
     assert "Reference" not in printed
+    assert "Evaluating" not in printed.partition("Training")[0]
+    if task != "ORPO":
+        assert known(path, 10) == 40
+        assert known(path, 20) == 72
     resumed = load_file(path.parent / "out" / "adapter_model.safetensors")
     assert max(float((straight[name] - resumed[name]).abs().max()) for name in straight) == 0.0
     assert lineage(path)["metrics"] == before
     assert logged(path) == history
+
+
+def known(path: Path, step: int, work: str = "work") -> int:
+    """Return of how many training rows a checkpoint knows the reference."""
+    folder = next((path.parent / work / "checkpoints").glob(f"*/step-{step:06}"))
+    return int((~load_file(folder / "reference.safetensors")["train"].isnan()).all(1).sum())
 
 
 def logged(path: Path) -> list[tuple[int, float, float]]:
@@ -147,6 +166,86 @@ def test_a_published_adapter_is_its_own_reference(case: Case) -> None:
     assert metrics["baseEvalLoss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     assert metrics["evalRewardAccuracy"] > 0.9
+
+
+def test_a_published_adapter_stays_the_reference_wherever_training_goes_on(case: Case) -> None:
+    """Straight, after a resume, and in another job by resumeFrom, which does not have the adapter any more."""
+    run(case())
+    kept = {"everySteps": 5, "keep": 4, "keepAfterSuccess": True}
+    later = {"output": {"uri": "file://out2"}, "lora": None, "checkpoint": kept, "training": {**QUICK, "maxSteps": 15}}
+    path = job(case, "DPO", **later, continueFrom={"uri": "file://out"})
+
+    def weights(work: str, out: str) -> dict[str, torch.Tensor]:
+        done = run_here("run", path, "--work-dir", path.parent / work)
+        assert done.returncode == ExitCode.OK, done.stderr
+        assert "Reference" not in done.stdout.partition("Resuming")[2]
+        return load_file(path.parent / out / "adapter_model.safetensors")
+
+    straight = weights("work2", "out2")
+    assert [known(path, step, "work2") for step in (5, 10, 15)] == [20, 40, 60]
+    place = next((path.parent / "work2" / "checkpoints").glob("*/step-000005")).parent
+    shutil.rmtree(path.parent / "out2")
+    for step in (10, 15):
+        shutil.rmtree(place / f"step-{step:06}")
+    resumed = weights("work2", "out2")
+    shutil.rmtree(path.parent / "out")
+    other = {**later, "output": {"uri": "file://out3"}, "lora": {"rank": 8}}
+    path = job(case, "DPO", **other, resumeFrom={"uri": (place / "step-000005").as_uri()})
+    elsewhere = weights("work3", "out3")
+    for found in (resumed, elsewhere):
+        assert max(float((straight[name] - found[name]).abs().max()) for name in straight) == 0.0
+
+
+def test_a_stop_in_the_first_steps_keeps_what_was_scored(case: Case) -> None:
+    """Of many rows: a step needs no more than its own."""
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 400}, checkpoint={"everySteps": 1000})
+    write_rows(path.parent / "data.jsonl", pairs(2000))
+    process = start(path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(r"Training  step [1-9]", line):
+            break
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == ExitCode.TERMINATED, printed
+    folder = next((path.parent / "work" / "checkpoints").glob("*/step-*"))
+    step = int(folder.name.removeprefix("step-"))
+    assert step < 400
+    assert known(path, step) == 4 * step
+
+
+def test_the_disk_has_room_for_it(case: Case) -> None:
+    def checkpoints(**changes: Any) -> int:
+        run_spec = load_run_spec(job(case, **changes), Path("/work"), None)
+        model: Any = SimpleNamespace(folder=Path("/models"), weight_bytes=0)
+        report: Any = SimpleNamespace(tokens=None)
+        files: Any = (SimpleNamespace(root=Path("/data")), None)
+        return estimate_disk(run_spec, model, files, report, 1000).checkpoints
+
+    later = {"continueFrom": {"uri": "file://first"}}
+    assert checkpoints(task="DPO") == checkpoints(task="SFT", **later) == checkpoints(task="ORPO", **later)
+    assert 16 * checkpoints(task="DPO", **later) == 20 * checkpoints(task="DPO")
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_where_the_adapter_changes_the_base_the_rows_that_steps_take_are_scored_before(
+    case: Case, *, by_length: bool
+) -> None:
+    path = job(
+        case,
+        "DPO",
+        lora={"rank": 8, "init": "PiSSA"},
+        training={**QUICK, "maxSteps": 4, "groupByLength": by_length},
+        checkpoint={"everySteps": 2, "keep": 3, "keepAfterSuccess": True},
+    )
+    printed = run(path)
+    assert "Reference  scoring 24 rows before training" in printed
+    told = re.findall(r"^Evaluating  (\d+) %", printed, re.MULTILINE)
+    assert told[0] == "0"
+    assert [known(path, step) for step in (2, 4)] == [16, 16]
+    shutil.rmtree(path.parent / "out")
+    shutil.rmtree(next((path.parent / "work" / "checkpoints").glob("*/step-000004")))
+    assert "Reference" not in run(path)
 
 
 def test_the_base_models_own_dropout_is_off(case: Case) -> None:

@@ -29,13 +29,13 @@ class PairCollator:
     """Makes one batch of both answers: (2 * rows, longest), the chosen ones first.
 
     Each row has `rejected_input_ids` and `rejected_labels` beside its own, and `reference`, two log-probabilities,
-    where they were measured.
+    where they were measured, or `row`, its number.
     """
 
     collate: Collator
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the batch, with `reference` of shape (2 * rows,)."""
+        """Return the batch, with `reference` of shape (2 * rows,) or `row` (rows,)."""
         rejected = [{"input_ids": row["rejected_input_ids"], "labels": row["rejected_labels"]} for row in rows]
         return self.collate([*rows, *rejected]) | _reference(rows)
 
@@ -45,7 +45,7 @@ class AnswerCollator:
     """Makes one batch of the rows, and inside it another one of their prompts with the answers of other rows.
 
     Each row has `desirable` and `mismatched_with`, the number of the other row in `source`; and `reference`, the
-    log-probabilities of its own and of the other answer, where they were measured.
+    log-probabilities of its own and of the other answer, where they were measured, or `row`, its number.
     """
 
     collate: Collator
@@ -54,16 +54,16 @@ class AnswerCollator:
     """Tokens that a prompt with another answer is cut to."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the batch, with `desirable` (rows,), `reference` (2 * rows,) and the batch `mismatched`."""
+        """Return the batch, with `desirable` (rows,), `reference` (2 * rows,) or `row` (rows,), and `mismatched`."""
         others = [mismatched(row, self.source[row["mismatched_with"]], self.max_length) for row in rows]
         desirable = torch.tensor([bool(row["desirable"]) for row in rows])
         return self.collate(rows) | _reference(rows) | {"desirable": desirable, "mismatched": self.collate(others)}
 
 
 def _reference(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    if "reference" not in rows[0]:
-        return {}
-    return {"reference": torch.tensor([row["reference"] for row in rows], dtype=torch.float32).T.flatten()}
+    if "reference" in rows[0]:
+        return {"reference": torch.tensor([row["reference"] for row in rows], dtype=torch.float32).T.flatten()}
+    return {"row": torch.tensor([row["row"] for row in rows])} if "row" in rows[0] else {}
 
 
 def mismatched(row: Row, other: Row, max_length: int) -> dict[str, list[int]]:

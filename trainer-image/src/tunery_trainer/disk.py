@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunery_api.fields import parse_quantity
+from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
 from tunery_api.status import DiskStatus
@@ -23,6 +24,8 @@ _UNCOUNTED: Final = 3
 """Where tokens were not counted: prepared data is taken to be so many times as large as its files."""
 _CHECKPOINT_BYTES: Final = 16
 """Of each trained parameter: weight and both moments of Adam in float32, and the best weight so far."""
+_START_BYTES: Final = 4
+"""Of each of them, too, where DPO or KTO goes on from a published adapter: that one, which they compare with."""
 _HEADROOM: Final = 1.1
 
 
@@ -56,10 +59,12 @@ def estimate_disk(
     prepared = _PREPARED_BYTES * tokens.tokens if tokens else _UNCOUNTED * downloaded
     # The Trainer holds `keep` and the one that it writes; one more may still be on its way to the bucket.
     kept = spec.checkpoint.keep + 2
+    compared = spec.task in (TrainingTask.DPO, TrainingTask.KTO) and (spec.continue_from or spec.resume_from)
+    parameter = _CHECKPOINT_BYTES + (_START_BYTES if compared else 0)
     return DiskUse(
         model=model.weight_bytes if model.folder.is_relative_to(work) else 0,
         data=downloaded + prepared,
-        checkpoints=kept * _CHECKPOINT_BYTES * trained_parameters,
+        checkpoints=kept * parameter * trained_parameters,
     )
 
 

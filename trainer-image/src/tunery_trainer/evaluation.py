@@ -5,7 +5,6 @@ A pass that runs out of memory all the same is taken again in halves, and so is 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +22,6 @@ from tunery_trainer.objectives import Batch, Collate, Compared, Objective, Sft, 
 
 DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""
-
-_TOLD_SECONDS: Final = 10.0
-"""Between two lines of the log on how far the scoring of a reference is."""
 
 T = TypeVar("T")
 
@@ -75,24 +71,17 @@ def measure(
     return {"loss": tally.loss(counts), **tally.rewards()}
 
 
-def score(
+def scored(
     model: torch.nn.Module, rows: Rows, objective: Compared, how: Pass, source: Rows | None = None
-) -> torch.Tensor:
-    """Return what `objective.scores` tells of each row, (rows, 2), float32, on the CPU.
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield the numbers of a batch's rows, and what `objective.scores` tells of each: (rows, 2), float32, on the CPU.
 
-    Prints how far it is. In the same batches as `measure`, so that the model that is scored is exactly at the start of
-    the objective.
+    In the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
     """
-    found, done, told = torch.empty(len(rows), 2), 0, time.monotonic()
     with _evaluating(model, how):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
         for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
-            found[chosen] = scores.view(2, -1).T
-            done += len(chosen)
-            if time.monotonic() - told > _TOLD_SECONDS:
-                told = time.monotonic()
-                print(f"Reference  {done} of {len(rows)} rows", flush=True)
-    return found
+            yield chosen, scores.view(2, -1).T
 
 
 @contextmanager

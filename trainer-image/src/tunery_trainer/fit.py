@@ -35,20 +35,22 @@ from tunery_trainer.evaluation import Pass
 from tunery_trainer.inputs import checkpoint_store, work_folder
 from tunery_trainer.kept import LOCAL_FOLDER
 from tunery_trainer.language import auto_class
-from tunery_trainer.memo import Memo
+from tunery_trainer.memo import Memo, Split
 from tunery_trainer.methods.base import Batch, Start
+from tunery_trainer.methods.initialization import RELATIVE
 from tunery_trainer.model import dtype_of, load_base, load_config
 from tunery_trainer.objectives import Compared, objective_of
+from tunery_trainer.ordering import reached
 from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.recovery import train_to_the_end, with_split
-from tunery_trainer.reference import TaskRows, task_rows, without_dropout
+from tunery_trainer.reference import Scoring, TaskRows, task_rows, without_dropout
 from tunery_trainer.resolved import Resolved
 from tunery_trainer.resuming import Resumed, resume
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
 from tunery_trainer.tracking import TrackingCallback, trackers
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings, load_trained
+from tunery_trainer.training import AdapterTrainer, Compare, LoopParts, LoopSettings, load_trained, trained_state
 
 _CLOSE_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 80.0
@@ -168,8 +170,9 @@ def _measure(session: Session, model: torch.nn.Module, rows: TaskRows, reporter:
     return found
 
 
-def _pass(session: Session) -> Pass:
-    training = session.resolved.training
+def _pass(session: Session, split: Split | None = None) -> Pass:
+    """Return how rows go through the model; with `split` fewer at once, where memory ran out."""
+    training = with_split(session.resolved, split).training
     return Pass(
         int(session.tokenizer.pad_token_id),
         dtype_of(training.precision),
@@ -195,14 +198,19 @@ def _ground(session: Session, model: torch.nn.Module, resumed: Resumed | None, r
     """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
     rows, objective = task_rows(session.data, session.resolved), objective_of(session.resolved)
     if isinstance(objective, Compared):
-        scores = rows.stored(resumed.folder) if resumed else None
-        if scores is None:
-            reporter.phase(Phase.EVALUATING)
-            print(f"Reference  scoring {len(rows.train) + len(rows.evaluation)} rows once, before training", flush=True)
-            rows = rows.scored(model, objective, _pass(session))
-        else:
-            rows = rows.compared_with(scores)
+        if resumed:
+            rows = rows.known(resumed.folder)
+        if session.previous:
+            rows = replace(rows, start=trained_state(model))
+        rows = rows.scored(model, Scoring(objective, _pass(session), reporter.scored), _ahead(session))
     return _Ground(rows, resumed.memo.before if resumed else _measure(session, model, rows, reporter))
+
+
+def _ahead(session: Session) -> list[int]:
+    """Return the training rows that cannot wait for the step that takes them, as the adapter changes the base."""
+    if session.resolved.adapter.init not in RELATIVE:
+        return []
+    return reached(session.data.train, session.resolved.training, session.steps)
 
 
 def _start(session: Session, *, overwritten: bool) -> Start:
@@ -236,10 +244,19 @@ def _trainer(
         held_out=lambda: ground.rows.measure(model, objective_of(session.resolved), _pass(session)),
         hooks=training_hooks(model, session.resolved),
         objective=objective_of(session.resolved),
+        compared=_compared(session, model, ground.rows),
     )
     trainer = AdapterTrainer(model, loop, parts)
     trainer.split = split
     return trainer
+
+
+def _compared(session: Session, model: PeftModel, rows: TaskRows) -> Compare | None:
+    """Return what adds the reference to the batches of a step; None where the task has none."""
+    objective = objective_of(session.resolved)
+    if not isinstance(objective, Compared):
+        return None
+    return lambda batches, split: rows.compared(batches, model, Scoring(objective, _pass(session, split)))
 
 
 def _best(session: Session, model: PeftModel, resumed: Resumed | None) -> BestAdapter | None:

@@ -21,7 +21,7 @@ from tunery_trainer.resolved import PreferenceSettings, Resolved
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
-_OWN_COLUMNS: Final = ("reference", "desirable", "mismatched")
+_OWN_COLUMNS: Final = ("row", "reference", "desirable", "mismatched")
 """What of a batch the model is not shown."""
 
 

@@ -1,11 +1,32 @@
-"""The order of rows that are put together by their length."""
+"""The order in which optimizer steps take the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from tunery_trainer.resolved import TrainingSettings
+
+
+def order_of(rows: Dataset, training: TrainingSettings) -> Any:
+    """Return the sampler of `rows`: seed and epoch alone decide."""
+    if not training.group_by_length:
+        # What accelerate makes of transformers' RandomSampler; from here a row's turn can be told before training.
+        return SeedableRandomSampler(rows, data_seed=training.seed)
+    columns = [name for name in ("input_ids", "rejected_input_ids") if name in rows.column_names]
+    lengths = [max(map(len, ids)) for ids in zip(*(rows[name] for name in columns), strict=True)]
+    return ByLength(lengths, training.batch_size * training.gradient_accumulation, training.seed)
+
+
+def reached(rows: Dataset, training: TrainingSettings, steps: int) -> list[int]:
+    """Return the numbers of the rows that `steps` optimizer steps take."""
+    return list(islice(order_of(rows, training), steps * training.batch_size * training.gradient_accumulation))
 
 
 class ByLength(LengthGroupedSampler):  # type: ignore[misc]  # transformers is not typed for us

@@ -67,6 +67,11 @@ class ProgressReporter:
         """Enter a phase; told at once."""
         self._update({"phase": phase}, {}, urgent=True)
 
+    def scored(self, rows: int, total_rows: int) -> None:
+        """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""
+        percent = rows * 100 // total_rows
+        self._update({"phase": Phase.EVALUATING, "progress_percentage": percent}, {}, urgent=rows == 0)
+
     def step(
         self,
         step: int,
@@ -199,6 +204,8 @@ def _line(status: TrainerStatus) -> str:
     parts = [status.phase or ""]
     if status.total_steps:
         parts.append(f"step {status.step}/{status.total_steps} ({status.progress_percentage} %)")
+    elif status.progress_percentage is not None:
+        parts.append(f"{status.progress_percentage} %")
     parts += [f"{metric.name} {metric.value}" for metric in status.metrics]
     if status.tokens_per_second is not None:
         parts.append(f"{status.tokens_per_second} tokens/s")

@@ -23,7 +23,7 @@ from tunery_trainer.head import add_head, autocast
 from tunery_trainer.memo import Split
 from tunery_trainer.model import dtype_of
 from tunery_trainer.objectives import Batch, Objective, Sft, Tally
-from tunery_trainer.ordering import ByLength
+from tunery_trainer.ordering import order_of
 from tunery_trainer.resolved import TrainingSettings
 
 _SCHEDULERS: Final = {
@@ -42,6 +42,8 @@ _OPTIMIZERS: Final = {
 WEIGHTS_FILE: Final = "trainable.safetensors"
 """The adapter in a checkpoint: every parameter that is not the base's, under its full name, in its own type."""
 
+Compare = Callable[[list[Batch], Split | None], list[Batch]]
+"""Adds `reference` to the batches of an optimizer step, in passes as small as memory has made those of training."""
 _LOGGED_POINTS: Final = 1000
 """Points of a loss curve that are enough for a picture, and do not swell the checkpoints of a long run."""
 
@@ -71,6 +73,8 @@ class LoopParts:
     """Measures `loss`, and a preference task's rewards, on the held-out rows."""
     hooks: Hooks | None = None
     objective: Objective = field(default_factory=Sft)
+    compared: Compare | None = None
+    """None: the objective has no reference."""
 
 
 class Hooks(Protocol):
@@ -162,6 +166,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self._hooks = parts.hooks
         self._held_out = parts.held_out
         self._objective = self._at = parts.objective
+        self._compared = parts.compared
         self._tally = Tally()
         self._precision = loop.training.precision
         self.tokens_seen = 0
@@ -223,6 +228,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         if not batches:
             return batches, None
         self.in_pass = True
+        if self._compared:
+            batches = self._compared(batches, self.split)
         with autocast(self.args.device, dtype_of(self._precision)):
             self._at = self._objective.at(self.model, batches)
         self.in_pass = False
@@ -236,12 +243,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.settings.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        columns = [name for name in ("input_ids", "rejected_input_ids") if name in self.train_dataset.column_names]
-        lengths = [max(map(len, ids)) for ids in zip(*(self.train_dataset[name] for name in columns), strict=True)]
-        rows = self.settings.batch_size * self.settings.gradient_accumulation
-        return ByLength(lengths, rows, self.settings.seed)
+        return order_of(self.train_dataset, self.settings)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
