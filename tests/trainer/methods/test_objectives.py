@@ -18,7 +18,17 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from trainer.methods.families import start_for
-from trainer.methods.preferences import PASS, begun, columns, moved, prepared, resolved_task, rows_of, trainer_on
+from trainer.methods.preferences import (
+    PASS,
+    REPORT,
+    begun,
+    columns,
+    moved,
+    prepared,
+    resolved_task,
+    rows_of,
+    trainer_on,
+)
 from tunery_trainer.adapter import attach
 from tunery_trainer.answers import partners
 from tunery_trainer.collator import Collator
@@ -57,7 +67,7 @@ def gradients_of(model: Any, loss: torch.Tensor) -> Gradients:
 def ours(model: Any, rows: Dataset, resolved: Resolved, start: Any) -> tuple[float, Gradients]:
     """Return loss and gradients of all rows in one step; `start` makes the adapter what the reference is, and back."""
     objective = objective_of(resolved)
-    there = task_rows(PreparedData(rows, rows, None, from_cache=False), resolved)  # type: ignore[arg-type]
+    there = task_rows(PreparedData(rows, rows, REPORT, from_cache=False), resolved)
     if isinstance(objective, Compared):
         back = start(model)
         there = there.scored(model, Scoring(objective, Pass(pad_token_id=0)), range(len(rows)))
