@@ -21,6 +21,8 @@ from kit.tenant import create_tenant
 
 TINY = "s3://models/tiny"
 ROWS = "s3://datasets/e2e/rows.jsonl"
+PAIRS = "s3://datasets/e2e/pairs.jsonl"
+RATINGS = "s3://datasets/e2e/ratings.jsonl"
 
 Launch = Callable[..., Job]
 
@@ -61,13 +63,31 @@ def installed(operator: OperatorRecord, kubectl: Kubectl, environment: dict[str,
 
 @pytest.fixture(scope="session", autouse=True)
 def inputs(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A tiny model, good rows, and rows of which line 17 is bad."""
+    """A tiny model, good rows, also as preferences, and rows of which line 17 is bad."""
     folder = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
     for path in folder.iterdir():
         s3.upload_file(str(path), "models", f"tiny/{path.name}")
     rows = [chat(index) for index in range(80)]
     _put(s3, "e2e/rows.jsonl", rows)
+    _put(s3, "e2e/pairs.jsonl", [pair(index) for index in range(80)])
+    _put(s3, "e2e/ratings.jsonl", [rating(index) for index in range(80)])
     _put(s3, "e2e/line-17.jsonl", [*rows[:16], {"messages": [{"role": "user", "content": None}]}, *rows[17:]])
+
+
+def pair(index: int) -> dict[str, Any]:
+    """Return a question with its answer and that to another question."""
+    ask, answer = chat(index)["messages"]
+    return {
+        "prompt": ask["content"],
+        "chosen": answer["content"],
+        "rejected": chat(index + 5)["messages"][1]["content"],
+    }
+
+
+def rating(index: int) -> dict[str, Any]:
+    """Return a question with a good or a bad answer, in turn."""
+    row, good = pair(index), index % 2 == 0
+    return {"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good}
 
 
 def chat(index: int) -> dict[str, Any]:

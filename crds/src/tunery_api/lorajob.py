@@ -113,8 +113,8 @@ class LoRAJobSpec(LifecycleFields):
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
     resume_from: ResumeFrom | None = Field(
         None,
-        description="Checkpoints of another LoRAJob, failed or deleted, to go on from: of the same base, data, adapter "
-        "and rows of an optimizer step. Not with continueFrom.",
+        description="Checkpoints of another LoRAJob to go on from, one that failed, was deleted, or kept them: of the "
+        "same base, data, adapter and rows of an optimizer step. Not with continueFrom.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")

@@ -86,7 +86,7 @@ class TrainingSpec(ApiModel):
     packing: bool | None = Field(
         None,
         description="Fill rows of maxLength with several examples, attention kept inside each. Default: true where "
-        "task, method and model allow it and enough rows remain for 100 optimizer steps.",
+        "task, method and model allow it, and either enough rows remain for 100 optimizer steps or maxSteps is set.",
     )
     group_by_length: bool = Field(
         False, description="Put rows of similar length into a batch; needless and refused with packing."

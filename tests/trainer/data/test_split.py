@@ -61,6 +61,6 @@ def test_rows_with_labels_leave_both_kinds_on_both_sides(seed: int) -> None:
 
 def test_the_only_row_of_a_kind_is_trained_on() -> None:
     kinds = [frozenset({number == 7}) for number in range(20)]
-    for seed in range(20):
+    for seed in range(200):  # some twenty of them draw it first
         held = held_out(digests(20), 0.05, seed, kinds)
-        assert sum(held) == 1 or not held[7]
+        assert (sum(held), held[7]) == (1, False)

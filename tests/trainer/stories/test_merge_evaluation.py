@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -18,6 +19,9 @@ from trainer.stories.peft_reader import held_out_rows, plain_base, plain_peft, s
 from trainer.stories.tiny import WORDS, manifest, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
+from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_trainer.data.warnings import warnings_of
+from tunery_trainer.merging.measure import as_of_a_merge
 from tunery_trainer.publish import Published
 from tunery_trainer.result import result_of
 
@@ -139,6 +143,15 @@ def test_bad_data_is_found_before_anything_is_merged(
     assert not re.search(r"spec\.dataset|task", done.stderr), "those are a LoRAJob's"
     assert not [file for file in (tmp_path / "merge.work/result").rglob("*") if file.is_file()]
     assert not (tmp_path / "out").exists()
+
+
+def test_warnings_name_the_fields_of_a_merge() -> None:
+    counts: dict[str, Any] = {field.name: 3 for field in dataclasses.fields(TokenReport)} | {"assistant_turns": 9}
+    report = DatasetReport(9, 9, 0, (), 0, 2, "0" * 64, DataFormat.MESSAGES, (), TokenReport(**counts))
+    said = warnings_of(report)
+    assert len(said) == 5
+    for warning in map(as_of_a_merge, said):
+        assert not re.search(r"spec\.(training|dataset)|not trained", warning), warning
 
 
 def test_other_rows_make_another_merge(tmp_path: Path, inputs: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What another LoRAJob offers to a merge or to continueFrom: ready, not yet, or never."""
+"""What another LoRAJob offers to a merge, to continueFrom or to resumeFrom: ready, not yet, or never."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tunery_operator.status.podview import PodView
 from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
 from tunery_operator.status.snapshot import Attempt
 
-_RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved", "checkpoint")
+_RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 
 
 def take_progress(draft: Draft) -> None:
@@ -109,6 +109,8 @@ def _take_result(draft: Draft, result: RunResult) -> None:
         for name in _RESULT_PARTS:
             part = getattr(result, name)
             draft.merge(name, part.to_json_dict() if part else None)
+        if result.checkpoint is not None:
+            _take_checkpoint(draft, result.checkpoint.to_json_dict())
         rejected = result.rejected_adapter
         draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
         _check_evaluation(draft, result)

@@ -140,11 +140,11 @@ class ExampleReader:
         raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
 
     def _of_another_task(self, found: DataFormat, row: JsonObject, known: str) -> TrainerError:
-        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
+        fitting = " or ".join(f"task: {task}" for task in TrainingTask if found in formats_of(task))
         return TrainerError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {known}",
-            f"Use such rows; task: {fitting}, or spec.dataset.columns for other names of the columns, needs a new job.",
+            f"Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does {fitting}.",
         )
 
 

@@ -50,10 +50,11 @@ def check_held_out(desirable: Sequence[bool | None], field: str) -> None:
     if not desirable or None in desirable or 0 < sum(map(bool, desirable)) < len(desirable):
         return
     label, other = ("true", "false") if desirable[0] else ("false", "true")
+    drawn = ": there have to be two at least, one to train on and one to hold out" if field == "spec.dataset" else ""
     raise TrainerError(
         FailureReason.DATASET_INVALID,
         f"{field}: all {len(desirable)} rows that are held out have label {label}; task KTO is measured on both kinds",
-        f"Add rows with label {other}: there have to be two at least, one to train on and one to hold out.",
+        f"Add rows with label {other}{drawn}.",
     )
 
 

@@ -14,10 +14,10 @@ MAX_EVALUATION_ROWS: Final = 1000
 
 
 def held_out(digests: Sequence[bytes], fraction: float, seed: int, kinds: Sequence[frozenset[bool]] = ()) -> list[bool]:
-    """True for each row that goes to evaluation: `fraction` of all, at least 1, at most 1,000 rows; of 0 none.
+    """True for each row that goes to evaluation: `fraction` of all, at least 1, at most 1,000; of 0 none.
 
-    `kinds` are the labels of each row of KTO's: one more is drawn of a label that the drawn rows lack, where training
-    keeps one of it.
+    `kinds` are the labels of each row of KTO's: training keeps a row of each, and one more is drawn of a label that the
+    drawn rows lack, where there are two.
 
     Equal rows (by digest) stay together. Rows are drawn by a hash of seed and content, so that adding rows or
     changing their order moves few others.
@@ -59,6 +59,10 @@ def _of_both(
     of: dict[bytes, frozenset[bool]] = {}
     for digest, labels in zip(digests, kinds, strict=True):
         of[digest] = of.get(digest, frozenset()) | labels
+    for label in (True, False):
+        having = [digest for digest in drawn if label in of[digest]]
+        if having and chosen.issuperset(having):
+            chosen.remove(having[-1])  # training keeps one
     for label in (True, False):
         others = [digest for digest in drawn if digest not in chosen and label in of[digest]]
         if len(others) > 1 and not any(label in of[digest] for digest in chosen):

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 _DATASET: Final = "spec.evaluation.dataset"
 _WORDS: Final = {
     "spec.dataset": _DATASET,
-    "training.maxLength": "evaluation.maxLength",
     "task SFT learns from": "a merge is measured on",
-    "task: DPO or ORPO or KTO, or ": "",
-    "task: KTO, or ": "",
+    "spec.training.maxLength": "spec.evaluation.maxLength",
+    "training.maxLength": "evaluation.maxLength",
+    "are not trained": "are not measured",
+    "new job": "new merge",
 }
 """What the data layer says to a LoRAJob, and what that is in a merge."""
+_OTHER_TASK: Final = "task: "
+"""In a hint: nothing that a merge could be given."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,14 @@ def prepare_yardstick(
     try:
         rows, found = _rows(run, spec, tokenizer)
     except TrainerError as error:
-        raise TrainerError(error.reason, _as_of_a_merge(error.message), _as_of_a_merge(error.hint or "")) from error
+        hint = "Use such rows." if _OTHER_TASK in error.hint else as_of_a_merge(error.hint)
+        raise TrainerError(error.reason, as_of_a_merge(error.message), hint) from error
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
     return Yardstick(folder, rows, int(tokenizer.pad_token_id), source, found, quantization)
 
 
-def _as_of_a_merge(text: str) -> str:
+def as_of_a_merge(text: str) -> str:
+    """Return what the data layer says, in the terms of a merge."""
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
     return text
@@ -164,7 +169,9 @@ def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Data
         evaluation_fraction=0,
     )
     data = prepare(files.root, options, tokenizer, work_folder(run, "prepared"))
-    return data.train, dataset_status(data.report)
+    found = dataset_status(data.report)
+    said = [as_of_a_merge(warning) for warning in found.warnings or ()]
+    return data.train, found.model_copy(update={"warnings": said or None})
 
 
 def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
