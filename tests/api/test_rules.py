@@ -239,6 +239,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="dropout-1",
     ),
     pytest.param(
+        {"evaluation": {"minImprovement": "1.5"}},
+        'spec.evaluation.minImprovement: is a share of the base model\'s loss, below 1; 5 % are "0.05"',
+        "minImprovement must be below 1",
+        id="improvement-in-percent",
+    ),
+    pytest.param(
         {"lora": {"targetModules": ["attention", "up_proj"]}},
         "spec.lora.targetModules: attention must stand alone; give that one word, or module names only",
         "targetModules takes module names, or one word alone",
@@ -395,6 +401,12 @@ MERGES_REFUSED: list[Any] = [
         "spec.adapters[0].weight: must be from -1000 to 1000",
         "a weight must be from -1000 to 1000",
         id="weight-too-large",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "evaluation": {"dataset": {"uri": "s3://d/x.jsonl"}, "minImprovement": "5"}},
+        'spec.evaluation.minImprovement: is a share of the base model\'s loss, below 1; 5 % are "0.05"',
+        "minImprovement must be below 1",
+        id="merge-improvement-in-percent",
     ),
     pytest.param(
         {"adapters": [ONE], "density": "0.5"},

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeDataset, MergeInput
+from tunery_api.adaptermerge import (
+    ELECTING,
+    LARGEST_WEIGHT,
+    AdapterMergeSpec,
+    MergeDataset,
+    MergeEvaluationSpec,
+    MergeInput,
+)
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -28,6 +35,9 @@ _FORMAT: Final = "self.?dataset.?format.orValue('Auto')"
 _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
 _INTO: Final = "self.?into.orValue('Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
+_IMPROVEMENT: Final = CelRule(
+    "!has(self.minImprovement) || double(self.minImprovement) < 1.0", "minImprovement must be below 1"
+)
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 
 
@@ -118,7 +128,9 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "groupByLength is needless with packing; leave it out, or set packing: false",
         ),
     ],
+    MergeEvaluationSpec: [_IMPROVEMENT],
     EvaluationSpec: [
+        _IMPROVEMENT,
         CelRule(
             "!has(self.earlyStoppingPatience) || has(self.everySteps)",
             "earlyStoppingPatience counts evaluations; set everySteps too",

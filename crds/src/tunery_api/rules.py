@@ -346,6 +346,14 @@ def merge_model(spec: AdapterMergeSpec) -> Errors:
     yield from _revision(spec.model)
 
 
+def improvement(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
+    """No loss is below 0."""
+    if spec.evaluation is not None and float(spec.evaluation.min_improvement) >= 1:
+        yield FieldError(
+            "spec.evaluation.minImprovement", 'is a share of the base model\'s loss, below 1; 5 % are "0.05"'
+        )
+
+
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     output,
     lorajob_places,
@@ -369,6 +377,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     precision,
     gpu_resource,
     early_stopping,
+    improvement,
     checkpoints,
     continue_from,
     resume_from,
@@ -380,6 +389,7 @@ ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     merge_inputs,
     merge_weights,
     merge_dataset,
+    improvement,
     merge_density,
     merge_sign,
     merge_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -109,12 +110,6 @@ def one(write: Write, row: dict[str, Any], options: DataOptions) -> Example:
             (USER,),
             ((CALL, RESULT, GOOD), (CALL, {**RESULT, "content": "4"}, BAD)),
             id="tools-that-differ",
-        ),
-        pytest.param(
-            {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": "[1, 2]"},
-            (USER,),
-            ((GOOD,), ({**BAD, "content": "[1, 2]"},)),
-            id="json-in-strings",
         ),
     ],
 )
@@ -306,7 +301,34 @@ def test_rows_of_another_task_are_refused_at_once(
     assert caught.value.reason is FailureReason.DATASET_INVALID
     said = f"spec.dataset: the rows are {found}, task {options.task} learns from {needed}"
     assert caught.value.message.startswith(said)
-    assert f"task: {tasks}," in str(caught.value.hint)
+    assert f"task: {tasks}." in str(caught.value.hint)
+
+
+def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
+    """To SFT an answer that is not wanted would be as good as any."""
+    path = write("a.jsonl", [ONE, {**ONE, "label": False}])
+    with pytest.raises(TrainerError, match="the rows are UnpairedPreference") as caught:
+        convert(path, DataOptions())
+    assert "name spec.dataset.format: PromptCompletion in a new job" in str(caught.value.hint)
+    examples, _, reader = convert(path, DataOptions(format=DataFormat.PROMPT_COMPLETION))
+    assert (len(examples), reader.ignored) == (2, {"label"})
+
+
+def test_turns_in_cells_are_parsed_and_texts_stay_texts(tmp_path: Path, write: Write) -> None:
+    found = json.dumps([{"name": "Ann", "role": "engineer"}])
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(
+            [["prompt", "chosen", "rejected"], [json.dumps([USER]), json.dumps([GOOD]), found]]
+        )
+    (cells,), invalid, _ = convert(path, DPO)
+    assert not invalid.count
+    assert cells.messages == (USER, GOOD)
+    assert cells.rejected is not None
+    assert cells.rejected.messages[-1]["content"] == found
+    for text in (found, json.dumps([GOOD])):
+        (row,), _, _ = convert(write("b.jsonl", [{"prompt": "who", "completion": text}]), DataOptions())
+        assert row.messages[-1] == {"role": "assistant", "content": text}
 
 
 def test_the_format_follows_the_task(write: Write) -> None:

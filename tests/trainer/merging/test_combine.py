@@ -93,6 +93,15 @@ def test_a_merge_that_is_nothing_is_refused(tmp_path: Path, method: MergeMethod)
         merge(tmp_path / "out", (source, 0.0), (source, 0.0), method=method)
 
 
+def test_a_merge_that_cancels_is_refused(tmp_path: Path) -> None:
+    source = write_adapter(tmp_path / "in", {Q: factors(8, 48, 32, 1)})
+    other = write_adapter(tmp_path / "other", {Q: factors(8, 48, 32, 2)})
+    with pytest.raises(TrainerError, match=r"spec\.adapters: what is merged is zero everywhere"):
+        merge(tmp_path / "out", (source, 1.0), (source, -1.0))
+    merge(tmp_path / "little", (source, 1.0), (source, -0.9999))
+    merge(tmp_path / "both", (source, 1.0), (source, -1.0), (other, 0.001))
+
+
 def test_weights_and_ranks_reach_the_config_where_modules_differ(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
     one = write_adapter(tmp_path / "1", {name: factors(4, 16, 16, i) for i, name in enumerate(names)})

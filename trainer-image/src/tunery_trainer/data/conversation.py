@@ -77,6 +77,25 @@ def turns_of(row: JsonObject, field: str) -> tuple[JsonObject, ...]:
     return tuple(_message(turn, f"{field}[{index}].") for index, turn in enumerate(turns))
 
 
+def with_turns(row: JsonObject) -> JsonObject:
+    """The row of a CSV file, which has texts only, with the cells parsed that hold turns as JSON.
+
+    Any other list is a text: only turns have a role that is known in each object.
+    """
+    return {field: _turns_in(cell) or cell for field, cell in row.items()}
+
+
+def _turns_in(cell: Any) -> list[JsonObject] | None:
+    if not isinstance(cell, str) or cell.lstrip()[:1] != "[":
+        return None
+    try:
+        turns = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    are_turns = isinstance(turns, list) and all(isinstance(t, dict) and t.get("role") in _ROLES for t in turns)
+    return turns if are_turns else None
+
+
 def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
     """The tool descriptions in the field `tools` (a list, or JSON in a string); empty where there are none."""
     return tuple(list_field(row, "tools")) if row.get("tools") else ()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import Final
 
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
+from tunery_trainer.data.conversation import with_turns
 from tunery_trainer.data.formats import (
+    FIELDS,
     OPTIONAL_FIELDS,
     PLAIN_FORMATS,
     columns_text,
@@ -57,6 +61,9 @@ class InvalidRows:
         )
 
 
+_PREFERENCES: Final = formats_of(TrainingTask.KTO)
+
+
 class ExampleReader:
     """Turns records into examples; what it learned on the way stands in its attributes.
 
@@ -96,6 +103,7 @@ class ExampleReader:
 
     def _example(self, value: JsonObject, place: Place) -> Example:
         row = self._renamed(value, place)
+        row = with_turns(row) if ".csv" in PurePath(place.file).suffixes else row
         if self.format is DataFormat.AUTO:
             self.format = self._detected(row)
         if self._template is Template.PLAIN and self.format not in PLAIN_FORMATS:
@@ -130,21 +138,36 @@ class ExampleReader:
     def _detected(self, row: JsonObject) -> DataFormat:
         # Columns that the user named say what is meant, even if the row has those of another format too.
         named = {field: row[field] for field in self._columns if field in row}
-        found = detect(named, self._formats) or detect(row, self._formats)
+        if (said := detect(named, self._formats)) is not None:
+            return said
+        found = detect(row, self._formats)
+        other = self._other_task(row, found)
+        if other is not None:
+            raise self._of_another_task(other, found, row)
         if found is not None:
             return found
-        known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
-        other = detect(row)
-        if other is not None:
-            raise self._of_another_task(other, row, known)
-        raise RowError("", f"is in no known format; {columns_text(row)} (known: {known})")
+        raise RowError("", f"is in no known format; {columns_text(row)} (known: {self._known()})")
 
-    def _of_another_task(self, found: DataFormat, row: JsonObject, known: str) -> TrainerError:
-        fitting = " or ".join(f"task: {task}" for task in TrainingTask if found in formats_of(task))
+    def _other_task(self, row: JsonObject, found: DataFormat | None) -> DataFormat | None:
+        """The format of another task that a row is in, where it is in none of this one, or that one says more.
+
+        Of a prompt, a completion and a label, SFT would learn the unwanted answers, too.
+        """
+        if found is None:
+            return detect(row)
+        other = detect(row, _PREFERENCES) if self._task is TrainingTask.SFT else None
+        return other if other and set(FIELDS[found]) < set(FIELDS[other]) else None
+
+    def _known(self) -> str:
+        return "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
+
+    def _of_another_task(self, found: DataFormat, too: DataFormat | None, row: JsonObject) -> TrainerError:
+        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
         return TrainerError(
             FailureReason.DATASET_INVALID,
-            f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {known}",
-            f"Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does {fitting}.",
+            f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {self._known()}",
+            (f"To leave the others aside, name spec.dataset.format: {too} in a new job. " if too else "")
+            + f"Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does task: {fitting}.",
         )
 
 

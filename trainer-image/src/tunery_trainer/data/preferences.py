@@ -88,7 +88,7 @@ def _prompt(row: JsonObject) -> Turns:
     """The turns of the field `prompt`, with the system text before them; none where there is no prompt."""
     if "prompt" not in _filled(row):
         return ()
-    if not _is_conversation(row["prompt"]):
+    if not isinstance(row["prompt"], list):
         return (*_system(row), {"role": "user", "content": text_field(row, "prompt")})
     turns = turns_of(row, "prompt")
     if turns[-1]["role"] == "assistant":
@@ -109,33 +109,22 @@ def _plain_system(row: JsonObject) -> str:
 
 
 def _turns(row: JsonObject, field: str) -> Turns:
-    if _is_conversation(row[field]):
+    if isinstance(row[field], list):
         return turns_of(row, field)
     return ({"role": "assistant", "content": text_field(row, field)},)
 
 
 def _check_turns(row: JsonObject) -> None:
     """Raise RowError where an answer without a prompt is a text, of which nobody could say where the prompt ends."""
-    field = next((field for field in _PAIR if not _is_conversation(row[field])), None)
+    field = next((field for field in _PAIR if not isinstance(row[field], list)), None)
     if field:
         why = "is a text without a prompt; name the prompt's column in spec.dataset.columns, or use template: Plain"
         raise RowError(field, why)
 
 
-def _is_conversation(value: Any) -> bool:
-    """Whether a value holds turns: a list, or one as JSON in a string (CSV), which an answer may look like, too."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return False
-        return isinstance(value, list) and any(isinstance(turn, dict) and "role" in turn for turn in value)
-    return isinstance(value, list)
-
-
 def refuse_turns(row: JsonObject, field: str) -> None:
     """Raise RowError where a field of a plain text holds turns."""
-    if _is_conversation(row.get(field)):
+    if isinstance(row.get(field), list):
         why = "is a conversation, and only a chat template can say who speaks; leave spec.dataset.template out"
         raise RowError(field, why)
 
@@ -163,7 +152,7 @@ def _check_repeated(row: JsonObject, repeated: Turns, field: str) -> None:
     """Raise RowError unless the row's own prompt, where it has one, is in what the answers repeat."""
     if "prompt" not in _filled(row):
         return
-    if _is_conversation(row["prompt"]):
+    if isinstance(row["prompt"], list):
         turns = turns_of(row, "prompt")
         found = any(repeated[at : at + len(turns)] == turns for at in range(len(repeated)))
     else:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,6 +23,9 @@ from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.methods import is_exact, merge, result_rank
 from tunery_trainer.merging.open_rank import Spectrum, cut, smallest_rank, spectrum_of
 from tunery_trainer.merging.safetensors_stream import Layout, Writer, read_header, read_tensor
+
+_CANCELLED: Final = 1e-7
+"""Of a product of matrices, relative to its factors: what is smaller is the rounding of a zero in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
         for part, merged in zip(job.parts, results, strict=True):
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
-            nothing = nothing and not merged.b.any()
+            nothing = nothing and _is_zero(merged)
             writer.write(merged.a.to(job.dtype))
             writer.write(merged.b.to(job.dtype))
             if job.lora_bias and not part.embedding:
@@ -126,6 +129,13 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
         )
     write_config(job.target, lora_config(job.adapters, ranks, lora_bias=job.lora_bias))
     return Combined(max((part.rank for part in job.parts), default=0), errors)
+
+
+def _is_zero(merged: Factored) -> bool:
+    """Tell whether B·A is zero but for rounding: in an exact sum, parts that cancel stand side by side."""
+    a, b = merged.a.double(), merged.b.double()
+    squared = ((b.T @ b) * (a @ a.T)).sum()
+    return bool(squared <= _CANCELLED**2 * a.square().sum() * b.square().sum())
 
 
 class Spill:

@@ -83,7 +83,11 @@ def prepare_yardstick(
     try:
         rows, found = _rows(run, spec, tokenizer)
     except TrainerError as error:
-        hint = "Use such rows." if _OTHER_TASK in error.hint else as_of_a_merge(error.hint)
+        hint = (
+            "Use such rows, or name theirs in spec.evaluation.dataset.format."
+            if _OTHER_TASK in error.hint
+            else as_of_a_merge(error.hint)
+        )
         raise TrainerError(error.reason, as_of_a_merge(error.message), hint) from error
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
     return Yardstick(folder, rows, int(tokenizer.pad_token_id), source, found, quantization)
