@@ -11,7 +11,8 @@ def shortfall(before: float, after: float, asked: str, whose: str = "") -> str |
     reached, wanted = 1 - after / before, float(asked)
     if reached >= wanted:
         return None
+    least = f"{-100 * wanted:+.1f} %" if wanted else "no rise"
     return (
         f"the evaluation loss went from {whose}{before:.4f} to {after:.4f} ({-100 * reached:+.1f} %), and "
-        f"spec.evaluation.minImprovement asks for {-100 * wanted:+.1f} %"
+        f"spec.evaluation.minImprovement asks for {least}"
     )

@@ -178,7 +178,7 @@ def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
 from peft import PeftModel
 from transformers import {loader}, AutoTokenizer
 
-base = {loader}.from_pretrained({json.dumps(base)})
+base = {loader}.from_pretrained({json.dumps(base)})  # the hub's id, or a folder that has it
 model = PeftModel.from_pretrained(base, {json.dumps(folder)})
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""

@@ -67,7 +67,11 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
 
 def _train(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
     check_secrets(run)
-    published = published_before(output_target(run)) or _fit_and_publish(run, stop, reporter)
+    published = published_before(output_target(run))
+    if published is None:
+        published = _fit_and_publish(run, stop, reporter)
+    else:
+        print("This very run has published before: nothing is left to train", flush=True)
     kept = settle_checkpoints(run)
     if kept is None:
         reporter.checkpoints_removed()

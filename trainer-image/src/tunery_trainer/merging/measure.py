@@ -37,6 +37,7 @@ _WORDS: Final = {
     "spec.training.maxLength": "spec.evaluation.maxLength",
     "training.maxLength": "evaluation.maxLength",
     "are not trained": "are not measured",
+    "in the training rows": "in the rows",
     "new job": "new merge",
 }
 """What the data layer says to a LoRAJob, and what that is in a merge."""
