@@ -167,7 +167,8 @@ class ExampleReader:
             FailureReason.DATASET_INVALID,
             f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {self._known()}",
             (f"To leave the others aside, name spec.dataset.format: {too} in a new job. " if too else "")
-            + f"Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does task: {fitting}.",
+            + "Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does "
+            f"task: {fitting}.",
         )
 
 
