@@ -62,12 +62,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def history(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return what a checkpoint remembers of each step that was logged."""
+    told: list[dict[str, Any]] = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return told
+
+
 def losses(folder: Path) -> list[tuple[int, float]]:
     """Return the training loss of each step that the newest checkpoint of a run remembers."""
-    newest = max(folder.glob("checkpoints/*/step-*/trainer_state.json"))
-    return [
-        (entry["step"], entry["loss"]) for entry in json.loads(newest.read_text())["log_history"] if "loss" in entry
-    ]
+    newest = max(folder.glob("checkpoints/*/step-*"))
+    return [(entry["step"], entry["loss"]) for entry in history(newest) if "loss" in entry]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,20 @@ def test_a_job_that_has_succeeded_may_be_made_longer(case: Case) -> None:
     assert "Resuming from the checkpoint of step 20 of LoRAJob" in printed
     assert lineage["resolved"]["steps"] == 30
     assert [step for step, _ in losses(path.parent / "work-b")] == list(range(1, 31))
+
+
+def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 3 passes over 108 rows takes 6 steps of 16 rows and one of 12; logged are the steps 5, 10, 15 and 20."""
+    monkeypatch.setattr("tunery_trainer.training._LOGGED_POINTS", 4)
+    asked = EXACT | {"maxSteps": None, "epochs": "3", "batchSize": 16}
+    place, _ = first(case, training=asked)
+    assert json.loads((place.parents[2] / "out-a" / "manifest.json").read_text())["lineage"]["epochs"] == 3.0
+    assert max(entry["step"] for entry in history(place / "step-000021")) == 20
+    _, lineage, printed = train(later(case, place, training=asked), "b")
+    assert "Resuming from the checkpoint of step 21 of LoRAJob" in printed
+    assert (lineage["steps"], lineage["step"], lineage["epochs"]) == (21, 21, 3.0)
 
 
 def test_a_rejected_job_is_published_without_training_again(case: Case) -> None:

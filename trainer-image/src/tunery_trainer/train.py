@@ -174,11 +174,6 @@ def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
     return metrics
 
 
-def _epochs(session: Session, fitted: Fitted) -> float:
-    training = fitted.resolved.training
-    return round(fitted.taken * training.batch_size * training.gradient_accumulation / len(session.data.train), 4)
-
-
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
     spec, run, previous, memo = session.spec, session.run, session.previous, fitted.memo
     sources = memo.resumed_from if memo else []
@@ -192,7 +187,7 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         rank=fitted.rank,
         hyperparameters=hyperparameters(resolved),
         steps=fitted.taken,
-        epochs=_epochs(session, fitted),
+        epochs=round(fitted.epochs, 4),
         step=fitted.step,
         seed=resolved.training.seed,
         image=run.image,
