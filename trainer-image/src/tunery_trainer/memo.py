@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
 from tunery_api.manifest import CheckpointRecord, MergeInputRecord, SourceRecord
@@ -62,14 +62,6 @@ class Memo(_Part):
     """The published adapter that training began with."""
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
     """The checkpoints of other runs that it went on from, the oldest first."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, raw: Any) -> Any:
-        """Read the loss where it stood alone, before tasks other than SFT had more to remember."""
-        if isinstance(raw, dict) and "baseEvalLoss" in raw and "before" not in raw:
-            return {**raw, "before": {"loss": raw["baseEvalLoss"]}}
-        return raw
 
     def write(self, checkpoint: Path) -> None:
         """Write it into the folder of a checkpoint."""
