@@ -45,7 +45,7 @@ from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.recovery import train_to_the_end, with_split
 from tunery_trainer.reference import Scoring, TaskRows, task_rows, without_dropout
 from tunery_trainer.resolved import Resolved
-from tunery_trainer.resuming import Resumed, resume
+from tunery_trainer.resuming import Resumed, check_weights, resume
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
@@ -155,14 +155,22 @@ def _device(session: Session) -> str:
 
 
 def _memory(session: Session, ground: _Ground, resumed: Resumed | None) -> Callable[[], Memo]:
-    """Return what tells, once it is asked for, what every checkpoint of the run remembers."""
+    """Return what tells, once it is asked for, what every checkpoint of the run remembers.
+
+    That raises TrainerError(InvalidSpec) where the run was resumed on a base with other weights.
+    """
     before, previous = resumed.memo if resumed else None, session.previous
 
     def memory() -> Memo:
+        # Here and not before the first step: a GPU need not wait for the digest of a large base, and nothing is stored
+        # or published before it was compared.
+        origin = session.whole_origin()
+        if resumed:
+            check_weights(resumed, origin)
         return Memo(
             before=ground.before,
             finished=False,
-            origin=session.origin,
+            origin=origin,
             continued_from=previous.record if previous else before.continued_from if before else None,
             resumed_from=before.resumed_from if before else [],
         )

@@ -16,6 +16,7 @@ from tunery_trainer.caching.rows import look_up
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.improvement import shortfall
+from tunery_trainer.inherited import NOTHING, with_open_taken
 from tunery_trainer.inputs import (
     actual_device,
     check_secrets,
@@ -36,7 +37,7 @@ from tunery_trainer.publish import Published, publish, published_before
 from tunery_trainer.rejected import reject, rejected_uri
 from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.result import result_of
-from tunery_trainer.resuming import with_resumed
+from tunery_trainer.resuming import remembered, with_resumed
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
@@ -91,7 +92,9 @@ def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter)
 
 def _gather(run: RunSpec) -> Session:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
-    spec = lora_spec(run)
+    spec, taken, memo = lora_spec(run), NOTHING, remembered(run)
+    if memo:
+        spec, taken = with_open_taken(spec, memo.origin)
     device = actual_device(run)  # before a download that a pod without a working GPU has no use for
     model = get_model(run, weights=True)
     previous = get_previous(run, weights=True)
@@ -103,7 +106,7 @@ def _gather(run: RunSpec) -> Session:
 
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
-    basis, tokenizer = Basis(spec, model.folder, device, previous), load_tokenizer(model.folder)
+    basis, tokenizer = Basis(spec, model.folder, device, previous, taken), load_tokenizer(model.folder)
     rows = count_rows(spec, files)
     options = data_options(spec, files, before_data(basis, rows))
     data = prepare(files[0].root, options, tokenizer, look_up(shared_cache(run), work_folder(run, "prepared")))
