@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, run_here, write_manifest, write_rows
 from tunery_api.exitcodes import ExitCode
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_trainer.choose import MethodChoice, method_choices
 from tunery_trainer.digests import BOOK
 from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.training import AdapterTrainer
@@ -281,6 +284,22 @@ def test_a_retry_does_not_go_on_with_what_was_put_in_the_place_of_its_inputs(
     field = {"rows": "dataset.uri", "held out": "dataset.evaluation.uri", "base": "model"}[what]
     assert f"InvalidSpec: spec.{field}" in done.stderr
     assert ", and this job began " in done.stderr
+
+
+def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = case(method="Auto", checkpoint=KEPT, training=EXACT)
+    assert run_here("run", path, "--work-dir", path.parent / "work").returncode == ExitCode.OK
+    shutil.rmtree(path.parent / "out")
+
+    def smaller(spec: LoRAJobSpec, *facts: Any) -> tuple[MethodChoice, ...]:
+        auto = spec.method is Method.AUTO
+        return (MethodChoice(Method.QLORA, "It does not fit."),) if auto else method_choices(spec, *facts)
+
+    monkeypatch.setattr("tunery_trainer.planning.method_choices", smaller)
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert "Resuming from the checkpoint of step 20" in done.stdout, done.stderr
+    resolved = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["resolved"]
+    assert (resolved["method"], resolved["methodReason"]) == ("LoRA", "The checkpoint that it goes on from has it.")
 
 
 def test_a_job_that_says_no_more_than_where_it_goes_on_ends_where_the_other_would_have(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""What a job with resumeFrom leaves open is taken from the checkpoint: what the other was resolved to."""
+"""What a job that goes on from a checkpoint leaves open is taken from there: what its run was resolved to."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _BLOCKS: Final[dict[str, type[ApiModel]]] = {
     "preference": PreferenceSpec,
     "training": TrainingSpec,
 }
+_OF_DEVICE: Final = frozenset({"method", "training.optimizer"})
+"""What follows from the memory of the GPU, and may not change on the way."""
 _OF_PRESETS: Final = frozenset(
     {
         *("lora.rank", "lora.targetModules", "lora.dropout"),
@@ -64,7 +66,7 @@ class Taken:
             value.model_copy(update={"source": Source.CHECKPOINT.value}) if value.name in self.fields else value
             for value in resolved.values
         )
-        reason = "The checkpoint of resumeFrom has it." if "method" in self.fields else resolved.method_reason
+        reason = "The checkpoint that it goes on from has it." if "method" in self.fields else resolved.method_reason
         return replace(resolved, values=values, method_reason=reason)
 
 
@@ -113,6 +115,14 @@ def with_open_taken(spec: LoRAJobSpec, origin: Origin) -> tuple[LoRAJobSpec, Tak
         changes[name] = own.model_copy(update=filled)
         fields |= {f"{alias}.{alias_of(own, each)}" for each in filled}
     return spec.model_copy(update=changes), Taken(frozenset(fields), int(str(origin.settings[ROWS])))
+
+
+def with_device_taken(spec: LoRAJobSpec, origin: Origin) -> tuple[LoRAJobSpec, Taken]:
+    """Return `spec` with what the first attempt of the same job chose for its GPU; a later one may get another GPU."""
+    whole, taken = with_open_taken(spec, origin)
+    training = spec.training.model_copy(update={"optimizer": whole.training.optimizer})
+    chosen = spec.model_copy(update={"method": whole.method, "training": training})
+    return chosen, Taken(taken.fields & _OF_DEVICE)
 
 
 def _open(spec: LoRAJobSpec, block: str, own: ApiModel, theirs: ApiModel) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Source(StrEnum):
     ADAPTER = "Adapter"
     """The one of continueFrom."""
     CHECKPOINT = "Checkpoint"
-    """The one of resumeFrom."""
+    """The one that the run goes on from."""
     MODEL = "Model"
     """The base model's own configuration."""
     MEMORY = "Memory"

@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import CheckpointRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
@@ -17,7 +18,8 @@ from tunery_api.status import ResolvedValue
 from tunery_trainer.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_prefix
 from tunery_trainer.decisions import text_of
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs import checkpoint_store, credentials_for
+from tunery_trainer.inherited import NOTHING, Taken, with_device_taken, with_open_taken
+from tunery_trainer.inputs import checkpoint_store, credentials_for, lora_spec
 from tunery_trainer.memo import MEMO_FILE, Memo, Origin, read_memo
 from tunery_trainer.origin import check_base, check_origin, check_own
 from tunery_trainer.resolved import Resolved, Source
@@ -104,17 +106,23 @@ def _peeked(source: Place) -> Iterator[Peeked]:
             yield Peeked(record_of(source.store.uri(checkpoint.prefix), checkpoint.step, memo), memo)
 
 
-def remembered(run: RunSpec) -> Memo | None:
-    """Return the memory of the checkpoint that a job with resumeFrom will go on from: its own, if it has one already.
+def with_taken(run: RunSpec) -> tuple[LoRAJobSpec, Taken]:
+    """Return the spec with what it leaves open taken from the checkpoint that it will go on from, and what that is.
 
-    None where the job has no resumeFrom. Raises what `peek` raises.
+    The job's own counts first: it may need the one of resumeFrom no more. Raises what `peek` raises.
     """
+    spec, own = lora_spec(run), _own_memo(run)
     if run.resume_uri is None:
-        return None
+        return with_device_taken(spec, own.origin) if own else (spec, NOTHING)
+    source = peek(run) if own is None else None
+    memo = source.memo if source else own
+    return with_open_taken(spec, memo.origin) if memo else (spec, NOTHING)
+
+
+def _own_memo(run: RunSpec) -> Memo | None:
     place = checkpoint_store(run)
-    own = (_memo_of(place[0], each) for each in complete_checkpoints(*place)) if place else iter(())
-    found = next((memo for memo in own if memo is not None), None)
-    return found or (peeked.memo if (peeked := peek(run)) else None)
+    found = (_memo_of(place[0], each) for each in complete_checkpoints(*place)) if place else iter(())
+    return next((memo for memo in found if memo is not None), None)
 
 
 def _memo_of(store: Store, checkpoint: Checkpoint) -> Memo | None:

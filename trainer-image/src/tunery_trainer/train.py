@@ -16,7 +16,6 @@ from tunery_trainer.caching.rows import look_up
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.improvement import shortfall
-from tunery_trainer.inherited import NOTHING, with_open_taken
 from tunery_trainer.inputs import (
     actual_device,
     check_secrets,
@@ -24,7 +23,6 @@ from tunery_trainer.inputs import (
     data_options,
     get_data,
     get_model,
-    lora_spec,
     output_target,
     probe_places,
     shared_cache,
@@ -37,7 +35,7 @@ from tunery_trainer.publish import Published, publish, published_before
 from tunery_trainer.rejected import reject, rejected_uri
 from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.result import result_of
-from tunery_trainer.resuming import remembered, with_resumed
+from tunery_trainer.resuming import with_resumed, with_taken
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
@@ -92,9 +90,7 @@ def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter)
 
 def _gather(run: RunSpec) -> Session:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
-    spec, taken, memo = lora_spec(run), NOTHING, remembered(run)
-    if memo:
-        spec, taken = with_open_taken(spec, memo.origin)
+    spec, taken = with_taken(run)
     device = actual_device(run)  # before a download that a pod without a working GPU has no use for
     model = get_model(run, weights=True)
     previous = get_previous(run, weights=True)
