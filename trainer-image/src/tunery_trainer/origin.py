@@ -163,7 +163,10 @@ def check_origin(theirs: Origin, step: int, now: Origin) -> None:
 
 
 def _refused(problems: list[str], *, own: bool) -> TrainerError:
-    hint = "Leave them out: they are the checkpoint's then. Or train anew, without spec.resumeFrom, in a new job."
+    hint = (
+        "Name the model and the data of the checkpoint, and leave such settings out: then they are the checkpoint's. "
+        "Or train from the start, without spec.resumeFrom. Either in a new job."
+    )
     if own:
         hint = "Put back what was there and retry, or train on what is there now in a new job."
     return TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems), hint)
