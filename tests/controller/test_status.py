@@ -223,9 +223,27 @@ def test_durations(seconds: int, text: str) -> None:
 
 
 SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-uid-1/step-000900", "step": 900}}
-KEPT = (
-    "What was trained is kept: a new job of the same rank, with resumeFrom.loraJobRef.name: x, goes on after step 900."
+KEPT = "What was trained is kept: "
+ALIKE = (
+    " with the same model and data and resumeFrom.loraJobRef.name: x. It need not repeat the settings; with another "
+    "maxLength, method or rank it has to train anew."
 )
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint", "who"),
+    [
+        ("GPUOutOfMemory", "A, in a new job.", "a new job goes on after step 900 on a GPU with more memory"),
+        ("NotImproved", None, "a new job goes on after step 900"),
+        ("DiskFull", None, "that retry goes on after step 900, and so does a new job"),
+        ("DiskFull", "Do this, in a new job.", "a new job goes on after step 900"),
+    ],
+)
+def test_who_goes_on_is_who_can(reason: str, hint: str | None, who: str) -> None:
+    words = {"failure": {"reason": reason, "message": "m", "hint": hint}}
+    said = compute_status(failed(64, says={**words, **SAVED}))["failure"]["hint"]
+    assert said.endswith(KEPT + who + ALIKE)
+    assert ("tunery.dev/retry" in said) is ("that retry" in said)
 
 
 @pytest.mark.parametrize("reason", ["GPUOutOfMemory", "DiskFull", "NotImproved", "LossDiverged", "InternalError"])

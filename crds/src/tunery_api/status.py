@@ -212,8 +212,8 @@ class ResolvedValue(OpenModel):
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
     value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
     source: Annotated[str, Field(max_length=64)] = Field(
-        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's), Model (the base model's) or Memory "
-        "(what was planned did not fit when it ran)."
+        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's), Checkpoint (that it went on from), "
+        "Model (the base model's) or Memory (what was planned did not fit when it ran)."
     )
     reason: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Why it is not as planned: what ran out of memory, and at which step."

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from trainer.stories.conftest import Case
-from trainer.stories.tiny import make_rows, run_here, write_rows
+from trainer.stories.tiny import make_rows, run_here, write_manifest, write_rows
 from tunery_api.exitcodes import ExitCode
-from tunery_api.inputs import DatasetSpec
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import LoraSpec
-from tunery_api.training import TrainingSpec
+from tunery_api.methods import Method
+from tunery_trainer.choose import MethodChoice, method_choices
+from tunery_trainer.digests import BOOK
+from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.training import AdapterTrainer
 
 KEPT = {"everySteps": 5, "keep": 4, "keepAfterSuccess": True}
 EXACT = {"precision": "Float32", "packing": False}
@@ -62,12 +66,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def history(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return what a checkpoint remembers of each step that was logged."""
+    told: list[dict[str, Any]] = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return told
+
+
 def losses(folder: Path) -> list[tuple[int, float]]:
     """Return the training loss of each step that the newest checkpoint of a run remembers."""
-    newest = max(folder.glob("checkpoints/*/step-*/trainer_state.json"))
-    return [
-        (entry["step"], entry["loss"]) for entry in json.loads(newest.read_text())["log_history"] if "loss" in entry
-    ]
+    newest = max(folder.glob("checkpoints/*/step-*"))
+    return [(entry["step"], entry["loss"]) for entry in history(newest) if "loss" in entry]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,20 @@ def test_a_job_that_has_succeeded_may_be_made_longer(case: Case) -> None:
     assert [step for step, _ in losses(path.parent / "work-b")] == list(range(1, 31))
 
 
+def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 3 passes over 108 rows takes 6 steps of 16 rows and one of 12; logged are the steps 5, 10, 15 and 20."""
+    monkeypatch.setattr("tunery_trainer.training._LOGGED_POINTS", 4)
+    asked = EXACT | {"maxSteps": None, "epochs": "3", "batchSize": 16}
+    place, _ = first(case, training=asked)
+    assert json.loads((place.parents[2] / "out-a" / "manifest.json").read_text())["lineage"]["epochs"] == 3.0
+    assert max(entry["step"] for entry in history(place / "step-000021")) == 20
+    _, lineage, printed = train(later(case, place, training=asked), "b")
+    assert "Resuming from the checkpoint of step 21 of LoRAJob" in printed
+    assert (lineage["steps"], lineage["step"], lineage["epochs"]) == (21, 21, 3.0)
+
+
 def test_a_rejected_job_is_published_without_training_again(case: Case) -> None:
     wanted = {"output": {"uri": "file://out-a"}, "training": EXACT, "checkpoint": {"everySteps": 5}}
     path = case(evaluation={"minImprovement": "0.99"}, **wanted)
@@ -166,7 +188,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "held out": (
         {"dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.2"}}},
-        'spec.dataset.evaluation: is {"fraction": "0.2"}, and',
+        "spec.dataset.evaluation.fraction: is 0.2, and",
     ),
 }
 
@@ -185,36 +207,6 @@ def test_what_must_be_the_same_is_refused_by_name_before_training(case: Case) ->
     assert "spec.training.maxLength: is 64" in said, "all differences together"
 
 
-FREE = {
-    *("lora.dropout", "dataset.maxInvalidRows", "dataset.secretRef"),
-    *("training.epochs", "training.maxSteps", "training.learningRate", "training.scaleLearningRateWithRank"),
-    *("training.scheduler", "training.warmup", "training.weightDecay", "training.maxGradNorm", "training.precision"),
-    *("training.gradientCheckpointing", "training.neftuneNoiseAlpha"),
-}
-"""Fields of the blocks that may differ; all others must be among what a checkpoint remembers."""
-WHOLE = {
-    *("model", "dataset", "task", "preference", "method", "lora", "training"),
-    *("adalora", "promptTuning", "prefixTuning", "quantization"),
-}
-"""Blocks that are compared, field by field."""
-FREE_BLOCKS = {
-    *("suspend", "retries", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "preset", "evaluation", "checkpoint"),
-    *("continueFrom", "resumeFrom", "output", "tracking", "cache", "resources", "scheduling", "preflight"),
-}
-
-
-def test_every_field_is_either_the_same_or_may_differ(case: Case) -> None:
-    """A new field of the API has to be put on one side: trained on with another value, it would be wrong in silence."""
-    assert {str(info.alias) for info in LoRAJobSpec.model_fields.values()} == WHOLE | FREE_BLOCKS
-    place, _ = first(case)
-    remembered = json.loads((place / "step-000020" / "tunery.json").read_text())["origin"]["settings"]
-    told = " ".join(remembered)
-    for block, model in (("lora", LoraSpec), ("dataset", DatasetSpec), ("training", TrainingSpec)):
-        for info in model.model_fields.values():
-            name = f"{block}.{info.alias}"
-            assert (name in FREE) != (name in told or str(info.alias) in "batchSize gradientAccumulation"), name
-
-
 def test_other_data_and_another_base_are_refused(case: Case, tmp_path: Path) -> None:
     place, _ = first(case)
     write_rows(tmp_path / "data.jsonl", make_rows(121))
@@ -229,23 +221,106 @@ def test_other_data_and_another_base_are_refused(case: Case, tmp_path: Path) -> 
     assert "whose config.json is another than that of file://" in done.stderr
 
 
-def test_the_weights_of_the_base_are_compared_once_they_are_there(case: Case, tmp_path: Path) -> None:
-    place, _ = first(case)
-    shutil.copytree(tmp_path / "model", tmp_path / "other")
-    weights = tmp_path / "other" / "model.safetensors"
+def tampered(folder: Path, *, other: bool) -> None:
+    """Put a model into `folder` that is nearly the tiny one."""
+    shutil.copytree(folder.parent / "model", folder)
+    (folder / BOOK).unlink(missing_ok=True)
+    weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
+    content[-1] ^= other
     weights.write_bytes(bytes(content))
-    done = run_here("run", later(case, place, model={"uri": "file://other"}), "--work-dir", tmp_path / "work-b")
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_weights_of_the_base_are_compared_while_it_trains(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    """No GPU waits for the digest of a large base: here it is found only once steps are taken."""
+    place, straight = first(case)
+    tampered(tmp_path / "other", other=other)
+    stepped, step = threading.Event(), AdapterTrainer.training_step
+
+    def first_step(*arguments: Any, **named: Any) -> Any:
+        stepped.set()
+        return step(*arguments, **named)
+
+    def late(path: Path) -> str:
+        assert stepped.wait(60), "training waits for the digest"
+        return hash_file(path)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", first_step)
+    monkeypatch.setattr("tunery_trainer.digests.hash_file", late)
+    path = later(case, place / "step-000010", model={"uri": "file://other"})
+    if not other:
+        assert distance(straight, train(path, "b")[0]) == 0.0
+        return
+    done = run_here("run", path, "--work-dir", tmp_path / "work-b")
     assert done.returncode == ExitCode.USER_ERROR
     assert "InvalidSpec: spec.model: is file://" in done.stderr
+    assert not (tmp_path / "out-b").exists()
+    assert not list((tmp_path / "work-b").glob("checkpoints/*/*/complete.json"))
+
+
+@pytest.mark.parametrize("what", ["rows", "held out", "base"])
+def test_a_retry_does_not_go_on_with_what_was_put_in_the_place_of_its_inputs(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    # In a cluster an object stays the same whatever its inputs become; without one, other inputs make another run.
+    monkeypatch.setattr("tunery_trainer.local_run._data_digests", lambda spec: [])
+    tampered(tmp_path / "own", other=False)
+    write_rows(tmp_path / "held.jsonl", make_rows(130)[120:])
+    held = {"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}}
+    wanted = {"checkpoint": KEPT, "training": EXACT, "dataset": held, "model": {"uri": "file://own"}}
+    path = case(**wanted, output={"uri": "file://out-a"})
+    train(path, "a")
+    shutil.rmtree(tmp_path / "out-a")
+    if what == "base":
+        shutil.rmtree(tmp_path / "own")
+        tampered(tmp_path / "own", other=True)
+    else:
+        write_rows(tmp_path / ("data.jsonl" if what == "rows" else "held.jsonl"), make_rows(131)[1:])
+    done = run_here("run", path, "--work-dir", tmp_path / "work-a")
+    assert done.returncode == ExitCode.USER_ERROR
+    field = {"rows": "dataset.uri", "held out": "dataset.evaluation.uri", "base": "model"}[what]
+    assert f"InvalidSpec: spec.{field}" in done.stderr
+    assert ", and this job began " in done.stderr
+
+
+def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = case(method="Auto", checkpoint=KEPT, training=EXACT)
+    assert run_here("run", path, "--work-dir", path.parent / "work").returncode == ExitCode.OK
+    shutil.rmtree(path.parent / "out")
+
+    def smaller(spec: LoRAJobSpec, *facts: Any) -> tuple[MethodChoice, ...]:
+        auto = spec.method is Method.AUTO
+        return (MethodChoice(Method.QLORA, "It does not fit."),) if auto else method_choices(spec, *facts)
+
+    monkeypatch.setattr("tunery_trainer.planning.method_choices", smaller)
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert "Resuming from the checkpoint of step 20" in done.stdout, done.stderr
+    resolved = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["resolved"]
+    assert (resolved["method"], resolved["methodReason"]) == ("LoRA", "The checkpoint that it goes on from has it.")
+
+
+def test_a_job_that_says_no_more_than_where_it_goes_on_ends_where_the_other_would_have(case: Case) -> None:
+    asked = {"lora": {"rank": 4, "alpha": 12, "targetModules": ["q_proj", "o_proj"]}}
+    place, straight = first(case, **asked, training=EXACT | {"scheduler": "Linear", "seed": 7, "batchSize": 2})
+    # The precision is the device's.
+    path = later(case, place / "step-000010", method=None, lora=None, training=None)
+    content = yaml.safe_load(path.read_text())
+    content["spec"]["training"] = {"precision": "Float32"}
+    write_manifest(path.parent, content)
+    weights, lineage, _ = train(path, "b")
+    assert distance(straight, weights) == 0.0
+    said = {value["name"]: value for value in lineage["resolved"]["values"]}
+    assert (said["lora.rank"]["value"], said["lora.rank"]["source"]) == ("4", "Checkpoint")
 
 
 def test_a_place_without_a_checkpoint_is_told(case: Case, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = run_here("run", later(case, tmp_path / "empty"), "--work-dir", tmp_path / "work-b")
     assert done.returncode == ExitCode.USER_ERROR
-    said = f"CheckpointMissing: spec.resumeFrom: {(tmp_path / 'empty').as_uri()} does not hold a complete checkpoint"
+    said = f"CheckpointMissing: spec.resumeFrom: {(tmp_path / 'empty').as_uri()} holds no complete checkpoint"
     assert done.stderr.splitlines()[-2] == said
 
 
@@ -257,4 +332,4 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_was_named(case: Case, tmp
     assert distance(straight, weights) == 0.0
     shutil.rmtree(tmp_path / "out-b")
     done = run_here("run", later(case, place / "step-000020"), "--work-dir", tmp_path / "work-c")
-    assert "does not hold the checkpoint of step 20 that is intact" in done.stderr
+    assert "holds no intact checkpoint of step 20" in done.stderr

@@ -57,16 +57,21 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint on the local disk, every digest checked, and what was passed over to get to it."""
+    """A checkpoint on the local disk, every digest checked."""
 
     step: int
     folder: Path
-    warnings: tuple[str, ...] = ()
 
 
 def step_prefix(prefix: str, step: int) -> str:
     """Return the folder of a step's checkpoint, such as `<prefix>/step-000200`."""
     return join_key(prefix, f"step-{step:06}")
+
+
+def step_of(folder: str) -> int | None:
+    """Return the step of a folder's name such as step-000200; None where it is another name."""
+    match = _STEP.fullmatch(folder)
+    return int(match[1]) if match else None
 
 
 def complete_checkpoints(store: Store, prefix: str) -> list[Checkpoint]:
@@ -106,7 +111,6 @@ def restore(store: Store, prefix: str, folder: Path, only: int | None = None) ->
     `only` is the one step that may be taken, if it matters. A damaged one is passed over with a warning, for the one
     before it. Storage that does not answer is an error: training from the start would throw paid work away.
     """
-    warnings: list[str] = []
     for checkpoint in complete_checkpoints(store, prefix):
         if only not in (None, checkpoint.step):
             continue
@@ -118,10 +122,9 @@ def restore(store: Store, prefix: str, folder: Path, only: int | None = None) ->
             if error.reason is not FailureReason.ADAPTER_CORRUPT:
                 raise
             shutil.rmtree(target, ignore_errors=True)
-            warnings.append(f"checkpoint of step {checkpoint.step} was passed over: {error.message}")
-            _log.warning("%s", warnings[-1])
+            _log.warning("the checkpoint of step %d was passed over: %s", checkpoint.step, error.message)
             continue
-        return Restored(checkpoint.step, target, tuple(warnings))
+        return Restored(checkpoint.step, target)
     return None
 
 
@@ -298,9 +301,9 @@ def _steps(store: Store, prefix: str) -> dict[int, list[str]]:
     start = len(join_key(prefix)) + 1 if join_key(prefix) else 0
     for entry in store.list(prefix):
         folder, _, name = entry.key[start:].partition("/")
-        match = _STEP.fullmatch(folder)
-        if match is not None and name:
-            found.setdefault(int(match[1]), []).append(name)
+        step = step_of(folder)
+        if step is not None and name:
+            found.setdefault(step, []).append(name)
     return found
 
 

@@ -45,7 +45,7 @@ from tunery_trainer.progress import ProgressReporter
 from tunery_trainer.recovery import train_to_the_end, with_split
 from tunery_trainer.reference import Scoring, TaskRows, task_rows, without_dropout
 from tunery_trainer.resolved import Resolved
-from tunery_trainer.resuming import Resumed, resume
+from tunery_trainer.resuming import Resumed, check_weights, resume
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopRequested, StopSignal
 from tunery_trainer.summary import hyperparameters
@@ -76,6 +76,8 @@ class Fitted:
     history: list[dict[str, Any]]
     taken: int
     """Optimizer steps: fewer than planned where early stopping ended the run."""
+    epochs: float
+    """How often they passed the data."""
     step: int
     """The step whose weights are published: early stopping keeps the best ones."""
     rank: int | None
@@ -96,6 +98,18 @@ class Fitted:
     def eval_loss(self) -> float:
         """The loss on the held-out rows of what is published."""
         return self.after["loss"]
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How training went, in this attempt and in those before it."""
+
+    history: list[dict[str, Any]]
+    """Of some steps only: a long run does not log each."""
+    steps: int
+    """Optimizer steps that were taken."""
+    epochs: float
+    """How often they passed the data; the last step of a pass may be of fewer rows than the others."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +142,11 @@ def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitte
         if resumed and resumed.is_finished(session.steps):
             load_trained(model, resumed.folder, training_hooks(model, session.resolved))
             reporter.step(resumed.step, session.steps)
-            history = _history(resumed)
+            course = _course(resumed)
         else:
-            history = _loop(trainer, session, (stop, reporter, uploader), resumed)
+            course = _loop(trainer, session, (stop, reporter, uploader), resumed)
     session = session.with_resolved(with_split(session.resolved, trainer.split))
-    fitted = _evaluated(session, model, (ground, history, best), reporter)
+    fitted = _evaluated(session, model, (ground, course, best), reporter)
     return replace(fitted, memo=memory()) if resumed else fitted
 
 
@@ -141,14 +155,22 @@ def _device(session: Session) -> str:
 
 
 def _memory(session: Session, ground: _Ground, resumed: Resumed | None) -> Callable[[], Memo]:
-    """Return what tells, once it is asked for, what every checkpoint of the run remembers."""
+    """Return what tells, once it is asked for, what every checkpoint of the run remembers.
+
+    That raises TrainerError(InvalidSpec) where the run was resumed on a base with other weights.
+    """
     before, previous = resumed.memo if resumed else None, session.previous
 
     def memory() -> Memo:
+        # Here and not before the first step: a GPU need not wait for the digest of a large base, and nothing is stored
+        # or published before it was compared.
+        origin = session.whole_origin()
+        if resumed:
+            check_weights(resumed, origin)
         return Memo(
             before=ground.before,
             finished=False,
-            origin=session.origin,
+            origin=origin,
             continued_from=previous.record if previous else before.continued_from if before else None,
             resumed_from=before.resumed_from if before else [],
         )
@@ -156,9 +178,9 @@ def _memory(session: Session, ground: _Ground, resumed: Resumed | None) -> Calla
     return memory
 
 
-def _history(resumed: Resumed) -> list[dict[str, Any]]:
+def _course(resumed: Resumed) -> _Course:
     state = json.loads((resumed.folder / "trainer_state.json").read_text("utf-8"))
-    return list(state["log_history"])
+    return _Course(state["log_history"], state["global_step"], state["epoch"])
 
 
 def _measure(session: Session, model: torch.nn.Module, rows: TaskRows, reporter: ProgressReporter) -> dict[str, float]:
@@ -321,7 +343,7 @@ def _loop(
     session: Session,
     parts: tuple[StopSignal, ProgressReporter, CheckpointUploader | None],
     resumed: Resumed | None,
-) -> list[dict[str, Any]]:
+) -> _Course:
     """Train to the end; after a SIGTERM store the checkpoint and raise StopRequested."""
     stop, reporter, uploader = parts
     reporter.phase(Phase.TRAINING)
@@ -333,32 +355,35 @@ def _loop(
             stored = uploader.close(_STOP_SECONDS) if uploader else False
             print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
             raise StopRequested(_newest_checkpoint(session, uploader, resumed))
-    return list(trainer.state.log_history)
+    state = trainer.state
+    return _Course(list(state.log_history), state.global_step, state.epoch)
 
 
 def _evaluated(
     session: Session,
     model: PeftModel,
-    trained: tuple[_Ground, list[dict[str, Any]], BestAdapter | None],
+    trained: tuple[_Ground, _Course, BestAdapter | None],
     reporter: ProgressReporter,
 ) -> Fitted:
-    ground, history, best = trained
-    taken = step = max((int(entry["step"]) for entry in history), default=session.steps)
+    ground, course, best = trained
+    step = course.steps
     after = last = _measure(session, model, ground.rows, reporter)
     if best and best.loss < last["loss"]:
         best.put_back()
         step = best.step
         after = _measure(session, model, ground.rows, reporter)
     reporter.metrics({f"eval_{name}": value for name, value in after.items()})
-    losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= step]
+    losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
+    at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.items()}}
     return Fitted(
         model=model,
         resolved=session.resolved,
         before=ground.before,
         after=after,
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*history, {"step": taken, **{f"eval_{name}": value for name, value in last.items()}}],
-        taken=taken,
+        history=[*course.history, at_end],
+        taken=course.steps,
+        epochs=course.epochs,
         step=step,
         rank=published_rank(model),
         target_modules=target_modules(model),

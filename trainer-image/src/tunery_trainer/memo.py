@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
-from tunery_api.manifest import CheckpointRecord, MergeInputRecord, SourceRecord
+from tunery_api.manifest import CheckpointRecord, MergeInputRecord
 from tunery_api.runspec import RunIdentity
 
 MEMO_FILE: Final = "tunery.json"
@@ -34,17 +34,32 @@ class Split(_Part):
         return self.batch_size * self.gradient_accumulation
 
 
+class Base(_Part):
+    """The base model: by its commit where a hub has it, else by the digest of its files."""
+
+    uri: str
+    revision: str | None = None
+    digest: str | None = None
+    """Known only once its weights were read."""
+    config_sha256: str
+    """Of its config.json: known before its weights are there."""
+
+
 class Origin(_Part):
     """What a run trains: another run that goes on from its checkpoint must train the same."""
 
     run: RunIdentity
-    model: SourceRecord
-    config_sha256: str
-    """Of the base model's config.json: known before its weights are there."""
+    base: Base
     settings: dict[str, JsonValue]
     """By field of the spec, as far as a resume would be wrong with another value."""
+    manifest: dict[str, JsonValue]
+    """The fields of a spec that says all that it was resolved to, but for what the device decides."""
     steps: int
     """Optimizer steps in all."""
+
+    def with_digest(self, digest: str | None) -> Origin:
+        """Return it with the digest of the base."""
+        return self.model_copy(update={"base": self.base.model_copy(update={"digest": digest})})
 
 
 class Memo(_Part):
@@ -54,22 +69,13 @@ class Memo(_Part):
     """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
     finished: bool
     """Training is over: what is left is to evaluate and to publish."""
+    origin: Origin
     split: Split | None = None
     """None: memory never ran out."""
-    origin: Origin | None = None
-    """None: written by a version that did not tell."""
     continued_from: MergeInputRecord | None = None
     """The published adapter that training began with."""
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
     """The checkpoints of other runs that it went on from, the oldest first."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, raw: Any) -> Any:
-        """Read the loss where it stood alone, before tasks other than SFT had more to remember."""
-        if isinstance(raw, dict) and "baseEvalLoss" in raw and "before" not in raw:
-            return {**raw, "before": {"loss": raw["baseEvalLoss"]}}
-        return raw
 
     def write(self, checkpoint: Path) -> None:
         """Write it into the folder of a checkpoint."""

@@ -19,6 +19,7 @@ from tunery_trainer.adapter import attach, target_modules, trainable_parameters
 from tunery_trainer.answers import sequences_per_row
 from tunery_trainer.choose import MethodChoice, method_choices
 from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.inherited import NOTHING, Taken
 from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
 from tunery_trainer.methods.base import Start
 from tunery_trainer.methods.initialization import check_init
@@ -44,6 +45,8 @@ class Basis:
     devices: DeviceFacts
     previous: PreviousAdapter | None
     """The adapter that is trained on."""
+    taken: Taken = NOTHING
+    """What `spec` has from the checkpoint of resumeFrom."""
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -97,7 +100,7 @@ def _choices(basis: Basis, rows: int) -> tuple[MethodChoice, ...]:
 
 
 def _settings(basis: Basis, choice: MethodChoice, chosen: Chosen | None) -> Resolved:
-    resolved = resolve(basis.spec, basis.facts, basis.devices, choice, chosen)
+    resolved = basis.taken.marked(resolve(basis.spec, basis.facts, basis.devices, choice, chosen))
     return continued(resolved, basis.spec, basis.folder, basis.previous) if basis.previous else resolved
 
 
@@ -114,7 +117,7 @@ def _with_numbers(basis: Basis, plan: Plan) -> Plan:
 
 def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     """Return the plan of one method, with the largest batch and the least recomputing that fit."""
-    resolved = _settings(basis, choice, Chosen(DataFacts(tokens.sequences, tokens.packed)))
+    resolved = _settings(basis, choice, Chosen(_facts(basis, tokens)))
     steps = total_steps(tokens.sequences, resolved.training)
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.
     plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
@@ -127,9 +130,13 @@ def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
     return plan
 
 
+def _facts(basis: Basis, tokens: TokenReport) -> DataFacts:
+    return DataFacts(tokens.sequences, tokens.packed, basis.taken.rows)
+
+
 def _sized(basis: Basis, choice: MethodChoice, model: PeftModel, tokens: TokenReport, optimizer: Optimizer) -> Plan:
     """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
-    chosen = Chosen(DataFacts(tokens.sequences, tokens.packed), optimizer=optimizer)
+    chosen = Chosen(_facts(basis, tokens), optimizer=optimizer)
     resolved = _settings(basis, choice, chosen)
     estimate = _estimate(model, resolved, basis.devices, row_length(resolved, tokens))
     if estimate is not None and basis.devices.memory_bytes is not None:

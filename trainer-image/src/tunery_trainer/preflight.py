@@ -13,6 +13,7 @@ from tunery_trainer.disk import check_disk, disk_status, estimate_disk
 from tunery_trainer.environment import go_offline
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.fetch import FetchedDataset, FetchedModel
+from tunery_trainer.inherited import NOTHING, with_open_taken
 from tunery_trainer.inputs import (
     check_secrets,
     count_rows,
@@ -25,7 +26,7 @@ from tunery_trainer.inputs import (
     probe_places,
     shared_cache,
 )
-from tunery_trainer.origin import check_origin, origin_of
+from tunery_trainer.origin import base_of, check_base, check_origin, origin_of
 from tunery_trainer.previous import PreviousAdapter, get_previous
 from tunery_trainer.resolved import DeviceFacts, DeviceKind
 from tunery_trainer.resuming import Peeked, peek, told, with_resumed
@@ -68,7 +69,11 @@ def _check(
 
     model, previous, source = start
     devices = expected_device(run)
-    basis = Basis(lora_spec(run), model.folder, devices, previous)
+    spec, taken = lora_spec(run), NOTHING
+    if source:
+        check_base(source.memo.origin, base_of(run, model))
+        spec, taken = with_open_taken(spec, source.memo.origin)
+    basis = Basis(spec, model.folder, devices, previous, taken)
     rows = count_rows(basis.spec, files)
     options = data_options(basis.spec, files, before_data(basis, rows))
     dataset = survey(shared_cache(run), files[0].root, options, load_tokenizer(model.folder))
@@ -76,7 +81,7 @@ def _check(
     _check_steps(basis.spec, plan)
     if source:
         _tell(f"goes on from {told(source.record)}")
-        check_origin(source.memo, source.record.step, origin_of(run, model, dataset, plan))
+        check_origin(source.memo.origin, source.record.step, origin_of(run, model, dataset, plan))
     disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
     report = PreflightReport(
         dataset=dataset_status(dataset, plan.resolved),

@@ -309,9 +309,10 @@ def _batch(decide: Decisions, rows: int, fits: int | None) -> tuple[int, int]:
     block = decide.spec.training
     accumulation = block.gradient_accumulation
     most = rows if accumulation is None else max(1, rows // accumulation)
-    batch_size = decide.pick(
-        "training.batchSize", block.batch_size, None, (min(most, fits or DEFAULT_BATCH_SIZE), Source.RULE)
-    )
+    largest = min(most, fits or DEFAULT_BATCH_SIZE)
+    if accumulation is None:  # a checkpoint's steps may be of any number of rows
+        largest = next(size for size in range(largest, 0, -1) if rows % size == 0)
+    batch_size = decide.pick("training.batchSize", block.batch_size, None, (largest, Source.RULE))
     return batch_size, decide.pick(
         "training.gradientAccumulation", accumulation, None, (max(1, rows // batch_size), Source.RULE)
     )

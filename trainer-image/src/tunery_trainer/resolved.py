@@ -72,6 +72,8 @@ class Source(StrEnum):
     RULE = "Rule"
     ADAPTER = "Adapter"
     """The one of continueFrom."""
+    CHECKPOINT = "Checkpoint"
+    """The one that the run goes on from."""
     MODEL = "Model"
     """The base model's own configuration."""
     MEMORY = "Memory"

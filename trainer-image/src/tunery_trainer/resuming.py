@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,22 +10,23 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import CheckpointRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_api.status import ResolvedValue
-from tunery_trainer.checkpoints import Checkpoint, complete_checkpoints, restore, step_prefix
+from tunery_trainer.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_prefix
 from tunery_trainer.decisions import text_of
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs import checkpoint_store, credentials_for
-from tunery_trainer.memo import MEMO_FILE, Memo, read_memo
-from tunery_trainer.origin import check_base, check_origin
+from tunery_trainer.inherited import NOTHING, Taken, with_device_taken, with_open_taken
+from tunery_trainer.inputs import checkpoint_store, credentials_for, lora_spec
+from tunery_trainer.memo import MEMO_FILE, Memo, Origin, read_memo
+from tunery_trainer.origin import check_base, check_origin, check_own
 from tunery_trainer.resolved import Resolved, Source
 from tunery_trainer.session import Session
 from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
 
 _FIELD: Final = "spec.resumeFrom"
-_STEP: Final = re.compile(r"(?P<prefix>.+)/step-(?P<step>\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Place:
         found = complete_checkpoints(self.store, self.prefix)
         return [each for each in found if self.step in (None, each.step)]
 
-    def missing(self, why: str = "") -> TrainerError:
-        """Return the failure that none of them can be used."""
-        one = f"the checkpoint of step {self.step}" if self.step is not None else "a complete checkpoint"
-        message = f"{_FIELD}: {self.store.uri(self.prefix)} does not hold {one}{why}"
+    def missing(self, kind: str) -> TrainerError:
+        """Return the failure that there is none of a kind, `complete` or `intact`."""
+        of = f" of step {self.step}" if self.step is not None else ""
+        message = f"{_FIELD}: {self.store.uri(self.prefix)} holds no {kind} checkpoint{of}"
         return TrainerError(FailureReason.CHECKPOINT_MISSING, message)
 
 
@@ -76,16 +76,17 @@ def source_of(run: RunSpec) -> Place | None:
     """Return what spec.resumeFrom names; None where the job has none. Nothing is contacted yet."""
     if run.resume_uri is None:
         return None
-    match = _STEP.fullmatch(run.resume_uri.rstrip("/"))
-    uri = match["prefix"] if match else run.resume_uri
+    folder, _, name = run.resume_uri.rstrip("/").rpartition("/")
+    step = step_of(name)
+    uri = run.resume_uri if step is None else folder
     store, prefix = open_store(uri, credentials_for(run, Purpose.RESUME_FROM, uri), f"{_FIELD}.uri")
-    return Place(store, prefix, int(match["step"]) if match else None)
+    return Place(store, prefix, step)
 
 
 def peek(run: RunSpec) -> Peeked | None:
     """Return what spec.resumeFrom leads to, by its name and its memory alone; None where the job has none.
 
-    Raises TrainerError: CheckpointMissing, InvalidSpec for one that says nothing of itself, and the storage reasons.
+    Raises TrainerError: CheckpointMissing, and the storage reasons.
     """
     source = source_of(run)
     if source is None:
@@ -93,7 +94,7 @@ def peek(run: RunSpec) -> Peeked | None:
     try:
         return next(_peeked(source))
     except StopIteration:
-        raise source.missing() from None
+        raise source.missing("complete") from None
     except TrainerError as error:
         raise error.about(_FIELD) from error
 
@@ -103,6 +104,25 @@ def _peeked(source: Place) -> Iterator[Peeked]:
         memo = _memo_of(source.store, checkpoint)
         if memo is not None:
             yield Peeked(record_of(source.store.uri(checkpoint.prefix), checkpoint.step, memo), memo)
+
+
+def with_taken(run: RunSpec) -> tuple[LoRAJobSpec, Taken]:
+    """Return the spec with what it leaves open taken from the checkpoint that it will go on from, and what that is.
+
+    The job's own counts first: it may need the one of resumeFrom no more. Raises what `peek` raises.
+    """
+    spec, own = lora_spec(run), _own_memo(run)
+    if run.resume_uri is None:
+        return with_device_taken(spec, own.origin) if own else (spec, NOTHING)
+    source = peek(run) if own is None else None
+    memo = source.memo if source else own
+    return with_open_taken(spec, memo.origin) if memo else (spec, NOTHING)
+
+
+def _own_memo(run: RunSpec) -> Memo | None:
+    place = checkpoint_store(run)
+    found = (_memo_of(place[0], each) for each in complete_checkpoints(*place)) if place else iter(())
+    return next((memo for memo in found if memo is not None), None)
 
 
 def _memo_of(store: Store, checkpoint: Checkpoint) -> Memo | None:
@@ -117,10 +137,7 @@ def _memo_of(store: Store, checkpoint: Checkpoint) -> Memo | None:
 
 
 def record_of(uri: str, step: int, memo: Memo) -> CheckpointRecord:
-    """Return how lineage names a checkpoint of another run; InvalidSpec if it does not say whose."""
-    if memo.origin is None:
-        message = f"{_FIELD}: {uri} does not say what it was trained from; retry its own LoRAJob instead"
-        raise TrainerError(FailureReason.INVALID_SPEC, message)
+    """Return how lineage names a checkpoint of another run."""
     return CheckpointRecord(uri=uri, step=step, run=memo.origin.run)
 
 
@@ -128,14 +145,14 @@ def resume(session: Session, folder: Path) -> Resumed | None:
     """Download the checkpoint that the run goes on from into `folder`; None where it begins anew.
 
     Its own counts first: an attempt that has gone on from another's needs that no more. Raises TrainerError:
-    CheckpointMissing, InvalidSpec where another's is of something else than what is trained here, and the storage
-    reasons.
+    CheckpointMissing, InvalidSpec where it is of something else than what is trained here, and the storage reasons. The
+    digest of a base that is still being read is not waited for: see `check_weights`.
     """
     place = checkpoint_store(session.run)
     restored = restore(*place, folder) if place else None
     if restored is not None:
         memo = read_memo(restored.folder)
-        check_base(memo, session.origin)
+        check_own(memo.origin, session.origin)
         print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
         return Resumed(restored.step, restored.folder, memo, own=True)
     source = source_of(session.run)
@@ -148,13 +165,18 @@ def _resume_other(session: Session, source: Place, folder: Path) -> Resumed:
     except TrainerError as error:
         raise error.about(_FIELD) from error
     if restored is None:
-        raise source.missing(" that is intact")
+        raise source.missing("intact")
     memo = read_memo(restored.folder)
-    check_origin(memo, restored.step, session.origin)
+    check_origin(memo.origin, restored.step, session.origin)
     at = record_of(source.store.uri(step_prefix(source.prefix, restored.step)), restored.step, memo)
     print(f"Resuming from {told(at)}, {at.uri}", flush=True)
     memo = memo.model_copy(update={"resumed_from": [*memo.resumed_from, at]})
     return Resumed(restored.step, restored.folder, memo, own=False)
+
+
+def check_weights(resumed: Resumed, origin: Origin) -> None:
+    """Raise TrainerError(InvalidSpec) where the base of a checkpoint is another by the digest that is known by now."""
+    check_base(resumed.memo.origin, origin.base, own=resumed.own)
 
 
 def told(record: CheckpointRecord) -> str:

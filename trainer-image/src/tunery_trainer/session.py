@@ -47,8 +47,12 @@ class Session:
 
     @cached_property
     def origin(self) -> Origin:
-        """What is trained; waits for the digest of a base in a claim."""
+        """What is trained, but for the digest of the base, which may still be read."""
         return origin_of(self.run, self.model, self.data.report, self.plan)
+
+    def whole_origin(self) -> Origin:
+        """Return what is trained; waits for the digest of a base in a claim."""
+        return self.origin.with_digest(self.model.digest)
 
     def with_resolved(self, resolved: Resolved) -> Session:
         """Return the session with other settings of the same steps."""

@@ -31,6 +31,8 @@ class DataFacts:
     sequences: int
     """Rows to train on: of several examples each if packed, else of one."""
     packed: bool
+    step_rows: int | None = None
+    """Rows of an optimizer step that a checkpoint fixes; None: they follow from the data."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def size(data: DataFacts, epochs: float | None, max_steps: int | None) -> Sizing
     The largest step that leaves ENOUGH_STEPS, in one pass if possible. With maxSteps the largest that passes the data
     at most MOST_EPOCHS times.
     """
+    if data.step_rows is not None:
+        return Sizing(data.step_rows, epochs)
     if max_steps is not None:
         return Sizing(_largest(lambda rows: max_steps * rows <= MOST_EPOCHS * data.sequences), None)
     if epochs is not None:

@@ -23,7 +23,6 @@ from tunery_trainer.inputs import (
     data_options,
     get_data,
     get_model,
-    lora_spec,
     output_target,
     probe_places,
     shared_cache,
@@ -36,7 +35,7 @@ from tunery_trainer.publish import Published, publish, published_before
 from tunery_trainer.rejected import reject, rejected_uri
 from tunery_trainer.resolved import DeviceKind
 from tunery_trainer.result import result_of
-from tunery_trainer.resuming import with_resumed
+from tunery_trainer.resuming import with_resumed, with_taken
 from tunery_trainer.session import Session
 from tunery_trainer.signals import StopSignal
 from tunery_trainer.summary import dataset_status, hyperparameters, library_versions, resolved_status
@@ -95,7 +94,7 @@ def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter)
 
 def _gather(run: RunSpec) -> Session:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
-    spec = lora_spec(run)
+    spec, taken = with_taken(run)
     device = actual_device(run)  # before a download that a pod without a working GPU has no use for
     model = get_model(run, weights=True)
     previous = get_previous(run, weights=True)
@@ -107,7 +106,7 @@ def _gather(run: RunSpec) -> Session:
 
     if spec.resources.gpus and device.kind is DeviceKind.CPU:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
-    basis, tokenizer = Basis(spec, model.folder, device, previous), load_tokenizer(model.folder)
+    basis, tokenizer = Basis(spec, model.folder, device, previous, taken), load_tokenizer(model.folder)
     rows = count_rows(spec, files)
     options = data_options(spec, files, before_data(basis, rows))
     data = prepare(files[0].root, options, tokenizer, look_up(shared_cache(run), work_folder(run, "prepared")))
@@ -178,11 +177,6 @@ def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
     return metrics
 
 
-def _epochs(session: Session, fitted: Fitted) -> float:
-    training = fitted.resolved.training
-    return round(fitted.taken * training.batch_size * training.gradient_accumulation / len(session.data.train), 4)
-
-
 def _lineage(session: Session, fitted: Fitted) -> Lineage:
     spec, run, previous, memo = session.spec, session.run, session.previous, fitted.memo
     sources = memo.resumed_from if memo else []
@@ -196,7 +190,7 @@ def _lineage(session: Session, fitted: Fitted) -> Lineage:
         rank=fitted.rank,
         hyperparameters=hyperparameters(resolved),
         steps=fitted.taken,
-        epochs=_epochs(session, fitted),
+        epochs=round(fitted.epochs, 4),
         step=fitted.step,
         seed=resolved.training.seed,
         image=run.image,

@@ -189,6 +189,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             data_collator=parts.objective.collator(collate, parts.rows),
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(_IntervalsCallback)
         if self._hooks:
             self.add_callback(_HooksCallback(self._hooks))
         # TRL casts the adapter of a quantised base to bfloat16, whose steps are wider than what a late step changes:
@@ -356,6 +357,14 @@ def _leave_inputs_alone(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+
+
+class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs and evaluates as this run asks: transformers takes its intervals from the state in a checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set them anew, once that state is loaded."""
+        state.compute_steps(args, state.max_steps)
 
 
 class _HooksCallback(TrainerCallback):  # type: ignore[misc]

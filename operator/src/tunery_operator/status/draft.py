@@ -67,23 +67,30 @@ class Draft:
         """End the object as failed; `ended` is when that came about, if not now."""
         status = failure_status(failure, exit_code)
         # Who says that it takes a new job means this very failure.
-        if advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or ""):
+        mendable = advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or "")
+        if mendable:
             status["hint"] = f"{status['hint']} {self.retry_command()}"
-        status["hint"] = scrub(status["hint"] + self._kept(failure))
+        status["hint"] = scrub(status["hint"] + self._kept(failure, mendable=mendable))
         self.fields["failure"] = status
         self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
         self._complete(ended)
 
-    def _kept(self, failure: Failure) -> str:
-        """Return the sentence that what was trained is not lost, where a checkpoint is there and of use."""
+    def _kept(self, failure: Failure, *, mendable: bool) -> str:
+        """Return the sentences that what was trained is not lost, where a checkpoint is there and of use."""
         step = int((self.fields.get("checkpoint") or {}).get("step") or 0)
         if not step or failure.reason not in _GOES_ON:
             return ""
-        name = self.snapshot.owner.key.name
+        who = (
+            "that retry goes on after step {0}, and so does a new job"
+            if mendable
+            else "a new job goes on after step {0}"
+        )
+        where = " on a GPU with more memory" if failure.reason == FailureReason.GPU_OUT_OF_MEMORY else ""
         return (
-            f" What was trained is kept: a new job of the same rank, with resumeFrom.loraJobRef.name: {name}, goes on "
-            f"after step {step}."
+            f" What was trained is kept: {who.format(step)}{where} with the same model and data and "
+            f"resumeFrom.loraJobRef.name: {self.snapshot.owner.key.name}. It need not repeat the settings; with "
+            "another maxLength, method or rank it has to train anew."
         )
 
     def fail_for(self, reason: FailureReason, message: str, hint: str | None = None) -> None:

@@ -19,7 +19,7 @@ from tunery_trainer.data.template import DEFAULT_TEMPLATE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raise it with every change to what `prepare` makes of the same input."""
 
 _REPORT = "report.json"

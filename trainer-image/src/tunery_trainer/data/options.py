@@ -138,3 +138,5 @@ class DatasetReport:
     format: DataFormat
     ignored_columns: tuple[str, ...]
     tokens: TokenReport | None = None
+    evaluation_sha256: str | None = None
+    """The same of an evaluation set of its own, or of the files of its split; None where a fraction is held out."""

@@ -148,7 +148,7 @@ class Survey:
 
     def __init__(self, files: Files, options: DataOptions) -> None:
         self.train, self.evaluation = Side(files.train), Side(files.evaluation)
-        self._sha256 = files.sha256
+        self._files = files
         self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
         self._max_length, self._loss, self._chat = options.max_length, options.loss, options.template is Template.CHAT
@@ -205,10 +205,11 @@ class Survey:
             first_invalid=tuple(self._invalid.first),
             duplicates=train.duplicates + evaluation.duplicates,
             overlap=self._overlap,
-            sha256=self._sha256,
+            sha256=self._files.sha256,
             format=self._reader.format,
             ignored_columns=tuple(sorted(self._reader.ignored)),
             tokens=tokens,
+            evaluation_sha256=self._files.evaluation_sha256 or None,
         )
 
     @property
