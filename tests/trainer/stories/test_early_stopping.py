@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from trainer.stories.conftest import Case
 from trainer.stories.peft_reader import held_out_rows, plain_peft, single_row_loss
 from trainer.stories.tiny import run_here
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.best import BEST_FILE, BestAdapter
+from tunery_trainer.callbacks import PatienceCallback
 
 # A rate at which the loss soon rises again.
 WILD = {"maxSteps": 60, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}
@@ -83,3 +88,28 @@ def test_adalora_publishes_the_weights_and_the_ranks_of_its_best_step(case: Case
     weights = load_file(folder / "out" / "adapter_model.safetensors")
     kept = [int((tensor.abs().sum(dim=1) > 0).sum()) for name, tensor in weights.items() if "lora_A" in name]
     assert sum(kept) > asked["targetRank"] * len(kept)
+
+
+def test_what_another_job_measured_on_the_way_does_not_end_this_one() -> None:
+    """Of those evaluations nobody kept the weights."""
+    theirs, own = [(3, 5.0), (6, 5.1), (9, 5.2), (12, 5.3)], [(15, 5.2), (18, 5.3), (21, 5.3)]
+
+    def stops(callback: PatienceCallback, losses: list[tuple[int, float]]) -> bool:
+        state = TrainerState(log_history=[{"step": step, "eval_loss": loss} for step, loss in losses])
+        control = TrainerControl()
+        callback.on_evaluate(TrainingArguments(output_dir="unused"), state, control)
+        return control.should_training_stop
+
+    callback = PatienceCallback(2, since=12)
+    assert [stops(callback, theirs + own[:count]) for count in (1, 2, 3)] == [False, False, True]
+    assert stops(PatienceCallback(2), theirs + own[:1]), "its own history counts from its beginning"
+
+
+def test_weights_that_a_checkpoint_does_not_have_are_not_counted_from(tmp_path: Path) -> None:
+    best = BestAdapter(torch.nn.Linear(1, 1), None)
+    best.load(tmp_path, 15)
+    assert (best.since, best.loss) == (15, math.inf)
+    torch.save({"loss": 1.0, "step": 9, "state": {}, "hooks": {}}, tmp_path / BEST_FILE)
+    again = BestAdapter(torch.nn.Linear(1, 1), None)
+    again.load(tmp_path, 15)
+    assert (again.since, again.loss, again.step) == (0, 1.0, 9)

@@ -28,6 +28,8 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
         self._hooks_state: dict[str, Any] = {}
         self.loss = math.inf
         """Its loss on the held-out rows; infinite before the first evaluation."""
+        self.since = 0
+        """The step up to which nobody kept any weights, so that what was measured there cannot be put back."""
         self.step = 0
         """The optimizer step after which it was that."""
 
@@ -47,12 +49,14 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
             kept = {"loss": self.loss, "step": self.step, "state": self._state, "hooks": self._hooks_state}
             torch.save(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / BEST_FILE)
 
-    def load(self, checkpoint: Path) -> None:
-        """Take back what was best when `checkpoint` was written."""
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Take back what was best when `checkpoint` of that step was written, if its run kept it."""
         if (checkpoint / BEST_FILE).exists():
             kept = torch.load(checkpoint / BEST_FILE, weights_only=True, map_location="cpu")
             self.loss, self.step = kept["loss"], kept["step"]
             self._state, self._hooks_state = kept["state"], kept["hooks"]
+        else:
+            self.since = step
 
     def put_back(self) -> None:
         """Give the model the best weights; only after an evaluation."""

@@ -146,12 +146,15 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
 class PatienceCallback(TrainerCallback):  # type: ignore[misc]
     """Ends training when so many evaluations in a row brought no better loss; it keeps no state of its own."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, since: int = 0) -> None:
+        """Evaluations up to step `since` do not count: another run's, which kept none of their weights."""
         self._patience = patience
+        self._since = since
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop if the best of the logged evaluations lies `patience` evaluations back."""
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        measured = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > self._since]
+        losses = [entry["eval_loss"] for entry in measured]
         if losses and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
             control.should_training_stop = True
 

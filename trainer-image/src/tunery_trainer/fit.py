@@ -287,7 +287,7 @@ def _best(session: Session, model: PeftModel, resumed: Resumed | None) -> BestAd
         return None
     best = BestAdapter(model, training_hooks(model, session.resolved))
     if resumed:
-        best.load(resumed.folder)
+        best.load(resumed.folder, resumed.step)
     return best
 
 
@@ -301,9 +301,8 @@ def _add_callbacks(
     trainer.add_callback(ProgressCallback(reporter, lambda: trainer.tokens_seen))
     trainer.add_callback(DivergenceCallback())
     patience = session.spec.evaluation.early_stopping_patience
-    if patience is not None:
-        trainer.add_callback(PatienceCallback(patience))
-    if best:
+    if best and patience is not None:
+        trainer.add_callback(PatienceCallback(patience, best.since))
         trainer.add_callback(best)
     trainer.add_callback(CheckpointCallback(session.spec.checkpoint, written))
     trainer.add_callback(StopCallback(stop))

@@ -79,7 +79,8 @@ def _adapter(plan: Plan) -> dict[str, JsonValue]:
     resolved, adapter, quantization = plan.resolved, plan.resolved.adapter, plan.resolved.quantization
     settings: dict[str, Any] = {
         "method": resolved.method.value,
-        "lora.rank": adapter.rank,
+        # AdaLoRA's is its targetRank.
+        "lora.rank": adapter.rank if resolved.method is not Method.ADALORA else None,
         "lora.alpha": adapter.alpha,
         "lora.targetModules": sorted(plan.target_modules),
         "lora.modulesToSave": sorted(adapter.modules_to_save),
