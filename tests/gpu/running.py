@@ -48,8 +48,13 @@ class Report:
         self.content: Json = {"dry": dry, "checks": {}}
         source = earlier or path
         if not source.exists():
+            if earlier:
+                raise SystemExit(f"--earlier: there is no {earlier}")
             return
-        self.content = json.loads(source.read_text())
+        try:
+            self.content = json.loads(source.read_text())
+        except ValueError as error:
+            raise SystemExit(f"{source} is no report ({error}): remove it, or name another one") from error
         if self.content["dry"] != dry:
             raise SystemExit(f"{source} is of a run {'without' if dry else 'with'} --dry: name another --out")
 

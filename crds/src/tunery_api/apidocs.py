@@ -61,9 +61,9 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 def _bounds(schema: Mapping[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
-    if low is None and high is None:
-        return ""
-    return f" From {low if low is not None else '…'} to {high if high is not None else '…'}."
+    if low is None:
+        return "" if high is None else f" At most {high}."
+    return f" At least {low}." if high is None else f" From {low} to {high}."
 
 
 def _cell(text: str) -> str:

@@ -47,7 +47,9 @@ class LifecycleFields(ApiModel):
     MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
     """The fields of `resources` that may change while no pod runs."""
 
-    suspend: bool = Field(False, description="Stop the pods, after a checkpoint, and keep the rest; false goes on.")
+    suspend: bool = Field(
+        False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false goes on."
+    )
     retries: int = Field(
         3,
         ge=0,

@@ -665,3 +665,11 @@ def test_ktos_answers_are_tokenised_as_trl_does(write: Write, paired: bool) -> N
         for row in theirs(KTOTrainer, made, tokenizer)
     }
     assert ours(prepared(write, made, plain, tokenizer)) == expected
+
+
+def test_a_second_system_text_is_refused(write: Write) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    row = {**PAIR, "prompt": [system, USER], "system": "Be long."}
+    _, invalid, _ = convert(write("a.jsonl", [row]), dataclasses.replace(DPO, max_invalid_rows=1))
+    assert "system: is another text than the system turn of the prompt" in invalid.first[0]
+    assert one(write, {**row, "system": "Be brief."}, DPO).messages[0] == system

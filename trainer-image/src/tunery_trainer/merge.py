@@ -291,7 +291,7 @@ def _lineage(session: Session, outcome: Outcome) -> Lineage:
         served_name=outcome.served_name,
         loader=session.sources[0].manifest.lineage.loader,
         method=spec.method.value,
-        rank=outcome.rank,
+        rank=outcome.rank or None,  # IA3 has none
         hyperparameters={name: value for name, value in {**settings, **quantization}.items() if value is not None},
         seed=spec.seed,
         image=session.run.image,

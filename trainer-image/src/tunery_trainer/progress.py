@@ -64,8 +64,9 @@ class ProgressReporter:
         self._thread.start()
 
     def phase(self, phase: Phase) -> None:
-        """Enter a phase; told at once."""
-        self._update({"phase": phase}, {}, urgent=True)
+        """Enter a phase; told at once. Once there is something to upload, no step is left, whatever was planned."""
+        left = {"estimated_remaining_seconds": 0} if phase in (Phase.UPLOADING, Phase.SUCCEEDED) else {}
+        self._update({"phase": phase, **left}, {}, urgent=True)
 
     def scored(self, rows: int, total_rows: int) -> None:
         """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""

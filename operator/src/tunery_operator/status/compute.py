@@ -8,6 +8,7 @@ from typing import Any, Final
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
+from tunery_operator.plan.model import Kind
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.hindrance import show_hindrance
@@ -116,15 +117,17 @@ def _check_suspension(draft: Draft) -> bool:
 def _still_there(snapshot: Snapshot) -> Iterator[str]:
     """Yield what must end before an object is suspended."""
     for attempt in (snapshot.preflight, snapshot.work, snapshot.report):
-        yield from _not_ended(attempt) if attempt is not None and not attempt.job.finished else ()
+        saves = attempt is snapshot.work and snapshot.kind is Kind.LORAJOB
+        yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
     for pod in snapshot.leftovers:
         if not pod.finished:
             yield f"pod {pod.name} of an earlier Job {'ends' if pod.deleting else outlives(pod)}"
 
 
-def _not_ended(attempt: Attempt) -> Iterator[str]:
+def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
     ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
-    yield from (f"pod {pod.name} ends, and may write a checkpoint before" for pod in ending)
+    before = ", and may write a checkpoint before" if saves else ""
+    yield from (f"pod {pod.name} ends{before}" for pod in ending)
     # A queue that holds the Job may start it at any time: only what we hold stays put.
     if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
         yield f"Job {attempt.job.name} is not stopped yet"

@@ -130,7 +130,8 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         draft.hinder(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
-        text = f"pod {pod.name} on node {pod.node} was told to end, and may write a checkpoint before"
+        before = ", and may write a checkpoint before" if draft.snapshot.kind is Kind.LORAJOB else ""
+        text = f"pod {pod.name} on node {pod.node} was told to end{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
         text = f"pod {pod.name} on node {pod.node} runs on without its Job; kubectl delete pod {pod.name} would end it"

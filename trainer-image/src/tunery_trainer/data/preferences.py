@@ -93,7 +93,10 @@ def _prompt(row: JsonObject) -> Turns:
     turns = turns_of(row, "prompt")
     if turns[-1]["role"] == "assistant":
         raise RowError(f"prompt[{len(turns) - 1}].role", "must not be assistant: the answer is still to come")
-    return turns if turns[0]["role"] == "system" else (*_system(row), *turns)
+    system = _system(row)
+    if turns[0]["role"] == "system" and system not in ((), turns[:1]):
+        raise RowError("system", "is another text than the system turn of the prompt; keep one of the two")
+    return turns if turns[0]["role"] == "system" else (*system, *turns)
 
 
 def _system(row: JsonObject) -> Turns:

@@ -132,9 +132,12 @@ def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[flo
 
     from tunery_trainer.evaluation import held_out_loss
 
+    count = len(adapters) + 1
+    print(f"Measuring  the base (1 of {count})", flush=True)
     model: Any = _load(yardstick)
     yield held_out_loss(model, yardstick.rows, yardstick.pad_token_id, dtype=model.dtype)
-    for adapter in adapters:
+    for number, adapter in enumerate(adapters, 2):
+        print(f"Measuring  {adapter.label or 'the result'} ({number} of {count})", flush=True)
         rows = embedding_rows(adapter)
         if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
