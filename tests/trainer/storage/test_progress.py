@@ -181,7 +181,7 @@ def test_the_log_of_the_pod_is_told_too_but_not_every_step(operator: Operator, t
     reporter.close()
     assert out.getvalue().splitlines() == [
         "Training",
-        "Uploading  step 7/1000 (0 %)  loss 0.142857  00:01:30 left",
+        "Uploading  step 7/1000 (0 %)  loss 0.142857",
     ]
 
 
