@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -36,10 +37,16 @@ def start(path: Path) -> subprocess.Popen[str]:
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     """Wait until a file that matches is below `path`."""
     deadline = time.monotonic() + 240
-    while not any(path.glob(pattern)):
+    while not _is_there(path, pattern):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"no {pattern}"
         time.sleep(0.05)
+
+
+def _is_there(path: Path, pattern: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # a folder that goes while it is listed
+        return any(path.glob(pattern))
+    return False
 
 
 def finish(path: Path) -> str:
