@@ -75,13 +75,9 @@ def inputs(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def pair(index: int) -> dict[str, Any]:
-    """Return a question with its answer and that to another question."""
-    ask, answer = chat(index)["messages"]
-    return {
-        "prompt": ask["content"],
-        "chosen": answer["content"],
-        "rejected": chat(index + 5)["messages"][1]["content"],
-    }
+    """Return a question with its answer and with a refusal, which a tiny model tells apart in a few steps."""
+    ask, answer = (turn["content"] for turn in chat(index)["messages"])
+    return {"prompt": ask, "chosen": answer, "rejected": f"Sorry, I do not know that. ({index})"}
 
 
 def rating(index: int) -> dict[str, Any]:
