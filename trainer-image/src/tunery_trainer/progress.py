@@ -189,7 +189,9 @@ class _Lines:
         line, now = _line(status), time.monotonic()
         if line != self._printed and (status.phase != self._phase or now - self._last >= self._every):
             self._printed, self._phase, self._last = line, status.phase, now
-            print(line, file=self._out, flush=True)
+            # In one piece: the run prints, too, from another thread.
+            self._out.write(f"{line}\n")
+            self._out.flush()
 
 
 def _status(state: Mapping[str, Any], metrics: Mapping[str, float]) -> TrainerStatus:
