@@ -21,7 +21,7 @@ from tunery_trainer import objectives, reference
 from tunery_trainer.adapter import attach
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model import load_base
-from tunery_trainer.objectives import objective_of
+from tunery_trainer.objectives import Compared, objective_of
 from tunery_trainer.ordering import reached
 from tunery_trainer.recovery import train_to_the_end
 from tunery_trainer.reference import Scoring, as_before, task_rows
@@ -100,7 +100,9 @@ def test_it_is_behind_saved_modules_that_are_tied(tmp_path: Path, saved: str) ->
 def test_what_a_step_asks_is_what_the_base_says(llama: Path, tmp_path: Path, name: str) -> None:
     """Through the head of the loop, after steps, and bit for bit: both score the same rows in the same batches."""
     resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])
-    scoring, data = Scoring(objective_of(resolved), PASS), prepared("DPO")  # type: ignore[arg-type]
+    objective = objective_of(resolved)
+    assert isinstance(objective, Compared)
+    scoring, data = Scoring(objective, PASS), prepared("DPO")
     base = load_base(llama, resolved, "cpu")
     expected = task_rows(data, resolved).scored(base, scoring, range(len(data.train)))
     model, rows = begun(llama, resolved, data)
@@ -128,7 +130,9 @@ def test_a_continued_adapter_is_there_as_it_was_bit_for_bit(llama: Path, tmp_pat
     resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])
     model = moved(attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama)))
     before, data = logits_of(model), prepared("DPO")
-    scoring = Scoring(objective_of(resolved), PASS)  # type: ignore[arg-type]
+    objective = objective_of(resolved)
+    assert isinstance(objective, Compared)
+    scoring = Scoring(objective, PASS)
     rows = replace(task_rows(data, resolved), start=trained_state(model)).scored(model, scoring)
     trainer_on(llama, resolved, (model, rows), tmp_path).train()
     trained, learned = state_of(model), logits_of(model)

@@ -359,7 +359,7 @@ def _leave_inputs_alone(model: torch.nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]
+class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
     """Logs and evaluates as this run asks: transformers takes its intervals from the state in a checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reopen import retry_mark
 from tunery_operator.status.snapshot import Attempt, Snapshot
-from tunery_operator.status.work import check_work
+from tunery_operator.status.work import SAVES, check_work
 
 Check = Callable[[Draft], bool]
 """Changes the draft; True: this was the last word, and what follows does not count."""
@@ -126,7 +126,7 @@ def _still_there(snapshot: Snapshot) -> Iterator[str]:
 
 def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
     ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
-    before = ", and may write a checkpoint before" if saves else ""
+    before = SAVES if saves else ""
     yield from (f"pod {pod.name} ends{before}" for pod in ending)
     # A queue that holds the Job may start it at any time: only what we hold stays put.
     if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):

@@ -28,6 +28,8 @@ from tunery_operator.status.results import check_result, take_checkpoint, take_l
 from tunery_operator.status.snapshot import Attempt, Snapshot
 
 _RUNNING: Final = ConditionType.RUNNING
+SAVES: Final = ", and may write a checkpoint before"
+"""What a pod that trains still does when it is told to end, as the end of a sentence."""
 REPORT_GRACE: Final = timedelta(minutes=10)
 """A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
 _HOPELESS: Final = FailureReason.DISK_FULL
@@ -130,7 +132,7 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         draft.hinder(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
-        before = ", and may write a checkpoint before" if draft.snapshot.kind is Kind.LORAJOB else ""
+        before = SAVES if draft.snapshot.kind is Kind.LORAJOB else ""
         text = f"pod {pod.name} on node {pod.node} was told to end{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
