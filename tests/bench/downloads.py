@@ -26,11 +26,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from tunery_trainer.caching.models import cache_model
-from tunery_trainer.caching.shared import SharedCache
-from tunery_trainer.credentials import Credentials
-from tunery_trainer.fetch import Place, fetch_model
+from tunery_trainer.inputs.cached_model import cache_model
+from tunery_trainer.inputs.fetch import Place, fetch_model
+from tunery_trainer.inputs.shared_cache import SharedCache
 from tunery_trainer.storage import Store, open_store
+from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.training import Optimizer
-from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory
-from tunery_trainer.resolved import QuantizationSettings
+from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.settings.types import QuantizationSettings
 
 SIZES = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},

@@ -104,7 +104,7 @@ class Bench:
 
         from tunery_trainer.data.options import DataOptions
         from tunery_trainer.data.prepare import prepare
-        from tunery_trainer.model import load_tokenizer
+        from tunery_trainer.model.load import load_tokenizer
 
         self.folder = folder
         self.base = AutoModelForCausalLM.from_pretrained(model.ensure(), dtype=torch.float32).eval()
@@ -118,7 +118,7 @@ class Bench:
 
     def losses(self, adapted: Any) -> list[float]:
         """Return the loss on each task's held-out rows."""
-        from tunery_trainer.evaluation import held_out_loss
+        from tunery_trainer.losses.evaluation import held_out_loss
 
         return [held_out_loss(adapted, self.rows[task], self.pad) for task in TASKS]
 
@@ -136,7 +136,7 @@ class Bench:
         import torch
 
         from tunery_api.adaptermerge import MergeMethod
-        from tunery_trainer.merging.adapters import open_adapter
+        from tunery_trainer.merging.adapter_files import open_adapter
         from tunery_trainer.merging.combine import combine
         from tunery_trainer.merging.deltas import Options
         from tunery_trainer.merging.files import LocalFiles

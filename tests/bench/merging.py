@@ -106,7 +106,7 @@ def linear_ours(folder: Path, size: int) -> dict[str, float]:
     import torch
 
     from tunery_trainer.merging.deltas import Delta, Options
-    from tunery_trainer.merging.linear import factor
+    from tunery_trainer.merging.methods.linear import factor
 
     del folder
     deltas = [Delta("m", str(i), 0.5, torch.randn(RANK, size), torch.randn(size, RANK), 1.0) for i in range(2)]
@@ -139,10 +139,10 @@ def _config() -> Any:
 
 def base_ours(folder: Path, size: str) -> dict[str, float]:
     """An adapter into its base, streaming."""
-    from tunery_trainer.merging.adapters import open_adapter
-    from tunery_trainer.merging.base import merge_into_base
-    from tunery_trainer.merging.checkpoint import open_checkpoint
+    from tunery_trainer.merging.adapter_files import open_adapter
+    from tunery_trainer.merging.base_model import open_checkpoint
     from tunery_trainer.merging.files import LocalFiles
+    from tunery_trainer.merging.into_base import merge_into_base
 
     base, adapter = LocalFiles(folder / f"base-{size}"), LocalFiles(folder / f"adapter-{size}-1")
     return measured(lambda: merge_into_base(open_checkpoint(base), open_adapter(adapter), folder / "out"))
@@ -178,7 +178,7 @@ def combine_ours(folder: Path, size: str, method: str) -> dict[str, float]:
     import torch
 
     from tunery_api.adaptermerge import MergeMethod
-    from tunery_trainer.merging.adapters import open_adapter
+    from tunery_trainer.merging.adapter_files import open_adapter
     from tunery_trainer.merging.combine import combine
     from tunery_trainer.merging.deltas import Options
     from tunery_trainer.merging.files import LocalFiles

@@ -84,8 +84,8 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     """Run one case in this process and return its figures."""
     import torch
 
-    from tunery_trainer import fit as fit_module
     from tunery_trainer.cli import main as trainer
+    from tunery_trainer.training import run as fit_module
 
     before, found = status_bytes("VmRSS"), {}
     rows: list[list[int]] = []

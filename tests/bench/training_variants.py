@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_trainer.adapter import attach
-from tunery_trainer.choose import method_choices
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.adapter.methods.base import Start
 from tunery_trainer.data.pack import pack
-from tunery_trainer.methods.base import Start
-from tunery_trainer.model import DTYPES, bitsandbytes_config, load_base, load_tokenizer, model_facts
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.model.load import DTYPES, bitsandbytes_config, load_base, load_tokenizer, model_facts
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from cluster import dataset, model
 

@@ -24,7 +24,7 @@ GPU_MODULES = (
     "torch.nn.attention.varlen",
     "triton",
     "trl.kernels.chunked_logprob",
-    "tunery_trainer.fit",
+    "tunery_trainer.training.run",
 )
 
 

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from tunery_trainer.model import load_base
-from tunery_trainer.resolved import Resolved
+from tunery_trainer.model.load import load_base
+from tunery_trainer.settings.types import Resolved
 
 from cluster.tiny import make_tokenizer
 from gpu.verdicts import Machine

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.nn.attention.varlen import varlen_attn
 
-from tunery_trainer import attention
+from tunery_trainer.model import attention
 
 
 def accept() -> list[str]:

@@ -61,7 +61,7 @@ def _run(say: TextIO, names: dict[str, str], case: Case, machine: Machine) -> bo
 
 
 def _explained(error: Exception) -> Outcome:
-    from tunery_trainer.failures import explain
+    from tunery_trainer.process.failures import explain
 
     failure = explain(error)
     return Outcome(Verdict.FAILED, words=f"{failure.reason.value}: {failure.message}")

@@ -20,15 +20,15 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_trainer.adapter import attach, training_hooks
-from tunery_trainer.collator import Collator
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.adapter.methods.base import Start
 from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
 from tunery_trainer.data.pack import pack
-from tunery_trainer.device import device_facts
-from tunery_trainer.methods.base import Start
-from tunery_trainer.model import load_tokenizer
-from tunery_trainer.planning import Basis, Plan, make_plan
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.model.collator import Collator
+from tunery_trainer.model.load import load_tokenizer
+from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.process.device import device_facts
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from gpu.models import load, write_model
 from gpu.older import accept

@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import yaml
 
-from tunery_trainer import fit as fit_module
 from tunery_trainer.cli import main
+from tunery_trainer.training import run as fit_module
 
 from gpu.verdicts import Figures
 

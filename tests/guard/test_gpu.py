@@ -145,7 +145,7 @@ def test_what_is_carried_is_locked_and_found_by_its_version(tmp_path: Path) -> N
 
 def test_a_kernel_that_lets_examples_read_each_other_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks can fail: with attention over the whole row, as a wrong kernel would have it."""
-    from tunery_trainer import attention
+    from tunery_trainer.model import attention
 
     from gpu.checks import attention as attention_check
     from gpu.checks import packing as packing_check

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tunery_trainer.attention import attend, works_on
+from tunery_trainer.model.attention import attend, works_on
 
 from gpu.runs import difference
 from gpu.verdicts import Case, Check, Machine, Outcome, judged

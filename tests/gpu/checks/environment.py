@@ -13,9 +13,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl.kernels import chunked_logprob
 
-from tunery_trainer import head
-from tunery_trainer.attention import computes_by_example
-from tunery_trainer.device import device_facts, require_gpu, triton_compiles
+from tunery_trainer.losses import head
+from tunery_trainer.model.attention import computes_by_example
+from tunery_trainer.process.device import device_facts, require_gpu, triton_compiles
 
 from gpu.models import load
 from gpu.registry import ROOT

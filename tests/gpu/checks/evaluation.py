@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from tunery_trainer.evaluation import held_out_loss
+from tunery_trainer.losses.evaluation import held_out_loss
 
 from gpu.models import load
 from gpu.runs import packed_rows, peak, random_examples, scratch, shaped

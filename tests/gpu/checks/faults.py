@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.failures import explain
+from tunery_trainer.process.failures import explain
 
 from gpu.models import load
 from gpu.runs import Run, adapted, packed_rows, random_examples, scratch, shaped, trainer_for

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig
 
-from tunery_trainer.model import load_base
+from tunery_trainer.model.load import load_base
 
 from gpu.models import random_model, random_weights, write_model
 from gpu.runs import peak, prepare, random_examples, scratch, single_rows

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import torch
 
-from tunery_trainer.attention import BY_EXAMPLE, computes_by_example
-from tunery_trainer.evaluation import held_out_loss
-from tunery_trainer.head import autocast, head, log_probabilities
+from tunery_trainer.losses.evaluation import held_out_loss
+from tunery_trainer.losses.head import autocast, head, log_probabilities
+from tunery_trainer.model.attention import BY_EXAMPLE, computes_by_example
 
 from gpu.models import load
 from gpu.runs import batch_on, packed_rows, random_examples, scratch, shaped, single_rows

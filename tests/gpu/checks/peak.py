@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from tunery_trainer.device import device_facts
+from tunery_trainer.process.device import device_facts
 
 from gpu.runs import Pace, Run, adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for
 from gpu.verdicts import Case, Check, Machine, Outcome, Verdict, judged

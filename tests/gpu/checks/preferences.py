@@ -10,15 +10,15 @@ from typing import Any, Final
 import torch
 from datasets import Dataset
 
-from tunery_trainer.adapter import attach, training_hooks
-from tunery_trainer.answers import sequences_per_row
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.adapter.methods.base import Start
 from tunery_trainer.data.options import DataFormat, DatasetReport
 from tunery_trainer.data.prepare import PreparedData
-from tunery_trainer.evaluation import Pass
-from tunery_trainer.methods.base import Start
-from tunery_trainer.objectives import Compared, objective_of
-from tunery_trainer.reference import Scoring, TaskRows, task_rows
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.losses.answers import sequences_per_row
+from tunery_trainer.losses.evaluation import Pass
+from tunery_trainer.losses.objectives import Compared, objective_of
+from tunery_trainer.training.reference import Scoring, TaskRows, task_rows
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from gpu.models import load
 from gpu.runs import Run, losses, peak, random_examples, scratch, shaped

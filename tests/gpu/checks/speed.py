@@ -18,11 +18,11 @@ from peft import get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from tunery_trainer.head import autocast
-from tunery_trainer.methods import METHODS
-from tunery_trainer.methods.base import Start
-from tunery_trainer.model import bitsandbytes_config
-from tunery_trainer.training import LoopSettings, sft_config
+from tunery_trainer.adapter.methods import METHODS
+from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.losses.head import autocast
+from tunery_trainer.model.load import bitsandbytes_config
+from tunery_trainer.training.trl_trainer import LoopSettings, sft_config
 
 from gpu.models import random_model
 from gpu.runs import Pace, Run, adapted, batch_on, packed_rows, random_examples, scratch, shaped, trainer_for

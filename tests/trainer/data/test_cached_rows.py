@@ -10,12 +10,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.caching.rows import PREPARED, look_up, survey
-from tunery_trainer.caching.shared import SharedCache
 from tunery_trainer.data import prepare as prepare_module
 from tunery_trainer.data.prepare import prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.shared_cache import SharedCache
+from tunery_trainer.plan.prepared_rows import PREPARED, look_up, survey
 
 from .conftest import Write
 from .test_prepare import SMALL, documents, rows

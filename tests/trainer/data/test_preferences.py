@@ -18,7 +18,6 @@ from trl import DPOTrainer, KTOTrainer
 from trainer.methods.families import CPU, spec_of
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
-from tunery_trainer.choose import method_choices
 from tunery_trainer.data.cache import cache_key
 from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
@@ -30,12 +29,13 @@ from tunery_trainer.data.render import Renderer
 from tunery_trainer.data.render_answers import AnswerRenderer
 from tunery_trainer.data.rows import Example, Place
 from tunery_trainer.data.scan import scan
+from tunery_trainer.data.single_pass import find_files
 from tunery_trainer.data.sources import find_sources
-from tunery_trainer.data.survey import find_files
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import ModelFacts
-from tunery_trainer.summary import dataset_status
+from tunery_trainer.reporting.status_parts import dataset_status
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import ModelFacts
 
 from .conftest import CHATML, Write, build_tokenizer
 from .test_templates import TEMPLATES, TOOL, called, tokenizer_of

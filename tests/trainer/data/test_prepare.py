@@ -22,7 +22,7 @@ from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.summary import dataset_status
+from tunery_trainer.reporting.status_parts import dataset_status
 
 from .conftest import CHATML, Write, build_tokenizer
 

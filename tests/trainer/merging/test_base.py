@@ -13,11 +13,11 @@ from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging import apply
-from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import IntoBase, merge_into_base
-from tunery_trainer.merging.checkpoint import open_checkpoint
+from tunery_trainer.merging import merged_blocks
+from tunery_trainer.merging.adapter_files import open_adapter
+from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 
 from kit.adapters import factors, relative, write_adapter
 from kit.tiny_models import Tiny, load, logits, logits_of, save_tiny, trained_adapter, with_adapter
@@ -80,7 +80,7 @@ def test_bit_equal_to_peft(tmp_path: Path, method: str, kind: Tiny, dtype: torch
 
 @pytest.mark.parametrize("kind", list(Tiny))
 def test_bit_equal_over_many_blocks(tmp_path: Path, kind: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(merged_blocks, "BLOCK_ELEMENTS", 1)
     width = {"n_embd": 640} if kind == Tiny.GPT2 else {"hidden_size": 640, "intermediate_size": 1100}
     base = save_tiny(tmp_path / "base", kind, torch.bfloat16, **width)
     adapter = trained_adapter(base, BIT_EQUAL["dora"](kind), tmp_path / "adapter", seed=3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tunery_api.adaptermerge import MergeMethod
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging.adapters import Adapter, open_adapter
+from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.combine import Combined, combine
 from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import merge_into_base
-from tunery_trainer.merging.checkpoint import open_checkpoint
+from tunery_trainer.merging.adapter_files import open_adapter
+from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.combine import combine
 from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
+from tunery_trainer.merging.into_base import merge_into_base
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
 from tunery_trainer.storage import LocalStore
 

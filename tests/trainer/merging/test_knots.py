@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tunery_api.adaptermerge import MajoritySign, MergeMethod
-from tunery_trainer.merging import dare, deltas
+from tunery_trainer.merging import deltas
 from tunery_trainer.merging.deltas import Delta, Factored, Options
-from tunery_trainer.merging.methods import METHODS, merge
+from tunery_trainer.merging.methods import METHODS, dare, merge
 
 from kit.adapters import factors, relative
 

@@ -23,11 +23,11 @@ from tunery_api.manifest import Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs import refuse_own_input
-from tunery_trainer.local_run import load_run_spec
-from tunery_trainer.publish import Target, publish
-from tunery_trainer.published import verify
+from tunery_trainer.inputs.workspace import refuse_own_input
+from tunery_trainer.local import load_run_spec
 from tunery_trainer.storage import LocalStore
+from tunery_trainer.storage.publish import Target, publish
+from tunery_trainer.storage.published import verify
 
 from kit.adapters import deltas64, relative
 from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter

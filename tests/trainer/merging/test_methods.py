@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from peft.utils import merge_utils
 
 from tunery_api.adaptermerge import MajoritySign, MergeMethod
-from tunery_trainer.merging import dare, deltas
+from tunery_trainer.merging import deltas
 from tunery_trainer.merging.deltas import Delta, Factored, Options
-from tunery_trainer.merging.methods import merge, result_rank
+from tunery_trainer.merging.methods import dare, merge, result_rank
 
 from kit.adapters import factors, relative
 

@@ -16,15 +16,15 @@ from trainer.methods.families import logits_of, loss_of, token_rows, train
 from tunery_api.manifest import SourceRecord
 from tunery_api.methods import QuantizationType
 from tunery_api.status import DatasetStatus
-from tunery_trainer.adapter import save_published
-from tunery_trainer.language import auto_class
-from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import IntoBase, merge_into_base
-from tunery_trainer.merging.checkpoint import open_checkpoint
+from tunery_trainer.adapter.attach import save_published
+from tunery_trainer.merging.adapter_files import open_adapter
+from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 from tunery_trainer.merging.measure import Yardstick, measure
 from tunery_trainer.merging.quantized import Quantization
-from tunery_trainer.model import load_base
+from tunery_trainer.model.language import auto_class
+from tunery_trainer.model.load import load_base
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "IA3"])

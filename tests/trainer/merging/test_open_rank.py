@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tunery_api.adaptermerge import OPEN_RANK_ERROR, MergeMethod
 from tunery_trainer.merging import combine as combine_module
 from tunery_trainer.merging import methods
-from tunery_trainer.merging.adapters import open_adapter
+from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.combine import Combined, combine, read_delta
 from tunery_trainer.merging.deltas import Delta, Options
 from tunery_trainer.merging.files import LocalFiles

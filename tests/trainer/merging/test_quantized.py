@@ -12,10 +12,10 @@ from peft.utils.integrations import dequantize_bnb_weight
 from transformers import BitsAndBytesConfig
 
 from tunery_api.methods import QuantizationType
-from tunery_trainer.merging.adapters import open_adapter
-from tunery_trainer.merging.base import IntoBase, merge_into_base
-from tunery_trainer.merging.checkpoint import open_checkpoint
+from tunery_trainer.merging.adapter_files import open_adapter
+from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 from tunery_trainer.merging.quantized import Quantization
 
 from kit.adapters import relative

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from trainer.storage.access import credentials
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
-from tunery_trainer import merge
-from tunery_trainer.local_run import load_run_spec
-from tunery_trainer.publish import Publisher, Target, publish
-from tunery_trainer.published import download_published
+from tunery_trainer.local import load_run_spec
 from tunery_trainer.storage import open_store
+from tunery_trainer.storage.publish import Publisher, Target, publish
+from tunery_trainer.storage.published import download_published
+from tunery_trainer.tasks import merge
 
 from cluster.s3 import S3Server
 from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter

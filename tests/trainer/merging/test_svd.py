@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunery_trainer.merging import linear, svd
+from tunery_trainer.merging import low_rank
 from tunery_trainer.merging.deltas import Delta, Options
+from tunery_trainer.merging.methods import linear
 
 from kit.adapters import factors, relative
 
@@ -35,7 +36,7 @@ def test_a_dense_matrix_comes_near_the_best_and_tells_its_error(decay: float) ->
     u = torch.linalg.qr(torch.randn(700, 500, generator=generator)).Q
     v = torch.linalg.qr(torch.randn(500, 500, generator=generator)).Q
     matrix = (u * torch.arange(1, 501).float().pow(-decay)) @ v.T
-    merged = svd.truncate_dense(matrix, 16, seed=1)
+    merged = low_rank.truncate_dense(matrix, 16, seed=1)
     best = optimal_error(matrix, 16)
     actual = relative(merged.b.double() @ merged.a.double(), matrix)
     assert actual <= best * (1 + 2e-3)
@@ -44,11 +45,11 @@ def test_a_dense_matrix_comes_near_the_best_and_tells_its_error(decay: float) ->
 
 def test_a_matrix_of_low_rank_is_found_exactly() -> None:
     a, b = factors(12, 600, 400, seed=5)
-    merged = svd.truncate_dense(b @ a, 16, seed=1)
+    merged = low_rank.truncate_dense(b @ a, 16, seed=1)
     assert relative(merged.b @ merged.a, b @ a) <= 2e-6
     assert merged.error <= 2e-6
 
 
 def test_zero_stays_zero() -> None:
-    merged = svd.truncate_dense(torch.zeros(600, 400), 8, seed=1)
+    merged = low_rank.truncate_dense(torch.zeros(600, 400), 8, seed=1)
     assert (merged.rank, merged.error, float(merged.a.abs().sum() + merged.b.abs().sum())) == (8, 0.0, 0.0)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from trainer.methods.families import MODERN, write_model
-from tunery_trainer.language import model_class
+from tunery_trainer.model.language import model_class
 
 _TOWER: Final[dict[str, Any]] = {
     "hidden_size": 32,

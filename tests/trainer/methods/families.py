@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_trainer.adapter import attach, training_hooks
-from tunery_trainer.choose import method_choices
-from tunery_trainer.methods.base import Start
-from tunery_trainer.model import load_base, load_tokenizer, model_facts
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 VOCABULARY: Final = 128
 CPU: Final = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)

@@ -11,16 +11,16 @@ import torch
 from datasets import Dataset
 
 from trainer.methods.families import VOCABULARY, resolved_for, start_for
-from tunery_trainer.adapter import attach, training_hooks
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.adapter.methods.lora_init import RELATIVE
 from tunery_trainer.data.options import DataFormat, DatasetReport
 from tunery_trainer.data.prepare import PreparedData
-from tunery_trainer.evaluation import Pass
-from tunery_trainer.methods.initialization import RELATIVE
-from tunery_trainer.model import load_base, load_tokenizer
-from tunery_trainer.objectives import Compared, objective_of
-from tunery_trainer.reference import Scoring, TaskRows, task_rows
-from tunery_trainer.resolved import Resolved
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.losses.evaluation import Pass
+from tunery_trainer.losses.objectives import Compared, objective_of
+from tunery_trainer.model.load import load_base, load_tokenizer
+from tunery_trainer.settings.types import Resolved
+from tunery_trainer.training.reference import Scoring, TaskRows, task_rows
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 PASS: Final = Pass(pad_token_id=0, tokens=96)
 REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DataFormat.AUTO, ())

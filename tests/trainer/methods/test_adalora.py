@@ -12,12 +12,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from trainer.methods.families import logits_of, resolved_for, start_for, take_steps, token_rows, train
-from tunery_trainer.adapter import attach, published_rank, save_published, training_hooks
-from tunery_trainer.continued import continue_from, inherit
+from tunery_trainer.adapter.attach import attach, published_rank, save_published, training_hooks
+from tunery_trainer.adapter.continue_from import continue_from, inherit
+from tunery_trainer.adapter.methods.adalora import ORTHOGONALITY_WEIGHT, schedule
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.methods.adalora import ORTHOGONALITY_WEIGHT, schedule
-from tunery_trainer.model import load_base
-from tunery_trainer.resolved import AdaLoraSettings
+from tunery_trainer.model.load import load_base
+from tunery_trainer.settings.types import AdaLoraSettings
 
 SPEC: dict[str, Any] = {"method": "AdaLoRA", "adalora": {"initialRank": 6, "targetRank": 4}}
 LAYERS = 2 * 7

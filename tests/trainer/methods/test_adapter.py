@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from trainer.methods.families import logits_of, resolved_for, start_for, train
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter import attach, published_rank, save_published, target_modules, trainable_parameters
+from tunery_trainer.adapter.attach import attach, published_rank, save_published, target_modules, trainable_parameters
+from tunery_trainer.adapter.methods import lora_init
+from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.lora_init import leading_directions, lora_layers
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.methods import initialization
-from tunery_trainer.methods.base import Start
-from tunery_trainer.methods.initialization import leading_directions, lora_layers
-from tunery_trainer.model import load_base, load_tokenizer, meta_model
+from tunery_trainer.model.load import load_base, load_tokenizer, meta_model
 
 TOLERANCE = 1e-5
 
@@ -183,7 +183,7 @@ def test_eva_starts_from_the_data(llama: Path) -> None:
 def test_eva_that_cannot_work_ends(
     llama: Path, monkeypatch: pytest.MonkeyPatch, rank: int, batch: list[list[int]], said: str
 ) -> None:
-    monkeypatch.setattr(initialization, "MAX_EVA_BATCHES", 3)
+    monkeypatch.setattr(lora_init, "MAX_EVA_BATCHES", 3)
     resolved = resolved_for(llama, {"method": "LoRA", "lora": {"init": "EVA", "rank": rank}})
     start = dataclasses.replace(start_for(llama), batches=[{"input_ids": torch.tensor(batch)}])
     with pytest.raises(TrainerError, match=said) as caught:

@@ -11,10 +11,10 @@ import torch
 
 from trainer.methods.families import logits_of, resolved_for, start_for, take_steps, train
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter import save_published
-from tunery_trainer.continued import continue_from, inherit
+from tunery_trainer.adapter.attach import save_published
+from tunery_trainer.adapter.continue_from import continue_from, inherit
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model import load_base, meta_model
+from tunery_trainer.model.load import load_base, meta_model
 
 SERVED = "owner/base"
 

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trainer.methods.families import VOCABULARY, resolved_for, start_for, token_rows
-from tunery_trainer.adapter import attach, training_hooks
-from tunery_trainer.evaluation import held_out_loss
-from tunery_trainer.model import load_base, load_tokenizer
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.losses.evaluation import held_out_loss
+from tunery_trainer.model.load import load_base, load_tokenizer
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -115,7 +115,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_an_evaluation_never_makes_all_logits(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunery_trainer.head._CPU_TOKENS", 16)
+    monkeypatch.setattr("tunery_trainer.losses.head._CPU_TOKENS", 16)
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 64)  # of 128 words, as 32,768 of 131,072
     model = AutoModelForCausalLM.from_pretrained(llama)
     ids = token_rows(3, rows=1, length=200).tolist()[0]

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.methods.families import write_family
-from tunery_trainer.attention import BY_EXAMPLE, computes_by_example
-from tunery_trainer.collator import Collator
-from tunery_trainer.isolation import isolation
+from tunery_trainer.model.attention import BY_EXAMPLE, computes_by_example
+from tunery_trainer.model.collator import Collator
+from tunery_trainer.model.isolation import isolation
 
 from bench.isolation import TABLE, classes, measured
 from kit.installation import ROOT

@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 
 from trainer.methods.families import resolved_for, start_for, token_rows
-from tunery_trainer.adapter import attach, training_hooks
-from tunery_trainer.model import load_base, load_tokenizer
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.model.load import load_base, load_tokenizer
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 SPEC: dict[str, Any] = {
     "method": "AdaLoRA",

@@ -17,12 +17,12 @@ from trainer.methods.checkpoints_of_today import MIXTURES, write_mixture
 from trainer.methods.families import logits_of, loop, resolved_for, start_for, train
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter import attach, save_published, target_modules, trainable_parameters
-from tunery_trainer.continued import continue_from, inherit
+from tunery_trainer.adapter.attach import attach, save_published, target_modules, trainable_parameters
+from tunery_trainer.adapter.continue_from import continue_from, inherit
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory
-from tunery_trainer.model import load_base, meta_model, model_facts
-from tunery_trainer.targets import expert_names, linear_layers, lora_targets
+from tunery_trainer.model.load import load_base, meta_model, model_facts
+from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.model.targets import expert_names, linear_layers, lora_targets
 
 Folder = Callable[[str], Path]
 NAMES = ("experts.down_proj", "experts.gate_up_proj")

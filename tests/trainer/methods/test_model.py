@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from trainer.methods.families import FAMILIES, resolved_for, token_rows
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model import check_weights, load_base, load_config, load_tokenizer, meta_model, model_facts
+from tunery_trainer.model.load import check_weights, load_base, load_config, load_tokenizer, meta_model, model_facts
 
 Folder = Callable[[str], Path]
 

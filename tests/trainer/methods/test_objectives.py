@@ -29,16 +29,16 @@ from trainer.methods.preferences import (
     rows_of,
     trainer_on,
 )
-from tunery_trainer.adapter import attach
-from tunery_trainer.answers import partners
-from tunery_trainer.collator import Collator
+from tunery_trainer.adapter.attach import attach
 from tunery_trainer.data.prepare import PreparedData
-from tunery_trainer.evaluation import Pass
-from tunery_trainer.head import head
-from tunery_trainer.model import load_base, load_tokenizer
-from tunery_trainer.objectives import Compared, log_odds_ratio, objective_of
-from tunery_trainer.reference import Scoring, task_rows
-from tunery_trainer.resolved import Resolved
+from tunery_trainer.losses.answers import partners
+from tunery_trainer.losses.evaluation import Pass
+from tunery_trainer.losses.head import head
+from tunery_trainer.losses.objectives import Compared, log_odds_ratio, objective_of
+from tunery_trainer.model.collator import Collator
+from tunery_trainer.model.load import load_base, load_tokenizer
+from tunery_trainer.settings.types import Resolved
+from tunery_trainer.training.reference import Scoring, task_rows
 
 PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12"]
 CHOSEN = ["w20 w21 w22", "w23", "w24 w25", "w26 w27 w28 w29 w30"]

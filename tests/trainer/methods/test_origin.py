@@ -25,16 +25,16 @@ from tunery_api.methods import (
 from tunery_api.preference import PreferenceSpec
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer, TrainingSpec
-from tunery_trainer.choose import method_choices
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inherited import NOTHING, Taken, manifest_of, with_open_taken
-from tunery_trainer.memo import Base, Origin
-from tunery_trainer.model import model_facts
-from tunery_trainer.origin import _data, check_base, check_origin, check_own, settings_of
-from tunery_trainer.planning import Basis, Plan, make_plan
-from tunery_trainer.resolve import Chosen, resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, Resolved
-from tunery_trainer.sizing import DataFacts
+from tunery_trainer.model.load import model_facts
+from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.resuming.inherited import NOTHING, Taken, manifest_of, with_open_taken
+from tunery_trainer.resuming.memo import Base, Origin
+from tunery_trainer.resuming.origin import _data, check_base, check_origin, check_own, settings_of
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import Chosen, resolve
+from tunery_trainer.settings.sizing import DataFacts
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
 
 __all__ = ["shapes"]
 LOOP: dict[str, Any] = {

@@ -13,9 +13,9 @@ from tunery_api.methods import Method
 from tunery_api.training import Optimizer
 from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model import load_tokenizer
-from tunery_trainer.planning import Basis, Plan, make_plan
-from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.model.load import load_tokenizer
+from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 GIB = 2**30
 SHAPES: dict[str, dict[str, int]] = {

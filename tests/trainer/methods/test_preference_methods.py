@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.methods.preferences import Pass, begun, prepared, resolved_task, trainer_on
-from tunery_trainer.objectives import objective_of
+from tunery_trainer.losses.objectives import objective_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {},

@@ -17,15 +17,16 @@ from trainer.methods.checkpoints_of_today import write_mixture
 from trainer.methods.families import logits_of, resolved_for, start_for, train, write_family
 from trainer.methods.preferences import PASS, begun, moved, prepared, resolved_task, rows_of, trainer_on
 from tunery_api.methods import Method
-from tunery_trainer import objectives, reference
-from tunery_trainer.adapter import attach
+from tunery_trainer.adapter.attach import attach
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model import load_base
-from tunery_trainer.objectives import Compared, objective_of
-from tunery_trainer.ordering import reached
-from tunery_trainer.recovery import train_to_the_end
-from tunery_trainer.reference import Scoring, as_before, task_rows
-from tunery_trainer.training import trained_state
+from tunery_trainer.losses import objectives
+from tunery_trainer.losses.objectives import Compared, objective_of
+from tunery_trainer.model.load import load_base
+from tunery_trainer.training import reference
+from tunery_trainer.training.ordering import reached
+from tunery_trainer.training.recovery import train_to_the_end
+from tunery_trainer.training.reference import Scoring, as_before, task_rows
+from tunery_trainer.training.trl_trainer import trained_state
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {},

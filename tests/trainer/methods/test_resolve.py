@@ -14,11 +14,11 @@ from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.preference import PreferenceLoss
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
-from tunery_trainer.choose import method_choices
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.presets import guideline_for
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, Resolved
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.presets import guideline_for
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, Resolved
 
 GIB = 2**30
 SEVEN_B = ModelFacts("LlamaForCausalLM", 7_000_000_000, 32, 4096, 32_000, 4096, tied_embeddings=False, packable=True)
@@ -269,6 +269,7 @@ def test_status_holds_every_value() -> None:
 
 def test_resolving_needs_no_heavy_library() -> None:
     code = (
-        "import sys, tunery_trainer.resolve; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+        "import sys, tunery_trainer.settings.resolve; "
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

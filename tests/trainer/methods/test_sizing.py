@@ -12,12 +12,12 @@ from datasets import Dataset
 
 from trainer.methods.families import CPU, resolved_for, spec_of, start_for, token_rows
 from tunery_api.training import Scheduler
-from tunery_trainer.adapter import attach
-from tunery_trainer.choose import method_choices
-from tunery_trainer.model import load_base, load_tokenizer, model_facts
-from tunery_trainer.resolve import Chosen, resolve
-from tunery_trainer.sizing import ENOUGH_STEPS, MOST_EPOCHS, DataFacts, sequences_to_pack, size
-from tunery_trainer.training import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import Chosen, resolve
+from tunery_trainer.settings.sizing import ENOUGH_STEPS, MOST_EPOCHS, DataFacts, sequences_to_pack, size
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 
 @pytest.mark.parametrize(

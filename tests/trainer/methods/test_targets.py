@@ -11,8 +11,8 @@ import pytest
 from trainer.methods.families import FAMILIES, resolved_for
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model import load_base, meta_model
-from tunery_trainer.targets import check_modules_to_save, check_patterns, ia3_targets, resolve_targets
+from tunery_trainer.model.load import load_base, meta_model
+from tunery_trainer.model.targets import check_modules_to_save, check_patterns, ia3_targets, resolve_targets
 
 Folder = Callable[[str], Path]
 

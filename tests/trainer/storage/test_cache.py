@@ -19,11 +19,11 @@ from trainer.storage.access import credentials
 from trainer.storage.hub_server import HubServer
 from trainer.storage.test_fetch import MODEL, NONE, NOT_WANTED, _fill, _hub_credentials
 from tunery_api.reasons import FailureReason
-from tunery_trainer import digests
-from tunery_trainer.caching.models import cache_model, told_in_percent
-from tunery_trainer.caching.shared import RECORD, CacheUnusable, SharedCache
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.fetch import MODELS, Place, fetch_model
+from tunery_trainer.inputs import digests
+from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
+from tunery_trainer.inputs.fetch import MODELS, Place, fetch_model
+from tunery_trainer.inputs.shared_cache import RECORD, CacheUnusable, SharedCache
 from tunery_trainer.storage import Store
 from tunery_trainer.storage.s3 import S3Store
 
@@ -130,7 +130,7 @@ def test_what_a_process_uses_stays_until_it_ends(root: Path) -> None:
     folder = put(cache, ONE, 1500, age=5 * HOUR)
     program = f"""
 import pathlib, sys
-from tunery_trainer.caching.shared import SharedCache
+from tunery_trainer.inputs.shared_cache import SharedCache
 cache = SharedCache(pathlib.Path({str(root)!r}))
 assert cache.use("models", {ONE!r})
 print("used", flush=True)
@@ -265,7 +265,7 @@ def test_an_interrupted_filling_goes_on(
     place = Place(f"s3://{bucket}/m", credentials(s3), cache=SharedCache(root))
     with monkeypatch.context() as patch:
         patch.setattr(SharedCache, "put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("tunery_trainer.caching.models._without_bookkeeping", lambda *_: None)
+        patch.setattr("tunery_trainer.inputs.cached_model._without_bookkeeping", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             cache_model(place, _silent)
     downloaded.clear()

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.checkpoints import (
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage import Progress, Store
+from tunery_trainer.storage.checkpoints import (
     CheckpointUploader,
     complete_checkpoints,
     latest_complete,
@@ -18,8 +20,6 @@ from tunery_trainer.checkpoints import (
     remove_checkpoints,
     restore,
 )
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import Progress, Store
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer import digests
-from tunery_trainer.digests import BOOK, FolderDigest
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs import digests
+from tunery_trainer.inputs.digests import BOOK, FolderDigest
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1000}
 
@@ -131,7 +131,7 @@ def test_nobody_waits_while_the_files_are_read(folder: Path, monkeypatch: pytest
 def test_reading_does_not_hold_up_the_end_of_a_run() -> None:
     program = """
 import pathlib, time
-from tunery_trainer import digests
+from tunery_trainer.inputs import digests
 digests.hash_file = lambda path: time.sleep(60)
 digests.FolderDigest.begin(pathlib.Path("/etc"), ["hosts"])
 """

@@ -18,12 +18,12 @@ from trainer.storage.access import credentials
 from trainer.storage.results import lineage, make_folder, run
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_trainer import credentials as credentials_module
-from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.publish import Target, probe, publish
 from tunery_trainer.storage import LocalStore, Store, open_store, s3_client, transfer
+from tunery_trainer.storage import credentials as credentials_module
 from tunery_trainer.storage.cleanup import remove_stale_uploads
+from tunery_trainer.storage.credentials import Credentials
+from tunery_trainer.storage.publish import Target, probe, publish
 
 from cluster.s3 import S3Server
 

@@ -11,12 +11,12 @@ import pytest
 from trainer.storage.access import credentials
 from trainer.storage.hub_server import COMMIT, TOKEN, HubServer
 from tunery_api.reasons import FailureReason
-from tunery_trainer.credentials import Credentials
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
-from tunery_trainer.selection import data_files
+from tunery_trainer.inputs.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
+from tunery_trainer.inputs.file_selection import data_files
 from tunery_trainer.storage import Store, transfer
+from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
 
@@ -123,7 +123,7 @@ def test_model_from_hub(hub: HubServer, tmp_path: Path, weights: bool) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PART_BYTES", 500)
-    monkeypatch.setattr("tunery_trainer.hub._LARGE", 1000)
+    monkeypatch.setattr("tunery_trainer.inputs.hub._LARGE", 1000)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from trainer.storage.results import lineage, run
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
-from tunery_trainer.model_card import model_card
+from tunery_trainer.reporting.model_card import model_card
 
 
 def _front(card: str) -> dict[str, object]:

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
-from tunery_trainer.progress import ProgressReporter
-from tunery_trainer.progress_client import Pace, interval_seconds, retry_after
+from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress_client import Pace, interval_seconds, retry_after
 
 
 @dataclass

@@ -18,9 +18,9 @@ from trainer.storage.results import lineage, make_folder, run
 from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.publish import CLAIM_NAME, Published, Publisher, Target, probe, publish
-from tunery_trainer.published import download_published, read_manifest, verify
 from tunery_trainer.storage import Store, open_store
+from tunery_trainer.storage.publish import CLAIM_NAME, Published, Publisher, Target, probe, publish
+from tunery_trainer.storage.published import download_published, read_manifest, verify
 
 from cluster.s3 import S3Server
 
@@ -145,10 +145,10 @@ def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None
 KILLED = """
 import os, sys
 from pathlib import Path
-from tunery_trainer.publish import Target, publish
+from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage import open_store
 from trainer.storage.results import lineage, run
-from tunery_trainer.credentials import Credentials
+from tunery_trainer.storage.credentials import Credentials
 import json
 values = json.load(sys.stdin)
 store, prefix = open_store(sys.argv[1], Credentials("test", values), "spec.output.uri")

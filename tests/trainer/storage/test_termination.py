@@ -20,7 +20,7 @@ from tunery_api.status import (
     ResolvedStatus,
     ResolvedValue,
 )
-from tunery_trainer.termination import termination_bytes, write_termination
+from tunery_trainer.process.termination import termination_bytes, write_termination
 
 
 def _large_result() -> RunResult:

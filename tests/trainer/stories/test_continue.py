@@ -15,8 +15,8 @@ from trainer.stories.tiny import make_rows, manifest, run_here, write_manifest, 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.local_run import load_run_spec
-from tunery_trainer.previous import get_previous
+from tunery_trainer.inputs.adapter import get_previous
+from tunery_trainer.local import load_run_spec
 
 # Small steps: a new optimizer must not undo at once what the first run learnt.
 GENTLE = {"maxSteps": 10, "learningRate": "1e-3"}

@@ -15,13 +15,13 @@ from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
-from tunery_trainer import model
-from tunery_trainer.choose import method_choices
-from tunery_trainer.device import device_facts
-from tunery_trainer.failures import explain
-from tunery_trainer.model import load_base
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.model import load as model
+from tunery_trainer.model.load import load_base
+from tunery_trainer.process.device import device_facts
+from tunery_trainer.process.failures import explain
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 MEMORY, UNAVAILABLE, FAULT, BUG = (
     FailureReason.GPU_OUT_OF_MEMORY,

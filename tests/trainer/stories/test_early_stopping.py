@@ -17,8 +17,8 @@ from trainer.stories.conftest import Case
 from trainer.stories.peft_reader import held_out_rows, plain_peft, single_row_loss
 from trainer.stories.tiny import run_here
 from tunery_api.exitcodes import ExitCode
-from tunery_trainer.best import BEST_FILE, BestAdapter
-from tunery_trainer.callbacks import PatienceCallback
+from tunery_trainer.training.best_weights import BEST_FILE, BestAdapter
+from tunery_trainer.training.callbacks import PatienceCallback
 
 # A rate at which the loss soon rises again.
 WILD = {"maxSteps": 60, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}

@@ -12,7 +12,7 @@ from trainer.stories.tiny import run_here
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Lineage
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec
-from tunery_trainer.rejected import reject, rejected_uri
+from tunery_trainer.tasks.rejected import reject, rejected_uri
 
 from cluster.s3 import S3Server
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_trainer.adapter import attach
-from tunery_trainer.choose import method_choices
-from tunery_trainer.collator import Collator
-from tunery_trainer.evaluation import held_out_loss
-from tunery_trainer.methods.base import Start
-from tunery_trainer.model import load_base, load_tokenizer, model_facts
-from tunery_trainer.resolve import resolve
-from tunery_trainer.resolved import DeviceFacts, DeviceKind
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.losses.evaluation import held_out_loss
+from tunery_trainer.model.collator import Collator
+from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
+from tunery_trainer.settings.auto_method import method_choices
+from tunery_trainer.settings.resolve import resolve
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 CPU = DeviceFacts(DeviceKind.CPU, None, bfloat16=True)
 LENGTHS = (9, 17, 5)

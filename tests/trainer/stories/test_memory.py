@@ -9,8 +9,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from tunery_api.training import Optimizer
-from tunery_trainer.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
-from tunery_trainer.model import meta_model
+from tunery_trainer.model.load import meta_model
+from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
 
 PLAN = MemoryPlan(2, 64, None, Optimizer.ADAMW, gradient_checkpointing=False, on_gpu=False)
 

@@ -22,8 +22,8 @@ from tunery_api.manifest import Manifest
 from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.merging.measure import as_of_a_merge
-from tunery_trainer.publish import Published
-from tunery_trainer.result import result_of
+from tunery_trainer.reporting.result import result_of
+from tunery_trainer.storage.publish import Published
 
 Spec = dict[str, Any]
 LONGER = {"maxSteps": 60}

@@ -10,8 +10,8 @@ from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, manifest, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunSpec
-from tunery_trainer.fetch import FetchedDataset
-from tunery_trainer.inputs import get_data
+from tunery_trainer.inputs.fetch import FetchedDataset
+from tunery_trainer.inputs.workspace import get_data
 
 
 def run_file(folder: Path, evaluation: str = "configmap://dev/dev.jsonl") -> Path:

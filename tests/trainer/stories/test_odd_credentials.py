@@ -13,7 +13,7 @@ import pytest
 from trainer.stories.tiny import manifest, run_here
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import Failure, PreflightReport
-from tunery_trainer import credentials
+from tunery_trainer.storage import credentials
 
 from cluster.s3 import S3Server
 

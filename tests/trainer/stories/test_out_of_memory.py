@@ -18,8 +18,8 @@ from trl import SFTTrainer
 from trainer.stories.conftest import Case
 from trainer.stories.tiny import environment, make_rows, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
-from tunery_trainer import objectives
-from tunery_trainer.local_run import load_run_spec
+from tunery_trainer.local import load_run_spec
+from tunery_trainer.losses import objectives
 
 EXACT = {
     "batchSize": 4,
@@ -225,7 +225,7 @@ def test_the_evaluation_goes_in_halves(case: Case, monkeypatch: pytest.MonkeyPat
 
 LIMITED = """
 import resource, sys, torch
-from tunery_trainer import recovery
+from tunery_trainer.training import recovery
 from tunery_trainer.cli import main
 train = recovery.train_to_the_end
 def limited(*arguments):
@@ -233,8 +233,8 @@ def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
     train(*arguments)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-import tunery_trainer.fit
-tunery_trainer.fit.train_to_the_end = limited
+import tunery_trainer.training.run
+tunery_trainer.training.run.train_to_the_end = limited
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -22,8 +22,8 @@ from trainer.stories.peft_reader import held_out_rows, plain_peft
 from trainer.stories.test_stopping import start
 from trainer.stories.tiny import WORDS, run_here, write_rows
 from tunery_api.exitcodes import ExitCode
-from tunery_trainer.disk import estimate_disk
-from tunery_trainer.local_run import load_run_spec
+from tunery_trainer.local import load_run_spec
+from tunery_trainer.plan.disk import estimate_disk
 
 QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
 

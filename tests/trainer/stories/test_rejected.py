@@ -14,9 +14,9 @@ from trainer.stories.tiny import run_here
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import RunResult
-from tunery_trainer.local_run import load_run_spec
-from tunery_trainer.published import verify
+from tunery_trainer.local import load_run_spec
 from tunery_trainer.storage import open_store
+from tunery_trainer.storage.published import verify
 
 TOO_MUCH = {"minImprovement": "0.99"}
 

@@ -18,10 +18,10 @@ from trainer.stories.tiny import make_rows, run_here, write_manifest, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
-from tunery_trainer.choose import MethodChoice, method_choices
-from tunery_trainer.digests import BOOK
+from tunery_trainer.inputs.digests import BOOK
+from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.storage.transfer import hash_file
-from tunery_trainer.training import AdapterTrainer
+from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 KEPT = {"everySteps": 5, "keep": 4, "keepAfterSuccess": True}
 EXACT = {"precision": "Float32", "packing": False}
@@ -135,7 +135,7 @@ def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of 3 passes over 108 rows takes 6 steps of 16 rows and one of 12; logged are the steps 5, 10, 15 and 20."""
-    monkeypatch.setattr("tunery_trainer.training._LOGGED_POINTS", 4)
+    monkeypatch.setattr("tunery_trainer.training.trl_trainer._LOGGED_POINTS", 4)
     asked = EXACT | {"maxSteps": None, "epochs": "3", "batchSize": 16}
     place, _ = first(case, training=asked)
     assert json.loads((place.parents[2] / "out-a" / "manifest.json").read_text())["lineage"]["epochs"] == 3.0
@@ -249,7 +249,7 @@ def test_the_weights_of_the_base_are_compared_while_it_trains(
         return hash_file(path)
 
     monkeypatch.setattr(AdapterTrainer, "training_step", first_step)
-    monkeypatch.setattr("tunery_trainer.digests.hash_file", late)
+    monkeypatch.setattr("tunery_trainer.inputs.digests.hash_file", late)
     path = later(case, place / "step-000010", model={"uri": "file://other"})
     if not other:
         assert distance(straight, train(path, "b")[0]) == 0.0
@@ -266,7 +266,7 @@ def test_a_retry_does_not_go_on_with_what_was_put_in_the_place_of_its_inputs(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     # In a cluster an object stays the same whatever its inputs become; without one, other inputs make another run.
-    monkeypatch.setattr("tunery_trainer.local_run._data_digests", lambda spec: [])
+    monkeypatch.setattr("tunery_trainer.local._data_digests", lambda spec: [])
     tampered(tmp_path / "own", other=False)
     write_rows(tmp_path / "held.jsonl", make_rows(130)[120:])
     held = {"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}}
@@ -295,7 +295,7 @@ def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, mon
         auto = spec.method is Method.AUTO
         return (MethodChoice(Method.QLORA, "It does not fit."),) if auto else method_choices(spec, *facts)
 
-    monkeypatch.setattr("tunery_trainer.planning.method_choices", smaller)
+    monkeypatch.setattr("tunery_trainer.plan.training_plan.method_choices", smaller)
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert "Resuming from the checkpoint of step 20" in done.stdout, done.stderr
     resolved = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["resolved"]

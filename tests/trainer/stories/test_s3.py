@@ -14,8 +14,8 @@ from trainer.stories.conftest import Case
 from trainer.stories.tiny import make_rows, manifest, run_here, run_trainer, write_rows
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
-from tunery_trainer.credentials import Credentials
-from tunery_trainer.fetch import Place, fetch_model
+from tunery_trainer.inputs.fetch import Place, fetch_model
+from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
 

@@ -13,8 +13,8 @@ SAY = """
 import logging, sys
 from pathlib import Path
 from tunery_api.scrub import register_secret
-from tunery_trainer.environment import guard_output, prepare_environment
-from tunery_trainer.failures import explain, show
+from tunery_trainer.process.environment import guard_output, prepare_environment
+from tunery_trainer.process.failures import explain, show
 register_secret("s3cr3t-v4lue")
 guard_output()
 prepare_environment(Path(sys.argv[1]), 0)
@@ -28,7 +28,7 @@ except RuntimeError as error:
 OWN_WAYS = """
 import logging, sys, threading, warnings
 from tunery_api.scrub import register_secret
-from tunery_trainer.environment import guard_output
+from tunery_trainer.process.environment import guard_output
 register_secret("s3cr3t\\nv4lue")
 guard_output()
 def die():

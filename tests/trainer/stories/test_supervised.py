@@ -15,9 +15,9 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import Task
-from tunery_trainer.supervise import explain_end, to_supervise
+from tunery_trainer.process.supervise import explain_end, to_supervise
 
-PARENT = "import sys; from tunery_trainer.supervise import supervise; from tunery_api.runspec import Task; "
+PARENT = "import sys; from tunery_trainer.process.supervise import supervise; from tunery_api.runspec import Task; "
 BITSANDBYTES = """
 import ctypes, glob, os, torch, bitsandbytes
 found = glob.glob(os.path.join(os.path.dirname(bitsandbytes.__file__), "libbitsandbytes_cuda1*.so"))
@@ -117,7 +117,7 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
-    code = "from tunery_trainer.supervise import die_with_parent; die_with_parent(); "
+    code = "from tunery_trainer.process.supervise import die_with_parent; die_with_parent(); "
     process = supervised(tmp_path, f"{code}import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     assert process.stdout is not None
     child = int(process.stdout.readline())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import faulthandler
 import sys
 
-from tunery_trainer.environment import guard_output
-from tunery_trainer.supervise import die_with_parent, supervise, to_supervise
+from tunery_trainer.process.environment import guard_output
+from tunery_trainer.process.supervise import die_with_parent, supervise, to_supervise
 
 if __name__ == "__main__":
     task = to_supervise(sys.argv[1:])

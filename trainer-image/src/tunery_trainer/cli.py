@@ -17,10 +17,10 @@ from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.failures import explain, show, to_failure
-from tunery_trainer.signals import StopRequested, StopSignal
-from tunery_trainer.tasks import run_task
-from tunery_trainer.termination import failed_message, write_termination
+from tunery_trainer.process.failures import explain, show, to_failure
+from tunery_trainer.process.signals import StopRequested, StopSignal
+from tunery_trainer.process.termination import failed_message, write_termination
+from tunery_trainer.tasks.dispatch import run_task
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     """Run a manifest without a cluster: nobody waits for a termination message."""
-    from tunery_trainer.local_run import run_manifest
+    from tunery_trainer.local import run_manifest
 
     try:
         run_manifest(Path(options.path), options.work_dir and Path(options.work_dir), options.name, stop)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
-from tunery_trainer.data.survey import Files
+from tunery_trainer.data.single_pass import Files
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:

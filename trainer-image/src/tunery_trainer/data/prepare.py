@@ -14,9 +14,9 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
 from tunery_trainer.data.layout import Layout, check_held_out, lay, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.store import TokenStore, row_kind
-from tunery_trainer.data.survey import Files, Survey, find_files
 from tunery_trainer.errors import TrainerError
 
 if TYPE_CHECKING:

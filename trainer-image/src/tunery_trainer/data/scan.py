@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tunery_trainer.data.layout import check_held_out, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.single_pass import Survey, find_files
 from tunery_trainer.data.split import held_out, kinds_of
-from tunery_trainer.data.survey import Survey, find_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

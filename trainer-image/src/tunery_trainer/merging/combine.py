@@ -14,10 +14,10 @@ import torch
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging import whole
-from tunery_trainer.merging.adapters import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
+from tunery_trainer.merging import full_tensors
+from tunery_trainer.merging.adapter_config import ModuleRank, ia3_config, lora_config
+from tunery_trainer.merging.adapter_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
 from tunery_trainer.merging.compatibility import check_tensors
-from tunery_trainer.merging.config import ModuleRank, ia3_config, lora_config
 from tunery_trainer.merging.deltas import Delta, Factored, Options
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.methods import is_exact, merge, result_rank
@@ -108,9 +108,9 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
     layouts = [layout for part in job.parts for layout in _layouts(part, job.dtype, lora_bias=job.lora_bias)]
     ranks: dict[str, ModuleRank] = {}
     errors: dict[str, float] = {}
-    whole_tensors = whole.layouts(job.adapters, job.dtype)
-    nothing = not whole_tensors
-    with Writer(job.target / WEIGHTS_FILE, layouts + whole_tensors) as writer:
+    full = full_tensors.layouts(job.adapters, job.dtype)
+    nothing = not full
+    with Writer(job.target / WEIGHTS_FILE, layouts + full) as writer:
         for part, merged in zip(job.parts, results, strict=True):
             ranks[part.name] = (part.rank, merged.scaling * part.rank)
             errors[part.name] = merged.error
@@ -119,7 +119,7 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
             writer.write(merged.b.to(job.dtype))
             if job.lora_bias and not part.embedding:
                 writer.write(_merged_bias(part, merged).to(job.dtype))
-        whole.write(job.adapters, writer, job.dtype)
+        full_tensors.write(job.adapters, writer, job.dtype)
     if nothing:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
@@ -226,10 +226,10 @@ def _combine_scales(adapters: Sequence[Adapter], target: Path, dtype: torch.dtyp
     keys = {module.keys["ia3_l"]: name for adapter in adapters for name, module in adapter.modules.items()}
     shapes = {key: adapter.tensors[key].shape for adapter in adapters for key in keys if key in adapter.tensors}
     layouts = [Layout(key, dtype, shapes[key]) for key in keys]
-    with Writer(target / WEIGHTS_FILE, layouts + whole.layouts(adapters, dtype)) as writer:
+    with Writer(target / WEIGHTS_FILE, layouts + full_tensors.layouts(adapters, dtype)) as writer:
         for key in keys:
             writer.write(merged_scale(adapters, key, shapes[key]).to(dtype))
-        whole.write(adapters, writer, dtype)
+        full_tensors.write(adapters, writer, dtype)
     write_config(target, ia3_config(adapters, list(keys.values())))
     return Combined()
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging.adapters import Adapter
+from tunery_trainer.merging.adapter_files import Adapter
 
 MAX_ADAPTERS: Final = 32
 LOW_RANK: Final = frozenset({"LORA", "ADALORA"})

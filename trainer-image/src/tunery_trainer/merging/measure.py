@@ -18,14 +18,14 @@ from tunery_api.runspec import Purpose, RunSpec
 from tunery_api.status import DatasetStatus
 from tunery_trainer.data.options import DataFormat, DataOptions, Loss
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.fetch import Place, fetch_dataset, fetch_model
-from tunery_trainer.improvement import shortfall
-from tunery_trainer.inputs import credentials_for, work_folder
-from tunery_trainer.merging.adapters import Adapter
+from tunery_trainer.inputs.fetch import Place, fetch_dataset, fetch_model
+from tunery_trainer.inputs.workspace import credentials_for, work_folder
+from tunery_trainer.losses.improvement import shortfall
+from tunery_trainer.merging.adapter_files import Adapter
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
-from tunery_trainer.resolved import DeviceKind
-from tunery_trainer.summary import dataset_status
+from tunery_trainer.reporting.status_parts import dataset_status
+from tunery_trainer.settings.types import DeviceKind
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +76,7 @@ def prepare_yardstick(
     Raises TrainerError: those of fetch_dataset, fetch_model and the data layer, which name fields of
     spec.evaluation.dataset.
     """
-    from tunery_trainer.model import load_tokenizer
+    from tunery_trainer.model.load import load_tokenizer
 
     place = _place(run, Purpose.MODEL, model.uri, model.revision)
     folder = fetch_model(place, work_folder(run, "model")).folder
@@ -130,7 +130,7 @@ def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[flo
     """Yield the loss of the base, then of the base with each adapter."""
     from peft import PeftModel
 
-    from tunery_trainer.evaluation import held_out_loss
+    from tunery_trainer.losses.evaluation import held_out_loss
 
     count = len(adapters) + 1
     print(f"Measuring  the base (1 of {count})", flush=True)
@@ -147,9 +147,9 @@ def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[flo
 
 
 def _load(yardstick: Yardstick) -> torch.nn.Module:
-    from tunery_trainer.device import device_facts
-    from tunery_trainer.model import Loading, dtype_of, load_frozen
-    from tunery_trainer.resolve import natural_precision
+    from tunery_trainer.model.load import Loading, dtype_of, load_frozen
+    from tunery_trainer.process.device import device_facts
+    from tunery_trainer.settings.resolve import natural_precision
 
     devices = device_facts(None)
     place = torch.device("cuda:0" if devices.kind is DeviceKind.CUDA else "cpu")

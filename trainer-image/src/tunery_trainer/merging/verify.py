@@ -14,13 +14,13 @@ from tunery_api.adaptermerge import MergeMethod
 from tunery_api.methods import QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.merging.adapters import Adapter, open_adapter
-from tunery_trainer.merging.apply import Context, merged_blocks
-from tunery_trainer.merging.checkpoint import EMBEDDINGS
+from tunery_trainer.merging.adapter_files import Adapter, open_adapter
+from tunery_trainer.merging.base_model import EMBEDDINGS
 from tunery_trainer.merging.combine import Combined, list_parts, merged_scale, read_delta
 from tunery_trainer.merging.deltas import Delta, Options, blocks
-from tunery_trainer.merging.edits import Edit
+from tunery_trainer.merging.edit_plan import Edit
 from tunery_trainer.merging.files import LocalFiles
+from tunery_trainer.merging.merged_blocks import Context, merged_blocks
 from tunery_trainer.merging.methods import METHODS
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.safetensors_stream import read_header, read_rows, read_tensor
@@ -121,7 +121,7 @@ def _logits(folder: Path, adapter: Adapter | None, quantization: Quantization | 
     from peft import PeftModel
     from transformers import AutoConfig
 
-    from tunery_trainer.language import auto_class
+    from tunery_trainer.model.language import auto_class
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = auto_class(config).from_pretrained(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tunery_api.fields import bucket_problem
 from tunery_api.reasons import FailureReason
-from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.base import Store, check_key
+from tunery_trainer.storage.credentials import Credentials
 from tunery_trainer.storage.local import LocalStore
 from tunery_trainer.storage.uris import split_uri
 

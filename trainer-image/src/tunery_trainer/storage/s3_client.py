@@ -11,8 +11,8 @@ from botocore.credentials import RefreshableCredentials
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import register_secret
-from tunery_trainer.credentials import Credentials
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage.credentials import Credentials
 from tunery_trainer.storage.endpoints import check_endpoint
 
 if TYPE_CHECKING:

@@ -1,0 +1,223 @@
+"""Train a published adapter on: what the manifest leaves open is taken from it, what disagrees is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from tunery_api.methods import PROMPT_LEARNING, Method
+from tunery_api.reasons import FailureReason
+from tunery_api.status import ResolvedValue
+from tunery_trainer.adapter.attach import CONFIG_FILE, WEIGHTS_FILE, attach
+from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.model.targets import (
+    ends_with,
+    expert_names,
+    expert_parameters,
+    ia3_targets,
+    linear_layers,
+    lora_targets,
+)
+from tunery_trainer.settings.experts import EXPERT_METHODS, EXPERTS, adapts_experts, told_again
+from tunery_trainer.settings.resolve import SCALED_LEARNING_RATE, learning_rate_factor
+from tunery_trainer.settings.types import AdapterSettings, Resolved, Source
+
+_KINDS: Final = {
+    Method.LORA: ("LORA", False),
+    Method.QLORA: ("LORA", False),
+    Method.DORA: ("LORA", True),
+    Method.QDORA: ("LORA", True),
+    Method.PROMPT_TUNING: ("PROMPT_TUNING", False),
+    Method.PREFIX_TUNING: ("PREFIX_TUNING", False),
+    Method.IA3: ("IA3", False),
+}
+"""PEFT's type, and whether it is DoRA; AdaLoRA cannot be continued."""
+
+
+def inherit(resolved: Resolved, model: PreTrainedModel, folder: Path, served_name: str) -> Resolved:
+    """Return `resolved` with rank, alpha, targets and the like as the adapter published in `folder` has them.
+
+    `model` may be on the meta device. Call it before attaching, in preflight and in training alike.
+    Raises TrainerError: AdapterMissing, AdapterCorrupt, or InvalidSpec naming what the manifest and the adapter
+    disagree about.
+    """
+    config = _read_config(folder)
+    _check_kind(resolved, config)
+    base = config.get("base_model_name_or_path")
+    if base != served_name:
+        raise _disagree("continueFrom", f"the adapter is for the base model {base!r}, this job trains {served_name!r}")
+    if resolved.method in PROMPT_LEARNING:
+        return _inherit_prompt(resolved, config)
+    adapter = _inherit_names(resolved, model, config)
+    if resolved.method is Method.IA3:
+        names = {"lora.targetModules": _list(adapter.target_modules or ())}
+        return replace(resolved, adapter=adapter, values=_noted(resolved.values, names))
+    experts = adapts_experts(resolved.method, adapter.target_modules, expert_names(model))
+    values = tuple(
+        value.model_copy(update={"value": told_again(value.value, adapted=experts)}) if value.name == EXPERTS else value
+        for value in resolved.values
+    )
+    return _with_rank(replace(resolved, values=values), _inherit_numbers(resolved, adapter, config))
+
+
+def continue_from(model: PreTrainedModel, resolved: Resolved, start: Start, folder: Path) -> PeftModel:
+    """Return `model` with the adapter published in `folder` attached, trainable; `resolved` comes from inherit.
+
+    Raises TrainerError(AdapterCorrupt) when its tensors are not those of its configuration.
+    """
+    adapted = attach(model, resolved, start)
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        result = set_peft_model_state_dict(adapted, weights)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise _corrupt(f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+    # PEFT loads a prompt by its own way, and then calls it unexpected.
+    prompt = resolved.method in PROMPT_LEARNING and set(weights) == {"prompt_embeddings"}
+    own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    missing = sorted(own.intersection(result.missing_keys))
+    if not prompt and (missing or result.unexpected_keys):
+        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[:3]}, and nothing asks for {result.unexpected_keys[:3]} in it")
+    return adapted
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainerError(FailureReason.ADAPTER_MISSING, f"spec.continueFrom: there is no {CONFIG_FILE}") from error
+    except ValueError as error:
+        raise _corrupt(f"{CONFIG_FILE} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise _corrupt(f"{CONFIG_FILE} is not a JSON object")
+    return config
+
+
+def _check_kind(resolved: Resolved, config: Mapping[str, Any]) -> None:
+    found = (config.get("peft_type"), bool(config.get("use_dora")))
+    if found == _KINDS.get(resolved.method):
+        return
+    fitting = [method.value for method, kind in _KINDS.items() if kind == found]
+    advice = f"use method: {' or '.join(fitting)}" if fitting else "such an adapter cannot be trained on"
+    raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {found[0]}; {advice}")
+
+
+def _inherit_prompt(resolved: Resolved, config: Mapping[str, Any]) -> Resolved:
+    if resolved.prompt is None:
+        raise ValueError(f"{resolved.method} needs its settings")
+    block = "promptTuning" if resolved.method is Method.PROMPT_TUNING else "prefixTuning"
+    field = f"{block}.virtualTokens"
+    tokens = _agree(resolved, field, resolved.prompt.virtual_tokens, config.get("num_virtual_tokens"))
+    return replace(
+        resolved,
+        prompt=replace(resolved.prompt, virtual_tokens=tokens, init_text=None),
+        values=_noted(resolved.values, {field: tokens}),
+    )
+
+
+def _inherit_names(resolved: Resolved, model: PreTrainedModel, config: Mapping[str, Any]) -> AdapterSettings:
+    """Return the settings with the adapter's target modules and modules to save."""
+    adapter = resolved.adapter
+    theirs = tuple(sorted([*(config.get("target_modules") or ()), *(config.get("target_parameters") or ())]))
+    if _from_manifest(resolved, "lora.targetModules"):
+        asked = adapter.target_modules or ()
+        ours = _ours(resolved, model, asked)
+        if _paths(model, ours) != _paths(model, theirs):
+            raise _differs("lora.targetModules", _list(ours), _list(theirs))
+    saved = tuple(sorted(config.get("modules_to_save") or ()))
+    if adapter.modules_to_save and set(adapter.modules_to_save) != set(saved):
+        raise _differs("lora.modulesToSave", _list(adapter.modules_to_save), _list(saved))
+    return replace(adapter, target_modules=theirs, modules_to_save=saved)
+
+
+def _ours(resolved: Resolved, model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:
+    if resolved.method is Method.IA3:
+        return ia3_targets(model, asked)[0]
+    modules, experts = lora_targets(model, asked, experts=resolved.method in EXPERT_METHODS)
+    return (*modules, *experts)
+
+
+def _inherit_numbers(resolved: Resolved, adapter: AdapterSettings, config: Mapping[str, Any]) -> AdapterSettings:
+    for field, ours, key in (
+        ("lora.rankPattern", adapter.rank_pattern, "rank_pattern"),
+        ("lora.alphaPattern", adapter.alpha_pattern, "alpha_pattern"),
+    ):
+        if ours and dict(ours) != (config.get(key) or {}):
+            raise _differs(field, dict(ours), config.get(key))
+    return replace(
+        adapter,
+        rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r")),
+        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha")),
+        use_rslora=_agree(resolved, "lora.useRslora", adapter.use_rslora, bool(config.get("use_rslora"))),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
+
+
+def _with_rank(resolved: Resolved, adapter: AdapterSettings) -> Resolved:
+    """Return `resolved` with `adapter`, and the learning rate scaled anew where it is scaled with the rank."""
+    changed: dict[str, Any] = {
+        "lora.rank": adapter.rank,
+        "lora.alpha": adapter.alpha,
+        "lora.targetModules": _list(adapter.target_modules or ()),
+        "lora.useRslora": str(adapter.use_rslora).lower(),
+    }
+    training = resolved.training
+    if any(value.name == SCALED_LEARNING_RATE for value in resolved.values):
+        rate = training.learning_rate * learning_rate_factor(adapter.rank) / learning_rate_factor(resolved.adapter.rank)
+        training = replace(training, learning_rate=rate)
+        changed[SCALED_LEARNING_RATE] = f"{rate:g}"
+    return replace(resolved, adapter=adapter, training=training, values=_noted(resolved.values, changed))
+
+
+def _agree(resolved: Resolved, field: str, ours: Any, theirs: Any) -> Any:
+    """Return the adapter's value; a manifest that says another one is refused."""
+    if theirs is None:
+        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is")
+    if _from_manifest(resolved, field) and ours != theirs:
+        raise _differs(field, ours, theirs)
+    return theirs
+
+
+def _from_manifest(resolved: Resolved, field: str) -> bool:
+    return any(value.name == field and value.source == Source.MANIFEST for value in resolved.values)
+
+
+def _noted(values: Iterable[ResolvedValue], changed: Mapping[str, Any]) -> tuple[ResolvedValue, ...]:
+    """Return `values` with those of `changed` that the manifest did not say replaced, as taken from the adapter."""
+    renewed = []
+    for value in values:
+        if value.name in changed and value.source != Source.MANIFEST:
+            value = ResolvedValue(name=value.name, value=str(changed[value.name])[:256], source=Source.ADAPTER)
+        renewed.append(value)
+    return tuple(renewed)
+
+
+def _paths(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    endings = list(names)
+    layers = (*linear_layers(model), *expert_parameters(model))
+    return {path for path in layers if any(ends_with(path, name) for name in endings)}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _disagree(field: str, message: str) -> TrainerError:
+    return TrainerError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}")
+
+
+def _differs(field: str, ours: Any, theirs: Any) -> TrainerError:
+    return _disagree(field, f"is {ours}, but the adapter of continueFrom has {theirs}; leave it out")
+
+
+def _corrupt(message: str) -> TrainerError:
+    return TrainerError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}")

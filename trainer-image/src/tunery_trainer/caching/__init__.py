@@ -1,1 +1,0 @@
-"""What jobs of one namespace share: base models and prepared data in a claim, filled by preflight."""

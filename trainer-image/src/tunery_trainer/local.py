@@ -1,0 +1,220 @@
+"""`python -m tunery_trainer run manifest.yaml`: the same code path as in the pod, without a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, unquote
+
+import yaml
+
+from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.fields import ApiModel
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.file_selection import data_files, split_pattern
+from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.tasks.dispatch import run_task
+
+Model = TypeVar("Model", bound=ApiModel)
+
+KINDS: Final = ("LoRAJob", "AdapterMerge")
+_NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+
+
+def run_manifest(path: Path, work_dir: Path | None, name: str | None, stop: StopSignal) -> None:
+    """Check and run the LoRAJob or AdapterMerge in `path`; relative file:// URIs are relative to it.
+
+    Without `work_dir` a folder below the system's temporary one is used, the same for the same manifest, so that a
+    rerun after a crash resumes; it is removed at the end. Raises InvalidSpec or TrainerError.
+    """
+    run = load_run_spec(path, work_dir, name)
+    if run.adapter_merge is not None:
+        run_task(Task.MERGE, run, stop)
+    else:
+        run_task(Task.PREFLIGHT, run, stop)
+        run_task(Task.TRAIN, run, stop)
+    if work_dir is None:
+        shutil.rmtree(run.work_dir, ignore_errors=True)
+
+
+def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
+    """Return the RunSpec that the operator would have written for the manifest.
+
+    Raises InvalidSpec, and TrainerError where there is no such file.
+    """
+    manifest = _select(_read(path), path, name)
+    merge = manifest["kind"] == "AdapterMerge"
+    spec = parse_adaptermerge(manifest, local=True) if merge else parse_lorajob(manifest, local=True)
+    problems = list(_needs_cluster(spec, "spec"))
+    if spec.output.uri is None:
+        problems.append(FieldError("spec.output.uri", "is required without a cluster"))
+    if problems:
+        raise InvalidSpec(problems)
+    spec = _absolute(spec, path.resolve().parent)
+    identity = _identity(manifest, spec)
+    folder = work_dir.resolve() if work_dir else _private_folder(identity)
+    return RunSpec(
+        identity=identity,
+        lora_job=spec if isinstance(spec, LoRAJobSpec) else None,
+        adapter_merge=spec if isinstance(spec, AdapterMergeSpec) else None,
+        output_uri=spec.output.uri or "",
+        checkpoint_uri=(folder / "checkpoints" / identity.uid).as_uri(),
+        adapters=_adapters(spec),
+        resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        work_dir=str(folder),
+        local=True,
+    )
+
+
+def _read(path: Path) -> list[Any]:
+    try:
+        return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
+    except FileNotFoundError as error:
+        raise TrainerError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
+
+
+def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
+    """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over."""
+    mappings = [document for document in documents if isinstance(document, dict)]
+    ours = [document for document in mappings if document.get("kind") in KINDS]
+    if not ours:
+        kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
+        raise InvalidSpec([FieldError("kind", f"must be LoRAJob or AdapterMerge; {path} holds {kinds}")])
+    chosen = [document for document in ours if name is None or _name(document) == name]
+    if len(chosen) != 1:
+        names = ", ".join(map(_name, ours))
+        raise InvalidSpec([FieldError("metadata.name", f"name one of them with --name: {path} holds {names}")])
+    return chosen[0]
+
+
+def _name(document: dict[str, Any]) -> str:
+    metadata = document.get("metadata")
+    return str(metadata.get("name", "unnamed")) if isinstance(metadata, dict) else "unnamed"
+
+
+def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) -> RunIdentity:
+    """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result."""
+    name = _name(manifest)
+    content = json.dumps([name, spec.to_json_dict(), list(_data_digests(spec))], sort_keys=True)
+    uid = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return RunIdentity(kind=manifest["kind"], namespace="local", name=name, uid=uid)
+
+
+def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+    """Yield what tells a run's local files apart: with other rows, inputs or another base the old result is none."""
+    yield from _input_digests(spec)
+    for uri in _data_uris(spec):
+        for path in _local_files(uri or ""):
+            try:
+                yield hash_file(path)
+            except OSError:
+                # Preflight says what is wrong with it.
+                yield path.name
+
+
+def _input_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+    """Yield the digest of each local adapter's manifest, and name, size and time of a local base's weights."""
+    inputs = spec.adapters if isinstance(spec, AdapterMergeSpec) else filter(None, [spec.continue_from])
+    for uri in (item.uri or "" for item in inputs):
+        for path in _below(uri, MANIFEST_NAME):
+            yield hash_file(path)
+    for path in _below(spec.model.uri if spec.model else "", "*.safetensors"):
+        facts = path.stat()
+        yield f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _below(uri: str, pattern: str) -> list[Path]:
+    if not uri.startswith("file://"):
+        return []
+    return sorted(path for path in Path(unquote(uri.removeprefix("file://"))).glob(pattern) if path.is_file())
+
+
+def _data_uris(spec: LoRAJobSpec | AdapterMergeSpec) -> tuple[str | None, ...]:
+    if isinstance(spec, AdapterMergeSpec):
+        return (spec.evaluation.dataset.uri if spec.evaluation else None,)
+    evaluation = spec.dataset.evaluation
+    return (spec.dataset.uri, evaluation.uri if evaluation else None)
+
+
+def _local_files(uri: str) -> Iterator[Path]:
+    """Yield the data files that a file:// URI names, in a fixed order; none for other URIs."""
+    if not uri.startswith("file://"):
+        return
+    place, glob = split_pattern(unquote(uri.removeprefix("file://")))
+    root = Path(place)
+    if root.is_file():
+        yield root
+    elif root.is_dir():
+        names = [entry.relative_to(root).as_posix() for entry in root.rglob("*") if entry.is_file()]
+        yield from (root / name for name in data_files(names, glob))
+
+
+def _private_folder(identity: RunIdentity) -> Path:
+    """Return the manifest's own folder for temporary files, which only this user can enter."""
+    folder = Path(tempfile.gettempdir()) / f"tunery-{os.getuid()}-{identity.uid}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise InvalidSpec([FieldError("--work-dir", f"is required: {folder} belongs to another user")])
+    return folder
+
+
+def _adapters(spec: LoRAJobSpec | AdapterMergeSpec) -> list[ResolvedAdapter]:
+    if isinstance(spec, AdapterMergeSpec):
+        return [ResolvedAdapter(uri=adapter.uri) for adapter in spec.adapters if adapter.uri]
+    source = spec.continue_from
+    return [ResolvedAdapter(uri=source.uri)] if source and source.uri else []
+
+
+def _absolute(model: Model, folder: Path) -> Model:
+    """Return `model` with every relative file:// URI made absolute, as seen from `folder`."""
+    return model.model_copy(update=dict(_absolute_fields(model, folder)))
+
+
+def _absolute_fields(model: ApiModel, folder: Path) -> Iterator[tuple[str, Any]]:
+    for name in model.model_fields_set:
+        value = getattr(model, name)
+        if isinstance(value, ApiModel):
+            yield name, _absolute(value, folder)
+        elif isinstance(value, list):
+            yield name, [_absolute(item, folder) if isinstance(item, ApiModel) else item for item in value]
+        elif name == "uri" and isinstance(value, str) and value.startswith("file://"):
+            # The part that the user wrote keeps its globs; the folder is quoted, as a URI has it.
+            written = value.removeprefix("file://")
+            base = "" if written.startswith("/") else quote(str(folder)) + "/"
+            yield name, f"file://{os.path.normpath(base + written)}"
+
+
+def _needs_cluster(model: ApiModel, path: str) -> Iterator[FieldError]:
+    """Yield an error for each field that only a cluster can resolve."""
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        where = f"{path}.{type(model).model_fields[name].alias or name}"
+        items = value if isinstance(value, list) else [value]
+        for index, item in enumerate(items):
+            at = f"{where}[{index}]" if isinstance(value, list) else where
+            if name == "lora_job_ref" and item is not None:
+                yield FieldError(at, "works in a cluster only; use uri here")
+            elif name == "uri" and isinstance(item, str) and item.startswith(("pvc://", "configmap://")):
+                yield FieldError(at, f"{item.split(':')[0]}:// works in a cluster only; use file:// here")
+            elif isinstance(item, ApiModel):
+                yield from _needs_cluster(item, at)

@@ -1,0 +1,175 @@
+"""How a model does on rows: the loss that it is trained by and what it prefers, without dropout.
+
+A pass that runs out of memory all the same is taken again in halves, and so is what follows it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import torch
+
+from tunery_trainer.losses.answers import Rows, width
+from tunery_trainer.losses.head import autocast, head
+from tunery_trainer.losses.objectives import Batch, Collate, Compared, Objective, Sft, Tally
+from tunery_trainer.model.attention import computes_by_example
+from tunery_trainer.model.collator import Collator
+from tunery_trainer.process.device import out_of_memory
+
+DEFAULT_TOKENS: Final = 8192
+"""Tokens of a forward pass, unless one row is longer."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How rows go through a model."""
+
+    pad_token_id: int
+    dtype: torch.dtype = torch.float32
+    """What the model computes in, as in training."""
+    tokens: int = DEFAULT_TOKENS
+    """The most of a forward pass, which takes less memory than a training step of as many."""
+
+
+def held_out_loss(
+    model: torch.nn.Module,
+    rows: Rows,
+    pad_token_id: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokens: int = DEFAULT_TOKENS,
+) -> float:
+    """Return the mean negative log-likelihood, in nats, of the labelled tokens of `rows` under a causal `model`.
+
+    Each row has `input_ids` and `labels`, and `seq_lengths` if packed. Anyone can repeat the number with the published
+    adapter and plain PEFT. NaN where no token has a label.
+    """
+    return measure(model, rows, Sft(), Pass(pad_token_id, dtype, tokens))["loss"]
+
+
+def measure(
+    model: torch.nn.Module, rows: Rows, objective: Objective, how: Pass, source: Rows | None = None
+) -> dict[str, float]:
+    """Return `loss`, and for a preference task what `Tally.rewards` tells, on `rows`.
+
+    `model` is a plain transformers model or a PeftModel; its train/eval mode is restored. `source` are the rows that
+    `mismatched_with` counts in, if not these. The loss is NaN where there is nothing to take the mean of.
+    """
+    tally, counts = Tally(), torch.zeros(1)
+    with _evaluating(model, how):
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        here = passes.settle(objective)
+        for _, (count, outcome) in passes.each(lambda batch: (here.counts(batch).cpu(), here.outcome(model, batch))):
+            counts = counts + count
+            tally.add(outcome)
+    return {"loss": tally.loss(counts), **tally.rewards()}
+
+
+def scored(
+    model: torch.nn.Module, rows: Rows, objective: Compared, how: Pass, source: Rows | None = None
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield the numbers of a batch's rows, and what `objective.scores` tells of each: (rows, 2), float32, on the CPU.
+
+    In the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
+    """
+    with _evaluating(model, how):
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
+            yield chosen, scores.view(2, -1).T
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module, how: Pass) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), head(model), autocast(_device(model), how.dtype):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _collator(model: torch.nn.Module, how: Pass) -> Collator:
+    return Collator(how.pad_token_id, by_example=computes_by_example(model))
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+class _Passes:
+    """Rows in batches of similar length, of at most so many tokens each, padding included."""
+
+    def __init__(self, model: torch.nn.Module, rows: Rows, collate: Collate, tokens: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._collate = collate
+        self._tokens = tokens
+        self._widths = [width(rows[index]) for index in range(len(rows))]
+
+    def settle(self, objective: Objective) -> Objective:
+        """Return the objective for an evaluation of these rows; passes are smaller from then on where they must be."""
+        while True:
+            try:
+                return objective.at(self._model, (self._batch(chosen) for chosen in self._cut()))
+            except (RuntimeError, MemoryError) as error:
+                if self._tokens <= max(self._widths) or not out_of_memory(error):
+                    raise
+            _let_go(_device(self._model))
+            self._tokens //= 2
+
+    def each(self, compute: Callable[[dict[str, Any]], T]) -> Iterator[tuple[list[int], T]]:
+        """Yield the numbers of a batch's rows and what `compute` makes of the batch."""
+        pending = deque(self._cut())
+        while pending:
+            chosen = pending.popleft()
+            try:
+                found = compute(self._batch(chosen))
+            except (RuntimeError, MemoryError) as error:
+                if len(chosen) == 1 or not out_of_memory(error):
+                    raise
+            else:
+                yield chosen, found
+                continue
+            _let_go(_device(self._model))
+            pending = deque(half for batch in (chosen, *pending) for half in _halves(batch))
+
+    def _batch(self, chosen: list[int]) -> dict[str, Any]:
+        return _on(_device(self._model), self._collate([self._rows[index] for index in chosen]))
+
+    def _cut(self) -> Iterator[list[int]]:
+        """Yield the numbers of each batch's rows."""
+        chosen: list[int] = []
+        for index in sorted(range(len(self._widths)), key=lambda index: self._widths[index]):
+            if chosen and (len(chosen) + 1) * self._widths[index] > self._tokens:
+                yield chosen
+                chosen = []
+            chosen.append(index)
+        if chosen:
+            yield chosen
+
+
+def _halves(chosen: list[int]) -> list[list[int]]:
+    middle = len(chosen) // 2
+    return [half for half in (chosen[:middle], chosen[middle:]) if half]
+
+
+def _let_go(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _on(device: torch.device, batch: Batch) -> dict[str, Any]:
+    moved: dict[str, Any] = {}
+    for name, part in batch.items():
+        if isinstance(part, Mapping):
+            moved[name] = _on(device, part)
+        else:
+            moved[name] = part.to(device) if isinstance(part, torch.Tensor) else part
+    return moved

@@ -1,0 +1,1 @@
+"""The frozen base model, of which no code is ever run: loading, structure, memory, attention."""

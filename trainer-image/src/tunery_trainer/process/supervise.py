@@ -1,0 +1,126 @@
+"""A small parent of the process that works: what ends without Python's doing has its last words written down, too.
+
+bitsandbytes' native code ends the process by C's exit(1) when CUDA fails, and a broken kernel by a signal: no handler
+of Python runs, and Kubernetes would be told nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import IO, Final
+
+from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Task
+from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.process.device import gpu_reason
+from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.termination import (
+    clear_termination,
+    failed_message,
+    has_spoken,
+    termination_file,
+    write_termination,
+)
+
+_CHILD: Final = "TUNERY_SUPERVISED"
+_LINES: Final = 400
+"""Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG: Final = 1
+_SIGNALLED: Final = 128
+"""What a shell adds to the signal's number."""
+
+
+def to_supervise(arguments: Sequence[str]) -> Task | None:
+    """Return the operator's task that this process should start a child for; None: do the work here."""
+    if _CHILD in os.environ or not arguments:
+        return None
+    return next((task for task in Task if task.value == arguments[0]), None)
+
+
+def supervise(task: Task, command: Sequence[str]) -> int:
+    """Run `command`, pass signals on, and return its exit code.
+
+    Where it ended without a termination message, write one with the reason that its last lines on stderr tell, and
+    return that reason's code; a SIGKILL (the kernel's, for too much memory) stays without words.
+    """
+    clear_termination()
+    child = _start(command)
+    said: deque[str] = deque(maxlen=_LINES)
+    reader = threading.Thread(target=_pass_on, args=(child.stderr, said))
+    reader.start()
+    code = child.wait()
+    reader.join()
+    silent = termination_file() is not None and not has_spoken()
+    if not silent or code in (ExitCode.OK, ExitCode.TERMINATED, -signal.SIGTERM, -signal.SIGKILL):
+        return code if code >= 0 else _SIGNALLED - code
+    return _last_words(task, code, list(said))
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start the child in a session of its own (a terminal's Ctrl-C reaches it once, by us), and pass signals on."""
+    children: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def forward(number: int, _: object) -> None:
+        for child in children:
+            child.send_signal(number)
+        if not children:
+            early.append(number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    child = subprocess.Popen(
+        list(command),
+        stderr=subprocess.PIPE,
+        env={**os.environ, _CHILD: "1"},
+        start_new_session=True,
+    )
+    children.append(child)
+    for missed in early:
+        child.send_signal(missed)
+    return child
+
+
+def _last_words(task: Task, code: int, said: Sequence[str]) -> int:
+    error = explain_end(code, said)
+    failure = to_failure(error)
+    write_termination(failed_message(task, failure))
+    print(f"{error.reason}: {failure.message}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def explain_end(code: int, said: Sequence[str]) -> TrainerError:
+    """Return why a process ended that has left no word but its last lines on stderr.
+
+    `code` as subprocess has it: negative for a signal. A line that speaks of the GPU is believed over the others.
+    """
+    lines = [line.strip() for line in said if line.strip()]
+    for line in reversed(lines):
+        if gpu_reason(RuntimeError(line)) is not None:
+            return explain(RuntimeError(line))
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    last = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1] if lines else "")
+    text = f"native code failed: the process {how}" + (f": {first_line(RuntimeError(last))}" if last else "")
+    return TrainerError(FailureReason.INTERNAL_ERROR, text)
+
+
+def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:
+    for line in stream or ():
+        sys.stderr.buffer.write(line)
+        sys.stderr.flush()
+        said.append(line.decode(errors="replace"))
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process where its supervisor is killed: nobody would hear it any more."""
+    if _CHILD in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

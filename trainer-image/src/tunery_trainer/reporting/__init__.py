@@ -1,0 +1,1 @@
+"""What people are told: progress, curves, the model card, and the parts of the status."""

@@ -1,0 +1,234 @@
+"""The README.md of a published adapter: what it is, how it was made, how it did, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
+from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.runspec import RunIdentity
+from tunery_api.scrub import scrub
+from tunery_api.status import DatasetStatus
+from tunery_trainer.settings.experts import EXPERTS, says_adapted
+
+_NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank."""
+_METRIC_NAMES = {
+    "evalLoss": "Evaluation loss",
+    "baseEvalLoss": "Evaluation loss of the base model",
+    "loss": "Training loss",
+    "evalRewardAccuracy": "Reward accuracy on held-out rows",
+    "evalRewardMargin": "Reward margin on held-out rows",
+    "baseEvalRewardAccuracy": "Reward accuracy of the base model",
+    "baseEvalRewardMargin": "Reward margin of the base model",
+}
+_MAX_CARD_BYTES = 64 << 10
+
+
+def model_card(
+    run: RunIdentity,
+    lineage: Lineage,
+    uri: str,
+    *,
+    pictures: Mapping[str, str] | None = None,
+    full_model: bool = False,
+) -> str:
+    """Return the card in Markdown, with the front matter that the hub reads.
+
+    `pictures` maps a title to the name of an image file in the same folder; `full_model` is true for a merge into the
+    base weights.
+    """
+    base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
+    adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
+    loading = _load_model(uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
+    kind = "Model with merged adapters" if full_model else adapter
+    parts = [
+        _front_matter(base, lineage, full_model=full_model),
+        f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
+        f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
+        _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
+        *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
+        _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
+        _section("How it was made", _table(("", ""), _origin_rows(lineage))),
+        _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
+        _section("How to load it", loading),
+    ]
+    return scrub("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
+
+
+def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
+    method = (lineage.method or "").lower()
+    library = "transformers" if full_model else "peft"
+    task = lineage.hyperparameters.get("task")
+    preference = [task.lower()] if isinstance(task, str) and task in PREFERENCE_TASKS else []
+    tags = ["tunery", library, *([method] if method else []), *preference, *(["merge"] if lineage.inputs else [])]
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+    ]
+    lines += [f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)]
+    if not lineage.inputs and lineage.dataset is not None and lineage.dataset.uri.startswith("hf://"):
+        lines += ["datasets:", f"- {json.dumps(lineage.dataset.uri.removeprefix('hf://'))}"]
+    return "\n".join([*lines, "---"])
+
+
+def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        (_METRIC_NAMES.get(name, name), f"{value:.4g}") for name, value in lineage.metrics.items()
+    ]
+    if lineage.verification is not None:
+        check = lineage.verification
+        rows.append((f"Largest error ({check.method})", check.max_error))
+    return rows
+
+
+def _input_head(lineage: Lineage) -> tuple[str, ...]:
+    loss = ("Evaluation loss",) if "evalLoss" in lineage.metrics else ()
+    return ("Adapter", "Weight", "Rank", *loss, "Manifest SHA-256")
+
+
+def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [
+        (
+            _adapter(each),
+            each.weight or "",
+            str(each.rank or ""),
+            *(
+                (f"{each.eval_loss:.4g}" if each.eval_loss is not None else "",)
+                if "evalLoss" in lineage.metrics
+                else ()
+            ),
+            f"`{each.manifest_sha256 or ''}`",
+        )
+        for each in lineage.inputs
+    ]
+
+
+def _steps(lineage: Lineage) -> str | None:
+    """Say how long it was trained, and where that is not what was planned, or not what is published."""
+    if lineage.steps is None:
+        return None
+    planned = lineage.resolved.steps if lineage.resolved else None
+    parts = [f"{lineage.steps} of {planned}" if planned else str(lineage.steps)]
+    if lineage.epochs is not None:
+        parts.append(f"{lineage.epochs:.3g} epochs")
+    if lineage.step not in (None, lineage.steps):
+        parts.append(f"published as it was after step {lineage.step}, where the evaluation loss was lowest")
+    return ", ".join(parts)
+
+
+def _adapter(record: MergeInputRecord) -> str:
+    return f"`{record.uri}`" + (f" (rejected: {record.rejected})" if record.rejected else "")
+
+
+def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
+    rows = (
+        ("Base model", _source(lineage.model)),
+        ("Measured on" if lineage.inputs else "Data", _source(lineage.dataset)),
+        *_data_rows(lineage.found),
+        ("Method", lineage.method),
+        ("Rank", lineage.rank),
+        ("Steps", _steps(lineage)),
+        ("Continued from", _adapter(lineage.continued_from) if lineage.continued_from else None),
+        *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
+        ("Seed", lineage.seed),
+        ("Device", lineage.device),
+        ("Image", f"`{lineage.image}`" if lineage.image else None),
+        ("Libraries", versions),
+    )
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _data_rows(found: DatasetStatus | None) -> list[tuple[str, str]]:
+    """Return what of the data was trained, and what of it is less than it could be."""
+    if found is None:
+        return []
+    rows = [("Rows", str(found.rows))] if found.rows is not None else []
+    if found.assistant_turns:
+        rows.append(("Answers that count in the loss", f"{found.trained_turns} of {found.assistant_turns}"))
+    if found.split_rows:
+        rows.append(("Rows split", f"{found.split_rows}, since the chat template rewrites earlier turns"))
+    return [*rows, *(("Note", warning) for warning in found.warnings or ())]
+
+
+def _source(source: SourceRecord | None) -> str | None:
+    if source is None:
+        return None
+    marks = [f"`{mark}`" for mark in (source.revision, source.digest) if mark]
+    return " at ".join([f"`{source.uri}`", *marks])
+
+
+def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    settings = sorted(lineage.hyperparameters.items())
+    return [(f"`{name}`", value if isinstance(value, str) else json.dumps(value)) for name, value in settings]
+
+
+def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
+    folder = _folder(uri)
+    peft = f"""Copy `{uri}` to `{folder}`, then:
+
+```python
+from peft import PeftModel
+from transformers import {loader}, AutoTokenizer
+
+base = {loader}.from_pretrained({json.dumps(base)})  # the hub's id, or a folder that has it
+model = PeftModel.from_pretrained(base, {json.dumps(folder)})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
+```"""
+    if lineage.rejected:
+        return peft
+    if lineage.method in _NO_LORA_IN_VLLM:
+        return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
+    if says_adapted(lineage.hyperparameters.get(EXPERTS)):
+        return (
+            f"{peft}\n\nThe experts of the mixture are adapted as PEFT's target_parameters; not every vLLM serves that."
+        )
+    allowed = next((rank for rank in _VLLM_RANKS if rank >= (lineage.rank or 0)), None)
+    if allowed is None:
+        return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."
+    rank = f" --max-lora-rank {allowed}" if lineage.rank else ""
+    return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}={folder}\n```"
+
+
+def _folder(uri: str) -> str:
+    """Return what a copy of a place is called."""
+    return "./" + (uri.rstrip("/").rpartition("/")[2] or "adapter")
+
+
+def _load_model(uri: str, lineage: Lineage) -> str:
+    loader = lineage.loader or "AutoModelForCausalLM"
+    folder = _folder(uri)
+    return f"""Copy `{uri}` to `{folder}`, then:
+
+```python
+from transformers import {loader}, AutoTokenizer
+
+model = {loader}.from_pretrained({json.dumps(folder)})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(folder)})
+```
+
+```sh
+vllm serve {folder}
+```"""
+
+
+def _section(title: str, content: str) -> str:
+    return f"## {title}\n\n{content}" if content else ""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, tuple("---" for _ in head), *(tuple(_cell(cell) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

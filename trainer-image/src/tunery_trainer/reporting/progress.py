@@ -1,0 +1,225 @@
+"""Tell the operator, or the terminal, how far the run is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TextIO
+
+from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
+from tunery_api.scrub import scrub
+from tunery_api.status import CheckpointStatus, Phase
+from tunery_trainer.reporting.progress_client import Pace, ProgressClient, Refused
+
+SERVER_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
+CA_CERT_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
+"""The protocol's three variables: a URL, and the paths of two files."""
+
+_CLOSE_SECONDS: Final = 6.0
+"""How long the end of a run waits for the last report: one that is under way, or a timeout and one more try."""
+_LINE_SECONDS: Final = 10.0
+"""Between two lines of one phase in a pod's log, which is kept: hours of training stay readable."""
+_MAX_METRICS: Final = 64
+_MAX_NUMBER: Final = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Sender(Protocol):
+    """Where reports go."""
+
+    def send(self, status: TrainerStatus) -> float | None:
+        """Tell one state; return the seconds between two reports that are asked for, if they are."""
+        ...
+
+
+class ProgressReporter:
+    """Keeps the newest state and sends it from a thread every few seconds; never blocks and never fails the run.
+
+    It prints lines to `out`, and with the protocol's variables in `environment` it posts to the operator, too.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, out: TextIO | None = None) -> None:
+        variables = os.environ if environment is None else environment
+        url = variables.get(SERVER_URL_ENV, "")
+        lines = _Lines(out if out is not None else sys.stdout, _LINE_SECONDS if url else 0.0)
+        self._sender: Sender = (
+            _Posts(ProgressClient(url, variables.get(CA_CERT_ENV, ""), variables.get(TOKEN_ENV, "")), lines)
+            if url
+            else lines
+        )
+        self._pace = Pace() if url else Pace(least=0.0)
+        self._condition = threading.Condition()
+        self._state: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._changed = self._urgent = self._closing = self._final = False
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def phase(self, phase: Phase) -> None:
+        """Enter a phase; told at once. Once there is something to upload, no step is left, whatever was planned."""
+        left = {"estimated_remaining_seconds": 0} if phase in (Phase.UPLOADING, Phase.SUCCEEDED) else {}
+        self._update({"phase": phase, **left}, {}, urgent=True)
+
+    def scored(self, rows: int, total_rows: int) -> None:
+        """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""
+        percent = rows * 100 // total_rows
+        self._update({"phase": Phase.EVALUATING, "progress_percentage": percent}, {}, urgent=rows == 0)
+
+    def step(
+        self,
+        step: int,
+        total_steps: int,
+        *,
+        epoch: float | None = None,
+        eta_seconds: float | None = None,
+        tokens_per_second: float | None = None,
+    ) -> None:
+        """Tell how many of `total_steps` optimizer steps are done; 100 % is reached at the last only."""
+        percent = min(100, step * 100 // total_steps) if total_steps > 0 else 0
+        self._update(
+            {
+                "step": step,
+                "total_steps": total_steps,
+                "progress_percentage": percent,
+                "estimated_remaining_seconds": _whole(eta_seconds),
+                "epoch": _number(epoch),
+                "tokens_per_second": _number(tokens_per_second),
+            },
+            {},
+        )
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Add or replace metrics; values that are not finite are left out."""
+        self._update({}, {name: float(value) for name, value in values.items() if math.isfinite(value)})
+
+    def checkpoint(self, uri: str, step: int) -> None:
+        """Tell that a complete checkpoint was stored."""
+        self._update({"checkpoint": CheckpointStatus(uri=uri, step=step)}, {}, urgent=True)
+
+    @property
+    def newest_checkpoint(self) -> CheckpointStatus | None:
+        """The newest complete one that this attempt stored."""
+        with self._condition:
+            found: CheckpointStatus | None = self._state.get("checkpoint")
+            return found
+
+    def checkpoints_removed(self) -> None:
+        """Name no checkpoint any more."""
+        with self._condition:
+            self._changed = self._state.pop("checkpoint", None) is not None or self._changed
+
+    def close(self) -> None:
+        """Send the newest state once more and stop; takes no longer than a few seconds."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _update(self, state: Mapping[str, Any], metrics: Mapping[str, float], *, urgent: bool = False) -> None:
+        with self._condition:
+            self._state.update({name: value for name, value in state.items() if value is not None})
+            self._metrics.update(metrics)
+            self._changed = True
+            self._urgent = self._urgent or urgent
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        last = time.monotonic() - self._pace.least
+        while (status := self._next(last)) is not None:
+            self._send(status)
+            last = time.monotonic()
+
+    def _next(self, last: float) -> TrainerStatus | None:
+        """Wait until there is news and a report is due, counted from the end of the last one; None: all is told."""
+        with self._condition:
+            while self._changed or not self._closing:
+                due = last + self._pace.delay(urgent=self._urgent or self._closing)
+                left = due - time.monotonic() if self._changed else None
+                if left is not None and left <= 0:
+                    self._changed = self._urgent = False
+                    self._final = self._closing
+                    return _status(self._state, self._metrics)
+                self._condition.wait(left)
+            return None
+
+    def _send(self, status: TrainerStatus) -> None:
+        try:
+            self._pace.succeeded(self._sender.send(status))
+        except Exception as error:  # noqa: BLE001 (telling about progress must never end a run)
+            asked = error.retry_after if isinstance(error, Refused) else None
+            self._pace.failed(asked)
+            with self._condition:
+                # The next round tries again. After the last one there is none, unless the server asked for it.
+                self._changed = self._changed or not self._final or asked is not None
+            _log.debug("progress was not reported: %s", scrub(str(error)))
+
+
+class _Posts:
+    """Posts each report; what is printed does not depend on whether it is taken."""
+
+    def __init__(self, client: ProgressClient, lines: _Lines) -> None:
+        self._client = client
+        self._lines = lines
+
+    def send(self, status: TrainerStatus) -> float | None:
+        self._lines.send(status)
+        update = ProgressUpdate(trainer_status=status)
+        return self._client.post(update.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+class _Lines:
+    """Prints each report that reads otherwise than the one before: a new phase at once, else every so many seconds."""
+
+    def __init__(self, out: TextIO, every: float) -> None:
+        self._out = out
+        self._every = every
+        self._printed = ""
+        self._phase: Phase | None = None
+        self._last = -math.inf
+
+    def send(self, status: TrainerStatus) -> None:
+        line, now = _line(status), time.monotonic()
+        if line != self._printed and (status.phase != self._phase or now - self._last >= self._every):
+            self._printed, self._phase, self._last = line, status.phase, now
+            # In one piece: the run prints, too, from another thread.
+            self._out.write(f"{line}\n")
+            self._out.flush()
+
+
+def _status(state: Mapping[str, Any], metrics: Mapping[str, float]) -> TrainerStatus:
+    newest = list(metrics.items())[-_MAX_METRICS:]
+    return TrainerStatus(
+        metrics=[ProgressMetric(name=name[:64], value=_number(value) or "0") for name, value in newest],
+        last_updated_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        **state,
+    )
+
+
+def _line(status: TrainerStatus) -> str:
+    parts = [status.phase or ""]
+    if status.total_steps:
+        parts.append(f"step {status.step}/{status.total_steps} ({status.progress_percentage} %)")
+    elif status.progress_percentage is not None:
+        parts.append(f"{status.progress_percentage} %")
+    parts += [f"{metric.name} {metric.value}" for metric in status.metrics]
+    if status.tokens_per_second is not None:
+        parts.append(f"{status.tokens_per_second} tokens/s")
+    if status.estimated_remaining_seconds:
+        parts.append(f"{time.strftime('%H:%M:%S', time.gmtime(status.estimated_remaining_seconds))} left")
+    return "  ".join(part for part in parts if part)
+
+
+def _number(value: float | None) -> str | None:
+    return f"{value:.6g}"[:_MAX_NUMBER] if value is not None and math.isfinite(value) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return max(0, round(value)) if value is not None and math.isfinite(value) else None

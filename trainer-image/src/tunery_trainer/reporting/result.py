@@ -1,0 +1,67 @@
+"""What a container says of a published result, made from its manifest alone: a report Job says it again."""
+
+from __future__ import annotations
+
+from tunery_api.adaptermerge import OPEN_RANK_ERROR
+from tunery_api.manifest import Lineage
+from tunery_api.runspec import RunResult
+from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MergeInputStatus, MetricsStatus
+from tunery_trainer.storage.publish import Published
+
+
+def result_of(published: Published, checkpoint: CheckpointStatus | None = None) -> RunResult:
+    """Return the RunResult of a published adapter or merged model; `checkpoint` is the newest one that was kept."""
+    lineage = published.manifest.lineage
+    metrics, rank_error = lineage.metrics, lineage.metrics.get("rankError")
+    merged = bool(lineage.inputs)
+    return RunResult(
+        adapter=AdapterStatus(
+            uri=published.uri,
+            manifest_sha256=published.manifest_sha256,
+            size_bytes=published.size_bytes,
+            served_name=lineage.served_name,
+            rank=lineage.rank,
+        ),
+        metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
+        dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
+        resolved=lineage.resolved,
+        checkpoint=checkpoint,
+        inputs=[
+            MergeInputStatus(
+                uri=item.uri,
+                sha256=item.manifest_sha256,
+                rank=item.rank,
+                weight=item.weight,
+                eval_loss=f"{item.eval_loss:.6g}" if item.eval_loss is not None else None,
+            )
+            for item in lineage.inputs
+        ]
+        or None,
+        verification=lineage.verification,
+        rank=lineage.rank if merged else None,
+        rank_error=f"{rank_error:.3g}" if rank_error is not None else None,
+        rank_too_low=_rank_too_low(lineage),
+    )
+
+
+def _rank_too_low(lineage: Lineage) -> str | None:
+    """Say what an open rank costs, where it could not grow until that was little; an asked one is as asked."""
+    error = lineage.metrics.get("rankError", 0.0)
+    if "rank" in lineage.hyperparameters or error <= OPEN_RANK_ERROR:
+        return None
+    return (
+        f"rank {lineage.rank}, the largest that is chosen by itself, leaves a relative error of {error:.2g} "
+        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES: its results have a low rank"
+    )
+
+
+def _metrics(metrics: dict[str, float]) -> MetricsStatus:
+    text = {name: f"{value:.6g}" for name, value in metrics.items()}
+    return MetricsStatus(
+        loss=text.get("loss"),
+        eval_loss=text.get("evalLoss"),
+        base_eval_loss=text.get("baseEvalLoss"),
+        eval_reward_accuracy=text.get("evalRewardAccuracy"),
+        eval_reward_margin=text.get("evalRewardMargin"),
+        base_eval_reward_accuracy=text.get("baseEvalRewardAccuracy"),
+    )

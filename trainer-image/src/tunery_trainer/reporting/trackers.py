@@ -1,0 +1,201 @@
+"""Where a run's curves go while it trains: W&B, MLflow, and TensorBoard files beside the adapter."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from transformers import TrainerCallback
+
+from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.training import MlflowSpec, WandbSpec
+from tunery_trainer.inputs.workspace import credentials_for
+from tunery_trainer.storage.credentials import Credentials
+from tunery_trainer.training.callbacks import METRICS
+
+RUNS_FOLDER: Final = "runs"
+"""Where TensorBoard files lie, beside the adapter."""
+_MLFLOW_PARAM_LIMIT: Final = 6000
+_MLFLOW_PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""A GPU waits meanwhile: MLflow's own, seven tries of two minutes each, would cost it half an hour."""
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """One place that takes metrics."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take the metrics of an optimizer step."""
+        ...
+
+
+class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
+    """Hands every logged metric to each tracker; one that fails is dropped, and training goes on."""
+
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Send what is told of a run: losses, rewards, learning rate and gradient norm."""
+        metrics = {name: float(value) for name, value in (logs or {}).items() if name in METRICS}
+        for tracker in list(self._trackers) if metrics else ():
+            try:
+                tracker.log(metrics, state.global_step)
+            except Exception as error:  # noqa: BLE001 (a tracking server that is down must not cost GPU hours)
+                _log.warning("%s is not told any more: %s", type(tracker).__name__, error)
+                self._trackers.remove(tracker)
+
+
+@contextmanager
+def trackers(run: RunSpec, parameters: Mapping[str, Any], result: Path) -> Iterator[list[Tracker]]:
+    """Open what spec.tracking asks for, and close it at the end; `parameters` describes the run.
+
+    A tracker that cannot be opened is left out with a warning. TensorBoard writes below `result`.
+    """
+    spec = run.lora_job.tracking if run.lora_job else None
+    opened: list[Tracker] = []
+    with ExitStack() as stack:
+        if spec and spec.wandb:
+            _open(stack, opened, lambda wandb=spec.wandb: _wandb(run, wandb, parameters))
+        if spec and spec.mlflow:
+            _open(stack, opened, lambda mlflow=spec.mlflow: _mlflow(run, mlflow, parameters))
+        if spec and spec.tensorboard:
+            _open(stack, opened, lambda: _tensorboard(result / RUNS_FOLDER, parameters))
+        yield opened
+
+
+def _open(stack: ExitStack, opened: list[Tracker], start: Any) -> None:
+    try:
+        manager: AbstractContextManager[Tracker] = start()
+        tracker = manager.__enter__()
+    except Exception as error:  # noqa: BLE001 (as above: curves are worth less than the run)
+        _log.warning("not tracked: %s", error)
+        return
+    opened.append(tracker)
+
+    def close(*ended: Any) -> None:
+        try:
+            manager.__exit__(*ended)
+        except Exception as error:  # noqa: BLE001 (as above: what was trained is published all the same)
+            _log.warning("%s is not told that the run has ended: %s", type(tracker).__name__, error)
+
+    stack.push(close)
+
+
+class _Wandb:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+
+@contextmanager
+def _wandb(run: RunSpec, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Report to W&B; offline, into the work folder, where no key is at hand."""
+    import wandb
+
+    credentials = credentials_for(run, Purpose.WANDB)
+    key = credentials.get("WANDB_API_KEY")
+    settings: dict[str, Any] = {"silent": True, "console": "off"}
+    if key and credentials.get("WANDB_BASE_URL"):
+        settings["base_url"] = credentials.get("WANDB_BASE_URL")
+    if key:
+        settings["api_key"] = key
+    started = wandb.init(
+        project=spec.project,
+        entity=spec.entity,
+        name=run.identity.name,
+        id=run.identity.uid,
+        resume="allow",
+        mode="online" if key else "offline",
+        dir=os.environ.get("WANDB_DIR"),
+        config=dict(parameters),
+        settings=wandb.Settings(**settings),
+    )
+    try:
+        yield _Wandb(started)
+    finally:
+        started.finish()
+
+
+class _MLflow:
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client = client
+        self._run_id = run_id
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._client.log_metric(self._run_id, name, value, step=step)
+
+
+@contextmanager
+def _mlflow(run: RunSpec, spec: MlflowSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Report to an MLflow server; an attempt that resumes goes on with the run of the first."""
+    from mlflow.tracking import MlflowClient
+
+    with _mlflow_login(credentials_for(run, Purpose.MLFLOW)):
+        client = MlflowClient(tracking_uri=spec.uri)
+        experiment = client.get_experiment_by_name(spec.experiment)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(spec.experiment)
+        earlier = client.search_runs([experiment_id], f"tags.`tunery.uid` = '{run.identity.uid}'", max_results=1)
+        run_id = earlier[0].info.run_id if earlier else _new_mlflow_run(client, experiment_id, run, parameters)
+        status = "FAILED"
+        try:
+            yield _MLflow(client, run_id)
+            status = "FINISHED"
+        finally:
+            client.set_terminated(run_id, status)
+
+
+def _new_mlflow_run(client: Any, experiment_id: str, run: RunSpec, parameters: Mapping[str, Any]) -> str:
+    tags = {"tunery.uid": run.identity.uid, "tunery.namespace": run.identity.namespace}
+    run_id: str = client.create_run(experiment_id, run_name=run.identity.name, tags=tags).info.run_id
+    for name, value in parameters.items():
+        client.log_param(run_id, name, str(value)[:_MLFLOW_PARAM_LIMIT])
+    return run_id
+
+
+@contextmanager
+def _mlflow_login(credentials: Credentials) -> Iterator[None]:
+    """Lend MLflow its credentials, and how long it waits: it takes them from the environment only."""
+    names = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    given = {name: value for name in names if (value := credentials.get(name))}
+    lent = {name: value for name, value in {**_MLFLOW_PATIENCE, **given}.items() if name not in os.environ}
+    os.environ.update(lent)
+    try:
+        yield
+    finally:
+        for name in lent:
+            del os.environ[name]
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            side, _, rest = name.partition("_")
+            self._writer.add_scalar(f"eval/{rest}" if side == "eval" else f"train/{name}", value, step)
+
+
+@contextmanager
+def _tensorboard(folder: Path, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Write event files into `folder`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    writer.add_text("parameters", f"```json\n{json.dumps(dict(parameters), indent=2, default=str)}\n```")
+    try:
+        yield _TensorBoard(writer)
+    finally:
+        writer.close()

@@ -1,0 +1,193 @@
+"""The checkpoint that a run goes on from: its own newest one, else the one that spec.resumeFrom names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import CheckpointRecord
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.status import ResolvedValue
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.workspace import checkpoint_store, credentials_for, lora_spec
+from tunery_trainer.plan.session import Session
+from tunery_trainer.resuming.inherited import NOTHING, Taken, with_device_taken, with_open_taken
+from tunery_trainer.resuming.memo import MEMO_FILE, Memo, Origin, read_memo
+from tunery_trainer.resuming.origin import check_base, check_origin, check_own
+from tunery_trainer.settings.decisions import text_of
+from tunery_trainer.settings.types import Resolved, Source
+from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
+from tunery_trainer.storage.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_prefix
+
+_FIELD: Final = "spec.resumeFrom"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint on the local disk that training goes on from."""
+
+    step: int
+    folder: Path
+    memo: Memo
+    own: bool
+    """False: another run's."""
+
+    def is_finished(self, steps: int) -> bool:
+        """Tell whether nothing of a run of so many steps is left to train; an early end counts for its own run only."""
+        return self.step >= steps or (self.own and self.memo.finished)
+
+
+@dataclass(frozen=True)
+class Peeked:
+    """What is known of another run's checkpoint before any of its weights are read."""
+
+    record: CheckpointRecord
+    memo: Memo
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where spec.resumeFrom leads to: the prefix of checkpoints, and the one step that was named, if one was."""
+
+    store: Store
+    prefix: str
+    step: int | None
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the complete ones, the newest first."""
+        found = complete_checkpoints(self.store, self.prefix)
+        return [each for each in found if self.step in (None, each.step)]
+
+    def missing(self, kind: str) -> TrainerError:
+        """Return the failure that there is none of a kind, `complete` or `intact`."""
+        of = f" of step {self.step}" if self.step is not None else ""
+        message = f"{_FIELD}: {self.store.uri(self.prefix)} holds no {kind} checkpoint{of}"
+        return TrainerError(FailureReason.CHECKPOINT_MISSING, message)
+
+
+def source_of(run: RunSpec) -> Place | None:
+    """Return what spec.resumeFrom names; None where the job has none. Nothing is contacted yet."""
+    if run.resume_uri is None:
+        return None
+    folder, _, name = run.resume_uri.rstrip("/").rpartition("/")
+    step = step_of(name)
+    uri = run.resume_uri if step is None else folder
+    store, prefix = open_store(uri, credentials_for(run, Purpose.RESUME_FROM, uri), f"{_FIELD}.uri")
+    return Place(store, prefix, step)
+
+
+def peek(run: RunSpec) -> Peeked | None:
+    """Return what spec.resumeFrom leads to, by its name and its memory alone; None where the job has none.
+
+    Raises TrainerError: CheckpointMissing, and the storage reasons.
+    """
+    source = source_of(run)
+    if source is None:
+        return None
+    try:
+        return next(_peeked(source))
+    except StopIteration:
+        raise source.missing("complete") from None
+    except TrainerError as error:
+        raise error.about(_FIELD) from error
+
+
+def _peeked(source: Place) -> Iterator[Peeked]:
+    for checkpoint in source.checkpoints():
+        memo = _memo_of(source.store, checkpoint)
+        if memo is not None:
+            yield Peeked(record_of(source.store.uri(checkpoint.prefix), checkpoint.step, memo), memo)
+
+
+def with_taken(run: RunSpec) -> tuple[LoRAJobSpec, Taken]:
+    """Return the spec with what it leaves open taken from the checkpoint that it will go on from, and what that is.
+
+    The job's own counts first: it may need the one of resumeFrom no more. Raises what `peek` raises.
+    """
+    spec, own = lora_spec(run), _own_memo(run)
+    if run.resume_uri is None:
+        return with_device_taken(spec, own.origin) if own else (spec, NOTHING)
+    source = peek(run) if own is None else None
+    memo = source.memo if source else own
+    return with_open_taken(spec, memo.origin) if memo else (spec, NOTHING)
+
+
+def _own_memo(run: RunSpec) -> Memo | None:
+    place = checkpoint_store(run)
+    found = (_memo_of(place[0], each) for each in complete_checkpoints(*place)) if place else iter(())
+    return next((memo for memo in found if memo is not None), None)
+
+
+def _memo_of(store: Store, checkpoint: Checkpoint) -> Memo | None:
+    """Return the memory of a checkpoint in a store; None where it is not what its marker says."""
+    record = checkpoint.marker.files.get(MEMO_FILE)
+    try:
+        content = store.read_bytes(join_key(checkpoint.prefix, MEMO_FILE))
+        intact = record is not None and hashlib.sha256(content).hexdigest() == record.sha256
+        return Memo.model_validate_json(content) if intact else None
+    except (ObjectMissing, ValidationError):
+        return None
+
+
+def record_of(uri: str, step: int, memo: Memo) -> CheckpointRecord:
+    """Return how lineage names a checkpoint of another run."""
+    return CheckpointRecord(uri=uri, step=step, run=memo.origin.run)
+
+
+def resume(session: Session, folder: Path) -> Resumed | None:
+    """Download the checkpoint that the run goes on from into `folder`; None where it begins anew.
+
+    Its own counts first: an attempt that has gone on from another's needs that no more. Raises TrainerError:
+    CheckpointMissing, InvalidSpec where it is of something else than what is trained here, and the storage reasons. The
+    digest of a base that is still being read is not waited for: see `check_weights`.
+    """
+    place = checkpoint_store(session.run)
+    restored = restore(*place, folder) if place else None
+    if restored is not None:
+        memo = read_memo(restored.folder)
+        check_own(memo.origin, session.origin)
+        print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
+        return Resumed(restored.step, restored.folder, memo, own=True)
+    source = source_of(session.run)
+    return _resume_other(session, source, folder) if source else None
+
+
+def _resume_other(session: Session, source: Place, folder: Path) -> Resumed:
+    try:
+        restored = restore(source.store, source.prefix, folder, source.step)
+    except TrainerError as error:
+        raise error.about(_FIELD) from error
+    if restored is None:
+        raise source.missing("intact")
+    memo = read_memo(restored.folder)
+    check_origin(memo.origin, restored.step, session.origin)
+    at = record_of(source.store.uri(step_prefix(source.prefix, restored.step)), restored.step, memo)
+    print(f"Resuming from {told(at)}, {at.uri}", flush=True)
+    memo = memo.model_copy(update={"resumed_from": [*memo.resumed_from, at]})
+    return Resumed(restored.step, restored.folder, memo, own=False)
+
+
+def check_weights(resumed: Resumed, origin: Origin) -> None:
+    """Raise TrainerError(InvalidSpec) where the base of a checkpoint is another by the digest that is known by now."""
+    check_base(resumed.memo.origin, origin.base, own=resumed.own)
+
+
+def told(record: CheckpointRecord) -> str:
+    """Return a checkpoint of another run in words."""
+    run = record.run
+    return f"the checkpoint of step {record.step} of {run.kind} {run.namespace}/{run.name}"
+
+
+def with_resumed(resolved: Resolved, record: CheckpointRecord | None) -> Resolved:
+    """Return the settings with what a run went on from among their values."""
+    if record is None:
+        return resolved
+    value = ResolvedValue(name="resumeFrom", value=text_of(told(record)), source=Source.MANIFEST.value)
+    return replace(resolved, values=(value, *resolved.values))

@@ -1,0 +1,51 @@
+"""Methods for `method: Auto` by the guide's decision tree (recommend_peft_method), and why each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_api.preference import PREFERENCE_TASKS
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, StoredQuantization
+
+FEW_ROWS: Final = 100
+"""Below this the guide takes prompt tuning."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method, never Auto, and one sentence that says why."""
+
+    method: Method
+    reason: str
+
+
+def method_choices(
+    spec: LoRAJobSpec, rows: int, devices: DeviceFacts, stored: StoredQuantization | None = None
+) -> tuple[MethodChoice, ...]:
+    """Return what may be trained in the order of preference: the first that fits into the memory is taken.
+
+    `rows` counts the training rows, `stored` is how the base is quantised already.
+    The guide compares memory with twice the model in 4 bits; the estimate of each
+    method, which knows activations and the batch, takes the place of that rule.
+    """
+    if spec.method is not Method.AUTO:
+        return (MethodChoice(spec.method, "The manifest asks for it."),)
+    if spec.quantization is not None:
+        return (MethodChoice(Method.QLORA, "The manifest asks for a quantised base, and LoRA on one is QLoRA."),)
+    preferred = MethodChoice(Method.LORA, f"The model fits unquantised, and {rows} rows are enough for LoRA.")
+    if spec.task in PREFERENCE_TASKS:
+        preferred = MethodChoice(Method.LORA, "The model fits unquantised, and LoRA keeps to it while it learns.")
+    elif rows < FEW_ROWS and spec.continue_from is None:
+        why = f"{rows} rows are fewer than {FEW_ROWS}: prompt tuning makes the most of them."
+        preferred = MethodChoice(Method.PROMPT_TUNING, why)
+    if stored is not None:
+        quantised = MethodChoice(Method.QLORA, "The base is quantised already, and LoRA on such a one is QLoRA.")
+        return (quantised,) if preferred.method is Method.LORA else (preferred, quantised)
+    if devices.memory_bytes is not None:
+        return (preferred, MethodChoice(Method.QLORA, "The model does not fit unquantised, so its base is quantised."))
+    if devices.kind is DeviceKind.CUDA and preferred.method is Method.LORA:
+        return (MethodChoice(Method.QLORA, "The GPU's memory is not known, and QLoRA trains wherever LoRA does."),)
+    return (preferred,)

@@ -1,0 +1,63 @@
+"""The record of a spec being decided: each setting, and whether manifest, preset or rule gave it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from tunery_api.fields import ApiModel
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_api.status import ResolvedValue
+from tunery_trainer.settings.presets import PresetValues
+from tunery_trainer.settings.types import Source
+
+_MAX_TEXT: Final = 256
+"""Longest value that status.resolved.values takes."""
+T = TypeVar("T")
+
+
+@dataclass
+class Decisions:
+    """The spec being decided, and the record of where each value came from."""
+
+    spec: LoRAJobSpec
+    method: Method
+    preset: PresetValues | None
+    values: list[ResolvedValue] = field(default_factory=list)
+
+    def note(self, name: str, value: Any, source: Source) -> None:
+        """Record a value."""
+        self.values.append(ResolvedValue(name=name, value=text_of(value), source=source.value))
+
+    def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: tuple[T, Source]) -> T:
+        """Return the first of manifest, preset and `otherwise` that is there, and record which it was."""
+        value, source = otherwise
+        if manifest is not None:
+            value, source = manifest, Source.MANIFEST
+        elif preset is not None:
+            value, source = preset, Source.PRESET
+        self.note(name, value, source)
+        return value
+
+    def plain(self, block: ApiModel, prefix: str, name: str) -> Any:
+        """Return a field whose default stands in the schema, and record whether the manifest set it."""
+        alias = type(block).model_fields[name].alias or name
+        value = getattr(block, name)
+        self.note(f"{prefix}.{alias}", value, Source.MANIFEST if name in block.model_fields_set else Source.DEFAULT)
+        return value
+
+
+def number(text: str | None) -> float | None:
+    """Return a number that the API writes as text."""
+    return None if text is None else float(text)
+
+
+def text_of(value: Any) -> str:
+    """Return a value as status.resolved.values shows it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        value = ", ".join(value)
+    text = f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"

@@ -1,0 +1,1 @@
+"""What a container is asked to do, each a story from top to bottom."""

@@ -1,0 +1,64 @@
+"""An adapter that is not as much better as was asked for: published beside the output, and marked as rejected.
+
+It was paid for. It is a valid adapter, with a manifest like any other, so that it can be looked at, and named by its
+URI; what names its LoRAJob never gets it, as that has failed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tunery_api.manifest import Lineage
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Purpose, RunSpec
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.workspace import credentials_for
+from tunery_trainer.reporting.result import result_of
+from tunery_trainer.storage import open_store
+from tunery_trainer.storage.publish import Target, publish
+from tunery_trainer.storage.published import read_manifest
+
+SUFFIX: Final = "-rejected"
+
+
+def rejected_uri(run: RunSpec) -> str:
+    """Return where a rejected adapter of the run goes: beside the output, or below it where that is a whole bucket."""
+    uri = run.output_uri.rstrip("/")
+    return uri + SUFFIX if "/" in uri.partition("://")[2] else f"{uri}/{SUFFIX[1:]}"
+
+
+def reject(run: RunSpec, folder: Path, lineage: Lineage) -> TrainerError:
+    """Publish what is in `folder`, and return the NotImproved that says where it lies, or why nowhere.
+
+    `lineage.rejected` says why it was rejected. An earlier rejected adapter gives way, whosever it is; nothing else
+    that lies there does.
+    """
+    uri = rejected_uri(run)
+    try:
+        published = publish(folder, _target(run, uri), lineage)
+    except TrainerError as error:
+        text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
+        return TrainerError(FailureReason.NOT_IMPROVED, text)
+    text = f"{lineage.rejected}; what was trained is published as rejected at {uri}"
+    failure, result = TrainerError(FailureReason.NOT_IMPROVED, text), result_of(published)
+    failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
+    return failure
+
+
+def _target(run: RunSpec, uri: str) -> Target:
+    if any(adapter.uri.rstrip("/") == uri for adapter in run.adapters):
+        message = "that is the adapter of spec.continueFrom, which stays"
+        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+    store, prefix = open_store(uri, credentials_for(run, Purpose.OUTPUT, uri), "spec.output.uri")
+    place = Target(store, prefix, run.identity)
+    return Target(store, prefix, run.identity, overwrite=_gives_way(place))
+
+
+def _gives_way(place: Target) -> bool:
+    try:
+        return read_manifest(place.store, place.prefix).manifest.lineage.rejected is not None
+    except TrainerError as error:
+        if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
+            return False
+        raise

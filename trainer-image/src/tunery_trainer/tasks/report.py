@@ -1,0 +1,18 @@
+"""The story of a report: say again what this run has published, where the word of the pod that did it was lost."""
+
+from __future__ import annotations
+
+from tunery_api.runspec import RunResult, RunSpec
+from tunery_trainer.inputs.workspace import output_target
+from tunery_trainer.reporting.result import result_of
+from tunery_trainer.resuming.kept import kept_checkpoint
+from tunery_trainer.storage.publish import published_by
+
+
+def run_report(run: RunSpec) -> RunResult:
+    """Read back what `run` published, every digest of it.
+
+    Nothing is written to the bucket. Raises TrainerError: AdapterMissing where nothing of this very run is there,
+    AdapterCorrupt where it is not whole, and the reasons of the storage.
+    """
+    return result_of(published_by(output_target(run)), kept_checkpoint(run))

@@ -1,0 +1,1 @@
+"""The loop: base, adapter, optimizer steps, checkpoints and evaluation, in that order."""

@@ -1,0 +1,163 @@
+"""What happens between two optimizer steps: progress, checkpoints, stopping, and a loss that is no number."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunery_api.reasons import FailureReason
+from tunery_api.training import CheckpointSpec
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.progress import ProgressReporter
+
+DEFAULT_CHECKPOINT_MINUTES: Final = 10
+_SPEED_MEMORY: Final = 0.9
+"""Share that the past keeps in the moving average of a step's duration."""
+METRICS: Final = (
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "reward_accuracy",
+    "reward_margin",
+    "eval_reward_accuracy",
+    "eval_reward_margin",
+)
+"""What is told of all that the Trainer logs."""
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
+    """Tells step, epoch, speed, time left and metrics."""
+
+    def __init__(self, reporter: ProgressReporter, tokens_seen: Callable[[], int]) -> None:
+        self._reporter = reporter
+        self._tokens_seen = tokens_seen
+        self._last = (time.monotonic(), 0)
+        self._seconds: float | None = None
+        self._tokens: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; a resumed run starts at its checkpoint's step."""
+        self._last = (time.monotonic(), self._tokens_seen())
+        self._reporter.step(state.global_step, state.max_steps, epoch=state.epoch)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell where training is, and how fast it was lately."""
+        now, tokens = time.monotonic(), self._tokens_seen()
+        seconds = now - self._last[0]
+        self._seconds = _blend(self._seconds, seconds)
+        self._tokens = _blend(self._tokens, (tokens - self._last[1]) / max(seconds, 1e-9))
+        self._last = (now, tokens)
+        self._reporter.step(
+            state.global_step,
+            state.max_steps,
+            epoch=state.epoch,
+            eta_seconds=(state.max_steps - state.global_step) * self._seconds,
+            tokens_per_second=self._tokens,
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the newest metrics; the clock leaves out the time that an evaluation took."""
+        self._reporter.metrics({name: value for name, value in (logs or {}).items() if name in METRICS})
+        if logs and "eval_loss" in logs:
+            self._last = (time.monotonic(), self._tokens_seen())
+
+
+class DivergenceCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends the run when the loss or the gradient is not a number: no later step can mend that."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raise TrainerError(LossDiverged)."""
+        for name in ("loss", "eval_loss"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(value):
+                what = "training loss" if name == "loss" else "evaluation loss"
+                raise TrainerError(
+                    FailureReason.LOSS_DIVERGED, f"the {what} became {value} at step {state.global_step}"
+                )
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint every so many steps or minutes and at the end, and hands each on once it is written."""
+
+    def __init__(self, spec: CheckpointSpec, written: Callable[[Path, TrainerState, bool], None]) -> None:
+        """`written` takes the folder, the state, and whether training is over."""
+        self._every_steps = spec.every_steps
+        minutes = spec.every_minutes or (None if spec.every_steps else DEFAULT_CHECKPOINT_MINUTES)
+        self._every_seconds = minutes * 60 if minutes else None
+        self._written = written
+        self._last = time.monotonic()
+        self._over = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set should_save where a checkpoint is due."""
+        self._over = state.global_step >= state.max_steps
+        due = self._every_steps is not None and state.global_step % self._every_steps == 0
+        due = due or (self._every_seconds is not None and time.monotonic() - self._last >= self._every_seconds)
+        if due or self._over:
+            control.should_save = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save when an evaluation has just ended the run."""
+        if control.should_training_stop:
+            self._over = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Hand the folder on."""
+        self._last = time.monotonic()
+        self._written(Path(args.output_dir) / f"checkpoint-{state.global_step}", state, self._over)
+
+
+class StopCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the step during which the process was told to stop, with a checkpoint."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop, and put off an evaluation that is due, if told to stop."""
+        if self._stop.requested:
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+
+class PatienceCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends training when so many evaluations in a row brought no better loss; it keeps no state of its own."""
+
+    def __init__(self, patience: int, since: int = 0) -> None:
+        """Evaluations up to step `since` do not count: another run's, which kept none of their weights."""
+        self._patience = patience
+        self._since = since
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop if the best of the logged evaluations lies `patience` evaluations back."""
+        measured = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > self._since]
+        losses = [entry["eval_loss"] for entry in measured]
+        if losses and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
+            control.should_training_stop = True
+
+
+def _blend(average: float | None, value: float) -> float:
+    return value if average is None else _SPEED_MEMORY * average + (1 - _SPEED_MEMORY) * value

@@ -1,0 +1,50 @@
+"""The order in which optimizer steps take the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from tunery_trainer.settings.types import TrainingSettings
+
+
+def order_of(rows: Dataset, training: TrainingSettings) -> Any:
+    """Return the sampler of `rows`: seed and epoch alone decide."""
+    if not training.group_by_length:
+        # What accelerate makes of transformers' RandomSampler; from here a row's turn can be told before training.
+        return SeedableRandomSampler(rows, data_seed=training.seed)
+    columns = [name for name in ("input_ids", "rejected_input_ids") if name in rows.column_names]
+    lengths = [max(map(len, ids)) for ids in zip(*(rows[name] for name in columns), strict=True)]
+    return ByLength(lengths, training.batch_size * training.gradient_accumulation, training.seed)
+
+
+def reached(rows: Dataset, training: TrainingSettings, steps: int) -> list[int]:
+    """Return the numbers of the rows that `steps` optimizer steps take."""
+    return list(islice(order_of(rows, training), steps * training.batch_size * training.gradient_accumulation))
+
+
+class ByLength(LengthGroupedSampler):  # type: ignore[misc]  # transformers is not typed for us
+    """Puts rows of similar length into a step, in an order that seed and epoch alone decide.
+
+    transformers' own draws from the process's random numbers, so that a resume saw other rows than were left.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
+        super().__init__(rows_per_step, lengths=list(lengths), generator=torch.Generator())
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this pass over the data; accelerate calls it."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the rows."""
+        self.generator.manual_seed(self._seed + self._epoch)
+        return iter(list(super().__iter__()))

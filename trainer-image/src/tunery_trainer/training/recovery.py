@@ -1,0 +1,127 @@
+"""What is done where a pass runs out of memory: fewer rows at once, then activations recomputed, the same steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from tunery_api.methods import Method
+from tunery_api.reasons import FailureReason
+from tunery_api.scrub import shorten
+from tunery_api.status import ResolvedValue
+from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.resuming.memo import Split
+from tunery_trainer.settings.decisions import text_of
+from tunery_trainer.settings.types import Resolved, Source, TrainingSettings
+
+if TYPE_CHECKING:
+    from tunery_trainer.training.trl_trainer import AdapterTrainer
+
+_MAX_CAUSE: Final = 200
+"""Bytes of what the allocator says that a message repeats."""
+_FIELDS: Final = {
+    "training.batchSize": "batch_size",
+    "training.gradientAccumulation": "gradient_accumulation",
+    "training.gradientCheckpointing": "gradient_checkpointing",
+}
+
+
+def smaller(training: TrainingSettings, *, recomputable: bool) -> TrainingSettings | None:
+    """Return settings whose optimizer steps see the same rows with less memory; None where there are none.
+
+    First the rows of a pass, by the largest divisor up to half of them; where it is one, activations are recomputed.
+    """
+    rows = training.batch_size
+    if rows > 1:
+        part = next(size for size in range(rows // 2, 0, -1) if rows % size == 0)
+        accumulation = training.gradient_accumulation * (rows // part)
+        return dataclasses.replace(training, batch_size=part, gradient_accumulation=accumulation)
+    if recomputable and not training.gradient_checkpointing:
+        return dataclasses.replace(training, gradient_checkpointing=True)
+    return None
+
+
+def with_split(resolved: Resolved, split: Split | None) -> Resolved:
+    """Return `resolved` with the passes of `split`, each changed value with its reason.
+
+    Unchanged where `split` is None, is of steps of other rows, or takes no less memory than what is resolved already.
+    """
+    training = resolved.training
+    if split is None or split.rows != training.batch_size * training.gradient_accumulation:
+        return resolved
+    recomputes = split.gradient_checkpointing or training.gradient_checkpointing
+    if split.batch_size >= training.batch_size and recomputes == training.gradient_checkpointing:
+        return resolved
+    passes = training if split.batch_size >= training.batch_size else split
+    adjusted = dataclasses.replace(
+        training,
+        batch_size=passes.batch_size,
+        gradient_accumulation=passes.gradient_accumulation,
+        gradient_checkpointing=recomputes,
+    )
+    values = tuple(_noted(value, adjusted, split.reason) for value in resolved.values)
+    return dataclasses.replace(resolved, training=adjusted, values=values)
+
+
+def _noted(value: ResolvedValue, training: TrainingSettings, reason: str) -> ResolvedValue:
+    text = text_of(getattr(training, _FIELDS[value.name])) if value.name in _FIELDS else value.value
+    if text == value.value:
+        return value
+    return value.model_copy(update={"value": text, "source": Source.MEMORY.value, "reason": reason})
+
+
+def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: Method) -> None:
+    """Train from `checkpoint`, with fewer rows at once whenever memory runs out in a pass.
+
+    No step is lost, and none is taken with half its rows: weights and moments are those after the last finished
+    optimizer step, which is where it goes on, from a checkpoint that remembers the smaller passes. The gradient of a
+    step stays the same, as its loss is a sum over the tokens of all its passes; dropout draws other numbers.
+    Raises TrainerError(GPUOutOfMemory, OutOfMemory) where one row does not fit with its activations recomputed.
+    """
+    while (cause := _attempt(trainer, checkpoint)) is not None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        before = trainer.settings
+        training = smaller(before, recomputable=method is not Method.PREFIX_TUNING)
+        if training is None:
+            if trainer.state.global_step:
+                trainer.save_now()
+            raise _nothing_helps(trainer, method, cause)
+        reason = f"memory ran out with {_told(before)} at step {trainer.state.global_step + 1}"
+        print(f"Memory     {reason}: going on with {_told(training)} ({cause})", flush=True)
+        checkpoint = trainer.shrink(training, reason)
+
+
+def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
+    """Train, and return None; or what was said as memory ran out in a pass, once its tensors are let go."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not (trainer.in_pass and out_of_memory(error)):
+            raise
+        return first_line(error, _MAX_CAUSE)
+    return None
+
+
+def _told(training: TrainingSettings) -> str:
+    again = ", activations recomputed" if training.gradient_checkpointing else ""
+    return f"{training.batch_size} × {training.gradient_accumulation} rows{again}"
+
+
+def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TrainerError:
+    training, step = trainer.settings, trainer.state.global_step + 1
+    text = f"not even one row of up to {training.max_length} tokens fits at step {step}, {_told(training)}: {cause}"
+    if not torch.cuda.is_available():
+        return TrainerError(FailureReason.OUT_OF_MEMORY, f"the container ran out of memory: {text}")
+    quantised = {Method.LORA: "use method: QLoRA, ", Method.DORA: "use method: QDoRA, "}.get(method, "")
+    hint = (
+        f"Lower training.maxLength below {training.max_length}, {quantised}or take a GPU with more memory "
+        "(spec.scheduling), in a new job."
+    )
+    return TrainerError(FailureReason.GPU_OUT_OF_MEMORY, shorten(f"the GPU ran out of memory: {text}", 900), hint)
