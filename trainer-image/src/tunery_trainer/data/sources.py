@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 SUFFIXES = frozenset(
     {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
@@ -60,11 +59,8 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
 
 def content_digest(sources: Sequence[DataFile]) -> str:
     """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
-    digests = [(hash_file(source.path), source.name) for source in sources]
-    if len(digests) == 1:
-        return digests[0][0]
-    listing = "".join(f"{digest}  {name}\n" for digest, name in digests)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    digests = [(source.name, hash_file(source.path)) for source in sources]
+    return digests[0][1] if len(digests) == 1 else listing_digest(digests)
 
 
 _SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parquet"

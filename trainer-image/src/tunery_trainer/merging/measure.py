@@ -24,13 +24,13 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import fetch_dataset, fetch_model
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.losses.evaluation import held_out_loss
-from tunery_trainer.losses.improvement import shortfall
 from tunery_trainer.merging.adapter_files import Adapter
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
 from tunery_trainer.model.load import Loading, load_frozen, load_tokenizer
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.device import device_facts
+from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.status_parts import dataset_status
 from tunery_trainer.settings.resolve import natural_precision
 from tunery_trainer.settings.types import DeviceKind

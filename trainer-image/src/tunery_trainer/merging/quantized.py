@@ -60,6 +60,7 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     from tunery_trainer.model.language import language_prefix
+    from tunery_trainer.model.targets import LINEAR
 
     model = meta_model(config)
     prefix = language_prefix(model)
@@ -67,9 +68,7 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
     found = {
         name: isinstance(module, Conv1D)
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D))
-        and name.startswith(prefix)
-        and should_convert_module(name, kept)
+        if isinstance(module, LINEAR) and name.startswith(prefix) and should_convert_module(name, kept)
     }
     return frozenset(found), frozenset(name for name, transposed in found.items() if transposed)
 

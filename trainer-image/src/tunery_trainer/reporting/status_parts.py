@@ -37,7 +37,7 @@ _MAX_COLUMN: Final = 64
 
 def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> DatasetStatus:
     """Return the report as it stands in status.dataset, with what it means for the settings of a LoRAJob."""
-    weights = weights_warning(resolved, report.tokens) if resolved else None
+    weights = _weights_warning(resolved, report.tokens) if resolved else None
     warnings = [*warnings_of(report), *([weights] if weights else [])]
     return DatasetStatus(
         rows=report.rows,
@@ -51,6 +51,12 @@ def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> D
         warnings=warnings or None,
         **(_token_fields(report.tokens) if report.tokens else {}),
     )
+
+
+def _weights_warning(resolved: Resolved, tokens: TokenReport | None) -> str | None:
+    if resolved.preference is None or tokens is None or tokens.desirable is None:
+        return None
+    return weights_warning(resolved.preference, tokens.desirable, tokens.sequences - tokens.desirable)
 
 
 def _token_fields(tokens: TokenReport) -> dict[str, Any]:

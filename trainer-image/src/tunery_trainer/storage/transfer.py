@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +47,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         raise TrainerError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}") from error
+
+
+def listing_digest(digests: Iterable[tuple[str, str]]) -> str:
+    """Return SHA-256, in hex, of the listing that `sha256sum` prints; `digests` are a file's name and digest each."""
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

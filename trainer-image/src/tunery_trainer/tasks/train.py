@@ -18,10 +18,12 @@ from tunery_api.status import Phase
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
-from tunery_trainer.losses.improvement import shortfall
 from tunery_trainer.process.device import actual_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
+from tunery_trainer.reporting.improvement import shortfall
+from tunery_trainer.reporting.model_card import model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -169,18 +171,10 @@ def _rejection(spec: LoRAJobSpec, trained: Trained) -> str | None:
 
 def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
-    from tunery_trainer.adapter.save import save_published
-    from tunery_trainer.data.template import DEFAULT_TEMPLATE
-    from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
-    from tunery_trainer.reporting.model_card import model_card
+    from tunery_trainer.training.run import save_result
 
-    folder, basis = work.folder(_RESULT), ready.plan.basis
-    save_published(trained.model, folder, basis.spec.model.effective_served_name())
-    tokens, tokenizer = ready.data.report.tokens, basis.tokenizer
-    if tokens is not None and tokens.template != "none":
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = DEFAULT_TEMPLATE
-        tokenizer.save_pretrained(str(folder))
+    folder = work.folder(_RESULT)
+    save_result(ready.plan, trained, folder)
     draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})

@@ -20,8 +20,9 @@ from tunery_trainer.adapter.attach import attach, target_modules, trainable_para
 from tunery_trainer.adapter.continue_from import attach_published
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
-from tunery_trainer.adapter.save import published_rank
+from tunery_trainer.adapter.save import published_rank, save_published
 from tunery_trainer.data.prepare import PreparedData
+from tunery_trainer.data.template import DEFAULT_TEMPLATE
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
@@ -191,6 +192,16 @@ def train_on(job: Assignment) -> Trained:
     job = replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
     trained = _evaluated(job, loop, course)
     return replace(trained, memo=remembered()) if job.resumed else trained
+
+
+def save_result(plan: TrainingPlan, trained: Trained, folder: Path) -> None:
+    """Write the adapter as plain PEFT loads it, and the tokenizer where rows went through its chat template."""
+    save_published(trained.model, folder, plan.basis.spec.model.effective_served_name())
+    tokens, tokenizer = plan.data.tokens, plan.basis.tokenizer
+    if tokens is not None and tokens.template != "none":
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = DEFAULT_TEMPLATE
+        tokenizer.save_pretrained(str(folder))
 
 
 def _device(job: Assignment) -> str:
