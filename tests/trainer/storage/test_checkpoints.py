@@ -185,7 +185,7 @@ def test_a_removal_that_is_cut_off_leaves_nothing_to_resume_from(local_store: St
         except CutOff:
             names = {entry.key for entry in local_store.list("ck")}
             for checkpoint in complete_checkpoints(StorePath(local_store, "ck")):
-                assert {f"{checkpoint.prefix}/{name}" for name in checkpoint.marker.files} <= names
+                assert {checkpoint.place.key(name) for name in checkpoint.marker.files} <= names
         else:
             break
     assert [entry.key for entry in local_store.list("ck")] == ["ck/notes.txt"]
