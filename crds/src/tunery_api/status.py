@@ -53,6 +53,10 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
 
 
+FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+"""The phases of an object that has ended."""
+
+
 class ConditionType(StrEnum):
     """The condition types of both kinds."""
 

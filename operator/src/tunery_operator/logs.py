@@ -42,7 +42,7 @@ def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00Z INFO tunery_operator.queue: message`; the messages themselves name their object."""
+    """`2026-01-31T12:00:00Z INFO tunery_operator.leader: message`; the messages themselves name their object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, or several with a traceback."""

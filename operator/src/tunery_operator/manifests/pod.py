@@ -18,7 +18,7 @@ from tunery_api.names import (
 )
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
-from tunery_operator.plan.model import JobPlan, Progress, Resources
+from tunery_operator.plan.types import JobPlan, Progress, Resources
 from tunery_operator.settings import PodSecurity
 
 ENVIRONMENT: Final[Mapping[str, str]] = {

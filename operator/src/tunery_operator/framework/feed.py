@@ -23,8 +23,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP, VERSION
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 
 SERVER: Final = "http://feed.invalid"
 """No name that could be resolved: nothing may leave the process on this way."""

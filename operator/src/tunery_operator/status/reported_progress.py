@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.status.clock import format_duration
+from tunery_operator.views.clock import format_duration
 
 _METRICS: Final = {
     "loss": "loss",

@@ -15,9 +15,10 @@ from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
-from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
 from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.types import Image, JobPlan, Progress, Resources
 from tunery_operator.settings import Settings
+from tunery_operator.views.owner import Owner
 
 MAX_CHECK_RETRIES: Final = 3
 
