@@ -9,7 +9,7 @@ import pytest
 
 from tunery_api.crd import custom_resource_definition
 from tunery_api.fields import ApiModel
-from tunery_api.kinds import KINDS, KindDefinition
+from tunery_api.kinds import KINDS, Kind, KindDefinition
 
 
 def schemas(kind: KindDefinition) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,13 +53,13 @@ def test_a_union_is_refused() -> None:
     class Union(ApiModel):
         value: int | str
 
-    broken = KINDS[0]._replace(status=Union)  # type: ignore[arg-type]
+    broken = KINDS[Kind.LORAJOB]._replace(status=Union)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot say a union"):
         custom_resource_definition(broken)
 
 
 def test_columns_are_the_documented_ones() -> None:
-    columns = custom_resource_definition(KINDS[0])["spec"]["versions"][0]["additionalPrinterColumns"]
+    columns = custom_resource_definition(KINDS[Kind.LORAJOB])["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [column["name"] for column in columns if not column.get("priority")] == [
         "Phase", "Progress", "Loss", "Model", "Method", "Age",
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.inputs import LocalReference
+from tunery_api.names import adapter_purpose
 from tunery_api.runspec import Purpose, Task
 from tunery_operator.plan import job
 from tunery_operator.plan.inputs import ReadyInput
@@ -46,7 +47,7 @@ def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]
 
 
 def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: Place) -> Access:
-    purpose = f"adapter-{index}"
+    purpose = adapter_purpose(index)
     secret: LocalReference | None
     if item.secret_ref is not None:
         secret, field = item.secret_ref, f"spec.adapters[{index}].secretRef"

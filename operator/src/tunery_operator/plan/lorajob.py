@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import VOLUMES_DIR
+from tunery_api.names import TRAIN_GRACE_SECONDS, VOLUMES_DIR
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
@@ -16,9 +16,6 @@ from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.placing import work_scheduling
 from tunery_operator.plan.types import JobPlan, VolumeMount
 from tunery_operator.views.owner import Owner
-
-TRAIN_GRACE_SECONDS = 120
-"""Long enough to finish a step and to write a checkpoint after SIGTERM."""
 
 
 class Known(NamedTuple):

@@ -11,14 +11,13 @@ from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from tunery_api.manifest import WEIGHTS_FILE
 from tunery_trainer.adapter.methods import METHODS
 from tunery_trainer.adapter.methods.adalora import largest_rank, plain_lora
 from tunery_trainer.adapter.methods.base import Hooks, Start
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, FIRST_A, FIRST_B, lora_layers
 from tunery_trainer.settings.types import Resolved
 
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 _TARGETS: Final = ("target_modules", "target_parameters")
 """PEFT's names for what carries an adapter: linear modules, and the parameters of a mixture's experts."""
 

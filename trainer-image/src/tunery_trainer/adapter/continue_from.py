@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
-from tunery_trainer.adapter.attach import CONFIG_FILE, WEIGHTS_FILE, attach
+from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import Start
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import (

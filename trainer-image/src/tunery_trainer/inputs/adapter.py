@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.manifest import MergeInputRecord
+from tunery_api.manifest import CONFIG_FILE, MergeInputRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
@@ -18,7 +18,6 @@ from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
 from tunery_trainer.storage.published import PublishedManifest, download_published, verify
 
 _FIELD: Final = "spec.continueFrom"
-_CONFIG_FILE: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ def continued(resolved: Resolved, spec: LoRAJobSpec, base: Path, previous: Previ
 
 def _write_config(store: Store, prefix: str, found: PublishedManifest, folder: Path) -> None:
     """Copy adapter_config.json, if its digest is that of the manifest."""
-    record = found.manifest.files.get(_CONFIG_FILE)
+    record = found.manifest.files.get(CONFIG_FILE)
     try:
-        content = store.read_bytes(join_key(prefix, _CONFIG_FILE))
+        content = store.read_bytes(join_key(prefix, CONFIG_FILE))
     except ObjectMissing as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{store.uri(prefix)} has no {_CONFIG_FILE}") from error
+        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{store.uri(prefix)} has no {CONFIG_FILE}") from error
     if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
-        message = f"{store.uri(prefix)}: {_CONFIG_FILE} does not match the digest in its manifest"
+        message = f"{store.uri(prefix)}: {CONFIG_FILE} does not match the digest in its manifest"
         raise TrainerError(FailureReason.ADAPTER_CORRUPT, message)
-    (folder / _CONFIG_FILE).write_bytes(content)
+    (folder / CONFIG_FILE).write_bytes(content)

@@ -10,14 +10,15 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.inputs import ModelSpec
-from tunery_api.manifest import Manifest, MergeInputRecord
+from tunery_api.manifest import CONFIG_FILE, Manifest, MergeInputRecord
 from tunery_api.methods import ComputeType, QuantizationType
+from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import Place, fetch_model
 from tunery_trainer.inputs.workspace import credentials_for, work_folder
-from tunery_trainer.merging.adapter_files import CONFIG_FILE, Adapter, open_adapter
+from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import Checkpoint, open_checkpoint
 from tunery_trainer.merging.compatibility import Facts
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
@@ -155,7 +156,7 @@ def open_base(run: RunSpec, model: ModelSpec, small: Callable[[int], bool]) -> t
 
 
 def _credentials(run: RunSpec, index: int, uri: str) -> Credentials:
-    secret = run.secrets.get(f"adapter-{index}")
+    secret = run.secrets.get(adapter_purpose(index))
     if secret is None:
         return ambient()
     return from_secret(Path(secret.path), secret.name, S3_KEYS if uri.startswith("s3://") else (), secret.field)

@@ -12,11 +12,11 @@ from typing import Any, Final, Protocol
 
 from transformers import TrainerCallback
 
+from tunery_api.names import METRICS
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_api.training import MlflowSpec, WandbSpec
 from tunery_trainer.inputs.workspace import credentials_for
 from tunery_trainer.storage.credentials import Credentials
-from tunery_trainer.training.callbacks import METRICS
 
 RUNS_FOLDER: Final = "runs"
 """Where TensorBoard files lie, beside the adapter."""
