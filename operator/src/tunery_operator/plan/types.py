@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from tunery_api.placement import SchedulingSpec
+from tunery_api.inputs import OutputSpec
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
 from tunery_operator.settings import PodSecurity
 from tunery_operator.views.job import authority_name
 from tunery_operator.views.owner import Owner
+
+
+class JobSpec(Protocol):
+    """What the spec of every kind says of its Jobs."""
+
+    @property
+    def output(self) -> OutputSpec:
+        """Where the result is published."""
+        ...
+
+    @property
+    def resources(self) -> ResourcesSpec:
+        """Resources of the pod that does the work."""
+        ...
+
+    @property
+    def scheduling(self) -> SchedulingSpec:
+        """Where its pods run."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """Failed attempts that are tried again."""
+        ...
+
+    @property
+    def suspend(self) -> bool:
+        """No pods are wanted."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
