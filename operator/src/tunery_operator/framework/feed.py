@@ -2,7 +2,7 @@
 
 Kopf dispatches to its handlers what it sees on its own watches. Those watches end the process on an error, tell nothing
 of what was deleted in a gap, and read all objects at once. So reflectors watch the cluster, and Kopf watches this: it
-discovers our two kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
+discovers our kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
 stream of events for each kind, written here. All that Kopf 1.45 needs of its connection is in this file:
 
 - `kopf.AiohttpSession` takes a session, of which it uses `headers`, `closed`, `request()` and `close()`;
