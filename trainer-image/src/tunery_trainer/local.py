@@ -30,6 +30,8 @@ from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.tasks.dispatch import run_task
 
+KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
+"""What runs without a cluster."""
 _NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
 
 
@@ -96,7 +98,7 @@ def _read(path: Path) -> list[Any]:
 def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
     """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over."""
     mappings = [document for document in documents if isinstance(document, dict)]
-    ours = [document for document in mappings if document.get("kind") in tuple(Kind)]
+    ours = [document for document in mappings if document.get("kind") in KINDS]
     if not ours:
         kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
         raise InvalidSpec([FieldError("kind", f"must be LoRAJob or AdapterMerge; {path} holds {kinds}")])

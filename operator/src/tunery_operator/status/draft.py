@@ -63,15 +63,15 @@ class Draft:
 
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
-        status = failure_status(failure, exit_code)
+        shown = failure_status(failure, exit_code)
         # Who says that it takes a new job means this very failure.
         mendable = advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or "")
         if mendable:
-            status["hint"] = f"{status['hint']} {self.retry_command()}"
-        status["hint"] = scrub(status["hint"] + self._kept(failure, mendable=mendable))
-        self.fields["failure"] = status
-        self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
-        self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
+            shown["hint"] = f"{shown['hint']} {self.retry_command()}"
+        shown["hint"] = scrub(shown["hint"] + self._kept(failure, mendable=mendable))
+        self.fields["failure"] = shown
+        self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
+        self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
         self._complete(ended)
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
