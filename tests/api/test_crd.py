@@ -9,10 +9,10 @@ import pytest
 
 from tunery_api.crd import custom_resource_definition
 from tunery_api.fields import ApiModel
-from tunery_api.kinds import KINDS, Kind
+from tunery_api.kinds import KINDS, Kind, KindDefinition
 
 
-def schemas(kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
+def schemas(kind: KindDefinition) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every schema of a kind's spec and status with its path."""
     root = custom_resource_definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     stack = [(part, root["properties"][part]) for part in ("spec", "status")]
@@ -24,8 +24,8 @@ def schemas(kind: Kind) -> Iterator[tuple[str, dict[str, Any]]]:
         stack += [(f"{path}{{}}", schema["additionalProperties"])] if "additionalProperties" in schema else []
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.singular)
-def test_every_schema_is_structural_and_bounded(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=[kind.singular for kind in KINDS])
+def test_every_schema_is_structural_and_bounded(kind: KindDefinition) -> None:
     allowed = {
         "type", "description", "properties", "required", "items", "additionalProperties", "enum", "pattern", "format",
         "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
@@ -41,8 +41,8 @@ def test_every_schema_is_structural_and_bounded(kind: Kind) -> None:
             assert "maxProperties" in schema, f"{path} has no maximum"
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.singular)
-def test_every_field_is_explained(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=[kind.singular for kind in KINDS])
+def test_every_field_is_explained(kind: KindDefinition) -> None:
     silent = [
         path for path, schema in schemas(kind) if not path.endswith(("[]", "{}")) and not schema.get("description")
     ]
@@ -53,13 +53,13 @@ def test_a_union_is_refused() -> None:
     class Union(ApiModel):
         value: int | str
 
-    broken = KINDS[0]._replace(status=Union)  # type: ignore[arg-type]
+    broken = KINDS[Kind.LORAJOB]._replace(status=Union)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot say a union"):
         custom_resource_definition(broken)
 
 
 def test_columns_are_the_documented_ones() -> None:
-    columns = custom_resource_definition(KINDS[0])["spec"]["versions"][0]["additionalPrinterColumns"]
+    columns = custom_resource_definition(KINDS[Kind.LORAJOB])["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [column["name"] for column in columns if not column.get("priority")] == [
         "Phase", "Progress", "Loss", "Model", "Method", "Age",
     ]  # fmt: skip

@@ -10,12 +10,14 @@ from typing import Any, Final
 from controller.api import Json
 from controller.kubelet import timestamp
 from controller.objects import RESULT, lorajob
+from tunery_api.kinds import Kind
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.common import Platform
+from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
-from tunery_operator.plan.model import JobPlan, Kind, Progress, parse_owner
+from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import Settings
+from tunery_operator.views.owner import parse_owner
 
 from bench.meter import CONNECTIONS, Meter
 

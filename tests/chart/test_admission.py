@@ -11,15 +11,17 @@ import pytest
 import yaml
 
 from controller.objects import adaptermerge, lorajob
+from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
-from tunery_operator.plan.common import Platform
 from tunery_operator.plan.inputs import plain_input
+from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
-from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
+from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import Settings
+from tunery_operator.views.owner import Owner, parse_owner
 
 from .installing import TEAM, kubeconfig_of_the_service_account
 from .rendering import Helm, Rendered

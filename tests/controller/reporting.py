@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tunery_api.kinds import Kind
+from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
-from tunery_operator.plan.model import Key, Kind
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import Limits, ProgressServer
 from tunery_operator.progress.tls import server_context
-from tunery_operator.queue import Lane
+from tunery_operator.views.owner import Key
 
 from cluster.certs import Authority
 

@@ -7,13 +7,15 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tunery_api.kinds import Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
-from tunery_operator.plan.model import Key, Kind, Owner
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.jobview import JobView, parse_job
-from tunery_operator.status.podview import PodView, parse_pod
-from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.job import JobView, parse_job
+from tunery_operator.views.owner import Key, Owner
+from tunery_operator.views.pod import PodView, parse_pod
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 OWNER = Owner(Key(Kind.LORAJOB, "ns", "x"), "uid-1", 3, {})
@@ -97,7 +99,7 @@ def deleting(seconds: float) -> dict[str, Any]:
 
 def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     """Return a LoRAJob whose preflight has passed, with a train Job that has these pods."""
-    changes.setdefault("work", Attempt(changes.pop("train", job()), pods))
+    changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
@@ -110,9 +112,9 @@ def judge(*pods: PodView, **changes: Any) -> dict[str, Any]:
 
 def again(seen: Snapshot, *pods: PodView, seconds: float = 0, **changes: Any) -> Snapshot:
     """Return the next snapshot after the status of `seen` was written, with other pods, so many seconds later."""
-    work = Attempt(changes.pop("train", seen.work.job if seen.work else job()), pods)
+    main = Attempt(changes.pop("train", seen.main.job if seen.main else job()), pods)
     now = seen.now + timedelta(seconds=seconds)
-    return dataclasses.replace(seen, **{"status": compute_status(seen), "now": now, "work": work, **changes})
+    return dataclasses.replace(seen, **{"status": compute_status(seen), "now": now, "main": main, **changes})
 
 
 def condition(status: dict[str, Any], type_: str) -> tuple[str, str] | None:

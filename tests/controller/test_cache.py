@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from controller.api import Json
+from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.versions import REMEMBERED
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 
 ONE = Key(Kind.LORAJOB, "team", "one")
 MERGE = Key(Kind.ADAPTERMERGE, "team", "both")

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 import pytest
 
 from controller.test_cache import NOON, job, owner
-from tunery_operator import duty as duty_module
-from tunery_operator.duty import Duty
-from tunery_operator.handlers import Framework
+from tunery_api.kinds import Kind
+from tunery_operator.dispatch import duty as duty_module
+from tunery_operator.dispatch.duty import Duty
+from tunery_operator.dispatch.queue import WorkQueue
+from tunery_operator.framework.feed import Feed
+from tunery_operator.framework.handlers import Framework
 from tunery_operator.kube.cache import Cache
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import WorkQueue
-from tunery_operator.reconcile.outcome import DONE, Outcome
-from tunery_operator.watch.feed import Feed
+from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.views.owner import Key
 
 
 def key(name: str) -> Key:
@@ -29,7 +30,7 @@ class Stage:
         self.cache = Cache(ttl, clock=lambda: NOON)
         self.duty = Duty(self.cache, WorkQueue(self._look, 1))
 
-    def _look(self, each: Key) -> Outcome:
+    def _look(self, each: Key) -> Requeue:
         self.looked.append(each.name)
         return DONE
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from controller.api import eventually
+from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.event_body import build_event
 from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECONDS, EventLimit
 from tunery_operator.kube.events import IN_FLIGHT, EventPoster
-from tunery_operator.plan.model import Key, Kind, Owner
-from tunery_operator.status.events import Event
+from tunery_operator.views.event import Event
+from tunery_operator.views.owner import Key, Owner
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

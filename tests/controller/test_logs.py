@@ -7,10 +7,11 @@ import json
 import logging
 from typing import Any
 
+from tunery_api.kinds import Kind
+from tunery_operator.dispatch.queue import WorkQueue
 from tunery_operator.logs import JsonFormatter, TextFormatter, about, new_request
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import WorkQueue
-from tunery_operator.reconcile.outcome import DONE, Outcome
+from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.views.owner import Key
 
 
 class Lines(logging.Handler):
@@ -39,7 +40,7 @@ async def test_a_line_of_a_reconcile_tells_its_object_and_its_look() -> None:
     log, lines = logger(JsonFormatter(), "test.json")
     done: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         log.warning("seen")
         done.append(key)
         return DONE

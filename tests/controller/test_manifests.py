@@ -10,12 +10,12 @@ import pytest
 from controller.objects import adaptermerge, lorajob
 from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
+from tunery_api.kinds import Kind
 from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.adaptermerge import plan_report as plan_merge_report
-from tunery_operator.plan.common import Platform
 from tunery_operator.plan.inputs import (
     AdapterInput,
     NoCheckpoint,
@@ -25,9 +25,11 @@ from tunery_operator.plan.inputs import (
     lorajob_input,
     plain_input,
 )
+from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
-from tunery_operator.plan.model import JobPlan, Kind, Owner, Progress, parse_owner
+from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import Placement, PodTemplate, Settings
+from tunery_operator.views.owner import Owner, parse_owner
 
 SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))

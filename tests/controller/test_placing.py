@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration
-from tunery_operator.plan.common import checkpoint_place
-from tunery_operator.plan.model import Key, Kind, Owner
+from tunery_operator.plan.job import checkpoint_place
 from tunery_operator.plan.placing import check_scheduling, pod_extras, work_scheduling
 from tunery_operator.settings import Placement, PodTemplate, Settings
+from tunery_operator.views.owner import Key, Owner
 
 GPU = Toleration.model_validate({"key": "nvidia.com/gpu", "operator": "Exists"})
 SPOT = Toleration.model_validate({"key": "spot", "operator": "Exists"})

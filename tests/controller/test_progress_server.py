@@ -15,14 +15,15 @@ import aiohttp
 import pytest
 
 from controller.reporting import Pods, Reviews, Site, certificates, pod, token
+from tunery_api.kinds import Kind
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import CheckpointStatus
+from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.tokens import read_claim
-from tunery_operator.plan.model import Key, Kind
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.sane import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
-from tunery_operator.queue import Lane
+from tunery_operator.views.owner import Key
 
 REPORT = {"trainerStatus": {"progressPercentage": 1, "step": 1}}
 QUICK = Limits(handshake=0.5, head=0.5, request=2.0, idle=1.0)

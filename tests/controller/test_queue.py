@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
+from tunery_api.kinds import Kind
+from tunery_operator.dispatch.lanes import AGED_SECONDS, Lanes
+from tunery_operator.dispatch.queue import MAX_REFUSAL_BACKOFF, Lane, WorkQueue, delay
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
-from tunery_operator.lanes import AGED_SECONDS, Lanes
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.queue import MAX_REFUSAL_BACKOFF, Lane, WorkQueue, delay
-from tunery_operator.reconcile.outcome import DONE, Outcome
+from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.views.owner import Key
 
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")
 
@@ -29,7 +30,7 @@ async def test_one_reconcile_for_each_key_at_a_time_and_again_when_dirty() -> No
     calls, active, most = [], 0, 0
     hold, lock = threading.Event(), threading.Lock()
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         nonlocal active, most
         with lock:
             active += 1
@@ -56,7 +57,7 @@ async def test_one_reconcile_for_each_key_at_a_time_and_again_when_dirty() -> No
 async def test_the_limit_holds_and_fresh_objects_go_first() -> None:
     calls: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         calls.append(key)
         return DONE
 
@@ -79,7 +80,7 @@ async def test_the_limit_holds_and_fresh_objects_go_first() -> None:
 async def test_errors_are_retried_unless_the_object_is_gone(error: Exception, again: bool) -> None:
     calls: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         calls.append(key)
         if len(calls) == 1:
             raise error
@@ -99,7 +100,7 @@ async def test_errors_are_retried_unless_the_object_is_gone(error: Exception, ag
 async def test_a_broken_key_does_not_hold_the_others() -> None:
     done: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         if key == A:
             raise ValueError("always")
         done.append(key)
@@ -115,9 +116,9 @@ async def test_a_broken_key_does_not_hold_the_others() -> None:
 async def test_an_outcome_comes_back_later_and_wakes_others() -> None:
     calls: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         calls.append(key)
-        return Outcome(0.02, frozenset({B})) if calls == [A] else DONE
+        return Requeue(0.02, frozenset({B})) if calls == [A] else DONE
 
     queue = WorkQueue(reconcile, 1)
     queue.open()
@@ -190,7 +191,7 @@ def test_a_key_waits_once_in_its_most_urgent_lane() -> None:
 async def test_a_closed_queue_starts_nothing_until_it_is_opened_again() -> None:
     calls: list[Key] = []
 
-    def reconcile(key: Key) -> Outcome:
+    def reconcile(key: Key) -> Requeue:
         calls.append(key)
         return DONE
 

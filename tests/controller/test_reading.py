@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from controller.api import Json
 from controller.objects import adaptermerge, lorajob
+from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.read import read_live
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 
 KEY = Key(Kind.LORAJOB, "n", "a")
 WAITER = Key(Kind.ADAPTERMERGE, "n", "m")

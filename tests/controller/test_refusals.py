@@ -6,12 +6,13 @@ import pytest
 
 from controller.objects import Namespace, lorajob
 from controller.runs import run_of
+from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure, FieldContested
 from tunery_operator.kube.client import HttpError
 from tunery_operator.kube.rbac import CREATE_JOB
-from tunery_operator.plan.model import Key, Kind, settings_digest
 from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.refusals import refusal_of
+from tunery_operator.views.owner import Key, settings_digest
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,19 @@ import pytest
 from controller.objects import REPORT, RESULT
 from controller.statuskit import NOW, condition, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
+from tunery_api.kinds import Kind
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
+from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
-from tunery_operator.plan.model import Key, Kind, Owner
-from tunery_operator.status.clock import format_duration
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.patch import merge_patch
-from tunery_operator.status.progress import metrics_fields
 from tunery_operator.status.reopen import reopened
-from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.reported_progress import metrics_fields
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.clock import format_duration
+from tunery_operator.views.owner import Key, Owner
 
 DONE = job(complete=True)
 
@@ -33,7 +35,7 @@ def says(phase: Phase | None) -> TrainerStatus:
 
 def nothing(**changes: Any) -> Snapshot:
     """Return a LoRAJob that has no Job yet."""
-    return snapshot(work=None, **changes)
+    return snapshot(main=None, **changes)
 
 
 def failed(code: int, *codes: int, says: Any = "", **more: Any) -> Snapshot:
@@ -110,7 +112,7 @@ def test_a_merge_is_judged_alike() -> None:
     owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
     merging = dataclasses.replace(snapshot(running(), progress=says(None)), kind=Kind.ADAPTERMERGE, owner=owner)
     assert compute_status(merging)["phase"] == "Merging"
-    done = dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),)))
+    done = dataclasses.replace(merging, main=Attempt(DONE, (ended(says=said),)))
     status = compute_status(done)
     assert (status["phase"], status["rank"], status["inputs"]) == ("Succeeded", 16, said["inputs"])
     assert status["attempts"] == 1
@@ -150,7 +152,7 @@ def test_a_measured_merge_shows_every_loss() -> None:
     inputs = [{"uri": "s3://adapters/a", "rank": 8, "evalLoss": "1.2"}]
     metrics = {"evalLoss": "0.9", "baseEvalLoss": "3.1"}
     said = {"adapter": RESULT["adapter"], "inputs": inputs, "metrics": metrics, "dataset": {"rows": 24}}
-    status = compute_status(dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),))))
+    status = compute_status(dataclasses.replace(merging, main=Attempt(DONE, (ended(says=said),))))
     assert (status["inputs"], status["metrics"], status["dataset"]) == (inputs, metrics, {"rows": 24})
     assert condition(status, "Evaluated") == ("True", "Evaluated")
     AdapterMergeStatus.model_validate(status)
@@ -162,7 +164,7 @@ def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:
     merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)
     before = compute_status(merging)
     said = {**RESULT, "rank": 128, "rankError": "0.4", "rankTooLow": text}
-    status = compute_status(dataclasses.replace(merging, work=Attempt(DONE, (ended(says=said),))))
+    status = compute_status(dataclasses.replace(merging, main=Attempt(DONE, (ended(says=said),))))
     assert (status["phase"], condition(status, "RankSufficient")) == ("Succeeded", ("False", "RankTooLow"))
     told = {event.reason: event for event in transitions(before, status)}
     assert (told["RankTooLow"].warning, told["RankTooLow"].note) == (True, text)

@@ -27,13 +27,13 @@ from controller.statuskit import (
 )
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, run_seconds
 from tunery_operator.status.look import next_look
-from tunery_operator.status.patch import merge_patch
-from tunery_operator.status.podview import LostPod, PodView
 from tunery_operator.status.reopen import reopened
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.pod import LostPod, PodView
 
 GONE: tuple[PodView, ...] = ()
 
@@ -117,7 +117,7 @@ UNSEEN: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
     "nobody has watched since it began": ({"watched_before": NOW - timedelta(seconds=2)}, ("Vanished", 0)),
     "watched until a time to come": ({"watched_before": NOW + timedelta(days=9)}, ("Vanished", 600)),
     "the start of the next attempt": ({"pods": (running("p2", started=200),)}, ("Vanished", 200)),
-    "suspended": ({"suspend": True, "work": None, "progress": REPORT}, ("Suspended", 40)),
+    "suspended": ({"suspend": True, "main": None, "progress": REPORT}, ("Suspended", 40)),
     "the queue took its quota": (
         {"train": queued_job(suspend=True), "progress": REPORT},
         ("Preempted", 40),
@@ -211,7 +211,7 @@ def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
     assert "kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry=" in status["failure"]["hint"]
     fresh = reopened(status, "1")
     assert fresh is not None
-    kept = dataclasses.replace(seen, status=fresh, work=None, retry="1")
+    kept = dataclasses.replace(seen, status=fresh, main=None, retry="1")
     assert compute_status(kept)["phase"] == "Failed"
     raised = compute_status(dataclasses.replace(kept, deadline_seconds=600))
     assert raised["phase"] == "Pending"
@@ -251,7 +251,7 @@ def test_a_failed_object_is_reopened_once_for_each_new_value() -> None:
     assert "failure" not in fresh
     assert "completionTime" not in fresh
     assert reopened(fresh, "3") is None
-    later = compute_status(snapshot(work=None, status=fresh, retry="2"))
+    later = compute_status(snapshot(main=None, status=fresh, retry="2"))
     assert condition(later, "Failed") is None
     assert condition(later, "Succeeded") == ("Unknown", "InProgress")
     assert totals(later) == totals(status)

@@ -24,9 +24,9 @@ from controller.statuskit import (
     snapshot,
 )
 from tunery_api.status import LoRAJobStatus
+from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.patch import merge_patch
-from tunery_operator.status.snapshot import Attempt, ClusterWarning
+from tunery_operator.views.attempt import Attempt, ClusterWarning
 
 UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}
 
@@ -49,7 +49,7 @@ def warned(about: Any, reason: str, message: str, seconds: float = -5, **changes
     """Return a train Job without a pod, or with one that waits, and what the cluster says against it."""
     pods = (pod(state=waiting("ContainerCreating")),) if about == "Pod" else ()
     warning = ClusterWarning(reason, message, at(seconds), about)
-    return {"work": Attempt(job(**changes), pods, (warning,))}
+    return {"main": Attempt(job(**changes), pods, (warning,))}
 
 
 def unschedulable(message: str) -> dict[str, Any]:
@@ -152,11 +152,11 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         Told("Starting", "False", "Starting"),
     ),
     "a quota that was full before the last attempt": (
-        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-90_000), "Job"),))},
+        {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-90_000), "Job"),))},
         Told("Starting", "False", "AttemptFailed"),
     ),
     "a quota that is full since the last attempt": (
-        {"work": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
+        {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
         Told("Starting", "False", "QuotaExceeded", "QuotaExceeded"),
     ),
     "no room after an attempt that failed": (
@@ -220,11 +220,11 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         Told("Succeeded", "False", "Ended"),
     ),
     "Job deleted, its pod still there": (
-        {"work": None, "leftovers": (running(meta=deleting(60)),)},
+        {"main": None, "leftovers": (running(meta=deleting(60)),)},
         Told("Starting", "True", "Stopping"),
     ),
     "Job deleted without its pod": (
-        {"work": None, "leftovers": (running(),)},
+        {"main": None, "leftovers": (running(),)},
         Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1"),
     ),
     "says nothing for minutes": (
@@ -277,7 +277,7 @@ def test_what_an_earlier_attempt_reported_is_not_said_of_the_next() -> None:
 
 def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     warning = ClusterWarning("FailedCreate", f"Error creating: {QUOTA}", at(-5), "Job")
-    status = judge(work=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
+    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
     assert condition(status, "Preflight") == ("Unknown", "QuotaExceeded")
     assert status["failure"]["reason"] == "QuotaExceeded"
 
@@ -287,7 +287,7 @@ def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
 )
 def test_a_check_that_ran_into_its_limits_says_whose_they_are(end: Any) -> None:
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}, failed_reason="BackoffLimitExceeded"), (end,))
-    hint = judge(work=None, preflight_needed=True, preflight=check)["failure"]["hint"]
+    hint = judge(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
     assert "preflight.resources" in hint
     assert "Raise spec.resources" not in hint
 
@@ -295,7 +295,7 @@ def test_a_check_that_ran_into_its_limits_says_whose_they_are(end: Any) -> None:
 def test_a_preflight_that_fits_nowhere_says_whose_resources_it_asks_for() -> None:
     waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))
-    assert "preflight.resources" in judge(work=None, preflight_needed=True, preflight=check)["failure"]["hint"]
+    assert "preflight.resources" in judge(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
     assert "preflight.resources" not in judge(waits)["failure"]["hint"]
 
 

@@ -31,7 +31,8 @@ from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.look import MAX_SECONDS, MIN_SECONDS, next_look
 from tunery_operator.status.needs import needs_report, needs_rerun
-from tunery_operator.status.snapshot import Attempt, Refusal
+from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.attempt import Attempt
 
 STOPPING = ("False", "Stopping")
 SUSPENDED = ("True", "Suspended")
@@ -44,15 +45,15 @@ SUSPENSION: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
     "the pod has not ended": ({"train": job(**OURS), "pods": (running(meta=deleting(60)),)}, STOPPING, "Suspending"),
     "the pod has ended": ({"train": job(**OURS), "pods": (ended(code=143),)}, SUSPENDED, "Suspended"),
     "no pod": ({"train": job(**OURS)}, SUSPENDED, "Suspended"),
-    "no Job": ({"work": None}, SUSPENDED, "Suspended"),
+    "no Job": ({"main": None}, SUSPENDED, "Suspended"),
     "the Job is gone, its pod is not": (
-        {"work": None, "leftovers": (running(meta=deleting(60)),)},
+        {"main": None, "leftovers": (running(meta=deleting(60)),)},
         STOPPING,
         "Suspending",
     ),
     "the queue could start it any time": ({"train": queued_job(suspend=True)}, STOPPING, "Suspending"),
     "preflight runs": (
-        {"work": None, "preflight_needed": True, "preflight": Attempt(job(active=1), (running(),))},
+        {"main": None, "preflight_needed": True, "preflight": Attempt(job(active=1), (running(),))},
         STOPPING,
         "Suspending",
     ),
@@ -117,7 +118,7 @@ def test_a_queue_controller_that_leaves_no_marks_is_known_by_what_it_does() -> N
 
 def test_a_job_that_is_no_more_holds_no_quota() -> None:
     runs = again(snapshot(train=HELD, queue="team-a"), running(), train=ADMITTED)
-    stopped = again(runs, suspend=True, work=None, leftovers=(running(meta=deleting(60)),))
+    stopped = again(runs, suspend=True, main=None, leftovers=(running(meta=deleting(60)),))
     assert quota(compute_status(stopped)) == ("Suspending", ("Unknown", "Released"), "team-a")
     resumed = again(stopped, suspend=False, leftovers=(), train=HELD)
     assert quota(compute_status(resumed)) == ("Queued", ("False", "WaitingForQuota"), "team-a")
@@ -131,11 +132,11 @@ def test_what_we_suspended_waits_for_no_quota() -> None:
 def test_the_queue_is_that_of_the_job_whoever_named_it() -> None:
     assert judge(running(), queue=None, train=ADMITTED)["queue"] == "team-a"
     assert "queue" not in judge(running(), queue="label-that-came-later")
-    assert judge(work=None, queue="team-b")["queue"] == "team-b"
+    assert judge(main=None, queue="team-b")["queue"] == "team-b"
 
 
 def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
-    status = judge(work=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
+    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
     preflight = next(condition for condition in status["conditions"] if condition["type"] == "Preflight")
     assert (preflight["status"], preflight["reason"]) == ("Unknown", "AttemptFailed")
     assert preflight["message"].startswith("attempt 1 of preflight failed: ")
@@ -161,11 +162,11 @@ def test_who_does_not_run_ends_at_no_known_time() -> None:
 
 
 def test_preflight_waits_in_a_queue_too() -> None:
-    held = snapshot(work=None, preflight_needed=True, preflight=Attempt(HELD))
+    held = snapshot(main=None, preflight_needed=True, preflight=Attempt(HELD))
     status = compute_status(held)
     assert quota(status) == ("Queued", ("False", "WaitingForQuota"), "team-a")
     assert condition(status, "Preflight") == ("Unknown", "PreflightQueued")
-    goes = compute_status(again(held, work=None, preflight=Attempt(ADMITTED, (running(),))))
+    goes = compute_status(again(held, main=None, preflight=Attempt(ADMITTED, (running(),))))
     assert goes["phase"] == "Preflight"
 
 
@@ -177,14 +178,14 @@ REFUSALS = [reason for reason in FailureReason if reason in ("QuotaExceeded", "C
 @pytest.mark.parametrize("reason", REFUSALS)
 @pytest.mark.parametrize("needed", [True, False], ids=["preflight", "train"])
 def test_a_refused_create_is_told_in_the_servers_words(reason: FailureReason, needed: bool) -> None:
-    refused = snapshot(work=None, preflight_needed=needed, refusal=Refusal(reason, "admission webhook says no"))
+    refused = snapshot(main=None, preflight_needed=needed, refusal=Refusal(reason, "admission webhook says no"))
     status = compute_status(refused)
     stage = ("Preflight", "Unknown") if needed else ("Running", "False")
     assert condition(status, stage[0]) == (stage[1], reason.value)
     assert (status["failure"]["reason"], status["failure"]["message"]) == (reason.value, "admission webhook says no")
     assert status["failure"]["hint"] == ADVICE[reason].hint
     assert status["phase"] not in ("Failed", "Succeeded")
-    gone = compute_status(again(refused, work=None, refusal=None))
+    gone = compute_status(again(refused, main=None, refusal=None))
     assert "failure" not in gone
 
 
@@ -196,7 +197,7 @@ def test_a_contested_field_does_not_hide_that_a_pod_runs() -> None:
 
 def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
     lost = (FieldError("spec.output.uri", "is required: the platform has no default output"),)
-    status = judge(work=None, unplannable=lost)
+    status = judge(main=None, unplannable=lost)
     assert condition(status, "Running") == ("False", "PlatformChanged")
     assert "no default output" in status["failure"]["message"]
     assert status["phase"] == "Starting"
@@ -206,11 +207,11 @@ def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
 
 
 def test_what_ends_still_is_waited_for() -> None:
-    status = judge(work=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
+    status = judge(main=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
     assert condition(status, "Preflight") == ("Unknown", "WaitingForPredecessor")
     assert status["phase"] == "Waiting"
     assert "failure" not in status
-    work = judge(work=None, waiting_for="pod x of an earlier Job")
+    work = judge(main=None, waiting_for="pod x of an earlier Job")
     assert (condition(work, "Running"), work["phase"]) == (("False", "WaitingForPredecessor"), "Waiting")
 
 
@@ -222,7 +223,7 @@ def test_of_what_has_ended_nobody_says_that_it_could_go_on() -> None:
         status = judge(*changes.pop("pods"), **changes, suspend=True, status=held)
         assert status["phase"] in ("Succeeded", "Failed")
         assert "Suspended" not in [each["type"] for each in status["conditions"]]
-    full = judge(work=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
+    full = judge(main=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
     assert condition(full, "Preflight") == ("Unknown", "WaitingForPreflightSlot")
 
 
@@ -288,7 +289,7 @@ def test_a_deadline_does_not_end_what_is_done() -> None:
     ids=["said", "gone", "nothing said", "failed"],
 )
 def test_preflight_runs_again_where_its_words_are_gone(pods: Any, needed: bool, told: tuple[str, str]) -> None:
-    seen = snapshot(work=None, preflight_needed=True, preflight=Attempt(DONE, pods))
+    seen = snapshot(main=None, preflight_needed=True, preflight=Attempt(DONE, pods))
     assert needs_rerun(seen) is needed
     assert condition(compute_status(seen), "Preflight") == told
 
@@ -335,8 +336,8 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
         MIN_SECONDS,
     ),
     "held by a queue": ({"train": HELD}, None),
-    "waits for inputs": ({"work": None, "inputs": (UnfinishedInput("y", "is Training"),)}, None),
-    "refused": ({"work": None, "refusal": Refusal(FailureReason.QUOTA_EXCEEDED, "full")}, MIN_SECONDS),
+    "waits for inputs": ({"main": None, "inputs": (UnfinishedInput("y", "is Training"),)}, None),
+    "refused": ({"main": None, "refusal": Refusal(FailureReason.QUOTA_EXCEEDED, "full")}, MIN_SECONDS),
 }
 
 
@@ -353,7 +354,7 @@ def test_when_time_alone_changes_a_status(seen: dict[str, Any], after: float | N
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (judge(work=None), ("Unknown", "InProgress")),
+        (judge(main=None), ("Unknown", "InProgress")),
         (judge(running()), ("Unknown", "InProgress")),
         (judge(train=job(**OURS), suspend=True), ("Unknown", "InProgress")),
         (judge(ended(says=RESULT), train=DONE), ("True", "Succeeded")),

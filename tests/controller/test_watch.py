@@ -15,9 +15,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import REGISTRY
 
 from controller.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
+from tunery_api.kinds import Kind
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 from tunery_operator.watch import reflector as reflector_module
 from tunery_operator.watch.reflector import Reflector
 from tunery_operator.watch.sinks import OwnerSink

@@ -1,1 +1,99 @@
-"""The Tunery API, written once: kinds, run contract, names, failure reasons."""
+"""The Tunery API, written once: kinds, run contract, names, failure reasons.
+
+What a program outside of this repository uses is here; each name is loaded when it is first asked for, since a pod's
+small parent process wants an exit code and not every model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunery_api.adaptermerge import AdapterMergeSpec
+    from tunery_api.errors import FieldError, InvalidSpec
+    from tunery_api.exitcodes import ExitCode
+    from tunery_api.kinds import KINDS, Kind, KindDefinition
+    from tunery_api.lorajob import LoRAJobSpec
+    from tunery_api.manifest import MANIFEST_NAME, Manifest
+    from tunery_api.names import API_VERSION, GROUP, VERSION
+    from tunery_api.reasons import FailureReason
+    from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+    from tunery_api.status import AdapterMergeStatus, ConditionType, LoRAJobStatus, Phase
+    from tunery_api.validation import parse_adaptermerge, parse_lorajob
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KINDS",
+    "MANIFEST_NAME",
+    "VERSION",
+    "AdapterMergeSpec",
+    "AdapterMergeStatus",
+    "ConditionType",
+    "ExitCode",
+    "FailureReason",
+    "FieldError",
+    "InvalidSpec",
+    "Kind",
+    "KindDefinition",
+    "LoRAJobSpec",
+    "LoRAJobStatus",
+    "Manifest",
+    "Phase",
+    "PreflightReport",
+    "RunResult",
+    "RunSpec",
+    "Task",
+    "parse_adaptermerge",
+    "parse_lorajob",
+]
+
+_HOMES = {
+    "adaptermerge": ("AdapterMergeSpec",),
+    "errors": (
+        "FieldError",
+        "InvalidSpec",
+    ),
+    "exitcodes": ("ExitCode",),
+    "kinds": (
+        "KINDS",
+        "Kind",
+        "KindDefinition",
+    ),
+    "lorajob": ("LoRAJobSpec",),
+    "manifest": (
+        "MANIFEST_NAME",
+        "Manifest",
+    ),
+    "names": (
+        "API_VERSION",
+        "GROUP",
+        "VERSION",
+    ),
+    "reasons": ("FailureReason",),
+    "runspec": (
+        "PreflightReport",
+        "RunResult",
+        "RunSpec",
+        "Task",
+    ),
+    "status": (
+        "AdapterMergeStatus",
+        "ConditionType",
+        "LoRAJobStatus",
+        "Phase",
+    ),
+    "validation": (
+        "parse_adaptermerge",
+        "parse_lorajob",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the face from its home."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

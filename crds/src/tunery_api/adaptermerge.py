@@ -16,7 +16,7 @@ from tunery_api.fields import (
     StorageUri,
 )
 from tunery_api.inputs import ColumnName, DatasetFormat, LocalReference, ModelSpec, OutputSpec, Split
-from tunery_api.lorajob import LifecycleFields
+from tunery_api.lifecycle import LifecycleFields
 from tunery_api.methods import ComputeType
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.training import Loss

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunery_api.crd import custom_resource_definition
-from tunery_api.kinds import KINDS, Kind
+from tunery_api.kinds import KINDS, KindDefinition
 from tunery_api.names import API_VERSION
 
 _HEAD = f"""# API reference
@@ -23,10 +23,10 @@ Defaults never change within a version of the API.
 
 def api_reference() -> str:
     """Return the text of docs/api.md."""
-    return "\n".join([_HEAD, *(_kind(kind) for kind in KINDS)])
+    return "\n".join([_HEAD, *(_kind(kind) for kind in KINDS.values())])
 
 
-def _kind(kind: Kind) -> str:
+def _kind(kind: KindDefinition) -> str:
     schema = custom_resource_definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     parts = [f"## {kind.kind}", "", f"{kind.description} Short name: `{kind.short}`.", ""]
     for part in ("spec", "status"):

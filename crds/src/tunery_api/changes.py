@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
-from tunery_api.kinds import Kind
+from tunery_api.kinds import KindDefinition
 from tunery_api.placement import ResourcesSpec
 
 _AT_REST: Final = (
@@ -16,7 +16,7 @@ _AT_REST: Final = (
 )
 
 
-def change_rules(kind: Kind) -> list[dict[str, str]]:
+def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
     """Return one rule for each field that must not change, or not while a pod runs.
 
     The rules stand above the fields: a rule on an optional field is not asked when the field comes or goes. They are
@@ -37,7 +37,7 @@ def _names(fields: Iterable[FieldInfo]) -> list[str]:
     return [str(info.alias) for info in fields]
 
 
-def _resource(kind: Kind, field: str) -> dict[str, str]:
+def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
     """Return the rule of one field of `resources`; all of them may come and go with the block."""
     none = "-1" if field == "gpus" else "''"
     new, old = (
@@ -60,7 +60,7 @@ def _wait(name: str) -> str:
     return f"{name} cannot be changed while a pod runs; set suspend: true, wait for phase Suspended, then change it"
 
 
-def _never(kind: Kind, name: str) -> str:
+def _never(kind: KindDefinition, name: str) -> str:
     return f"{name} cannot be changed; delete the {kind.kind} and apply it again, or use another name"
 
 

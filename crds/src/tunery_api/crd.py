@@ -11,7 +11,7 @@ from pydantic_core import core_schema
 from tunery_api.cel import CEL_RULES, CelRule
 from tunery_api.changes import change_rules
 from tunery_api.fields import SERVER_DEFAULT, ApiModel
-from tunery_api.kinds import Kind
+from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, VERSION
 
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
@@ -19,8 +19,9 @@ _NOT_KEYWORDS: Final = frozenset({"properties"})
 """Below these, keys are names of fields and not keywords of JSON schema."""
 
 
-def custom_resource_definition(kind: Kind) -> dict[str, Any]:
-    """Return the CustomResourceDefinition of `kind`, ready to be written as YAML."""
+def custom_resource_definition(definition: KindDefinition) -> dict[str, Any]:
+    """Return the CustomResourceDefinition of a kind, ready to be written as YAML."""
+    kind = definition.kind
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -29,39 +30,39 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": kind.kind,
-                "listKind": f"{kind.kind}List",
+                "kind": kind.value,
+                "listKind": f"{kind}List",
                 "plural": kind.plural,
                 "singular": kind.singular,
-                "shortNames": [kind.short],
+                "shortNames": [definition.short],
                 "categories": ["ai"],
             },
-            "versions": [_version(kind)],
+            "versions": [_version(definition)],
         },
     }
 
 
-def _version(kind: Kind) -> dict[str, Any]:
+def _version(definition: KindDefinition) -> dict[str, Any]:
     return {
         "name": VERSION,
         "served": True,
         "storage": True,
         "subresources": {"status": {}},
         "selectableFields": [{"jsonPath": ".spec.suspend"}, {"jsonPath": ".status.phase"}],
-        "additionalPrinterColumns": [_column(column) for column in kind.columns],
+        "additionalPrinterColumns": [_column(column) for column in definition.columns],
         "schema": {
             "openAPIV3Schema": {
                 "type": "object",
-                "description": kind.description,
+                "description": definition.description,
                 "required": ["spec"],
                 "properties": {
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
-                    "spec": structural_schema(kind.spec),
-                    "status": structural_schema(kind.status),
+                    "spec": structural_schema(definition.spec),
+                    "status": structural_schema(definition.status),
                 },
-                "x-kubernetes-validations": change_rules(kind),
+                "x-kubernetes-validations": change_rules(definition),
             }
         },
     }

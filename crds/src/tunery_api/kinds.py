@@ -1,12 +1,15 @@
-"""The two kinds as Kubernetes knows them: names, columns, and what may change."""
+"""The kinds, one entry each: names, spec, status, columns, and what else follows from the kind alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.lorajob import LifecycleFields, LoRAJobSpec
-from tunery_api.status import AdapterMergeStatus, CommonStatus, LoRAJobStatus
+from tunery_api.lifecycle import LifecycleFields
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.status import AdapterMergeStatus, CommonStatus, LoRAJobStatus, Phase
 
 
 class Column(NamedTuple):
@@ -18,21 +21,41 @@ class Column(NamedTuple):
     priority: int = 0
 
 
-class Kind(NamedTuple):
-    """One kind of the API group."""
+class Kind(StrEnum):
+    """The kinds of the API group, by which everything that differs between them is looked up."""
 
-    kind: str
-    plural: str
-    short: str
-    spec: type[LifecycleFields]
-    status: type[CommonStatus]
-    columns: tuple[Column, ...]
-    description: str
+    LORAJOB = "LoRAJob"
+    ADAPTERMERGE = "AdapterMerge"
 
     @property
     def singular(self) -> str:
         """The kind in lower case, as in `kubectl get lorajob`."""
-        return self.kind.lower()
+        return self.value.lower()
+
+    @property
+    def plural(self) -> str:
+        """The name of the resource, as in a URL."""
+        return f"{self.singular}s"
+
+
+class KindDefinition(NamedTuple):
+    """What is known of a kind without a cluster: how it looks, and how its objects live."""
+
+    kind: Kind
+    short: str
+    spec: type[LifecycleFields]
+    status: type[CommonStatus]
+    """What its status holds also decides what is taken over from its pods: progress, checkpoint, rank, …"""
+    columns: tuple[Column, ...]
+    description: str
+    has_preflight: bool
+    """Its main Job waits for a preflight Job."""
+    working_phase: Phase
+    """Where a pod of its main Job runs and says nothing else."""
+
+    def holds(self, field: str) -> bool:
+        """Tell whether the status of this kind has a field, named as in Python."""
+        return field in self.status.model_fields
 
 
 _AGE = Column("Age", ".metadata.creationTimestamp", "date")
@@ -40,9 +63,8 @@ _QUEUE = Column("Queue", ".status.queue", priority=1)
 _RESULT = Column("Adapter", ".status.adapter.uri", priority=1)
 _REASON = Column("Reason", ".status.failure.reason", priority=1)
 
-LORAJOB: Final = Kind(
-    kind="LoRAJob",
-    plural="lorajobs",
+_LORAJOB: Final = KindDefinition(
+    kind=Kind.LORAJOB,
     short="lj",
     spec=LoRAJobSpec,
     status=LoRAJobStatus,
@@ -61,11 +83,12 @@ LORAJOB: Final = Kind(
         _REASON,
     ),
     description="A LoRAJob fine-tunes an adapter for a base model and publishes it in S3-compatible storage.",
+    has_preflight=True,
+    working_phase=Phase.TRAINING,
 )
 
-ADAPTERMERGE: Final = Kind(
-    kind="AdapterMerge",
-    plural="adaptermerges",
+_ADAPTERMERGE: Final = KindDefinition(
+    kind=Kind.ADAPTERMERGE,
     short="am",
     spec=AdapterMergeSpec,
     status=AdapterMergeStatus,
@@ -80,6 +103,8 @@ ADAPTERMERGE: Final = Kind(
         _REASON,
     ),
     description="An AdapterMerge combines adapters into one, or merges them into their base model.",
+    has_preflight=False,
+    working_phase=Phase.MERGING,
 )
 
-KINDS: Final = (LORAJOB, ADAPTERMERGE)
+KINDS: Final[Mapping[Kind, KindDefinition]] = {each.kind: each for each in (_LORAJOB, _ADAPTERMERGE)}

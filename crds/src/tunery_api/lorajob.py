@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
 
 from pydantic import Field
 
 from tunery_api.fields import ApiModel, ObjectName
 from tunery_api.inputs import DatasetSpec, ModelSpec, OutputSpec
+from tunery_api.lifecycle import LifecycleFields
 from tunery_api.methods import (
     AdaLoraSpec,
     LoraSpec,
@@ -35,42 +35,6 @@ class PreflightPolicy(StrEnum):
 
     REQUIRED = "Required"
     SKIP = "Skip"
-
-
-class LifecycleFields(ApiModel):
-    """What both kinds share with a Job of Kubernetes."""
-
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
-    """May change at any time."""
-    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
-    """May change while no pod runs: the next pod is made from them."""
-    MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
-    """The fields of `resources` that may change while no pod runs."""
-
-    suspend: bool = Field(
-        False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false goes on."
-    )
-    retries: int = Field(
-        3,
-        ge=0,
-        le=100,
-        description="Failed attempts that are tried again; preemptions and lost nodes do not count. May change while "
-        "no pod runs.",
-    )
-    active_deadline_seconds: int = Field(
-        86_400,
-        ge=1,
-        le=31_536_000,
-        description="Seconds that training or merging pods may run, all attempts together, before the job fails. "
-        "Waiting for a queue, a node or an image does not count, nor does preflight. May be raised at any time.",
-    )
-    ttl_seconds_after_finished: int | None = Field(
-        None,
-        ge=0,
-        le=315_360_000,
-        description="Seconds after the end at which this object is deleted; unset: the platform's default, 30 days "
-        "unless it chose otherwise.",
-    )
 
 
 class CacheSpec(ApiModel):

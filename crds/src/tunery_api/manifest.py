@@ -14,6 +14,9 @@ from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 
 MANIFEST_NAME: Final = "manifest.json"
 """Written last; a prefix without it is not a published result."""
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+"""The two files of an adapter, as PEFT names them."""
 MANIFEST_FORMAT: Final = "tunery.dev/manifest/v1"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final
 
 GROUP: Final = "tunery.dev"
@@ -41,6 +42,23 @@ FIELD_MANAGER: Final = "tunery"
 PROGRESS_AUDIENCE: Final = "tunery-progress"
 """Audience of the projected token that pods report progress with; useless against the API server."""
 
+PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
+PROGRESS_CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
+"""The variables of transformers' KubeflowCallback: the endpoint's URL, and the paths of two files."""
+METRICS: Final[Mapping[str, str]] = {
+    "loss": "loss",
+    "eval_loss": "evalLoss",
+    "base_eval_loss": "baseEvalLoss",
+    "reward_accuracy": "rewardAccuracy",
+    "reward_margin": "rewardMargin",
+    "eval_reward_accuracy": "evalRewardAccuracy",
+    "eval_reward_margin": "evalRewardMargin",
+    "learning_rate": "learningRate",
+    "grad_norm": "gradNorm",
+}
+"""What a run tells while it goes, and the field of status.metrics that shows it."""
+
 RUN_ANNOTATION: Final = "tunery.dev/run"
 """What a pod is to do, as JSON: on the pod itself, which sees it as a file."""
 PROGRESS_CA_ANNOTATION: Final = "tunery.dev/progress-ca"
@@ -54,8 +72,16 @@ TERMINATION_PATH: Final = "/dev/termination-log"
 TERMINATION_LIMIT: Final = 4096
 """Bytes of a termination message that Kubernetes keeps."""
 
+TRAIN_GRACE_SECONDS: Final = 120
+"""From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
+
 MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
+
+
+def adapter_purpose(index: int) -> str:
+    """Return the purpose, as RunSpec.secrets and volumes know it, of the adapter at `index` of a merge."""
+    return f"adapter-{index}"
 
 
 def child_name(owner: str, suffix: str) -> str:

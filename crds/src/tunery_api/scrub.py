@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import logging
 import re
 from typing import Final
 
@@ -84,6 +85,18 @@ def shorten(text: str, limit: int) -> str:
     whole = re.sub(r"\S+$", "", cut) if not text[len(cut)].isspace() else cut
     # One word longer than half of it all (a URI, text without spaces) is worth more cut than left out.
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip() + "…"
+
+
+class ScrubbingFormatter(logging.Formatter):
+    """Log lines without credentials, their traces included, each of at most `limit` UTF-8 bytes."""
+
+    def __init__(self, text: str, limit: int) -> None:
+        super().__init__(text)
+        self._limit = limit
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, or several with a trace."""
+        return scrub(super().format(record), self._limit)
 
 
 def _spellings(part: str) -> str:

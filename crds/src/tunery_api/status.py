@@ -1,4 +1,4 @@
-"""The status of both kinds: what the operator writes and `kubectl get` shows."""
+"""The status of every kind: what the operator writes and `kubectl get` shows."""
 
 from __future__ import annotations
 
@@ -53,8 +53,12 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
 
 
+FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+"""The phases of an object that has ended."""
+
+
 class ConditionType(StrEnum):
-    """The condition types of both kinds."""
+    """The condition types of every kind."""
 
     VALIDATED = "Validated"
     INPUTS_READY = "InputsReady"
@@ -299,7 +303,7 @@ class InputReference(OpenModel):
 
 
 class CommonStatus(OpenModel):
-    """The status that both kinds share."""
+    """The status that all kinds share."""
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
     spec_version: Annotated[str, Field(max_length=32)] | None = Field(

@@ -16,6 +16,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
+from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
 Rule = Callable[[Spec], Iterable[FieldError]]
@@ -55,7 +56,7 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
     except ValidationError as error:
         raise InvalidSpec(_field_error(detail, model) for detail in error.errors()) from error
     problems = list(itertools.chain.from_iterable(rule(spec) for rule in rules))
-    problems += () if local else _file_uris(spec, "spec")
+    problems += () if local else _file_uris(spec)
     if problems:
         raise InvalidSpec(problems)
     return spec
@@ -67,22 +68,11 @@ def _check_version(obj: Mapping[str, Any]) -> None:
         raise InvalidSpec([FieldError("apiVersion", f"must be {API_VERSION}, is {_shown(version)}")])
 
 
-def _file_uris(model: BaseModel, path: str) -> Iterator[FieldError]:
+def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
     """Yield an error for each file:// URI: in a cluster nobody else sees that file."""
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
-        where = f"{path}.{info.alias or name}"
-        for at, item in _items(value, where):
-            if isinstance(item, BaseModel):
-                yield from _file_uris(item, at)
-            elif name == "uri" and isinstance(item, str) and item.startswith("file://"):
-                yield FieldError(at, "file:// works without a cluster only; use s3:// or pvc:// here")
-
-
-def _items(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, list):
-        return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    return [(path, value)]
+    for field in fields(spec, "spec"):
+        if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
+            yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
 
 
 def _field_error(detail: ErrorDetails, model: type[BaseModel]) -> FieldError:

@@ -16,8 +16,10 @@ import urllib3
 from aiohttp import web
 from prometheus_client import REGISTRY
 
-from tunery_operator.duty import Duty
-from tunery_operator.handlers import Framework
+from tunery_operator.dispatch.duty import Duty
+from tunery_operator.dispatch.queue import WorkQueue
+from tunery_operator.framework.feed import Feed
+from tunery_operator.framework.handlers import Framework
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
@@ -27,18 +29,16 @@ from tunery_operator.kube.tokens import TokenReviewer
 from tunery_operator.leader import LeaderElection
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
-from tunery_operator.plan.common import Platform
-from tunery_operator.plan.model import Key, Kind, Progress
+from tunery_operator.plan.job import Platform
+from tunery_operator.plan.types import Progress
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
 from tunery_operator.progress.tls import keep_fresh, read_ca, server_context
-from tunery_operator.queue import WorkQueue
-from tunery_operator.reconcile.adaptermerge import reconcile_adaptermerge
-from tunery_operator.reconcile.lorajob import reconcile_lorajob
-from tunery_operator.reconcile.outcome import Outcome
-from tunery_operator.reconcile.world import World
+from tunery_operator.reconcile.kinds import reconcile
+from tunery_operator.reconcile.requeue import Requeue
+from tunery_operator.reconcile.services import Services
 from tunery_operator.settings import InvalidSettings, Settings, read_settings
-from tunery_operator.watch.feed import Feed
+from tunery_operator.views.owner import Key
 from tunery_operator.watch.watches import build_watches
 
 STOP_SECONDS: Final = 5.0
@@ -80,9 +80,9 @@ class Operator:
         self._cache = cache = Cache(settings.default_ttl_seconds)
         client = load_client(connection)
         self._events = EventPoster(client)
-        self._world = World(client, cache, Platform(settings, _progress(settings)), self._events)
+        self._services = Services(client, cache, Platform(settings, _progress(settings)), self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers)
-        self._world.is_pressed = self._queue.is_pressed
+        self._services.is_pressed = self._queue.is_pressed
         self._duty = duty = Duty(cache, self._queue)
         self._feed = feed = Feed()
         self._framework = Framework(feed, duty.add_changed)
@@ -94,9 +94,8 @@ class Operator:
         self._tasks: list[asyncio.Task[None]] = []
         self._election_task: asyncio.Task[None] | None = None
 
-    def _reconcile(self, key: Key) -> Outcome:
-        stories = {Kind.LORAJOB: reconcile_lorajob, Kind.ADAPTERMERGE: reconcile_adaptermerge}
-        return stories[key.kind](self._world, key)
+    def _reconcile(self, key: Key) -> Requeue:
+        return reconcile(self._services, key)
 
     def _tell_framework(self, keys: Iterable[Key]) -> None:
         if self._duty.on:
@@ -115,7 +114,7 @@ class Operator:
         if folder is not None:
             context = server_context(folder)
             await self._progress_server.start(self._settings.progress_port, context)
-            background.append(keep_fresh(context, folder, self._world.use_ca))
+            background.append(keep_fresh(context, folder, self._services.use_ca))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
         self._framework_task = asyncio.create_task(self._framework.run(self._handle_signals), name="kopf")
@@ -148,7 +147,7 @@ class Operator:
         give_memory_back()
 
     async def _lead(self) -> None:
-        self._world.watched_before = self._election.led_before if self._election is not None else None
+        self._services.watched_before = self._election.led_before if self._election is not None else None
         self._duty.start()
 
     async def _lead_no_more(self) -> None:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final
 
-from tunery_api.scrub import scrub
+from tunery_api.scrub import ScrubbingFormatter
 from tunery_operator.settings import LogFormat, Settings
 
 MAX_LINE = 8192
@@ -41,31 +41,31 @@ def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
         _about.reset(token)
 
 
-class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00Z INFO tunery_operator.queue: message`; the messages themselves name their object."""
+class TextFormatter(ScrubbingFormatter):
+    """`2026-01-31T12:00:00Z INFO tunery_operator.leader: message`; the messages themselves name their object."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line, or several with a traceback."""
-        return scrub(f"{_time(record)} {record.levelname} {record.name}: {_message(self, record)}", MAX_LINE)
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", MAX_LINE)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
+        """Return when it was logged, in UTC."""
+        return _time(record)
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(ScrubbingFormatter):
     """One JSON object a line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(message)s", MAX_LINE)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
-        message = scrub(_message(self, record), MAX_LINE)
         head = {"time": _time(record), "level": record.levelname, "logger": record.name}
-        return json.dumps({**head, **_about.get(), "message": message})
+        return json.dumps({**head, **_about.get(), "message": super().format(record)})
 
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    text = record.getMessage()
-    return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text
 
 
 def configure_logging(settings: Settings) -> None:

@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
-from tunery_api.status import ConditionType, Phase
-from tunery_operator.status.clock import parse_time
-from tunery_operator.status.endings import ENDS_WITHOUT_FAULT
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
+from tunery_operator.views.attempt import ENDS_WITHOUT_FAULT
+from tunery_operator.views.clock import parse_time
 
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAITS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 86_400, 3 * 86_400)
@@ -105,7 +105,6 @@ PREFLIGHT_FAILURES: Final = Counter(
 # When each series began, which nobody asks for, would be half of what is told.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
-_FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
 _REASONS: Final = frozenset({reason.value for reason in FailureReason} | ENDS_WITHOUT_FAULT)
 _METHODS: Final = frozenset({m.value for m in Method} | {m.value for m in MergeMethod})
 _OTHER: Final = "Other"
@@ -225,7 +224,7 @@ def _first_step(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) ->
 
 def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
     phase = new.get("phase")
-    if phase not in _FINAL or old.get("phase") in _FINAL:
+    if phase not in FINAL_PHASES or old.get("phase") in FINAL_PHASES:
         return
     if phase == Phase.SUCCEEDED.value:
         yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))

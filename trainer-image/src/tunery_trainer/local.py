@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import yaml
@@ -16,18 +16,19 @@ import yaml
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
+from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.walk import fields, with_fields
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
 from tunery_trainer.storage.transfer import hash_file
 
-Model = TypeVar("Model", bound=ApiModel)
-
-KINDS: Final = ("LoRAJob", "AdapterMerge")
+KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
+"""What runs without a cluster."""
 _NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
 
 
@@ -39,26 +40,27 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
     is no such file.
     """
     manifest = _select(_read(path), path, name)
-    merge = manifest["kind"] == "AdapterMerge"
+    merge = manifest["kind"] == Kind.ADAPTERMERGE
     spec = parse_adaptermerge(manifest, local=True) if merge else parse_lorajob(manifest, local=True)
-    problems = list(_needs_cluster(spec, "spec"))
+    problems = list(_needs_cluster(spec))
     if spec.output.uri is None:
         problems.append(FieldError("spec.output.uri", "is required without a cluster"))
     if problems:
         raise InvalidSpec(problems)
-    spec = _absolute(spec, path.resolve().parent)
+    folder = path.resolve().parent
+    spec = with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
     identity = _identity(manifest, spec)
-    folder = work_dir.resolve() if work_dir else _private_folder(identity)
+    own = work_dir.resolve() if work_dir else _private_folder(identity)
     return RunSpec(
         identity=identity,
         lora_job=spec if isinstance(spec, LoRAJobSpec) else None,
         adapter_merge=spec if isinstance(spec, AdapterMergeSpec) else None,
         output_uri=spec.output.uri or "",
-        checkpoint_uri=(folder / "checkpoints" / identity.uid).as_uri(),
+        checkpoint_uri=(own / "checkpoints" / identity.uid).as_uri(),
         adapters=_adapters(spec),
         resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        work_dir=str(folder),
+        work_dir=str(own),
         local=True,
     )
 
@@ -168,36 +170,20 @@ def _adapters(spec: LoRAJobSpec | AdapterMergeSpec) -> list[ResolvedAdapter]:
     return [ResolvedAdapter(uri=source.uri)] if source and source.uri else []
 
 
-def _absolute(model: Model, folder: Path) -> Model:
-    """Return `model` with every relative file:// URI made absolute, as seen from `folder`."""
-    return model.model_copy(update=dict(_absolute_fields(model, folder)))
+def _absolute(uri: str, folder: Path) -> str:
+    """Return a relative file:// URI as it is seen from `folder`, and any other as it is."""
+    if not uri.startswith("file://"):
+        return uri
+    # The part that the user wrote keeps its globs; the folder is quoted, as a URI has it.
+    written = uri.removeprefix("file://")
+    base = "" if written.startswith("/") else quote(str(folder)) + "/"
+    return f"file://{os.path.normpath(base + written)}"
 
 
-def _absolute_fields(model: ApiModel, folder: Path) -> Iterator[tuple[str, Any]]:
-    for name in model.model_fields_set:
-        value = getattr(model, name)
-        if isinstance(value, ApiModel):
-            yield name, _absolute(value, folder)
-        elif isinstance(value, list):
-            yield name, [_absolute(item, folder) if isinstance(item, ApiModel) else item for item in value]
-        elif name == "uri" and isinstance(value, str) and value.startswith("file://"):
-            # The part that the user wrote keeps its globs; the folder is quoted, as a URI has it.
-            written = value.removeprefix("file://")
-            base = "" if written.startswith("/") else quote(str(folder)) + "/"
-            yield name, f"file://{os.path.normpath(base + written)}"
-
-
-def _needs_cluster(model: ApiModel, path: str) -> Iterator[FieldError]:
+def _needs_cluster(spec: ApiModel) -> Iterator[FieldError]:
     """Yield an error for each field that only a cluster can resolve."""
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        where = f"{path}.{type(model).model_fields[name].alias or name}"
-        items = value if isinstance(value, list) else [value]
-        for index, item in enumerate(items):
-            at = f"{where}[{index}]" if isinstance(value, list) else where
-            if name == "lora_job_ref" and item is not None:
-                yield FieldError(at, "works in a cluster only; use uri here")
-            elif name == "uri" and isinstance(item, str) and item.startswith(("pvc://", "configmap://")):
-                yield FieldError(at, f"{item.split(':')[0]}:// works in a cluster only; use file:// here")
-            elif isinstance(item, ApiModel):
-                yield from _needs_cluster(item, at)
+    for path, name, value in fields(spec, "spec"):
+        if name == "lora_job_ref" and value is not None:
+            yield FieldError(path, "works in a cluster only; use uri here")
+        elif name == "uri" and isinstance(value, str) and value.startswith(("pvc://", "configmap://")):
+            yield FieldError(path, f"{value.split(':')[0]}:// works in a cluster only; use file:// here")

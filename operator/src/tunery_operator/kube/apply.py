@@ -8,8 +8,8 @@ from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected
 from tunery_operator.kube.client import HttpError, Json, KubeClient
 from tunery_operator.kube.rbac import CREATE_JOB, DELETE_JOB, GET_JOB, PATCH_JOB, Call, delete_owner
-from tunery_operator.plan.model import Owner
-from tunery_operator.status.jobview import JobView, controller_of, foreign_finalizers, parse_job
+from tunery_operator.views.job import JobView, controller_of, foreign_finalizers, parse_job
+from tunery_operator.views.owner import Owner
 
 _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 

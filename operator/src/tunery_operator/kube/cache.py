@@ -13,13 +13,12 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from tunery_api.kinds import Kind
 from tunery_operator.kube.children import Children
-from tunery_operator.kube.owners import FINAL, Owners, Report
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.status.jobview import JobView, controller_of, parse_job
-from tunery_operator.status.podview import LostPod, PodView, parse_pod
-
-__all__ = ["FINAL", "Cache", "owner_key"]
+from tunery_operator.kube.owners import Owners, Report
+from tunery_operator.views.job import JobView, controller_of, parse_job
+from tunery_operator.views.owner import Key
+from tunery_operator.views.pod import LostPod, PodView, parse_pod
 
 _KINDS = {kind.value: kind for kind in Kind}
 

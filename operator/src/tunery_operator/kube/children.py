@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from tunery_operator.kube.versions import Tombstones, later
-from tunery_operator.plan.model import Key
-from tunery_operator.status.jobview import JobView
-from tunery_operator.status.podview import LostPod, PodView
+from tunery_operator.views.job import JobView
+from tunery_operator.views.owner import Key
+from tunery_operator.views.pod import LostPod, PodView
 
 
 class Mark(NamedTuple):

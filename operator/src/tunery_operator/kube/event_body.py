@@ -9,9 +9,9 @@ import hashlib
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_operator.plan.model import Owner
-from tunery_operator.status.clock import format_time
-from tunery_operator.status.events import Event
+from tunery_operator.views.clock import format_time
+from tunery_operator.views.event import Event
+from tunery_operator.views.owner import Owner
 
 CONTROLLER: Final = "tunery.dev/operator"
 COMPONENT: Final = "tunery"

@@ -8,8 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from tunery_operator.status.events import RETRIED, Event
-from tunery_operator.status.phase import RESUMED
+from tunery_operator.views.event import RESUMED, RETRIED, Event
 
 REPEAT_SECONDS: Final = 600.0
 """The same thing is told again only after so long: until then the first event stands where a reader looks."""

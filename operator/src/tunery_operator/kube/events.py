@@ -17,8 +17,8 @@ from tunery_operator.kube.event_body import build_event
 from tunery_operator.kube.event_limit import EventLimit
 from tunery_operator.kube.rbac import CREATE_EVENT
 from tunery_operator.metrics import EVENTS_DROPPED
-from tunery_operator.plan.model import Owner
-from tunery_operator.status.events import Event
+from tunery_operator.views.event import Event
+from tunery_operator.views.owner import Owner
 
 MAX_WAITING: Final = 20_000
 IN_FLIGHT: Final = 2

@@ -9,18 +9,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from tunery_api.kinds import Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.runspec import TrainerStatus
-from tunery_api.status import Phase
+from tunery_api.status import FINAL_PHASES, Phase
 from tunery_operator.kube.versions import Tombstones, later
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.status.clock import parse_time
-from tunery_operator.status.podview import LostPod
-from tunery_operator.status.reopen import retry_mark
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.owner import Key, retry_mark
+from tunery_operator.views.pod import LostPod
 
 MAX_LOST: Final = 50
 """So many vanished pods of one Job are remembered: status has long counted the ones before."""
-FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
 
 
 class Seen(NamedTuple):
@@ -238,7 +237,7 @@ def _is_over(body: dict[str, Any]) -> bool:
     A change of its spec is still to be noted then: until status.observedGeneration follows, tools show it as unsettled.
     """
     status = body.get("status") or {}
-    if status.get("phase") not in FINAL:
+    if status.get("phase") not in FINAL_PHASES:
         return False
     if status.get("observedGeneration") not in (None, body["metadata"].get("generation")):
         return False

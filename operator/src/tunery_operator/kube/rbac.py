@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 
 
@@ -21,7 +22,7 @@ class Call(NamedTuple):
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
 
-OWNERS: Final = ("lorajobs", "adaptermerges")
+OWNERS: Final = tuple(kind.plural for kind in Kind)
 
 GET_JOB: Final = Call("batch", "jobs", "get")
 CREATE_JOB: Final = Call("batch", "jobs", "create")

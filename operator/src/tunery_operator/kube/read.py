@@ -9,9 +9,9 @@ from tunery_operator.errors import StaleObject
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import Json, KubeClient
 from tunery_operator.kube.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
-from tunery_operator.plan.model import Key, Owner
-from tunery_operator.status.jobview import JobView
-from tunery_operator.status.snapshot import Attempt, ClusterWarning
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.job import JobView
+from tunery_operator.views.owner import Key, Owner
 
 MAX_EVENTS: Final = 100
 """Events of one object that are read: the kubelet and the Job controller count repetitions in one event."""

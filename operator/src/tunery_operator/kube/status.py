@@ -8,9 +8,9 @@ from typing import Any, Final
 from tunery_api.names import FIELD_MANAGER
 from tunery_operator.errors import OwnerGone, StaleObject
 from tunery_operator.kube.client import HttpError, Json, KubeClient
+from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.kube.rbac import patch_status
-from tunery_operator.plan.model import Owner
-from tunery_operator.status.patch import merge_patch
+from tunery_operator.views.owner import Owner
 
 _QUERY: Final = {"fieldManager": FIELD_MANAGER}
 

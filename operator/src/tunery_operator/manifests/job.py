@@ -8,7 +8,7 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.names import CONTAINER, SETTINGS_ANNOTATION
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
-from tunery_operator.plan.model import JobPlan
+from tunery_operator.plan.types import JobPlan
 
 
 def build_job(plan: JobPlan) -> dict[str, Any]:

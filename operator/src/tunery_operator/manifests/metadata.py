@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.names import KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, ROLE_LABEL, label_value
-from tunery_operator.plan.model import JobPlan, Owner
+from tunery_operator.plan.types import JobPlan
+from tunery_operator.views.owner import Owner
 
 
 def labels(plan: JobPlan) -> dict[str, str]:

@@ -10,6 +10,9 @@ from tunery_api.names import (
     CONTAINER,
     OWNER_UID_LABEL,
     PROGRESS_CA_ANNOTATION,
+    PROGRESS_CA_ENV,
+    PROGRESS_TOKEN_ENV,
+    PROGRESS_URL_ENV,
     RUN_ANNOTATION,
     RUN_DIR,
     RUN_FILE,
@@ -18,7 +21,7 @@ from tunery_api.names import (
 )
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
-from tunery_operator.plan.model import JobPlan, Progress, Resources
+from tunery_operator.plan.types import JobPlan, Progress, Resources
 from tunery_operator.settings import PodSecurity
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -106,9 +109,9 @@ def _environment(plan: JobPlan) -> dict[str, str]:
 def _progress(progress: Progress) -> dict[str, str]:
     """Return the variables that transformers' KubeflowCallback reads: a URL and two paths."""
     return {
-        "KUBEFLOW_TRAINER_SERVER_URL": progress.url,
-        "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{RUN_DIR}/{CA_FILE}",
-        "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_DIR}/{TOKEN_FILE}",
+        PROGRESS_URL_ENV: progress.url,
+        PROGRESS_CA_ENV: f"{RUN_DIR}/{CA_FILE}",
+        PROGRESS_TOKEN_ENV: f"{TOKEN_DIR}/{TOKEN_FILE}",
     }
 
 

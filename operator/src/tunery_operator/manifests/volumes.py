@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE, PROGRESS_CA_ANNOTATION, RUN_ANNOTATION, RUN_DIR, RUN_FILE, WORK_DIR
-from tunery_operator.plan.model import JobPlan, VolumeMount
+from tunery_operator.plan.types import JobPlan, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"

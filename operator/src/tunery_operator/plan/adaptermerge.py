@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.inputs import LocalReference
+from tunery_api.names import adapter_purpose
 from tunery_api.runspec import Purpose, Task
-from tunery_operator.plan import common
-from tunery_operator.plan.common import Place, Platform
+from tunery_operator.plan import job
 from tunery_operator.plan.inputs import ReadyInput
-from tunery_operator.plan.model import JobPlan, Owner
+from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.types import JobPlan
+from tunery_operator.views.owner import Owner
 
 
 def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
@@ -19,16 +21,16 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
 
     Raises InvalidSpec when the platform cannot run the spec.
     """
-    place = common.output_place(spec.output, owner, platform.settings)
+    place = job.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place, inputs))
     own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
-    run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return common.job_plan(spec, owner, platform, Task.MERGE, run, accesses)
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return job.job_plan(spec, owner, platform, Task.MERGE, run, accesses)
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:
     """Return the plan of the Job that says again what the merge published; raises InvalidSpec as `plan_merge`."""
-    return common.report_plan(spec, owner, platform, {"adapter_merge": spec})
+    return job.report_plan(spec, owner, platform, {"adapter_merge": spec})
 
 
 def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:
@@ -45,7 +47,7 @@ def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]
 
 
 def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: Place) -> Access:
-    purpose = f"adapter-{index}"
+    purpose = adapter_purpose(index)
     secret: LocalReference | None
     if item.secret_ref is not None:
         secret, field = item.secret_ref, f"spec.adapters[{index}].secretRef"

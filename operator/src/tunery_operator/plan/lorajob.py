@@ -8,16 +8,14 @@ from typing import NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import VOLUMES_DIR
+from tunery_api.names import TRAIN_GRACE_SECONDS, VOLUMES_DIR
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
-from tunery_operator.plan import common
-from tunery_operator.plan.common import Place, Platform
-from tunery_operator.plan.model import JobPlan, Owner, VolumeMount
+from tunery_operator.plan import job
+from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.placing import work_scheduling
-
-TRAIN_GRACE_SECONDS = 120
-"""Long enough to finish a step and to write a checkpoint after SIGTERM."""
+from tunery_operator.plan.types import JobPlan, VolumeMount
+from tunery_operator.views.owner import Owner
 
 
 class Known(NamedTuple):
@@ -38,21 +36,21 @@ class Known(NamedTuple):
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
     base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
-    return common.check_plan(base, spec, platform.settings)
+    return job.check_plan(base, spec, platform.settings)
 
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
-    sized = spec.model_copy(update={"resources": common.with_disk(spec.resources, known.disk_bytes)})
+    sized = spec.model_copy(update={"resources": job.with_disk(spec.resources, known.disk_bytes)})
     base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)
 
 
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
-    place = common.output_place(spec.output, owner, platform.settings)
-    own = {"lora_job": spec, "checkpoint_uri": common.checkpoint_place(place.uri, owner, known.checkpoint)}
-    return common.report_plan(spec, owner, platform, own)
+    place = job.output_place(spec.output, owner, platform.settings)
+    own = {"lora_job": spec, "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint)}
+    return job.report_plan(spec, owner, platform, own)
 
 
 def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
@@ -62,17 +60,17 @@ def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
 
 
 def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, task: Task) -> JobPlan:
-    place = common.output_place(spec.output, owner, platform.settings)
+    place = job.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
     own = {
         "lora_job": spec,
-        "checkpoint_uri": common.checkpoint_place(place.uri, owner, known.checkpoint),
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
         "gpu_memory_bytes": _gpu_memory(spec, platform),
         "adapters": [known.adapter] if known.adapter else [],
         "resume_uri": known.resume,
     }
-    run = common.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return _with_cache(common.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return _with_cache(job.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
 
 
 def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tunery_api.inputs import LocalReference
 from tunery_api.names import SECRETS_DIR, VOLUMES_DIR
 from tunery_api.runspec import MountedSecret
-from tunery_operator.plan.model import SecretMount, VolumeMount
+from tunery_operator.plan.types import SecretMount, VolumeMount
 
 
 class Access(NamedTuple):

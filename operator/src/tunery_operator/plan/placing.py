@@ -7,8 +7,9 @@ from typing import Any
 
 from tunery_api.names import GROUP
 from tunery_api.placement import SchedulingSpec, Toleration
-from tunery_operator.plan.model import Owner, PodExtras
+from tunery_operator.plan.types import PodExtras
 from tunery_operator.settings import Placement, Settings
+from tunery_operator.views.owner import Owner
 
 
 def work_scheduling(spec: SchedulingSpec, settings: Settings, gpus: int) -> SchedulingSpec:

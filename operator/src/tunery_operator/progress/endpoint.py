@@ -13,15 +13,15 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from tunery_api.runspec import ProgressUpdate
+from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.metrics import PROGRESS_POSTS
-from tunery_operator.plan.model import Key
 from tunery_operator.progress.pace import Pace
 from tunery_operator.progress.sane import sane
-from tunery_operator.queue import Lane, WorkQueue
+from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 

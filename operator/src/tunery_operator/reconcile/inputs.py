@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.inputs import LocalReference, OutputSpec
+from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_operator.kube.read import peek_object
-from tunery_operator.plan.common import checkpoint_place, output_place
 from tunery_operator.plan.inputs import (
     AdapterInput,
     ReadyInput,
@@ -23,10 +23,11 @@ from tunery_operator.plan.inputs import (
     record,
     recorded,
 )
-from tunery_operator.plan.model import Key, Kind, parse_owner
-from tunery_operator.reconcile.subject import Subject
-from tunery_operator.reconcile.world import World
+from tunery_operator.plan.job import checkpoint_place, output_place
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.owner import Key, parse_owner
 
 
 class Wanted(NamedTuple):
@@ -57,76 +58,76 @@ class Inputs(NamedTuple):
         return replace(snapshot, inputs=self.items, input_references=self.references)
 
 
-def resolve_inputs(world: World, subject: Subject, wanted: Iterable[Wanted]) -> Inputs:
+def resolve_inputs(services: Services, obj: FoundObject, wanted: Iterable[Wanted]) -> Inputs:
     """Return what the wanted adapters are now; what was resolved before is never looked up again."""
-    known = {entry["name"]: entry for entry in subject.status.get("inputReferences") or ()}
-    items = tuple(_resolve(world, subject, want, known) for want in wanted)
+    known = {entry["name"]: entry for entry in obj.status.get("inputReferences") or ()}
+    items = tuple(_resolve(services, obj, want, known) for want in wanted)
     fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
     fresh.pop(None, None)
     return Inputs(items, (*known.values(), *fresh.values()), bool(fresh))
 
 
-def _resolve(world: World, subject: Subject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
+def _resolve(services: Services, obj: FoundObject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
     if want.reference is None:
         return plain_input(want.uri or "")
     name = want.reference.name
     if name in known:
         return recorded(known[name])
-    target = Key(Kind.LORAJOB, subject.owner.key.namespace, name)
+    target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
-    world.cache.wait_for(target, subject.owner.key)
-    return _look_up(world, subject.owner.key, name, checkpoints=want.checkpoints)
+    services.cache.wait_for(target, obj.owner.key)
+    return _look_up(services, obj.owner.key, name, checkpoints=want.checkpoints)
 
 
-def look_inputs_up_again(world: World, subject: Subject, status: dict[str, Any]) -> dict[str, Any]:
+def look_inputs_up_again(services: Services, obj: FoundObject, status: dict[str, Any]) -> dict[str, Any]:
     """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
 
     A LoRAJob that has published anew is taken as it is now; one that is gone is not waited for.
     """
-    reason = (subject.status.get("failure") or {}).get("reason")
-    entries = subject.status.get("inputReferences")
+    reason = (obj.status.get("failure") or {}).get("reason")
+    entries = obj.status.get("inputReferences")
     if not entries or reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
         return status
-    return {**status, "inputReferences": [_as_it_is_now(world, subject, entry) for entry in entries]}
+    return {**status, "inputReferences": [_as_it_is_now(services, obj, entry) for entry in entries]}
 
 
-def _as_it_is_now(world: World, subject: Subject, entry: dict[str, Any]) -> dict[str, Any]:
-    found = _look_up(world, subject.owner.key, entry["name"], checkpoints=False)
+def _as_it_is_now(services: Services, obj: FoundObject, entry: dict[str, Any]) -> dict[str, Any]:
+    found = _look_up(services, obj.owner.key, entry["name"], checkpoints=False)
     return record(found) if isinstance(found, ReadyInput) else entry
 
 
-def _look_up(world: World, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
+def _look_up(services: Services, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
     """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
-    body = peek_object(world.client, world.cache, Key(Kind.LORAJOB, key.namespace, name))
-    if body is None and world.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
+    body = peek_object(services.client, services.cache, Key(Kind.LORAJOB, key.namespace, name))
+    if body is None and services.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
         return UnfinishedInput(
             name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
         )
     if checkpoints:
-        return checkpoint_input(name, body, _checkpoints_of(world, body) if body is not None else None)
-    return lorajob_input(name, body, world.platform.settings.default_output_secret)
+        return checkpoint_input(name, body, _checkpoints_of(services, body) if body is not None else None)
+    return lorajob_input(name, body, services.platform.settings.default_output_secret)
 
 
-def _checkpoints_of(world: World, body: Mapping[str, Any]) -> str | None:
+def _checkpoints_of(services: Services, body: Mapping[str, Any]) -> str | None:
     """Return where a LoRAJob keeps its checkpoints, whether there are any; None where its output has no place."""
     owner = parse_owner(Kind.LORAJOB, body)
     try:
         output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
-        return checkpoint_place(output_place(output, owner, world.platform.settings).uri, owner, None)
+        return checkpoint_place(output_place(output, owner, services.platform.settings).uri, owner, None)
     except (InvalidSpec, ValidationError):
         return None
 
 
-def refuse_circle(world: World, subject: Subject, source: LocalReference, field: str) -> None:
+def refuse_circle(services: Services, obj: FoundObject, source: LocalReference, field: str) -> None:
     """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
 
     Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
     """
-    namespace, own = subject.owner.key.namespace, subject.owner.key.name
+    namespace, own = obj.owner.key.namespace, obj.owner.key.name
     chain, name = [own], source.name
     while name not in chain:
         chain.append(name)
-        body = world.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
+        body = services.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
         references = [item["loraJobRef"] for item in _sources(body.get("spec") or {}) if item.get("loraJobRef")]
         if not references:
             return
@@ -136,10 +137,10 @@ def refuse_circle(world: World, subject: Subject, source: LocalReference, field:
         raise InvalidSpec([FieldError(f"spec.{field}.loraJobRef.name", text)])
 
 
-def is_awaited(world: World, key: Key) -> bool:
+def is_awaited(services: Services, key: Key) -> bool:
     """Tell whether an unfinished object names this LoRAJob and has not written down what it found there."""
-    near = (other for other in world.cache.unfinished() if other.namespace == key.namespace and other != key)
-    bodies = (world.cache.body(other) for other in near)
+    near = (other for other in services.cache.unfinished() if other.namespace == key.namespace and other != key)
+    bodies = (services.cache.body(other) for other in near)
     return key.kind is Kind.LORAJOB and any(body is not None and _awaits(body, key.name) for body in bodies)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tunery_operator.errors import FieldContested
-from tunery_operator.plan.model import Key
+from tunery_operator.views.owner import Key
 
 MAX_RETRY_SECONDS: Final = 30.0
 FIRST_RETRY_SECONDS: Final = 0.5

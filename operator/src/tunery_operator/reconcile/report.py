@@ -7,13 +7,12 @@ from typing import Any, Final
 
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
-from tunery_api.status import ConditionType, Phase
-from tunery_operator.kube.owners import FINAL
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.kube.status import status_change
 from tunery_operator.reconcile.ending import jobs_of, mark_done, seconds_to_live, stop_jobs
-from tunery_operator.reconcile.outcome import Outcome, earliest
-from tunery_operator.reconcile.subject import Subject
-from tunery_operator.reconcile.world import World
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.requeue import Requeue, earliest
+from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.look import next_look
@@ -23,7 +22,7 @@ _FREQUENT: Final = frozenset({"progress", "metrics", "checkpoint"})
 """Fields that a pod changes every few seconds: written at most once in progress_write_seconds."""
 
 
-def report(world: World, subject: Subject, snapshot: Snapshot, retry_in: float | None) -> Outcome:
+def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: float | None) -> Requeue:
     """Bring the object's status up to date; look again at once where that opens the next step.
 
     `retry_in` is when to try again what could not be done; None: everything was done.
@@ -31,31 +30,33 @@ def report(world: World, subject: Subject, snapshot: Snapshot, retry_in: float |
     status = compute_status(snapshot)
     if status["phase"] == Phase.FAILED.value:
         # A kill between the two leads to the same end: the next look finds the object as it was, without its Jobs.
-        stop_jobs(world, snapshot)
-    change = status_change(subject.body, status)
+        stop_jobs(services, snapshot)
+    change = status_change(obj.body, status)
     later = earliest(retry_in, next_look(snapshot, status))
-    wait = _seconds_to_wait(world, subject, change)
+    wait = _seconds_to_wait(services, obj, change)
     if not change or wait > 0:
-        _mark_preflight(world, subject)
-        return Outcome(earliest(later, wait if change else None))
-    woken = write(world, subject, status, change)
-    if status["phase"] in FINAL:
-        mark_done(world, subject.owner, [attempt.job for attempt in jobs_of(snapshot)])
-        return Outcome(seconds_to_live(world, subject, status), woken)
-    return Outcome(0.0 if _opens_next_step(subject, status) else later, woken)
+        _mark_preflight(services, obj)
+        return Requeue(earliest(later, wait if change else None))
+    woken = write(services, obj, status, change)
+    if status["phase"] in FINAL_PHASES:
+        mark_done(services, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
+        return Requeue(seconds_to_live(services, obj, status), woken)
+    return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
 
 
-def _seconds_to_wait(world: World, subject: Subject, change: Mapping[str, Any]) -> float:
+def _seconds_to_wait(services: Services, obj: FoundObject, change: Mapping[str, Any]) -> float:
     if not change.keys() <= _FREQUENT:
         return 0.0
-    written = world.cache.written_at(subject.owner.key)
-    return 0.0 if written is None else written + world.platform.settings.progress_write_seconds - world.monotonic()
+    written = services.cache.written_at(obj.owner.key)
+    return (
+        0.0 if written is None else written + services.platform.settings.progress_write_seconds - services.monotonic()
+    )
 
 
-def _opens_next_step(subject: Subject, status: Mapping[str, Any]) -> bool:
+def _opens_next_step(obj: FoundObject, status: Mapping[str, Any]) -> bool:
     """Tell whether something was written down that the next Job waited for: preflight has passed, inputs are known."""
-    known = status.get("inputReferences") != subject.status.get("inputReferences")
-    return known or (_passed(status) and not subject.holds(ConditionType.PREFLIGHT))
+    known = status.get("inputReferences") != obj.status.get("inputReferences")
+    return known or (_passed(status) and not obj.holds(ConditionType.PREFLIGHT))
 
 
 def _passed(status: Mapping[str, Any]) -> bool:
@@ -65,8 +66,8 @@ def _passed(status: Mapping[str, Any]) -> bool:
     )
 
 
-def _mark_preflight(world: World, subject: Subject) -> None:
+def _mark_preflight(services: Services, obj: FoundObject) -> None:
     """Mark the preflight Job once its report is written down: in a look of its own, since training comes first."""
-    if subject.holds(ConditionType.PREFLIGHT):
-        name = child_name(subject.owner.key.name, Task.PREFLIGHT.value)
-        mark_done(world, subject.owner, [world.cache.job(subject.owner.key.namespace, name)])
+    if obj.holds(ConditionType.PREFLIGHT):
+        name = child_name(obj.owner.key.name, Task.PREFLIGHT.value)
+        mark_done(services, obj.owner, [services.cache.job(obj.owner.key.namespace, name)])

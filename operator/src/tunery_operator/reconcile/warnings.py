@@ -12,9 +12,9 @@ from typing import Final, Literal, NamedTuple
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.read import read_warnings
-from tunery_operator.status.clock import parse_time
-from tunery_operator.status.podview import PodView
-from tunery_operator.status.snapshot import Attempt, ClusterWarning
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.pod import PodView
 
 JOB_SECONDS: Final = 5.0
 """How long a Job may be without a pod before anybody wonders."""

@@ -8,37 +8,37 @@ from typing import Any
 from tunery_operator import metrics
 from tunery_operator.errors import StaleObject
 from tunery_operator.kube.status import write_status
-from tunery_operator.plan.model import Key
-from tunery_operator.reconcile.subject import Subject
-from tunery_operator.reconcile.world import World
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.services import Services
 from tunery_operator.status.events import transitions
+from tunery_operator.views.owner import Key
 
 
-def write(world: World, subject: Subject, status: Mapping[str, Any], change: dict[str, Any]) -> frozenset[Key]:
+def write(services: Services, obj: FoundObject, status: Mapping[str, Any], change: dict[str, Any]) -> frozenset[Key]:
     """Write `change`, which makes `status`; return the objects that waited for its phase to change.
 
     Raises StaleObject, OwnerGone, ApiFailure.
     """
-    key = subject.owner.key
+    key = obj.owner.key
     try:
-        body = write_status(world.client, subject.owner, subject.version, change)
+        body = write_status(services.client, obj.owner, obj.version, change)
     except StaleObject:
-        world.cache.mark_stale(key)
+        services.cache.mark_stale(key)
         raise
-    world.cache.note_written(key, world.monotonic())
-    woken = frozenset(world.cache.see_owner(key.kind, body) - {key})
-    world.events.post(subject.owner, transitions(subject.status, status))
-    metrics.observe(subject.status, status, _facts(world, subject))
+    services.cache.note_written(key, services.monotonic())
+    woken = frozenset(services.cache.see_owner(key.kind, body) - {key})
+    services.events.post(obj.owner, transitions(obj.status, status))
+    metrics.observe(obj.status, status, _facts(services, obj))
     return woken
 
 
-def _facts(world: World, subject: Subject) -> metrics.Facts:
-    key = subject.owner.key
+def _facts(services: Services, obj: FoundObject) -> metrics.Facts:
+    key = obj.owner.key
     return metrics.Facts(
         kind=key.kind.value,
         namespace=key.namespace,
-        created=subject.body["metadata"].get("creationTimestamp") or "",
-        now=world.now(),
-        gpu_resource=subject.resources[1],
-        method=str(subject.spec.get("method") or ""),
+        created=obj.body["metadata"].get("creationTimestamp") or "",
+        now=services.now(),
+        gpu_resource=obj.resources[1],
+        method=str(obj.spec.get("method") or ""),
     )

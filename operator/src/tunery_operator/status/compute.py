@@ -8,18 +8,19 @@ from typing import Any, Final
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.hindrance import show_hindrance
 from tunery_operator.status.ledger import close_ledger, keep_ledger
-from tunery_operator.status.phase import RESUMED, STOPPING
-from tunery_operator.status.podview import outlives
+from tunery_operator.status.main_job import SAVES, check_main_job
+from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.queueing import is_queued
-from tunery_operator.status.reopen import retry_mark
-from tunery_operator.status.snapshot import Attempt, Snapshot
-from tunery_operator.status.work import SAVES, check_work
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.event import RESUMED
+from tunery_operator.views.owner import retry_mark
+from tunery_operator.views.pod import outlives
 
 Check = Callable[[Draft], bool]
 """Changes the draft; True: this was the last word, and what follows does not count."""
@@ -57,7 +58,7 @@ def _check_spec(draft: Draft) -> bool:
         draft.fail_for(FailureReason.INVALID_SPEC, text, hint)
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
-    if draft.snapshot.work is None:
+    if draft.snapshot.main is None:
         draft.put(queue=draft.snapshot.queue)
     if draft.snapshot.method is not None:
         draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
@@ -116,8 +117,8 @@ def _check_suspension(draft: Draft) -> bool:
 
 def _still_there(snapshot: Snapshot) -> Iterator[str]:
     """Yield what must end before an object is suspended."""
-    for attempt in (snapshot.preflight, snapshot.work, snapshot.report):
-        saves = attempt is snapshot.work and snapshot.kind is Kind.LORAJOB
+    for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
+        saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
         yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
     for pod in snapshot.leftovers:
         if not pod.finished:
@@ -140,6 +141,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     keep_ledger,
     _check_inputs,
     check_preflight,
-    check_work,
+    check_main_job,
     check_deadline,
 )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.status.clock import format_time
+from tunery_operator.views.clock import format_time
 
 _ORDER: Final = {type_.value: index for index, type_ in enumerate(ConditionType)}
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
-from tunery_operator.status.clock import parse_time
-from tunery_operator.status.jobview import JobView
 from tunery_operator.status.messages import reported_failure
-from tunery_operator.status.podview import PodView
-from tunery_operator.status.snapshot import Attempt, ClusterWarning
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.job import JobView
+from tunery_operator.views.pod import PodView
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""

@@ -9,14 +9,13 @@ from tunery_api.names import RETRY_ANNOTATION, VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_api.status import AdapterMergeStatus, CommonStatus, ConditionType, LoRAJobStatus
+from tunery_api.status import ConditionType
 from tunery_api.tolerant import without_invalid
-from tunery_operator.plan.model import Kind
-from tunery_operator.status.clock import format_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.clock import format_time
 
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
@@ -33,7 +32,6 @@ _GOES_ON: Final = frozenset(
 
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
-_MODELS: Final[dict[Kind, type[CommonStatus]]] = {Kind.LORAJOB: LoRAJobStatus, Kind.ADAPTERMERGE: AdapterMergeStatus}
 
 
 class Draft:
@@ -65,15 +63,15 @@ class Draft:
 
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
-        status = failure_status(failure, exit_code)
+        shown = failure_status(failure, exit_code)
         # Who says that it takes a new job means this very failure.
         mendable = advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or "")
         if mendable:
-            status["hint"] = f"{status['hint']} {self.retry_command()}"
-        status["hint"] = scrub(status["hint"] + self._kept(failure, mendable=mendable))
-        self.fields["failure"] = status
-        self.conditions.set(ConditionType.FAILED, True, status["reason"], status["message"])
-        self.conditions.set(ConditionType.SUCCEEDED, False, status["reason"], status["message"])
+            shown["hint"] = f"{shown['hint']} {self.retry_command()}"
+        shown["hint"] = scrub(shown["hint"] + self._kept(failure, mendable=mendable))
+        self.fields["failure"] = shown
+        self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
+        self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
         self._complete(ended)
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
@@ -115,13 +113,13 @@ class Draft:
         """Tell whether the object has succeeded or failed."""
         return self.conditions.is_true(ConditionType.SUCCEEDED) or self.conditions.is_true(ConditionType.FAILED)
 
-    def hinder(self, failure: Failure) -> None:
+    def show_obstacle(self, failure: Failure) -> None:
         """Show what stands in the way now; it is gone from the status as soon as it no longer does."""
         self.fields["failure"] = failure_status(failure)
 
     def _complete(self, ended: datetime | None) -> None:
         self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))
-        if self.snapshot.work is not None or self.conditions.status(ConditionType.RUNNING) is not None:
+        if self.snapshot.main is not None or self.conditions.status(ConditionType.RUNNING) is not None:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
     def _forget_eta(self) -> None:
@@ -144,6 +142,6 @@ class Draft:
             "specVersion": VERSION,
             "observedGeneration": self.snapshot.owner.generation,
             "conditions": self.conditions.to_list(),
-            "phase": phase_of(self.conditions, self.snapshot.kind).value,
+            "phase": phase_of(self.conditions, self.snapshot.definition.working_phase).value,
         }
-        return without_invalid(_MODELS[self.snapshot.kind], status, strict=True) or status
+        return without_invalid(self.snapshot.definition.status, status, strict=True) or status

@@ -9,24 +9,13 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
-from tunery_operator.status.clock import parse_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import LOST_NODE, pod_failure
 from tunery_operator.status.messages import reported_failure
-from tunery_operator.status.podview import LostPod, PodView
 from tunery_operator.status.snapshot import Snapshot
-
-EVICTED: Final = "Evicted"
-"""Taken off its node on somebody's order, such as `kubectl drain`."""
-PREEMPTED: Final = "Preempted"
-SUSPENDED: Final = "Suspended"
-STOPPED: Final = "Stopped"
-"""Told to end by someone who is not known, such as `kubectl delete pod`."""
-SUCCEEDED: Final = "Succeeded"
-VANISHED: Final = "Vanished"
-"""Gone while nobody looked."""
-
-ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
+from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.pod import LostPod, PodView
 
 _DISRUPTIONS: Final = {
     "PreemptionByScheduler": PREEMPTED,
@@ -66,7 +55,7 @@ def ending_of_lost(
         if lost.disruption in LOST_NODE:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
-    job = snapshot.work.job if snapshot.work is not None else None
+    job = snapshot.main.job if snapshot.main is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
     # While no operator was at work nobody knows what ran: such seconds are not charged.
     unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
@@ -100,7 +89,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
 
 def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
     """Return why pods of an object were told to end, as far as it shows."""
-    job = snapshot.work.job if snapshot.work is not None else None
+    job = snapshot.main.job if snapshot.main is not None else None
     if snapshot.suspend or (job is not None and job.suspended_by_us):
         return SUSPENDED
     if conditions.reason(ConditionType.QUOTA_RESERVED) == PREEMPTED:

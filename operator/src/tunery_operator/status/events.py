@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType, Phase
+from tunery_operator.views.event import RETRIED, Event
 
-RETRIED: Final = "Retried"
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
 _WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
@@ -31,17 +30,6 @@ _QUIET: Final = frozenset(
     }
 )
 """Reasons that tell a reader nothing that another event does not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event, before it is built."""
-
-    reason: str
-    note: str
-    warning: bool
-    time: str
-    """When that came about, or what stands for it: part of the event's name, so that it is posted once."""
 
 
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:

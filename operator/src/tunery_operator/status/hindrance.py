@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.phase import STOPPING
@@ -16,7 +15,7 @@ def show_hindrance(draft: Draft) -> None:
     """Show why the next Job cannot be made or changed, where that is so."""
     found = _found(draft.snapshot)
     if found is not None:
-        draft.hinder(found)
+        draft.show_obstacle(found)
         _set_stage(draft, str(found.reason), found.message)
     elif draft.snapshot.waiting_for is not None:
         _set_stage(draft, draft.snapshot.waiting_reason, f"waits for {draft.snapshot.waiting_for}")
@@ -33,13 +32,13 @@ def _found(snapshot: Snapshot) -> Failure | None:
 
 def _waits_for_a_plan(snapshot: Snapshot) -> bool:
     """Tell whether a Job is to be made: the first, or one that follows what the spec says by now."""
-    work = snapshot.work
-    return work is None or (not work.job.finished and work.job.settings not in (None, snapshot.owner.settings))
+    main = snapshot.main
+    return main is None or (not main.job.finished and main.job.settings not in (None, snapshot.owner.settings))
 
 
 def _is_stopping(snapshot: Snapshot) -> bool:
     """Tell whether all that must go before an object is suspended was told to end."""
-    attempts = [attempt for attempt in (snapshot.preflight, snapshot.work) if attempt is not None]
+    attempts = [attempt for attempt in (snapshot.preflight, snapshot.main) if attempt is not None]
     return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
 
 
@@ -49,7 +48,7 @@ def _set_stage(draft: Draft, reason: str, message: str) -> None:
     if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
         # What cannot be stopped is not on its way to be.
         draft.conditions.set(ConditionType.SUSPENDED, False, reason, message)
-    before_work = snapshot.kind is Kind.LORAJOB and not draft.conditions.is_true(preflight)
+    before_work = snapshot.definition.has_preflight and not draft.conditions.is_true(preflight)
     if before_work:
         draft.conditions.set(preflight, None, reason, message)
     elif draft.conditions.status(running) != "True":

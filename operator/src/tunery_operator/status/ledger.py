@@ -15,20 +15,12 @@ from tunery_api.names import child_name
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT
-from tunery_operator.status.clock import format_time, parse_time
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.endings import (
-    EVICTED,
-    PREEMPTED,
-    STOPPED,
-    SUSPENDED,
-    VANISHED,
-    Ending,
-    ending_of,
-    ending_of_lost,
-)
-from tunery_operator.status.podview import LostPod, PodView
+from tunery_operator.status.endings import Ending, ending_of, ending_of_lost
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUSPENDED, VANISHED
+from tunery_operator.views.clock import format_time, parse_time
+from tunery_operator.views.pod import LostPod, PodView
 
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
@@ -74,7 +66,7 @@ def _pods(snapshot: Snapshot) -> list[PodView]:
     """Return the pods that train or merge, of this Job and of earlier ones."""
     preflight = child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
     earlier = [pod for pod in snapshot.leftovers if pod.job != preflight]
-    return [*earlier, *(snapshot.work.pods if snapshot.work is not None else ())]
+    return [*earlier, *(snapshot.main.pods if snapshot.main is not None else ())]
 
 
 def _unknown(pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: Draft) -> list[PodView | LostPod]:

@@ -6,31 +6,31 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.status import ConditionType, Phase
-from tunery_operator.status.clock import parse_time
+from tunery_api.status import FINAL_PHASES, ConditionType
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
-from tunery_operator.status.snapshot import Attempt, Snapshot
-from tunery_operator.status.work import until_silence
+from tunery_operator.status.main_job import until_silence
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.clock import parse_time
 
 MIN_SECONDS: Final = 10.0
 MAX_SECONDS: Final = 60.0
 """Between two looks at what the cluster says of a pod that does not start, or of a Job that it refuses: the longer
 that lasts, the more seldom, since a thousand jobs may wait for the same thing."""
 _SHARE: Final = 6
-_FINAL: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
 _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value})
 
 
 def next_look(snapshot: Snapshot, status: Mapping[str, Any]) -> float | None:
     """Return the seconds until time alone may change `status`, which was computed from `snapshot`; None: never."""
-    if status.get("phase") in _FINAL:
+    if status.get("phase") in FINAL_PHASES:
         return None
     return min(_looks(snapshot, status), default=None)
 
 
 def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
-    attempts = [attempt for attempt in (snapshot.preflight, snapshot.work, snapshot.report) if attempt is not None]
+    attempts = [attempt for attempt in (snapshot.preflight, snapshot.main, snapshot.report) if attempt is not None]
     pods = [pod for attempt in attempts for pod in attempt.pods] + list(snapshot.leftovers)
     left = deadline_left(snapshot)
     if left is not None and any(pod.running for pod in pods):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tunery_api.runspec import RunResult
 from tunery_operator.status.messages import parse_result
-from tunery_operator.status.podview import PodView
-from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.pod import PodView
 
 
 def succeeded_pod(attempt: Attempt) -> PodView | None:
@@ -30,8 +31,8 @@ def needs_report(snapshot: Snapshot) -> bool:
 
     True while the report Job runs, too; one that is complete and whose own words are gone is to be made anew.
     """
-    work, report = snapshot.work, snapshot.report
-    if work is None or not work.job.complete or published(work) is not None:
+    main, report = snapshot.main, snapshot.report
+    if main is None or not main.job.complete or published(main) is not None:
         return False
     return report is None or (report.job.failed_reason is None and result_of(report) is None)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from tunery_api.status import ConditionType, Phase
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.conditions import Conditions
 
 FINISHING: Final = "Finishing"
@@ -16,9 +15,6 @@ RESULT_LOOKUP: Final = "ResultLookup"
 
 STOPPING: Final = "Stopping"
 """Reason of Running=True while a pod was told to end, and of Suspended=False until all have."""
-
-RESUMED: Final = "Resumed"
-"""Reason of Suspended=False once spec.suspend is false again."""
 
 HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
@@ -42,8 +38,8 @@ _TRAINER_PHASES: Final = {
 }
 
 
-def phase_of(conditions: Conditions, kind: Kind) -> Phase:
-    """Return the phase; the first line that holds wins."""
+def phase_of(conditions: Conditions, working: Phase) -> Phase:
+    """Return the phase; the first line that holds wins. `working` is that of a pod of this kind that says no other."""
     checks = (
         (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
         (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
@@ -53,15 +49,13 @@ def phase_of(conditions: Conditions, kind: Kind) -> Phase:
         # The pod has ended well, and its Job does not say so yet, or its words are gone: nothing starts again.
         (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
-        (conditions.is_true(ConditionType.RUNNING), _running_phase(conditions, kind)),
+        (
+            conditions.is_true(ConditionType.RUNNING),
+            _TRAINER_PHASES.get(conditions.reason(ConditionType.RUNNING) or "", working),
+        ),
         (conditions.reason(ConditionType.RUNNING) in _WAITING, Phase.WAITING),
         (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
     )
     return next((phase for holds, phase in checks if holds), Phase.PENDING)
-
-
-def _running_phase(conditions: Conditions, kind: Kind) -> Phase:
-    default = Phase.TRAINING if kind is Kind.LORAJOB else Phase.MERGING
-    return _TRAINER_PHASES.get(conditions.reason(ConditionType.RUNNING) or "", default)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.needs import succeeded_pod
-from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.pod import PodView
 
 _PREFLIGHT = ConditionType.PREFLIGHT
 
@@ -20,7 +19,7 @@ _PREFLIGHT = ConditionType.PREFLIGHT
 def check_preflight(draft: Draft) -> bool:
     """Judge the preflight Job; True while nothing may follow it."""
     snapshot = draft.snapshot
-    if snapshot.kind is not Kind.LORAJOB or draft.conditions.is_true(_PREFLIGHT):
+    if not snapshot.definition.has_preflight or draft.conditions.is_true(_PREFLIGHT):
         return False
     if not snapshot.preflight_needed:
         draft.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
@@ -93,7 +92,7 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
     found = None if job.suspend else obstacle(attempt, draft.snapshot.now)
     if found is not None:
-        draft.hinder(found)
+        draft.show_obstacle(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, "PreflightRunning", f"pod {pod.name} checks data, model and output")

@@ -6,8 +6,8 @@ from typing import Final
 
 from tunery_api.status import ConditionType
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.endings import PREEMPTED
-from tunery_operator.status.jobview import JobView
+from tunery_operator.views.attempt import PREEMPTED
+from tunery_operator.views.job import JobView
 
 NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.status import ConditionType, Phase
+from tunery_operator.views.owner import retry_mark
 
-_MAX_RETRY: Final = 128
-"""Characters of status.observedRetry."""
 _ENDED: Final = ("failure", "completionTime", "rejectedAdapter")
 _JUDGED_AGAIN: Final = frozenset({ConditionType.FAILED.value, ConditionType.RUNNING.value})
-
-
-def retry_mark(retry: str | None) -> str | None:
-    """Return how status.observedRetry remembers a value of the annotation."""
-    if retry is None or len(retry) <= _MAX_RETRY:
-        return retry
-    return hashlib.sha256(retry.encode()).hexdigest()
 
 
 def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | None:

@@ -7,16 +7,15 @@ from typing import Any, Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
 from tunery_api.status import ConditionType
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.needs import needs_report, published, succeeded_pod
 from tunery_operator.status.phase import RESULT_LOOKUP
-from tunery_operator.status.podview import PodView
-from tunery_operator.status.progress import changed_enough, metrics_fields, progress_fields
-from tunery_operator.status.snapshot import Attempt
+from tunery_operator.status.reported_progress import changed_enough, metrics_fields, progress_fields
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.pod import PodView
 
 _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 
@@ -24,7 +23,7 @@ _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 def take_progress(draft: Draft) -> None:
     """Take over the newest report of the running pod."""
     report = draft.snapshot.progress
-    if report is None or draft.snapshot.kind is not Kind.LORAJOB:
+    if report is None or not draft.snapshot.definition.holds("progress"):
         return
     fields = progress_fields(report)
     if changed_enough(draft.fields.get("progress") or {}, fields):
@@ -83,7 +82,7 @@ def _look_up(draft: Draft, attempt: Attempt) -> None:
     draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
     found = obstacle(report, draft.snapshot.now) if report is not None and not report.job.suspend else None
     if found is not None:
-        draft.hinder(found)
+        draft.show_obstacle(found)
 
 
 def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
@@ -105,23 +104,25 @@ def take_last_words(draft: Draft, attempt: Attempt) -> None:
 
 
 def _take_result(draft: Draft, result: RunResult) -> None:
-    if draft.snapshot.kind is Kind.LORAJOB:
-        for name in _RESULT_PARTS:
-            part = getattr(result, name)
-            draft.merge(name, part.to_json_dict() if part else None)
-        if result.checkpoint is not None:
-            _take_checkpoint(draft, result.checkpoint.to_json_dict())
+    """Take over what the status of this kind holds of a result."""
+    holds = draft.snapshot.definition.holds
+    for name in filter(holds, _RESULT_PARTS):
+        part = getattr(result, name)
+        draft.merge(name, part.to_json_dict() if part else None)
+    if result.checkpoint is not None and holds("checkpoint"):
+        _take_checkpoint(draft, result.checkpoint.to_json_dict())
+    if holds("rejected_adapter"):
         rejected = result.rejected_adapter
         draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
-        _check_evaluation(draft, result)
-        return
+    if holds("inputs"):
+        _take_merge(draft, result)
+    _check_evaluation(draft, result)
+
+
+def _take_merge(draft: Draft, result: RunResult) -> None:
     inputs = [item.to_json_dict() for item in result.inputs or ()]
     verification = result.verification.to_json_dict() if result.verification else None
     draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
-    for name in ("metrics", "dataset"):
-        part = getattr(result, name)
-        draft.merge(name, part.to_json_dict() if part else None)
-    _check_evaluation(draft, result)
     if result.rank_too_low:
         draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
 

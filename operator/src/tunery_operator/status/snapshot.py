@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from tunery_api.errors import FieldError
+from tunery_api.kinds import KINDS, Kind, KindDefinition
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import AdapterInput
-from tunery_operator.plan.model import Kind, Owner
-from tunery_operator.status.jobview import JobView
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
-from tunery_operator.status.podview import LostPod, PodView
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterWarning:
-    """A warning event of the cluster about a Job or one of its pods."""
-
-    reason: str
-    message: str
-    time: str
-    """RFC 3339 in UTC, of its last occurrence."""
-    about: Literal["Job", "Pod"]
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.owner import Owner
+from tunery_operator.views.pod import LostPod, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +24,6 @@ class Refusal:
 
     reason: FailureReason
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A Job with the pods of its own uid, oldest first, and what the cluster says against them."""
-
-    job: JobView
-    pods: tuple[PodView, ...] = ()
-    warnings: tuple[ClusterWarning, ...] = ()
-
-    @property
-    def last(self) -> PodView | None:
-        """The newest pod."""
-        return self.pods[-1] if self.pods else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +49,7 @@ class Snapshot:
     inputs: tuple[AdapterInput, ...] = ()
     preflight_needed: bool = False
     preflight: Attempt | None = None
-    work: Attempt | None = None
+    main: Attempt | None = None
     """The train or merge Job."""
     report: Attempt | None = None
     """The Job that says again what a complete one has published."""
@@ -99,3 +75,8 @@ class Snapshot:
     """The annotation tunery.dev/retry."""
     input_references: tuple[dict[str, Any], ...] = ()
     """The LoRAJobs that it uses, as status.inputReferences tells them."""
+
+    @property
+    def definition(self) -> KindDefinition:
+        """What follows from its kind alone."""
+        return KINDS[self.kind]

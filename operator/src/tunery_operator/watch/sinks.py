@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 

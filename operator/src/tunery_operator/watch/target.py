@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
-from tunery_operator.plan.model import Kind
 
 _OURS: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 

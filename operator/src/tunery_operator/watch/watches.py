@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
-from tunery_operator.plan.model import Kind
 from tunery_operator.watch.reflector import Reflector, Sink
 from tunery_operator.watch.sinks import JobSink, OwnerSink, PodSink, Tell
 from tunery_operator.watch.standing import Standing

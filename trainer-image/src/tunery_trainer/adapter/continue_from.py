@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
-from tunery_trainer.adapter.save import CONFIG_FILE, WEIGHTS_FILE
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import (
     ends_with,

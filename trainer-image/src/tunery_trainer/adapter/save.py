@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from tunery_api.manifest import WEIGHTS_FILE
 from tunery_trainer.adapter.attach import TARGETS
 from tunery_trainer.adapter.methods.adalora import largest_rank, plain_lora
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, FIRST_A, FIRST_B, lora_layers
-
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 
 
 def save_published(model: PeftModel, folder: Path, served_name: str) -> None:

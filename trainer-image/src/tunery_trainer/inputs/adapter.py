@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tunery_api.manifest import MergeInputRecord
+from tunery_api.manifest import CONFIG_FILE, MergeInputRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_trainer.errors import TrainerError
@@ -16,7 +16,6 @@ from tunery_trainer.storage import ObjectMissing, StorePath
 from tunery_trainer.storage.published import PublishedManifest, download_published, verify
 
 _FIELD: Final = "spec.continueFrom"
-_CONFIG_FILE: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ def get_starting_adapter(work: Workspace, *, weights: bool) -> StartingAdapter |
 
 def _write_config(place: StorePath, found: PublishedManifest, folder: Path) -> None:
     """Copy adapter_config.json, if its digest is that of the manifest."""
-    record = found.manifest.files.get(_CONFIG_FILE)
+    record = found.manifest.files.get(CONFIG_FILE)
     try:
-        content = place.read_bytes(_CONFIG_FILE)
+        content = place.read_bytes(CONFIG_FILE)
     except ObjectMissing as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {_CONFIG_FILE}") from error
+        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {CONFIG_FILE}") from error
     if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
-        message = f"{place.uri}: {_CONFIG_FILE} does not match the digest in its manifest"
+        message = f"{place.uri}: {CONFIG_FILE} does not match the digest in its manifest"
         raise TrainerError(FailureReason.ADAPTER_CORRUPT, message)
-    (folder / _CONFIG_FILE).write_bytes(content)
+    (folder / CONFIG_FILE).write_bytes(content)

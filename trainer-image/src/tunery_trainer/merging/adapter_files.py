@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import torch
 
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the base model's own names."""
 ADALORA_EPSILON: Final = 1e-5

@@ -12,11 +12,12 @@ from typing import Any, Final
 import torch
 
 from tunery_api.adaptermerge import MergeMethod
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging import full_tensors
 from tunery_trainer.merging.adapter_config import ModuleRank, ia3_config, lora_config
-from tunery_trainer.merging.adapter_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, Adapter, Module
+from tunery_trainer.merging.adapter_files import PREFIX, Adapter, Module
 from tunery_trainer.merging.compatibility import check_tensors
 from tunery_trainer.merging.deltas import Delta, Factored, Options
 from tunery_trainer.merging.files import LocalFiles

@@ -10,14 +10,15 @@ from typing import Any
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.inputs import ModelSpec
-from tunery_api.manifest import Manifest, MergeInputRecord, QuantizationRecord
+from tunery_api.manifest import CONFIG_FILE, Manifest, MergeInputRecord, QuantizationRecord
 from tunery_api.methods import ComputeType
+from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import fetch_model
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.merging.adapter_files import CONFIG_FILE, Adapter, open_adapter
+from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import Checkpoint, open_checkpoint
 from tunery_trainer.merging.compatibility import Facts
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
@@ -88,7 +89,7 @@ def read_sources(work: Workspace, spec: AdapterMergeSpec) -> list[MergeSource]:
 
 def _read_source(work: Workspace, index: int, weight: str) -> MergeSource:
     adapter, field = work.run.adapters[index], f"spec.adapters[{index}]"
-    place = work.open(f"adapter-{index}", adapter.uri, f"{field}.uri")
+    place = work.open(adapter_purpose(index), adapter.uri, f"{field}.uri")
     try:
         found = read_manifest(place, adapter.manifest_sha256)
         config = json.loads(place.read_bytes(CONFIG_FILE))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
-from tunery_api.scrub import hide_credentials, scrub
+from tunery_api.scrub import ScrubbingFormatter, hide_credentials
 
 _CACHES: Final = {
     "HF_HOME": "huggingface",
@@ -76,7 +76,7 @@ def prepare_environment(work_dir: Path, gpus: int) -> None:
 def _log_to_stderr() -> None:
     """Send the log to stderr, without credentials; a handler that is there already (in tests) stays alone."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_ScrubbingFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(ScrubbingFormatter("%(levelname)s %(name)s: %(message)s", _MAX_LINE))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
@@ -107,12 +107,6 @@ class _HidingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-class _ScrubbingFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line as usual, with its trace, but without credentials."""
-        return scrub(super().format(record), _MAX_LINE)
 
 
 def go_offline() -> None:

@@ -12,10 +12,11 @@ from types import FrameType
 from typing import Final
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.names import TRAIN_GRACE_SECONDS
 from tunery_api.status import CheckpointStatus
 
-GRACE_SECONDS: Final = 100.0
-"""How long a graceful stop may take; Kubernetes kills the pod at 120 s."""
+GRACE_SECONDS: Final = TRAIN_GRACE_SECONDS - 20.0
+"""How long a graceful stop may take, before Kubernetes kills the pod."""
 
 
 class StopRequested(Exception):

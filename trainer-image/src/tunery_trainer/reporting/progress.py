@@ -12,15 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
+from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub
 from tunery_api.status import CheckpointStatus, Phase
 from tunery_trainer.reporting.progress_client import Pace, ProgressClient, Refused
-
-SERVER_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
-CA_CERT_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
-TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
-"""The protocol's three variables: a URL, and the paths of two files."""
 
 _CLOSE_SECONDS: Final = 6.0
 """How long the end of a run waits for the last report: one that is under way, or a timeout and one more try."""
@@ -48,10 +44,12 @@ class ProgressReporter:
 
     def __init__(self, environment: Mapping[str, str] | None = None, out: TextIO | None = None) -> None:
         variables = os.environ if environment is None else environment
-        url = variables.get(SERVER_URL_ENV, "")
+        url = variables.get(PROGRESS_URL_ENV, "")
         lines = _Lines(out if out is not None else sys.stdout, _LINE_SECONDS if url else 0.0)
         self._sender: Sender = (
-            _Posts(ProgressClient(url, variables.get(CA_CERT_ENV, ""), variables.get(TOKEN_ENV, "")), lines)
+            _Posts(
+                ProgressClient(url, variables.get(PROGRESS_CA_ENV, ""), variables.get(PROGRESS_TOKEN_ENV, "")), lines
+            )
             if url
             else lines
         )

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunery_api.names import METRICS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_trainer.errors import TrainerError
@@ -21,17 +22,6 @@ from tunery_trainer.reporting.trackers import Tracker
 DEFAULT_CHECKPOINT_MINUTES: Final = 10
 _SPEED_MEMORY: Final = 0.9
 """Share that the past keeps in the moving average of a step's duration."""
-METRICS: Final = (
-    "loss",
-    "eval_loss",
-    "learning_rate",
-    "grad_norm",
-    "reward_accuracy",
-    "reward_margin",
-    "eval_reward_accuracy",
-    "eval_reward_margin",
-)
-"""What is told of all that the Trainer logs."""
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The object that a story is about, as it was read; what is followed in it stands there unparsed.
+"""The object that a reconcile is about, as it was read; what is followed in it stands there unparsed.
 
 An accepted spec is followed even where today's rules would refuse it: so what a running Job must follow (`suspend`,
 the deadline) is read from the object itself, with the API's own defaults.
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.lorajob import LifecycleFields, LoRAJobSpec
+from tunery_api.kinds import KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.placement import ResourcesSpec
-from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.kube.owners import FINAL
+from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
 from tunery_operator.kube.read import read_object
-from tunery_operator.plan.model import Key, Kind, Owner, parse_owner
-from tunery_operator.reconcile.world import World
-from tunery_operator.status.jobview import ORPHAN, foreign_finalizers
+from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
-
-_SPECS: Final[dict[Kind, type[LifecycleFields]]] = {Kind.LORAJOB: LoRAJobSpec, Kind.ADAPTERMERGE: AdapterMergeSpec}
+from tunery_operator.views.job import ORPHAN, foreign_finalizers
+from tunery_operator.views.owner import Key, Owner, parse_owner
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class FoundObject:
     """One LoRAJob or AdapterMerge of the API server."""
 
     owner: Owner
@@ -45,7 +41,7 @@ class Subject:
     @property
     def finished(self) -> bool:
         """Tell whether it succeeded or failed."""
-        return self.status.get("phase") in FINAL
+        return self.status.get("phase") in FINAL_PHASES
 
     @property
     def version(self) -> str:
@@ -98,22 +94,22 @@ class Subject:
 
 def _default(kind: Kind, field: str) -> Any:
     """Return what the API says of a field that a manifest leaves out."""
-    return _SPECS[kind].model_fields[field].get_default(call_default_factory=True)
+    return KINDS[kind].spec.model_fields[field].get_default(call_default_factory=True)
 
 
-def find_subject(world: World, key: Key) -> Subject | None:
+def find_object(services: Services, key: Key) -> FoundObject | None:
     """Return the object, or None where it is gone or on its way.
 
     One that was deleted and is kept by a finalizer of somebody else counts as suspended: nobody wants its pods.
     """
-    body = read_object(world.client, world.cache, key)
+    body = read_object(services.client, services.cache, key)
     if body is None:
         return None
     if "deletionTimestamp" in body["metadata"]:
         if not kept_by(body):
             return None
         body = {**body, "spec": {**(body.get("spec") or {}), "suspend": True}}
-    return Subject(parse_owner(key.kind, body), body)
+    return FoundObject(parse_owner(key.kind, body), body)
 
 
 def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -124,24 +120,24 @@ def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
     return foreign_finalizers(body)
 
 
-def first_snapshot(world: World, subject: Subject) -> Snapshot:
+def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
     """Return the snapshot of an object before anything was gathered about its children."""
-    owner = subject.owner
-    gpus, gpu_resource = subject.resources
-    report = world.cache.progress(owner.key, owner.uid)
+    owner = obj.owner
+    gpus, gpu_resource = obj.resources
+    report = services.cache.progress(owner.key, owner.uid)
     return Snapshot(
         kind=owner.key.kind,
         owner=owner,
-        status=subject.status,
-        now=world.now(),
-        watched_before=world.watched_before,
-        suspend=subject.suspend,
-        kept_by=kept_by(subject.body),
+        status=obj.status,
+        now=services.now(),
+        watched_before=services.watched_before,
+        suspend=obj.suspend,
+        kept_by=kept_by(obj.body),
         gpus=gpus,
         gpu_resource=gpu_resource,
-        deadline_seconds=subject.deadline_seconds,
+        deadline_seconds=obj.deadline_seconds,
         progress=report.status if report is not None else None,
         reporter=report.pod_uid if report is not None else "",
-        retry=subject.retry,
-        input_references=tuple(subject.status.get("inputReferences") or ()),
+        retry=obj.retry,
+        input_references=tuple(obj.status.get("inputReferences") or ()),
     )

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from tunery_operator.dispatch.lanes import Lane, Lanes
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
-from tunery_operator.lanes import Lane, Lanes
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
-from tunery_operator.plan.model import Key
-from tunery_operator.reconcile.outcome import Outcome
+from tunery_operator.reconcile.requeue import Requeue
+from tunery_operator.views.owner import Key
 
 __all__ = ["Lane", "WorkQueue"]
 
@@ -34,7 +34,7 @@ MAX_QUICK_RETRIES: Final = 30
 """After so many errors that asked for a quick retry, the backoff decides."""
 
 
-Reconcile = Callable[[Key], Outcome]
+Reconcile = Callable[[Key], Requeue]
 
 
 class WorkQueue:
@@ -113,9 +113,9 @@ class WorkQueue:
         loop, request = asyncio.get_running_loop(), new_request()
         try:
             with RECONCILE_SECONDS.labels(key.kind.value).time():
-                outcome = await loop.run_in_executor(self._pool, self._look, key, request)
+                requeue = await loop.run_in_executor(self._pool, self._look, key, request)
             self._failures.pop(key, None)
-            self._follow(key, outcome)
+            self._follow(key, requeue)
         except OwnerGone as gone:
             logger.debug("%s: %s", key, gone)
             self._failures.pop(key, None)
@@ -131,17 +131,17 @@ class WorkQueue:
                 self._waiting.put(key, lane)
             self._start()
 
-    def _look(self, key: Key, request: str) -> Outcome:
+    def _look(self, key: Key, request: str) -> Requeue:
         """Reconcile one key, in a worker's thread; what is logged there tells for which object it was."""
         with about(key.kind.value, key.namespace, key.name, request):
             return self._reconcile(key)
 
-    def _follow(self, key: Key, outcome: Outcome) -> None:
-        self.add(outcome.wake)
-        if outcome.after is not None and outcome.after <= 0:
+    def _follow(self, key: Key, requeue: Requeue) -> None:
+        self.add(requeue.wake)
+        if requeue.after is not None and requeue.after <= 0:
             self.add([key])
-        elif outcome.after is not None:
-            self.add_after(key, outcome.after)
+        elif requeue.after is not None:
+            self.add_after(key, requeue.after)
 
     def _retry(self, key: Key, error: Exception) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from tunery_operator.plan.model import Key
+from tunery_operator.views.owner import Key
 
 FRESH_IN_A_ROW: Final = 9
 """Where both wait, so many fresh keys go before one that was looked at before."""

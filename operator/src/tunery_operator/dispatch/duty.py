@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.kube.cache import Cache
-from tunery_operator.plan.model import Key
-from tunery_operator.queue import Lane, WorkQueue
+from tunery_operator.views.owner import Key
 
 ROUND_SECONDS: Final = 600.0
 """In this time each object that has not ended is looked at once, whatever happens or does not."""

@@ -1,4 +1,4 @@
-"""Kopf's handlers: an object of ours changed, so it is to be looked at. The only user of Kopf."""
+"""Kopf's handlers: an object of ours changed, so it is to be looked at. Only this room uses Kopf."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Final, cast
 import aiohttp
 import kopf
 
+from tunery_api.kinds import Kind
 from tunery_api.names import GROUP, VERSION
-from tunery_operator.plan.model import Key, Kind
-from tunery_operator.watch.feed import SERVER, Feed
+from tunery_operator.framework.feed import SERVER, Feed
+from tunery_operator.views.owner import Key
 
 OnChange = Callable[[Key], None]
 _YEAR: Final = 365 * 86_400.0

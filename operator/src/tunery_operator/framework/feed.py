@@ -2,7 +2,7 @@
 
 Kopf dispatches to its handlers what it sees on its own watches. Those watches end the process on an error, tell nothing
 of what was deleted in a gap, and read all objects at once. So reflectors watch the cluster, and Kopf watches this: it
-discovers our two kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
+discovers our kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
 stream of events for each kind, written here. All that Kopf 1.45 needs of its connection is in this file:
 
 - `kopf.AiohttpSession` takes a session, of which it uses `headers`, `closed`, `request()` and `close()`;
@@ -23,8 +23,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP, VERSION
-from tunery_operator.plan.model import Key, Kind
+from tunery_operator.views.owner import Key
 
 SERVER: Final = "http://feed.invalid"
 """No name that could be resolved: nothing may leave the process on this way."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_operator.plan.model import Key
+from tunery_operator.views.owner import Key
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Requeue:
     """Nothing, or another look after so many seconds; and the objects that waited for what was written."""
 
     after: float | None = None
     wake: frozenset[Key] = frozenset()
 
 
-DONE: Final = Outcome()
+DONE: Final = Requeue()
 
 
 def earliest(*times: float | None) -> float | None:

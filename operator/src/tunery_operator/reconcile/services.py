@@ -1,4 +1,4 @@
-"""What every story works with: the cluster, the memory, the platform, the clock."""
+"""What every reconcile works with: the cluster, the memory, the platform, the clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.events import EventPoster
-from tunery_operator.plan.common import Platform
+from tunery_operator.plan.job import Platform
 from tunery_operator.reconcile.pace import Quarrels, Retries
 from tunery_operator.reconcile.warnings import Warnings
 
@@ -21,7 +21,7 @@ def _utc_now() -> datetime:
 
 
 @dataclass(slots=True)
-class World:
+class Services:
     """One for each process."""
 
     client: KubeClient

@@ -1,4 +1,4 @@
-"""What both kinds decide alike: the place of the result, identity, image, and the Job as a whole."""
+"""What every kind decides alike: the place of the result, identity, image, and the Job as a whole."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, child_name
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
-from tunery_operator.plan.model import Image, JobPlan, Owner, Progress, Resources
 from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.types import Image, JobPlan, JobSpec, Progress, Resources
 from tunery_operator.settings import Settings
+from tunery_operator.views.owner import Owner
 
 MAX_CHECK_RETRIES: Final = 3
 
@@ -104,10 +103,8 @@ def kueue_labels(owner: Owner) -> dict[str, str]:
     return {name: owner.labels[name] for name in KUEUE_LABELS if owner.labels.get(name)}
 
 
-def run_spec(
-    spec: LoRAJobSpec | AdapterMergeSpec, owner: Owner, platform: Platform, place: Place, accesses: Sequence[Access]
-) -> RunSpec:
-    """Return what run.json says for both kinds; the spec itself and the adapters come on top."""
+def run_spec(spec: JobSpec, owner: Owner, platform: Platform, place: Place, accesses: Sequence[Access]) -> RunSpec:
+    """Return what run.json says for every kind; the spec itself and the adapters come on top."""
     return RunSpec(
         identity=identity(owner),
         output_uri=place.uri,
@@ -124,7 +121,7 @@ def _disk(quantity: str, field: str) -> DiskLimit:
 
 
 def job_plan(
-    spec: LoRAJobSpec | AdapterMergeSpec,
+    spec: JobSpec,
     owner: Owner,
     platform: Platform,
     task: Task,
@@ -152,7 +149,7 @@ def job_plan(
     )
 
 
-def check_plan(base: JobPlan, spec: LoRAJobSpec | AdapterMergeSpec, settings: Settings) -> JobPlan:
+def check_plan(base: JobPlan, spec: JobSpec, settings: Settings) -> JobPlan:
     """Return the plan of a Job that only looks at things: on CPU, with the platform's own resources and placement."""
     disk = _disk(settings.preflight_ephemeral_storage, "the platform's preflight.resources.ephemeralStorage")
     return replace(
@@ -166,9 +163,7 @@ def check_plan(base: JobPlan, spec: LoRAJobSpec | AdapterMergeSpec, settings: Se
     )
 
 
-def report_plan(
-    spec: LoRAJobSpec | AdapterMergeSpec, owner: Owner, platform: Platform, own: Mapping[str, Any]
-) -> JobPlan:
+def report_plan(spec: JobSpec, owner: Owner, platform: Platform, own: Mapping[str, Any]) -> JobPlan:
     """Return the plan of a Job that says again what was published; `own` is what its kind adds to run.json.
 
     It opens the output and nothing else. Raises InvalidSpec when no place for the output is known.

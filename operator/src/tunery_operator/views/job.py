@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +16,7 @@ from tunery_api.names import (
     SETTINGS_ANNOTATION,
     SUSPENDED_BY_ANNOTATION,
 )
-from tunery_operator.plan.model import authority_name
-from tunery_operator.status.clock import parse_time
+from tunery_operator.views.clock import parse_time
 
 ORPHAN: Final = "orphan"
 """The finalizer of an object whose children are to stay."""
@@ -111,6 +111,11 @@ def _authority(template_meta: Mapping[str, Any]) -> str | None:
 def _admitted(template_meta: Mapping[str, Any]) -> bool:
     labels, annotations = template_meta.get("labels") or {}, template_meta.get("annotations") or {}
     return _PODSET_LABEL in labels or _WORKLOAD_ANNOTATION in annotations
+
+
+def authority_name(ca_pem: str) -> str:
+    """Return a short name of a certificate authority: a digest of its PEM."""
+    return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]
 
 
 def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,24 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.names import METRICS
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.status.clock import format_duration
+from tunery_operator.views.clock import format_duration
 
 _METRICS: Final = {
-    "loss": "loss",
+    **METRICS,
     "train_loss": "loss",
-    "eval_loss": "evalLoss",
-    "base_eval_loss": "baseEvalLoss",
-    "reward_accuracy": "rewardAccuracy",
-    "reward_margin": "rewardMargin",
-    "eval_reward_accuracy": "evalRewardAccuracy",
-    "eval_reward_margin": "evalRewardMargin",
     "rewards/accuracies": "rewardAccuracy",
     "rewards/margins": "rewardMargin",
     "eval_rewards/accuracies": "evalRewardAccuracy",
     "eval_rewards/margins": "evalRewardMargin",
-    "learning_rate": "learningRate",
-    "grad_norm": "gradNorm",
 }
 """The names of our trainer, of transformers and of TRL for what they log, and those of the status."""
 

@@ -8,7 +8,6 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType, Phase
-from tunery_operator.plan.model import Kind
 from tunery_operator.status.diagnosis import (
     failure,
     is_node_lost,
@@ -22,10 +21,11 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.endings import how_it_ended
 from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
 from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STARTED, STOPPING
-from tunery_operator.status.podview import PodView
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
-from tunery_operator.status.snapshot import Attempt, Snapshot
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.pod import PodView
 
 _RUNNING: Final = ConditionType.RUNNING
 SAVES: Final = ", and may write a checkpoint before"
@@ -36,9 +36,9 @@ _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
 
-def check_work(draft: Draft) -> bool:
+def check_main_job(draft: Draft) -> bool:
     """Judge the train or merge Job; True once it has ended."""
-    attempt = draft.snapshot.work
+    attempt = draft.snapshot.main
     if attempt is None:
         _show_nothing(draft)
         return False
@@ -120,7 +120,7 @@ def _show_activity(draft: Draft, pod: PodView) -> None:
 
 def until_silence(snapshot: Snapshot) -> float | None:
     """Return the seconds until the pod at work should have reported something; None where none is, or one has."""
-    pod = snapshot.work.last if snapshot.work is not None else None
+    pod = snapshot.main.last if snapshot.main is not None else None
     if pod is None or not pod.running or pod.deleting or pod.started_at is None or snapshot.reporter == pod.uid:
         return None
     return (pod.started_at + REPORT_GRACE - snapshot.now).total_seconds()
@@ -129,10 +129,10 @@ def until_silence(snapshot: Snapshot) -> float | None:
 def _show_stopping(draft: Draft, pod: PodView) -> None:
     if is_node_lost(pod, draft.snapshot.now):
         found = lost_node(pod)
-        draft.hinder(found)
+        draft.show_obstacle(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
-        before = SAVES if draft.snapshot.kind is Kind.LORAJOB else ""
+        before = SAVES if draft.snapshot.definition.holds("checkpoint") else ""
         text = f"pod {pod.name} on node {pod.node} was told to end{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
@@ -160,7 +160,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     pod = attempt.last
     found = obstacle(attempt, draft.snapshot.now)
     if found is not None:
-        draft.hinder(_with_the_end_before(draft, attempt, found))
+        draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif pod is not None and (pod.finished or pod.finished_at is not None):
         _show_ended_pod(draft, pod)
@@ -206,5 +206,4 @@ def _activity(draft: Draft, pod: PodView) -> str:
     if report.phase is Phase.SUCCEEDED:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
         return Phase.UPLOADING.value
-    default = Phase.TRAINING if draft.snapshot.kind is Kind.LORAJOB else Phase.MERGING
-    return (report.phase or default).value
+    return (report.phase or draft.snapshot.definition.working_phase).value

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import CONTAINER, OWNER_UID_LABEL
-from tunery_operator.status.clock import parse_time
-from tunery_operator.status.jobview import controller_of
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.job import controller_of
 
 _JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
 _JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"

@@ -2,59 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from typing import Protocol
 
-from tunery_api.names import API_VERSION
-from tunery_api.placement import SchedulingSpec
+from tunery_api.inputs import OutputSpec
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
 from tunery_operator.settings import PodSecurity
+from tunery_operator.views.job import authority_name
+from tunery_operator.views.owner import Owner
 
 
-class Kind(StrEnum):
-    """The two kinds that are reconciled."""
-
-    LORAJOB = "LoRAJob"
-    ADAPTERMERGE = "AdapterMerge"
-
-    @property
-    def plural(self) -> str:
-        """The name of the resource, as in a URL."""
-        return f"{self.value.lower()}s"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Names one object to reconcile."""
-
-    kind: Kind
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind.value} {self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The object that children belong to."""
-
-    key: Key
-    uid: str
-    generation: int
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    settings: str = ""
-    """Digest of the fields of its spec that may change while no pod runs."""
+class JobSpec(Protocol):
+    """What the spec of every kind says of its Jobs."""
 
     @property
-    def api_version(self) -> str:
-        """The group and version that owner references name."""
-        return API_VERSION
+    def output(self) -> OutputSpec:
+        """Where the result is published."""
+        ...
+
+    @property
+    def resources(self) -> ResourcesSpec:
+        """Resources of the pod that does the work."""
+        ...
+
+    @property
+    def scheduling(self) -> SchedulingSpec:
+        """Where its pods run."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """Failed attempts that are tried again."""
+        ...
+
+    @property
+    def suspend(self) -> bool:
+        """No pods are wanted."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +87,6 @@ class Progress:
         return authority_name(self.ca_pem)
 
 
-def authority_name(ca_pem: str) -> str:
-    """Return a short name of a certificate authority: a digest of its PEM."""
-    return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True, slots=True)
 class Image:
     """The container's image and how it is pulled."""
@@ -147,19 +128,3 @@ class JobPlan:
     """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
     pod: PodExtras = field(default_factory=PodExtras)
     grace_seconds: int = 30
-
-
-def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
-    """Return the owner that an object of the API server is."""
-    meta = body["metadata"]
-    key = Key(kind, meta["namespace"], meta["name"])
-    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
-    settings = settings_digest(body.get("spec") or {})
-    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings)
-
-
-def settings_digest(spec: Mapping[str, Any]) -> str:
-    """Return a digest of what a raw spec says in the fields that may change while no pod runs."""
-    resources = spec.get("resources") or {}
-    fields = [spec.get("retries"), spec.get("scheduling"), resources.get("memory"), resources.get("ephemeralStorage")]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

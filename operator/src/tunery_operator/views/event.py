@@ -1,0 +1,22 @@
+"""An event about one of our objects, before it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+RETRIED: Final = "Retried"
+"""Reason of the event that a failed object is tried again."""
+RESUMED: Final = "Resumed"
+"""Reason of Suspended=False once spec.suspend is false again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event."""
+
+    reason: str
+    note: str
+    warning: bool
+    time: str
+    """When that came about, or what stands for it: part of the event's name, so that it is posted once."""

@@ -1,0 +1,68 @@
+"""One of our objects as it is named, and what its children are told of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tunery_api.kinds import Kind
+from tunery_api.names import API_VERSION
+
+_MAX_RETRY: Final = 128
+"""Characters of status.observedRetry."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names one object to reconcile."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The object that children belong to."""
+
+    key: Key
+    uid: str
+    generation: int
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    """Digest of the fields of its spec that may change while no pod runs."""
+
+    @property
+    def api_version(self) -> str:
+        """The group and version that owner references name."""
+        return API_VERSION
+
+
+def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
+    """Return the owner that an object of the API server is."""
+    meta = body["metadata"]
+    key = Key(kind, meta["namespace"], meta["name"])
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    settings = settings_digest(body.get("spec") or {})
+    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings)
+
+
+def settings_digest(spec: Mapping[str, Any]) -> str:
+    """Return a digest of what a raw spec says in the fields that may change while no pod runs."""
+    resources = spec.get("resources") or {}
+    fields = [spec.get("retries"), spec.get("scheduling"), resources.get("memory"), resources.get("ephemeralStorage")]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def retry_mark(retry: str | None) -> str | None:
+    """Return how status.observedRetry remembers a value of the annotation."""
+    if retry is None or len(retry) <= _MAX_RETRY:
+        return retry
+    return hashlib.sha256(retry.encode()).hexdigest()
