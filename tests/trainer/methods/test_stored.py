@@ -16,7 +16,8 @@ from trainer.methods.families import CPU, logits_of, resolved_for, spec_of, star
 from tunery_api.methods import Method, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter.attach import attach, save_published
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, load_config, load_tokenizer, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.failures import explain, show, to_failure
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
-from tunery_trainer.tasks.dispatch import run_task
+from tunery_trainer.tasks import run_task
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
@@ -42,11 +43,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
-    """Run a manifest without a cluster: nobody waits for a termination message."""
-    from tunery_trainer.local import run_manifest
+    """Run a manifest without a cluster: nobody waits for a termination message.
+
+    Its own folder, where it was not given one, is removed at the end.
+    """
+    from tunery_trainer.local import load_run_spec
 
     try:
-        run_manifest(Path(options.path), options.work_dir and Path(options.work_dir), options.name, stop)
+        run = load_run_spec(Path(options.path), options.work_dir and Path(options.work_dir), options.name)
+        for task in (Task.MERGE,) if run.adapter_merge else (Task.PREFLIGHT, Task.TRAIN):
+            run_task(task, run, stop)
+        if not options.work_dir:
+            shutil.rmtree(run.work_dir, ignore_errors=True)
     except StopRequested:
         return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)

@@ -1,11 +1,10 @@
-"""`python -m tunery_trainer run manifest.yaml`: the same code path as in the pod, without a cluster."""
+"""A manifest without a cluster: the RunSpec that the operator would have written, so that the same code runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +19,11 @@ from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec, Task
+from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
-from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.storage.transfer import hash_file
-from tunery_trainer.tasks.dispatch import run_task
 
 Model = TypeVar("Model", bound=ApiModel)
 
@@ -34,26 +31,12 @@ KINDS: Final = ("LoRAJob", "AdapterMerge")
 _NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
 
 
-def run_manifest(path: Path, work_dir: Path | None, name: str | None, stop: StopSignal) -> None:
-    """Check and run the LoRAJob or AdapterMerge in `path`; relative file:// URIs are relative to it.
-
-    Without `work_dir` a folder below the system's temporary one is used, the same for the same manifest, so that a
-    rerun after a crash resumes; it is removed at the end. Raises InvalidSpec or TrainerError.
-    """
-    run = load_run_spec(path, work_dir, name)
-    if run.adapter_merge is not None:
-        run_task(Task.MERGE, run, stop)
-    else:
-        run_task(Task.PREFLIGHT, run, stop)
-        run_task(Task.TRAIN, run, stop)
-    if work_dir is None:
-        shutil.rmtree(run.work_dir, ignore_errors=True)
-
-
 def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
-    """Return the RunSpec that the operator would have written for the manifest.
+    """Return the RunSpec that the operator would have written for the LoRAJob or AdapterMerge in `path`.
 
-    Raises InvalidSpec, and TrainerError where there is no such file.
+    Relative file:// URIs are relative to it. Without `work_dir` a folder below the system's temporary one is used, the
+    same for the same manifest, so that a rerun after a crash resumes. Raises InvalidSpec, and TrainerError where there
+    is no such file.
     """
     manifest = _select(_read(path), path, name)
     merge = manifest["kind"] == "AdapterMerge"

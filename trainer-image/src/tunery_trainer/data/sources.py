@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 SUFFIXES = frozenset(
     {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
@@ -22,7 +21,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True)
-class Source:
+class DataFile:
     """One file of a data set."""
 
     path: Path
@@ -32,7 +31,7 @@ class Source:
     """One of SUFFIXES."""
 
 
-def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
+def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
     """The files of `split` (None: of any) among those that `pattern` names below `root`.
 
     `pattern` is a file, a folder or a glob; empty for all that is there.
@@ -58,19 +57,16 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
     return chosen
 
 
-def content_digest(sources: Sequence[Source]) -> str:
+def content_digest(sources: Sequence[DataFile]) -> str:
     """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
-    digests = [(hash_file(source.path), source.name) for source in sources]
-    if len(digests) == 1:
-        return digests[0][0]
-    listing = "".join(f"{digest}  {name}\n" for digest, name in digests)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    digests = [(source.name, hash_file(source.path)) for source in sources]
+    return digests[0][1] if len(digests) == 1 else listing_digest(digests)
 
 
 _SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parquet"
 
 
-def _matching(root: Path, pattern: str) -> tuple[list[Source], bool]:
+def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
     """The files, sorted by name, and whether the user named them one by one or by a glob (not by a folder)."""
     base = root.resolve()
     if base.is_file():
@@ -86,7 +82,7 @@ def _matching(root: Path, pattern: str) -> tuple[list[Source], bool]:
     return _sources(files, base), is_glob or hits[0].is_file()
 
 
-def _sources(files: Sequence[Path], base: Path) -> list[Source]:
+def _sources(files: Sequence[Path], base: Path) -> list[DataFile]:
     found = []
     for file in dict.fromkeys(files):
         relative = file.relative_to(base)
@@ -100,7 +96,7 @@ def _sources(files: Sequence[Path], base: Path) -> list[Source]:
             raise TrainerError(
                 FailureReason.DATASET_INVALID, f"{relative.as_posix()}: is a link that leads out of the data set"
             )
-        found.append(Source(file, relative.as_posix(), suffix))
+        found.append(DataFile(file, relative.as_posix(), suffix))
     return found
 
 

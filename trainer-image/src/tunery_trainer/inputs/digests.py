@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 BOOK: Final = ".tunery-digests.json"
 
@@ -59,7 +58,7 @@ class FolderDigest:
         """Take digests by name that are all known."""
         self.known = dict(digests)
         self._found: Future[str] = Future()
-        self._found.set_result(_over_listing(digests))
+        self._found.set_result(listing_digest(sorted(digests.items())))
 
     @classmethod
     def begin(cls, folder: Path, names: Iterable[str], place: Path | None = None) -> FolderDigest:
@@ -78,7 +77,7 @@ class FolderDigest:
 
 def _take(found: Future[str], book: DigestBook, names: list[str]) -> None:
     try:
-        digest = _over_listing({name: book.digest(name) for name in names})
+        digest = listing_digest([(name, book.digest(name)) for name in names])
         book.save()
         found.set_result(digest)
     except OSError as error:
@@ -86,11 +85,6 @@ def _take(found: Future[str], book: DigestBook, names: list[str]) -> None:
         found.set_exception(TrainerError(FailureReason.STORAGE_UNAVAILABLE, message))
     except BaseException as error:  # noqa: BLE001 (whoever waits must learn of it)
         found.set_exception(error)
-
-
-def _over_listing(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _mark(path: Path) -> list[str]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from tunery_api.preference import TrainingTask
-from tunery_trainer.model.collator import IGNORED, Collator
+from tunery_trainer.data.mask import IGNORED
+from tunery_trainer.model.collator import Collator
 
 Row = Mapping[str, Any]
 

@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tunery_api.preference import PreferenceLoss, TrainingTask
+from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
 from tunery_trainer.losses.head import log_probabilities
-from tunery_trainer.model.collator import IGNORED, Collator
+from tunery_trainer.model.collator import Collator
 from tunery_trainer.settings.types import PreferenceSettings, Resolved
 
 Batch = Mapping[str, Any]

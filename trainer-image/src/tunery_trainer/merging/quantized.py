@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunery_api.methods import ComputeType, QuantizationType
+from tunery_api.methods import QuantizationType
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +18,6 @@ class Quantization:
     double: bool = True
     dtype: torch.dtype = torch.bfloat16
     """The type that the weights were loaded in before they were quantised."""
-
-
-def torch_type(word: ComputeType) -> torch.dtype:
-    """Return torch's type for a word of the API."""
-    return {
-        ComputeType.BFLOAT16: torch.bfloat16,
-        ComputeType.FLOAT16: torch.float16,
-        ComputeType.FLOAT32: torch.float32,
-    }[word]
 
 
 def dequantized(weight: torch.Tensor, settings: Quantization, *, transposed: bool) -> torch.Tensor:
@@ -69,6 +60,7 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     from tunery_trainer.model.language import language_prefix
+    from tunery_trainer.model.targets import LINEAR
 
     model = meta_model(config)
     prefix = language_prefix(model)
@@ -76,9 +68,7 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
     found = {
         name: isinstance(module, Conv1D)
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D))
-        and name.startswith(prefix)
-        and should_convert_module(name, kept)
+        if isinstance(module, LINEAR) and name.startswith(prefix) and should_convert_module(name, kept)
     }
     return frozenset(found), frozenset(name for name, transposed in found.items() if transposed)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-IGNORED: Final = -100
-"""Label of a token that the loss does not count."""
+from tunery_trainer.data.mask import IGNORED
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -17,6 +16,7 @@ from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
 from tunery_trainer.model.language import decoder_layers
+from tunery_trainer.model.targets import LINEAR
 from tunery_trainer.settings.types import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64
@@ -158,7 +158,9 @@ def _stored_bytes(
 ) -> float:
     """Return the bytes of one frozen parameter: only the linear layers below the head are quantised."""
     owner = model.get_submodule(name.rpartition(".")[0])
-    quantized = quantization is not None and name.endswith(".weight") and _is_linear(owner) and "lm_head" not in name
+    quantized = (
+        quantization is not None and name.endswith(".weight") and isinstance(owner, LINEAR) and "lm_head" not in name
+    )
     if not quantized or quantization is None or _skipped(name, quantization):
         return parameter.numel() * parameter.element_size()
     if quantization.type is QuantizationType.INT8:
@@ -172,10 +174,6 @@ def _skipped(name: str, quantization: QuantizationSettings) -> bool:
     stored = quantization.stored
     path = name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
     return stored is not None and bool(stored.skipped) and not should_convert_module(path, list(stored.skipped))
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _four_bit(quantization: QuantizationSettings | None) -> bool:
@@ -315,9 +313,3 @@ def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if query.dtype != value.dtype:
         value = value.to(query.dtype)
     return _FusedAttention.apply(query, key, value)  # type: ignore[no-any-return]
-
-
-def human_bytes(count: int) -> str:
-    """Return `count` for people, such as `3.1 GiB`."""
-    exponent = min(4, int(math.log(max(1, count), 1024)))
-    return f"{count / 1024**exponent:.{1 if exponent else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[exponent]}"

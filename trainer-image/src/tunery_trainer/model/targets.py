@@ -27,7 +27,7 @@ _QUERY: Final = re.compile(r"^(q|wq|query|q_(a_|b_)?(proj|lin)|query_proj)$", re
 _KEY: Final = re.compile(r"^(k|wk|key|k_(proj|lin)|key_proj)$", re.IGNORECASE)
 _VALUE: Final = re.compile(r"^(v|wv|value|v_(proj|lin)|value_proj|kv_b_proj)$", re.IGNORECASE)
 _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate"})
-_LINEAR: Final = (torch.nn.Linear, Conv1D)
+LINEAR: Final = (torch.nn.Linear, Conv1D)
 _MAX_SHOWN: Final = 40
 """Names that an error message lists at most."""
 
@@ -180,7 +180,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     found = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, _LINEAR) and module is not head and path.startswith(prefix)
+        if isinstance(module, LINEAR) and module is not head and path.startswith(prefix)
     }
     if not any(path.endswith(".experts") for path, _ in model.named_modules()):
         return found
@@ -255,7 +255,7 @@ def _writes_hidden(path: str, layer: torch.nn.Module, model: PreTrainedModel) ->
     if width != hidden:
         return False
     parent = path.rsplit(".", 1)[0]
-    siblings = [name for name, module in model.get_submodule(parent).named_children() if isinstance(module, _LINEAR)]
+    siblings = [name for name, module in model.get_submodule(parent).named_children() if isinstance(module, LINEAR)]
     return path.endswith(f".{siblings[-1]}")
 
 

@@ -7,6 +7,8 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.manifest import QuantizationRecord
+from tunery_api.methods import ComputeType
 from tunery_api.scrub import shorten
 from tunery_api.status import DatasetStatus, ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
@@ -24,6 +26,8 @@ _LIBRARIES: Final = (
     "accelerate",
     "datasets",
 )
+QUANTIZATION_SETTINGS: Final = ("quantization.type", "quantization.doubleQuant", "training.precision")
+"""What the lineage shows of how the base was quantised, by field of the spec."""
 _MAX_TARGETS: Final = 64
 _MAX_VALUES: Final = 48
 _MAX_COLUMNS: Final = 16
@@ -33,7 +37,7 @@ _MAX_COLUMN: Final = 64
 
 def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> DatasetStatus:
     """Return the report as it stands in status.dataset, with what it means for the settings of a LoRAJob."""
-    weights = weights_warning(resolved, report.tokens) if resolved else None
+    weights = _weights_warning(resolved, report.tokens) if resolved else None
     warnings = [*warnings_of(report), *([weights] if weights else [])]
     return DatasetStatus(
         rows=report.rows,
@@ -47,6 +51,12 @@ def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> D
         warnings=warnings or None,
         **(_token_fields(report.tokens) if report.tokens else {}),
     )
+
+
+def _weights_warning(resolved: Resolved, tokens: TokenReport | None) -> str | None:
+    if resolved.preference is None or tokens is None or tokens.desirable is None:
+        return None
+    return weights_warning(resolved.preference, tokens.desirable, tokens.sequences - tokens.desirable)
 
 
 def _token_fields(tokens: TokenReport) -> dict[str, Any]:
@@ -69,6 +79,15 @@ def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedS
         values=list(resolved.values)[:_MAX_VALUES],
         **known,
     )
+
+
+def quantization_record(resolved: Resolved) -> QuantizationRecord | None:
+    """Return how the base is quantised, as the lineage says it; None where it is not."""
+    settings = resolved.quantization
+    if settings is None:
+        return None
+    loaded_as = ComputeType(resolved.training.precision.value)
+    return QuantizationRecord(type=settings.type, double_quant=settings.double_quant, loaded_as=loaded_as)
 
 
 def library_versions() -> dict[str, str]:

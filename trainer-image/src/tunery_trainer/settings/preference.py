@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tunery_api.preference import PREFERENCE_TASKS, PreferenceSpec, TrainingTask
-from tunery_trainer.data.options import TokenReport
 from tunery_trainer.settings.decisions import Decisions
-from tunery_trainer.settings.types import PreferenceSettings, Resolved
+from tunery_trainer.settings.types import PreferenceSettings
 
 PREFERENCE_RATE: Final = 0.25
 """Of the rate of SFT: 5e-5 for LoRA, ten times the 5e-6 that ORPO trains whole models with (Hong et al. 2024, the
@@ -35,12 +34,8 @@ def preference_settings(decide: Decisions) -> PreferenceSettings | None:
     return PreferenceSettings(beta, plain("loss_type") if task is TrainingTask.DPO else None)
 
 
-def weights_warning(resolved: Resolved, tokens: TokenReport | None) -> str | None:
+def weights_warning(settings: PreferenceSettings, wanted: int, others: int) -> str | None:
     """Return what KTO's weights do not make up for of unequal numbers of answers; None where there is nothing."""
-    settings = resolved.preference
-    if settings is None or tokens is None or tokens.desirable is None:
-        return None
-    wanted, others = tokens.desirable, tokens.sequences - tokens.desirable
     ratio = settings.desirable_weight * wanted / (settings.undesirable_weight * others)
     if 1 - _ROUNDING <= ratio <= _MOST + _ROUNDING:
         return None

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, Progress, Source
+from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
 
 CHUNK_BYTES: Final = 1 << 20
 PART_BYTES: Final = 32 << 20
@@ -49,6 +49,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise TrainerError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}") from error
 
 
+def listing_digest(digests: Iterable[tuple[str, str]]) -> str:
+    """Return SHA-256, in hex, of the listing that `sha256sum` prints; `digests` are a file's name and digest each."""
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hex."""
     with path.open("rb") as file:
@@ -71,7 +76,7 @@ class _Copy:
     store: Source
     entry: Entry
     partial: Path
-    progress: Progress | None
+    progress: OnBytes | None
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set once one part has failed: the others end at their next chunk."""
 
@@ -85,7 +90,7 @@ class _Copy:
             self.progress(count)
 
 
-def download(store: Source, key: str, path: Path, progress: Progress | None = None) -> str:
+def download(store: Source, key: str, path: Path, progress: OnBytes | None = None) -> str:
     """The `Store.download` of every store, on top of its `head` and `stream`."""
     entry = store.head(key)
     if entry is None:

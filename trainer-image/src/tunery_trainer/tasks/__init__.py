@@ -1,1 +1,39 @@
-"""What a container is asked to do, each a story from top to bottom."""
+"""What a container is asked to do, and the story that does it: each a module, told from top to bottom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+from tunery_trainer.process.environment import prepare_environment
+from tunery_trainer.process.signals import StopSignal
+
+
+def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | RunResult:
+    """Do what the container is asked to do, and return what it has to say at its end.
+
+    The heavy libraries are imported here and not before. Raises TrainerError, and StopRequested after a SIGTERM.
+    """
+    prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0)
+    if task is Task.PREFLIGHT:
+        from tunery_trainer.tasks.preflight import run_preflight
+
+        return run_preflight(run)
+    result = _result(task, run, stop)
+    if result.adapter:
+        print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
+    return result
+
+
+def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:
+    if task is Task.TRAIN:
+        from tunery_trainer.tasks.train import run_train
+
+        return run_train(run, stop)
+    if task is Task.MERGE:
+        from tunery_trainer.tasks.merge import run_merge
+
+        return run_merge(run)
+    from tunery_trainer.tasks.report import run_report
+
+    return run_report(run)
