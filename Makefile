@@ -129,3 +129,10 @@ images: setup ## Build the operator and trainer images
 push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery
 	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/tunery" >&2; exit 2; }
 	@$(CLUSTER_CLI) push "$(REGISTRY)"
+
+RELEASE_CHECK ?= $(MAKE) generate && $(MAKE) verify
+
+.PHONY: release
+release: | $(UV) ## Commit and tag a release, push nothing: make release VERSION=0.2.0
+	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0" >&2; exit 2; }
+	@cd $(TESTS) && UV="$(UV)" python3 -m release "$(VERSION)" --check '$(RELEASE_CHECK)'

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "tunery"
+VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 NAMESPACE = "tunery-system"
 KUBE_VERSION = "1.34.0"
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from .installing import TEAM
-from .rendering import CHART, Rendered
+from .rendering import CHART, VERSION, Rendered
 from .running import Operator, running_operator
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
@@ -32,7 +32,7 @@ def test_a_job_gets_its_preflight(installed: Kubectl, operator: Operator) -> Non
     (pod,) = wait_for("its pod, which restricted Pod Security admits", lambda: job.pods("preflight"), timeout=30)
     (owner,) = preflight["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("LoRAJob", "lora", True)
-    assert pod["spec"]["containers"][0]["image"] == "tunery-trainer:0.1.0"
+    assert pod["spec"]["containers"][0]["image"] == f"tunery-trainer:{VERSION}"
     wait_for("a phase", lambda: job.status.get("phase") in {"Pending", "Preflight"}, timeout=30)
     installed.delete("lorajob", "lora", TEAM)
     assert "forbidden" not in operator.log().lower()

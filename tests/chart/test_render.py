@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from tunery_operator import metrics
 
-from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, HelmError, Rendered
+from .rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
 
 
 def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> None:
@@ -150,9 +150,11 @@ def test_crds_can_be_left_out(helm: Helm) -> None:
 @pytest.mark.parametrize(
     ("settings", "image"),
     [
-        pytest.param([], "tunery-operator:0.1.0", id="default"),
+        pytest.param([], f"tunery-operator:{VERSION}", id="default"),
         pytest.param(
-            ["imageRegistry=registry.example.com/ml/"], "registry.example.com/ml/tunery-operator:0.1.0", id="registry"
+            ["imageRegistry=registry.example.com/ml/"],
+            f"registry.example.com/ml/tunery-operator:{VERSION}",
+            id="registry",
         ),
         pytest.param(["operator.image.tag=v9"], "tunery-operator:v9", id="tag"),
         pytest.param(
@@ -243,7 +245,7 @@ def test_the_documented_command_renders(helm: Helm, page: str) -> None:
     (command,) = re.findall(r"^helm install tunery charts/tunery (.*)$", text, re.MULTILINE)
     flags = [flag for flag in shlex.split(command) if flag != "--wait"]
     rendered = Rendered.parse(helm.run("template", "tunery", str(CHART), "--kube-version", "1.34.0", *flags))
-    assert rendered.env()["TUNERY_TRAINER_IMAGE"] != "tunery-trainer:0.1.0"
+    assert rendered.env()["TUNERY_TRAINER_IMAGE"] != f"tunery-trainer:{VERSION}"
     assert rendered.one("Deployment")["metadata"]["namespace"] == NAMESPACE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
@@ -35,6 +35,25 @@ class Preset(StrEnum):
     INSTRUCTION_TUNING = "InstructionTuning"
     DOMAIN_ADAPTATION = "DomainAdaptation"
     STYLE_TRANSFER = "StyleTransfer"
+
+
+class RankGuideline(NamedTuple):
+    """How much a rank can change, and what for."""
+
+    rank: int
+    name: str
+    use: str
+
+
+RANK_GUIDELINES: Final = (
+    RankGuideline(4, "minimal adaptation", "style transfer, minor behaviour changes"),
+    RankGuideline(8, "light adaptation", "task-specific fine-tuning"),
+    RankGuideline(16, "moderate adaptation", "general instruction tuning"),
+    RankGuideline(32, "substantial adaptation", "domain adaptation, significant behaviour changes"),
+    RankGuideline(64, "heavy adaptation", "complex domain shift, approaching full fine-tuning"),
+)
+"""The guide's, number for number, in the order of the ranks."""
+_RANKS: Final = "; ".join(f"{line.rank}: {line.name} ({line.use})" for line in RANK_GUIDELINES)
 
 
 class LoraInit(StrEnum):
@@ -80,8 +99,7 @@ class LoraSpec(ApiModel):
         None,
         ge=1,
         le=1024,
-        description="Rank of the decomposition. 8: light adaptation; 16: instructions; 32: a new domain; 64: a "
-        "complex shift. Default: the preset's, else 16.",
+        description=f"Rank of the decomposition. {_RANKS}. Default: the preset's, else 16.",
     )
     alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
     dropout: FractionString | None = Field(

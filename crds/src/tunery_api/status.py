@@ -220,7 +220,9 @@ class ResolvedValue(OpenModel):
         "Model (the base model's) or Memory (what was planned did not fit when it ran)."
     )
     reason: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="Why it is not as planned: what ran out of memory, and at which step."
+        None,
+        description="Why it is not as planned: what ran out of memory, and at which step. Of lora.rank: what it is "
+        "for.",
     )
 
 

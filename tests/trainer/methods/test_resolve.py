@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.methods.families import spec_of
-from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
+from tunery_api.methods import RANK_GUIDELINES, ComputeType, LoraInit, LoraSpec, Method, Preset, QuantizationType
 from tunery_api.preference import PreferenceLoss
 from tunery_api.reasons import FailureReason
+from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.auto_method import method_choices
-from tunery_trainer.settings.presets import guideline_for
+from tunery_trainer.settings.presets import PRESETS, guideline_for, rank_reason
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, Resolved
 
@@ -117,6 +119,64 @@ def test_the_learning_rate_scales_with_the_square_root_of_the_rank(rank: int) ->
 )
 def test_rank_guidelines(rank: int, use: str) -> None:
     assert use in guideline_for(rank).use
+
+
+def test_the_rank_guidelines_stand_in_the_api_and_in_the_docs() -> None:
+    explained = LoraSpec.model_fields["rank"].description or ""
+    told = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text()
+    for line in RANK_GUIDELINES:
+        assert f"{line.rank}: {line.name} ({line.use})" in explained
+        assert f"| {line.rank} | {line.name} | {line.use} |" in told
+
+
+HEAVY = "rank 64 is heavy adaptation (complex domain shift, approaching full fine-tuning)"
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank", "reason"),
+    [
+        pytest.param(None, None, "moderate adaptation: general instruction tuning", id="default"),
+        pytest.param(None, 4, "minimal adaptation: style transfer, minor behaviour changes", id="no-preset"),
+        pytest.param("StyleTransfer", None, None, id="the-presets-own"),
+        pytest.param("StyleTransfer", 2, None, id="half-of-the-lowest"),
+        pytest.param("StyleTransfer", 16, None, id="twice-the-highest"),
+        pytest.param(
+            "StyleTransfer",
+            1,
+            "rank 1 is minimal adaptation (style transfer, minor behaviour changes); "
+            "the guide suggests 4 to 8 for style transfer",
+            id="below-half",
+        ),
+        pytest.param(
+            "StyleTransfer",
+            17,
+            "rank 17 is moderate adaptation (general instruction tuning); the guide suggests 4 to 8 for style transfer",
+            id="above-twice",
+        ),
+        pytest.param("InstructionTuning", 8, None, id="instructions-half"),
+        pytest.param(
+            "InstructionTuning", 64, f"{HEAVY}; the guide suggests 16 for general instruction tuning", id="instructions"
+        ),
+        pytest.param("DomainAdaptation", 64, None, id="domain-twice"),
+    ],
+)
+def test_the_reason_of_a_rank_says_what_it_is_for(preset: str | None, rank: int | None, reason: str | None) -> None:
+    blocks = {"method": "QLoRA", "lora": {"rank": rank} if rank else {}} | ({"preset": preset} if preset else {})
+    assert {value.name: value.reason for value in resolved(blocks).values if value.reason} == (
+        {"lora.rank": reason} if reason else {}
+    )
+
+
+@pytest.mark.parametrize("method", ["AdaLoRA", "IA3", "PromptTuning", "PrefixTuning"])
+def test_no_other_methods_value_has_a_reason(method: str) -> None:
+    assert [value.reason for value in resolved({"method": method}).values if value.reason] == []
+
+
+@pytest.mark.parametrize("preset", [None, *Preset])
+def test_every_reason_of_a_rank_fits_into_the_status(preset: Preset | None) -> None:
+    for rank in range(1, 1025):
+        reason = rank_reason(rank, PRESETS[preset] if preset else None)
+        assert ResolvedValue(name="lora.rank", value=str(rank), source="Manifest", reason=reason).reason == reason
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,24 @@ def test_termination_message_drops_the_optional_parts_in_order() -> None:
     assert len(document["inputs"]) == 3
 
 
+def test_what_a_rank_is_for_is_dropped_first() -> None:
+    """It is advice: nothing else is lost because of it, and the reason of a value that memory changed stays."""
+
+    def report(reason: str | None, room: str) -> PreflightReport:
+        rank = ResolvedValue(name="lora.rank", value="16", source="Default", reason=reason)
+        batch = ResolvedValue(name="training.batchSize", value="2", source="Memory", reason="memory ran out")
+        dataset = DatasetStatus(rows=10, ignored_columns=["c"], first_invalid=["x" * 500] * 5)
+        targets = ["m" * 200] * 2
+        values = ResolvedStatus(method_reason=room, target_modules=targets, values=[batch, rank])
+        return PreflightReport(dataset=dataset, resolved=values)
+
+    reason = "moderate adaptation: general instruction tuning"
+    room = "x" * (TERMINATION_LIMIT - len(termination_bytes(report(None, ""))))
+    assert termination_bytes(report(reason, room)) == termination_bytes(report(None, room))
+    assert len(termination_bytes(report(None, room))) == TERMINATION_LIMIT
+    assert reason in termination_bytes(report(reason, "x")).decode()
+
+
 def test_small_termination_message_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "termination-log"
     monkeypatch.setenv("TUNERY_TERMINATION_PATH", str(path))

@@ -14,6 +14,7 @@ from tunery_api.scrub import scrub
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
 _DROPPED_FIRST: Final = (
+    ("resolved", "values", "lora.rank", "reason"),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
     ("resolved", "values"),
@@ -99,7 +100,13 @@ def _scrubbed(value: Any) -> Any:
 
 
 def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
+    """Drop what stands at `path`; an element of a list by its name."""
     *parents, last = path
+    part: Any = document
     for name in parents:
-        document = document.get(name, {})
-    document.pop(last, None)
+        part = _named(part, name) if isinstance(part, list) else part.get(name, {})
+    part.pop(last, None)
+
+
+def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next((item for item in items if item.get("name") == name), {})

@@ -30,6 +30,10 @@ class Decisions:
         """Record a value."""
         self.values.append(ResolvedValue(name=name, value=text_of(value), source=source.value))
 
+    def explain(self, reason: str | None) -> None:
+        """Record why the value that was recorded last is what it is."""
+        self.values[-1] = self.values[-1].model_copy(update={"reason": reason})
+
     def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: tuple[T, Source]) -> T:
         """Return the first of manifest, preset and `otherwise` that is there, and record which it was."""
         value, source = otherwise

@@ -27,7 +27,7 @@ from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.decisions import Decisions, number
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.preference import PREFERENCE_RATE, preference_settings
-from tunery_trainer.settings.presets import PRESETS
+from tunery_trainer.settings.presets import PRESETS, rank_reason
 from tunery_trainer.settings.sizing import MOST_ROWS, DataFacts, Sizing, size
 from tunery_trainer.settings.stored import check_stored
 from tunery_trainer.settings.types import (
@@ -172,7 +172,7 @@ def _ia3_adapter(decide: Decisions) -> AdapterSettings:
 
 
 def _rank(decide: Decisions) -> tuple[int, Source]:
-    """Return the rank and its source; AdaLoRA's is the average it ends with."""
+    """Return the rank and its source; AdaLoRA's is the average it ends with, and no guideline knows it."""
     if decide.method is Method.ADALORA:
         block = decide.spec.adalora
         target = block.target_rank if block else None
@@ -180,6 +180,7 @@ def _rank(decide: Decisions) -> tuple[int, Source]:
     else:
         preset = decide.preset.rank if decide.preset else None
         rank = decide.pick("lora.rank", decide.spec.lora.rank, preset, (DEFAULT_RANK, Source.DEFAULT))
+        decide.explain(rank_reason(rank, decide.preset))
     return rank, Source(decide.values[-1].source)
 
 
