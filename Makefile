@@ -10,8 +10,7 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 PROJECTS := crds operator trainer-image tests
-# Seen from tests/, where the settings of the tools are.
-SOURCES := ../crds ../operator ../trainer-image .
+SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
 UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/uv-$(UV_VERSION)/bin/uv)
@@ -45,16 +44,16 @@ generate: setup ## Write the CRDs and docs/api.md from crds/src/tunery_api
 
 .PHONY: format
 format: setup ## Format the code
-	@cd $(TESTS) && $(RUFF) check --config ruff.toml --fix-only --quiet $(SOURCES)
-	@cd $(TESTS) && $(RUFF) format --config ruff.toml $(SOURCES)
+	@$(RUFF) check --fix-only --quiet $(SOURCES)
+	@$(RUFF) format $(SOURCES)
 
 .PHONY: verify
 verify: setup ## Lint, types, layers, locks and generated files
-	cd $(TESTS) && $(RUFF) format --config ruff.toml --check $(SOURCES)
-	cd $(TESTS) && $(RUFF) check --config ruff.toml $(SOURCES)
-	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini -p tunery_api -p tunery_operator -p tunery_trainer
-	cd $(TESTS) && $(VENV)/bin/mypy --config-file mypy.ini cluster gpu
-	cd $(TESTS) && $(VENV)/bin/lint-imports --config importlinter.ini --no-cache
+	$(RUFF) format --check $(SOURCES)
+	$(RUFF) check $(SOURCES)
+	$(VENV)/bin/mypy -p tunery_api -p tunery_operator -p tunery_trainer
+	$(VENV)/bin/mypy tests/cluster tests/gpu
+	$(VENV)/bin/lint-imports --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
