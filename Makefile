@@ -52,8 +52,9 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy -p tunery_api -p tunery_operator -p tunery_trainer
-	$(VENV)/bin/mypy tests/cluster tests/gpu
+	$(VENV)/bin/mypy tests/cluster tests/gpu tests/rooms
 	$(VENV)/bin/lint-imports --no-cache
+	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
