@@ -15,7 +15,7 @@ from tunery_trainer.data.options import Loss
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, Place, RowError
 
-from .conftest import CHATML, build_tokenizer
+from kit.tiny_models import CHATML, build_tokenizer
 
 TURNS = (
     {"role": "system", "content": "Be brief"},

@@ -16,7 +16,7 @@ from tunery_trainer.data.options import Loss
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, Place, RowError
 
-from .conftest import build_tokenizer
+from kit.tiny_models import build_tokenizer
 
 _TRL = importlib.util.find_spec("trl")
 assert _TRL is not None

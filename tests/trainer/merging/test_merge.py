@@ -29,8 +29,8 @@ from tunery_trainer.storage import LocalStore
 from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage.published import verify
 
-from kit.adapters import deltas64, relative
-from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter
+from kit.adapters import deltas64, logits, relative, trained_adapter
+from kit.tiny_models import Tiny, save_tiny
 
 
 @pytest.fixture(scope="session")
