@@ -58,12 +58,11 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
-# The first of the two processes begins with what watches the clock and mostly waits. The other one stands back for that
-# (nice), and uses the waiting; each of the two runs the trainer's on one processor. Balanced by their time: see
-# docs/decisions/0049-waiting-is-used.md.
+# Two processes. One begins with what watches the clock and mostly waits; the other stands back for it (nice), and uses
+# the waiting to compute (decision 49). Balanced by their time.
 CLOCKED := api chart controller guard
-AFTER_THEM := $(addprefix trainer/,tasks)
-BESIDE_THEM := $(addprefix trainer/,adapter data inputs losses merging model plan process reporting resuming settings storage training)
+BESIDE_THEM := $(addprefix trainer/,adapter data losses merging model plan settings training)
+AFTER_THEM := $(filter-out $(BESIDE_THEM) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
 COVERED := $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-unit
