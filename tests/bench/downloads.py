@@ -27,7 +27,7 @@ from pathlib import Path
 from threading import Thread
 
 from tunery_trainer.inputs.cached_model import cache_model
-from tunery_trainer.inputs.fetch import Place, fetch_model
+from tunery_trainer.inputs.fetch import Location, fetch_model
 from tunery_trainer.inputs.shared_cache import SharedCache
 from tunery_trainer.storage import Store, open_store
 from tunery_trainer.storage.credentials import Credentials
@@ -59,11 +59,11 @@ def one_stream_a_file(store: Store, folder: Path) -> None:
 def measure(credentials: Credentials, folder: Path) -> dict[str, float]:
     """Return the median seconds of both ways, taken in turns."""
     store, _ = open_store("s3://models", credentials, "spec.model.uri")
-    cached = Place("s3://models/m", credentials, cache=SharedCache(folder / "claim"))
+    cached = Location("s3://models/m", credentials, cache=SharedCache(folder / "claim"))
     cache_model(cached, lambda done, total: None)
     ways: dict[str, Callable[[Path], object]] = {
         "one_stream_a_file_s": lambda target: one_stream_a_file(store, target),
-        "ranges_s": lambda target: fetch_model(Place("s3://models/m", credentials), target),
+        "ranges_s": lambda target: fetch_model(Location("s3://models/m", credentials), target),
         "from_cache_s": lambda target: fetch_model(cached, target),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

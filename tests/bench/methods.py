@@ -85,25 +85,25 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     import torch
 
     from tunery_trainer.cli import main as trainer
-    from tunery_trainer.training import run as fit_module
+    from tunery_trainer.training import run
 
     before, found = status_bytes("VmRSS"), {}
     rows: list[list[int]] = []
     trained: list[torch.Tensor] = []
-    fit = fit_module.fit
+    train_on = run.train_on
 
-    def measured(session: Any, *rest: Any) -> Any:
-        fitted = fit(session, *rest)
+    def measured(job: Any) -> Any:
+        fitted = train_on(job)
         found["peak_mb"] = round((status_bytes("VmHWM") - before) / 1e6)
         runtime = next(entry["train_runtime"] for entry in fitted.history if "train_runtime" in entry)
         found["step_s"] = round(runtime / steps, 2)
         found["trainable"] = fitted.trainable_parameters
-        rows.extend(session.data.evaluation[:4]["input_ids"])
+        rows.extend(job.data.evaluation[:4]["input_ids"])
         trained.extend(logits(fitted.model, rows))
         return fitted
 
     # Looked up when training begins: here the trained model is still at hand, which the command line never gives out.
-    fit_module.fit = measured
+    run.train_on = measured
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job(folder, blocks, steps)))
     with contextlib.redirect_stdout(sys.stderr):

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
-from tunery_trainer.data.options import Loss
+from tunery_api.training import Loss
 from tunery_trainer.data.render import Renderer
-from tunery_trainer.data.rows import Example, Place
+from tunery_trainer.data.rows import Example, RowPlace
 
 from cluster.model import ensure as ensure_model
 
@@ -65,7 +65,7 @@ def conversation(turns: int, number: int) -> Example:
     """As many questions with answers, of five to forty words; another one for each number."""
     drawn = random.Random(1000 * turns + number)
     return Example(
-        Place("rows", number),
+        RowPlace("rows", number),
         messages=tuple(
             {"role": role, "content": " ".join(drawn.choices(_WORDS, k=drawn.randint(5, 40)))}
             for _ in range(turns)

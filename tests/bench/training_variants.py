@@ -15,9 +15,10 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter.attach import attach
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.data.pack import pack
-from tunery_trainer.model.load import DTYPES, bitsandbytes_config, load_base, load_tokenizer, model_facts
+from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
+from tunery_trainer.model.quantization import DTYPES, bitsandbytes_config
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
@@ -99,7 +100,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 def _adapted(case: Case) -> Any:
     base = load_base(model.ensure(), case.resolved, "cpu")
-    return attach(base, case.resolved, Start(load_tokenizer(model.ensure()), 1))
+    return attach(base, case.resolved, MethodContext(load_tokenizer(model.ensure()), 1))
 
 
 def _plain(case: Case) -> Any:
@@ -110,7 +111,7 @@ def _plain(case: Case) -> Any:
         dtype=DTYPES[case.resolved.training.precision.value],
         **({"quantization_config": bitsandbytes_config(quantization)} if quantization else {}),
     )
-    return attach(base, case.resolved, Start(load_tokenizer(model.ensure()), 1))
+    return attach(base, case.resolved, MethodContext(load_tokenizer(model.ensure()), 1))
 
 
 def _result(trainer: Any, clock: Clock, tokens: list[int]) -> Measured:

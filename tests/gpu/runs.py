@@ -19,14 +19,18 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback
 
+from tunery_api.inputs import DatasetFormat
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.runspec import RunIdentity
 from tunery_trainer.adapter.attach import attach, training_hooks
-from tunery_trainer.adapter.methods.base import Start
-from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_trainer.adapter.methods.base import MethodContext
+from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.pack import pack
+from tunery_trainer.inputs.fetch import FetchedModel
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_tokenizer
-from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.process.device import device_facts
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
@@ -67,7 +71,7 @@ class Run:
 
     folder: Path
     """The base model's."""
-    plan: Plan
+    plan: TrainingPlan
     rows: Dataset
     tokenizer: Any
 
@@ -76,7 +80,9 @@ def prepare(machine: Machine, folder: Path, blocks: dict[str, Any], rows: Datase
     """Return the run that a LoRAJob with `blocks` would be on these rows, planned as preflight plans it."""
     base = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
     spec = LoRAJobSpec.model_validate(base | blocks)
-    plan = make_plan(Basis(spec, folder, device_facts(None), None), len(rows), _report(rows))
+    job = RunIdentity(kind="LoRAJob", namespace="gpu", name="gpu", uid="gpu")
+    basis = Basis(job, spec, FetchedModel(folder, None, 0), device_facts(None))
+    plan = plan_training(basis, len(rows), _report(rows))
     return Run(folder, plan, rows, load_tokenizer(folder))
 
 
@@ -107,19 +113,19 @@ def _report(rows: Dataset) -> DatasetReport:
         sequences=len(rows),
         packed=packed,
     )
-    return DatasetReport(len(rows), 0, 0, (), 0, 0, "0" * 64, DataFormat.TEXT, (), tokens)
+    return DatasetReport(len(rows), 0, 0, (), 0, 0, "0" * 64, DatasetFormat.TEXT, (), tokens)
 
 
 def adapted(machine: Machine, run: Run) -> PeftModel:
     """Return the base with its adapter, on the device."""
-    base = load(run.folder, run.plan.resolved, machine.device)
-    return attach(base, run.plan.resolved, Start(run.tokenizer, run.plan.steps))
+    base = load(run.folder, run.plan.settings, machine.device)
+    return attach(base, run.plan.settings, MethodContext(run.tokenizer, run.plan.steps))
 
 
 def trainer_for(machine: Machine, run: Run, model: PeftModel, folder: Path) -> AdapterTrainer:
     """Return the loop as the trainer sets it up; checkpoints go to `folder`."""
-    loop = LoopSettings(run.plan.resolved.training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
-    hooks = training_hooks(model, run.plan.resolved)
+    loop = LoopSettings(run.plan.settings.training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
+    hooks = training_hooks(model, run.plan.settings)
     return AdapterTrainer(model, loop, LoopParts(run.rows, run.tokenizer, folder, None, hooks))
 
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import yaml
 
 from tunery_trainer.cli import main
-from tunery_trainer.training import run as fit_module
+from tunery_trainer.training import run
 
 from gpu.verdicts import Figures
 
@@ -33,15 +33,15 @@ def write_job(folder: Path, model: Path, data: Path, blocks: dict[str, Any]) -> 
 def tell(job: Path) -> Figures:
     """Run the job; return its exit code and, where that is 0, losses before and after, curve, device and seconds."""
     fitted: list[Any] = []
-    fit = fit_module.fit
+    train_on = run.train_on
 
     def remembered(*arguments: Any) -> Any:
-        fitted.append(fit(*arguments))
+        fitted.append(train_on(*arguments))
         return fitted[0]
 
     begin = time.perf_counter()
     # Looked up when training begins: the command line gives out no history.
-    with patch.object(fit_module, "fit", remembered):
+    with patch.object(run, "train_on", remembered):
         code = int(main(["run", str(job), "--work-dir", str(job.parent / "work")]))
     found: Figures = {"exit_code": code, "seconds": round(time.perf_counter() - begin, 1)}
     if code:

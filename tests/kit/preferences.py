@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 from datasets import Dataset
 
+from tunery_api.inputs import DatasetFormat
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
-from tunery_trainer.data.options import DataFormat, DatasetReport
+from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
@@ -25,7 +26,7 @@ from kit.tiny_models import VOCABULARY
 from kit.training import resolved_for, start_for
 
 PASS: Final = Pass(pad_token_id=0, tokens=96)
-REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DataFormat.AUTO, ())
+REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DatasetFormat.AUTO, ())
 
 
 def sequences(count: int, seed: int, prompts: int | None = None) -> list[tuple[list[int], list[int]]]:

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter.attach import attach, training_hooks
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
@@ -45,8 +45,8 @@ def batches() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
 
 
-def start_for(folder: Path, steps: int = 12) -> Start:
-    return Start(load_tokenizer(folder), total_steps=steps, batches=batches())
+def start_for(folder: Path, steps: int = 12) -> MethodContext:
+    return MethodContext(load_tokenizer(folder), total_steps=steps, batches=batches())
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.runspec import RunIdentity
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 
@@ -63,6 +64,20 @@ class CheckpointRecord(_Record):
     run: RunIdentity
 
 
+class QuantizationRecord(_Record):
+    """How the frozen base was quantised while the adapter was trained on it."""
+
+    type: QuantizationType
+    double_quant: bool | None = None
+    loaded_as: ComputeType | None = None
+    """The type that the weights were loaded in before they were quantised."""
+
+    def __str__(self) -> str:
+        """As people read it, such as NF4, true, BFloat16."""
+        double = None if self.double_quant is None else str(self.double_quant).lower()
+        return ", ".join(part for part in (self.type.value, double, self.loaded_as) if part)
+
+
 class Lineage(_Record):
     """Everything needed to say where the result came from, and to make it again."""
 
@@ -76,7 +91,9 @@ class Lineage(_Record):
     method: str | None = None
     rank: int | None = None
     hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
-    """The resolved values, by field of the spec."""
+    """The resolved values, by field of the spec, for people to read."""
+    quantization: QuantizationRecord | None = None
+    """Of the base that the adapter was trained on; None where it was not quantised."""
     steps: int | None = None
     """Optimizer steps that were taken."""
     epochs: float | None = None
@@ -103,6 +120,22 @@ class Lineage(_Record):
     """What was found in the data set, as status.dataset tells it."""
     resolved: ResolvedStatus | None = None
     """Each setting and where it came from, as status.resolved tells it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, fields: Any) -> Any:
+        """Take it from the settings, where manifests from before there was `quantization` say it alone."""
+        said = fields.get("hyperparameters") or {}
+        if "quantization.type" not in said or fields.get("quantization") is not None:
+            return fields
+        double, loaded_as = said.get("quantization.doubleQuant"), said.get("training.precision")
+        return fields | {
+            "quantization": {
+                "type": said["quantization.type"],
+                "doubleQuant": None if double is None else str(double).lower() != "false",
+                "loadedAs": loaded_as,
+            }
+        }
 
     @field_validator("metrics")
     @classmethod

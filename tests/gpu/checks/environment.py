@@ -63,7 +63,7 @@ def _card(machine: Machine) -> Outcome:
 def _head(machine: Machine) -> Outcome:
     """The head in tiles, by Triton's kernels and by torch's, beside plain cross entropy: log p, and a gradient."""
     run = shaped(machine, "1B", {"training": {"precision": "BFloat16"}}, single_rows(random_examples(4, 512)))
-    model = load(run.folder, run.plan.resolved, machine.device)
+    model = load(run.folder, run.plan.settings, machine.device)
     norm = model.get_decoder().norm.weight.requires_grad_(True)
     batch = batch_on(machine, [run.rows[0]], by_example=computes_by_example(model))
     plain = model(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False).logits.float()

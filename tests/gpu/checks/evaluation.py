@@ -25,7 +25,7 @@ def _measure(machine: Machine, shape: str, length: int, quantization: str | None
         blocks["quantization"] = {"type": quantization}
     run = shaped(machine, shape, blocks, rows)
     with scratch(machine):
-        model = load(run.folder, run.plan.resolved, machine.device)
+        model = load(run.folder, run.plan.settings, machine.device)
         weights = 0 if machine.dry else torch.cuda.memory_allocated()
         if not machine.dry:
             torch.cuda.reset_peak_memory_stats()

@@ -38,7 +38,7 @@ def _loading(machine: Machine) -> Outcome:
         return Outcome(Verdict.NEEDS_GPU)
     run = _run(machine)
     with scratch(machine):
-        return _ends(lambda: load(run.folder, run.plan.resolved, machine.device))
+        return _ends(lambda: load(run.folder, run.plan.settings, machine.device))
 
 
 def _ends(body: Callable[[], Any]) -> Outcome:

@@ -32,7 +32,7 @@ def _load(machine: Machine, quantization: str | None) -> Outcome:
     with scratch(machine):
         before = _allocated(machine)
         begin = time.perf_counter()
-        model = load_base(folder, run.plan.resolved, machine.device)
+        model = load_base(folder, run.plan.settings, machine.device)
         if not machine.dry:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin

@@ -29,7 +29,7 @@ def _compare(machine: Machine, attention: str, quantization: dict[str, Any] | No
     rows = packed_rows(examples, length)
     run = shaped(machine, "1B", blocks | ({"quantization": quantization} if quantization else {}), rows)
     with scratch(machine):
-        model = load(run.folder, run.plan.resolved, machine.device)
+        model = load(run.folder, run.plan.settings, machine.device)
         trained_with = model.config._attn_implementation
         model.set_attn_implementation(attention)
         loss = {

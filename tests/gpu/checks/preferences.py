@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 from datasets import Dataset
 
+from tunery_api.inputs import DatasetFormat
 from tunery_trainer.adapter.attach import attach, training_hooks
-from tunery_trainer.adapter.methods.base import Start
-from tunery_trainer.data.options import DataFormat, DatasetReport
+from tunery_trainer.adapter.methods.base import MethodContext
+from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
@@ -27,12 +28,12 @@ from gpu.verdicts import Case, Check, Machine, Outcome, judged
 _START: Final = {"DPO": math.log(2), "KTO": 0.5}
 """The losses of a model that is its own reference."""
 _STEPS: Final = 8
-_REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DataFormat.AUTO, ())
+_REPORT: Final = DatasetReport(0, 0, 0, (), 0, 0, "0" * 64, DatasetFormat.AUTO, ())
 
 
 def _prefer(machine: Machine, task: str, method: str) -> Outcome:
     run, rows = _run(machine, task, method)
-    resolved = run.plan.resolved
+    resolved = run.plan.settings
     objective, training = objective_of(resolved), resolved.training
     tokens = training.batch_size * training.max_length * sequences_per_row(resolved.task)
     how = Pass(0, torch.bfloat16, tokens)
@@ -42,7 +43,7 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
         if scoring:
             rows = rows.scored(base, scoring)
         before = rows.measure(base, objective, how)
-        model = attach(base, resolved, Start(run.tokenizer, run.plan.steps))
+        model = attach(base, resolved, MethodContext(run.tokenizer, run.plan.steps))
         loop = LoopSettings(training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
         compared = (lambda batches, split: rows.compared(batches, model, scoring)) if scoring else None
         hooks = training_hooks(model, resolved)
@@ -81,7 +82,7 @@ def _run(machine: Machine, task: str, method: str) -> tuple[Run, TaskRows]:
         columns |= {f"rejected_{name}": lists for name, lists in _columns(prompts, bad).items()}
     rows = Dataset.from_dict(columns)
     run = shaped(machine, "1B", blocks, rows)
-    return run, task_rows(PreparedData(rows, rows, _REPORT, from_cache=False), run.plan.resolved)
+    return run, task_rows(PreparedData(rows, rows, _REPORT, from_cache=False), run.plan.settings)
 
 
 def _columns(prompts: list[list[int]], answers: list[list[int]]) -> dict[str, list[Any]]:

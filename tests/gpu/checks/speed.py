@@ -19,9 +19,9 @@ from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
 from tunery_trainer.adapter.methods import METHODS
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.losses.head import autocast
-from tunery_trainer.model.load import bitsandbytes_config
+from tunery_trainer.model.quantization import bitsandbytes_config
 from tunery_trainer.training.trl_trainer import LoopSettings, sft_config
 
 from gpu.models import random_model
@@ -79,19 +79,19 @@ def _ours(machine: Machine, run: Run, folder: Path) -> float:
 
 def _plain(machine: Machine, run: Run) -> Any:
     """Return the same base with the same adapter, loaded and adapted as PEFT's documentation does it."""
-    resolved = run.plan.resolved
+    resolved = run.plan.settings
     options: dict[str, Any] = {"attn_implementation": "sdpa"}
     if resolved.quantization:
         options["quantization_config"] = bitsandbytes_config(resolved.quantization)
     config = AutoConfig.from_pretrained(run.folder)
     base = random_model(config, machine.device, torch.bfloat16, options)
-    start = Start(run.tokenizer, run.plan.steps)
+    start = MethodContext(run.tokenizer, run.plan.steps)
     return get_peft_model(base, METHODS[resolved.method].config(base, resolved, start))
 
 
 def _trl(machine: Machine, run: Run, examples: list[list[int]], folder: Path, *, packing: bool) -> float:
     """Measure SFTTrainer as TRL's documentation has it, with the trainer's own rates, batch and optimizer."""
-    training = run.plan.resolved.training
+    training = run.plan.settings.training
     ours = sft_config(LoopSettings(training, run.plan.steps, None, 1, on_gpu=not machine.dry), folder)
     names = ("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "bf16")
     more = ("max_grad_norm", "use_cpu", "gradient_checkpointing", "gradient_checkpointing_kwargs", "seed", "data_seed")
@@ -125,7 +125,7 @@ def _examples_in_a_row(run: Run) -> int:
 def _bare(machine: Machine, run: Run, folder: Path) -> float:
     """Measure forward and backward of the trainer's model with transformers' own loss, and nothing else."""
     model = adapted(machine, run).train()
-    if run.plan.resolved.training.gradient_checkpointing:
+    if run.plan.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     pace = Pace(machine, _WARM)

@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tunery_trainer.adapter.attach import attach, published_rank, save_published, training_hooks
-from tunery_trainer.adapter.continue_from import continue_from, inherit
+from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.adapter.continue_from import attach_published, settings_from
 from tunery_trainer.adapter.methods.adalora import ORTHOGONALITY_WEIGHT, schedule
+from tunery_trainer.adapter.save import published_rank, save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base
 from tunery_trainer.settings.types import AdaLoraSettings
@@ -58,8 +59,8 @@ def test_a_published_one_is_trained_on_as_lora(llama: Path, tmp_path: Path) -> N
     run = train(llama, SPEC, steps=20)
     save_published(run.model, tmp_path, "owner/base")
     resolved = resolved_for(llama, {"method": "LoRA"})
-    again = inherit(resolved, load_base(llama, resolved, "cpu"), tmp_path, "owner/base")
-    model = continue_from(load_base(llama, again, "cpu"), again, start_for(llama), tmp_path)
+    again = settings_from(resolved, load_base(llama, resolved, "cpu"), tmp_path, "owner/base")
+    model = attach_published(load_base(llama, again, "cpu"), again, start_for(llama), tmp_path)
     assert (logits_of(model) - run.logits()).abs().max() <= 1e-5
 
 

@@ -14,10 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.attach import attach, published_rank, save_published, target_modules, trainable_parameters
+from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
 from tunery_trainer.adapter.methods import lora_init
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.adapter.methods.lora_init import leading_directions, lora_layers
+from tunery_trainer.adapter.save import published_rank, save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, load_tokenizer, meta_model
 
@@ -162,7 +163,7 @@ def test_no_start_is_computed_that_a_checkpoint_replaces(llama: Path) -> None:
 
     for blocks in ({"method": "LoRA", "lora": {"init": "EVA"}}, {"method": "QLoRA", "lora": {"init": "LoftQ"}}):
         resolved = resolved_for(llama, blocks)
-        start = Start(load_tokenizer(llama), total_steps=1, batches=never(), overwritten=True)
+        start = MethodContext(load_tokenizer(llama), total_steps=1, batches=never(), overwritten=True)
         model = attach(load_base(llama, resolved, "cpu"), resolved, start)
         assert all(not layer.lora_B["default"].weight.any() for _, layer in lora_layers(model))
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.attach import save_published
-from tunery_trainer.adapter.continue_from import continue_from, inherit
+from tunery_trainer.adapter.continue_from import attach_published, settings_from
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, meta_model
 
@@ -41,8 +41,8 @@ def publish(llama: Path, folder: Path, blocks: dict[str, Any]) -> torch.Tensor:
 )
 def test_it_goes_on_where_it_ended(llama: Path, tmp_path: Path, blocks: dict[str, Any]) -> None:
     ended = publish(llama, tmp_path, blocks)
-    resolved = inherit(resolved_for(llama, {"method": blocks["method"]}), meta_model(llama), tmp_path, SERVED)
-    model = continue_from(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
+    resolved = settings_from(resolved_for(llama, {"method": blocks["method"]}), meta_model(llama), tmp_path, SERVED)
+    model = attach_published(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
     assert (logits_of(model) - ended).abs().max() <= 1e-5
     losses = take_steps(model, resolved, steps=6, learning_rate=0.002)
     assert losses[-1] < losses[0]
@@ -51,7 +51,7 @@ def test_it_goes_on_where_it_ended(llama: Path, tmp_path: Path, blocks: dict[str
 def test_what_is_left_open_comes_from_the_adapter(llama: Path, tmp_path: Path) -> None:
     publish(llama, tmp_path, {"method": "LoRA", "lora": {"rank": 4, "alpha": 6, "targetModules": ["query-value"]}})
     open_spec = {"method": "QLoRA", "training": {"scaleLearningRateWithRank": True}}
-    resolved = inherit(resolved_for(llama, open_spec), meta_model(llama), tmp_path, SERVED)
+    resolved = settings_from(resolved_for(llama, open_spec), meta_model(llama), tmp_path, SERVED)
     assert (resolved.adapter.rank, resolved.adapter.alpha) == (4, 6)
     assert resolved.adapter.target_modules == ("q_proj", "v_proj")
     assert resolved.training.learning_rate == pytest.approx(2e-4 * (8 / 4) ** 0.5)
@@ -63,7 +63,7 @@ def test_what_is_left_open_comes_from_the_adapter(llama: Path, tmp_path: Path) -
 def test_a_word_that_means_the_same_modules_agrees(llama: Path, tmp_path: Path) -> None:
     publish(llama, tmp_path, {"method": "LoRA", "lora": {"rank": 4, "targetModules": ["query-value"]}})
     said = {"method": "LoRA", "lora": {"rank": 4, "targetModules": ["v_proj", "q_proj"]}}
-    assert inherit(resolved_for(llama, said), meta_model(llama), tmp_path, SERVED).adapter.rank == 4
+    assert settings_from(resolved_for(llama, said), meta_model(llama), tmp_path, SERVED).adapter.rank == 4
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_disagrees_is_named(llama: Path, tmp_path: Path, blocks: dict[str, 
     publish(llama, tmp_path, {"method": "LoRA", "lora": {"rank": 4, "targetModules": ["attention"]}})
     resolved = resolved_for(llama, {"method": "LoRA"} | blocks)
     with pytest.raises(TrainerError) as caught:
-        inherit(resolved, meta_model(llama), tmp_path, served)
+        settings_from(resolved, meta_model(llama), tmp_path, served)
     assert caught.value.message.startswith(said)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
@@ -120,11 +120,11 @@ def test_what_disagrees_is_named(llama: Path, tmp_path: Path, blocks: dict[str, 
 def test_a_missing_or_broken_adapter_is_named(llama: Path, tmp_path: Path) -> None:
     resolved = resolved_for(llama, {"method": "LoRA"})
     with pytest.raises(TrainerError, match=r"there is no adapter_config\.json") as caught:
-        inherit(resolved, meta_model(llama), tmp_path, SERVED)
+        settings_from(resolved, meta_model(llama), tmp_path, SERVED)
     assert caught.value.reason is FailureReason.ADAPTER_MISSING
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(TrainerError, match="is not JSON") as caught:
-        inherit(resolved, meta_model(llama), tmp_path, SERVED)
+        settings_from(resolved, meta_model(llama), tmp_path, SERVED)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
@@ -132,7 +132,7 @@ def test_weights_of_another_shape_are_corrupt(llama: Path, tmp_path: Path) -> No
     publish(llama, tmp_path, {"method": "LoRA", "lora": {"rank": 4}})
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 5}))
-    resolved = inherit(resolved_for(llama, {"method": "LoRA"}), meta_model(llama), tmp_path, SERVED)
+    resolved = settings_from(resolved_for(llama, {"method": "LoRA"}), meta_model(llama), tmp_path, SERVED)
     with pytest.raises(TrainerError) as caught:
-        continue_from(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
+        attach_published(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from tunery_api.training import Loss
 from tunery_trainer.data.encode import Encoded, Encoder
-from tunery_trainer.data.options import Loss
 from tunery_trainer.data.render import RenderedRow, Renderer
-from tunery_trainer.data.rows import Example, Place, RowError
+from tunery_trainer.data.rows import Example, RowError, RowPlace
 
 from kit.tiny_models import CHATML, build_tokenizer
 
@@ -47,7 +47,7 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase, *, loss: Loss = Loss.COMPLETION, max_length: int = 512, **example: Any
 ) -> list[Encoded]:
     """What one row became."""
-    rendered = Renderer(tokenizer, loss).render(Example(Place("a", 1), **example))
+    rendered = Renderer(tokenizer, loss).render(Example(RowPlace("a", 1), **example))
     return Encoder(tokenizer, max_length).encode(rendered.examples)
 
 
@@ -179,7 +179,9 @@ def test_a_template_that_hides_the_answer_is_a_bad_row() -> None:
 def test_an_answer_begins_after_its_header_whatever_it_says(template: str, content: str) -> None:
     answer = {"role": "assistant", "content": content}
     for turns in ((TURNS[1], answer), (answer,), (answer, TURNS[1], answer)):
-        (row,) = Renderer(TOKENIZERS[template], Loss.COMPLETION).render(Example(Place("a", 1), messages=turns)).examples
+        (row,) = (
+            Renderer(TOKENIZERS[template], Loss.COMPLETION).render(Example(RowPlace("a", 1), messages=turns)).examples
+        )
         found = [row.text[start:end] for start, end in row.spans or ()]
         assert found == [f"{content}<|im_end|>"] * sum(turn is answer for turn in turns)
 
@@ -214,7 +216,7 @@ def test_what_was_rendered_before_changes_nothing(template: str, rows: list[list
     together = Renderer(tokenizer, Loss.COMPLETION)
     for row in rows:
         turns = [{"role": role, "content": text or "x"} for pair in row for role, text in zip(ROLES, pair, strict=True)]
-        example = Example(Place("a", 1), messages=tuple(turns))
+        example = Example(RowPlace("a", 1), messages=tuple(turns))
         assert attempt(together, example) == attempt(Renderer(tokenizer, Loss.COMPLETION), example)
 
 
@@ -247,7 +249,7 @@ def test_no_span_begins_inside_a_special_token() -> None:
         encode(tokenizer, messages=turns)
     shown = build_tokenizer(DRIFTING.replace("{{ m.content }}<|end", "{{ m.tool_calls[0].function.name }}<|end"))
     row = encode(shown, messages=turns, max_length=64)
-    (text,) = Renderer(shown, Loss.COMPLETION).render(Example(Place("a", 1), messages=turns)).examples
+    (text,) = Renderer(shown, Loss.COMPLETION).render(Example(RowPlace("a", 1), messages=turns)).examples
     assert [text.text[start:end] for start, end in text.spans or ()] == ["<|im_end|>Hello<|endoftext|>"]
     assert counted(shown, row) == ["<|im_end|>Hello<|endoftext|><|im_end|>"]
 
@@ -261,7 +263,9 @@ def test_cutting_keeps_the_start_and_knows_the_full_length(tokenizer: PreTrained
 
 def test_batches_give_what_single_rows_give(tokenizer: PreTrainedTokenizerBase) -> None:
     renderer, encoder = Renderer(tokenizer, Loss.COMPLETION), Encoder(tokenizer, 64)
-    rows = [renderer.render(Example(Place("a", n), messages=TURNS[: 3 + 2 * (n % 2)])).examples[0] for n in range(40)]
+    rows = [
+        renderer.render(Example(RowPlace("a", n), messages=TURNS[: 3 + 2 * (n % 2)])).examples[0] for n in range(40)
+    ]
     together = encoder.encode(rows)
     for row, rendered in zip(together, rows, strict=True):
         (alone,) = encoder.encode([rendered])

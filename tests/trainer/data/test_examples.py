@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions, Template
+from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Example
 from tunery_trainer.data.sources import find_sources
@@ -34,11 +35,13 @@ def convert(path: Path, options: DataOptions | None = None) -> tuple[list[Exampl
 @pytest.mark.parametrize(
     ("row", "name", "messages"),
     [
-        pytest.param({"prompt": "Hi", "completion": "Hello"}, DataFormat.PROMPT_COMPLETION, EXCHANGE, id="prompt"),
-        pytest.param({"instruction": "Hi", "input": "", "output": "Hello"}, DataFormat.ALPACA, EXCHANGE, id="alpaca"),
+        pytest.param({"prompt": "Hi", "completion": "Hello"}, DatasetFormat.PROMPT_COMPLETION, EXCHANGE, id="prompt"),
+        pytest.param(
+            {"instruction": "Hi", "input": "", "output": "Hello"}, DatasetFormat.ALPACA, EXCHANGE, id="alpaca"
+        ),
         pytest.param(
             {"instruction": "Add", "input": "1 2", "output": "3", "system": "Be brief"},
-            DataFormat.ALPACA,
+            DatasetFormat.ALPACA,
             (
                 {"role": "system", "content": "Be brief"},
                 {"role": "user", "content": "Add\n\n1 2"},
@@ -48,12 +51,14 @@ def convert(path: Path, options: DataOptions | None = None) -> tuple[list[Exampl
         ),
         pytest.param(
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-            DataFormat.SHARE_GPT,
+            DatasetFormat.SHARE_GPT,
             EXCHANGE,
             id="sharegpt",
         ),
-        pytest.param({"messages": [USER, ASSISTANT], "prompt": "x"}, DataFormat.MESSAGES, EXCHANGE, id="messages"),
-        pytest.param({"messages": json.dumps([USER, ASSISTANT])}, DataFormat.MESSAGES, EXCHANGE, id="messages-as-json"),
+        pytest.param({"messages": [USER, ASSISTANT], "prompt": "x"}, DatasetFormat.MESSAGES, EXCHANGE, id="messages"),
+        pytest.param(
+            {"messages": json.dumps([USER, ASSISTANT])}, DatasetFormat.MESSAGES, EXCHANGE, id="messages-as-json"
+        ),
         pytest.param(
             {
                 "messages": [
@@ -61,22 +66,22 @@ def convert(path: Path, options: DataOptions | None = None) -> tuple[list[Exampl
                     ASSISTANT,
                 ]
             },
-            DataFormat.MESSAGES,
+            DatasetFormat.MESSAGES,
             EXCHANGE,
             id="content-parts",
         ),
         pytest.param(
             {"messages": [{**USER, "tool_calls": None}, {**ASSISTANT, "tool_calls": None, "name": None}]},
-            DataFormat.MESSAGES,
+            DatasetFormat.MESSAGES,
             EXCHANGE,
             id="nulls-of-parquet",
         ),
         pytest.param(
-            {"prompt": [USER], "completion": [ASSISTANT]}, DataFormat.PROMPT_COMPLETION, EXCHANGE, id="turns-of-trl"
+            {"prompt": [USER], "completion": [ASSISTANT]}, DatasetFormat.PROMPT_COMPLETION, EXCHANGE, id="turns-of-trl"
         ),
     ],
 )
-def test_formats(write: Write, row: dict[str, Any], name: DataFormat, messages: tuple[Any, ...]) -> None:
+def test_formats(write: Write, row: dict[str, Any], name: DatasetFormat, messages: tuple[Any, ...]) -> None:
     (example,), invalid, reader = convert(write("a.jsonl", [row]))
     assert example.messages == messages
     assert (example.text, invalid.count, reader.format) == (None, 0, name)
@@ -91,7 +96,7 @@ def test_of_a_prompt_in_turns_no_answer_is_learned(write: Write) -> None:
 def test_text_and_unknown_columns(write: Write) -> None:
     (example,), _, reader = convert(write("a.jsonl", [{"text": "Once", "label": 3, "id": "x"}]))
     assert (example.text, example.messages) == ("Once", ())
-    assert (reader.format, reader.ignored) == (DataFormat.TEXT, {"label", "id"})
+    assert (reader.format, reader.ignored) == (DatasetFormat.TEXT, {"label", "id"})
 
 
 def test_nested_tool_calls(write: Write) -> None:
@@ -144,7 +149,7 @@ PLAIN = [
 
 @pytest.mark.parametrize(("row", "prompt", "completion"), PLAIN)
 def test_plain_rows_stay_as_they_are(write: Write, row: dict[str, Any], prompt: str, completion: str) -> None:
-    (example,), _, _ = convert(write("a.jsonl", [row]), DataOptions(template=Template.PLAIN))
+    (example,), _, _ = convert(write("a.jsonl", [row]), DataOptions(template=DatasetTemplate.PLAIN))
     assert (example.text, example.completion_at, example.messages) == (prompt + completion, len(prompt), ())
     # Where the completion begins is part of what is trained.
     moved = Example(example.place, text=example.text, completion_at=len(prompt) - 1)
@@ -152,7 +157,7 @@ def test_plain_rows_stay_as_they_are(write: Write, row: dict[str, Any], prompt: 
 
 
 def test_plain_is_not_for_conversations_and_not_for_tools(write: Write) -> None:
-    plain = DataOptions(template=Template.PLAIN)
+    plain = DataOptions(template=DatasetTemplate.PLAIN)
     with pytest.raises(TrainerError, match=r"spec\.dataset\.template: Plain is for prompts.*is Messages") as caught:
         convert(write("a.jsonl", [{"messages": [USER, ASSISTANT]}]), plain)
     assert caught.value.reason is FailureReason.INVALID_SPEC
@@ -281,7 +286,7 @@ def test_columns_rename_and_say_what_is_meant(write: Write) -> None:
     options = DataOptions(columns={"prompt": "question", "completion": "answer"})
     (example,), _, reader = convert(write("a.jsonl", [row]), options)
     assert example.messages == EXCHANGE
-    assert reader.format is DataFormat.PROMPT_COMPLETION
+    assert reader.format is DatasetFormat.PROMPT_COMPLETION
     assert reader.ignored == {"messages"}
 
 
@@ -303,10 +308,10 @@ def test_an_unknown_field_of_columns_is_an_invalid_spec(write: Write) -> None:
 
 def test_the_limit_counts_all_and_names_five() -> None:
     rows = InvalidRows(limit=6)
-    from tunery_trainer.data.rows import Place, RowError
+    from tunery_trainer.data.rows import RowError, RowPlace
 
     for number in range(1, 8):
-        rows.add(Place("a.jsonl", number), RowError("text", "is missing"))
+        rows.add(RowPlace("a.jsonl", number), RowError("text", "is missing"))
     with pytest.raises(TrainerError) as caught:
         rows.check(valid=93)
     message = caught.value.message
@@ -323,9 +328,9 @@ def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:
 
 
 def test_the_digest_is_of_what_trains() -> None:
-    from tunery_trainer.data.rows import Place
+    from tunery_trainer.data.rows import RowPlace
 
-    one = Example(Place("a", 1), messages=({"role": "user", "content": "Hi"},))
-    same = Example(Place("b", 9), messages=({"content": "Hi", "role": "user"},))
+    one = Example(RowPlace("a", 1), messages=({"role": "user", "content": "Hi"},))
+    same = Example(RowPlace("b", 9), messages=({"content": "Hi", "role": "user"},))
     assert one.digest() == same.digest()
-    assert one.digest() != Example(Place("a", 1), text="Hi").digest()
+    assert one.digest() != Example(RowPlace("a", 1), text="Hi").digest()

@@ -15,18 +15,20 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_api.training import Loss
 from tunery_trainer.data.cache import cache_key
 from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
+from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.preferences import pair
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.render import Renderer
 from tunery_trainer.data.render_answers import AnswerRenderer
-from tunery_trainer.data.rows import Example, Place
+from tunery_trainer.data.rows import Example, RowPlace
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.single_pass import find_files
 from tunery_trainer.data.sources import find_sources
@@ -160,7 +162,7 @@ def test_each_way_to_write_an_answer_that_is_wanted_or_not(
     ],
 )
 def test_plain_pairs_stand_as_they_are(write: Write, row: dict[str, Any], start: str) -> None:
-    example = one(write, row, dataclasses.replace(DPO, template=Template.PLAIN))
+    example = one(write, row, dataclasses.replace(DPO, template=DatasetTemplate.PLAIN))
     assert example.rejected is not None
     assert example.completion_at == example.rejected.completion_at == len(start)
     for side, name in ((example, "chosen"), (example.rejected, "rejected")):
@@ -268,7 +270,7 @@ def test_a_bad_answer_is_named(write: Write, row: dict[str, Any], why: str) -> N
     ],
 )
 def test_plain_shows_no_conversation(write: Write, options: DataOptions, row: dict[str, Any]) -> None:
-    _, invalid, _ = convert(write("a.jsonl", [row]), dataclasses.replace(options, template=Template.PLAIN))
+    _, invalid, _ = convert(write("a.jsonl", [row]), dataclasses.replace(options, template=DatasetTemplate.PLAIN))
     assert "is a conversation, and only a chat template can say who speaks" in invalid.first[0]
 
 
@@ -311,7 +313,7 @@ def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
     with pytest.raises(TrainerError, match="the rows are UnpairedPreference") as caught:
         convert(path, DataOptions())
     assert "name spec.dataset.format: PromptCompletion in a new job" in str(caught.value.hint)
-    examples, _, reader = convert(path, DataOptions(format=DataFormat.PROMPT_COMPLETION))
+    examples, _, reader = convert(path, DataOptions(format=DatasetFormat.PROMPT_COMPLETION))
     assert (len(examples), reader.ignored) == (2, {"label"})
 
 
@@ -338,8 +340,8 @@ def test_the_format_follows_the_task(write: Write) -> None:
     for options, name in ((DPO, "Preference"), (KTO, "UnpairedPreference"), (DataOptions(), "Messages")):
         _, _, reader = convert(path, options)
         assert reader.format.value == name
-    _, _, reader = convert(path, dataclasses.replace(KTO, format=DataFormat.PREFERENCE))
-    assert (reader.format, reader.ignored) == (DataFormat.PREFERENCE, {"completion", "label", "messages"})
+    _, _, reader = convert(path, dataclasses.replace(KTO, format=DatasetFormat.PREFERENCE))
+    assert (reader.format, reader.ignored) == (DatasetFormat.PREFERENCE, {"completion", "label", "messages"})
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -382,7 +384,7 @@ def stretch(side: tuple[list[int], list[int]]) -> tuple[int, int]:
 def test_a_pair_becomes_one_row(write: Write, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> None:
     data = prepared(write, rows(30), options, tokenizer)
     assert data.train.column_names == ["input_ids", "labels", "rejected_input_ids", "rejected_labels"]
-    assert (len(data.train), len(data.evaluation), data.report.format) == (28, 2, DataFormat.PREFERENCE)
+    assert (len(data.train), len(data.evaluation), data.report.format) == (28, 2, DatasetFormat.PREFERENCE)
     asked = {f"<|im_start|>user\nHello {number}?<|im_end|>\n<|im_start|>assistant\n": number for number in range(30)}
     for side in (data.train, data.evaluation):
         found = [weighed(tokenizer, answer) for answer in sides(side)]
@@ -597,7 +599,7 @@ def test_plain_pairs_are_tokenised_as_trl_does(write: Write, start: bool) -> Non
         for prompt in ("Hello there,", "Hello ", "Hello th", "how are you to", "Naïve ")
         for chosen, rejected in ((" how are you?", " no"), ("there 🙂", "ere"), ("day?", "how are you today?"))
     ]
-    plain = dataclasses.replace(DPO, template=Template.PLAIN)
+    plain = dataclasses.replace(DPO, template=DatasetTemplate.PLAIN)
     expected = set()
     for row in theirs(DPOTrainer, made, tokenizer):
         for name in ("chosen_ids", "rejected_ids"):
@@ -617,7 +619,7 @@ def test_plain_pairs_without_a_prompt_are_tokenised_as_trl_does(write: Write) ->
     for row in theirs(DPOTrainer, made, tokenizer):
         for name in ("chosen_ids", "rejected_ids"):
             expected.add((tuple(row["prompt_ids"] + row[name]), len(row["prompt_ids"])))
-    assert ours(prepared(write, made, dataclasses.replace(DPO, template=Template.PLAIN), tokenizer)) == expected
+    assert ours(prepared(write, made, dataclasses.replace(DPO, template=DatasetTemplate.PLAIN), tokenizer)) == expected
 
 
 def test_chats_are_tokenised_as_trl_does(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -643,7 +645,7 @@ def test_every_template_gives_what_trl_makes_of_it(path: Path) -> None:
     row = {"prompt": [USER, GOOD, {**USER, "content": "Hi, how are you?"}], "chosen": [GOOD], "rejected": [BAD]}
     (expected,) = theirs(DPOTrainer, [row], tokenizer, max_length=4096)
     renderer = AnswerRenderer(Renderer(tokenizer, Loss.COMPLETION), TrainingTask.DPO)
-    (found,) = Encoder(tokenizer, 4096).encode(renderer.render(pair(row, Place("a", 1))).examples)
+    (found,) = Encoder(tokenizer, 4096).encode(renderer.render(pair(row, RowPlace("a", 1))).examples)
     for side, name in zip(found.sides, ("chosen_ids", "rejected_ids"), strict=True):
         ids = side.input_ids.tolist()
         start, _ = stretch((ids, side.labels.tolist()))
@@ -660,7 +662,7 @@ def test_ktos_answers_are_tokenised_as_trl_does(write: Write, paired: bool) -> N
     ]
     if paired:
         made = [{"prompt": f"Hello {number},", "chosen": " how", "rejected": f" no {number}"} for number in range(8)]
-    plain = dataclasses.replace(KTO, template=Template.PLAIN)
+    plain = dataclasses.replace(KTO, template=DatasetTemplate.PLAIN)
     expected = {
         (tuple(row["prompt_ids"] + row["completion_ids"]), len(row["prompt_ids"]))
         for row in theirs(KTOTrainer, made, tokenizer)

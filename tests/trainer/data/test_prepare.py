@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
+from tunery_api.training import Loss
 from tunery_trainer.data import prepare as prepare_module
-from tunery_trainer.data.options import DataFormat, DataOptions, Loss, Template
+from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
@@ -61,7 +63,7 @@ def test_scan_reports_without_torch(write: Write) -> None:
     report = scan(path, DataOptions(max_invalid_rows=1))
     assert (report.rows, report.invalid_rows, report.duplicates) == (21, 1, 1)
     assert report.first_invalid == ("train.jsonl line 22: completion: must be a string, found null",)
-    assert (report.format, report.ignored_columns) == (DataFormat.PROMPT_COMPLETION, ("id",))
+    assert (report.format, report.ignored_columns) == (DatasetFormat.PROMPT_COMPLETION, ("id",))
     assert report.tokens is None
     code = "import sys; from pathlib import Path; from tunery_trainer.data.scan import scan; from tunery_trainer.data"
     code += (
@@ -319,7 +321,7 @@ def test_a_data_set_that_is_trained_whole_says_so_without_a_warning(write: Write
 
 
 def test_plain_completions_use_no_template(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:
-    report = scan(write("train.jsonl", rows(20)), dataclasses.replace(SMALL, template=Template.PLAIN), tokenizer)
+    report = scan(write("train.jsonl", rows(20)), dataclasses.replace(SMALL, template=DatasetTemplate.PLAIN), tokenizer)
     assert report.tokens is not None
     assert (report.tokens.template, report.tokens.assistant_turns, report.tokens.trained_turns) == ("none", 20, 20)
     text = dataclasses.replace(SMALL, loss=Loss.ALL)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from tunery_api.training import Loss
 from tunery_trainer.data.encode import Encoder
-from tunery_trainer.data.options import Loss
 from tunery_trainer.data.render import RenderedRow, Renderer
-from tunery_trainer.data.rows import Example, Place, RowError
+from tunery_trainer.data.rows import Example, RowError, RowPlace
 
 from kit.tiny_models import build_tokenizer
 
@@ -110,7 +110,7 @@ def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
 
 
 def example(shape: str, word: str) -> Example:
-    return Example(Place("a", 1), messages=SHAPES[shape](word), tools=(TOOL,) if shape == "tools" else ())
+    return Example(RowPlace("a", 1), messages=SHAPES[shape](word), tools=(TOOL,) if shape == "tools" else ())
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, row: RenderedRow) -> list[str]:

@@ -20,7 +20,7 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import digests
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
-from tunery_trainer.inputs.fetch import MODELS, Place, fetch_model
+from tunery_trainer.inputs.fetch import MODELS, Location, fetch_model
 from tunery_trainer.inputs.shared_cache import RECORD, CacheUnusable, SharedCache
 from tunery_trainer.storage import Store
 from tunery_trainer.storage.s3 import S3Store
@@ -218,8 +218,8 @@ def test_a_base_from_s3_comes_once(
     downloaded: list[str],
 ) -> None:
     _fill(s3_store, "m", {**MODEL, **NOT_WANTED})
-    plain = Place(f"s3://{bucket}/m", credentials(s3_server))
-    preflight, train = (Place(plain.uri, plain.credentials, cache=SharedCache(at)) for at in (root, read_only))
+    plain = Location(f"s3://{bucket}/m", credentials(s3_server))
+    preflight, train = (Location(plain.uri, plain.credentials, cache=SharedCache(at)) for at in (root, read_only))
     cache_model(preflight, _silent)
     assert sorted(downloaded) == sorted(f"m/{name}" for name in MODEL)
     downloaded.clear()
@@ -240,10 +240,10 @@ def test_a_base_from_s3_comes_once(
 
 def test_a_base_from_a_hub_comes_once_and_is_what_the_hub_says(root: Path, read_only: Path, tmp_path: Path) -> None:
     with HubServer({"models/owner/model": {**MODEL, **NOT_WANTED}}) as hub:
-        place = Place("hf://owner/model", _hub_credentials(hub), cache=SharedCache(root))
+        place = Location("hf://owner/model", _hub_credentials(hub), cache=SharedCache(root))
         cache_model(place, _silent)
         hub.requests.clear()
-        found = fetch_model(Place(place.uri, place.credentials, cache=SharedCache(read_only)), tmp_path / "work")
+        found = fetch_model(Location(place.uri, place.credentials, cache=SharedCache(read_only)), tmp_path / "work")
         assert not [line for line in hub.requests if "/resolve/" in line]
     names = {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if path.is_file()}
     assert names == {*MODEL, RECORD}
@@ -254,7 +254,7 @@ def test_a_base_from_a_hub_comes_once_and_is_what_the_hub_says(root: Path, read_
 def test_a_file_that_is_not_what_the_hub_says_is_not_cached(root: Path) -> None:
     name = "model-00001-of-00002.safetensors"
     with HubServer({"models/owner/model": MODEL}, told={name: "0" * 64}) as hub:
-        place = Place("hf://owner/model", _hub_credentials(hub), cache=SharedCache(root))
+        place = Location("hf://owner/model", _hub_credentials(hub), cache=SharedCache(root))
         with pytest.raises(TrainerError, match=f"spec.model.uri: {name} came with another SHA-256") as caught:
             cache_model(place, _silent)
         assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
@@ -273,7 +273,7 @@ def test_an_interrupted_filling_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _fill(s3_store, "m", MODEL)
-    place = Place(f"s3://{bucket}/m", credentials(s3_server), cache=SharedCache(root))
+    place = Location(f"s3://{bucket}/m", credentials(s3_server), cache=SharedCache(root))
     with monkeypatch.context() as patch:
         patch.setattr(SharedCache, "put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("tunery_trainer.inputs.cached_model._without_bookkeeping", lambda *_: None)
@@ -306,7 +306,7 @@ def test_a_cache_that_cannot_take_it_is_no_failure(
 ) -> None:
     _fill(s3_store, "m", MODEL)
     cache = SharedCache(read_only if why == "read-only" else root, max_bytes=100 if why == "full" else None)
-    place = Place(f"s3://{bucket}/m", credentials(s3_server), cache=cache)
+    place = Location(f"s3://{bucket}/m", credentials(s3_server), cache=cache)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         if why in ("quota", "broken"):
             patch.setattr(os, "pwrite", _refusing(errno.EDQUOT if why == "quota" else errno.EIO))
@@ -323,11 +323,11 @@ def test_a_base_in_a_claim_is_read_once_for_its_digest(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     preflight, train = (
-        Place("pvc://models/tiny", NONE, mount=folder.parent, cache=SharedCache(at)) for at in (root, read_only)
+        Location("pvc://models/tiny", NONE, mount=folder.parent, cache=SharedCache(at)) for at in (root, read_only)
     )
     cache_model(preflight, _silent)
     assert not (folder / digests.BOOK).exists()
-    expected = fetch_model(Place("pvc://models/tiny", NONE, mount=folder.parent), tmp_path / "work").digest
+    expected = fetch_model(Location("pvc://models/tiny", NONE, mount=folder.parent), tmp_path / "work").digest
     (folder / digests.BOOK).unlink()
     monkeypatch.setattr(digests, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
     assert fetch_model(train, tmp_path / "work").digest == expected

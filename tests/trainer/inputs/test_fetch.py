@@ -11,7 +11,7 @@ import pytest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import FetchedDataset, Place, fetch_dataset, fetch_model
+from tunery_trainer.inputs.fetch import FetchedDataset, Location, fetch_dataset, fetch_model
 from tunery_trainer.inputs.file_selection import data_files
 from tunery_trainer.storage import Store, transfer
 from tunery_trainer.storage.credentials import Credentials
@@ -73,7 +73,7 @@ def _fill(store: Store, prefix: str, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("weights", [True, False], ids=["train", "preflight"])
 def test_model_from_s3(s3_server: S3Server, bucket: str, s3_store: Store, tmp_path: Path, weights: bool) -> None:
     _fill(s3_store, "models/tiny", {**MODEL, **NOT_WANTED})
-    place = Place(f"s3://{bucket}/models/tiny", credentials(s3_server))
+    place = Location(f"s3://{bucket}/models/tiny", credentials(s3_server))
     seen: list[tuple[int, int]] = []
     found = fetch_model(place, tmp_path, weights=weights, progress=lambda done, total: seen.append((done, total)))
     assert _names(found.folder) == (set(MODEL) if weights else SMALL)
@@ -89,7 +89,7 @@ def test_second_fetch_downloads_only_what_changed(
     from tunery_trainer.storage.s3 import S3Store
 
     _fill(s3_store, "m", MODEL)
-    place = Place(f"s3://{bucket}/m", credentials(s3_server))
+    place = Location(f"s3://{bucket}/m", credentials(s3_server))
     first = fetch_model(place, tmp_path)
     downloaded: list[str] = []
     download = S3Store.download
@@ -110,7 +110,7 @@ def test_second_fetch_downloads_only_what_changed(
 
 @pytest.mark.parametrize("weights", [True, False], ids=["train", "preflight"])
 def test_model_from_hub(hub: HubServer, tmp_path: Path, weights: bool) -> None:
-    found = fetch_model(Place("hf://owner/model", _hub_credentials(hub)), tmp_path, weights=weights)
+    found = fetch_model(Location("hf://owner/model", _hub_credentials(hub)), tmp_path, weights=weights)
     assert _names(found.folder) == (set(MODEL) if weights else SMALL)
     assert (found.revision, found.digest, found.weight_bytes) == (COMMIT, None, 5000)
     for name in _names(found.folder):
@@ -130,7 +130,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "whole-files-only"])
 def test_large_files_of_a_hub_come_by_ranges_where_it_sends_them(hub: HubServer, tmp_path: Path, ranges: bool) -> None:
     hub.ranges = ranges
-    place, seen = Place("hf://owner/model", _hub_credentials(hub)), []
+    place, seen = Location("hf://owner/model", _hub_credentials(hub)), []
     found = fetch_model(place, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert all((found.folder / name).read_bytes() == data for name, data in MODEL.items())
     assert _names(found.folder) == set(MODEL)
@@ -146,7 +146,7 @@ def test_large_files_of_a_hub_come_by_ranges_where_it_sends_them(hub: HubServer,
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: HubServer, tmp_path: Path) -> None:
     name = "model-00001-of-00002.safetensors"
     hub.told[name] = "0" * 64
-    place = Place("hf://owner/model", _hub_credentials(hub))
+    place = Location("hf://owner/model", _hub_credentials(hub))
     with pytest.raises(TrainerError, match=f"{name} of hf://owner/model came with another SHA-256") as caught:
         fetch_model(place, tmp_path)
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
@@ -157,19 +157,19 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: HubServer, tmp_pat
 @pytest.mark.usefixtures("small_parts")
 def test_a_gated_models_large_files_say_so(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="is gated") as caught:
-        fetch_model(Place("hf://owner/gated", _hub_credentials(hub)), tmp_path)
+        fetch_model(Location("hf://owner/gated", _hub_credentials(hub)), tmp_path)
     assert caught.value.reason is FailureReason.MODEL_GATED
 
 
 def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="is gated, and no HF_TOKEN was given") as caught:
-        fetch_model(Place("hf://owner/gated", _hub_credentials(hub)), tmp_path, weights=False)
+        fetch_model(Location("hf://owner/gated", _hub_credentials(hub)), tmp_path, weights=False)
     assert caught.value.reason is FailureReason.MODEL_GATED
     wrong = "hf_wrongwrongwrong"
     with pytest.raises(TrainerError, match="the token in the Secret hf has no access") as caught:
-        fetch_model(Place("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=wrong)), tmp_path, weights=False)
+        fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=wrong)), tmp_path, weights=False)
     assert wrong not in caught.value.message
-    found = fetch_model(Place("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=TOKEN)), tmp_path, weights=False)
+    found = fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=TOKEN)), tmp_path, weights=False)
     assert _names(found.folder) == SMALL
 
 
@@ -187,7 +187,7 @@ def test_hub_refusals(
     hub: HubServer, tmp_path: Path, uri: str, revision: str | None, reason: FailureReason, says: str
 ) -> None:
     with pytest.raises(TrainerError, match=says) as caught:
-        fetch_model(Place(uri, _hub_credentials(hub), revision=revision), tmp_path)
+        fetch_model(Location(uri, _hub_credentials(hub), revision=revision), tmp_path)
     assert caught.value.reason is reason
 
 
@@ -197,12 +197,12 @@ def test_hub_that_fails_or_is_gone_is_worth_a_retry(
     hub.failing = True
     for endpoint in (hub.url, "http://127.0.0.1:1"):
         with pytest.raises(TrainerError, match="hf://owner/model") as caught:
-            fetch_model(Place("hf://owner/model", Credentials("x", {"HF_ENDPOINT": endpoint})), tmp_path)
+            fetch_model(Location("hf://owner/model", Credentials("x", {"HF_ENDPOINT": endpoint})), tmp_path)
         assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
 
 
 def test_hub_endpoint_may_not_be_link_local(tmp_path: Path) -> None:
-    place = Place("hf://owner/model", Credentials("the Secret hf", {"HF_ENDPOINT": "http://169.254.169.254"}))
+    place = Location("hf://owner/model", Credentials("the Secret hf", {"HF_ENDPOINT": "http://169.254.169.254"}))
     with pytest.raises(TrainerError, match="HF_ENDPOINT in the Secret hf leads to the link-local") as caught:
         fetch_model(place, tmp_path)
     assert caught.value.reason is FailureReason.INVALID_SPEC
@@ -213,8 +213,8 @@ def test_model_in_a_claim_or_a_folder_is_used_where_it_lies(tmp_path: Path) -> N
     for name, data in MODEL.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    claim = fetch_model(Place("pvc://claim/models/tiny", NONE, mount=tmp_path / "claim"), tmp_path / "cache")
-    local = fetch_model(Place(folder.as_uri(), NONE, allow_file=True), tmp_path / "cache")
+    claim = fetch_model(Location("pvc://claim/models/tiny", NONE, mount=tmp_path / "claim"), tmp_path / "cache")
+    local = fetch_model(Location(folder.as_uri(), NONE, allow_file=True), tmp_path / "cache")
     assert claim == local
     assert claim.folder == folder
     lines = "".join(f"{hashlib.sha256(MODEL[name]).hexdigest()}  {name}\n" for name in sorted(MODEL))
@@ -225,14 +225,14 @@ def test_model_in_a_claim_or_a_folder_is_used_where_it_lies(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        (Place("file:///etc", NONE), FailureReason.INVALID_SPEC),
-        (Place("pvc://claim/../../etc", NONE, mount=Path("/tmp")), FailureReason.INVALID_SPEC),
-        (Place("pvc://claim/no/such", NONE, mount=Path("/tmp")), FailureReason.MODEL_NOT_FOUND),
-        (Place("file:///no/such", NONE, allow_file=True), FailureReason.MODEL_NOT_FOUND),
+        (Location("file:///etc", NONE), FailureReason.INVALID_SPEC),
+        (Location("pvc://claim/../../etc", NONE, mount=Path("/tmp")), FailureReason.INVALID_SPEC),
+        (Location("pvc://claim/no/such", NONE, mount=Path("/tmp")), FailureReason.MODEL_NOT_FOUND),
+        (Location("file:///no/such", NONE, allow_file=True), FailureReason.MODEL_NOT_FOUND),
     ],
     ids=["file-in-cluster", "traversal", "missing-in-claim", "missing-file"],
 )
-def test_local_places_refused(place: Place, reason: FailureReason, tmp_path: Path) -> None:
+def test_local_places_refused(place: Location, reason: FailureReason, tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as caught:
         fetch_model(place, tmp_path)
     assert caught.value.reason is reason
@@ -262,7 +262,7 @@ def test_dataset_from_s3(
     s3_server: S3Server, bucket: str, s3_store: Store, tmp_path: Path, path: str, pattern: str, files: set[str]
 ) -> None:
     _fill(s3_store, "d", ROWS)
-    found = fetch_dataset(Place(f"s3://{bucket}/{path}", credentials(s3_server)), tmp_path)
+    found = fetch_dataset(Location(f"s3://{bucket}/{path}", credentials(s3_server)), tmp_path)
     assert _names(found.root) == files
     assert found.pattern == pattern
     assert {source.name for source in find_sources(found.root, found.pattern, None)} == files
@@ -276,15 +276,15 @@ def test_missing_dataset_in_s3(
 ) -> None:
     _fill(s3_store, "d", ROWS)
     with pytest.raises(TrainerError, match=says) as caught:
-        fetch_dataset(Place(f"s3://{bucket}/{path}", credentials(s3_server)), tmp_path)
+        fetch_dataset(Location(f"s3://{bucket}/{path}", credentials(s3_server)), tmp_path)
     assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
 
 
 def test_dataset_from_hub(hub: HubServer, tmp_path: Path) -> None:
-    found = fetch_dataset(Place("hf://owner/data", _hub_credentials(hub)), tmp_path)
+    found = fetch_dataset(Location("hf://owner/data", _hub_credentials(hub)), tmp_path)
     assert found.revision == COMMIT
     assert _names(found.root) == {"data/train-0.jsonl", "data/test-0.jsonl"}
-    part = fetch_dataset(Place("hf://owner/data/data/train*", _hub_credentials(hub)), tmp_path / "part")
+    part = fetch_dataset(Location("hf://owner/data/data/train*", _hub_credentials(hub)), tmp_path / "part")
     assert _names(part.root) == {"data/train-0.jsonl"}
 
 
@@ -292,10 +292,10 @@ def test_dataset_in_mounts_and_folders(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train.jsonl").write_text("{}")
     for place, expected in (
-        (Place("configmap://rows/train.jsonl", NONE, mount=tmp_path / "d"), (tmp_path / "d", "train.jsonl")),
-        (Place("pvc://claim/d/*.jsonl", NONE, mount=tmp_path), (tmp_path, "d/*.jsonl")),
-        (Place(f"{(tmp_path / 'd').as_uri()}/*.jsonl", NONE, allow_file=True), (tmp_path / "d", "*.jsonl")),
-        (Place((tmp_path / "d/train.jsonl").as_uri(), NONE, allow_file=True), (tmp_path / "d", "train.jsonl")),
+        (Location("configmap://rows/train.jsonl", NONE, mount=tmp_path / "d"), (tmp_path / "d", "train.jsonl")),
+        (Location("pvc://claim/d/*.jsonl", NONE, mount=tmp_path), (tmp_path, "d/*.jsonl")),
+        (Location(f"{(tmp_path / 'd').as_uri()}/*.jsonl", NONE, allow_file=True), (tmp_path / "d", "*.jsonl")),
+        (Location((tmp_path / "d/train.jsonl").as_uri(), NONE, allow_file=True), (tmp_path / "d", "train.jsonl")),
     ):
         found = fetch_dataset(place, tmp_path / "cache")
         assert found == FetchedDataset(*expected)
@@ -324,7 +324,7 @@ def test_missing_dataset_in_a_mount(tmp_path: Path, uri: str, files: list[str], 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(TrainerError) as caught:
-        fetch_dataset(Place(uri, NONE, mount=tmp_path, field=field), tmp_path / "cache")
+        fetch_dataset(Location(uri, NONE, mount=tmp_path, field=field), tmp_path / "cache")
     assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
     assert caught.value.message.startswith(f"{field}: {says}")
     assert ".." not in caught.value.message

@@ -9,7 +9,7 @@ from typing import Any
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_trainer.inputs.fetch import FetchedDataset
-from tunery_trainer.inputs.workspace import get_data
+from tunery_trainer.inputs.workspace import Workspace, get_data
 
 from kit.story import Case, make_rows, manifest, run_here, write_rows
 
@@ -38,9 +38,9 @@ def test_the_rows_that_are_held_out_lie_in_a_mount_of_their_own(case: Case, tmp_
     path = run_file(tmp_path)
     write_rows(tmp_path / "rows" / "train.jsonl", make_rows())
     write_rows(tmp_path / "dev" / "dev.jsonl", make_rows(10))
-    train, own = get_data(RunSpec.model_validate_json(path.read_text()))
-    assert train == FetchedDataset(tmp_path / "rows", "train.jsonl")
-    assert own == FetchedDataset(tmp_path / "dev", "dev.jsonl")
+    files = get_data(Workspace(RunSpec.model_validate_json(path.read_text())))
+    assert files.train == FetchedDataset(tmp_path / "rows", "train.jsonl")
+    assert files.evaluation == FetchedDataset(tmp_path / "dev", "dev.jsonl")
 
 
 def test_a_config_map_that_is_missing(case: Case, tmp_path: Path) -> None:

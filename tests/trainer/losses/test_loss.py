@@ -11,7 +11,7 @@ import torch
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter.attach import attach
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.losses.evaluation import held_out_loss
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
@@ -28,7 +28,7 @@ def adapted(folder: Path, precision: str = "Float32", **blocks: Any) -> Any:
     raw = {"model": {"uri": "s3://m/base"}, "dataset": {"uri": "s3://d/rows"}, "training": {"precision": precision}}
     spec = LoRAJobSpec.model_validate(json.loads(json.dumps(raw | blocks)))
     resolved = resolve(spec, model_facts(folder), CPU, method_choices(spec, 500, CPU)[0])
-    model = attach(load_base(folder, resolved, "cpu"), resolved, Start(load_tokenizer(folder), 10))
+    model = attach(load_base(folder, resolved, "cpu"), resolved, MethodContext(load_tokenizer(folder), 10))
     draw = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:

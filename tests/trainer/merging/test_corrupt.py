@@ -20,7 +20,7 @@ from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
 from tunery_trainer.merging.into_base import merge_into_base
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
-from tunery_trainer.storage import LocalStore
+from tunery_trainer.storage import LocalStore, StorePath
 
 from kit.adapters import factors, write_adapter
 from kit.tiny_models import Tiny, save_tiny
@@ -131,8 +131,7 @@ def test_nan_is_found_on_the_way_into_the_base(tmp_path: Path) -> None:
 
 def base_files(folder: Path) -> StoreFiles:
     return StoreFiles(
-        LocalStore(folder.parent, folder.parent.as_uri(), "spec.model.uri"),
-        folder.name,
+        StorePath(LocalStore(folder.parent, folder.parent.as_uri(), "spec.model.uri"), folder.name),
         "spec.model.uri",
         FailureReason.MODEL_NOT_FOUND,
     )

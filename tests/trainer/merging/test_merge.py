@@ -23,11 +23,11 @@ from tunery_api.manifest import Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import refuse_own_input
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.storage import LocalStore
+from tunery_trainer.storage import LocalStore, StorePath
 from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage.published import verify
+from tunery_trainer.tasks.frame import refuse_own_input
 
 from kit.adapters import deltas64, logits, relative, trained_adapter
 from kit.tiny_models import Tiny, save_tiny
@@ -57,7 +57,7 @@ def publish_adapter(
 
 
 def target(place: Path, identity: RunIdentity) -> Target:
-    return Target(LocalStore(place.parent, place.parent.as_uri(), "spec.output.uri"), place.name, identity)
+    return Target(StorePath(LocalStore(place.parent, place.parent.as_uri(), "spec.output.uri"), place.name), identity)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def succeed(path: Path) -> Manifest:
 
 
 def published(place: Path) -> Manifest:
-    return verify(LocalStore(place.parent, place.parent.as_uri(), "test"), place.name).manifest
+    return verify(StorePath(LocalStore(place.parent, place.parent.as_uri(), "test"), place.name)).manifest
 
 
 def refuse(path: Path, code: int, *words: str) -> None:

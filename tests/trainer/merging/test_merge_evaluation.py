@@ -15,8 +15,9 @@ import yaml
 from datasets import concatenate_datasets
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.inputs import DatasetFormat
 from tunery_api.manifest import Manifest
-from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.merging.measure import as_of_a_merge
 from tunery_trainer.reporting.result import result_of
@@ -147,7 +148,7 @@ def test_bad_data_is_found_before_anything_is_merged(
 
 def test_warnings_name_the_fields_of_a_merge() -> None:
     counts: dict[str, Any] = {field.name: 3 for field in dataclasses.fields(TokenReport)} | {"assistant_turns": 9}
-    report = DatasetReport(9, 9, 0, (), 0, 2, "0" * 64, DataFormat.MESSAGES, (), TokenReport(**counts))
+    report = DatasetReport(9, 9, 0, (), 0, 2, "0" * 64, DatasetFormat.MESSAGES, (), TokenReport(**counts))
     said = warnings_of(report)
     assert len(said) == 5
     for warning in map(as_of_a_merge, said):

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from tunery_api.manifest import SourceRecord
 from tunery_api.methods import QuantizationType
 from tunery_api.status import DatasetStatus
-from tunery_trainer.adapter.attach import save_published
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles

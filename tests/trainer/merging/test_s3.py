@@ -12,10 +12,11 @@ from peft import LoraConfig
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.storage import open_store
+from tunery_trainer.merging import run
+from tunery_trainer.storage import StorePath, open_store
 from tunery_trainer.storage.publish import Publisher, Target, publish
 from tunery_trainer.storage.published import download_published
-from tunery_trainer.tasks import merge
+from tunery_trainer.tasks.merge import run_merge
 
 from cluster.s3 import S3Server
 from kit.adapters import logits, trained_adapter
@@ -23,13 +24,13 @@ from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
 
 
-@pytest.mark.parametrize("small", [0, merge.SMALL_MODEL], ids=["streamed", "compared by logits"])
+@pytest.mark.parametrize("small", [0, run.SMALL_MODEL], ids=["streamed", "compared by logits"])
 def test_into_a_model_in_s3(
     tmp_path: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
     for name, value in credentials(s3_server).values.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(merge, "SMALL_MODEL", small)
+    monkeypatch.setattr(run, "SMALL_MODEL", small)
     store, _ = open_store(f"s3://{bucket}", credentials(s3_server), "test")
     prefix = f"case-{small}"
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)
@@ -38,7 +39,7 @@ def test_into_a_model_in_s3(
     adapter = trained_adapter(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter", seed=1)
     identity = RunIdentity(kind="LoRAJob", namespace="ns", name="one", uid="one")
     lineage = Lineage(model=SourceRecord(uri=f"s3://{bucket}/{prefix}/base"))
-    publish(adapter, Target(store, f"{prefix}/adapter", identity), lineage)
+    publish(adapter, Target(StorePath(store, f"{prefix}/adapter"), identity), lineage)
 
     held: list[int] = []
     add = Publisher.add
@@ -48,9 +49,9 @@ def test_into_a_model_in_s3(
         return add(self, path, name)
 
     monkeypatch.setattr(Publisher, "add", watch)
-    result = merge.run_merge(load_run_spec(_manifest(tmp_path, f"s3://{bucket}/{prefix}"), tmp_path / "work", None))
+    result = run_merge(load_run_spec(_manifest(tmp_path, f"s3://{bucket}/{prefix}"), tmp_path / "work", None))
 
-    download_published(store, f"{prefix}/out", tmp_path / "out")
+    download_published(StorePath(store, f"{prefix}/out"), tmp_path / "out")
     assert float((logits(tmp_path / "out") - logits(base, adapter)).abs().max()) <= 1e-5
     assert result.verification is not None
     assert ("logits" in result.verification.method) is (small > 0)

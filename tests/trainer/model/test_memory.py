@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from tunery_api.training import Optimizer
 from tunery_trainer.model.load import meta_model
-from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
+from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.settings.units import human_bytes
 
 PLAN = MemoryPlan(2, 64, None, Optimizer.ADAMW, gradient_checkpointing=False, on_gpu=False)
 

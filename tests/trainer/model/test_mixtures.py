@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter.attach import attach, save_published, target_modules, trainable_parameters
-from tunery_trainer.adapter.continue_from import continue_from, inherit
+from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
+from tunery_trainer.adapter.continue_from import attach_published, settings_from
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
@@ -145,8 +146,8 @@ def test_a_published_one_is_trained_on(folder_of: Folder, tmp_path: Path) -> Non
     run = train(folder, {"method": "LoRA"})
     save_published(run.model, tmp_path, "owner/base")
     resolved = resolved_for(folder, {"method": "LoRA"})
-    resolved = inherit(resolved, meta_model(folder), tmp_path, "owner/base")
-    model = continue_from(load_base(folder, resolved, "cpu"), resolved, start_for(folder), tmp_path)
+    resolved = settings_from(resolved, meta_model(folder), tmp_path, "owner/base")
+    model = attach_published(load_base(folder, resolved, "cpu"), resolved, start_for(folder), tmp_path)
     assert torch.equal(logits_of(model), run.logits())
 
 
@@ -155,7 +156,7 @@ def test_the_status_tells_of_the_adapter_that_is_trained_on(folder_of: Folder, t
     run = train(folder, {"method": "LoRA", "lora": {"targetModules": ["attention"]}}, steps=2)
     save_published(run.model, tmp_path, "owner/base")
     fresh = resolved_for(folder, {"method": "LoRA"})
-    inherited = inherit(fresh, meta_model(folder), tmp_path, "owner/base")
+    inherited = settings_from(fresh, meta_model(folder), tmp_path, "owner/base")
     first, second = (next(v.value for v in each.values if v.name == "experts") for each in (fresh, inherited))
     assert first.endswith(": adapted, never quantised")
     assert second == first.replace(": adapted", ": not adapted")

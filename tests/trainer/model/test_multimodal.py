@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter.attach import attach, save_published, trainable_parameters
+from tunery_trainer.adapter.attach import attach, trainable_parameters
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.language import TEXT_OF_IMAGE_TEXT, auto_class, decoder_layers
 from tunery_trainer.model.load import load_base, load_config, meta_model, model_facts

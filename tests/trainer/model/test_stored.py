@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from tunery_api.methods import Method, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
-from tunery_trainer.adapter.attach import attach, save_published
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, load_config, load_tokenizer, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory

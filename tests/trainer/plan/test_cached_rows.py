@@ -16,7 +16,8 @@ from tunery_trainer.data.prepare import prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.shared_cache import SharedCache
-from tunery_trainer.plan.prepared_rows import PREPARED, look_up, survey
+from tunery_trainer.plan.prepared_rows import PREPARED, prepare_rows, survey
+from tunery_trainer.plan.request import DataRequest
 
 from kit.story import Write
 
@@ -25,16 +26,18 @@ def test_rows_are_tokenised_once(
     write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, claim, own = write("train.jsonl", rows(100)), tmp_path / "claim", tmp_path / "own"
+    asked = DataRequest(path, SMALL, rows=0)
     without = scan(path, SMALL, tokenizer)
-    assert survey(SharedCache(claim), path, SMALL, tokenizer) == without
+    assert survey(asked, tokenizer, SharedCache(claim)) == without
     expected = prepare(path, SMALL, tokenizer, tmp_path / "plain")
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "_fill", lambda *_: pytest.fail("rows are prepared again"))
-        assert survey(SharedCache(claim), path, SMALL, tokenizer) == without
-        trained = prepare(path, SMALL, tokenizer, look_up(SharedCache(claim), own))
+        assert survey(asked, tokenizer, SharedCache(claim)) == without
+        trained = prepare_rows(asked, tokenizer, SharedCache(claim), own)
     assert documents(trained.train) == documents(expected.train)
     assert not own.exists()
-    other = prepare(path, dataclasses.replace(SMALL, max_length=32), tokenizer, look_up(SharedCache(claim), own))
+    shorter = dataclasses.replace(asked, options=dataclasses.replace(SMALL, max_length=32))
+    other = prepare_rows(shorter, tokenizer, SharedCache(claim), own)
     assert not other.from_cache
     assert own.exists()
 
@@ -46,7 +49,7 @@ def test_bad_rows_are_refused_and_leave_nothing(
     messages = []
     for cache in (None, SharedCache(tmp_path / "claim")):
         with pytest.raises(TrainerError) as caught:
-            survey(cache, path, SMALL, tokenizer)
+            survey(DataRequest(path, SMALL, rows=0), tokenizer, cache)
         assert caught.value.reason is FailureReason.DATASET_INVALID
         messages.append(caught.value.message)
     assert messages[0] == messages[1]
@@ -59,6 +62,7 @@ def test_without_room_rows_are_looked_at_all_the_same(
 ) -> None:
     path = write("train.jsonl", rows(50))
     with caplog.at_level(logging.WARNING):
-        found = survey(SharedCache(tmp_path / "claim", max_bytes=10), path, SMALL, tokenizer)
+        cache = SharedCache(tmp_path / "claim", max_bytes=10)
+        found = survey(DataRequest(path, SMALL, rows=0), tokenizer, cache)
     assert found == scan(path, SMALL, tokenizer)
     assert "prepared data is not cached: it has room for" in caplog.text

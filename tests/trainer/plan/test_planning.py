@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from tunery_api.inputs import DatasetFormat
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer
-from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.fetch import FetchedModel
 from tunery_trainer.model.load import load_tokenizer
-from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.resuming.inherited import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 from kit.training import spec_of
@@ -64,14 +70,20 @@ def dataset(sequences: int, *, packed: bool = True, length: int = 400) -> Datase
     tokens = TokenReport(
         **counts | {"p99_length": length, "template": "tokenizer", "sequences": sequences, "packed": packed}
     )
-    return DatasetReport(sequences, 0, 0, (), 0, 0, "", DataFormat.MESSAGES, (), tokens)
+    return DatasetReport(sequences, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
 
 
-def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = None, **blocks: Any) -> Plan:
+def basis_of(spec: LoRAJobSpec, folder: Path, device: DeviceFacts, taken: Taken = NOTHING) -> Basis:
+    """Return what the plan of a job on the model in `folder` is made from."""
+    run = RunIdentity(kind="LoRAJob", namespace="team", name="x", uid="u")
+    return Basis(run, spec, FetchedModel(folder, None, 0), device, taken=taken)
+
+
+def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = None, **blocks: Any) -> TrainingPlan:
     training = {"precision": "BFloat16", **blocks.pop("training", {})}
     device = DeviceFacts(DeviceKind.CUDA, gibibytes and int(gibibytes * GIB), bfloat16=True)
-    basis = Basis(spec_of({**blocks, "training": training}), folder, device, None)
-    return make_plan(basis, 20_000, data or dataset(4000))
+    basis = basis_of(spec_of({**blocks, "training": training}), folder, device)
+    return plan_training(basis, 20_000, data or dataset(4000))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +102,16 @@ def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = 
 )
 def test_auto_takes_what_fits(shapes: dict[str, Path], shape: str, gibibytes: int, method: Method) -> None:
     plan = planned(shapes[shape], gibibytes)
-    assert plan.resolved.method is method
+    assert plan.settings.method is method
     assert plan.memory is not None
     assert plan.memory.total <= gibibytes * GIB
-    assert f"of {gibibytes}.0 GiB" in plan.resolved.method_reason
-    training = plan.resolved.training
+    assert f"of {gibibytes}.0 GiB" in plan.settings.method_reason
+    training = plan.settings.training
     assert training.batch_size * training.gradient_accumulation == 16
 
 
 def test_activations_are_recomputed_where_they_would_not_fit(shapes: dict[str, Path]) -> None:
-    large, small = (planned(shapes["8B"], gibibytes, method="LoRA").resolved.training for gibibytes in (80, 24))
+    large, small = (planned(shapes["8B"], gibibytes, method="LoRA").settings.training for gibibytes in (80, 24))
     assert not large.gradient_checkpointing
     assert large.batch_size * large.max_length >= 4096
     assert small.gradient_checkpointing
@@ -107,40 +119,40 @@ def test_activations_are_recomputed_where_they_would_not_fit(shapes: dict[str, P
 
 def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str, Path]) -> None:
     asked = {"batchSize": 3, "gradientAccumulation": 5, "gradientCheckpointing": True}
-    training = planned(shapes["8B"], 80, method="LoRA", training=asked).resolved.training
+    training = planned(shapes["8B"], 80, method="LoRA", training=asked).settings.training
     assert (training.batch_size, training.gradient_accumulation, training.gradient_checkpointing) == (3, 5, True)
 
 
 def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:
     saved = {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}, "method": "LoRA"}
     roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 32, **saved)
-    assert roomy.resolved.training.optimizer is Optimizer.ADAMW
-    assert tight.resolved.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
-    assert tight.fits(DeviceFacts(DeviceKind.CUDA, 32 * GIB, bfloat16=True))
+    assert roomy.settings.training.optimizer is Optimizer.ADAMW
+    assert tight.settings.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    assert tight.fits
     asked = planned(shapes["8B"], 32, training={"optimizer": "AdamW"}, **saved)
-    assert asked.resolved.training.optimizer is Optimizer.ADAMW
-    assert not asked.fits(DeviceFacts(DeviceKind.CUDA, 32 * GIB, bfloat16=True))
+    assert asked.settings.training.optimizer is Optimizer.ADAMW
+    assert not asked.fits
 
 
 def test_a_cpu_never_gets_bitsandbytes_optimizer(shapes: dict[str, Path]) -> None:
     device = DeviceFacts(DeviceKind.CPU, 8 * GIB, bfloat16=True)
-    plan = make_plan(Basis(spec_of({"method": "LoRA"}), shapes["8B"], device, None), 20_000, dataset(4000))
-    assert not plan.fits(device)
-    assert plan.resolved.training.optimizer is Optimizer.ADAMW
+    plan = plan_training(basis_of(spec_of({"method": "LoRA"}), shapes["8B"], device), 20_000, dataset(4000))
+    assert not plan.fits
+    assert plan.settings.training.optimizer is Optimizer.ADAMW
 
 
 def test_without_a_known_memory_it_is_careful(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["8B"], None)
-    assert plan.resolved.method is Method.QLORA
-    assert plan.resolved.training.gradient_checkpointing
-    assert plan.resolved.training.batch_size == 4
+    assert plan.settings.method is Method.QLORA
+    assert plan.settings.training.gradient_checkpointing
+    assert plan.settings.training.batch_size == 4
 
 
 def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["70B"], 24)
-    assert plan.resolved.method is Method.QLORA
-    assert not plan.fits(DeviceFacts(DeviceKind.CUDA, 24 * GIB, bfloat16=True))
-    assert plan.resolved.training.batch_size == 1
+    assert plan.settings.method is Method.QLORA
+    assert not plan.fits
+    assert plan.settings.training.batch_size == 1
 
 
 @pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
@@ -156,7 +168,7 @@ def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str,
 
 def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["8B"], 80, dataset(190, packed=False), method="LoRA")
-    training = plan.resolved.training
+    training = plan.settings.training
     assert (training.packing, training.epochs, plan.steps) == (False, 3.0, 144)
 
 

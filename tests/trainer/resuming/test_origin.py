@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.plan.test_planning import GIB, dataset, planned, shapes
+from trainer.plan.test_planning import GIB, basis_of, dataset, planned, shapes
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -25,10 +25,10 @@ from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer, TrainingSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import model_facts
-from tunery_trainer.plan.training_plan import Basis, Plan, make_plan
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.inherited import NOTHING, Taken, manifest_of, with_open_taken
 from tunery_trainer.resuming.memo import Base, Origin
-from tunery_trainer.resuming.origin import _data, check_base, check_origin, check_own, settings_of
+from tunery_trainer.resuming.origin import check_base, check_origin, check_own, rows_of, settings_of
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import Chosen, resolve
 from tunery_trainer.settings.sizing import DataFacts
@@ -113,21 +113,27 @@ def settings(folder: Path, spec: LoRAJobSpec, taken: Taken = NOTHING) -> Resolve
     return taken.marked(resolve(spec, facts, CPU, method_choices(spec, 500, CPU)[0], chosen))
 
 
-def origin(plan: Plan, **changes: Any) -> Origin:
+def told_of(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the settings that must be the same, beside those of the data."""
+    return settings_of(plan.settings, plan.target_modules, plan.steps)
+
+
+def origin(plan: TrainingPlan, **changes: Any) -> Origin:
     """Return what a checkpoint of a run remembers."""
     known = Origin(
         run=RunIdentity(kind="LoRAJob", namespace="team", name="x", uid="u"),
         base=Base(uri="s3://models/base", digest="d1", config_sha256="c1"),
-        settings={**_data(spec_of({}), REPORT), **settings_of(plan)},
-        manifest=manifest_of(plan.resolved),
+        settings={**rows_of(spec_of({}), REPORT), **told_of(plan)},
+        manifest=manifest_of(plan.settings),
         steps=300,
     )
     return known.model_copy(update=changes)
 
 
-def simple(folder: Path, **blocks: Any) -> Plan:
+def simple(folder: Path, **blocks: Any) -> TrainingPlan:
     """Return a plan without its memory."""
-    return Plan(settings(folder, spec_of(blocks)), 300, ["q_proj"], 1, None)
+    spec = spec_of(blocks)
+    return TrainingPlan(basis_of(spec, folder, CPU), REPORT, settings(folder, spec), 300, ["q_proj"], 1, None)
 
 
 def refused(check: Any, *arguments: Any, **named: Any) -> str:
@@ -143,10 +149,10 @@ def test_a_job_that_says_nothing_is_resolved_to_what_the_other_was(llama: Path, 
     plan = simple(llama, **SPECS[name])
     spec, taken = with_open_taken(spec_of({"resumeFrom": {"uri": "s3://b/c"}}), origin(plan))
     again = settings(llama, spec, taken)
-    assert settings_of(replace(plan, resolved=again)) == settings_of(plan)
+    assert told_of(replace(plan, settings=again)) == told_of(plan)
     passes = {"batch_size": 0, "gradient_accumulation": 0}
-    assert replace(again.training, **passes) == replace(plan.resolved.training, **passes)
-    assert again.adapter == plan.resolved.adapter
+    assert replace(again.training, **passes) == replace(plan.settings.training, **passes)
+    assert again.adapter == plan.settings.adapter
     sources = {value.name: value.source for value in again.values}
     assert sources["method"] == sources["task"] == sources["training.optimizer"] == "Checkpoint"
     assert sources["training.precision"] == "Manifest"
@@ -169,15 +175,15 @@ def test_what_the_manifest_says_stays_and_counts_with_its_preset(llama: Path) ->
 
 def test_a_larger_gpu_does_not_change_what_auto_and_an_open_optimizer_were(shapes: dict[str, Path]) -> None:
     small = planned(shapes["8B"], 12, training={"batchSize": 3, "gradientAccumulation": 3})
-    assert small.resolved.method is Method.QLORA
-    resolved = replace(small.resolved, training=replace(small.resolved.training, optimizer=Optimizer.PAGED_ADAMW_8BIT))
-    theirs = origin(replace(small, resolved=resolved))
+    assert small.settings.method is Method.QLORA
+    resolved = replace(small.settings, training=replace(small.settings.training, optimizer=Optimizer.PAGED_ADAMW_8BIT))
+    theirs = origin(replace(small, settings=resolved))
     spec, taken = with_open_taken(spec_of({"training": {"precision": "BFloat16"}}), theirs)
     device = DeviceFacts(DeviceKind.CUDA, 80 * GIB, bfloat16=True)
-    plan = make_plan(Basis(spec, shapes["8B"], device, None, taken), 20_000, dataset(4000))
+    plan = plan_training(basis_of(spec, shapes["8B"], device, taken), 20_000, dataset(4000))
     check_origin(theirs, 10, origin(plan))
-    assert plan.resolved.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
-    training = plan.resolved.training
+    assert plan.settings.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    training = plan.settings.training
     assert (training.batch_size, training.gradient_accumulation) == (1, 9), "2 rows would do, and are no part of 9"
 
 
@@ -255,4 +261,4 @@ def test_own_checkpoints_are_of_the_rows_that_are_there(llama: Path) -> None:
 @pytest.mark.parametrize("evaluation", [None, {}, {"fraction": "0.050"}])
 def test_the_default_fraction_may_be_spelt_out(evaluation: dict[str, str] | None) -> None:
     spec = spec_of({"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": evaluation}})
-    assert _data(spec, REPORT) == _data(spec_of({}), REPORT)
+    assert rows_of(spec, REPORT) == rows_of(spec_of({}), REPORT)

@@ -290,7 +290,7 @@ def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, mon
         auto = spec.method is Method.AUTO
         return (MethodChoice(Method.QLORA, "It does not fit."),) if auto else method_choices(spec, *facts)
 
-    monkeypatch.setattr("tunery_trainer.plan.training_plan.method_choices", smaller)
+    monkeypatch.setattr("tunery_trainer.plan.basis.method_choices", smaller)
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert "Resuming from the checkpoint of step 20" in done.stdout, done.stderr
     resolved = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["resolved"]

@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import Progress, Store
+from tunery_trainer.storage import OnBytes, Store, StorePath
 from tunery_trainer.storage.checkpoints import (
     CheckpointUploader,
     complete_checkpoints,
@@ -33,7 +33,7 @@ def _checkpoint(folder: Path, step: int) -> Path:
 
 
 def _store_steps(store: Store, folder: Path, *steps: int, keep: int = 2) -> None:
-    uploader = CheckpointUploader(store, "ck", folder / "scratch", keep)
+    uploader = CheckpointUploader(StorePath(store, "ck"), folder / "scratch", keep)
     for step in steps:
         uploader.submit(_checkpoint(folder, step), step)
         deadline = time.monotonic() + 30
@@ -53,7 +53,7 @@ class Gate:
     def __getattr__(self, name: str) -> object:
         return getattr(self.store, name)
 
-    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
         self.entered.set()
         assert self.open.wait(30)
         return self.store.upload_file(path, key, progress)
@@ -62,14 +62,14 @@ class Gate:
 def test_stored_checkpoint_comes_back(store: Store, tmp_path: Path) -> None:
     stored: list[tuple[str, int]] = []
     uploader = CheckpointUploader(
-        store, "ck", tmp_path / "scratch", on_stored=lambda uri, step: stored.append((uri, step))
+        StorePath(store, "ck"), tmp_path / "scratch", on_stored=lambda uri, step: stored.append((uri, step))
     )
     made = _checkpoint(tmp_path, 200)
     uploader.submit(made, 200)
     shutil.rmtree(made)  # as the trainer's own rotation does
     assert uploader.close(30)
     assert stored == [(store.uri("ck/step-000200"), 200)]
-    restored = restore(store, "ck", tmp_path / "resume")
+    restored = restore(StorePath(store, "ck"), tmp_path / "resume")
     assert restored is not None
     assert (restored.step, restored.folder.name) == (200, "checkpoint-200")
     assert sorted(path.name for path in restored.folder.iterdir()) == [
@@ -82,15 +82,15 @@ def test_stored_checkpoint_comes_back(store: Store, tmp_path: Path) -> None:
 
 
 def test_nothing_stored_is_no_error(store: Store, tmp_path: Path) -> None:
-    assert latest_complete(store, "ck") is None
-    assert restore(store, "ck", tmp_path) is None
+    assert latest_complete(StorePath(store, "ck")) is None
+    assert restore(StorePath(store, "ck"), tmp_path) is None
 
 
 def test_older_ones_are_pruned_and_the_newest_kept(store: Store, tmp_path: Path) -> None:
     store.put_bytes("ck/step-000050/adapter_model.safetensors", b"half-written")
     store.put_bytes("ck/notes.txt", b"not ours")
     _store_steps(store, tmp_path, 100, 200, 300)
-    assert [checkpoint.step for checkpoint in complete_checkpoints(store, "ck")] == [300, 200]
+    assert [checkpoint.step for checkpoint in complete_checkpoints(StorePath(store, "ck"))] == [300, 200]
     folders = {entry.key.split("/")[1] for entry in store.list("ck")}
     assert folders == {"step-000200", "step-000300", "notes.txt"}
 
@@ -100,7 +100,7 @@ def test_half_written_one_is_ignored(store: Store, tmp_path: Path) -> None:
     for entry in store.list("ck/step-000100"):
         if not entry.key.endswith("complete.json"):
             store.put_bytes(entry.key.replace("000100", "000200"), b"half")
-    restored = restore(store, "ck", tmp_path / "resume")
+    restored = restore(StorePath(store, "ck"), tmp_path / "resume")
     assert restored is not None
     assert restored.step == 100
 
@@ -116,7 +116,7 @@ def test_damaged_one_is_passed_over_with_a_warning(
         store.delete("ck/step-000200/optimizer.pt")
     else:
         store.put_bytes("ck/step-000200/complete.json", b'{"step": 200')
-    restored = restore(store, "ck", tmp_path / "resume")
+    restored = restore(StorePath(store, "ck"), tmp_path / "resume")
     assert restored is not None
     assert restored.step == 100
     said = "complete.json cannot be read" if how == "bad-marker" else "the checkpoint of step 200 was passed over: "
@@ -126,7 +126,7 @@ def test_damaged_one_is_passed_over_with_a_warning(
 
 def test_training_never_waits_and_the_newest_wins(local_store: Store, tmp_path: Path) -> None:
     gate = Gate(local_store)
-    uploader = CheckpointUploader(gate, "ck", tmp_path / "scratch", keep=5)  # type: ignore[arg-type]
+    uploader = CheckpointUploader(StorePath(gate, "ck"), tmp_path / "scratch", keep=5)  # type: ignore[arg-type]
     uploader.submit(_checkpoint(tmp_path, 1), 1)
     assert gate.entered.wait(10)
     started = time.monotonic()
@@ -135,20 +135,20 @@ def test_training_never_waits_and_the_newest_wins(local_store: Store, tmp_path: 
     assert time.monotonic() - started < 1
     gate.open.set()
     assert uploader.close(30)
-    assert [checkpoint.step for checkpoint in complete_checkpoints(local_store, "ck")] == [4, 1]
+    assert [checkpoint.step for checkpoint in complete_checkpoints(StorePath(local_store, "ck"))] == [4, 1]
 
 
 def test_failed_upload_does_not_end_training(local_store: Store, tmp_path: Path) -> None:
     class Down(Gate):
-        def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+        def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
             raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "gone")
 
-    uploader = CheckpointUploader(Down(local_store), "ck", tmp_path / "scratch")  # type: ignore[arg-type]
+    uploader = CheckpointUploader(StorePath(Down(local_store), "ck"), tmp_path / "scratch")  # type: ignore[arg-type]
     uploader.submit(_checkpoint(tmp_path, 1), 1)
     assert not uploader.close(30)
     assert uploader.error is not None
     assert uploader.error.reason is FailureReason.STORAGE_UNAVAILABLE
-    assert latest_complete(local_store, "ck") is None
+    assert latest_complete(StorePath(local_store, "ck")) is None
 
 
 def test_unreachable_storage_is_no_reason_to_start_over(tmp_path: Path, local_store: Store) -> None:
@@ -157,7 +157,7 @@ def test_unreachable_storage_is_no_reason_to_start_over(tmp_path: Path, local_st
             raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "gone")
 
     with pytest.raises(TrainerError, match="gone"):
-        restore(Down(local_store), "ck", tmp_path)  # type: ignore[arg-type]
+        restore(StorePath(Down(local_store), "ck"), tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_removal_that_is_cut_off_leaves_nothing_to_resume_from(local_store: Store, tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_a_removal_that_is_cut_off_leaves_nothing_to_resume_from(local_store: St
     for _ in range(100):
         cut.left = 1
         try:
-            remove_checkpoints(cut, "ck")  # type: ignore[arg-type]
+            remove_checkpoints(StorePath(cut, "ck"))  # type: ignore[arg-type]
         except CutOff:
             names = {entry.key for entry in local_store.list("ck")}
-            for checkpoint in complete_checkpoints(local_store, "ck"):
+            for checkpoint in complete_checkpoints(StorePath(local_store, "ck")):
                 assert {f"{checkpoint.prefix}/{name}" for name in checkpoint.marker.files} <= names
         else:
             break
@@ -195,24 +195,24 @@ def test_removal_takes_half_written_ones_and_cut_off_uploads(store: Store, tmp_p
     _store_steps(store, tmp_path, 100)
     store.put_bytes("ck/step-000200/optimizer.pt", b"half-written")
     store.put_bytes("other/step-000100/complete.json", b"{}")
-    remove_checkpoints(store, "ck")
+    remove_checkpoints(StorePath(store, "ck"))
     assert store.list("ck") == []
     assert [entry.key for entry in store.list("other")] == ["other/step-000100/complete.json"]
-    remove_checkpoints(store, "ck")
+    remove_checkpoints(StorePath(store, "ck"))
 
 
 def test_an_upload_that_was_given_up_never_becomes_complete(local_store: Store, tmp_path: Path) -> None:
     """The run goes on to publish and to remove its checkpoints: none may appear behind its back."""
     gate = Gate(local_store)
-    uploader = CheckpointUploader(gate, "ck", tmp_path / "scratch")  # type: ignore[arg-type]
+    uploader = CheckpointUploader(StorePath(gate, "ck"), tmp_path / "scratch")  # type: ignore[arg-type]
     uploader.submit(_checkpoint(tmp_path, 1), 1)
     assert gate.entered.wait(10)
     assert not uploader.close(0.05)
     gate.open.set()
     uploader._thread.join(30)
-    assert latest_complete(local_store, "ck") is None
+    assert latest_complete(StorePath(local_store, "ck")) is None
 
 
 def test_probe_leaves_nothing(store: Store) -> None:
-    probe_checkpoints(store, "ck")
+    probe_checkpoints(StorePath(store, "ck"))
     assert store.list("ck") == []

@@ -17,7 +17,7 @@ import pytest
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import LocalStore, Store, open_store, s3_client, transfer
+from tunery_trainer.storage import LocalStore, Store, StorePath, open_store, s3_client, transfer
 from tunery_trainer.storage import credentials as credentials_module
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 from tunery_trainer.storage.credentials import Credentials
@@ -34,7 +34,7 @@ def _open(s3_server: S3Server, uri: str, **values: str) -> tuple[Store, str]:
 
 def _failure(store: Store, prefix: str) -> TrainerError:
     with pytest.raises(TrainerError) as caught:
-        probe(Target(store, prefix, run()))
+        probe(Target(StorePath(store, prefix), run()))
     assert caught.value.__cause__ is not None
     return caught.value
 
@@ -59,7 +59,7 @@ def test_wrong_keys(s3_server: S3Server, bucket: str, values: dict[str, str], co
 def test_missing_bucket(s3_server: S3Server, act: str) -> None:
     store, prefix = _open(s3_server, "s3://no-such-bucket-here/out")
     acts: dict[str, Callable[[], object]] = {
-        "probe": lambda: probe(Target(store, prefix, run())),
+        "probe": lambda: probe(Target(StorePath(store, prefix), run())),
         "head": lambda: store.head("out/x"),
         "list": lambda: store.list("out"),
         "read": lambda: store.read_bytes("out/x"),
@@ -164,7 +164,7 @@ def test_full_disk_while_publishing(small_disk: Path, tmp_path: Path) -> None:
     (folder / "big.safetensors").write_bytes(b"x" * (3 << 20))
     store = LocalStore(small_disk, small_disk.as_uri(), "spec.output.uri")
     with pytest.raises(TrainerError, match="no space left") as caught:
-        publish(folder, Target(store, "p", run()), lineage())
+        publish(folder, Target(StorePath(store, "p"), run()), lineage())
     assert caught.value.reason is FailureReason.DISK_FULL
     assert store.head("p/manifest.json") is None
     assert not list(small_disk.rglob("*.tmp"))
@@ -240,10 +240,10 @@ def test_server_without_conditional_writes_is_used_and_said_so(tmp_path: Path) -
         "AWS_SECRET_ACCESS_KEY": "b",
     }
     store, prefix = open_store("s3://b/out", Credentials("the Secret s3", values), "spec.output.uri")
-    assert not probe(Target(store, prefix, run())).conditional_writes
-    assert not publish(make_folder(tmp_path / "1"), Target(store, prefix, run()), lineage()).atomic
+    assert not probe(Target(StorePath(store, prefix), run())).conditional_writes
+    assert not publish(make_folder(tmp_path / "1"), Target(StorePath(store, prefix), run()), lineage()).atomic
     with pytest.raises(TrainerError) as caught:
-        publish(make_folder(tmp_path / "2"), Target(store, prefix, run("other")), lineage())
+        publish(make_folder(tmp_path / "2"), Target(StorePath(store, prefix), run("other")), lineage())
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
     server.shutdown()
     server.server_close()
@@ -255,7 +255,7 @@ def test_leftovers_of_old_uploads_are_removed_and_others_left(
     client = s3_server.client()
     for key in ("mine/a", "mine-too/b"):
         client.create_multipart_upload(Bucket=bucket, Key=key)
-    assert remove_stale_uploads(s3_store, "mine") == 0
+    assert remove_stale_uploads(StorePath(s3_store, "mine")) == 0
     assert s3_store.abort_stale_uploads("mine", -60) == 1
     assert [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["mine-too/b"]
 
@@ -264,9 +264,9 @@ def test_leftovers_in_a_folder_are_removed_once_old(local_store: Store, tmp_path
     local_store.put_bytes("p/file", b"x")
     leftover = tmp_path / "store" / "p" / ".tunery-0123.tmp"
     leftover.write_bytes(b"half")
-    assert remove_stale_uploads(local_store, "p") == 0
+    assert remove_stale_uploads(StorePath(local_store, "p")) == 0
     os.utime(leftover, (0, 0))
-    assert remove_stale_uploads(local_store, "p") == 1
+    assert remove_stale_uploads(StorePath(local_store, "p")) == 1
     assert [entry.key for entry in local_store.list("p")] == ["p/file"]
 
 
@@ -291,7 +291,7 @@ def test_secret_is_read_from_its_files(
     found = credentials_module.from_secret(tmp_path, "s3", credentials_module.S3_KEYS, "spec.output.secretRef")
     assert s3_server.secret_key not in repr(found)
     store, prefix = open_store(f"s3://{bucket}/out", found, "spec.output.uri")
-    probe(Target(store, prefix, run()))
+    probe(Target(StorePath(store, prefix), run()))
     assert not any(s3_server.secret_key in value for value in os.environ.values())
     assert s3_server.secret_key not in scrub(f"the key is {s3_server.secret_key}")
 
@@ -325,7 +325,7 @@ def test_without_a_secret_the_usual_chain_is_used(
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     store, prefix = open_store(f"s3://{bucket}/out", credentials_module.ambient(), "spec.output.uri")
-    assert probe(Target(store, prefix, run())).conditional_writes
+    assert probe(Target(StorePath(store, prefix), run())).conditional_writes
 
 
 def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import Store, open_store
+from tunery_trainer.storage import Store, StorePath, open_store
 from tunery_trainer.storage.publish import CLAIM_NAME, Published, Publisher, Target, probe, publish
 from tunery_trainer.storage.published import download_published, read_manifest, verify
 
@@ -27,7 +27,7 @@ from kit.s3 import credentials
 
 def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", extra=("README.md", "runs/events", "training_args.bin", "optimizer.pt"))
-    done = publish(folder, Target(store, "a/bot", run()), lineage())
+    done = publish(folder, Target(StorePath(store, "a/bot"), run()), lineage())
     names = [entry.key.removeprefix("a/bot/") for entry in store.list("a/bot")]
     files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "runs/events"]
     assert names == sorted([*files, "manifest.json"])
@@ -41,14 +41,14 @@ def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_
         content = store.read_bytes(f"a/bot/{name}")
         expected = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
         assert document["files"][name] == expected
-    assert verify(store, "a/bot", done.manifest_sha256).manifest == done.manifest == Manifest(**document)
+    assert verify(StorePath(store, "a/bot"), done.manifest_sha256).manifest == done.manifest == Manifest(**document)
 
 
 def test_one_of_eight_racing_runs_wins_and_its_files_are_all_its_own(store: Store, tmp_path: Path) -> None:
     def attempt(number: int) -> Published | None:
         folder = make_folder(tmp_path / f"out-{number}", str(number))
         try:
-            return publish(folder, Target(store, "race", run(f"uid-{number}", f"bot-{number}")), lineage())
+            return publish(folder, Target(StorePath(store, "race"), run(f"uid-{number}", f"bot-{number}")), lineage())
         except TrainerError as error:
             if error.reason is not FailureReason.OUTPUT_EXISTS:
                 raise
@@ -57,36 +57,40 @@ def test_one_of_eight_racing_runs_wins_and_its_files_are_all_its_own(store: Stor
     with ThreadPoolExecutor(8) as pool:
         winners = [done for done in pool.map(attempt, range(8)) if done is not None]
     assert len(winners) == 1
-    assert verify(store, "race", winners[0].manifest_sha256).manifest.run == winners[0].manifest.run
+    assert verify(StorePath(store, "race"), winners[0].manifest_sha256).manifest.run == winners[0].manifest.run
 
 
 def test_another_runs_result_is_refused_and_left_alone(store: Store, tmp_path: Path) -> None:
-    first = publish(make_folder(tmp_path / "1", "1"), Target(store, "p", run("uid-1")), lineage())
+    first = publish(make_folder(tmp_path / "1", "1"), Target(StorePath(store, "p"), run("uid-1")), lineage())
     with pytest.raises(TrainerError, match=r"spec\.output\.uri.*already holds.*team-a/support-bot") as caught:
-        publish(make_folder(tmp_path / "2", "2"), Target(store, "p", run("uid-2")), lineage())
+        publish(make_folder(tmp_path / "2", "2"), Target(StorePath(store, "p"), run("uid-2")), lineage())
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-    assert verify(store, "p").sha256 == first.manifest_sha256
+    assert verify(StorePath(store, "p")).sha256 == first.manifest_sha256
 
 
 def test_overwrite_replaces_all_of_the_old_result(store: Store, tmp_path: Path) -> None:
-    publish(make_folder(tmp_path / "1", "1", extra=("old.json",)), Target(store, "p", run("uid-1")), lineage())
-    done = publish(make_folder(tmp_path / "2", "2"), Target(store, "p", run("uid-2"), overwrite=True), lineage())
-    assert verify(store, "p").sha256 == done.manifest_sha256
+    publish(
+        make_folder(tmp_path / "1", "1", extra=("old.json",)), Target(StorePath(store, "p"), run("uid-1")), lineage()
+    )
+    done = publish(
+        make_folder(tmp_path / "2", "2"), Target(StorePath(store, "p"), run("uid-2"), overwrite=True), lineage()
+    )
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
     assert done.manifest.run.uid == "uid-2"
     assert store.head("p/old.json") is None
 
 
 def test_while_it_is_overwritten_there_is_no_manifest(store: Store, tmp_path: Path) -> None:
-    publish(make_folder(tmp_path / "1", "1"), Target(store, "p", run("uid-1")), lineage())
+    publish(make_folder(tmp_path / "1", "1"), Target(StorePath(store, "p"), run("uid-1")), lineage())
     seen = []
-    target = Target(store, "p", run("uid-2"), overwrite=True)
+    target = Target(StorePath(store, "p"), run("uid-2"), overwrite=True)
     publish(make_folder(tmp_path / "2", "2"), target, lineage(), lambda _: seen.append(store.head("p/manifest.json")))
     assert seen
     assert set(seen) == {None}
 
 
 def test_rerun_of_the_same_run_is_a_success(store: Store, tmp_path: Path) -> None:
-    folder, target = make_folder(tmp_path / "1"), Target(store, "p", run())
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run())
     first = publish(folder, target, lineage())
     store.put_bytes(f"p/{CLAIM_NAME}", b"left behind by a crash right after the manifest")
     again = publish(folder, target, lineage())
@@ -96,15 +100,15 @@ def test_rerun_of_the_same_run_is_a_success(store: Store, tmp_path: Path) -> Non
 
 
 def test_rerun_repairs_its_own_damaged_result(store: Store, tmp_path: Path) -> None:
-    folder, target = make_folder(tmp_path / "1"), Target(store, "p", run())
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run())
     publish(folder, target, lineage())
     store.delete("p/adapter_model.safetensors")
     done = publish(folder, target, lineage())
-    assert verify(store, "p").sha256 == done.manifest_sha256
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
 
 
 def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, tmp_path: Path) -> None:
-    folder, target = make_folder(tmp_path / "1"), Target(store, "p", run("uid-1"))
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-1"))
     store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": "other", "renewed": time.time() - 60}).encode())
     for act in (lambda: publish(folder, target, lineage()), lambda: probe(target)):
         with pytest.raises(TrainerError, match=r"another run .uid other. is publishing") as caught:
@@ -115,28 +119,28 @@ def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, t
 
 
 def test_a_run_that_ends_before_its_first_file_takes_nothing_away(store: Store, tmp_path: Path) -> None:
-    first = publish(make_folder(tmp_path / "1", "1"), Target(store, "p", run("uid-1")), lineage())
-    assert Publisher(Target(store, "p", run("uid-2"), overwrite=True)).start() is None
-    assert verify(store, "p").sha256 == first.manifest_sha256
+    first = publish(make_folder(tmp_path / "1", "1"), Target(StorePath(store, "p"), run("uid-1")), lineage())
+    assert Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True)).start() is None
+    assert verify(StorePath(store, "p")).sha256 == first.manifest_sha256
 
 
 def test_the_claim_of_an_earlier_object_of_the_same_name_is_taken(store: Store, tmp_path: Path) -> None:
     """Deleted while it published, and applied again: nobody publishes there any more."""
-    old = Publisher(Target(store, "p", run("uid-1")))
+    old = Publisher(Target(StorePath(store, "p"), run("uid-1")))
     assert old.start() is None
-    folder, target = make_folder(tmp_path / "1"), Target(store, "p", run("uid-2"))
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-2"))
     probe(target)
     assert publish(folder, target, lineage()).manifest.run.uid == "uid-2"
 
 
 def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "1")
-    old, new = (Publisher(Target(store, "p", run(uid))) for uid in ("uid-1", "uid-2"))
+    old, new = (Publisher(Target(StorePath(store, "p"), run(uid))) for uid in ("uid-1", "uid-2"))
     assert old.start() is None
     assert new.start() is None
     with pytest.raises(TrainerError, match=r"another run \(LoRAJob team-a/support-bot, uid uid-2\) is publishing"):
         old.add(folder / "adapter_config.json", "adapter_config.json")
-    other = Target(store, "p", run("uid-3").model_copy(update={"name": "other"}))
+    other = Target(StorePath(store, "p"), run("uid-3").model_copy(update={"name": "other"}))
     with pytest.raises(TrainerError, match=r"ends at 20\d\d-.*removing that object ends it now") as caught:
         probe(other)
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
@@ -173,10 +177,10 @@ def test_killed_upload_leaves_no_manifest_and_a_retry_succeeds(
     ended = subprocess.run(command, input=json.dumps(credentials(s3_server).values).encode(), cwd=tests, timeout=120)
     assert ended.returncode == -9
     with pytest.raises(TrainerError) as caught:
-        read_manifest(s3_store, "killed")
+        read_manifest(StorePath(s3_store, "killed"))
     assert caught.value.reason is FailureReason.ADAPTER_MISSING
-    publish(folder, Target(s3_store, "killed", run()), lineage())
-    assert len(verify(s3_store, "killed").manifest.files) == 3
+    publish(folder, Target(StorePath(s3_store, "killed"), run()), lineage())
+    assert len(verify(StorePath(s3_store, "killed")).manifest.files) == 3
 
 
 def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Pat
             return store.put_bytes(key, data, if_none_match=if_none_match)
 
     with pytest.raises(TrainerError, match=r"adapter_model\.safetensors does not match") as caught:
-        publish(folder, Target(Damaging(), "p", run()), lineage())  # type: ignore[arg-type]
+        publish(folder, Target(StorePath(Damaging(), "p"), run()), lineage())  # type: ignore[arg-type]
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
@@ -211,48 +215,48 @@ def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Pat
 def test_readers_refuse_a_damaged_result(
     store: Store, tmp_path: Path, damage: Callable[[Store], None], says: str
 ) -> None:
-    publish(make_folder(tmp_path / "out"), Target(store, "p", run()), lineage())
+    publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run()), lineage())
     damage(store)
     with pytest.raises(TrainerError, match=says) as verifying:
-        verify(store, "p")
+        verify(StorePath(store, "p"))
     with pytest.raises(TrainerError, match=says) as downloading:
-        download_published(store, "p", tmp_path / "in")
+        download_published(StorePath(store, "p"), tmp_path / "in")
     assert verifying.value.reason is downloading.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
 def test_manifest_other_than_the_one_vouched_for_is_refused(store: Store, tmp_path: Path) -> None:
-    publish(make_folder(tmp_path / "out"), Target(store, "p", run()), lineage())
+    publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run()), lineage())
     with pytest.raises(TrainerError, match="was replaced") as caught:
-        verify(store, "p", "0" * 64)
+        verify(StorePath(store, "p"), "0" * 64)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
 def test_manifest_cannot_name_files_outside_the_prefix(store: Store, tmp_path: Path) -> None:
-    done = publish(make_folder(tmp_path / "out"), Target(store, "p", run()), lineage())
+    done = publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run()), lineage())
     evil = done.manifest.to_json().replace(b'"adapter_config.json"', b'"../../adapter_config.json"')
     store.put_bytes("p/manifest.json", evil)
     with pytest.raises(TrainerError, match="not a plain relative path") as caught:
-        download_published(store, "p", tmp_path / "in" / "deep")
+        download_published(StorePath(store, "p"), tmp_path / "in" / "deep")
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 
 def test_downloaded_result_is_the_published_one(store: Store, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", extra=("sub/x.json",))
-    publish(folder, Target(store, "p", run()), lineage())
-    download_published(store, "p", tmp_path / "in")
+    publish(folder, Target(StorePath(store, "p"), run()), lineage())
+    download_published(StorePath(store, "p"), tmp_path / "in")
     for path in folder.rglob("*.*"):
         assert (tmp_path / "in" / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
 
 def test_probe_leaves_nothing_behind(store: Store) -> None:
-    assert probe(Target(store, "p", run())).conditional_writes
+    assert probe(Target(StorePath(store, "p"), run())).conditional_writes
     assert store.list("p") == []
 
 
 def test_probe_with_read_only_credentials_names_action_and_place(s3_server: S3Server, bucket: str) -> None:
     store, prefix = open_store(f"s3://{bucket}/out", credentials(s3_server, s3_server.reader), "spec.output.uri")
     with pytest.raises(TrainerError) as caught:
-        probe(Target(store, prefix, run()))
+        probe(Target(StorePath(store, prefix), run()))
     assert caught.value.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert f"spec.output.uri: s3://{bucket}/out/" in caught.value.message
     assert "s3:PutObject was denied" in caught.value.message
@@ -263,7 +267,7 @@ def test_probe_with_read_only_credentials_names_action_and_place(s3_server: S3Se
 def test_foreign_manifest_is_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:
     store.put_bytes("p/manifest.json", b'{"name": "a web app"}')
     with pytest.raises(TrainerError, match="not Tunery's") as caught:
-        probe(Target(store, "p", run()))
+        probe(Target(StorePath(store, "p"), run()))
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-    publish(make_folder(tmp_path / "out"), Target(store, "p", run(), overwrite=True), lineage())
-    verify(store, "p")
+    publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=True), lineage())
+    verify(StorePath(store, "p"))

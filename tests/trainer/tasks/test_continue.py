@@ -13,7 +13,8 @@ import pytest
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.adapter import get_previous
+from tunery_trainer.inputs.adapter import get_starting_adapter
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.local import load_run_spec
 
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
@@ -88,12 +89,12 @@ def test_a_tampered_adapter_is_refused(folder: Path, name: str) -> None:
 def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
     """A GPU that is given back at once is a GPU that another job did not have."""
     later = {"continueFrom": {"uri": "file://out"}, "output": {"uri": "file://out2"}, "training": GENTLE, "lora": None}
-    spec = load_run_spec(write_manifest(folder, manifest(folder, **later)), folder / "work2", None)
-    assert get_previous(spec, weights=False)
+    work = Workspace(load_run_spec(write_manifest(folder, manifest(folder, **later)), folder / "work2", None))
+    assert get_starting_adapter(work, weights=False)
     path = folder / "out" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(TrainerError, match=r"spec\.continueFrom: .*adapter_model\.safetensors") as caught:
-        get_previous(spec, weights=False)
+        get_starting_adapter(work, weights=False)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
 

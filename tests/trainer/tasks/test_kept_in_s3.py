@@ -10,6 +10,7 @@ import pytest
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Lineage
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
 from cluster.s3 import S3Server
@@ -66,7 +67,7 @@ def test_a_policy_that_ends_at_the_output_is_told(run_file: Run, tmp_path: Path,
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "adapter_model.safetensors").write_bytes(b"weights")
     run = RunSpec.model_validate_json(run_file(secret_path=secret).read_text())
-    failure = reject(run, tmp_path / "made", Lineage(rejected="the loss rose"))
+    failure = reject(Workspace(run), tmp_path / "made", Lineage(rejected="the loss rose"))
     place = f"s3://adapters/{tmp_path.name}/out-rejected"
     assert failure.reason == "NotImproved"
     assert failure.message.startswith(f"the loss rose; what was trained could not be published at {place}: ")

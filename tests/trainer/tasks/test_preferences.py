@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.inputs.fetch import DataFiles, FetchedDataset
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.plan.disk import estimate_disk
 
@@ -213,11 +214,12 @@ def test_a_stop_in_the_first_steps_keeps_what_was_scored(case: Case) -> None:
 
 def test_the_disk_has_room_for_it(case: Case) -> None:
     def checkpoints(**changes: Any) -> int:
-        run_spec = load_run_spec(job(case, **changes), Path("/work"), None)
+        spec = load_run_spec(job(case, **changes), Path("/work"), None).lora_job
         model: Any = SimpleNamespace(folder=Path("/models"), weight_bytes=0)
-        report: Any = SimpleNamespace(tokens=None)
-        files: Any = (SimpleNamespace(root=Path("/data")), None)
-        return estimate_disk(run_spec, model, files, report, 1000).checkpoints
+        basis, report = SimpleNamespace(spec=spec, base=model), SimpleNamespace(tokens=None)
+        plan: Any = SimpleNamespace(basis=basis, data=report, trainable_parameters=1000)
+        files = DataFiles(FetchedDataset(Path("/data"), ""))
+        return estimate_disk(Path("/work"), plan, files).checkpoints
 
     later = {"continueFrom": {"uri": "file://first"}}
     assert checkpoints(task="DPO") == checkpoints(task="SFT", **later) == checkpoints(task="ORPO", **later)

@@ -33,7 +33,7 @@ def rejected(path: Path, **extra: str) -> str:
 
 def manifest_of(folder: Path) -> Manifest:
     """Return the manifest of a place whose every digest matches."""
-    return verify(*open_store(folder.as_uri(), None, "")).manifest
+    return verify(open_store(folder.as_uri(), None, "")).manifest
 
 
 def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
-from tunery_trainer.inputs.fetch import Place, fetch_model
+from tunery_trainer.inputs.fetch import Location, fetch_model
 from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
@@ -132,7 +132,7 @@ def test_preflight_fills_the_cache_and_training_begins_with_it(
     assert not list((work / "prepared").iterdir())
     key = f"{tmp_path.name}/out/manifest.json"
     manifest_ = json.loads(s3_server.client().get_object(Bucket="adapters", Key=key)["Body"].read())
-    without = fetch_model(Place(f"s3://models/{tmp_path.name}", _credentials(s3_server)), tmp_path / "own")
+    without = fetch_model(Location(f"s3://models/{tmp_path.name}", _credentials(s3_server)), tmp_path / "own")
     assert manifest_["lineage"]["model"]["digest"] == without.digest
 
 

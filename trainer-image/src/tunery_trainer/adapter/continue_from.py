@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
-from tunery_trainer.adapter.attach import CONFIG_FILE, WEIGHTS_FILE, attach
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.attach import attach
+from tunery_trainer.adapter.methods.base import MethodContext
+from tunery_trainer.adapter.save import CONFIG_FILE, WEIGHTS_FILE
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import (
     ends_with,
@@ -43,7 +44,7 @@ _KINDS: Final = {
 """PEFT's type, and whether it is DoRA; AdaLoRA cannot be continued."""
 
 
-def inherit(resolved: Resolved, model: PreTrainedModel, folder: Path, served_name: str) -> Resolved:
+def settings_from(resolved: Resolved, model: PreTrainedModel, folder: Path, served_name: str) -> Resolved:
     """Return `resolved` with rank, alpha, targets and the like as the adapter published in `folder` has them.
 
     `model` may be on the meta device. Call it before attaching, in preflight and in training alike.
@@ -69,8 +70,8 @@ def inherit(resolved: Resolved, model: PreTrainedModel, folder: Path, served_nam
     return _with_rank(replace(resolved, values=values), _inherit_numbers(resolved, adapter, config))
 
 
-def continue_from(model: PreTrainedModel, resolved: Resolved, start: Start, folder: Path) -> PeftModel:
-    """Return `model` with the adapter published in `folder` attached, trainable; `resolved` comes from inherit.
+def attach_published(model: PreTrainedModel, resolved: Resolved, start: MethodContext, folder: Path) -> PeftModel:
+    """Return `model` with the adapter published in `folder` attached, trainable; `resolved` comes from settings_from.
 
     Raises TrainerError(AdapterCorrupt) when its tensors are not those of its configuration.
     """

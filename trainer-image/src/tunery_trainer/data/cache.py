@@ -10,14 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, TokenReport
+from tunery_api.inputs import DatasetFormat
+from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.data.single_pass import Files
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunery_trainer.data.tokenizer import Tokenizer
 
 VERSION: Final = 3
 """Raise it with every change to what `prepare` makes of the same input."""
@@ -25,7 +24,7 @@ VERSION: Final = 3
 _REPORT = "report.json"
 
 
-def cache_key(files: Files, options: DataOptions, tokenizer: PreTrainedTokenizerBase) -> str:
+def cache_key(files: Files, options: DataOptions, tokenizer: Tokenizer) -> str:
     """Hex SHA-256 of our version, the content of the files, the tokenizer, its template and the options."""
     names = [[source.name for source in side] for side in (files.train, files.evaluation)]
     # Places are in `names` and the digests: the folder that holds them may change from run to run.
@@ -52,7 +51,7 @@ def read_entry(cache_dir: Path, key: str) -> tuple[Path, DatasetReport] | None:
     tokens = TokenReport(**stored.pop("tokens"))
     for name in ("first_invalid", "ignored_columns"):
         stored[name] = tuple(stored[name])
-    return path, DatasetReport(**stored | {"format": DataFormat(stored["format"]), "tokens": tokens})
+    return path, DatasetReport(**stored | {"format": DatasetFormat(stored["format"]), "tokens": tokens})
 
 
 @contextmanager

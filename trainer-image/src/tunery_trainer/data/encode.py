@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,8 @@ import numpy.typing as npt
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
 from tunery_trainer.data.render import Rendered, RenderedRow
+from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Tokens = npt.NDArray[np.int32]
 
@@ -58,7 +56,7 @@ class Encoder:
         TrainerError: ModelUnsupported when the tokenizer does not know which characters a token stands for.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         if not tokenizer.is_fast:
             raise TrainerError(
                 FailureReason.MODEL_UNSUPPORTED,

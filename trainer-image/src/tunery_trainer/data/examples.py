@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Final
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
@@ -20,8 +21,8 @@ from tunery_trainer.data.formats import (
     formats_of,
     known_fields,
 )
-from tunery_trainer.data.options import DataFormat, DataOptions, Template
-from tunery_trainer.data.rows import Example, JsonObject, Place, Record, RowError
+from tunery_trainer.data.options import DataOptions
+from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace
 from tunery_trainer.errors import TrainerError
 
 SHOWN_INVALID = 5
@@ -39,7 +40,7 @@ class InvalidRows:
         self.count = 0
         self.first: list[str] = []
 
-    def add(self, place: Place, error: RowError) -> None:
+    def add(self, place: RowPlace, error: RowError) -> None:
         """Count one more, and keep its message if it is among the first."""
         self.count += 1
         if len(self.first) < SHOWN_INVALID:
@@ -101,18 +102,18 @@ class ExampleReader:
             except RowError as error:
                 self._invalid.add(record.place, error)
 
-    def _example(self, value: JsonObject, place: Place) -> Example:
+    def _example(self, value: JsonObject, place: RowPlace) -> Example:
         row = self._renamed(value, place)
         row = with_turns(row) if ".csv" in PurePath(place.file).suffixes else row
-        if self.format is DataFormat.AUTO:
+        if self.format is DatasetFormat.AUTO:
             self.format = self._detected(row)
-        if self._template is Template.PLAIN and self.format not in PLAIN_FORMATS:
+        if self._template is DatasetTemplate.PLAIN and self.format not in PLAIN_FORMATS:
             raise _needs_chat(self.format)
         example = convert(row, self.format, place, self._template)
         self.ignored.update(set(row).difference(known_fields(self.format)))
         return example
 
-    def _renamed(self, value: JsonObject, place: Place) -> JsonObject:
+    def _renamed(self, value: JsonObject, place: RowPlace) -> JsonObject:
         if not self._columns:
             return value
         if not self._columns_checked:
@@ -121,7 +122,7 @@ class ExampleReader:
         row = {key: item for key, item in value.items() if key not in taken and key not in self._columns}
         return row | {field: value[column] for field, column in self._columns.items() if column in value}
 
-    def _check_columns(self, value: JsonObject, place: Place) -> None:
+    def _check_columns(self, value: JsonObject, place: RowPlace) -> None:
         missing = [
             f"spec.dataset.columns.{field}: {place.file} has no column '{column}'"
             for field, column in self._columns.items()
@@ -135,7 +136,7 @@ class ExampleReader:
             )
         self._columns_checked = True
 
-    def _detected(self, row: JsonObject) -> DataFormat:
+    def _detected(self, row: JsonObject) -> DatasetFormat:
         # Columns that the user named say what is meant, even if the row has those of another format too.
         named = {field: row[field] for field in self._columns if field in row}
         if (said := detect(named, self._formats)) is not None:
@@ -148,7 +149,7 @@ class ExampleReader:
             return found
         raise RowError("", f"is in no known format; {columns_text(row)} (known: {self._known()})")
 
-    def _other_task(self, row: JsonObject, found: DataFormat | None) -> DataFormat | None:
+    def _other_task(self, row: JsonObject, found: DatasetFormat | None) -> DatasetFormat | None:
         """The format of another task that a row is in, where it is in none of this one, or that one says more.
 
         Of a prompt, a completion and a label, SFT would learn the unwanted answers, too.
@@ -161,7 +162,7 @@ class ExampleReader:
     def _known(self) -> str:
         return "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
 
-    def _of_another_task(self, found: DataFormat, too: DataFormat | None, row: JsonObject) -> TrainerError:
+    def _of_another_task(self, found: DatasetFormat, too: DatasetFormat | None, row: JsonObject) -> TrainerError:
         fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
         return TrainerError(
             FailureReason.DATASET_INVALID,
@@ -172,7 +173,7 @@ class ExampleReader:
         )
 
 
-def _needs_chat(name: DataFormat) -> TrainerError:
+def _needs_chat(name: DatasetFormat) -> TrainerError:
     return TrainerError(
         FailureReason.INVALID_SPEC,
         f"spec.dataset.template: Plain is for prompts with completions, the data set is {name}: only a chat template "

@@ -4,38 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS, TrainingTask
-
-
-class DataFormat(StrEnum):
-    """How the rows are written; AUTO takes the format of the first row that has one."""
-
-    AUTO = "Auto"
-    TEXT = "Text"
-    PROMPT_COMPLETION = "PromptCompletion"
-    ALPACA = "Alpaca"
-    SHARE_GPT = "ShareGPT"
-    MESSAGES = "Messages"
-    PREFERENCE = "Preference"
-    UNPAIRED_PREFERENCE = "UnpairedPreference"
-
-
-class Template(StrEnum):
-    """How prompts and completions become text: by the tokenizer's chat template, or as they are."""
-
-    CHAT = "Chat"
-    PLAIN = "Plain"
-
-
-class Loss(StrEnum):
-    """Which tokens count: the assistant's alone, or every one. Rows of plain text always count in full."""
-
-    COMPLETION = "Completion"
-    ALL = "All"
+from tunery_api.training import Loss
 
 
 @dataclass(frozen=True)
@@ -50,8 +24,8 @@ class DataOptions:
     """Decides which formats there are, and what a row becomes."""
     path: str = ""
     """A file, a folder or a glob below the root; empty for the root itself."""
-    format: DataFormat = DataFormat.AUTO
-    template: Template = Template.CHAT
+    format: DatasetFormat = DatasetFormat.AUTO
+    template: DatasetTemplate = DatasetTemplate.CHAT
     split: str = "train"
     columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """From our name of a field (`prompt`) to the name of the column that holds it (`question`)."""
@@ -135,7 +109,7 @@ class DatasetReport:
     """Rows of an evaluation set of its own that are training rows too."""
     sha256: str
     """Of the one file's bytes as stored, or of the `sha256sum` listing of several."""
-    format: DataFormat
+    format: DatasetFormat
     ignored_columns: tuple[str, ...]
     tokens: TokenReport | None = None
     evaluation_sha256: str | None = None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_trainer.data.conversation import tools_of, turns_of
-from tunery_trainer.data.rows import Example, JsonObject, Place, RowError
+from tunery_trainer.data.rows import Example, JsonObject, RowError, RowPlace
 from tunery_trainer.data.validate import optional_text, text_field
 
 Turns = tuple[JsonObject, ...]
@@ -18,7 +18,7 @@ _LABELS: Final[Mapping[Any, bool]] = {True: True, False: False, "true": True, "f
 """Also 1 and 0, which equal them; the words are what a CSV file holds."""
 
 
-def pair(row: JsonObject, place: Place) -> Example:
+def pair(row: JsonObject, place: RowPlace) -> Example:
     """Two answers to a prompt, as conversations that begin alike.
 
     The prompt is the field `prompt`, a text or turns; without it, or where the answers repeat it, what they have in
@@ -41,7 +41,7 @@ def pair(row: JsonObject, place: Place) -> Example:
     return dataclasses.replace(chosen, rejected=rejected)
 
 
-def plain_pair(row: JsonObject, place: Place) -> Example:
+def plain_pair(row: JsonObject, place: RowPlace) -> Example:
     """Two texts that begin alike: with the field `prompt`, or with what both have in common. Raises RowError."""
     for field in ("prompt", *_PAIR):
         refuse_turns(row, field)
@@ -55,7 +55,7 @@ def plain_pair(row: JsonObject, place: Place) -> Example:
     return dataclasses.replace(next(texts), rejected=next(texts))
 
 
-def answered(row: JsonObject, place: Place) -> Example:
+def answered(row: JsonObject, place: RowPlace) -> Example:
     """One answer to a prompt, each a text or turns. Raises RowError."""
     start, turns = _prompt(row), _turns(row, "completion")
     if turns[0]["role"] != "assistant":
@@ -65,12 +65,12 @@ def answered(row: JsonObject, place: Place) -> Example:
     return _answer(row, start, turns, place)
 
 
-def labelled(row: JsonObject, place: Place) -> Example:
+def labelled(row: JsonObject, place: RowPlace) -> Example:
     """One answer to a prompt, and whether it is wanted. Raises RowError."""
     return dataclasses.replace(answered(row, place), desirable=_label(row))
 
 
-def plain_labelled(row: JsonObject, place: Place) -> Example:
+def plain_labelled(row: JsonObject, place: RowPlace) -> Example:
     """A prompt and a text after it, and whether that is wanted. Raises RowError."""
     for field in ("prompt", "completion"):
         refuse_turns(row, field)
@@ -178,7 +178,7 @@ def _split(row: JsonObject, turns: Turns) -> tuple[Turns, Turns]:
     raise RowError("completion", "must begin with the assistant's answer, or repeat the prompt before it")
 
 
-def _answer(row: JsonObject, start: Turns, turns: Turns, place: Place) -> Example:
+def _answer(row: JsonObject, start: Turns, turns: Turns, place: RowPlace) -> Example:
     """A conversation of which the assistant's turns after the prompt are the answer."""
     messages = (*start, *turns)
     context = frozenset(index for index, turn in enumerate(start) if turn["role"] == "assistant")

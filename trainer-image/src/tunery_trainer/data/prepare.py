@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
@@ -17,10 +16,8 @@ from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.store import TokenStore, row_kind
+from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _TRAIN, _EVALUATION = "train.arrow", "evaluation.arrow"
 
@@ -39,7 +36,7 @@ class PreparedData:
 
 
 def prepare(
-    root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase, cache_dir: Path | Callable[[str], Path]
+    root: Path, options: DataOptions, tokenizer: Tokenizer, cache_dir: Path | Callable[[str], Path]
 ) -> PreparedData:
     """The training and evaluation rows below `root` as tokens and labels (-100 where a token does not count).
 
@@ -71,7 +68,7 @@ def prepare(
     return PreparedData(train, evaluation, report, from_cache=found is not None)
 
 
-def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
+def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer) -> None:
     survey = Survey(files, options)
     kind = row_kind(options.task)
     with TokenStore(folder, "train", kind) as rows, TokenStore(folder, "evaluation", kind) as evaluation_rows:

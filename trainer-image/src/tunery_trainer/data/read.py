@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.rows import Place, Record, RowError
-from tunery_trainer.data.sources import Source
+from tunery_trainer.data.rows import Record, RowError, RowPlace
+from tunery_trainer.data.sources import DataFile
 from tunery_trainer.data.zstd import ZstdReader
 from tunery_trainer.errors import TrainerError
 
@@ -26,7 +26,7 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 
 
-def read_records(sources: Sequence[Source]) -> Iterator[Record]:
+def read_records(sources: Sequence[DataFile]) -> Iterator[Record]:
     """All rows of all files in order; a row that cannot be read is a Record with its RowError.
 
     Blank lines are no rows. A JSON file that begins with `[` is read as one array, whatever its name says.
@@ -41,7 +41,7 @@ def read_records(sources: Sequence[Source]) -> Iterator[Record]:
             raise _damaged(source.name, f"the compressed data is damaged or ends too early ({error})") from error
 
 
-def _read(source: Source) -> Iterator[Record]:
+def _read(source: DataFile) -> Iterator[Record]:
     if source.suffix == ".parquet":
         yield from _parquet(source)
         return
@@ -78,7 +78,7 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
 def _json_lines(stream: IO[bytes], name: str) -> Iterator[Record]:
     for number, line in _lines(stream, name):
         if line.strip():
-            yield Record(Place(name, number), _parse(line))
+            yield Record(RowPlace(name, number), _parse(line))
 
 
 def _parse(line: bytes) -> dict[str, Any] | RowError:
@@ -118,7 +118,7 @@ def _json_array(stream: IO[bytes], name: str) -> Iterator[Record]:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise _damaged(f"{name} line {line}", f"the JSON array breaks off here: {error}") from error
-        yield Record(Place(name, line), _as_object(value))
+        yield Record(RowPlace(name, line), _as_object(value))
         position = _skip(text, position)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
@@ -146,7 +146,7 @@ def _csv(stream: io.BufferedReader, name: str) -> Iterator[Record]:
         start = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield Record(Place(name, start), _csv_row(header, cells))
+                yield Record(RowPlace(name, start), _csv_row(header, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise _damaged(f"{name} line {reader.line_num}", f"is not valid CSV: {error}") from error
@@ -161,7 +161,7 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:
     return dict(zip(header, cells, strict=True))
 
 
-def _parquet(source: Source) -> Iterator[Record]:
+def _parquet(source: DataFile) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -171,7 +171,7 @@ def _parquet(source: Source) -> Iterator[Record]:
             for batch in file.iter_batches(_PARQUET_BATCH):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Record(Place(source.name, number, "row"), value)
+                    yield Record(RowPlace(source.name, number, "row"), value)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(source.name, f"is not a readable parquet file: {error}") from error
 

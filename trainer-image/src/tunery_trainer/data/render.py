@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from tunery_trainer.data.options import Loss
+from tunery_api.training import Loss
 from tunery_trainer.data.rows import Example, RowError
 from tunery_trainer.data.shown import check_shown
 from tunery_trainer.data.skeleton import Pieces, Shape, Skeleton, pieces_of, shape_of, skeleton_of
 from tunery_trainer.data.template import ChatTemplate
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunery_trainer.data.tokenizer import Tokenizer
 
 Span = tuple[int, int]
 
@@ -92,7 +90,7 @@ class _Known:
 class Renderer:
     """Renders with the tokenizer's chat template, or ChatML where it has none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> None:
+    def __init__(self, tokenizer: Tokenizer, loss: Loss) -> None:
         self._template = ChatTemplate(tokenizer)
         self._all = loss is Loss.ALL
         self.own_template = self._template.own

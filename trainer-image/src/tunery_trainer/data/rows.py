@@ -11,7 +11,7 @@ JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowPlace:
     """Where a row stands in the files."""
 
     file: str
@@ -34,7 +34,7 @@ class RowError(Exception):
 class Record:
     """One row as read: an object, or the reason why it is none."""
 
-    place: Place
+    place: RowPlace
     value: JsonObject | RowError
 
 
@@ -42,7 +42,7 @@ class Record:
 class Example:
     """One valid row: either plain text, or a conversation with the tools that it may use."""
 
-    place: Place
+    place: RowPlace
     text: str | None = None
     completion_at: int | None = None
     """Of a text: characters before its completion, which alone is learned; None: all of it is."""

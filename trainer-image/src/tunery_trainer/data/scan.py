@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunery_trainer.data.layout import check_held_out, training_layout, with_layout
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Survey, find_files
 from tunery_trainer.data.split import held_out, kinds_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunery_trainer.data.tokenizer import Tokenizer
 
 
-def scan(root: Path, options: DataOptions, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetReport:
+def scan(root: Path, options: DataOptions, tokenizer: Tokenizer | None = None) -> DatasetReport:
     """Read every row below `root` once; with a tokenizer also count tokens (`report.tokens`).
 
     Raises:

@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
+from tunery_trainer.data.encode import Encoded, Encoder, in_batches
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
-from tunery_trainer.data.options import DataFormat, DataOptions, DatasetReport, Template, TokenReport
+from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.data.read import read_records
+from tunery_trainer.data.render import RenderedRow, Renderer
+from tunery_trainer.data.render_answers import AnswerRenderer
 from tunery_trainer.data.rows import Example, RowError
-from tunery_trainer.data.sources import Source, content_digest, find_sources
+from tunery_trainer.data.sources import DataFile, content_digest, find_sources
+from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tunery_trainer.data.encode import Encoded
-    from tunery_trainer.data.render import RenderedRow
 
 T = TypeVar("T")
 
@@ -32,8 +31,8 @@ T = TypeVar("T")
 class Files:
     """The files of both sides, and the digests of their content."""
 
-    train: tuple[Source, ...]
-    evaluation: tuple[Source, ...]
+    train: tuple[DataFile, ...]
+    evaluation: tuple[DataFile, ...]
     """Empty where a fraction of the training rows is held out."""
     sha256: str
     evaluation_sha256: str
@@ -51,7 +50,7 @@ def find_files(root: Path, options: DataOptions) -> Files:
         TrainerError: DatasetNotFound or InvalidSpec.
     """
     train = find_sources(root, options.path, options.split)
-    evaluation: list[Source] = []
+    evaluation: list[DataFile] = []
     if options.evaluation_root is not None:
         evaluation = find_sources(options.evaluation_root, options.evaluation_path, options.evaluation_split)
     elif options.evaluation_split is not None:
@@ -129,7 +128,7 @@ def _percentile(ordered: Sequence[int], share: float) -> int:
 class Side:
     """The rows of one side (training or evaluation) as far as they were read."""
 
-    def __init__(self, sources: tuple[Source, ...]) -> None:
+    def __init__(self, sources: tuple[DataFile, ...]) -> None:
         self.sources = sources
         self.seen: set[bytes] = set()
         self.rows = self.duplicates = 0
@@ -151,7 +150,11 @@ class Survey:
         self._files = files
         self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
-        self._max_length, self._loss, self._chat = options.max_length, options.loss, options.template is Template.CHAT
+        self._max_length, self._loss, self._chat = (
+            options.max_length,
+            options.loss,
+            options.template is DatasetTemplate.CHAT,
+        )
         self._task = options.task
         self._overlap = 0
         self._counts: TokenCounts | None = None
@@ -161,15 +164,12 @@ class Survey:
         """The digest of each valid row of a side."""
         return (digest for digest, _ in self._valid(side, lambda example: example))
 
-    def encoded(self, side: Side, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bytes, list[Encoded]]]:
+    def encoded(self, side: Side, tokenizer: Tokenizer) -> Iterator[tuple[bytes, list[Encoded]]]:
         """Digest and examples (most often one) of each row of a side; without those that have no answer left.
 
         A row that the chat template refuses, or of which it does not show what is to be learned, is a bad row like any
         other.
         """
-        from tunery_trainer.data.encode import Encoder, in_batches
-        from tunery_trainer.data.render import Renderer
-        from tunery_trainer.data.render_answers import AnswerRenderer
 
         renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
         render = renderer.render
@@ -214,7 +214,7 @@ class Survey:
 
     @property
     def _uses_template(self) -> bool:
-        return self._chat and self._reader.format is not DataFormat.TEXT
+        return self._chat and self._reader.format is not DatasetFormat.TEXT
 
     def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, T]]:
         for example in self._reader.examples(read_records(side.sources)):

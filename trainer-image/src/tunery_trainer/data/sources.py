@@ -22,7 +22,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True)
-class Source:
+class DataFile:
     """One file of a data set."""
 
     path: Path
@@ -32,7 +32,7 @@ class Source:
     """One of SUFFIXES."""
 
 
-def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
+def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
     """The files of `split` (None: of any) among those that `pattern` names below `root`.
 
     `pattern` is a file, a folder or a glob; empty for all that is there.
@@ -58,7 +58,7 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[Source]:
     return chosen
 
 
-def content_digest(sources: Sequence[Source]) -> str:
+def content_digest(sources: Sequence[DataFile]) -> str:
     """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
     digests = [(hash_file(source.path), source.name) for source in sources]
     if len(digests) == 1:
@@ -70,7 +70,7 @@ def content_digest(sources: Sequence[Source]) -> str:
 _SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parquet"
 
 
-def _matching(root: Path, pattern: str) -> tuple[list[Source], bool]:
+def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
     """The files, sorted by name, and whether the user named them one by one or by a glob (not by a folder)."""
     base = root.resolve()
     if base.is_file():
@@ -86,7 +86,7 @@ def _matching(root: Path, pattern: str) -> tuple[list[Source], bool]:
     return _sources(files, base), is_glob or hits[0].is_file()
 
 
-def _sources(files: Sequence[Path], base: Path) -> list[Source]:
+def _sources(files: Sequence[Path], base: Path) -> list[DataFile]:
     found = []
     for file in dict.fromkeys(files):
         relative = file.relative_to(base)
@@ -100,7 +100,7 @@ def _sources(files: Sequence[Path], base: Path) -> list[Source]:
             raise TrainerError(
                 FailureReason.DATASET_INVALID, f"{relative.as_posix()}: is a link that leads out of the data set"
             )
-        found.append(Source(file, relative.as_posix(), suffix))
+        found.append(DataFile(file, relative.as_posix(), suffix))
     return found
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from jinja2.exceptions import TemplateError
 
 from tunery_trainer.data.rows import JsonObject, RowError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunery_trainer.data.tokenizer import Tokenizer
 
 DEFAULT_TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -26,7 +24,7 @@ _FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 class ChatTemplate:
     """The tokenizer's own template, or ChatML where it has none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.own = bool(tokenizer.chat_template)
         self._template = None if self.own else DEFAULT_TEMPLATE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunery_trainer.data.options import DataFormat, DatasetReport, TokenReport
+from tunery_api.inputs import DatasetFormat
+from tunery_trainer.data.options import DatasetReport, TokenReport
 
 
 def warnings_of(report: DatasetReport) -> tuple[str, ...]:
@@ -18,7 +19,7 @@ def warnings_of(report: DatasetReport) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _of_tokens(tokens: TokenReport, rows: DataFormat) -> Iterator[str]:
+def _of_tokens(tokens: TokenReport, rows: DatasetFormat) -> Iterator[str]:
     wanted = tokens.assistant_turns - tokens.context_turns
     if tokens.trained_turns < wanted:
         yield (
@@ -31,7 +32,7 @@ def _of_tokens(tokens: TokenReport, rows: DataFormat) -> Iterator[str]:
             "does not learn to reason from them"
         )
     if tokens.unlearnable_rows:
-        left = "not both answers, or no difference" if rows is DataFormat.PREFERENCE else "nothing of any answer"
+        left = "not both answers, or no difference" if rows is DatasetFormat.PREFERENCE else "nothing of any answer"
         yield f"{tokens.unlearnable_rows} rows are left out: spec.training.maxLength leaves {left}"
     if tokens.lost_tokens:
         yield (

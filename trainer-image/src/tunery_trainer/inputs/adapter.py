@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MergeInputRecord
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.runspec import Purpose
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import credentials_for, work_folder
-from tunery_trainer.settings.types import Resolved
-from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.storage import ObjectMissing, StorePath
 from tunery_trainer.storage.published import PublishedManifest, download_published, verify
 
 _FIELD: Final = "spec.continueFrom"
@@ -22,7 +20,7 @@ _CONFIG_FILE: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class PreviousAdapter:
+class StartingAdapter:
     """A published adapter that is trained on."""
 
     uri: str
@@ -37,48 +35,36 @@ class PreviousAdapter:
         return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256, rejected=self.rejected)
 
 
-def get_previous(run: RunSpec, *, weights: bool) -> PreviousAdapter | None:
+def get_starting_adapter(work: Workspace, *, weights: bool) -> StartingAdapter | None:
     """Return the adapter that training starts from, or None where the job starts a new one.
 
     Without `weights` every byte is compared with its manifest, and only the configuration is kept. Raises TrainerError:
     AdapterMissing, AdapterCorrupt, SecretNotFound, and the reasons of the storage; each message names the field.
     """
-    if not run.adapters:
+    if not work.run.adapters:
         return None
-    adapter = run.adapters[0]
-    credentials = credentials_for(run, Purpose.CONTINUE_FROM, adapter.uri)
-    store, prefix = open_store(adapter.uri, credentials, f"{_FIELD}.uri")
-    folder = work_folder(run, "continue-from")
+    adapter = work.run.adapters[0]
+    place = work.open(Purpose.CONTINUE_FROM, adapter.uri, f"{_FIELD}.uri")
+    folder = work.folder("continue-from")
     try:
         if weights:
-            found = download_published(store, prefix, folder, adapter.manifest_sha256)
+            found = download_published(place, folder, adapter.manifest_sha256)
         else:
-            found = verify(store, prefix, adapter.manifest_sha256)
-            _write_config(store, prefix, found, folder)
+            found = verify(place, adapter.manifest_sha256)
+            _write_config(place, found, folder)
     except TrainerError as error:
         raise error.about(_FIELD) from error
-    return PreviousAdapter(adapter.uri, found.sha256, folder, found.manifest.lineage.rejected)
+    return StartingAdapter(adapter.uri, found.sha256, folder, found.manifest.lineage.rejected)
 
 
-def continued(resolved: Resolved, spec: LoRAJobSpec, base: Path, previous: PreviousAdapter) -> Resolved:
-    """Return `resolved` with what the manifest leaves open taken from `previous`; `base` is the model's folder.
-
-    Raises TrainerError(InvalidSpec) naming what the manifest and the adapter disagree about.
-    """
-    from tunery_trainer.adapter.continue_from import inherit
-    from tunery_trainer.model.load import meta_model
-
-    return inherit(resolved, meta_model(base), previous.folder, spec.model.effective_served_name())
-
-
-def _write_config(store: Store, prefix: str, found: PublishedManifest, folder: Path) -> None:
+def _write_config(place: StorePath, found: PublishedManifest, folder: Path) -> None:
     """Copy adapter_config.json, if its digest is that of the manifest."""
     record = found.manifest.files.get(_CONFIG_FILE)
     try:
-        content = store.read_bytes(join_key(prefix, _CONFIG_FILE))
+        content = place.read_bytes(_CONFIG_FILE)
     except ObjectMissing as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{store.uri(prefix)} has no {_CONFIG_FILE}") from error
+        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {_CONFIG_FILE}") from error
     if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
-        message = f"{store.uri(prefix)}: {_CONFIG_FILE} does not match the digest in its manifest"
+        message = f"{place.uri}: {_CONFIG_FILE} does not match the digest in its manifest"
         raise TrainerError(FailureReason.ADAPTER_CORRUPT, message)
     (folder / _CONFIG_FILE).write_bytes(content)

@@ -14,9 +14,9 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import (
     MODELS,
+    Location,
     ModelIdentity,
-    Place,
-    Progress,
+    OnBytesOfTotal,
     begin_digest,
     claim_model_files,
     fetch_model,
@@ -30,7 +30,7 @@ _HASHERS: Final = 4
 _log = logging.getLogger(__name__)
 
 
-def cache_model(place: Place, progress: Progress) -> None:
+def cache_model(place: Location, progress: OnBytesOfTotal) -> None:
     """Have the base model in `place.cache`, and a claim's digests; a cache that cannot take it is told in the log.
 
     Raises what fetch_model raises, but for a full disk, and StorageUnavailable where a file is not what the hub says.
@@ -48,7 +48,7 @@ def cache_model(place: Place, progress: Progress) -> None:
         _log.warning("the base model is not cached: %s; the training pod will bring it itself", error)
 
 
-def _fill(place: Place, cache: SharedCache, wanted: ModelIdentity, progress: Progress) -> None:
+def _fill(place: Location, cache: SharedCache, wanted: ModelIdentity, progress: OnBytesOfTotal) -> None:
     with cache.filling(MODELS, wanted.key) as draft, as_unusable():
         if draft is None:
             return
@@ -96,7 +96,7 @@ def _without_bookkeeping(folder: Path, names: tuple[str, ...]) -> None:
             path.rmdir()
 
 
-def told_in_percent(tell: Callable[[str], None], what: str) -> Progress:
+def told_in_percent(tell: Callable[[str], None], what: str) -> OnBytesOfTotal:
     """Return a progress that tells each tenth once, such as `base model into the cache: 40 % of 15,000,000 bytes`."""
     told = 0
 

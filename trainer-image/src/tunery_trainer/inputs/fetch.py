@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit
@@ -17,7 +17,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.digests import FolderDigest
 from tunery_trainer.inputs.file_selection import data_files, is_model_file, model_files, split_pattern
 from tunery_trainer.inputs.shared_cache import CacheEntry, SharedCache
-from tunery_trainer.storage import Entry, Store, join_key, open_store
+from tunery_trainer.storage import Entry, Store, StorePath, open_store
 from tunery_trainer.storage.base import check_key
 from tunery_trainer.storage.credentials import Credentials
 from tunery_trainer.storage.uris import split_uri
@@ -25,7 +25,7 @@ from tunery_trainer.storage.uris import split_uri
 if TYPE_CHECKING:
     from tunery_trainer.inputs.hub import Hub, HubRepo
 
-Progress = Callable[[int, int], None]
+OnBytesOfTotal = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 MODELS: Final = "models"
@@ -38,7 +38,7 @@ _SHOWN: Final = 8
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where something lies and what opens it."""
 
     uri: str
@@ -93,6 +93,13 @@ class ModelIdentity:
     """By name, where the source tells it."""
 
 
+class BucketModel(NamedTuple):
+    """A model in a bucket: its store, and its objects by their names."""
+
+    store: Store
+    entries: dict[str, Entry]
+
+
 @dataclass(frozen=True)
 class FetchedDataset:
     """A data set's files: what `data.sources.find_sources` takes."""
@@ -104,8 +111,22 @@ class FetchedDataset:
     """The hub's commit."""
 
 
+@dataclass(frozen=True)
+class DataFiles:
+    """The files of a job's data set."""
+
+    train: FetchedDataset
+    evaluation: FetchedDataset | None = None
+    """Of an evaluation set of its own."""
+
+    @property
+    def roots(self) -> set[Path]:
+        """The folders that they lie in."""
+        return {each.root for each in (self.train, self.evaluation) if each is not None}
+
+
 def fetch_model(
-    place: Place, cache: Path, *, weights: bool = True, digest: bool = True, progress: Progress | None = None
+    place: Location, cache: Path, *, weights: bool = True, digest: bool = True, progress: OnBytesOfTotal | None = None
 ) -> FetchedModel:
     """Return the model's folder; `weights=False` (preflight) fetches config and tokenizer only.
 
@@ -124,20 +145,20 @@ def fetch_model(
     return FetchedModel(folder, None, _weight_bytes(sizes), begun)
 
 
-def claim_model_files(place: Place) -> tuple[Path, list[str]]:
+def claim_model_files(place: Location) -> tuple[Path, list[str]]:
     """Return the folder of a model that is used where it lies, and its files; raises what fetch_model raises."""
     folder = _local_path(place, "spec.model.uri", split_uri(place.uri)[2])
     names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
     return folder, model_files(names, place.uri, weights=True)
 
 
-def begin_digest(place: Place, folder: Path, files: list[str]) -> FolderDigest:
+def begin_digest(place: Location, folder: Path, files: list[str]) -> FolderDigest:
     """Begin to take the digest of a model that is used where it lies; known ones are in the cache, or beside it."""
     book = place.cache.file("digests", f"{_mark(place.uri)}.json") if place.cache else None
     return FolderDigest.begin(folder, files, book)
 
 
-def identify_model(place: Place) -> ModelIdentity | None:
+def identify_model(place: Location) -> ModelIdentity | None:
     """Return what the source says of the model, None where it is used where it lies; raises what fetch_model raises."""
     scheme, authority, path = split_uri(place.uri)
     if scheme == "hf":
@@ -145,7 +166,7 @@ def identify_model(place: Place) -> ModelIdentity | None:
     return _bucket_identity(place, _bucket_model(place)[1]) if scheme == "s3" else None
 
 
-def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -> FetchedDataset:
+def fetch_dataset(place: Location, cache: Path, progress: OnBytesOfTotal | None = None) -> FetchedDataset:
     """Return where the data set's files lie on the local disk; all of them, in preflight too.
 
     Raises DATASET_NOT_FOUND and the storage reasons.
@@ -166,7 +187,7 @@ def fetch_dataset(place: Place, cache: Path, progress: Progress | None = None) -
     return FetchedDataset(place.mount, pattern)
 
 
-def _check_mount(place: Place, mount: Path, pattern: str) -> None:
+def _check_mount(place: Location, mount: Path, pattern: str) -> None:
     """Raise DATASET_NOT_FOUND if the ConfigMap or claim at `mount` does not hold what `pattern` names."""
     scheme, name, _ = split_uri(place.uri)
     # The kubelet's own bookkeeping (..data, ..2026_…) is no key, and is all there is where a ConfigMap is missing: the
@@ -188,7 +209,7 @@ def _check_mount(place: Place, mount: Path, pattern: str) -> None:
 class _Meter:
     """Adds up bytes from several threads."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: OnBytesOfTotal | None) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._done = 0
@@ -201,7 +222,7 @@ class _Meter:
                 self._progress(self._done, self.total)
 
 
-def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
+def _model_from_hub(place: Location, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
     hub, repo = _hub_model(place, name)
     names = model_files(repo.sizes, place.uri, weights=weights)
     held = _held(place, lambda: _hub_identity(place, repo)) if weights else None
@@ -214,37 +235,37 @@ def _model_from_hub(place: Place, name: str, cache: Path, meter: _Meter, *, weig
     return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
 
 
-def _hub_model(place: Place, name: str) -> tuple[Hub, HubRepo]:
+def _hub_model(place: Location, name: str) -> tuple[Hub, HubRepo]:
     from tunery_trainer.inputs.hub import Hub  # huggingface_hub is only needed for hf://
 
     hub = Hub(place.credentials, "model")
     return hub, hub.resolve(name, place.revision)
 
 
-def _hub_identity(place: Place, repo: HubRepo) -> ModelIdentity:
+def _hub_identity(place: Location, repo: HubRepo) -> ModelIdentity:
     names = model_files(repo.sizes, place.uri, weights=True)
     key = _mark(place.uri, place.endpoint, repo.commit, *names)
     digests = {name: repo.sha256[name] for name in names if name in repo.sha256}
     return ModelIdentity(key, tuple(names), sum(repo.sizes[name] for name in names), digests)
 
 
-def _bucket_model(place: Place) -> tuple[Store, dict[str, Entry]]:
-    store, prefix = open_store(place.uri, place.credentials, "spec.model.uri")
-    return store, _below(store, prefix)
+def _bucket_model(place: Location) -> BucketModel:
+    found = open_store(place.uri, place.credentials, "spec.model.uri")
+    return BucketModel(found.store, _below(found))
 
 
-def _bucket_identity(place: Place, entries: dict[str, Entry]) -> ModelIdentity:
+def _bucket_identity(place: Location, entries: dict[str, Entry]) -> ModelIdentity:
     names = model_files(entries, place.uri, weights=True)
     files = [entries[name] for name in names]
     key = _mark(place.uri, place.endpoint, *(f"{each.key}\0{each.size}\0{each.version}" for each in files))
     return ModelIdentity(key, tuple(names), sum(each.size for each in files), {})
 
 
-def _held(place: Place, identify: Callable[[], ModelIdentity]) -> CacheEntry | None:
+def _held(place: Location, identify: Callable[[], ModelIdentity]) -> CacheEntry | None:
     return place.cache.use(MODELS, identify().key) if place.cache else None
 
 
-def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
+def _dataset_from_hub(place: Location, name: str, cache: Path, meter: _Meter) -> FetchedDataset:
     from tunery_trainer.inputs.hub import Hub
 
     owner, repo_name, pattern = ([*name.removeprefix("datasets/").split("/", 2), ""])[:3]
@@ -260,7 +281,7 @@ def _dataset_from_hub(place: Place, name: str, cache: Path, meter: _Meter) -> Fe
     return FetchedDataset(folder, pattern, repo.commit)
 
 
-def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
+def _model_from_bucket(place: Location, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
     store, entries = _bucket_model(place)
     names = model_files(entries, place.uri, weights=weights)
     sizes = {name: entry.size for name, entry in entries.items()}
@@ -273,9 +294,10 @@ def _model_from_bucket(place: Place, cache: Path, meter: _Meter, *, weights: boo
     return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
 
 
-def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDataset:
+def _dataset_from_bucket(place: Location, cache: Path, meter: _Meter) -> FetchedDataset:
     base, pattern = split_pattern(place.uri)
-    store, prefix = open_store(base, place.credentials, place.field)
+    found = open_store(base, place.credentials, place.field)
+    store, prefix = found
     folder = cache / f"dataset-{_mark(place.uri)}"
     single = store.head(prefix) if prefix and not pattern else None
     if single is not None:
@@ -283,7 +305,7 @@ def _dataset_from_bucket(place: Place, cache: Path, meter: _Meter) -> FetchedDat
         _check_disk(place, place.field, single.size)
         _fetch_entries(store, {name: single}, folder, meter)
         return FetchedDataset(folder, name)
-    entries = _below(store, prefix)
+    entries = _below(found)
     names = data_files(entries, pattern)
     if not names:
         raise _no_data(place, list(entries))
@@ -315,7 +337,7 @@ def _fetch_entries(store: Store, entries: dict[str, Entry], folder: Path, meter:
     return {name: record[name][2] for name in entries}
 
 
-def _check_disk(place: Place, field: str, size: int) -> None:
+def _check_disk(place: Location, field: str, size: int) -> None:
     """Raise WONT_FIT before the first byte where `size` bytes are more than the pod's disk may hold."""
     limit = place.disk
     if limit is None or size <= limit.bytes:
@@ -328,10 +350,9 @@ def _check_disk(place: Place, field: str, size: int) -> None:
     )
 
 
-def _below(store: Store, prefix: str) -> dict[str, Entry]:
-    """Return the objects below `prefix` by their names relative to it, each checked to stay there."""
-    start = len(join_key(prefix)) + 1 if join_key(prefix) else 0
-    return {check_key(entry.key[start:], store.uri(prefix)): entry for entry in store.list(prefix)}
+def _below(found: StorePath) -> dict[str, Entry]:
+    """Return the objects below a place by their names relative to it, each checked to stay there."""
+    return {check_key(found.relative(entry), found.uri): entry for entry in found.store.list(found.prefix)}
 
 
 def _read_record(folder: Path) -> dict[str, list[str]]:
@@ -346,7 +367,7 @@ def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _local_path(place: Place, field: str, path: str) -> Path:
+def _local_path(place: Location, field: str, path: str) -> Path:
     scheme, _, _ = split_uri(place.uri)
     if scheme == "file" and place.allow_file:
         found = Path("/", path)
@@ -372,11 +393,11 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _no_data(place: Place, names: Sequence[str]) -> TrainerError:
+def _no_data(place: Location, names: Sequence[str]) -> TrainerError:
     shown = _shown(names) or "nothing"
     message = f"{place.field}: no data file (.jsonl, .json, .csv, .parquet) at {place.uri}; there are: {shown}"
     return TrainerError(FailureReason.DATASET_NOT_FOUND, message)
 
 
-def _unsupported(place: Place, field: str) -> TrainerError:
+def _unsupported(place: Location, field: str) -> TrainerError:
     return TrainerError(FailureReason.INVALID_SPEC, f"{field}: {place.uri} cannot be used here")

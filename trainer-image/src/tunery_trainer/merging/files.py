@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import Store, join_key
+from tunery_trainer.storage import StorePath
 
 CHUNK = 4 << 20
 """Bytes read, hashed or copied at once."""
@@ -67,26 +67,25 @@ class LocalFiles:
 
 
 class StoreFiles:
-    """A prefix of a store; its sizes are listed once."""
+    """A place in a store; its sizes are listed once."""
 
-    def __init__(self, store: Store, prefix: str, label: str, damaged: FailureReason) -> None:
-        self.store = store
-        self.prefix = prefix
+    def __init__(self, place: StorePath, label: str, damaged: FailureReason) -> None:
+        self.place = place
         self.label: Final = label
         self.damaged: Final = damaged
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of each object below the prefix, by its key relative to it."""
+        """Return the size of each object below the place, by its name."""
         return dict(self._sizes)
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        start = len(join_key(self.prefix)) + 1 if self.prefix else 0
-        return {entry.key[start:]: entry.size for entry in self.store.list(self.prefix)}
+        place = self.place
+        return {place.relative(entry): entry.size for entry in place.store.list(place.prefix)}
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """Read a range of the object."""
-        data = self.store.read_range(join_key(self.prefix, name), start, length)
+        data = self.place.store.read_range(self.place.key(name), start, length)
         if len(data) != length:
             raise TrainerError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
         return data

@@ -6,29 +6,34 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
+from datasets import Dataset
+from peft import PeftModel
 
 from tunery_api.adaptermerge import MergeEvaluationSpec
 from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import SourceRecord
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.runspec import Purpose
 from tunery_api.status import DatasetStatus
-from tunery_trainer.data.options import DataFormat, DataOptions, Loss
+from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import Place, fetch_dataset, fetch_model
-from tunery_trainer.inputs.workspace import credentials_for, work_folder
+from tunery_trainer.inputs.fetch import fetch_dataset, fetch_model
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.losses.evaluation import held_out_loss
 from tunery_trainer.losses.improvement import shortfall
 from tunery_trainer.merging.adapter_files import Adapter
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
+from tunery_trainer.model.load import Loading, load_frozen, load_tokenizer
+from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.process.device import device_facts
 from tunery_trainer.reporting.status_parts import dataset_status
+from tunery_trainer.settings.resolve import natural_precision
 from tunery_trainer.settings.types import DeviceKind
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _DATASET: Final = "spec.evaluation.dataset"
 _WORDS: Final = {
@@ -69,20 +74,18 @@ class Losses:
 
 
 def prepare_yardstick(
-    run: RunSpec, spec: MergeEvaluationSpec, model: ModelSpec, quantization: Quantization | None
+    work: Workspace, spec: MergeEvaluationSpec, model: ModelSpec, quantization: Quantization | None
 ) -> Yardstick:
     """Fetch the data set and the base model, and read every row.
 
     Raises TrainerError: those of fetch_dataset, fetch_model and the data layer, which name fields of
     spec.evaluation.dataset.
     """
-    from tunery_trainer.model.load import load_tokenizer
-
-    place = _place(run, Purpose.MODEL, model.uri, model.revision)
-    folder = fetch_model(place, work_folder(run, "model")).folder
+    location = work.location(Purpose.MODEL, model.uri, model.revision)
+    folder = fetch_model(location, work.folder("model")).folder
     tokenizer = load_tokenizer(folder)
     try:
-        rows, found = _rows(run, spec, tokenizer)
+        data = _rows(work, spec, tokenizer)
     except TrainerError as error:
         hint = (
             "Use such rows, or name theirs in spec.evaluation.dataset.format."
@@ -90,8 +93,9 @@ def prepare_yardstick(
             else as_of_a_merge(error.hint)
         )
         raise TrainerError(error.reason, as_of_a_merge(error.message), hint) from error
+    found = _status(data.report)
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
-    return Yardstick(folder, rows, int(tokenizer.pad_token_id), source, found, quantization)
+    return Yardstick(folder, data.train, int(tokenizer.pad_token_id), source, found, quantization)
 
 
 def as_of_a_merge(text: str) -> str:
@@ -128,10 +132,6 @@ def check_improvement(spec: MergeEvaluationSpec, losses: Losses) -> None:
 
 def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[float]:
     """Yield the loss of the base, then of the base with each adapter."""
-    from peft import PeftModel
-
-    from tunery_trainer.losses.evaluation import held_out_loss
-
     count = len(adapters) + 1
     print(f"Measuring  the base (1 of {count})", flush=True)
     model: Any = _load(yardstick)
@@ -147,10 +147,6 @@ def _measured(yardstick: Yardstick, adapters: Sequence[Adapter]) -> Iterator[flo
 
 
 def _load(yardstick: Yardstick) -> torch.nn.Module:
-    from tunery_trainer.model.load import Loading, dtype_of, load_frozen
-    from tunery_trainer.process.device import device_facts
-    from tunery_trainer.settings.resolve import natural_precision
-
     devices = device_facts(None)
     place = torch.device("cuda:0" if devices.kind is DeviceKind.CUDA else "cpu")
     quantization = quantization_config(yardstick.quantization)
@@ -159,29 +155,26 @@ def _load(yardstick: Yardstick) -> torch.nn.Module:
     return model
 
 
-def _rows(run: RunSpec, spec: MergeEvaluationSpec, tokenizer: Any) -> tuple[Dataset, DatasetStatus]:
+def _rows(work: Workspace, spec: MergeEvaluationSpec, tokenizer: Any) -> PreparedData:
     """Return every row of the data set."""
-    from tunery_trainer.data.prepare import prepare
-
     wanted = spec.dataset
-    files = fetch_dataset(_place(run, Purpose.DATASET, wanted.uri), work_folder(run, "dataset"))
+    files = fetch_dataset(work.location(Purpose.DATASET, wanted.uri), work.folder("dataset"))
     options = DataOptions(
         path=files.pattern,
-        format=DataFormat(wanted.format.value),
+        format=wanted.format,
         split=wanted.split,
         columns=dict(wanted.columns or {}),
         max_invalid_rows=wanted.max_invalid_rows,
         max_length=spec.max_length,
         packing=False,
-        loss=Loss(spec.loss.value),
+        loss=spec.loss,
         evaluation_fraction=0,
     )
-    data = prepare(files.root, options, tokenizer, work_folder(run, "prepared"))
-    found = dataset_status(data.report)
+    return prepare(files.root, options, tokenizer, work.folder("prepared"))
+
+
+def _status(report: DatasetReport) -> DatasetStatus:
+    """Return what was found in the rows, in the terms of a merge."""
+    found = dataset_status(report)
     said = [as_of_a_merge(warning) for warning in found.warnings or ()]
-    return data.train, found.model_copy(update={"warnings": said or None})
-
-
-def _place(run: RunSpec, purpose: Purpose, uri: str, revision: str | None = None) -> Place:
-    mount = run.volumes.get(purpose)
-    return Place(uri, credentials_for(run, purpose, uri), Path(mount) if mount else None, revision, run.local)
+    return found.model_copy(update={"warnings": said or None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunery_api.methods import ComputeType, QuantizationType
+from tunery_api.methods import QuantizationType
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +18,6 @@ class Quantization:
     double: bool = True
     dtype: torch.dtype = torch.bfloat16
     """The type that the weights were loaded in before they were quantised."""
-
-
-def torch_type(word: ComputeType) -> torch.dtype:
-    """Return torch's type for a word of the API."""
-    return {
-        ComputeType.BFLOAT16: torch.bfloat16,
-        ComputeType.FLOAT16: torch.float16,
-        ComputeType.FLOAT32: torch.float32,
-    }[word]
 
 
 def dequantized(weight: torch.Tensor, settings: Quantization, *, transposed: bool) -> torch.Tensor:

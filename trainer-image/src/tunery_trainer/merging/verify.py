@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from tunery_api.adaptermerge import MergeMethod
-from tunery_api.methods import QuantizationType
+from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
@@ -24,6 +24,8 @@ from tunery_trainer.merging.merged_blocks import Context, merged_blocks
 from tunery_trainer.merging.methods import METHODS
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.safetensors_stream import read_header, read_rows, read_tensor
+from tunery_trainer.model.quantization import bitsandbytes_config
+from tunery_trainer.settings.types import QuantizationSettings
 
 TOLERANCE: Final = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Relative errors that rounding to a type explains, for weights."""
@@ -157,18 +159,9 @@ def embedding_rows(adapter: Adapter) -> int | None:
 
 def quantization_config(quantization: Quantization | None) -> Any:
     """Return transformers' configuration of a base quantised so, computed in float32; None for a plain one."""
-    from transformers import BitsAndBytesConfig
-
     if quantization is None:
         return None
-    if quantization.type == QuantizationType.INT8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.type.lower(),
-        bnb_4bit_use_double_quant=quantization.double,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
+    return bitsandbytes_config(QuantizationSettings(quantization.type, quantization.double, ComputeType.FLOAT32))
 
 
 def _factor_key(adapter: Adapter, name: str) -> str:

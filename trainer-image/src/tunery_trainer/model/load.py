@@ -6,39 +6,30 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from tunery_api.methods import PROMPT_LEARNING, ComputeType, QuantizationType
+from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
-from tunery_api.training import Precision
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.isolation import Isolation, isolation
 from tunery_trainer.model.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
+from tunery_trainer.model.quantization import bitsandbytes_config, dtype_of
 from tunery_trainer.model.targets import expert_names, expert_parameters
 from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.settings.stored import stored_quantization
-from tunery_trainer.settings.types import ModelFacts, QuantizationSettings, Resolved
-
-DTYPES: Final = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
-"""By the words of the API's Precision and ComputeType."""
-
-
-def dtype_of(word: Precision | ComputeType) -> torch.dtype:
-    """Return torch's type for a word of the API; Precision.AUTO has none (KeyError)."""
-    return DTYPES[word.value]
+from tunery_trainer.settings.types import ModelFacts, Resolved
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -131,7 +122,8 @@ class Loading:
 
     dtype: torch.dtype
     device: torch.device
-    quantization: BitsAndBytesConfig | None = None
+    quantization: Any = None
+    """transformers' configuration of it; None: as it is stored."""
     attention: str | None = None
     """A name of transformers' attention functions; None: what transformers takes."""
 
@@ -216,18 +208,6 @@ def _keep_gradients(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def bitsandbytes_config(settings: QuantizationSettings) -> BitsAndBytesConfig:
-    """Return the library's configuration for `settings`; norms, embeddings and head stay as they are."""
-    if settings.type is QuantizationType.INT8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=settings.type.value.lower(),
-        bnb_4bit_use_double_quant=settings.double_quant,
-        bnb_4bit_compute_dtype=dtype_of(settings.compute_type),
-    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -315,9 +314,3 @@ def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if query.dtype != value.dtype:
         value = value.to(query.dtype)
     return _FusedAttention.apply(query, key, value)  # type: ignore[no-any-return]
-
-
-def human_bytes(count: int) -> str:
-    """Return `count` for people, such as `3.1 GiB`."""
-    exponent = min(4, int(math.log(max(1, count), 1024)))
-    return f"{count / 1024**exponent:.{1 if exponent else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[exponent]}"

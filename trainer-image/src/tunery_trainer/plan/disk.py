@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tunery_api.fields import parse_quantity
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import RunSpec
 from tunery_api.status import DiskStatus
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import lora_spec
-
-if TYPE_CHECKING:
-    from tunery_trainer.data.options import DatasetReport
-    from tunery_trainer.inputs.fetch import FetchedDataset, FetchedModel
+from tunery_trainer.inputs.fetch import DataFiles
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.plan.training_plan import TrainingPlan
+from tunery_trainer.settings.units import human_bytes
 
 _PREPARED_BYTES: Final = 16
 """Of each token while rows are prepared: its id and label as int32, in the flat files and in the Arrow file."""
@@ -44,43 +42,34 @@ class DiskUse:
         return int(_HEADROOM * (self.model + self.data + self.checkpoints))
 
 
-def estimate_disk(
-    run: RunSpec,
-    model: FetchedModel,
-    files: tuple[FetchedDataset, FetchedDataset | None],
-    dataset: DatasetReport,
-    trained_parameters: int,
-) -> DiskUse:
-    """Return the disk that training takes, from what preflight has seen."""
-    spec, work = lora_spec(run), Path(run.work_dir)
-    roots = {each.root for each in files if each is not None and each.root.is_relative_to(work)}
-    downloaded = sum(_size(root) for root in roots)
-    tokens = dataset.tokens
+def estimate_disk(work_dir: Path, plan: TrainingPlan, files: DataFiles) -> DiskUse:
+    """Return the disk below `work_dir` that training takes, from what preflight has seen."""
+    spec, model = plan.basis.spec, plan.basis.base
+    downloaded = sum(_size(root) for root in files.roots if root.is_relative_to(work_dir))
+    tokens = plan.data.tokens
     prepared = _PREPARED_BYTES * tokens.tokens if tokens else _UNCOUNTED * downloaded
     # The Trainer holds `keep` and the one that it writes; one more may still be on its way to the bucket.
     kept = spec.checkpoint.keep + 2
     compared = spec.task in (TrainingTask.DPO, TrainingTask.KTO) and (spec.continue_from or spec.resume_from)
     parameter = _CHECKPOINT_BYTES + (_START_BYTES if compared else 0)
     return DiskUse(
-        model=model.weight_bytes if model.folder.is_relative_to(work) else 0,
+        model=model.weight_bytes if model.folder.is_relative_to(work_dir) else 0,
         data=downloaded + prepared,
-        checkpoints=kept * parameter * trained_parameters,
+        checkpoints=kept * parameter * plan.trainable_parameters,
     )
 
 
-def disk_status(run: RunSpec, use: DiskUse) -> DiskStatus:
+def disk_status(work: Workspace, use: DiskUse) -> DiskStatus:
     """Return what goes into status.disk."""
-    return DiskStatus(estimate_bytes=use.total, available_bytes=_asked(run))
+    return DiskStatus(estimate_bytes=use.total, available_bytes=_asked(work))
 
 
-def check_disk(run: RunSpec, use: DiskUse) -> None:
+def check_disk(work: Workspace, use: DiskUse) -> None:
     """Raise TrainerError(WontFit) where the manifest itself asks for a disk that is too small.
 
     Where it leaves the size open the operator takes the estimate; without a cluster nothing limits the disk.
     """
-    from tunery_trainer.model.memory import human_bytes
-
-    asked = _asked(run)
+    asked = _asked(work)
     if asked is None or use.total <= asked:
         return
     needed = f"{-(-use.total // 2**30)}Gi"
@@ -94,9 +83,9 @@ def check_disk(run: RunSpec, use: DiskUse) -> None:
     )
 
 
-def _asked(run: RunSpec) -> int | None:
-    resources = lora_spec(run).resources
-    if run.local or "ephemeral_storage" not in resources.model_fields_set:
+def _asked(work: Workspace) -> int | None:
+    resources = work.lora_job.resources
+    if work.run.local or "ephemeral_storage" not in resources.model_fields_set:
         return None
     return int(parse_quantity(resources.ephemeral_storage))
 

@@ -7,27 +7,28 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 from peft import PeftModel
 
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_api.training import Optimizer
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
-from tunery_trainer.adapter.methods.base import Start
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.adapter.methods.lora_init import check_init
 from tunery_trainer.data.options import DatasetReport, TokenReport
-from tunery_trainer.inputs.adapter import PreviousAdapter, continued
 from tunery_trainer.losses.answers import sequences_per_row
-from tunery_trainer.model.load import load_tokenizer, meta_model, model_facts
-from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory, human_bytes
-from tunery_trainer.resuming.inherited import NOTHING, Taken
-from tunery_trainer.settings.auto_method import MethodChoice, method_choices
-from tunery_trainer.settings.resolve import DEFAULT_BATCH_SIZE, Chosen, resolve
+from tunery_trainer.model.load import meta_model
+from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.resuming.inherited import manifest_of
+from tunery_trainer.resuming.memo import Origin
+from tunery_trainer.resuming.origin import base_of, rows_of, settings_of
+from tunery_trainer.settings.auto_method import MethodChoice
+from tunery_trainer.settings.resolve import DEFAULT_BATCH_SIZE, Chosen
 from tunery_trainer.settings.sizing import DataFacts, total_steps
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.units import human_bytes
 
 _BUSY_TOKENS: Final = 4096
 """Tokens of a forward pass that keep a GPU busy: where fewer fit, activations are recomputed. Assumed, not measured."""
@@ -36,119 +37,142 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What a plan is made from, beside the data."""
+class TrainingPlan:
+    """Everything that is decided before training begins; made once, in preflight and in training alike."""
 
-    spec: LoRAJobSpec
-    folder: Path
-    """The base model's; without weights is enough."""
-    devices: DeviceFacts
-    previous: PreviousAdapter | None
-    """The adapter that is trained on."""
-    taken: Taken = NOTHING
-    """What `spec` has from the checkpoint of resumeFrom."""
-
-    @cached_property
-    def facts(self) -> ModelFacts:
-        """What config.json tells; raises TrainerError(ModelUnsupported)."""
-        return model_facts(self.folder)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is decided before training begins."""
-
-    resolved: Resolved
+    basis: Basis
+    data: DatasetReport
+    """Of the rows, tokenised."""
+    settings: Resolved
     steps: int
+    """Optimizer steps of the whole run."""
     target_modules: list[str]
     trainable_parameters: int
     memory: MemoryEstimate | None
     """None where no estimate can be made."""
 
-    def fits(self, devices: DeviceFacts) -> bool:
-        """Tell whether the estimate stays within the device's memory; True where one of the two is not known."""
-        available = devices.memory_bytes
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate stays within the device's memory; True where one of the two is not known."""
+        available = self.basis.device.memory_bytes
         return self.memory is None or available is None or self.memory.total <= available
 
+    @cached_property
+    def origin(self) -> Origin:
+        """What is trained, but for the digest of the base, which may still be read."""
+        basis, settings = self.basis, self.settings
+        return Origin(
+            run=basis.run,
+            base=base_of(basis.spec.model.uri, basis.base),
+            settings={**rows_of(basis.spec, self.data), **settings_of(settings, self.target_modules, self.steps)},
+            manifest=manifest_of(settings),
+            steps=self.steps,
+        )
 
-def before_data(basis: Basis, rows: int) -> Resolved:
-    """Return the settings as far as they do not depend on tokens: what the data layer is asked for.
+    def whole_origin(self) -> Origin:
+        """Return what is trained; waits for the digest of a base in a claim."""
+        return self.origin.with_digest(self.basis.base.digest)
 
-    `rows` counts the rows of the data set. Raises TrainerError(InvalidSpec).
-    """
-    return _settings(basis, _choices(basis, rows)[0], None)
+    def with_settings(self, settings: Resolved) -> TrainingPlan:
+        """Return the plan with other settings of the same steps."""
+        return dataclasses.replace(self, settings=settings)
 
 
-def make_plan(basis: Basis, rows: int, dataset: DatasetReport) -> Plan:
+def plan_training(basis: Basis, rows: int, data: DatasetReport) -> TrainingPlan:
     """Return the plan for the first method that fits into the memory, or for the last one if none does.
 
-    Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    `rows` counts the rows of the data set (DataRequest.rows), `data` is what was found in them. Raises
+    TrainerError(InvalidSpec) for what the manifest names and the model does not have.
     """
-    tokens = dataset.tokens
-    if tokens is None:
-        raise ValueError("the data set is not tokenised")
-    choices = _choices(basis, rows)
+    choices = basis.choices(rows)
     for choice in choices[:-1]:
-        plan = _plan(basis, choice, tokens)
-        if plan.fits(basis.devices):
-            return _with_numbers(basis, plan)
-    return _with_numbers(basis, _plan(basis, choices[-1], tokens))
+        plan = _plan(basis, choice, data)
+        if plan.fits:
+            return _with_numbers(plan)
+    return _with_numbers(_plan(basis, choices[-1], data))
 
 
-def _choices(basis: Basis, rows: int) -> tuple[MethodChoice, ...]:
-    return method_choices(basis.spec, rows, basis.devices, basis.facts.stored)
-
-
-def _settings(basis: Basis, choice: MethodChoice, chosen: Chosen | None) -> Resolved:
-    resolved = basis.taken.marked(resolve(basis.spec, basis.facts, basis.devices, choice, chosen))
-    return continued(resolved, basis.spec, basis.folder, basis.previous) if basis.previous else resolved
-
-
-def _with_numbers(basis: Basis, plan: Plan) -> Plan:
+def _with_numbers(plan: TrainingPlan) -> TrainingPlan:
     """Add to the reason the numbers that Auto has decided by."""
-    available = basis.devices.memory_bytes
-    if basis.spec.method is not Method.AUTO or plan.memory is None or available is None:
+    available = plan.basis.device.memory_bytes
+    if plan.basis.spec.method is not Method.AUTO or plan.memory is None or available is None:
         return plan
     reason = (
-        f"{plan.resolved.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}."
+        f"{plan.settings.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}."
     )
-    return dataclasses.replace(plan, resolved=dataclasses.replace(plan.resolved, method_reason=reason))
+    return plan.with_settings(dataclasses.replace(plan.settings, method_reason=reason))
 
 
-def _plan(basis: Basis, choice: MethodChoice, tokens: TokenReport) -> Plan:
+def _plan(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPlan:
     """Return the plan of one method, with the largest batch and the least recomputing that fit."""
-    resolved = _settings(basis, choice, Chosen(_facts(basis, tokens)))
-    steps = total_steps(tokens.sequences, resolved.training)
-    # How the adapter starts changes neither its shape nor its memory, and would need the weights.
-    plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
-    model = attach(meta_model(basis.folder), plain, Start(load_tokenizer(basis.folder), steps)).train()
-    check_init(model, resolved)
-    plan = _sized(basis, choice, model, tokens, Optimizer.ADAMW)
-    on_gpu = basis.devices.kind is DeviceKind.CUDA  # on a CPU bitsandbytes' optimizers only cost time
-    if on_gpu and basis.spec.training.optimizer is None and not plan.fits(basis.devices):
-        return _sized(basis, choice, model, tokens, Optimizer.PAGED_ADAMW_8BIT)
+    candidate = _candidate(basis, choice, data)
+    plan = candidate.plan(Optimizer.ADAMW)
+    # On a CPU bitsandbytes' optimizers only cost time.
+    if basis.on_gpu and basis.spec.training.optimizer is None and not plan.fits:
+        return candidate.plan(Optimizer.PAGED_ADAMW_8BIT)
     return plan
 
 
-def _facts(basis: Basis, tokens: TokenReport) -> DataFacts:
-    return DataFacts(tokens.sequences, tokens.packed, basis.taken.rows)
+def _candidate(basis: Basis, choice: MethodChoice, data: DatasetReport) -> _Candidate:
+    """Return a method with its adapter on a model without weights; raises TrainerError(InvalidSpec)."""
+    tokens = data.tokens
+    if tokens is None:
+        raise ValueError("the data set is not tokenised")
+    facts = DataFacts(tokens.sequences, tokens.packed, basis.taken.rows)
+    resolved = basis.settings(choice, Chosen(facts))
+    steps = total_steps(tokens.sequences, resolved.training)
+    # How the adapter starts changes neither its shape nor its memory, and would need the weights.
+    plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
+    model = attach(meta_model(basis.base.folder), plain, MethodContext(basis.tokenizer, steps)).train()
+    check_init(model, resolved)
+    return _Candidate(basis, choice, data, tokens, facts, model)
 
 
-def _sized(basis: Basis, choice: MethodChoice, model: PeftModel, tokens: TokenReport, optimizer: Optimizer) -> Plan:
-    """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
-    chosen = Chosen(_facts(basis, tokens), optimizer=optimizer)
-    resolved = _settings(basis, choice, chosen)
-    estimate = _estimate(model, resolved, basis.devices, row_length(resolved, tokens))
-    if estimate is not None and basis.devices.memory_bytes is not None:
-        resolved = _settings(basis, choice, _largest(basis, resolved, estimate, chosen))
-        estimate = estimate.of(resolved.training.batch_size, resolved.training.gradient_checkpointing)
-    return Plan(
-        resolved=resolved,
-        steps=total_steps(tokens.sequences, resolved.training),
-        target_modules=target_modules(model),
-        trainable_parameters=trainable_parameters(model),
-        memory=estimate,
-    )
+@dataclass(frozen=True)
+class _Candidate:
+    """One method that may be taken, and its adapter on a model without weights."""
+
+    basis: Basis
+    choice: MethodChoice
+    data: DatasetReport
+    tokens: TokenReport
+    facts: DataFacts
+    model: PeftModel
+
+    def plan(self, optimizer: Optimizer) -> TrainingPlan:
+        """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
+        chosen = Chosen(self.facts, optimizer=optimizer)
+        settings = self.basis.settings(self.choice, chosen)
+        estimate = self._estimate(settings)
+        if estimate is not None and self.basis.device.memory_bytes is not None:
+            settings = self.basis.settings(self.choice, _largest(self.basis, settings, estimate, chosen))
+            estimate = estimate.of(settings.training.batch_size, settings.training.gradient_checkpointing)
+        return TrainingPlan(
+            basis=self.basis,
+            data=self.data,
+            settings=settings,
+            steps=total_steps(self.tokens.sequences, settings.training),
+            target_modules=target_modules(self.model),
+            trainable_parameters=trainable_parameters(self.model),
+            memory=estimate,
+        )
+
+    def _estimate(self, settings: Resolved) -> MemoryEstimate | None:
+        training = settings.training
+        plan = MemoryPlan(
+            batch_size=training.batch_size,
+            length=row_length(settings, self.tokens),
+            quantization=settings.quantization,
+            optimizer=training.optimizer,
+            gradient_checkpointing=training.gradient_checkpointing,
+            on_gpu=self.basis.on_gpu,
+            sequences=sequences_per_row(settings.task),
+        )
+        try:
+            return estimate_memory(self.model, plan)
+        except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
+            _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
+            return None
 
 
 def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, chosen: Chosen) -> Chosen:
@@ -156,9 +180,9 @@ def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, chosen:
 
     A CPU gains nothing from more rows at once than the default.
     """
-    training, available = resolved.training, basis.devices.memory_bytes or 0
+    training, available = resolved.training, basis.device.memory_bytes or 0
     rows = training.batch_size * training.gradient_accumulation
-    most = rows if basis.devices.kind is DeviceKind.CUDA else min(rows, DEFAULT_BATCH_SIZE)
+    most = rows if basis.on_gpu else min(rows, DEFAULT_BATCH_SIZE)
     wanted = min(most, basis.spec.training.batch_size or math.ceil(_BUSY_TOKENS / estimate.length))
     kept, recomputed = (estimate.of(1, again).largest_batch(available) or 0 for again in (False, True))
     again = kept < wanted
@@ -171,21 +195,3 @@ def row_length(resolved: Resolved, tokens: TokenReport) -> int:
     """Return the tokens of the longest sequence that training will see, or a little more."""
     longest = resolved.training.max_length if tokens.packed else 2 * tokens.p99_length
     return max(1, min(resolved.training.max_length, longest))
-
-
-def _estimate(model: object, resolved: Resolved, devices: DeviceFacts, length: int) -> MemoryEstimate | None:
-    training = resolved.training
-    plan = MemoryPlan(
-        batch_size=training.batch_size,
-        length=length,
-        quantization=resolved.quantization,
-        optimizer=training.optimizer,
-        gradient_checkpointing=training.gradient_checkpointing,
-        on_gpu=devices.kind is DeviceKind.CUDA,
-        sequences=sequences_per_row(resolved.task),
-    )
-    try:
-        return estimate_memory(model, plan)  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
-        _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
-        return None

@@ -8,6 +8,7 @@ import subprocess
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunSpec
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
@@ -125,3 +126,22 @@ def _driver_words() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"nvidia-smi: {first_line(error)}"
     return f"nvidia-smi: {' | '.join((done.stdout or done.stderr).strip().splitlines()) or 'says nothing'}"
+
+
+def expected_device(run: RunSpec, gpus: int) -> DeviceFacts:
+    """Return what preflight expects training to run on: this machine without a cluster, else what the job asks for."""
+    if run.local or not gpus:
+        return actual_device(run, gpus)
+    return DeviceFacts(DeviceKind.CUDA, run.gpu_memory_bytes, bfloat16=True)
+
+
+def actual_device(run: RunSpec, gpus: int) -> DeviceFacts:
+    """Return the device of this process: the GPU that the job asked for; without a cluster what there is.
+
+    Raises TrainerError(GPUUnavailable): a pod that holds a GPU never trains on the CPU.
+    """
+    import torch
+
+    if gpus and not run.local:
+        require_gpu()
+    return device_facts(run.gpu_memory_bytes if torch.cuda.is_available() else run.memory_bytes)

@@ -7,6 +7,8 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.manifest import QuantizationRecord
+from tunery_api.methods import ComputeType
 from tunery_api.scrub import shorten
 from tunery_api.status import DatasetStatus, ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
@@ -24,6 +26,8 @@ _LIBRARIES: Final = (
     "accelerate",
     "datasets",
 )
+QUANTIZATION_SETTINGS: Final = ("quantization.type", "quantization.doubleQuant", "training.precision")
+"""What the lineage shows of how the base was quantised, by field of the spec."""
 _MAX_TARGETS: Final = 64
 _MAX_VALUES: Final = 48
 _MAX_COLUMNS: Final = 16
@@ -69,6 +73,15 @@ def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedS
         values=list(resolved.values)[:_MAX_VALUES],
         **known,
     )
+
+
+def quantization_record(resolved: Resolved) -> QuantizationRecord | None:
+    """Return how the base is quantised, as the lineage says it; None where it is not."""
+    settings = resolved.quantization
+    if settings is None:
+        return None
+    loaded_as = ComputeType(resolved.training.precision.value)
+    return QuantizationRecord(type=settings.type, double_quant=settings.double_quant, loaded_as=loaded_as)
 
 
 def library_versions() -> dict[str, str]:

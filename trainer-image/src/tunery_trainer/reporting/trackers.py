@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from transformers import TrainerCallback
-
-from tunery_api.runspec import Purpose, RunSpec
-from tunery_api.training import MlflowSpec, WandbSpec
-from tunery_trainer.inputs.workspace import credentials_for
+from tunery_api.runspec import Purpose, RunIdentity
+from tunery_api.training import MlflowSpec, TrackingSpec, WandbSpec
 from tunery_trainer.storage.credentials import Credentials
-from tunery_trainer.training.callbacks import METRICS
 
 RUNS_FOLDER: Final = "runs"
 """Where TensorBoard files lie, beside the adapter."""
@@ -35,40 +32,33 @@ class Tracker(Protocol):
         ...
 
 
-class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
-    """Hands every logged metric to each tracker; one that fails is dropped, and training goes on."""
+@dataclass(frozen=True)
+class Tracked:
+    """What is tracked, and how."""
 
-    def __init__(self, trackers: list[Tracker]) -> None:
-        self._trackers = list(trackers)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Send what is told of a run: losses, rewards, learning rate and gradient norm."""
-        metrics = {name: float(value) for name, value in (logs or {}).items() if name in METRICS}
-        for tracker in list(self._trackers) if metrics else ():
-            try:
-                tracker.log(metrics, state.global_step)
-            except Exception as error:  # noqa: BLE001 (a tracking server that is down must not cost GPU hours)
-                _log.warning("%s is not told any more: %s", type(tracker).__name__, error)
-                self._trackers.remove(tracker)
+    spec: TrackingSpec | None
+    run: RunIdentity
+    credentials: Callable[[Purpose], Credentials]
+    """Returns what opens W&B or MLflow; raises TrainerError(SecretNotFound)."""
+    result: Path
+    """Below it TensorBoard writes."""
 
 
 @contextmanager
-def trackers(run: RunSpec, parameters: Mapping[str, Any], result: Path) -> Iterator[list[Tracker]]:
+def trackers(tracked: Tracked, parameters: Mapping[str, Any]) -> Iterator[list[Tracker]]:
     """Open what spec.tracking asks for, and close it at the end; `parameters` describes the run.
 
-    A tracker that cannot be opened is left out with a warning. TensorBoard writes below `result`.
+    A tracker that cannot be opened is left out with a warning.
     """
-    spec = run.lora_job.tracking if run.lora_job else None
+    spec = tracked.spec
     opened: list[Tracker] = []
     with ExitStack() as stack:
         if spec and spec.wandb:
-            _open(stack, opened, lambda wandb=spec.wandb: _wandb(run, wandb, parameters))
+            _open(stack, opened, lambda wandb=spec.wandb: _wandb(tracked, wandb, parameters))
         if spec and spec.mlflow:
-            _open(stack, opened, lambda mlflow=spec.mlflow: _mlflow(run, mlflow, parameters))
+            _open(stack, opened, lambda mlflow=spec.mlflow: _mlflow(tracked, mlflow, parameters))
         if spec and spec.tensorboard:
-            _open(stack, opened, lambda: _tensorboard(result / RUNS_FOLDER, parameters))
+            _open(stack, opened, lambda: _tensorboard(tracked.result / RUNS_FOLDER, parameters))
         yield opened
 
 
@@ -99,11 +89,11 @@ class _Wandb:
 
 
 @contextmanager
-def _wandb(run: RunSpec, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+def _wandb(tracked: Tracked, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
     """Report to W&B; offline, into the work folder, where no key is at hand."""
     import wandb
 
-    credentials = credentials_for(run, Purpose.WANDB)
+    credentials, run = tracked.credentials(Purpose.WANDB), tracked.run
     key = credentials.get("WANDB_API_KEY")
     settings: dict[str, Any] = {"silent": True, "console": "off"}
     if key and credentials.get("WANDB_BASE_URL"):
@@ -113,8 +103,8 @@ def _wandb(run: RunSpec, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iter
     started = wandb.init(
         project=spec.project,
         entity=spec.entity,
-        name=run.identity.name,
-        id=run.identity.uid,
+        name=run.name,
+        id=run.uid,
         resume="allow",
         mode="online" if key else "offline",
         dir=os.environ.get("WANDB_DIR"),
@@ -138,15 +128,16 @@ class _MLflow:
 
 
 @contextmanager
-def _mlflow(run: RunSpec, spec: MlflowSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+def _mlflow(tracked: Tracked, spec: MlflowSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
     """Report to an MLflow server; an attempt that resumes goes on with the run of the first."""
     from mlflow.tracking import MlflowClient
 
-    with _mlflow_login(credentials_for(run, Purpose.MLFLOW)):
+    run = tracked.run
+    with _mlflow_login(tracked.credentials(Purpose.MLFLOW)):
         client = MlflowClient(tracking_uri=spec.uri)
         experiment = client.get_experiment_by_name(spec.experiment)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(spec.experiment)
-        earlier = client.search_runs([experiment_id], f"tags.`tunery.uid` = '{run.identity.uid}'", max_results=1)
+        earlier = client.search_runs([experiment_id], f"tags.`tunery.uid` = '{run.uid}'", max_results=1)
         run_id = earlier[0].info.run_id if earlier else _new_mlflow_run(client, experiment_id, run, parameters)
         status = "FAILED"
         try:
@@ -156,9 +147,9 @@ def _mlflow(run: RunSpec, spec: MlflowSpec, parameters: Mapping[str, Any]) -> It
             client.set_terminated(run_id, status)
 
 
-def _new_mlflow_run(client: Any, experiment_id: str, run: RunSpec, parameters: Mapping[str, Any]) -> str:
-    tags = {"tunery.uid": run.identity.uid, "tunery.namespace": run.identity.namespace}
-    run_id: str = client.create_run(experiment_id, run_name=run.identity.name, tags=tags).info.run_id
+def _new_mlflow_run(client: Any, experiment_id: str, run: RunIdentity, parameters: Mapping[str, Any]) -> str:
+    tags = {"tunery.uid": run.uid, "tunery.namespace": run.namespace}
+    run_id: str = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
     for name, value in parameters.items():
         client.log_param(run_id, name, str(value)[:_MLFLOW_PARAM_LIMIT])
     return run_id

@@ -9,7 +9,7 @@ from typing import Final
 from tunery_api.runspec import RunSpec
 from tunery_api.status import CheckpointStatus
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import checkpoint_store, work_folder
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.storage.checkpoints import latest_complete, remove_checkpoints
 
 LOCAL_FOLDER: Final = "checkpoints"
@@ -18,37 +18,35 @@ LOCAL_FOLDER: Final = "checkpoints"
 _log = logging.getLogger(__name__)
 
 
-def settle_checkpoints(run: RunSpec) -> CheckpointStatus | None:
+def settle_checkpoints(work: Workspace) -> CheckpointStatus | None:
     """Remove the checkpoints of a published run, or return the newest one if spec.checkpoint.keepAfterSuccess.
 
     The result is there: whatever the storage answers is a warning, never a failure.
     """
-    if keeps(run):
-        return kept_checkpoint(run)
+    if keeps(work.run):
+        return kept_checkpoint(work)
     try:
-        place = checkpoint_store(run)
+        place = work.checkpoints
         if place is not None:
-            remove_checkpoints(*place)
+            remove_checkpoints(place)
     except TrainerError as error:
         _log.warning("checkpoints were not removed: %s", error.message)
-    for folder in work_folder(run, LOCAL_FOLDER).glob("checkpoint-*"):
+    for folder in work.folder(LOCAL_FOLDER).glob("checkpoint-*"):
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def kept_checkpoint(run: RunSpec) -> CheckpointStatus | None:
+def kept_checkpoint(work: Workspace) -> CheckpointStatus | None:
     """Return the newest complete checkpoint if the job keeps them; None where there is none, or none can be seen."""
-    if not keeps(run):
+    if not keeps(work.run):
         return None
     try:
-        place = checkpoint_store(run)
-        newest = latest_complete(*place) if place else None
+        place = work.checkpoints
+        newest = latest_complete(place) if place else None
     except TrainerError as error:
         _log.warning("the kept checkpoints were not looked at: %s", error.message)
         return None
-    if place is None or newest is None:
-        return None
-    return CheckpointStatus(uri=place[0].uri(newest.prefix), step=newest.step)
+    return CheckpointStatus(uri=newest.place.uri, step=newest.step) if newest else None
 
 
 def keeps(run: RunSpec) -> bool:

@@ -20,7 +20,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
-class Split(_Part):
+class PassSplit(_Part):
     """How an optimizer step is cut into passes since memory ran out."""
 
     batch_size: int
@@ -70,7 +70,7 @@ class Memo(_Part):
     finished: bool
     """Training is over: what is left is to evaluate and to publish."""
     origin: Origin
-    split: Split | None = None
+    split: PassSplit | None = None
     """None: memory never ran out."""
     continued_from: MergeInputRecord | None = None
     """The published adapter that training began with."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import JsonValue
 from pydantic.alias_generators import to_camel
@@ -16,18 +16,13 @@ from tunery_api.inputs import DatasetEvaluation
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import RunSpec
 from tunery_api.scrub import shorten
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import FetchedModel
-from tunery_trainer.inputs.workspace import lora_spec
-from tunery_trainer.resuming.inherited import ROWS, manifest_of
+from tunery_trainer.resuming.inherited import ROWS
 from tunery_trainer.resuming.memo import Base, Origin
 from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, Resolved
-
-if TYPE_CHECKING:
-    from tunery_trainer.plan.training_plan import Plan
 
 _OTHER = "the checkpoint of spec.resumeFrom was trained"
 _OWN = "this job began"
@@ -35,29 +30,21 @@ _MAX_SHOWN = 120
 """Bytes of a value that a message shows."""
 
 
-def origin_of(run: RunSpec, model: FetchedModel, report: DatasetReport, plan: Plan) -> Origin:
-    """Return what the run trains, but for the digest of its base."""
-    return Origin(
-        run=run.identity,
-        base=base_of(run, model),
-        settings={**_data(lora_spec(run), report), **settings_of(plan)},
-        manifest=manifest_of(plan.resolved),
-        steps=plan.steps,
-    )
-
-
-def base_of(run: RunSpec, model: FetchedModel) -> Base:
-    """Return what is known of the base before its weights are read."""
+def base_of(uri: str, model: FetchedModel) -> Base:
+    """Return what is known of the base at `uri` before its weights are read."""
     config = hashlib.sha256(Path(model.folder, "config.json").read_bytes()).hexdigest()
-    return Base(uri=lora_spec(run).model.uri, revision=model.revision, config_sha256=config)
+    return Base(uri=uri, revision=model.revision, config_sha256=config)
 
 
-def settings_of(plan: Plan) -> dict[str, JsonValue]:
+def settings_of(resolved: Resolved, target_modules: Sequence[str], steps: int) -> dict[str, JsonValue]:
     """Return the settings that must be the same, by field, beside those of the data."""
-    return {**_adapter(plan), **_loop(plan.resolved)}
+    settings = _adapter(resolved, target_modules)
+    if resolved.method is Method.ADALORA:
+        settings["training (steps, over which AdaLoRA prunes)"] = steps
+    return {**settings, **_loop(resolved)}
 
 
-def _data(spec: LoRAJobSpec, report: DatasetReport) -> dict[str, JsonValue]:
+def rows_of(spec: LoRAJobSpec, report: DatasetReport) -> dict[str, JsonValue]:
     """Return what decides which rows there are, in which order, and which are held out."""
     held = spec.dataset.evaluation or DatasetEvaluation()
     drawn = held.uri is None and held.split is None
@@ -74,15 +61,15 @@ def _data(spec: LoRAJobSpec, report: DatasetReport) -> dict[str, JsonValue]:
     }
 
 
-def _adapter(plan: Plan) -> dict[str, JsonValue]:
+def _adapter(resolved: Resolved, target_modules: Sequence[str]) -> dict[str, JsonValue]:
     """Return what the adapter is like; dropout draws anew anyway."""
-    resolved, adapter, quantization = plan.resolved, plan.resolved.adapter, plan.resolved.quantization
+    adapter, quantization = resolved.adapter, resolved.quantization
     settings: dict[str, Any] = {
         "method": resolved.method.value,
         # AdaLoRA's is its targetRank.
         "lora.rank": adapter.rank if resolved.method is not Method.ADALORA else None,
         "lora.alpha": adapter.alpha,
-        "lora.targetModules": sorted(plan.target_modules),
+        "lora.targetModules": sorted(target_modules),
         "lora.modulesToSave": sorted(adapter.modules_to_save),
         "lora.useRslora": adapter.use_rslora,
         "lora.init": adapter.init.value,
@@ -93,8 +80,6 @@ def _adapter(plan: Plan) -> dict[str, JsonValue]:
         "quantization.type": quantization.type.value if quantization else None,
         "quantization.doubleQuant": quantization.double_quant if quantization else None,
     }
-    if resolved.method is Method.ADALORA:
-        settings["training (steps, over which AdaLoRA prunes)"] = plan.steps
     return {name: value for name, value in settings.items() if value is not None}
 
 

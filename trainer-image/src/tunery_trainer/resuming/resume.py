@@ -13,18 +13,17 @@ from pydantic import ValidationError
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import CheckpointRecord
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.runspec import Purpose
 from tunery_api.status import ResolvedValue
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import checkpoint_store, credentials_for, lora_spec
-from tunery_trainer.plan.session import Session
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.resuming.inherited import NOTHING, Taken, with_device_taken, with_open_taken
 from tunery_trainer.resuming.memo import MEMO_FILE, Memo, Origin, read_memo
 from tunery_trainer.resuming.origin import check_base, check_origin, check_own
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import Resolved, Source
-from tunery_trainer.storage import ObjectMissing, Store, join_key, open_store
-from tunery_trainer.storage.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_prefix
+from tunery_trainer.storage import ObjectMissing, StorePath
+from tunery_trainer.storage.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_place
 
 _FIELD: Final = "spec.resumeFrom"
 
@@ -53,42 +52,41 @@ class Peeked:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where spec.resumeFrom leads to: the prefix of checkpoints, and the one step that was named, if one was."""
+class CheckpointPlace:
+    """Where spec.resumeFrom leads to: a place of checkpoints, and the one step that was named, if one was."""
 
-    store: Store
-    prefix: str
+    place: StorePath
     step: int | None
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the complete ones, the newest first."""
-        found = complete_checkpoints(self.store, self.prefix)
+        found = complete_checkpoints(self.place)
         return [each for each in found if self.step in (None, each.step)]
 
     def missing(self, kind: str) -> TrainerError:
         """Return the failure that there is none of a kind, `complete` or `intact`."""
         of = f" of step {self.step}" if self.step is not None else ""
-        message = f"{_FIELD}: {self.store.uri(self.prefix)} holds no {kind} checkpoint{of}"
+        message = f"{_FIELD}: {self.place.uri} holds no {kind} checkpoint{of}"
         return TrainerError(FailureReason.CHECKPOINT_MISSING, message)
 
 
-def source_of(run: RunSpec) -> Place | None:
+def source_of(work: Workspace) -> CheckpointPlace | None:
     """Return what spec.resumeFrom names; None where the job has none. Nothing is contacted yet."""
-    if run.resume_uri is None:
+    named = work.run.resume_uri
+    if named is None:
         return None
-    folder, _, name = run.resume_uri.rstrip("/").rpartition("/")
+    folder, _, name = named.rstrip("/").rpartition("/")
     step = step_of(name)
-    uri = run.resume_uri if step is None else folder
-    store, prefix = open_store(uri, credentials_for(run, Purpose.RESUME_FROM, uri), f"{_FIELD}.uri")
-    return Place(store, prefix, step)
+    uri = named if step is None else folder
+    return CheckpointPlace(work.open(Purpose.RESUME_FROM, uri, f"{_FIELD}.uri"), step)
 
 
-def peek(run: RunSpec) -> Peeked | None:
+def peek(work: Workspace) -> Peeked | None:
     """Return what spec.resumeFrom leads to, by its name and its memory alone; None where the job has none.
 
     Raises TrainerError: CheckpointMissing, and the storage reasons.
     """
-    source = source_of(run)
+    source = source_of(work)
     if source is None:
         return None
     try:
@@ -99,37 +97,37 @@ def peek(run: RunSpec) -> Peeked | None:
         raise error.about(_FIELD) from error
 
 
-def _peeked(source: Place) -> Iterator[Peeked]:
+def _peeked(source: CheckpointPlace) -> Iterator[Peeked]:
     for checkpoint in source.checkpoints():
-        memo = _memo_of(source.store, checkpoint)
+        memo = _memo_of(checkpoint)
         if memo is not None:
-            yield Peeked(record_of(source.store.uri(checkpoint.prefix), checkpoint.step, memo), memo)
+            yield Peeked(record_of(checkpoint.place.uri, checkpoint.step, memo), memo)
 
 
-def with_taken(run: RunSpec) -> tuple[LoRAJobSpec, Taken]:
+def with_taken(work: Workspace) -> tuple[LoRAJobSpec, Taken]:
     """Return the spec with what it leaves open taken from the checkpoint that it will go on from, and what that is.
 
     The job's own counts first: it may need the one of resumeFrom no more. Raises what `peek` raises.
     """
-    spec, own = lora_spec(run), _own_memo(run)
-    if run.resume_uri is None:
+    spec, own = work.lora_job, _own_memo(work)
+    if work.run.resume_uri is None:
         return with_device_taken(spec, own.origin) if own else (spec, NOTHING)
-    source = peek(run) if own is None else None
+    source = peek(work) if own is None else None
     memo = source.memo if source else own
     return with_open_taken(spec, memo.origin) if memo else (spec, NOTHING)
 
 
-def _own_memo(run: RunSpec) -> Memo | None:
-    place = checkpoint_store(run)
-    found = (_memo_of(place[0], each) for each in complete_checkpoints(*place)) if place else iter(())
+def _own_memo(work: Workspace) -> Memo | None:
+    place = work.checkpoints
+    found = (_memo_of(each) for each in complete_checkpoints(place)) if place else iter(())
     return next((memo for memo in found if memo is not None), None)
 
 
-def _memo_of(store: Store, checkpoint: Checkpoint) -> Memo | None:
+def _memo_of(checkpoint: Checkpoint) -> Memo | None:
     """Return the memory of a checkpoint in a store; None where it is not what its marker says."""
     record = checkpoint.marker.files.get(MEMO_FILE)
     try:
-        content = store.read_bytes(join_key(checkpoint.prefix, MEMO_FILE))
+        content = checkpoint.place.read_bytes(MEMO_FILE)
         intact = record is not None and hashlib.sha256(content).hexdigest() == record.sha256
         return Memo.model_validate_json(content) if intact else None
     except (ObjectMissing, ValidationError):
@@ -141,34 +139,34 @@ def record_of(uri: str, step: int, memo: Memo) -> CheckpointRecord:
     return CheckpointRecord(uri=uri, step=step, run=memo.origin.run)
 
 
-def resume(session: Session, folder: Path) -> Resumed | None:
-    """Download the checkpoint that the run goes on from into `folder`; None where it begins anew.
+def resume(work: Workspace, origin: Origin, folder: Path) -> Resumed | None:
+    """Download the checkpoint that a run of `origin` goes on from into `folder`; None where it begins anew.
 
     Its own counts first: an attempt that has gone on from another's needs that no more. Raises TrainerError:
     CheckpointMissing, InvalidSpec where it is of something else than what is trained here, and the storage reasons. The
     digest of a base that is still being read is not waited for: see `check_weights`.
     """
-    place = checkpoint_store(session.run)
-    restored = restore(*place, folder) if place else None
+    place = work.checkpoints
+    restored = restore(place, folder) if place else None
     if restored is not None:
         memo = read_memo(restored.folder)
-        check_own(memo.origin, session.origin)
+        check_own(memo.origin, origin)
         print(f"Resuming from the checkpoint of step {restored.step}", flush=True)
         return Resumed(restored.step, restored.folder, memo, own=True)
-    source = source_of(session.run)
-    return _resume_other(session, source, folder) if source else None
+    source = source_of(work)
+    return _resume_other(source, origin, folder) if source else None
 
 
-def _resume_other(session: Session, source: Place, folder: Path) -> Resumed:
+def _resume_other(source: CheckpointPlace, origin: Origin, folder: Path) -> Resumed:
     try:
-        restored = restore(source.store, source.prefix, folder, source.step)
+        restored = restore(source.place, folder, source.step)
     except TrainerError as error:
         raise error.about(_FIELD) from error
     if restored is None:
         raise source.missing("intact")
     memo = read_memo(restored.folder)
-    check_origin(memo.origin, restored.step, session.origin)
-    at = record_of(source.store.uri(step_prefix(source.prefix, restored.step)), restored.step, memo)
+    check_origin(memo.origin, restored.step, origin)
+    at = record_of(step_place(source.place, restored.step).uri, restored.step, memo)
     print(f"Resuming from {told(at)}, {at.uri}", flush=True)
     memo = memo.model_copy(update={"resumed_from": [*memo.resumed_from, at]})
     return Resumed(restored.step, restored.folder, memo, own=False)

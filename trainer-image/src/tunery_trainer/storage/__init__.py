@@ -1,6 +1,15 @@
 """Objects in S3 or in a folder, behind one protocol; the only place that does storage I/O."""
 
-from tunery_trainer.storage.base import Entry, ObjectExists, ObjectMissing, Progress, PutResult, Store, join_key
+from tunery_trainer.storage.base import (
+    Entry,
+    ObjectExists,
+    ObjectMissing,
+    OnBytes,
+    PutResult,
+    Store,
+    StorePath,
+    join_key,
+)
 from tunery_trainer.storage.local import LocalStore
 from tunery_trainer.storage.opening import open_store
 
@@ -9,9 +18,10 @@ __all__ = [
     "LocalStore",
     "ObjectExists",
     "ObjectMissing",
-    "Progress",
+    "OnBytes",
     "PutResult",
     "Store",
+    "StorePath",
     "join_key",
     "open_store",
 ]

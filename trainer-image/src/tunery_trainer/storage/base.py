@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 
-Progress = Callable[[int], None]
+OnBytes = Callable[[int], None]
 """Called with the number of bytes that moved since the last call."""
 
 
@@ -94,7 +94,7 @@ class Store(Source, Protocol):
         """Return `length` bytes from `start`, fewer only at the end of the object."""
         ...
 
-    def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         """Copy the object to `path` (written under another name, size checked, renamed); return its SHA-256.
 
         Several ranges are read at a time, so `progress` is called by several threads. A download that was cut off goes
@@ -102,7 +102,7 @@ class Store(Source, Protocol):
         """
         ...
 
-    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
         """Store the file `path` and return the SHA-256 of the bytes sent; it is read once."""
         ...
 
@@ -117,6 +117,35 @@ class Store(Source, Protocol):
     def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
         """Remove what uploads below `prefix` that were cut off left behind; return how many."""
         ...
+
+
+class StorePath(NamedTuple):
+    """A place in a store: a folder of objects, or one object."""
+
+    store: Store
+    prefix: str
+    """A relative path with `/`; empty: the whole store."""
+
+    @property
+    def uri(self) -> str:
+        """As a user would write it."""
+        return self.store.uri(self.prefix)
+
+    def key(self, name: str = "") -> str:
+        """Return the key of the object `name` below it."""
+        return join_key(self.prefix, name)
+
+    def below(self, name: str) -> StorePath:
+        """Return the place `name` below it."""
+        return StorePath(self.store, self.key(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the whole object `name` below it; for small ones. Raises what Store.read_bytes raises."""
+        return self.store.read_bytes(self.key(name))
+
+    def relative(self, entry: Entry) -> str:
+        """Return the name of an entry that `store.list(prefix)` gave, as seen from here."""
+        return entry.key[len(self.key()) + 1 :] if self.key() else entry.key
 
 
 def join_key(*parts: str) -> str:

@@ -25,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunery_api.manifest import FileRecord
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import ObjectMissing, Store, join_key
+from tunery_trainer.storage import ObjectMissing, StorePath
 from tunery_trainer.storage.base import check_key
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 
 MARKER_NAME: Final = "complete.json"
+CLOSE_SECONDS: Final = 600.0
+"""How long the last checkpoint of a run may take to upload."""
 _STEP: Final = re.compile(r"step-(\d{6,})")
 _NOT_RESUMED_FROM: Final = frozenset({"training_args.bin"})
 """A pickle that nothing resumes from."""
@@ -51,7 +53,7 @@ class Checkpoint:
     """A complete checkpoint in a store."""
 
     step: int
-    prefix: str
+    place: StorePath
     marker: Marker
 
 
@@ -63,9 +65,9 @@ class Restored:
     folder: Path
 
 
-def step_prefix(prefix: str, step: int) -> str:
-    """Return the folder of a step's checkpoint, such as `<prefix>/step-000200`."""
-    return join_key(prefix, f"step-{step:06}")
+def step_place(place: StorePath, step: int) -> StorePath:
+    """Return the folder of a step's checkpoint, such as `<place>/step-000200`."""
+    return place.below(f"step-{step:06}")
 
 
 def step_of(folder: str) -> int | None:
@@ -74,29 +76,30 @@ def step_of(folder: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def complete_checkpoints(store: Store, prefix: str) -> list[Checkpoint]:
-    """Return the complete checkpoints below `prefix`, the newest first; one with an unreadable marker is left out."""
+def complete_checkpoints(place: StorePath) -> list[Checkpoint]:
+    """Return the complete checkpoints below `place`, the newest first; one with an unreadable marker is left out."""
     found = []
-    for step, names in _steps(store, prefix).items():
+    for step, names in _steps(place).items():
         if MARKER_NAME not in names:
             continue
-        folder = step_prefix(prefix, step)
-        marker = _read_marker(store, folder)
+        folder = step_place(place, step)
+        marker = _read_marker(folder)
         if marker is not None:
             found.append(Checkpoint(step, folder, marker))
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
-def latest_complete(store: Store, prefix: str) -> Checkpoint | None:
-    """Return the newest complete checkpoint below `prefix`, or None."""
-    return next(iter(complete_checkpoints(store, prefix)), None)
+def latest_complete(place: StorePath) -> Checkpoint | None:
+    """Return the newest complete checkpoint below `place`, or None."""
+    return next(iter(complete_checkpoints(place)), None)
 
 
-def download(store: Store, checkpoint: Checkpoint, folder: Path) -> None:
+def download(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy a checkpoint into `folder`; ADAPTER_CORRUPT if a file is missing or does not match its digest."""
     folder.mkdir(parents=True, exist_ok=True)
+    place, store = checkpoint.place, checkpoint.place.store
     for name, record in checkpoint.marker.files.items():
-        key = join_key(checkpoint.prefix, check_key(name, store.uri(checkpoint.prefix)))
+        key = place.key(check_key(name, place.uri))
         try:
             digest = store.download(key, folder / name)
         except ObjectMissing as error:
@@ -105,19 +108,19 @@ def download(store: Store, checkpoint: Checkpoint, folder: Path) -> None:
             raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{store.uri(key)} does not match its digest")
 
 
-def restore(store: Store, prefix: str, folder: Path, only: int | None = None) -> Restored | None:
+def restore(place: StorePath, folder: Path, only: int | None = None) -> Restored | None:
     """Download the newest complete checkpoint that is intact to `folder/checkpoint-<step>`, or return None.
 
     `only` is the one step that may be taken, if it matters. A damaged one is passed over with a warning, for the one
     before it. Storage that does not answer is an error: training from the start would throw paid work away.
     """
-    for checkpoint in complete_checkpoints(store, prefix):
+    for checkpoint in complete_checkpoints(place):
         if only not in (None, checkpoint.step):
             continue
         target = folder / f"checkpoint-{checkpoint.step}"
         shutil.rmtree(target, ignore_errors=True)
         try:
-            download(store, checkpoint, target)
+            download(checkpoint, target)
         except TrainerError as error:
             if error.reason is not FailureReason.ADAPTER_CORRUPT:
                 raise
@@ -128,31 +131,31 @@ def restore(store: Store, prefix: str, folder: Path, only: int | None = None) ->
     return None
 
 
-def remove_checkpoints(store: Store, prefix: str) -> None:
-    """Remove every checkpoint below `prefix`, and what cut-off uploads left there.
+def remove_checkpoints(place: StorePath) -> None:
+    """Remove every checkpoint below `place`, and what cut-off uploads left there.
 
     All markers go before the first file: whenever this is cut off, nothing that is left could be resumed from. Raises
     the storage reasons at the first object that cannot be removed.
     """
-    folders = {step_prefix(prefix, step): names for step, names in _steps(store, prefix).items()}
+    folders = {step_place(place, step): names for step, names in _steps(place).items()}
     for folder, names in folders.items():
         if MARKER_NAME in names:
-            store.delete(join_key(folder, MARKER_NAME))
+            place.store.delete(folder.key(MARKER_NAME))
     for folder, names in folders.items():
         for name in names:
             if name != MARKER_NAME:
-                store.delete(join_key(folder, name))
-    remove_stale_uploads(store, prefix, older_than_seconds=0)
+                place.store.delete(folder.key(name))
+    remove_stale_uploads(place, older_than_seconds=0)
 
 
-def probe_checkpoints(store: Store, prefix: str) -> None:
+def probe_checkpoints(place: StorePath) -> None:
     """Preflight's check that checkpoints can be stored: list, write, read back and delete a small object.
 
     Raises the storage reasons, naming the place of the checkpoints and the right that is missing.
     """
-    key, data = join_key(prefix, f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
+    store, key, data = place.store, place.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
     try:
-        store.list(prefix)  # first: some servers make a bucket that is written to
+        store.list(place.prefix)  # first: some servers make a bucket that is written to
         store.put_bytes(key, data)
         try:
             if store.read_bytes(key) != data:
@@ -174,14 +177,13 @@ class CheckpointUploader:
 
     def __init__(
         self,
-        store: Store,
-        prefix: str,
+        place: StorePath,
         scratch: Path,
         keep: int = 2,
         on_stored: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._store = store
-        self._prefix = prefix
+        self.place = place
+        self._store = place.store
         self._scratch = scratch
         self._keep = max(1, keep)
         self._on_stored = on_stored
@@ -227,7 +229,7 @@ class CheckpointUploader:
         return self.error is None and not self._abandoned
 
     def _run(self) -> None:
-        remove_stale_uploads(self._store, self._prefix)
+        remove_stale_uploads(self.place)
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._pending is not None or self._closing)
@@ -253,34 +255,34 @@ class CheckpointUploader:
             _log.warning("the checkpoint of step %d was not stored: %s", step, self.error.message)
 
     def _store_one(self, step: int, snapshot: Path) -> None:
-        folder = step_prefix(self._prefix, step)
-        marker_key = join_key(folder, MARKER_NAME)
+        folder = step_place(self.place, step)
+        marker_key = folder.key(MARKER_NAME)
         self._store.delete(marker_key)  # a checkpoint of an earlier attempt is incomplete while it is replaced
         files = {}
         for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
             name = path.relative_to(snapshot).as_posix()
-            digest = self._store.upload_file(path, join_key(folder, name))
+            digest = self._store.upload_file(path, folder.key(name))
             files[name] = FileRecord(sha256=digest, size=path.stat().st_size)
         if self._abandoned:
             raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, "it took too long")
         self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
         self.last_stored = step
         if self._on_stored is not None:
-            self._on_stored(self._store.uri(folder), step)
+            self._on_stored(folder.uri, step)
         self._prune(step)
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` complete checkpoints up to the newest; older ones, and half-written ones before it, go."""
-        steps = _steps(self._store, self._prefix)
+        steps = _steps(self.place)
         complete = sorted((s for s, names in steps.items() if MARKER_NAME in names and s <= newest), reverse=True)
         kept = set(complete[: self._keep])
         for step, names in steps.items():
             if step in kept or step > newest:
                 continue
-            folder = step_prefix(self._prefix, step)
+            folder = step_place(self.place, step)
             # The marker goes first: what is left, if this is cut off, is half-written and ignored.
             for name in sorted(names, key=lambda name: name != MARKER_NAME):
-                self._store.delete(join_key(folder, name))
+                self._store.delete(folder.key(name))
 
 
 def _snapshot(folder: Path, target: Path) -> None:
@@ -295,21 +297,20 @@ def _snapshot(folder: Path, target: Path) -> None:
             shutil.copy2(path, copy)  # another disk, or one without hard links
 
 
-def _steps(store: Store, prefix: str) -> dict[int, list[str]]:
+def _steps(place: StorePath) -> dict[int, list[str]]:
     """Return the names of the files of each step's folder."""
     found: dict[int, list[str]] = {}
-    start = len(join_key(prefix)) + 1 if join_key(prefix) else 0
-    for entry in store.list(prefix):
-        folder, _, name = entry.key[start:].partition("/")
+    for entry in place.store.list(place.prefix):
+        folder, _, name = place.relative(entry).partition("/")
         step = step_of(folder)
         if step is not None and name:
             found.setdefault(step, []).append(name)
     return found
 
 
-def _read_marker(store: Store, folder: str) -> Marker | None:
+def _read_marker(folder: StorePath) -> Marker | None:
     try:
-        return Marker.model_validate_json(store.read_bytes(join_key(folder, MARKER_NAME)))
+        return Marker.model_validate_json(folder.read_bytes(MARKER_NAME))
     except (ObjectMissing, ValidationError):
-        _log.warning("%s is ignored: its %s cannot be read", store.uri(folder), MARKER_NAME)
+        _log.warning("%s is ignored: its %s cannot be read", folder.uri, MARKER_NAME)
         return None

@@ -20,7 +20,7 @@ from tunery_trainer.storage.base import (
     ObjectExists,
     ObjectMissing,
     ObjectReplaced,
-    Progress,
+    OnBytes,
     PutResult,
     check_key,
 )
@@ -74,10 +74,10 @@ class LocalStore:
                 left -= len(chunk)
                 yield chunk
 
-    def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         return transfer.download(self, key, path, progress)
 
-    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
         sha = hashlib.sha256()
 
         def chunks() -> Iterator[bytes]:

@@ -7,26 +7,27 @@ from pathlib import Path
 from tunery_api.fields import bucket_problem
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.base import Store, check_key
+from tunery_trainer.storage.base import Store, StorePath, check_key
 from tunery_trainer.storage.credentials import Credentials
 from tunery_trainer.storage.local import LocalStore
 from tunery_trainer.storage.uris import split_uri
 
 
-def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> tuple[Store, str]:
-    """Return the store that holds `uri` and the prefix (or key) of `uri` in it; nothing is contacted yet.
+def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> StorePath:
+    """Return the place that `uri` names, a folder of objects or one object; nothing is contacted yet.
 
     `field` is the manifest field that named the URI, for messages. `mount` is where the claim of a `pvc://claim/path`
     is mounted. `file:///folder/name` opens `/folder` with the prefix `name`. INVALID_SPEC for any other URI.
     """
     scheme, authority, key = split_uri(uri)
     if scheme == "s3" and authority:
-        return _open_bucket(authority, credentials, field), check_key(key, f"{field}: {uri}") if key else ""
+        return StorePath(_open_bucket(authority, credentials, field), check_key(key, f"{field}: {uri}") if key else "")
     if scheme == "file" and key and authority in ("", "localhost"):
         path = Path("/", check_key(key, f"{field}: {uri}"))
-        return LocalStore(path.parent, path.parent.as_uri(), field), path.name
+        return StorePath(LocalStore(path.parent, path.parent.as_uri(), field), path.name)
     if scheme == "pvc" and authority and mount is not None:
-        return LocalStore(mount, f"pvc://{authority}", field), check_key(key, f"{field}: {uri}") if key else ""
+        store = LocalStore(mount, f"pvc://{authority}", field)
+        return StorePath(store, check_key(key, f"{field}: {uri}") if key else "")
     raise TrainerError(FailureReason.INVALID_SPEC, f"{field}: {uri!r} cannot be used here")
 
 

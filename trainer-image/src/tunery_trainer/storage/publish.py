@@ -20,7 +20,7 @@ from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import ObjectExists, ObjectMissing, Progress, Store, join_key
+from tunery_trainer.storage import ObjectExists, ObjectMissing, OnBytes, Store, StorePath
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 from tunery_trainer.storage.published import PublishedManifest, read_manifest, verify, verify_file
 
@@ -38,17 +38,20 @@ _log = logging.getLogger(__name__)
 class Target:
     """The place of a result, and the run that wants it."""
 
-    store: Store
-    prefix: str
+    place: StorePath
     run: RunIdentity
     overwrite: bool = False
 
     @property
     def uri(self) -> str:
-        return self.store.uri(self.prefix)
+        return self.place.uri
+
+    @property
+    def store(self) -> Store:
+        return self.place.store
 
     def key(self, name: str) -> str:
-        return join_key(self.prefix, name)
+        return self.place.key(name)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,12 @@ def published_by(target: Target) -> Published:
     Raises ADAPTER_MISSING if nothing is there, or another run's result; ADAPTER_CORRUPT if it is not whole; and the
     reasons of the storage.
     """
-    found = read_manifest(target.store, target.prefix)
+    found = read_manifest(target.place)
     if found.manifest.run.uid != target.run.uid:
         run = found.manifest.run
         message = f"{target.uri} holds the result of another run: {run.kind} {run.namespace}/{run.name}, uid {run.uid}"
         raise TrainerError(FailureReason.ADAPTER_MISSING, message)
-    found = verify(target.store, target.prefix, found.sha256)
+    found = verify(target.place, found.sha256)
     return Published(target.uri, found.sha256, found.manifest.size_bytes, found.manifest)
 
 
@@ -116,7 +119,7 @@ def published_before(target: Target) -> Published | None:
         return None
 
 
-def publish(folder: Path, target: Target, lineage: Lineage, progress: Progress | None = None) -> Published:
+def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | None = None) -> Published:
     """Upload every file of `folder` below the target's prefix, the manifest last, and read all of it back.
 
     A rerun by the same run after a crash is a success. Pickles are left out. Raises OUTPUT_EXISTS if another run's
@@ -158,7 +161,7 @@ class Publisher:
 
     def start(self) -> Published | None:
         """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
-        remove_stale_uploads(self._store, self._target.prefix)
+        remove_stale_uploads(self._target.place)
         existing = _existing(self._target)
         if existing is not None and existing.manifest.run.uid == self._target.run.uid:
             done = published_before(self._target)
@@ -173,7 +176,7 @@ class Publisher:
         self._stale = set(existing.manifest.files) if existing is not None else set()
         return None
 
-    def add(self, path: Path, name: str, progress: Progress | None = None) -> FileRecord:
+    def add(self, path: Path, name: str, progress: OnBytes | None = None) -> FileRecord:
         """Upload one file as `name`, relative to the prefix, and return its record."""
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TrainerError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
@@ -240,10 +243,10 @@ class Publisher:
         except ObjectExists as error:
             # A PUT that was answered but whose answer got lost is sent again, and then finds itself.
             if self._store.read_bytes(key) != data:
-                raise _taken(self._target, read_manifest(self._store, self._target.prefix).manifest) from error
+                raise _taken(self._target, read_manifest(self._target.place).manifest) from error
 
     def _read_back(self, manifest: Manifest, data: bytes) -> Published:
-        found = read_manifest(self._store, self._target.prefix)
+        found = read_manifest(self._target.place)
         if found.sha256 != hashlib.sha256(data).hexdigest():
             raise _taken(self._target, found.manifest)
         for name, record in manifest.files.items():
@@ -285,7 +288,7 @@ def _refuses_second_write(store: Store, key: str) -> bool:
 def _existing(target: Target) -> PublishedManifest | None:
     """Return the manifest at the place, or None. One that cannot be read counts as another's, unless overwritten."""
     try:
-        return read_manifest(target.store, target.prefix)
+        return read_manifest(target.place)
     except TrainerError as error:
         if error.reason is FailureReason.ADAPTER_MISSING:
             return None

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import ObjectMissing, Progress, Store, join_key
+from tunery_trainer.storage import ObjectMissing, OnBytes, Store, StorePath
 from tunery_trainer.storage.base import check_key
 
 
@@ -23,17 +23,17 @@ class PublishedManifest:
     sha256: str
 
 
-def read_manifest(store: Store, prefix: str, expected_sha256: str | None = None) -> PublishedManifest:
-    """Return the manifest below `prefix`; no other file is looked at.
+def read_manifest(place: StorePath, expected_sha256: str | None = None) -> PublishedManifest:
+    """Return the manifest at `place`; no other file is looked at.
 
     Raises ADAPTER_MISSING if there is none, ADAPTER_CORRUPT if it cannot be read as one or if its digest is not
     `expected_sha256` (what a LoRAJob's status vouches for).
     """
-    uri = store.uri(join_key(prefix, MANIFEST_NAME))
+    uri = place.below(MANIFEST_NAME).uri
     try:
-        data = store.read_bytes(join_key(prefix, MANIFEST_NAME))
+        data = place.read_bytes(MANIFEST_NAME)
     except ObjectMissing as error:
-        message = f"{store.uri(prefix)} is not a published result: it has no {MANIFEST_NAME}"
+        message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
         raise TrainerError(FailureReason.ADAPTER_MISSING, message) from error
     digest = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
@@ -50,14 +50,14 @@ def read_manifest(store: Store, prefix: str, expected_sha256: str | None = None)
     return PublishedManifest(manifest, digest)
 
 
-def verify(store: Store, prefix: str, expected_sha256: str | None = None) -> PublishedManifest:
-    """Read every file below `prefix` and compare it with the manifest.
+def verify(place: StorePath, expected_sha256: str | None = None) -> PublishedManifest:
+    """Read every file at `place` and compare it with the manifest.
 
     Raises what `read_manifest` raises, and ADAPTER_CORRUPT naming the first file that is missing or differs.
     """
-    found = read_manifest(store, prefix, expected_sha256)
+    found = read_manifest(place, expected_sha256)
     for name, record in found.manifest.files.items():
-        verify_file(store, join_key(prefix, name), record)
+        verify_file(place.store, place.key(name), record)
     return found
 
 
@@ -74,18 +74,18 @@ def verify_file(store: Store, key: str, record: FileRecord) -> None:
 
 
 def download_published(
-    store: Store, prefix: str, folder: Path, expected_sha256: str | None = None, progress: Progress | None = None
+    place: StorePath, folder: Path, expected_sha256: str | None = None, progress: OnBytes | None = None
 ) -> PublishedManifest:
     """Copy a published folder to `folder`, each file's digest checked on the way; raises what `verify` raises."""
-    found = read_manifest(store, prefix, expected_sha256)
+    found = read_manifest(place, expected_sha256)
     for name, record in found.manifest.files.items():
-        key, path = join_key(prefix, name), folder / name
+        key, path = place.key(name), folder / name
         try:
-            digest = store.download(key, path, progress)
+            digest = place.store.download(key, path, progress)
         except ObjectMissing as error:
-            message = f"{store.uri(key)} is missing, but its manifest lists it"
+            message = f"{place.store.uri(key)} is missing, but its manifest lists it"
             raise TrainerError(FailureReason.ADAPTER_CORRUPT, message) from error
-        _compare(store.uri(key), record, path.stat().st_size, digest)
+        _compare(place.store.uri(key), record, path.stat().st_size, digest)
     return found
 
 

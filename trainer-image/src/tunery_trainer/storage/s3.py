@@ -21,7 +21,7 @@ from tunery_trainer.storage.base import (
     ObjectExists,
     ObjectMissing,
     ObjectReplaced,
-    Progress,
+    OnBytes,
     PutResult,
     check_key,
 )
@@ -106,10 +106,10 @@ class S3Store:
                 raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}") from error
             raise
 
-    def download(self, key: str, path: Path, progress: Progress | None = None) -> str:
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         return transfer.download(self, key, path, progress)
 
-    def upload_file(self, path: Path, key: str, progress: Progress | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
         size = path.stat().st_size
         with path.open("rb") as file, self._errors("s3:PutObject", key):
             reader = _HashingReader(file, progress)
@@ -204,7 +204,7 @@ class S3Store:
 class _HashingReader:
     """A file that can only be read forward, so that the bytes hashed are the bytes sent."""
 
-    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+    def __init__(self, file: BinaryIO, progress: OnBytes | None) -> None:
         self._file = file
         self._progress = progress
         self._sha = hashlib.sha256()

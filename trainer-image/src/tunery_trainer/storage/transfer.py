@@ -21,7 +21,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, Progress, Source
+from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
 
 CHUNK_BYTES: Final = 1 << 20
 PART_BYTES: Final = 32 << 20
@@ -71,7 +71,7 @@ class _Copy:
     store: Source
     entry: Entry
     partial: Path
-    progress: Progress | None
+    progress: OnBytes | None
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set once one part has failed: the others end at their next chunk."""
 
@@ -85,7 +85,7 @@ class _Copy:
             self.progress(count)
 
 
-def download(store: Source, key: str, path: Path, progress: Progress | None = None) -> str:
+def download(store: Source, key: str, path: Path, progress: OnBytes | None = None) -> str:
     """The `Store.download` of every store, on top of its `head` and `stream`."""
     entry = store.head(key)
     if entry is None:

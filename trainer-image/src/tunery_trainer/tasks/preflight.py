@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.adapter import PreviousAdapter, get_previous
+from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
-from tunery_trainer.inputs.fetch import FetchedDataset, FetchedModel
-from tunery_trainer.inputs.workspace import (
-    check_secrets,
-    count_rows,
-    data_options,
-    expected_device,
-    get_data,
-    get_model,
-    lora_spec,
-    model_place,
-    probe_places,
-    shared_cache,
-)
-from tunery_trainer.plan.disk import check_disk, disk_status, estimate_disk
-from tunery_trainer.plan.prepared_rows import survey
+from tunery_trainer.inputs.fetch import DataFiles, FetchedModel
+from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
+from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.status_parts import dataset_status, resolved_status
 from tunery_trainer.resuming.inherited import NOTHING, with_open_taken
-from tunery_trainer.resuming.origin import base_of, check_base, check_origin, origin_of
+from tunery_trainer.resuming.origin import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
 from tunery_trainer.settings.sizing import FEWEST_STEPS
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.settings.types import DeviceKind
+from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.tasks.frame import probe_places
 
 if TYPE_CHECKING:
-    from tunery_trainer.plan.training_plan import Plan
+    from tunery_trainer.plan.disk import DiskUse
+    from tunery_trainer.plan.training_plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What preflight has brought to the disk."""
+
+    base: FetchedModel
+    """Without weights."""
+    start_from: StartingAdapter | None
+    source: Peeked | None
+    """The checkpoint that spec.resumeFrom leads to."""
+    files: DataFiles
 
 
 def run_preflight(run: RunSpec) -> PreflightReport:
@@ -42,83 +46,95 @@ def run_preflight(run: RunSpec) -> PreflightReport:
 
     Prints the report. Raises TrainerError for what would fail later.
     """
-    check_secrets(run)
-    probe_places(run)
-    model = get_model(run, weights=False)
-    cache_model(model_place(run), told_in_percent(_tell, "base model into the cache"))
-    previous = get_previous(run, weights=False)
-    source = peek(run)
-    files = get_data(run)
+    work = Workspace(run)
+    check_secrets(work)
+    probe_places(work)
+    found = _gather(work)
     go_offline()
-    report = _check(run, (model, previous, source), files)
+    report = _check(work, found)
     _print(report)
     return report
+
+
+def _gather(work: Workspace) -> _Found:
+    base = get_model(work, weights=False)
+    cache_model(model_location(work), told_in_percent(_tell, "base model into the cache"))
+    start_from = get_starting_adapter(work, weights=False)
+    return _Found(base, start_from, peek(work), get_data(work))
 
 
 def _tell(text: str) -> None:
     print(f"Preflight  {text}", flush=True)
 
 
-def _check(
-    run: RunSpec,
-    start: tuple[FetchedModel, PreviousAdapter | None, Peeked | None],
-    files: tuple[FetchedDataset, FetchedDataset | None],
-) -> PreflightReport:
-    from tunery_trainer.model.load import load_tokenizer
-    from tunery_trainer.plan.training_plan import Basis, before_data, make_plan
+def _check(work: Workspace, found: _Found) -> PreflightReport:
+    from tunery_trainer.plan.disk import check_disk, estimate_disk
 
-    model, previous, source = start
-    devices = expected_device(run)
-    spec, taken = lora_spec(run), NOTHING
-    if source:
-        check_base(source.memo.origin, base_of(run, model))
-        spec, taken = with_open_taken(spec, source.memo.origin)
-    basis = Basis(spec, model.folder, devices, previous, taken)
-    rows = count_rows(basis.spec, files)
-    options = data_options(basis.spec, files, before_data(basis, rows))
-    dataset = survey(shared_cache(run), files[0].root, options, load_tokenizer(model.folder))
-    plan = make_plan(basis, rows, dataset)
-    _check_steps(basis.spec, plan)
+    plan = _plan(work, found)
+    _check_steps(plan)
+    source = found.source
     if source:
         _tell(f"goes on from {told(source.record)}")
-        check_origin(source.memo.origin, source.record.step, origin_of(run, model, dataset, plan))
-    disk = estimate_disk(run, model, files, dataset, plan.trainable_parameters)
-    report = PreflightReport(
-        dataset=dataset_status(dataset, plan.resolved),
-        memory=plan.memory.to_status(devices.memory_bytes) if plan.memory else None,
-        disk=disk_status(run, disk),
+        check_origin(source.memo.origin, source.record.step, plan.origin)
+    disk = estimate_disk(Path(work.run.work_dir), plan, found.files)
+    report = _report(work, found, plan, disk)
+    _check_memory(plan)
+    check_disk(work, disk)
+    return report
+
+
+def _plan(work: Workspace, found: _Found) -> TrainingPlan:
+    """Return the plan that training will make, from every row of the data set."""
+    from tunery_trainer.plan.basis import Basis
+    from tunery_trainer.plan.prepared_rows import survey
+    from tunery_trainer.plan.request import request_data
+    from tunery_trainer.plan.training_plan import plan_training
+
+    spec, taken = work.lora_job, NOTHING
+    device = expected_device(work.run, spec.resources.gpus)
+    if found.source:
+        origin = found.source.memo.origin
+        check_base(origin, base_of(spec.model.uri, found.base))
+        spec, taken = with_open_taken(spec, origin)
+    basis = Basis(work.run.identity, spec, found.base, device, found.start_from, taken)
+    request = request_data(basis, found.files)
+    return plan_training(basis, request.rows, survey(request, basis.tokenizer, work.cache))
+
+
+def _report(work: Workspace, found: _Found, plan: TrainingPlan, disk: DiskUse) -> PreflightReport:
+    from tunery_trainer.plan.disk import disk_status
+
+    return PreflightReport(
+        dataset=dataset_status(plan.data, plan.settings),
+        memory=plan.memory.to_status(plan.basis.device.memory_bytes) if plan.memory else None,
+        disk=disk_status(work, disk),
         resolved=resolved_status(
-            with_resumed(plan.resolved, source.record if source else None),
+            with_resumed(plan.settings, found.source.record if found.source else None),
             {
                 "target_modules": plan.target_modules,
                 "trainable_parameters": plan.trainable_parameters,
-                "revision": model.revision,
+                "revision": found.base.revision,
                 "steps": plan.steps,
             },
         ),
     )
-    _check_memory(plan, devices)
-    check_disk(run, disk)
-    return report
 
 
-def _check_steps(spec: LoRAJobSpec, plan: Plan) -> None:
+def _check_steps(plan: TrainingPlan) -> None:
     """Raise TrainerError(DatasetInvalid) for too few steps to learn anything, unless the manifest asks for so few."""
-    asked = {"epochs", "max_steps", "batch_size", "gradient_accumulation"} & spec.training.model_fields_set
+    asked = {"epochs", "max_steps", "batch_size", "gradient_accumulation"} & plan.basis.spec.training.model_fields_set
     if plan.steps < FEWEST_STEPS and not asked:
         raise TrainerError(
             FailureReason.DATASET_INVALID,
-            f"the rows make {plan.steps} optimizer steps, one row and {plan.resolved.training.epochs:g} passes each; "
+            f"the rows make {plan.steps} optimizer steps, one row and {plan.settings.training.epochs:g} passes each; "
             f"fewer than {FEWEST_STEPS} teach nothing",
             "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.",
         )
 
 
-def _check_memory(plan: Plan, devices: DeviceFacts) -> None:
-    from tunery_trainer.model.memory import human_bytes
-
-    estimate = plan.memory
-    if estimate is None or devices.memory_bytes is None or plan.fits(devices):
+def _check_memory(plan: TrainingPlan) -> None:
+    estimate, devices = plan.memory, plan.basis.device
+    if estimate is None or devices.memory_bytes is None or plan.fits:
         return
     largest = estimate.largest_batch(devices.memory_bytes)
     device = "the GPU" if devices.kind is DeviceKind.CUDA else "the container"
@@ -151,7 +167,5 @@ def _print(report: PreflightReport) -> None:
         targets = ", ".join(resolved.target_modules or []) or "none"
         print(f"Preflight  method: {resolved.method} on {targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
-        from tunery_trainer.model.memory import human_bytes
-
         available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
         print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{available}", flush=True)

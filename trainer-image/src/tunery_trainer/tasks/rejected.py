@@ -13,9 +13,9 @@ from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import credentials_for
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.result import result_of
-from tunery_trainer.storage import open_store
+from tunery_trainer.storage import StorePath
 from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage.published import read_manifest
 
@@ -28,15 +28,15 @@ def rejected_uri(run: RunSpec) -> str:
     return uri + SUFFIX if "/" in uri.partition("://")[2] else f"{uri}/{SUFFIX[1:]}"
 
 
-def reject(run: RunSpec, folder: Path, lineage: Lineage) -> TrainerError:
+def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
     """Publish what is in `folder`, and return the NotImproved that says where it lies, or why nowhere.
 
     `lineage.rejected` says why it was rejected. An earlier rejected adapter gives way, whosever it is; nothing else
     that lies there does.
     """
-    uri = rejected_uri(run)
+    uri = rejected_uri(work.run)
     try:
-        published = publish(folder, _target(run, uri), lineage)
+        published = publish(folder, _target(work, uri), lineage)
     except TrainerError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
         return TrainerError(FailureReason.NOT_IMPROVED, text)
@@ -46,18 +46,17 @@ def reject(run: RunSpec, folder: Path, lineage: Lineage) -> TrainerError:
     return failure
 
 
-def _target(run: RunSpec, uri: str) -> Target:
-    if any(adapter.uri.rstrip("/") == uri for adapter in run.adapters):
+def _target(work: Workspace, uri: str) -> Target:
+    if any(adapter.uri.rstrip("/") == uri for adapter in work.run.adapters):
         message = "that is the adapter of spec.continueFrom, which stays"
         raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
-    store, prefix = open_store(uri, credentials_for(run, Purpose.OUTPUT, uri), "spec.output.uri")
-    place = Target(store, prefix, run.identity)
-    return Target(store, prefix, run.identity, overwrite=_gives_way(place))
+    place = work.open(Purpose.OUTPUT, uri, "spec.output.uri")
+    return Target(place, work.run.identity, overwrite=_gives_way(place))
 
 
-def _gives_way(place: Target) -> bool:
+def _gives_way(place: StorePath) -> bool:
     try:
-        return read_manifest(place.store, place.prefix).manifest.lineage.rejected is not None
+        return read_manifest(place).manifest.lineage.rejected is not None
     except TrainerError as error:
         if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
             return False

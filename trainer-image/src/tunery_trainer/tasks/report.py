@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tunery_api.runspec import RunResult, RunSpec
-from tunery_trainer.inputs.workspace import output_target
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.resuming.kept import kept_checkpoint
 from tunery_trainer.storage.publish import published_by
+from tunery_trainer.tasks.frame import output_target
 
 
 def run_report(run: RunSpec) -> RunResult:
@@ -15,4 +16,5 @@ def run_report(run: RunSpec) -> RunResult:
     Nothing is written to the bucket. Raises TrainerError: AdapterMissing where nothing of this very run is there,
     AdapterCorrupt where it is not whole, and the reasons of the storage.
     """
-    return result_of(published_by(output_target(run)), kept_checkpoint(run))
+    work = Workspace(run)
+    return result_of(published_by(output_target(work)), kept_checkpoint(work))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Lineage, SourceRecord
@@ -13,35 +16,38 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.adapter import get_previous
-from tunery_trainer.inputs.workspace import (
-    actual_device,
-    check_secrets,
-    count_rows,
-    data_options,
-    get_data,
-    get_model,
-    output_target,
-    probe_places,
-    shared_cache,
-    work_folder,
-)
+from tunery_trainer.inputs.adapter import get_starting_adapter
+from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
 from tunery_trainer.losses.improvement import shortfall
-from tunery_trainer.plan.prepared_rows import look_up
-from tunery_trainer.plan.session import Session
+from tunery_trainer.process.device import actual_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
-from tunery_trainer.reporting.status_parts import dataset_status, hyperparameters, library_versions, resolved_status
-from tunery_trainer.resuming.kept import settle_checkpoints
-from tunery_trainer.resuming.resume import with_resumed, with_taken
+from tunery_trainer.reporting.status_parts import (
+    dataset_status,
+    hyperparameters,
+    library_versions,
+    quantization_record,
+    resolved_status,
+)
+from tunery_trainer.reporting.trackers import Tracked, trackers
+from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
+from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
+from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publish import Published, publish, published_before
+from tunery_trainer.tasks.frame import output_target, probe_places, told
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
 if TYPE_CHECKING:
-    from tunery_trainer.training.run import Fitted
+    from tunery_trainer.data.prepare import PreparedData
+    from tunery_trainer.plan.training_plan import TrainingPlan
+    from tunery_trainer.training.run import Trained
+
+_RESULT: Final = "result"
+"""Folder below the work directory of what is published."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,164 +58,184 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already.
     Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
-    reporter = ProgressReporter()
-    try:
-        result = _train(run, stop, reporter)
-        reporter.phase(Phase.SUCCEEDED)
-    except TrainerError as error:
-        error.reached = (error.reached or RunResult()).model_copy(update={"checkpoint": reporter.newest_checkpoint})
-        raise
-    finally:
-        reporter.close()
-    return result
+    return told(partial(_train, Workspace(run), stop))
 
 
-def _train(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
-    check_secrets(run)
-    published = published_before(output_target(run))
+def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
+    check_secrets(work)
+    published = published_before(output_target(work))
     if published is None:
-        published = _fit_and_publish(run, stop, reporter)
+        published = _train_and_publish(work, stop, reporter)
     else:
         print("This very run has published before: nothing is left to train", flush=True)
-    kept = settle_checkpoints(run)
+    kept = settle_checkpoints(work)
     if kept is None:
         reporter.checkpoints_removed()
     return result_of(published, kept)
 
 
-def _fit_and_publish(run: RunSpec, stop: StopSignal, reporter: ProgressReporter) -> Published:
-    probe_places(run)
+def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Published:
+    probe_places(work)
     reporter.phase(Phase.STARTING)
-    session = _gather(run)
-    from tunery_trainer.training.run import (
-        fit,  # imports torch, transformers, peft and trl, while the reader sees Starting
-    )
-
-    fitted = fit(session, stop, reporter)
-    lineage = _lineage(session, fitted)
+    ready = _gather(work)
+    trained = _train_on(work, ready, stop, reporter)
+    lineage = _lineage(work.run, ready, trained)
     reporter.phase(Phase.UPLOADING)
-    folder = _write_result(session, fitted, lineage)
+    folder = _write_result(work, ready, trained, lineage)
     if lineage.rejected:
-        raise reject(run, folder, lineage)
-    return publish(folder, output_target(run), lineage)
+        raise reject(work, folder, lineage)
+    return publish(folder, output_target(work), lineage)
 
 
-def _gather(run: RunSpec) -> Session:
+class _Ready(NamedTuple):
+    """All that training needs, on the disk and decided."""
+
+    plan: TrainingPlan
+    data: PreparedData
+
+
+def _gather(work: Workspace) -> _Ready:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
-    spec, taken = with_taken(run)
-    device = actual_device(run)  # before a download that a pod without a working GPU has no use for
-    model = get_model(run, weights=True)
-    previous = get_previous(run, weights=True)
-    files = get_data(run)
+    spec, taken = with_taken(work)
+    gpus = spec.resources.gpus
+    device = actual_device(work.run, gpus)  # before a download that a pod without a working GPU has no use for
+    base = get_model(work, weights=True)
+    start_from = get_starting_adapter(work, weights=True)
+    files = get_data(work)
     go_offline()
-    from tunery_trainer.data.prepare import prepare
-    from tunery_trainer.model.load import load_tokenizer
-    from tunery_trainer.plan.training_plan import Basis, before_data, make_plan
+    from tunery_trainer.plan.basis import Basis
+    from tunery_trainer.plan.prepared_rows import prepare_rows
+    from tunery_trainer.plan.request import request_data
+    from tunery_trainer.plan.training_plan import plan_training
 
-    if spec.resources.gpus and device.kind is DeviceKind.CPU:
-        _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", spec.resources.gpus)
-    basis, tokenizer = Basis(spec, model.folder, device, previous, taken), load_tokenizer(model.folder)
-    rows = count_rows(spec, files)
-    options = data_options(spec, files, before_data(basis, rows))
-    data = prepare(files[0].root, options, tokenizer, look_up(shared_cache(run), work_folder(run, "prepared")))
-    plan = make_plan(basis, rows, data.report)
-    session = Session(run, spec, model, previous, tokenizer, data, plan, device.kind is DeviceKind.CUDA)
-    _print(session)
-    return session
+    if gpus and device.kind is DeviceKind.CPU:
+        _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", gpus)
+    basis = Basis(work.run.identity, spec, base, device, start_from, taken)
+    request = request_data(basis, files)
+    data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"))
+    ready = _Ready(plan_training(basis, request.rows, data.report), data)
+    _print(ready)
+    return ready
 
 
-def _print(session: Session) -> None:
+def _print(ready: _Ready) -> None:
     """Print for who follows the log what is about to be trained, and on what."""
-    from tunery_trainer.model.memory import human_bytes
-
-    spec, model, data = session.spec, session.model, session.data
-    at = f" at {model.revision}" if model.revision else ""
-    print(f"Model      {spec.model.uri}{at}, {human_bytes(model.weight_bytes)} of weights")
+    plan, data = ready
+    spec, base = plan.basis.spec, plan.basis.base
+    at = f" at {base.revision}" if base.revision else ""
+    print(f"Model      {spec.model.uri}{at}, {human_bytes(base.weight_bytes)} of weights")
     print(f"Data       {spec.dataset.uri}, {len(data.train)} sequences to train on, {len(data.evaluation)} held out")
-    device = "GPU" if session.on_gpu else "CPU"
-    print(f"Method     {session.resolved.method}, {session.steps} steps on the {device}", flush=True)
+    device = "GPU" if plan.basis.on_gpu else "CPU"
+    print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
 
 
-def _rejection(spec: LoRAJobSpec, fitted: Fitted) -> str | None:
+def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: ProgressReporter) -> Trained:
+    from tunery_trainer.training.run import Assignment, Observers, train_on
+
+    folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
+    resumed = resume(work, ready.plan.origin, folder)
+    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.folder(_RESULT))
+    with _uploads(work, spec, reporter) as uploader:
+        observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
+        return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers))
+
+
+@contextmanager
+def _uploads(work: Workspace, spec: LoRAJobSpec, reporter: ProgressReporter) -> Iterator[CheckpointUploader | None]:
+    place = work.checkpoints
+    if place is None:
+        yield None
+        return
+    scratch = Path(work.run.work_dir) / "uploads"
+    uploader = CheckpointUploader(place, scratch, spec.checkpoint.keep, reporter.checkpoint)
+    try:
+        yield uploader
+    finally:
+        uploader.close(CLOSE_SECONDS)
+
+
+def _rejection(spec: LoRAJobSpec, trained: Trained) -> str | None:
     """Say why the adapter is not better than the base by the share that was asked for; None where it is.
 
     Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
     """
-    if fitted.eval_loss == fitted.base_eval_loss:
+    if trained.eval_loss == trained.base_eval_loss:
         raise TrainerError(
             FailureReason.NOT_IMPROVED,
-            f"the adapter changes nothing: the evaluation loss is {fitted.eval_loss:.4f} with it and without it",
+            f"the adapter changes nothing: the evaluation loss is {trained.eval_loss:.4f} with it and without it",
         )
-    return shortfall(fitted.base_eval_loss, fitted.eval_loss, spec.evaluation.min_improvement)
+    return shortfall(trained.base_eval_loss, trained.eval_loss, spec.evaluation.min_improvement)
 
 
-def _write_result(session: Session, fitted: Fitted, lineage: Lineage) -> Path:
+def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
-    from tunery_trainer.adapter.attach import save_published
+    from tunery_trainer.adapter.save import save_published
     from tunery_trainer.data.template import DEFAULT_TEMPLATE
     from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
     from tunery_trainer.reporting.model_card import model_card
 
-    folder = work_folder(session.run, "result")
-    save_published(fitted.model, folder, session.spec.model.effective_served_name())
-    tokens = session.data.report.tokens
+    folder, basis = work.folder(_RESULT), ready.plan.basis
+    save_published(trained.model, folder, basis.spec.model.effective_served_name())
+    tokens, tokenizer = ready.data.report.tokens, basis.tokenizer
     if tokens is not None and tokens.template != "none":
-        if session.tokenizer.chat_template is None:
-            session.tokenizer.chat_template = DEFAULT_TEMPLATE
-        session.tokenizer.save_pretrained(str(folder))
-    draw_curves(fitted.history, fitted.base_eval_loss, folder / FILE_NAME)
-    uri = rejected_uri(session.run) if lineage.rejected else session.run.output_uri
-    card = model_card(session.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = DEFAULT_TEMPLATE
+        tokenizer.save_pretrained(str(folder))
+    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
+    uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
+    card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
     (folder / "README.md").write_text(card, "utf-8")
     return folder
 
 
-def _metrics(fitted: Fitted, task: TrainingTask) -> dict[str, float]:
+def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
     """Return what was measured, by the names of the API; of the base what it prefers only where that says something.
 
     Compared with itself, as DPO and KTO compare it, it prefers nothing.
     """
-    metrics = {"loss": fitted.loss, "evalLoss": fitted.eval_loss, "baseEvalLoss": fitted.base_eval_loss}
+    metrics = {"loss": trained.loss, "evalLoss": trained.eval_loss, "baseEvalLoss": trained.base_eval_loss}
     for name in ("reward_accuracy", "reward_margin"):
         said = "".join(word.capitalize() for word in name.split("_"))
-        if name in fitted.after:
-            metrics[f"eval{said}"] = fitted.after[name]
-        if task is TrainingTask.ORPO and name in fitted.before:
-            metrics[f"baseEval{said}"] = fitted.before[name]
+        if name in trained.after:
+            metrics[f"eval{said}"] = trained.after[name]
+        if task is TrainingTask.ORPO and name in trained.before:
+            metrics[f"baseEval{said}"] = trained.before[name]
     return metrics
 
 
-def _lineage(session: Session, fitted: Fitted) -> Lineage:
-    spec, run, previous, memo = session.spec, session.run, session.previous, fitted.memo
-    sources = memo.resumed_from if memo else []
-    resolved = with_resumed(fitted.resolved, sources[-1] if sources else None)
+def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
+    basis, report, memo = ready.plan.basis, ready.data.report, trained.memo
+    spec, base, source = basis.spec, basis.base, basis.start_from
+    resumed_from = memo.resumed_from if memo else []
+    settings = with_resumed(trained.settings, resumed_from[-1] if resumed_from else None)
     return Lineage(
-        model=SourceRecord(uri=spec.model.uri, revision=session.model.revision, digest=session.model.digest),
-        dataset=SourceRecord(uri=spec.dataset.uri, digest=session.data.report.sha256),
+        model=SourceRecord(uri=spec.model.uri, revision=base.revision, digest=base.digest),
+        dataset=SourceRecord(uri=spec.dataset.uri, digest=report.sha256),
         served_name=spec.model.effective_served_name(),
-        loader=fitted.loader,
-        method=resolved.method.value,
-        rank=fitted.rank,
-        hyperparameters=hyperparameters(resolved),
-        steps=fitted.taken,
-        epochs=round(fitted.epochs, 4),
-        step=fitted.step,
-        seed=resolved.training.seed,
+        loader=trained.loader,
+        method=settings.method.value,
+        rank=trained.rank,
+        hyperparameters=hyperparameters(settings),
+        quantization=quantization_record(settings),
+        steps=trained.taken,
+        epochs=round(trained.epochs, 4),
+        step=trained.step,
+        seed=settings.training.seed,
         image=run.image,
         versions=library_versions(),
-        device=fitted.device,
-        metrics=_metrics(fitted, resolved.task),
-        continued_from=previous.record if previous else memo.continued_from if memo else None,
-        resumed_from=sources,
-        rejected=_rejection(spec, fitted),
-        found=dataset_status(session.data.report, resolved),
+        device=trained.device,
+        metrics=_metrics(trained, settings.task),
+        continued_from=source.record if source else memo.continued_from if memo else None,
+        resumed_from=resumed_from,
+        rejected=_rejection(spec, trained),
+        found=dataset_status(report, settings),
         resolved=resolved_status(
-            resolved,
+            settings,
             {
-                "revision": session.model.revision,
-                "steps": session.steps,
-                "target_modules": fitted.target_modules,
-                "trainable_parameters": fitted.trainable_parameters,
+                "revision": base.revision,
+                "steps": ready.plan.steps,
+                "target_modules": trained.target_modules,
+                "trainable_parameters": trained.trainable_parameters,
             },
         ),
     )

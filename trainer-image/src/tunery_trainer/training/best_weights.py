@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from transformers import TrainerCallback
 
-from tunery_trainer.training.trl_trainer import Hooks, put_state, trained_state
+from tunery_trainer.adapter.methods.base import Hooks
+from tunery_trainer.training.trl_trainer import put_state, trained_state
 
 BEST_FILE: Final = "best.pt"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from tunery_api.training import CheckpointSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.trackers import Tracker
 
 DEFAULT_CHECKPOINT_MINUTES: Final = 10
 _SPEED_MEMORY: Final = 0.9
@@ -30,6 +32,8 @@ METRICS: Final = (
     "eval_reward_margin",
 )
 """What is told of all that the Trainer logs."""
+
+_log = logging.getLogger(__name__)
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
@@ -157,6 +161,25 @@ class PatienceCallback(TrainerCallback):  # type: ignore[misc]
         losses = [entry["eval_loss"] for entry in measured]
         if losses and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
             control.should_training_stop = True
+
+
+class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
+    """Hands every logged metric to each tracker; one that fails is dropped, and training goes on."""
+
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Send what is told of a run: losses, rewards, learning rate and gradient norm."""
+        metrics = {name: float(value) for name, value in (logs or {}).items() if name in METRICS}
+        for tracker in list(self._trackers) if metrics else ():
+            try:
+                tracker.log(metrics, state.global_step)
+            except Exception as error:  # noqa: BLE001 (a tracking server that is down must not cost GPU hours)
+                _log.warning("%s is not told any more: %s", type(tracker).__name__, error)
+                self._trackers.remove(tracker)
 
 
 def _blend(average: float | None, value: float) -> float:

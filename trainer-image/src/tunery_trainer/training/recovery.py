@@ -15,7 +15,7 @@ from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.process.device import out_of_memory
-from tunery_trainer.resuming.memo import Split
+from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import Resolved, Source, TrainingSettings
 
@@ -46,7 +46,7 @@ def smaller(training: TrainingSettings, *, recomputable: bool) -> TrainingSettin
     return None
 
 
-def with_split(resolved: Resolved, split: Split | None) -> Resolved:
+def with_split(resolved: Resolved, split: PassSplit | None) -> Resolved:
     """Return `resolved` with the passes of `split`, each changed value with its reason.
 
     Unchanged where `split` is None, is of steps of other rows, or takes no less memory than what is resolved already.

@@ -1,12 +1,11 @@
-"""The middle of the story: the base model, its adapter, the loop with its checkpoints, and the evaluation."""
+"""Training from top to bottom: the base model, its adapter, the loop with its checkpoints, and the evaluation."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,28 +16,29 @@ from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import CheckpointStatus, Phase
-from tunery_trainer.adapter.attach import attach, published_rank, target_modules, trainable_parameters, training_hooks
-from tunery_trainer.adapter.continue_from import continue_from
-from tunery_trainer.adapter.methods.base import Batch, Start
+from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters, training_hooks
+from tunery_trainer.adapter.continue_from import attach_published
+from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
+from tunery_trainer.adapter.save import published_rank
+from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.workspace import checkpoint_store, work_folder
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.language import auto_class
-from tunery_trainer.model.load import dtype_of, load_base, load_config
-from tunery_trainer.plan.session import Session
+from tunery_trainer.model.load import load_base, load_config
+from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.status_parts import hyperparameters
-from tunery_trainer.reporting.trackers import TrackingCallback, trackers
-from tunery_trainer.resuming.kept import LOCAL_FOLDER
-from tunery_trainer.resuming.memo import Memo, Split
-from tunery_trainer.resuming.resume import Resumed, check_weights, resume
+from tunery_trainer.reporting.trackers import Tracker
+from tunery_trainer.resuming.memo import Memo, PassSplit
+from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.types import Resolved
-from tunery_trainer.storage.checkpoints import CheckpointUploader, step_prefix
+from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader, step_place
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
     CheckpointCallback,
@@ -46,6 +46,7 @@ from tunery_trainer.training.callbacks import (
     PatienceCallback,
     ProgressCallback,
     StopCallback,
+    TrackingCallback,
 )
 from tunery_trainer.training.ordering import reached
 from tunery_trainer.training.recovery import train_to_the_end, with_split
@@ -59,21 +60,47 @@ from tunery_trainer.training.trl_trainer import (
     trained_state,
 )
 
-_CLOSE_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 80.0
-"""How long the last checkpoint may take to upload: at the end, and after a SIGTERM."""
+"""How long the last checkpoint may take to upload after a SIGTERM."""
 _EVA_BATCHES: Final = 8
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Observers:
+    """Who is told of training while it goes on, and who may end it."""
+
+    stop: StopSignal
+    reporter: ProgressReporter
+    uploader: CheckpointUploader | None
+    """None where checkpoints stay on the disk."""
+    trackers: Callable[[Mapping[str, Any]], AbstractContextManager[list[Tracker]]]
+    """Opens what follows the curves, given the parameters of the run."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that training needs: nothing is fetched, and no setting decided, from here on."""
+
+    plan: TrainingPlan
+    data: PreparedData
+    folder: Path
+    """Where checkpoints are written."""
+    resumed: Resumed | None
+    observers: Observers
+
+    @property
+    def settings(self) -> Resolved:
+        """Every setting of the run."""
+        return self.plan.settings
+
+
+@dataclass(frozen=True)
+class Trained:
     """A trained model and what was measured on the way."""
 
     model: PeftModel
-    resolved: Resolved
-    """The settings as they ended up: with smaller passes than planned where memory ran out."""
+    settings: Resolved
+    """As they ended up: with smaller passes than planned where memory ran out."""
     before: dict[str, float]
     """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
     after: dict[str, float]
@@ -108,6 +135,15 @@ class Fitted:
 
 
 @dataclass(frozen=True)
+class _Ground:
+    """What training starts from."""
+
+    rows: TaskRows
+    before: dict[str, float]
+    """How the model does on the held-out rows."""
+
+
+@dataclass(frozen=True)
 class _Course:
     """How training went, in this attempt and in those before it."""
 
@@ -120,65 +156,65 @@ class _Course:
 
 
 @dataclass(frozen=True)
-class _Ground:
-    """What training starts from."""
+class _Loop:
+    """The trainer on its ground, and what is kept beside it."""
 
-    rows: TaskRows
-    before: dict[str, float]
-    """How the model does on the held-out rows."""
+    trainer: AdapterTrainer
+    model: PeftModel
+    ground: _Ground
+    best: BestAdapter | None
+    """None where the job may not stop early."""
 
 
-def fit(session: Session, stop: StopSignal, reporter: ProgressReporter) -> Fitted:
-    """Load, adapt, train and evaluate; resumes from the newest complete checkpoint.
+def train_on(job: Assignment) -> Trained:
+    """Load, adapt, train and evaluate; goes on from the checkpoint of `job.resumed`.
 
     Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
     """
-    folder = work_folder(session.run, LOCAL_FOLDER)
-    resumed = resume(session, folder)
-    base = load_base(session.model.folder, session.resolved, _device(session))
-    if session.resolved.preference:
+    base = load_base(job.plan.basis.base.folder, job.settings, _device(job))
+    if job.settings.preference:
         without_dropout(base)
-    model, ground = _adapt(session, base, resumed, reporter)
-    reporter.metrics({"base_eval_loss": ground.before["loss"]})
-    with _uploads(session, reporter) as uploader:
-        trainer = _trainer(session, (model, ground), folder, resumed)
-        best = _best(session, model, resumed)
-        memory = _memory(session, ground, resumed)
-        written = _writer(uploader, trainer, (memory, ground.rows))
-        _add_callbacks(trainer, session, (stop, reporter, best), written)
-        if resumed and resumed.is_finished(session.steps):
-            load_trained(model, resumed.folder, training_hooks(model, session.resolved))
-            reporter.step(resumed.step, session.steps)
-            course = _course(resumed)
-        else:
-            course = _loop(trainer, session, (stop, reporter, uploader), resumed)
-    session = session.with_resolved(with_split(session.resolved, trainer.split))
-    fitted = _evaluated(session, model, (ground, course, best), reporter)
-    return replace(fitted, memo=memory()) if resumed else fitted
+    model, ground = _adapt(job, base)
+    job.observers.reporter.metrics({"base_eval_loss": ground.before["loss"]})
+    loop = _loop(job, model, ground)
+    remembered = _memory(job, ground)
+    _add_callbacks(job, loop, remembered)
+    if job.resumed and job.resumed.is_finished(job.plan.steps):
+        load_trained(model, job.resumed.folder, training_hooks(model, job.settings))
+        job.observers.reporter.step(job.resumed.step, job.plan.steps)
+        course = _course(job.resumed)
+    else:
+        course = _train(job, loop.trainer)
+    if job.observers.uploader:
+        # Before the evaluation, which a SIGTERM ends at once.
+        job.observers.uploader.close(CLOSE_SECONDS)
+    job = replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
+    trained = _evaluated(job, loop, course)
+    return replace(trained, memo=remembered()) if job.resumed else trained
 
 
-def _device(session: Session) -> str:
-    return "cuda:0" if session.on_gpu else "cpu"
+def _device(job: Assignment) -> str:
+    return "cuda:0" if job.plan.basis.on_gpu else "cpu"
 
 
-def _memory(session: Session, ground: _Ground, resumed: Resumed | None) -> Callable[[], Memo]:
+def _memory(job: Assignment, ground: _Ground) -> Callable[[], Memo]:
     """Return what tells, once it is asked for, what every checkpoint of the run remembers.
 
     That raises TrainerError(InvalidSpec) where the run was resumed on a base with other weights.
     """
-    before, previous = resumed.memo if resumed else None, session.previous
+    before, source = job.resumed.memo if job.resumed else None, job.plan.basis.start_from
 
     def memory() -> Memo:
         # Here and not before the first step: a GPU need not wait for the digest of a large base, and nothing is stored
         # or published before it was compared.
-        origin = session.whole_origin()
-        if resumed:
-            check_weights(resumed, origin)
+        origin = job.plan.whole_origin()
+        if job.resumed:
+            check_weights(job.resumed, origin)
         return Memo(
             before=ground.before,
             finished=False,
             origin=origin,
-            continued_from=previous.record if previous else before.continued_from if before else None,
+            continued_from=source.record if source else before.continued_from if before else None,
             resumed_from=before.resumed_from if before else [],
         )
 
@@ -190,201 +226,168 @@ def _course(resumed: Resumed) -> _Course:
     return _Course(state["log_history"], state["global_step"], state["epoch"])
 
 
-def _measure(session: Session, model: torch.nn.Module, rows: TaskRows, reporter: ProgressReporter) -> dict[str, float]:
+def _measure(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> dict[str, float]:
     """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
-    reporter.phase(Phase.EVALUATING)
-    found = rows.measure(model, objective_of(session.resolved), _pass(session))
+    job.observers.reporter.phase(Phase.EVALUATING)
+    found = rows.measure(model, objective_of(job.settings), _pass(job))
     if not math.isfinite(found["loss"]):
         raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found['loss']}")
     return found
 
 
-def _pass(session: Session, split: Split | None = None) -> Pass:
+def _pass(job: Assignment, split: PassSplit | None = None) -> Pass:
     """Return how rows go through the model; with `split` fewer at once, where memory ran out."""
-    training = with_split(session.resolved, split).training
+    training = with_split(job.settings, split).training
     return Pass(
-        int(session.tokenizer.pad_token_id),
+        int(job.plan.basis.tokenizer.pad_token_id),
         dtype_of(training.precision),
-        training.batch_size * training.max_length * sequences_per_row(session.resolved.task),
+        training.batch_size * training.max_length * sequences_per_row(job.settings.task),
     )
 
 
-def _adapt(
-    session: Session, base: PreTrainedModel, resumed: Resumed | None, reporter: ProgressReporter
-) -> tuple[PeftModel, _Ground]:
+def _adapt(job: Assignment, base: PreTrainedModel) -> tuple[PeftModel, _Ground]:
     """Return the model with its adapter, and what it was before training: the base, or a published adapter on it that
     is trained on."""
-    start = _start(session, overwritten=resumed is not None or session.previous is not None)
-    if session.previous:
-        model = continue_from(base, session.resolved, start, session.previous.folder)
-        return model, _ground(session, model, resumed, reporter)
+    source = job.plan.basis.start_from
+    context = _context(job, overwritten=job.resumed is not None or source is not None)
+    if source:
+        model = attach_published(base, job.settings, context, source.folder)
+        return model, _ground(job, model)
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
-    ground = _ground(session, base, resumed, reporter)
-    return attach(base, session.resolved, start), ground
+    ground = _ground(job, base)
+    return attach(base, job.settings, context), ground
 
 
-def _ground(session: Session, model: torch.nn.Module, resumed: Resumed | None, reporter: ProgressReporter) -> _Ground:
+def _ground(job: Assignment, model: torch.nn.Module) -> _Ground:
     """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
-    rows, objective = task_rows(session.data, session.resolved), objective_of(session.resolved)
+    rows, objective, resumed = task_rows(job.data, job.settings), objective_of(job.settings), job.resumed
     if isinstance(objective, Compared):
         if resumed:
             rows = rows.known(resumed.folder)
-        if session.previous:
+        if job.plan.basis.start_from:
             rows = replace(rows, start=trained_state(model))
-        rows = rows.scored(model, Scoring(objective, _pass(session), reporter.scored), _ahead(session))
-    return _Ground(rows, resumed.memo.before if resumed else _measure(session, model, rows, reporter))
+        rows = rows.scored(model, Scoring(objective, _pass(job), job.observers.reporter.scored), _ahead(job))
+    return _Ground(rows, resumed.memo.before if resumed else _measure(job, model, rows))
 
 
-def _ahead(session: Session) -> list[int]:
+def _ahead(job: Assignment) -> list[int]:
     """Return the training rows that cannot wait for the step that takes them, as the adapter changes the base."""
-    if session.resolved.adapter.init not in RELATIVE:
+    if job.settings.adapter.init not in RELATIVE:
         return []
-    return reached(session.data.train, session.resolved.training, session.steps)
+    return reached(job.data.train, job.settings.training, job.plan.steps)
 
 
-def _start(session: Session, *, overwritten: bool) -> Start:
-    collate = Collator(int(session.tokenizer.pad_token_id))
-    rows = session.data.train.remove_columns([c for c in session.data.train.column_names if c == "seq_lengths"])
-    size = session.resolved.training.batch_size
+def _context(job: Assignment, *, overwritten: bool) -> MethodContext:
+    tokenizer = job.plan.basis.tokenizer
+    collate = Collator(int(tokenizer.pad_token_id))
+    rows = job.data.train.remove_columns([c for c in job.data.train.column_names if c == "seq_lengths"])
+    size = job.settings.training.batch_size
     count = min(len(rows), _EVA_BATCHES * size)
     batches: list[Batch] = [
         collate([rows[i] for i in range(at, min(at + size, count))]) for at in range(0, count, size)
     ]
-    return Start(session.tokenizer, session.steps, batches, overwritten)
+    return MethodContext(tokenizer, job.plan.steps, batches, overwritten)
 
 
-def _trainer(
-    session: Session, trained: tuple[PeftModel, _Ground], folder: Path, resumed: Resumed | None
-) -> AdapterTrainer:
-    """Return the trainer, with the passes that an earlier attempt found to fit where it ran out of memory."""
-    model, ground = trained
-    evaluation, split = session.spec.evaluation, resumed.memo.split if resumed and resumed.own else None
-    loop = LoopSettings(
-        training=with_split(session.resolved, split).training,
-        total_steps=session.steps,
-        evaluate_every_steps=evaluation.every_steps,
-        keep_checkpoints=session.spec.checkpoint.keep + 1,
-        on_gpu=session.on_gpu,
+def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
+    """Return the loop, with the passes that an earlier attempt found to fit where it ran out of memory."""
+    spec, plan, resumed = job.plan.basis.spec, job.plan, job.resumed
+    split = resumed.memo.split if resumed and resumed.own else None
+    settings = LoopSettings(
+        training=with_split(job.settings, split).training,
+        total_steps=plan.steps,
+        evaluate_every_steps=spec.evaluation.every_steps,
+        keep_checkpoints=spec.checkpoint.keep + 1,
+        on_gpu=plan.basis.on_gpu,
     )
     parts = LoopParts(
         rows=ground.rows.train,
-        tokenizer=session.tokenizer,
-        folder=folder,
-        held_out=lambda: ground.rows.measure(model, objective_of(session.resolved), _pass(session)),
-        hooks=training_hooks(model, session.resolved),
-        objective=objective_of(session.resolved),
-        compared=_compared(session, model, ground.rows),
+        tokenizer=plan.basis.tokenizer,
+        folder=job.folder,
+        held_out=lambda: ground.rows.measure(model, objective_of(job.settings), _pass(job)),
+        hooks=training_hooks(model, job.settings),
+        objective=objective_of(job.settings),
+        compared=_compared(job, model, ground.rows),
     )
-    trainer = AdapterTrainer(model, loop, parts)
+    trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
-    return trainer
+    return _Loop(trainer, model, ground, _best(job, model))
 
 
-def _compared(session: Session, model: PeftModel, rows: TaskRows) -> Compare | None:
+def _compared(job: Assignment, model: PeftModel, rows: TaskRows) -> Compare | None:
     """Return what adds the reference to the batches of a step; None where the task has none."""
-    objective = objective_of(session.resolved)
+    objective = objective_of(job.settings)
     if not isinstance(objective, Compared):
         return None
-    return lambda batches, split: rows.compared(batches, model, Scoring(objective, _pass(session, split)))
+    return lambda batches, split: rows.compared(batches, model, Scoring(objective, _pass(job, split)))
 
 
-def _best(session: Session, model: PeftModel, resumed: Resumed | None) -> BestAdapter | None:
+def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
     """Return what keeps the best weights where the job may stop early, with what a checkpoint knows of it."""
-    if session.spec.evaluation.early_stopping_patience is None:
+    if job.plan.basis.spec.evaluation.early_stopping_patience is None:
         return None
-    best = BestAdapter(model, training_hooks(model, session.resolved))
-    if resumed:
-        best.load(resumed.folder, resumed.step)
+    best = BestAdapter(model, training_hooks(model, job.settings))
+    if job.resumed:
+        best.load(job.resumed.folder, job.resumed.step)
     return best
 
 
-def _add_callbacks(
-    trainer: AdapterTrainer,
-    session: Session,
-    listeners: tuple[StopSignal, ProgressReporter, BestAdapter | None],
-    written: Callable[[Path, Any, bool], None],
-) -> None:
-    stop, reporter, best = listeners
-    trainer.add_callback(ProgressCallback(reporter, lambda: trainer.tokens_seen))
+def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> None:
+    trainer, best, spec = loop.trainer, loop.best, job.plan.basis.spec
+    trainer.add_callback(ProgressCallback(job.observers.reporter, lambda: trainer.tokens_seen))
     trainer.add_callback(DivergenceCallback())
-    patience = session.spec.evaluation.early_stopping_patience
+    patience = spec.evaluation.early_stopping_patience
     if best and patience is not None:
         trainer.add_callback(PatienceCallback(patience, best.since))
         trainer.add_callback(best)
-    trainer.add_callback(CheckpointCallback(session.spec.checkpoint, written))
-    trainer.add_callback(StopCallback(stop))
+    trainer.add_callback(CheckpointCallback(spec.checkpoint, _writer(job, loop, remembered)))
+    trainer.add_callback(StopCallback(job.observers.stop))
 
 
-def _writer(
-    uploader: CheckpointUploader | None, trainer: AdapterTrainer, kept: tuple[Callable[[], Memo], TaskRows]
-) -> Callable[[Path, Any, bool], None]:
+def _writer(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> Callable[[Path, Any, bool], None]:
     """Return what is done with a checkpoint that was just written."""
-    memory, rows = kept
+    uploader = job.observers.uploader
 
     def written(folder: Path, state: Any, finished: bool) -> None:
-        memory().model_copy(update={"finished": finished, "split": trainer.split}).write(folder)
-        rows.store(folder)
+        remembered().model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
+        loop.ground.rows.store(folder)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
     return written
 
 
-@contextmanager
-def _uploads(session: Session, reporter: ProgressReporter) -> Iterator[CheckpointUploader | None]:
-    place = checkpoint_store(session.run)
-    if place is None:
-        yield None
-        return
-    scratch = Path(session.run.work_dir) / "uploads"
-    uploader = CheckpointUploader(*place, scratch, session.spec.checkpoint.keep, reporter.checkpoint)
-    try:
-        yield uploader
-    finally:
-        uploader.close(_CLOSE_SECONDS)
-
-
-def _loop(
-    trainer: AdapterTrainer,
-    session: Session,
-    parts: tuple[StopSignal, ProgressReporter, CheckpointUploader | None],
-    resumed: Resumed | None,
-) -> _Course:
+def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
     """Train to the end; after a SIGTERM store the checkpoint and raise StopRequested."""
-    stop, reporter, uploader = parts
-    reporter.phase(Phase.TRAINING)
-    parameters = {"method": session.resolved.method.value, **hyperparameters(session.resolved)}
-    with stop.graceful(), trackers(session.run, parameters, work_folder(session.run, "result")) as opened:
+    observers, resumed = job.observers, job.resumed
+    observers.reporter.phase(Phase.TRAINING)
+    parameters = {"method": job.settings.method.value, **hyperparameters(job.settings)}
+    with observers.stop.graceful(), observers.trackers(parameters) as opened:
         trainer.add_callback(TrackingCallback(opened))
-        train_to_the_end(trainer, resumed.folder if resumed else None, session.resolved.method)
-        if stop.requested:
-            stored = uploader.close(_STOP_SECONDS) if uploader else False
+        train_to_the_end(trainer, resumed.folder if resumed else None, job.settings.method)
+        if observers.stop.requested:
+            stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
             print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
-            raise StopRequested(_newest_checkpoint(session, uploader, resumed))
+            raise StopRequested(_newest_checkpoint(job))
     state = trainer.state
     return _Course(list(state.log_history), state.global_step, state.epoch)
 
 
-def _evaluated(
-    session: Session,
-    model: PeftModel,
-    trained: tuple[_Ground, _Course, BestAdapter | None],
-    reporter: ProgressReporter,
-) -> Fitted:
-    ground, course, best = trained
+def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
+    model, rows, best = loop.model, loop.ground.rows, loop.best
     step = course.steps
-    after = last = _measure(session, model, ground.rows, reporter)
+    after = last = _measure(job, model, rows)
     if best and best.loss < last["loss"]:
         best.put_back()
         step = best.step
-        after = _measure(session, model, ground.rows, reporter)
-    reporter.metrics({f"eval_{name}": value for name, value in after.items()})
+        after = _measure(job, model, rows)
+    job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.items()})
     losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
     at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.items()}}
-    return Fitted(
+    return Trained(
         model=model,
-        resolved=session.resolved,
-        before=ground.before,
+        settings=job.settings,
+        before=loop.ground.before,
         after=after,
         loss=float(losses[-1]) if losses else math.nan,
         history=[*course.history, at_end],
@@ -394,18 +397,16 @@ def _evaluated(
         rank=published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),
-        device=torch.cuda.get_device_name(0) if session.on_gpu else "cpu",
-        loader=auto_class(load_config(session.model.folder)).__name__,
+        device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
+        loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
     )
 
 
-def _newest_checkpoint(
-    session: Session, uploader: CheckpointUploader | None, resumed: Resumed | None
-) -> CheckpointStatus | None:
+def _newest_checkpoint(job: Assignment) -> CheckpointStatus | None:
     """Return the newest complete checkpoint that this attempt stored, else the one of its own that it started from."""
-    place, started = checkpoint_store(session.run), resumed.step if resumed and resumed.own else None
-    step = uploader.last_stored if uploader and uploader.last_stored is not None else started
-    if place is None or step is None:
+    uploader, resumed = job.observers.uploader, job.resumed
+    if uploader is None:
         return None
-    store, prefix = place
-    return CheckpointStatus(uri=store.uri(step_prefix(prefix, step)), step=step)
+    step = resumed.step if resumed and resumed.own else None
+    step = step if uploader.last_stored is None else uploader.last_stored
+    return None if step is None else CheckpointStatus(uri=step_place(uploader.place, step).uri, step=step)

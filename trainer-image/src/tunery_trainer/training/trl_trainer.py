@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,12 +17,13 @@ from transformers.integrations.neftune import deactivate_neftune
 from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
+from tunery_trainer.adapter.methods.base import Hooks
 from tunery_trainer.losses.head import add_head, autocast
 from tunery_trainer.losses.objectives import Batch, Objective, Sft, Tally
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.model.load import dtype_of
-from tunery_trainer.resuming.memo import Split
+from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
 from tunery_trainer.training.ordering import order_of
 
@@ -42,7 +43,7 @@ _OPTIMIZERS: Final = {
 WEIGHTS_FILE: Final = "trainable.safetensors"
 """The adapter in a checkpoint: every parameter that is not the base's, under its full name, in its own type."""
 
-Compare = Callable[[list[Batch], Split | None], list[Batch]]
+Compare = Callable[[list[Batch], PassSplit | None], list[Batch]]
 """Adds `reference` to the batches of an optimizer step, in passes as small as memory has made those of training."""
 _LOGGED_POINTS: Final = 1000
 """Points of a loss curve that are enough for a picture, and do not swell the checkpoints of a long run."""
@@ -75,26 +76,6 @@ class LoopParts:
     objective: Objective = field(default_factory=Sft)
     compared: Compare | None = None
     """None: the objective has no reference."""
-
-
-class Hooks(Protocol):
-    """What a method adds to the loop; LoRA adds nothing, AdaLoRA does."""
-
-    def extra_loss(self, model: torch.nn.Module) -> torch.Tensor | None:
-        """Return a scalar to add to the loss of a step, or None."""
-        ...
-
-    def after_step(self, model: torch.nn.Module, step: int) -> None:
-        """Run after the optimizer's step number `step` (from 1), before the gradients are cleared."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return what a resume needs beside the parameters."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
-        ...
 
 
 def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
@@ -172,7 +153,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self.tokens_seen = 0
         self.settings = loop.training
         """As they are now: of smaller passes than at first where memory ran out."""
-        self.split: Split | None = None
+        self.split: PassSplit | None = None
         """What memory has made of the passes; None: they are as planned."""
         self.in_pass = False
         """A forward or backward pass is under way, or was cut off."""
@@ -283,7 +264,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         `training` has the same rows in an optimizer step, or other batches would be skipped.
         """
         self.in_pass, self.settings = False, training
-        self.split = Split(
+        self.split = PassSplit(
             batch_size=training.batch_size,
             gradient_accumulation=training.gradient_accumulation,
             gradient_checkpointing=training.gradient_checkpointing,

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.methods.base import MethodParts, Start
+from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora import common_options
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, lora_layers
 from tunery_trainer.errors import TrainerError
@@ -58,7 +58,7 @@ def schedule(settings: AdaLoraSettings, total_steps: int) -> Schedule:
     return Schedule(warmup, final, every)
 
 
-def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> AdaLoraConfig:
+def adalora_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> AdaLoraConfig:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names or a schedule that cannot be."""
     settings = resolved.adalora
     if settings is None:
@@ -79,7 +79,7 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> 
     )
 
 
-def _freeze_rank_counts(model: PeftModel, resolved: Resolved, start: Start) -> None:
+def _freeze_rank_counts(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
     """Undo what PEFT does on a base in bfloat16: its cast to float32 makes the counts of ranks trainable."""
     for name, parameter in model.named_parameters():
         if "ranknum" in name:
@@ -170,4 +170,4 @@ def _gram(name: str, parameter: torch.Tensor) -> torch.Tensor:
     return factor @ factor.T if "lora_A" in name else factor.T @ factor
 
 
-ADALORA: Final = MethodParts(config=adalora_config, begin=_freeze_rank_counts, hooks=AdaLoraHooks)
+ADALORA: Final = TrainingMethod(config=adalora_config, begin=_freeze_rank_counts, hooks=AdaLoraHooks)

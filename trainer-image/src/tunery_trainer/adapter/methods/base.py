@@ -17,7 +17,7 @@ Batch = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Start:
+class MethodContext:
     """What a method may need to begin with, beside the settings."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -50,11 +50,11 @@ class Hooks(Protocol):
 
 
 @dataclass(frozen=True)
-class MethodParts:
+class TrainingMethod:
     """One method."""
 
-    config: Callable[[PreTrainedModel, Resolved, Start], PeftConfig]
+    config: Callable[[PreTrainedModel, Resolved, MethodContext], PeftConfig]
     """Build PEFT's configuration; raises TrainerError(InvalidSpec) for what this model cannot do."""
-    begin: Callable[[PeftModel, Resolved, Start], None] | None = None
+    begin: Callable[[PeftModel, Resolved, MethodContext], None] | None = None
     """Give the fresh adapter its first weights where PEFT cannot do it alone."""
     hooks: Callable[[PeftModel], Hooks] | None = None

@@ -8,13 +8,13 @@ from peft import IA3Config, TaskType
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunery_trainer.adapter.methods.base import MethodParts, Start
+from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.model.language import outside_language
 from tunery_trainer.model.targets import check_modules_to_save, ia3_targets, linear_layers
 from tunery_trainer.settings.types import Resolved
 
 
-def ia3_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> IA3Config:
+def ia3_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> IA3Config:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     targets, feedforward = ia3_targets(model, adapter.target_modules)
@@ -29,4 +29,4 @@ def ia3_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> IA3C
     )
 
 
-IA3: Final = MethodParts(config=ia3_config)
+IA3: Final = TrainingMethod(config=ia3_config)

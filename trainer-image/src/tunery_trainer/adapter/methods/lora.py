@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunery_api.methods import LoraInit, Method
-from tunery_trainer.adapter.methods.base import MethodParts, Start
+from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import begin_lora
 from tunery_trainer.model.language import outside_language
 from tunery_trainer.model.targets import (
@@ -37,7 +37,7 @@ PiSSA by 16 iterations of the randomised decomposition keeps more than 99 % of w
 """
 
 
-def lora_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> LoraConfig:
+def lora_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> LoraConfig:
     """Return PEFT's configuration of the LoRA family; raises TrainerError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     asked = adapter.target_modules or ("all-linear",)
@@ -78,4 +78,4 @@ def common_options(model: PreTrainedModel, resolved: Resolved, targets: tuple[st
     }
 
 
-LORA: Final = MethodParts(config=lora_config, begin=begin_lora)
+LORA: Final = TrainingMethod(config=lora_config, begin=begin_lora)

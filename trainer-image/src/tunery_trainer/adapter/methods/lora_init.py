@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.methods.base import Batch, Start
+from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import Resolved
 
@@ -33,7 +33,7 @@ FIRST_B: Final = "first_lora_B"
 """Buffers, outside the state dict, in which a layer keeps the delta that was taken out of its base weight."""
 
 
-def begin_lora(model: PeftModel, resolved: Resolved, start: Start) -> None:
+def begin_lora(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
     """Give the fresh adapter the first weights that `resolved.adapter.init` asks for.
 
     Nothing is computed that a checkpoint or a published adapter puts other weights over.
@@ -82,7 +82,7 @@ def _remember_first_delta(model: PeftModel) -> None:
         layer.register_buffer(FIRST_B, layer.lora_B[ADAPTER].weight.detach().clone(), persistent=False)
 
 
-def _begin_eva(model: PeftModel, start: Start) -> None:
+def _begin_eva(model: PeftModel, start: MethodContext) -> None:
     """Set A to the main directions of each layer's inputs on the training data (Paischer et al. 2024)."""
     if start.batches is None:
         raise ValueError("EVA needs training batches")

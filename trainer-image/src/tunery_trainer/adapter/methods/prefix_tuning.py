@@ -9,14 +9,14 @@ from peft import PeftModel, PrefixTuningConfig, TaskType
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.methods.base import MethodParts, Start
+from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.adapter.methods.prompt_tuning import prompt_settings, start_tokens
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import Resolved
 
 
-def prefix_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> PrefixTuningConfig:
+def prefix_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> PrefixTuningConfig:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for a model whose layers differ in their heads."""
     settings = prompt_settings(resolved)
     heads, width = _heads(model)
@@ -47,7 +47,7 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _begin(model: PeftModel, resolved: Resolved, start: Start) -> None:
+def _begin(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
     """Start from the keys and values of real tokens, which the paper found best; a projection starts at random."""
     settings = prompt_settings(resolved)
     if settings.projection:
@@ -61,4 +61,4 @@ def _begin(model: PeftModel, resolved: Resolved, start: Start) -> None:
     encoder.load_prompt_embeddings(torch.stack(parts, dim=1).reshape(len(ids), -1).float())
 
 
-PREFIX_TUNING: Final = MethodParts(config=prefix_config, begin=_begin)
+PREFIX_TUNING: Final = TrainingMethod(config=prefix_config, begin=_begin)

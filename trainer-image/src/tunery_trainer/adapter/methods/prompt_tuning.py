@@ -9,7 +9,7 @@ from peft import PeftModel, PromptTuningConfig, PromptTuningInit, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.adapter.methods.base import MethodParts, Start
+from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import PromptSettings, Resolved
@@ -40,7 +40,7 @@ def start_tokens(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, s
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 
-def prompt_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> PromptTuningConfig:
+def prompt_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> PromptTuningConfig:
     """Return PEFT's configuration."""
     return PromptTuningConfig(
         num_virtual_tokens=prompt_settings(resolved).virtual_tokens,
@@ -51,7 +51,7 @@ def prompt_config(model: PreTrainedModel, resolved: Resolved, start: Start) -> P
 
 
 @torch.no_grad()
-def _begin(model: PeftModel, resolved: Resolved, start: Start) -> None:
+def _begin(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
     """Copy the embeddings of real tokens: random ones lie outside of what the model has ever read."""
     embeddings = model.get_base_model().get_input_embeddings()
     ids = start_tokens(prompt_settings(resolved), start.tokenizer, resolved.training.seed)
@@ -59,4 +59,4 @@ def _begin(model: PeftModel, resolved: Resolved, start: Start) -> None:
     weight.copy_(embeddings(ids.to(embeddings.weight.device)))
 
 
-PROMPT_TUNING: Final = MethodParts(config=prompt_config, begin=_begin)
+PROMPT_TUNING: Final = TrainingMethod(config=prompt_config, begin=_begin)

@@ -1,0 +1,53 @@
+"""How every task begins and ends: the place of its result, and what is told until it stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunResult, RunSpec
+from tunery_api.status import Phase
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.storage.checkpoints import probe_checkpoints
+from tunery_trainer.storage.publish import Target, probe
+
+
+def told(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
+    """Return what the story of a task returns; who watches is told how far it is, and that it has succeeded.
+
+    A TrainerError that it raises names the newest checkpoint, so that the failure tells what is kept.
+    """
+    reporter = ProgressReporter()
+    try:
+        result = story(reporter)
+        reporter.phase(Phase.SUCCEEDED)
+    except TrainerError as error:
+        error.reached = (error.reached or RunResult()).model_copy(update={"checkpoint": reporter.newest_checkpoint})
+        raise
+    finally:
+        reporter.close()
+    return result
+
+
+def output_target(work: Workspace) -> Target:
+    """Return the place of the result, of a training run or of a merge; nothing is contacted yet."""
+    spec = work.run.adapter_merge or work.lora_job
+    return Target(work.output, work.run.identity, spec.output.overwrite)
+
+
+def refuse_own_input(run: RunSpec) -> None:
+    """Raise INVALID_SPEC where the result would replace an adapter that it is made from: a second try had none left."""
+    if any(adapter.uri.rstrip("/") == run.output_uri.rstrip("/") for adapter in run.adapters):
+        message = f"spec.output.uri: {run.output_uri} is where an adapter lies that this one is made from"
+        raise TrainerError(FailureReason.INVALID_SPEC, message)
+
+
+def probe_places(work: Workspace) -> None:
+    """Write and remove a small object where the result and where the checkpoints will lie; raises TrainerError."""
+    refuse_own_input(work.run)
+    probe(output_target(work))
+    place = work.checkpoints
+    if place is not None:
+        probe_checkpoints(place)
