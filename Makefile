@@ -61,7 +61,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # Two processes. One begins with what watches the clock and mostly waits; the other stands back for it (nice), and uses
 # the waiting to compute (decision 49). Balanced by their time.
 CLOCKED := api chart controller guard
-BESIDE_THEM := $(addprefix trainer/,adapter data losses merging model plan settings training)
+BESIDE_THEM := $(addprefix trainer/,adapter data losses merging model plan settings training resuming)
 AFTER_THEM := $(filter-out $(BESIDE_THEM) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
 COVERED := $(VENV)/bin/coverage run -m pytest
 
