@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 BUCKETS = ("models", "datasets", "adapters")
 PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
-VOLUME_LIMIT_MB = 1024
+VOLUME_LIMIT_MB = 256  # each bucket takes seven volumes, and there are as many as fit into what is free on the disk
 ELECTION_SECONDS = 1
 READY_SECONDS = 60
 STOP_SECONDS = 1  # it does not end on SIGTERM, and objects are on disk by then

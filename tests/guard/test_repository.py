@@ -47,6 +47,14 @@ def test_the_top_level_is_fixed() -> None:
     assert {name for name in found if not name.startswith(".")} == TOP_LEVEL
 
 
+def folders(path: Path) -> set[str]:
+    return {child.name for child in path.iterdir() if child.is_dir() and any(child.glob("*.py"))}
+
+
+def test_the_trainers_tests_stand_where_their_subject_stands() -> None:
+    assert folders(ROOT / "tests" / "trainer") <= folders(ROOT / "trainer-image" / "src" / "tunery_trainer")
+
+
 def test_no_file_names_a_registry_host() -> None:
     found = {str(path): match.group() for path, text in texts() if (match := REGISTRIES.search(text))}
     assert found == {}

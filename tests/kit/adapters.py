@@ -1,4 +1,4 @@
-"""Small adapters written by hand, and the plain float64 definition of what an adapter changes."""
+"""Small adapters, written by hand or as PEFT saves them, and what they change: in float64, and in logits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from kit.tiny_models import MERGED_VOCABULARY, load
+
+TOKENS = torch.arange(2 * 12).view(2, 12) * 7 % MERGED_VOCABULARY
+"""Fixed input: 2 rows of 12 tokens."""
 BASE = "org/base"
 Factors = tuple[torch.Tensor, torch.Tensor]
 """A (rank × in) and B (out × rank)."""
@@ -76,3 +81,41 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     scale = float(expected.double().norm())
     distance = float((actual.double() - expected.double()).norm())
     return distance / scale if scale else distance
+
+
+def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest difference of a weight."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def trained_adapter(base: Path, config: Any, folder: Path, *, seed: int, grow_by: int = 0, **arguments: Any) -> Path:
+    """Save an adapter whose every trainable weight was moved, as training would."""
+    torch.manual_seed(seed)
+    model = load(base, **arguments)
+    if grow_by:
+        model.resize_token_embeddings(model.config.vocab_size + grow_by)
+    peft = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    peft.save_pretrained(folder)
+    return folder
+
+
+def with_adapter(base: Path, adapter: Path, **arguments: Any) -> PeftModel:
+    """Load a base and an adapter, the plain way."""
+    return PeftModel.from_pretrained(load(base, **arguments), adapter).eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> torch.Tensor:
+    """Return the logits of the fixed input in float32."""
+    result: torch.Tensor = model(input_ids=TOKENS).logits
+    return result.float()
+
+
+def logits(base: Path, adapter: Path | None = None, **arguments: Any) -> torch.Tensor:
+    """Return the logits of a base, or of a base with an adapter."""
+    return logits_of(with_adapter(base, adapter, **arguments) if adapter else load(base, **arguments))

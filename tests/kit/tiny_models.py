@@ -1,18 +1,30 @@
-"""Tiny models of several architectures with random weights, and adapters on them as PEFT makes and saves them."""
+"""Every tiny model of the tests, of random weights, and their tokenizers: for merges, by family, and one that chats."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-VOCABULARY = 96
-TOKENS = torch.arange(2 * 12).view(2, 12) * 7 % VOCABULARY
-"""Fixed input: 2 rows of 12 tokens."""
+VOCABULARY: Final = 128
+"""Of the families' models: `<unk>`, `<s>`, `</s>`, and words of a letter and a number."""
+MERGED_VOCABULARY: Final = 96
+"""Of the models that adapters are merged into, which have no tokenizer."""
 
 
 class Tiny(StrEnum):
@@ -27,10 +39,10 @@ def tiny_config(kind: Tiny, **changes: Any) -> PretrainedConfig:
     """Return a config with two layers of width 32."""
     if kind == Tiny.GPT2:
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-        return GPT2Config(vocab_size=VOCABULARY, **{**sizes, **changes})
+        return GPT2Config(vocab_size=MERGED_VOCABULARY, **{**sizes, **changes})
     sizes = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
     options = {"attention_bias": True, "num_key_value_heads": 2, "tie_word_embeddings": kind == Tiny.LLAMA_TIED}
-    return LlamaConfig(vocab_size=VOCABULARY, **{**sizes, **options, **changes})
+    return LlamaConfig(vocab_size=MERGED_VOCABULARY, **{**sizes, **options, **changes})
 
 
 def save_tiny(folder: Path, kind: Tiny, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
@@ -50,33 +62,104 @@ def load(folder: Path, **arguments: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **arguments).eval()
 
 
-def trained_adapter(base: Path, config: Any, folder: Path, *, seed: int, grow_by: int = 0, **arguments: Any) -> Path:
-    """Save an adapter whose every trainable weight was moved, as training would."""
-    torch.manual_seed(seed)
-    model = load(base, **arguments)
-    if grow_by:
-        model.resize_token_embeddings(model.config.vocab_size + grow_by)
-    peft = get_peft_model(model, config)
+COMMON: Final[dict[str, Any]] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+MODERN: Final[dict[str, Any]] = COMMON | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+FAMILIES: Final[dict[str, dict[str, Any]]] = {
+    "llama": MODERN,
+    "mistral": MODERN,
+    "qwen3": MODERN,
+    "gemma": MODERN,
+    "phi": {name: value for name, value in MODERN.items() if name != "head_dim"},
+    "gpt2": COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "falcon": COMMON
+    | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256},
+    "bloom": COMMON | {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+}
+
+
+def write_family(folder: Path, family: str, **changes: Any) -> Path:
+    """Write a random model of `family` with its tokenizer into `folder`."""
+    return write_model(folder, AutoConfig.for_model(family, **(FAMILIES[family] | changes)), AutoModelForCausalLM)
+
+
+def write_model(folder: Path, config: Any, auto: Any) -> Path:
+    """Write a random model of `config`, built by the auto class `auto`, with its tokenizer into `folder`."""
+    torch.manual_seed(0)
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for parameter in peft.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    peft.save_pretrained(folder)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)  # weights as small as a fresh model's give every token the same chance
+    model.save_pretrained(folder)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, VOCABULARY)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
     return folder
 
 
-def with_adapter(base: Path, adapter: Path, **arguments: Any) -> PeftModel:
-    """Load a base and an adapter, the plain way."""
-    return PeftModel.from_pretrained(load(base, **arguments), adapter).eval()
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CORPUS = ["system user assistant tool Hello there, how are you today?\n", "Naïve ünïcode, 12 numbers; and 🙂 smiles."]
 
 
-@torch.no_grad()
-def logits_of(model: Any) -> torch.Tensor:
-    """Return the logits of the fixed input in float32."""
-    result: torch.Tensor = model(input_ids=TOKENS).logits
-    return result.float()
+def build_tokenizer(
+    template: str | None, eos: str = "<|im_end|>", marks: Sequence[str] = ("<|im_start|>", "<|im_end|>")
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of about 400 tokens with `marks` (by default ChatML's) as special tokens."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", *marks],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(_CORPUS * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, pad_token="<|endoftext|>")
+    tokenizer.chat_template = template
+    return tokenizer
 
 
-def logits(base: Path, adapter: Path | None = None, **arguments: Any) -> torch.Tensor:
-    """Return the logits of a base, or of a base with an adapter."""
-    return logits_of(with_adapter(base, adapter, **arguments) if adapter else load(base, **arguments))
+def write_chat_model(folder: Path) -> Path:
+    """Save a tiny Llama with a byte tokenizer and a chat template; the same weights each time."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {
+        token: index for index, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])
+    }
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

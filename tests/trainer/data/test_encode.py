@@ -15,7 +15,7 @@ from tunery_trainer.data.encode import Encoded, Encoder
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError, RowPlace
 
-from .conftest import CHATML, build_tokenizer
+from kit.tiny_models import CHATML, build_tokenizer
 
 TURNS = (
     {"role": "system", "content": "Be brief"},

@@ -17,7 +17,7 @@ from tunery_trainer.data.rows import Example
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
 
-from .conftest import Write
+from kit.story import Write
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}

@@ -15,7 +15,6 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
-from trainer.methods.families import CPU, spec_of
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
@@ -39,8 +38,10 @@ from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import ModelFacts
 
-from .conftest import CHATML, Write, build_tokenizer
 from .test_templates import TEMPLATES, TOOL, called, tokenizer_of
+from kit.story import Write
+from kit.tiny_models import CHATML, build_tokenizer
+from kit.training import CPU, spec_of
 
 SYSTEM = {"role": "system", "content": "Be brief"}
 USER = {"role": "user", "content": "Hi"}

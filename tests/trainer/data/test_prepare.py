@@ -26,7 +26,8 @@ from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.reporting.status_parts import dataset_status
 
-from .conftest import CHATML, Write, build_tokenizer
+from kit.story import Write
+from kit.tiny_models import CHATML, build_tokenizer
 
 SMALL = DataOptions(max_length=64)
 

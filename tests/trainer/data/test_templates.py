@@ -16,7 +16,7 @@ from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError, RowPlace
 
-from .conftest import build_tokenizer
+from kit.tiny_models import build_tokenizer
 
 _TRL = importlib.util.find_spec("trl")
 assert _TRL is not None

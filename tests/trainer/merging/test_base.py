@@ -19,8 +19,8 @@ from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 
-from kit.adapters import factors, relative, write_adapter
-from kit.tiny_models import Tiny, load, logits, logits_of, save_tiny, trained_adapter, with_adapter
+from kit.adapters import factors, logits, logits_of, relative, trained_adapter, with_adapter, write_adapter
+from kit.tiny_models import Tiny, load, save_tiny
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None = None) -> Path:

@@ -19,8 +19,8 @@ from tunery_trainer.merging.combine import Combined, combine
 from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles
 
-from kit.adapters import deltas64, factors, relative, write_adapter
-from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter, with_adapter
+from kit.adapters import deltas64, factors, logits, relative, trained_adapter, with_adapter, write_adapter
+from kit.tiny_models import Tiny, save_tiny
 
 Q, V, MLP = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.layers.0.mlp.up_proj"
 

@@ -29,8 +29,8 @@ from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage.published import verify
 from tunery_trainer.tasks.frame import refuse_own_input
 
-from kit.adapters import deltas64, relative
-from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter
+from kit.adapters import deltas64, logits, relative, trained_adapter
+from kit.tiny_models import Tiny, save_tiny
 
 
 @pytest.fixture(scope="session")

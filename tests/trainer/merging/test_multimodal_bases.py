@@ -11,8 +11,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from trainer.methods.checkpoints_of_today import write_multimodal
-from trainer.methods.families import logits_of, loss_of, token_rows, train
 from tunery_api.manifest import SourceRecord
 from tunery_api.methods import QuantizationType
 from tunery_api.status import DatasetStatus
@@ -25,6 +23,9 @@ from tunery_trainer.merging.measure import Yardstick, measure
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.language import auto_class
 from tunery_trainer.model.load import load_base
+
+from kit.models_of_today import write_multimodal
+from kit.training import logits_of, loss_of, token_rows, train
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "IA3"])

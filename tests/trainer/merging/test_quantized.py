@@ -18,8 +18,8 @@ from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 from tunery_trainer.merging.quantized import Quantization
 
-from kit.adapters import relative
-from kit.tiny_models import Tiny, load, logits, save_tiny, trained_adapter, with_adapter
+from kit.adapters import logits, relative, trained_adapter, with_adapter
+from kit.tiny_models import Tiny, load, save_tiny
 
 
 def four_bit(settings: Quantization) -> BitsAndBytesConfig:

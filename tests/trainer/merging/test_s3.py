@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from peft import LoraConfig
 
-from trainer.storage.access import credentials
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.local import load_run_spec
@@ -21,32 +19,26 @@ from tunery_trainer.storage.published import download_published
 from tunery_trainer.tasks.merge import run_merge
 
 from cluster.s3 import S3Server
-from kit.tiny_models import Tiny, logits, save_tiny, trained_adapter
-
-BUCKET = "merges"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"), buckets=(BUCKET,))
-    server.start()
-    yield server
-    server.remove()
+from kit.adapters import logits, trained_adapter
+from kit.s3 import credentials
+from kit.tiny_models import Tiny, save_tiny
 
 
 @pytest.mark.parametrize("small", [0, run.SMALL_MODEL], ids=["streamed", "compared by logits"])
-def test_into_a_model_in_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
-    for name, value in credentials(s3).values.items():
+def test_into_a_model_in_s3(
+    tmp_path: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    for name, value in credentials(s3_server).values.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run, "SMALL_MODEL", small)
-    store, _ = open_store(f"s3://{BUCKET}", credentials(s3), "test")
+    store, _ = open_store(f"s3://{bucket}", credentials(s3_server), "test")
     prefix = f"case-{small}"
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)
     for path in base.iterdir():
         store.upload_file(path, f"{prefix}/base/{path.name}")
     adapter = trained_adapter(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter", seed=1)
     identity = RunIdentity(kind="LoRAJob", namespace="ns", name="one", uid="one")
-    lineage = Lineage(model=SourceRecord(uri=f"s3://{BUCKET}/{prefix}/base"))
+    lineage = Lineage(model=SourceRecord(uri=f"s3://{bucket}/{prefix}/base"))
     publish(adapter, Target(StorePath(store, f"{prefix}/adapter"), identity), lineage)
 
     held: list[int] = []
@@ -57,7 +49,7 @@ def test_into_a_model_in_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Mo
         return add(self, path, name)
 
     monkeypatch.setattr(Publisher, "add", watch)
-    result = run_merge(load_run_spec(_manifest(tmp_path, prefix), tmp_path / "work", None))
+    result = run_merge(load_run_spec(_manifest(tmp_path, f"s3://{bucket}/{prefix}"), tmp_path / "work", None))
 
     download_published(StorePath(store, f"{prefix}/out"), tmp_path / "out")
     assert float((logits(tmp_path / "out") - logits(base, adapter)).abs().max()) <= 1e-5
@@ -71,8 +63,7 @@ def test_into_a_model_in_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Mo
     assert set(index["weight_map"].values()) == {path.name for path in base.glob("model-*.safetensors")}
 
 
-def _manifest(folder: Path, prefix: str) -> Path:
-    place = f"s3://{BUCKET}/{prefix}"
+def _manifest(folder: Path, place: str) -> Path:
     spec = {"adapters": [{"uri": f"{place}/adapter"}], "into": "Model", "output": {"uri": f"{place}/out"}}
     document = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "m"}, "spec": spec}
     path = folder / "merge.yaml"

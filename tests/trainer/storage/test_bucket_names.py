@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.storage.access import credentials
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import open_store
 
 from cluster.s3 import S3Server
+from kit.s3 import credentials
 
 
 @pytest.mark.parametrize(
     "name", ["user:s3cr3tpw@bucket", "bucket:8333", "bücket", "a b", "a,b", "x" * 256, "arn:aws:s3"]
 )
 @pytest.mark.parametrize("act", ["head", "list"])
-def test_a_name_that_is_none(s3: S3Server, name: str, act: str) -> None:
+def test_a_name_that_is_none(s3_server: S3Server, name: str, act: str) -> None:
     def ask() -> None:
-        store, prefix = open_store(f"s3://{name}/out", credentials(s3), "spec.output.uri")
+        store, prefix = open_store(f"s3://{name}/out", credentials(s3_server), "spec.output.uri")
         getattr(store, act)(prefix)
 
     with pytest.raises(TrainerError) as caught:
@@ -33,16 +33,16 @@ def test_a_name_that_is_none(s3: S3Server, name: str, act: str) -> None:
 
 @pytest.mark.parametrize("name", ["Upper_case", "my.bucket-1", "abc"])
 @pytest.mark.parametrize("act", ["head", "list", "read_bytes"])
-def test_a_name_that_a_server_may_know_is_asked_for(s3: S3Server, name: str, act: str) -> None:
+def test_a_name_that_a_server_may_know_is_asked_for(s3_server: S3Server, name: str, act: str) -> None:
     """Old buckets of AWS and those of other servers have upper case and underscores."""
-    store, prefix = open_store(f"s3://{name}/out", credentials(s3), "spec.output.uri")
+    store, prefix = open_store(f"s3://{name}/out", credentials(s3_server), "spec.output.uri")
     with pytest.raises(TrainerError) as caught:
         getattr(store, act)(prefix)
     assert caught.value.reason is FailureReason.STORAGE_NOT_FOUND
 
 
-def test_a_key_that_is_too_long_is_not_tried_again(s3: S3Server, bucket: str) -> None:
-    store, prefix = open_store(f"s3://{bucket}/{'k' * 2000}", credentials(s3), "spec.output.uri")
+def test_a_key_that_is_too_long_is_not_tried_again(s3_server: S3Server, bucket: str) -> None:
+    store, prefix = open_store(f"s3://{bucket}/{'k' * 2000}", credentials(s3_server), "spec.output.uri")
     with pytest.raises(TrainerError) as caught:
         store.put_bytes(prefix, b"")
     assert caught.value.exit_code is ExitCode.USER_ERROR

@@ -254,7 +254,7 @@ def test_a_server_without_ranges_is_noticed(
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
 
 
-def test_a_range_of_the_server_is_exactly_what_was_asked(s3: S3Server, s3_store: Store) -> None:
+def test_a_range_of_the_server_is_exactly_what_was_asked(s3_server: S3Server, s3_store: Store) -> None:
     s3_store.put_bytes("k", bytes(range(256)) * 100)
     entry = s3_store.head("k")
     assert entry is not None

@@ -14,8 +14,6 @@ from threading import Thread
 
 import pytest
 
-from trainer.storage.access import credentials
-from trainer.storage.results import lineage, make_folder, run
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_trainer.errors import TrainerError
@@ -26,10 +24,12 @@ from tunery_trainer.storage.credentials import Credentials
 from tunery_trainer.storage.publish import Target, probe, publish
 
 from cluster.s3 import S3Server
+from kit.results import lineage, make_folder, run
+from kit.s3 import credentials
 
 
-def _open(s3: S3Server, uri: str, **values: str) -> tuple[Store, str]:
-    return open_store(uri, credentials(s3, None, **values), "spec.output.uri")
+def _open(s3_server: S3Server, uri: str, **values: str) -> tuple[Store, str]:
+    return open_store(uri, credentials(s3_server, None, **values), "spec.output.uri")
 
 
 def _failure(store: Store, prefix: str) -> TrainerError:
@@ -47,8 +47,8 @@ def _failure(store: Store, prefix: str) -> TrainerError:
     ],
     ids=["secret", "id"],
 )
-def test_wrong_keys(s3: S3Server, bucket: str, values: dict[str, str], code: str) -> None:
-    error = _failure(*_open(s3, f"s3://{bucket}/out", **values))
+def test_wrong_keys(s3_server: S3Server, bucket: str, values: dict[str, str], code: str) -> None:
+    error = _failure(*_open(s3_server, f"s3://{bucket}/out", **values))
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert f"s3://{bucket}/out" in error.message
     assert code in error.message
@@ -56,8 +56,8 @@ def test_wrong_keys(s3: S3Server, bucket: str, values: dict[str, str], code: str
 
 
 @pytest.mark.parametrize("act", ["probe", "head", "list", "read"])
-def test_missing_bucket(s3: S3Server, act: str) -> None:
-    store, prefix = _open(s3, "s3://no-such-bucket-here/out")
+def test_missing_bucket(s3_server: S3Server, act: str) -> None:
+    store, prefix = _open(s3_server, "s3://no-such-bucket-here/out")
     acts: dict[str, Callable[[], object]] = {
         "probe": lambda: probe(Target(StorePath(store, prefix), run())),
         "head": lambda: store.head("out/x"),
@@ -69,25 +69,25 @@ def test_missing_bucket(s3: S3Server, act: str) -> None:
     assert caught.value.reason is FailureReason.STORAGE_NOT_FOUND
 
 
-def test_endpoint_down_says_so_soon(s3: S3Server) -> None:
+def test_endpoint_down_says_so_soon(s3_server: S3Server) -> None:
     started = time.monotonic()
-    error = _failure(*_open(s3, "s3://b/out", AWS_ENDPOINT_URL="http://127.0.0.1:1"))
+    error = _failure(*_open(s3_server, "s3://b/out", AWS_ENDPOINT_URL="http://127.0.0.1:1"))
     assert error.reason is FailureReason.STORAGE_UNAVAILABLE
     assert "127.0.0.1:1" in error.message
     assert time.monotonic() - started < 60
 
 
-def test_a_forgotten_endpoint_is_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgotten_endpoint_is_named(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_such_host(*_: object, **__: object) -> list[object]:
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
     monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
-    keys = {name: value for name, value in s3.environment().items() if "ENDPOINT" not in name}
+    keys = {name: value for name, value in s3_server.environment().items() if "ENDPOINT" not in name}
     error = _failure(*open_store("s3://b/out", Credentials("the Secret s3", keys), "spec.output.uri"))
     assert error.reason is FailureReason.STORAGE_UNAVAILABLE
     assert error.hint.endswith("set AWS_ENDPOINT_URL in the Secret s3.")
-    ours = _failure(*_open(s3, "s3://b/out", AWS_ENDPOINT_URL="http://nowhere.invalid"))
+    ours = _failure(*_open(s3_server, "s3://b/out", AWS_ENDPOINT_URL="http://nowhere.invalid"))
     assert "AWS_ENDPOINT_URL" not in ours.hint
 
 
@@ -102,9 +102,9 @@ def test_a_forgotten_endpoint_is_named(s3: S3Server, monkeypatch: pytest.MonkeyP
         "http://0xa9fea9fe",
     ],
 )
-def test_link_local_endpoints_are_refused(s3: S3Server, endpoint: str) -> None:
+def test_link_local_endpoints_are_refused(s3_server: S3Server, endpoint: str) -> None:
     with pytest.raises(TrainerError, match="AWS_ENDPOINT_URL in the Secret s3 leads to the link-local") as caught:
-        _open(s3, "s3://b/out", AWS_ENDPOINT_URL=endpoint)
+        _open(s3_server, "s3://b/out", AWS_ENDPOINT_URL=endpoint)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
 
@@ -117,9 +117,9 @@ def test_link_local_endpoints_are_refused(s3: S3Server, endpoint: str) -> None:
         ({"AWS_ENDPOINT_URL": "http://host:70000"}, "is not a URL"),
     ],
 )
-def test_settings_that_cannot_be(s3: S3Server, values: dict[str, str], says: str) -> None:
+def test_settings_that_cannot_be(s3_server: S3Server, values: dict[str, str], says: str) -> None:
     with pytest.raises(TrainerError, match=says) as caught:
-        _open(s3, "s3://b/out", **values)
+        _open(s3_server, "s3://b/out", **values)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
 
@@ -249,8 +249,10 @@ def test_server_without_conditional_writes_is_used_and_said_so(tmp_path: Path) -
     server.server_close()
 
 
-def test_leftovers_of_old_uploads_are_removed_and_others_left(s3: S3Server, bucket: str, s3_store: Store) -> None:
-    client = s3.client()
+def test_leftovers_of_old_uploads_are_removed_and_others_left(
+    s3_server: S3Server, bucket: str, s3_store: Store
+) -> None:
+    client = s3_server.client()
     for key in ("mine/a", "mine-too/b"):
         client.create_multipart_upload(Bucket=bucket, Key=key)
     assert remove_stale_uploads(StorePath(s3_store, "mine")) == 0
@@ -277,21 +279,21 @@ def test_link_out_of_the_folder_is_not_followed(local_store: Store, tmp_path: Pa
 
 
 def test_secret_is_read_from_its_files(
-    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     data = tmp_path / "..2026_11_24"
     data.mkdir()
-    for name, value in s3.environment().items():
+    for name, value in s3_server.environment().items():
         (data / name).write_text(value + "\n")
         (tmp_path / name).symlink_to(data / name)  # as the kubelet does
     found = credentials_module.from_secret(tmp_path, "s3", credentials_module.S3_KEYS, "spec.output.secretRef")
-    assert s3.secret_key not in repr(found)
+    assert s3_server.secret_key not in repr(found)
     store, prefix = open_store(f"s3://{bucket}/out", found, "spec.output.uri")
     probe(Target(StorePath(store, prefix), run()))
-    assert not any(s3.secret_key in value for value in os.environ.values())
-    assert s3.secret_key not in scrub(f"the key is {s3.secret_key}")
+    assert not any(s3_server.secret_key in value for value in os.environ.values())
+    assert s3_server.secret_key not in scrub(f"the key is {s3_server.secret_key}")
 
 
 @pytest.mark.parametrize(
@@ -317,8 +319,10 @@ def test_secret_that_is_missing_or_lacks_keys(tmp_path: Path, keys: tuple[str, .
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
 
 
-def test_without_a_secret_the_usual_chain_is_used(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.environment().items():
+def test_without_a_secret_the_usual_chain_is_used(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     store, prefix = open_store(f"s3://{bucket}/out", credentials_module.ambient(), "spec.output.uri")
     assert probe(Target(StorePath(store, prefix), run())).conditional_writes
@@ -333,14 +337,16 @@ def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest
     assert "first-line" not in scrub("it began with first-line")
 
 
-def test_keys_from_a_users_own_files_are_hidden(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_keys_from_a_users_own_files_are_hidden(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "keys").write_text(
         "[default]\naws_access_key_id = from-a-file\naws_secret_access_key = key/of+a file\n"
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
     open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
     assert scrub("from-a-file: key%2Fof%2Ba+file") == "[redacted]: [redacted]"
 
@@ -351,12 +357,12 @@ def test_a_password_may_have_spaces(tmp_path: Path) -> None:
     assert found.get("MLFLOW_TRACKING_PASSWORD") == "correct horse"
 
 
-def test_without_any_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_credentials(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
     store, prefix = open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
     error = _failure(store, prefix)
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage.access import credentials
-from trainer.storage.results import lineage, make_folder, run
 from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
@@ -23,6 +21,8 @@ from tunery_trainer.storage.publish import CLAIM_NAME, Published, Publisher, Tar
 from tunery_trainer.storage.published import download_published, read_manifest, verify
 
 from cluster.s3 import S3Server
+from kit.results import lineage, make_folder, run
+from kit.s3 import credentials
 
 
 def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ import os, sys
 from pathlib import Path
 from tunery_trainer.storage.publish import Target, publish
 from tunery_trainer.storage import open_store
-from trainer.storage.results import lineage, run
+from kit.results import lineage, run
 from tunery_trainer.storage.credentials import Credentials
 import json
 values = json.load(sys.stdin)
@@ -168,13 +168,13 @@ publish(Path(sys.argv[2]), Target(store, prefix, run()), lineage(), stop)
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_killed_upload_leaves_no_manifest_and_a_retry_succeeds(
-    s3: S3Server, bucket: str, s3_store: Store, tmp_path: Path, after: int
+    s3_server: S3Server, bucket: str, s3_store: Store, tmp_path: Path, after: int
 ) -> None:
     folder = make_folder(tmp_path / "out", extra=("z.json",))
     uri = f"s3://{bucket}/killed"
     command = [sys.executable, "-c", KILLED, uri, str(folder), str(after)]
     tests = Path(__file__).parents[2]
-    ended = subprocess.run(command, input=json.dumps(credentials(s3).values).encode(), cwd=tests, timeout=120)
+    ended = subprocess.run(command, input=json.dumps(credentials(s3_server).values).encode(), cwd=tests, timeout=120)
     assert ended.returncode == -9
     with pytest.raises(TrainerError) as caught:
         read_manifest(StorePath(s3_store, "killed"))
@@ -253,15 +253,15 @@ def test_probe_leaves_nothing_behind(store: Store) -> None:
     assert store.list("p") == []
 
 
-def test_probe_with_read_only_credentials_names_action_and_place(s3: S3Server, bucket: str) -> None:
-    store, prefix = open_store(f"s3://{bucket}/out", credentials(s3, s3.reader), "spec.output.uri")
+def test_probe_with_read_only_credentials_names_action_and_place(s3_server: S3Server, bucket: str) -> None:
+    store, prefix = open_store(f"s3://{bucket}/out", credentials(s3_server, s3_server.reader), "spec.output.uri")
     with pytest.raises(TrainerError) as caught:
         probe(Target(StorePath(store, prefix), run()))
     assert caught.value.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert f"spec.output.uri: s3://{bucket}/out/" in caught.value.message
     assert "s3:PutObject was denied" in caught.value.message
     assert "the Secret s3" in caught.value.message
-    assert s3.reader.secret_key not in caught.value.message
+    assert s3_server.reader.secret_key not in caught.value.message
 
 
 def test_foreign_manifest_is_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""The plan: Auto takes what fits by the estimate, and the batch and recomputing follow from the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from tunery_api.inputs import DatasetFormat
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_api.runspec import RunIdentity
+from tunery_api.training import Optimizer
+from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.fetch import FetchedModel
+from tunery_trainer.model.load import load_tokenizer
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.resuming.inherited import NOTHING, Taken
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+
+from kit.training import spec_of
+
+GIB = 2**30
+SHAPES: dict[str, dict[str, int]] = {
+    "8B": {
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "14B": {
+        "vocab_size": 151_936,
+        "hidden_size": 5120,
+        "intermediate_size": 17_408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
+    "70B": {
+        "vocab_size": 128_256,
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> dict[str, Path]:
+    """Folders with the configuration of real sizes, without weights."""
+    folders = {}
+    for name, shape in SHAPES.items():
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        LlamaConfig(**shape, tie_word_embeddings=False, max_position_embeddings=8192).save_pretrained(folder)
+        load_tokenizer(llama).save_pretrained(folder)
+    return folders
+
+
+def dataset(sequences: int, *, packed: bool = True, length: int = 400) -> DatasetReport:
+    """Return the report of a data set of so many sequences."""
+    counts = dict.fromkeys(TokenReport.__dataclass_fields__, 0)
+    tokens = TokenReport(
+        **counts | {"p99_length": length, "template": "tokenizer", "sequences": sequences, "packed": packed}
+    )
+    return DatasetReport(sequences, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
+
+
+def basis_of(spec: LoRAJobSpec, folder: Path, device: DeviceFacts, taken: Taken = NOTHING) -> Basis:
+    """Return what the plan of a job on the model in `folder` is made from."""
+    run = RunIdentity(kind="LoRAJob", namespace="team", name="x", uid="u")
+    return Basis(run, spec, FetchedModel(folder, None, 0), device, taken=taken)
+
+
+def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = None, **blocks: Any) -> TrainingPlan:
+    training = {"precision": "BFloat16", **blocks.pop("training", {})}
+    device = DeviceFacts(DeviceKind.CUDA, gibibytes and int(gibibytes * GIB), bfloat16=True)
+    basis = basis_of(spec_of({**blocks, "training": training}), folder, device)
+    return plan_training(basis, 20_000, data or dataset(4000))
+
+
+@pytest.mark.parametrize(
+    ("shape", "gibibytes", "method"),
+    [
+        ("8B", 12, Method.QLORA),
+        ("8B", 16, Method.QLORA),
+        ("8B", 24, Method.LORA),
+        ("8B", 80, Method.LORA),
+        ("14B", 24, Method.QLORA),
+        ("14B", 32, Method.QLORA),
+        ("14B", 40, Method.LORA),
+        ("70B", 48, Method.QLORA),
+        ("70B", 80, Method.QLORA),
+    ],
+)
+def test_auto_takes_what_fits(shapes: dict[str, Path], shape: str, gibibytes: int, method: Method) -> None:
+    plan = planned(shapes[shape], gibibytes)
+    assert plan.settings.method is method
+    assert plan.memory is not None
+    assert plan.memory.total <= gibibytes * GIB
+    assert f"of {gibibytes}.0 GiB" in plan.settings.method_reason
+    training = plan.settings.training
+    assert training.batch_size * training.gradient_accumulation == 16
+
+
+def test_activations_are_recomputed_where_they_would_not_fit(shapes: dict[str, Path]) -> None:
+    large, small = (planned(shapes["8B"], gibibytes, method="LoRA").settings.training for gibibytes in (80, 24))
+    assert not large.gradient_checkpointing
+    assert large.batch_size * large.max_length >= 4096
+    assert small.gradient_checkpointing
+
+
+def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str, Path]) -> None:
+    asked = {"batchSize": 3, "gradientAccumulation": 5, "gradientCheckpointing": True}
+    training = planned(shapes["8B"], 80, method="LoRA", training=asked).settings.training
+    assert (training.batch_size, training.gradient_accumulation, training.gradient_checkpointing) == (3, 5, True)
+
+
+def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:
+    saved = {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}, "method": "LoRA"}
+    roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 32, **saved)
+    assert roomy.settings.training.optimizer is Optimizer.ADAMW
+    assert tight.settings.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
+    assert tight.fits
+    asked = planned(shapes["8B"], 32, training={"optimizer": "AdamW"}, **saved)
+    assert asked.settings.training.optimizer is Optimizer.ADAMW
+    assert not asked.fits
+
+
+def test_a_cpu_never_gets_bitsandbytes_optimizer(shapes: dict[str, Path]) -> None:
+    device = DeviceFacts(DeviceKind.CPU, 8 * GIB, bfloat16=True)
+    plan = plan_training(basis_of(spec_of({"method": "LoRA"}), shapes["8B"], device), 20_000, dataset(4000))
+    assert not plan.fits
+    assert plan.settings.training.optimizer is Optimizer.ADAMW
+
+
+def test_without_a_known_memory_it_is_careful(shapes: dict[str, Path]) -> None:
+    plan = planned(shapes["8B"], None)
+    assert plan.settings.method is Method.QLORA
+    assert plan.settings.training.gradient_checkpointing
+    assert plan.settings.training.batch_size == 4
+
+
+def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) -> None:
+    plan = planned(shapes["70B"], 24)
+    assert plan.settings.method is Method.QLORA
+    assert not plan.fits
+    assert plan.settings.training.batch_size == 1
+
+
+@pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
+def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
+    asked: dict[str, Any] = {"batchSize": 2, "gradientCheckpointing": True}
+    plain = {"method": "LoRA", "lora": {"dropout": "0"}}  # SFT's own keeps a mask of each input
+    data = dataset(4000, packed=False)
+    plan, single = (planned(shapes["8B"], 80, data, task=name, training=asked, **plain) for name in (task, "SFT"))
+    assert plan.memory is not None
+    assert single.memory is not None
+    assert plan.memory.recomputed_per_row == sequences * single.memory.recomputed_per_row
+
+
+def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -> None:
+    plan = planned(shapes["8B"], 80, dataset(190, packed=False), method="LoRA")
+    training = plan.settings.training
+    assert (training.packing, training.epochs, plan.steps) == (False, 3.0, 144)
+
+
+@pytest.mark.parametrize(("init", "method"), [("PiSSA", "LoRA"), ("OLoRA", "LoRA"), ("LoftQ", "QLoRA")])
+def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them(
+    tmp_path: Path, llama: Path, init: str, method: str
+) -> None:
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 1}
+    LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64).save_pretrained(tmp_path)
+    load_tokenizer(llama).save_pretrained(tmp_path)
+    lora: dict[str, Any] = {"rank": 64, "init": init}
+    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
+        planned(tmp_path, 24, method=method, lora=lora)
+    assert planned(tmp_path, 24, method=method, lora=lora | {"rank": 32}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"rankPattern": {"k_proj": 32, "v_proj": 32}}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"init": "Default"}).steps
+    assert planned(tmp_path, 24, method=method, lora=lora | {"init": "EVA"}).steps, "only the inputs count"
+    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 300, but .* EVA finds 256 directions there"):
+        planned(tmp_path, 24, method=method, lora={"rank": 300, "init": "EVA"})

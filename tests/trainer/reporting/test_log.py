@@ -1,0 +1,41 @@
+"""What `kubectl logs -f` shows of a training pod, whether or not the operator takes its reports."""
+
+from __future__ import annotations
+
+import json
+
+from tunery_api.exitcodes import ExitCode
+
+from kit.story import Case, manifest, run_trainer
+
+
+def test_a_pods_log_follows_the_run(case: Case) -> None:
+    folder = case().parent
+    uris = {name: {"uri": f"file://{folder}/{file}"} for name, file in (("model", "model"), ("dataset", "data.jsonl"))}
+    # Long enough that the loop says something of its own: what follows within a second takes a line's place.
+    spec = manifest(folder, training={"maxSteps": 80}, **uris)["spec"]
+    content = {
+        "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": "u-1"},
+        "loraJob": spec,
+        "outputUri": spec["output"]["uri"],
+        "workDir": str(folder / "work"),
+        "local": True,
+    }
+    (folder / "run.json").write_text(json.dumps(content))
+    done = run_trainer("train", folder / "run.json", KUBEFLOW_TRAINER_SERVER_URL="https://127.0.0.1:1/progress")
+    assert done.returncode == ExitCode.OK, done.stderr
+    lines = done.stdout.splitlines()
+    # Two phases within a second of each other are one line: the newer.
+    expected = [
+        "Starting",
+        f"Model      {uris['model']['uri']}, ",
+        f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 5 held out",
+        "Method     LoRA, 80 steps on the CPU",
+        "Training  step ",
+        "Succeeded  step 80/80 (100 %)  ",
+        f"Published {spec['output']['uri']}",
+    ]
+    found = [next((index for index, line in enumerate(lines) if line.startswith(start)), -1) for start in expected]
+    assert found == sorted(found), done.stdout
+    assert found[0] == 0, done.stdout
+    assert "  loss " in lines[found[-2]]

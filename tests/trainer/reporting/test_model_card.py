@@ -1,0 +1,122 @@
+"""The model card has front matter that parses, and says how it was made and how to load it."""
+
+from __future__ import annotations
+
+import yaml
+from huggingface_hub import ModelCard
+
+from tunery_api.manifest import Lineage, MergeInputRecord
+from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
+from tunery_trainer.reporting.model_card import model_card
+
+from kit.results import lineage, run
+
+
+def _front(card: str) -> dict[str, object]:
+    return dict(vars(ModelCard(card).data))
+
+
+def test_card_of_a_trained_adapter() -> None:
+    made = lineage()
+    card = model_card(run(), made, "s3://adapters/bot", pictures={"Loss": "loss.png"})
+    found = _front(card)
+    assert (found["base_model"], found["library_name"]) == ("owner/model", "peft")
+    assert found["tags"] == ["tunery", "peft", "lora"]
+    assert "| Evaluation loss | 1.25 |" in card
+    assert "![Loss](loss.png)" in card
+    assert f"| Data | `s3://datasets/x.jsonl` at `{'b' * 64}` |" in card
+    assert "| `training.learningRate` | 2e-4 |" in card
+    assert "| Libraries | peft 0.21.2 |" in card
+    assert 'PeftModel.from_pretrained(base, "./bot")' in card
+    assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./bot" in card
+    assert "## Inputs" not in card
+
+
+def test_card_of_preferences_says_what_was_preferred() -> None:
+    metrics = {"evalLoss": 0.25, "baseEvalLoss": 0.6931, "evalRewardAccuracy": 0.9375, "evalRewardMargin": 1.5}
+    made = Lineage(served_name="m", method="LoRA", hyperparameters={"task": "DPO"}, metrics=metrics)
+    card = model_card(run(), made, "s3://a/b")
+    assert _front(card)["tags"] == ["tunery", "peft", "lora", "dpo"]
+    assert "| Reward accuracy on held-out rows | 0.9375 |" in card
+    assert "| Reward margin on held-out rows | 1.5 |" in card
+
+
+def test_card_of_a_merge_names_its_inputs() -> None:
+    merged = Lineage(
+        served_name='odd "name": x',
+        method="TIES",
+        inputs=[MergeInputRecord(uri="s3://a/1", weight="0.7", rank=8, manifest_sha256="c" * 64)],
+        verification=VerificationStatus(max_error="1e-7", method="logits"),
+    )
+    card = model_card(run(), merged, "s3://a/merged")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == 'odd "name": x'
+    assert f"| `s3://a/1` | 0.7 | 8 | `{'c' * 64}` |" in card
+    assert "| Largest error (logits) | 1e-7 |" in card
+
+
+def test_card_says_what_of_the_data_was_trained() -> None:
+    found = DatasetStatus(rows=5, assistant_turns=9, trained_turns=8, split_rows=2, warnings=["1 of 9 | is not"])
+    card = model_card(run(), Lineage(served_name="m", method="LoRA", found=found), "s3://a/b")
+    assert "| Answers that count in the loss | 8 of 9 |" in card
+    assert "| Rows split | 2, since the chat template rewrites earlier turns |" in card
+    assert "| Note | 1 of 9 \\| is not |" in card
+    assert "Answers that count" not in model_card(
+        run(), Lineage(served_name="m", found=DatasetStatus(rows=5)), "s3://a/b"
+    )
+
+
+def test_card_does_not_promise_what_vllm_cannot_serve() -> None:
+    card = model_card(run(), Lineage(served_name="m", method="IA3"), "s3://a/b")
+    assert "vllm serve" not in card
+    assert "merge this one into its base" in card
+
+
+def test_card_of_a_rank_that_vllm_has_not_names_the_next() -> None:
+    assert "--max-lora-rank 32" in model_card(run(), Lineage(served_name="m", method="LoRA", rank=24), "s3://a/b")
+
+
+def test_card_of_a_merged_model_loads_without_peft() -> None:
+    merged = Lineage(served_name="m", method="Linear", inputs=[MergeInputRecord(uri="s3://a/1")])
+    card = model_card(run(), merged, "s3://a/b", full_model=True)
+    assert _front(card)["library_name"] == "transformers"
+    assert "PeftModel" not in card
+    assert 'AutoModelForCausalLM.from_pretrained("./b")' in card
+
+
+def test_card_of_a_rejected_adapter_does_not_say_how_to_serve_it() -> None:
+    made = lineage().model_copy(update={"rejected": "it is worse"})
+    card = model_card(run(), made, "s3://adapters/bot-rejected")
+    assert 'PeftModel.from_pretrained(base, "./bot-rejected")' in card
+    assert "vllm" not in card
+
+
+def test_card_says_what_became_of_a_rejected_input() -> None:
+    record = MergeInputRecord(uri="s3://a/1", weight="1", rejected="it is worse")
+    merged = model_card(run(), Lineage(served_name="m", method="TIES", inputs=[record]), "s3://a/merged")
+    assert "| `s3://a/1` (rejected: it is worse) | 1 |" in merged
+    continued = model_card(run(), Lineage(served_name="m", method="LoRA", continued_from=record), "s3://a/b")
+    assert "| Continued from | `s3://a/1` (rejected: it is worse) |" in continued
+
+
+def test_card_says_how_long_it_was_trained_and_which_step_it_is_of() -> None:
+    made = Lineage(served_name="m", steps=4, step=1, epochs=0.25, resolved=ResolvedStatus(steps=40))
+    said = "4 of 40, 0.25 epochs, published as it was after step 1, where the evaluation loss was lowest"
+    assert f"| Steps | {said} |" in model_card(run(), made, "s3://a/b")
+    whole = made.model_copy(update={"steps": 40, "step": 40})
+    assert "| Steps | 40 of 40, 0.25 epochs |" in model_card(run(), whole, "s3://a/b")
+
+
+def test_card_promises_no_vllm_where_experts_are_adapted() -> None:
+    for told, served in (("29 of 30 billion parameters: adapted, never quantised", False), ("…: not adapted, …", True)):
+        card = model_card(run(), Lineage(served_name="m", method="LoRA", hyperparameters={"experts": told}), "s3://a/b")
+        assert ("vllm serve" in card) is served
+        assert ("target_parameters" in card) is not served
+
+
+def test_card_loads_the_base_with_the_class_that_it_was_trained_with() -> None:
+    made = Lineage(served_name="m", method="LoRA", loader="AutoModelForImageTextToText")
+    card, merged = model_card(run(), made, "s3://a/b"), model_card(run(), made, "s3://a/b", full_model=True)
+    assert 'base = AutoModelForImageTextToText.from_pretrained("m")' in card
+    assert 'model = AutoModelForImageTextToText.from_pretrained("./b")' in merged
+    assert "AutoModelForCausalLM" not in card + merged
+    assert "AutoModelForCausalLM" in model_card(run(), Lineage(served_name="m"), "s3://a/b")

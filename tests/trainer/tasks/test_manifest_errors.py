@@ -1,0 +1,96 @@
+"""A manifest with an error: named, with its field, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_api.exitcodes import ExitCode
+
+from kit.story import Case, environment, run_trainer, write_manifest
+
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "boto3", "numpy", "pyarrow", "huggingface_hub")
+
+WITH_MODULES = """
+import json, sys
+from tunery_trainer.cli import main
+code = main(sys.argv[1:])
+print(json.dumps([code, sorted(set(sys.modules) & set(HEAVY))]))
+""".replace("HEAVY", repr(HEAVY))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"lora": {"rank": 0}}, "spec.lora.rank: must be at least 1, is 0", id="rank-0"),
+        pytest.param({"lora": {"rnk": 8}}, "spec.lora.rnk: unknown field; did you mean rank?", id="typo"),
+        pytest.param({"method": "qlora"}, "did you mean QLoRA?", id="case"),
+        pytest.param({"output": {"uri": None}}, "spec.output.uri: is required without a cluster", id="no-output"),
+        pytest.param(
+            {"dataset": {"uri": "pvc://claim/data.jsonl"}}, "spec.dataset.uri: pvc:// works in a cluster only", id="pvc"
+        ),
+        pytest.param(
+            {"continueFrom": {"loraJobRef": {"name": "other"}}},
+            "spec.continueFrom.loraJobRef: works in a cluster only",
+            id="reference",
+        ),
+    ],
+)
+def test_field_is_named_before_anything_heavy_is_imported(case: Case, changes: dict[str, Any], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_MODULES, "run", str(case(**changes))],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[64, []]"
+    reason, hint = done.stderr.strip().splitlines()[-2:]
+    assert reason.startswith("InvalidSpec: ")
+    assert message in reason
+    assert hint == "Correct the named field and apply the manifest under a new name."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param("a: [1", "is not valid YAML", id="yaml"),
+        pytest.param("kind: Secret\n", "must be LoRAJob or AdapterMerge", id="kind"),
+        pytest.param("just words", "holds nothing", id="scalar"),
+        pytest.param("", "holds nothing", id="empty"),
+        pytest.param(
+            "kind: LoRAJob\nmetadata: {name: a}\n---\nkind: LoRAJob\nmetadata: {name: b}\n", "holds a, b", id="two"
+        ),
+    ],
+)
+def test_what_is_no_manifest(tmp_path: Path, content: str, message: str) -> None:
+    done = run_trainer("run", write_manifest(tmp_path, content))
+    assert done.returncode == ExitCode.USER_ERROR
+    assert message in done.stderr.splitlines()[-2]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    done = run_trainer("run", tmp_path / "none.yaml")
+    assert done.returncode == ExitCode.USER_ERROR
+    reason, hint = done.stderr.splitlines()[-2:]
+    assert reason == f"InvalidSpec: there is no file {tmp_path / 'none.yaml'}"
+    assert hint == "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    done = run_trainer("run", tmp_path)
+    assert done.returncode == ExitCode.USER_ERROR
+    reason, hint = done.stderr.splitlines()[-2:]
+    assert reason == f"InvalidSpec: cannot read {tmp_path}: Is a directory"
+    assert hint.startswith("Name the file")
+
+
+def test_several_errors_are_told_at_once(case: Case) -> None:
+    done = run_trainer("run", case(lora={"rank": 0}, training={"batchSize": 0}))
+    line = done.stderr.splitlines()[-2]
+    assert "spec.lora.rank" in line
+    assert "spec.training.batchSize" in line

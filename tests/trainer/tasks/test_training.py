@@ -1,0 +1,86 @@
+"""Training by the real command line: what is published loads in plain PEFT, with the loss that was reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BitsAndBytesConfig
+
+from tunery_api.exitcodes import ExitCode
+
+from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
+from kit.story import Case, run_here
+
+QUANTIZATIONS = {
+    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
+
+
+def train(path: Path) -> dict[str, Any]:
+    """Run the manifest and return manifest.json of what was published."""
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.OK, done.stderr
+    manifest: dict[str, Any] = json.loads((path.parent / "out" / "manifest.json").read_text())
+    return manifest
+
+
+COMBINATIONS = [
+    pytest.param({"method": "LoRA"}, "none", id="LoRA"),
+    pytest.param({"method": "QLoRA"}, "nf4", id="QLoRA"),
+    pytest.param({"method": "DoRA"}, "none", id="DoRA"),
+    pytest.param({"method": "QLoRA", "quantization": {"type": "Int8"}}, "int8", id="QLoRA-Int8"),
+    pytest.param({"method": "AdaLoRA", "lora": None}, "none", id="AdaLoRA"),
+    pytest.param({"method": "IA3", "lora": None}, "none", id="IA3"),
+    pytest.param({"method": "PromptTuning", "lora": None}, "none", id="PromptTuning"),
+    pytest.param({"method": "PrefixTuning", "lora": None}, "none", id="PrefixTuning"),
+    pytest.param({"lora": {"init": "PiSSA"}}, "none", id="PiSSA"),
+    pytest.param({"lora": {"init": "EVA"}}, "none", id="EVA"),
+]
+
+
+@pytest.mark.parametrize(("changes", "quantization"), COMBINATIONS)
+def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
+    path = case(**changes)
+    metrics = train(path)["lineage"]["metrics"]
+    assert metrics["evalLoss"] < metrics["baseEvalLoss"]
+    model = plain_peft(path.parent, QUANTIZATIONS.get(quantization))
+    assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(metrics["evalLoss"], rel=0.01)
+
+
+def test_published_folder_is_whole(case: Case) -> None:
+    path = case(tracking={"tensorboard": True}, evaluation={"everySteps": 5})
+    manifest = train(path)
+    out = path.parent / "out"
+    there = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} - {"manifest.json"}
+    assert there == set(manifest["files"])
+    for name, record in manifest["files"].items():
+        content = (out / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == record["sha256"]
+        assert len(content) == record["size"]
+    assert any(name.startswith("runs/events.out.tfevents") for name in there)
+    assert "training_curves.png" in (out / "README.md").read_text()
+    assert (out / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "model"
+    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in there)
+
+
+def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
+    path = case()
+    first = train(path)
+    again = run_here("run", path, "--work-dir", path.parent / "work")
+    assert again.returncode == ExitCode.OK, "the same manifest is the same run, whose result is there and whole"
+    other = run_here("run", case(training={"seed": 1}), "--work-dir", path.parent / "work2")
+    assert other.returncode == ExitCode.USER_ERROR
+    assert other.stderr.splitlines()[-2].startswith("OutputExists: spec.output.uri")
+    assert json.loads((path.parent / "out" / "manifest.json").read_text()) == first
+
+
+def test_loss_that_is_not_a_number(case: Case) -> None:
+    done = run_here("run", case(training={"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}))
+    assert done.returncode == ExitCode.USER_ERROR
+    assert done.stderr.splitlines()[-2].startswith("LossDiverged: ")
