@@ -30,7 +30,8 @@ from tunery_trainer.resuming.inherited import NOTHING, Taken, manifest_of, with_
 from tunery_trainer.resuming.memo import Base, Origin
 from tunery_trainer.resuming.origin import check_base, check_origin, check_own, rows_of, settings_of
 from tunery_trainer.settings.auto_method import method_choices
-from tunery_trainer.settings.resolve import Chosen, resolve
+from tunery_trainer.settings.loop import Chosen
+from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.sizing import DataFacts
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 

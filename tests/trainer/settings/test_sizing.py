@@ -14,7 +14,8 @@ from tunery_api.training import Scheduler
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.settings.auto_method import method_choices
-from tunery_trainer.settings.resolve import Chosen, resolve
+from tunery_trainer.settings.loop import Chosen
+from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.sizing import ENOUGH_STEPS, MOST_EPOCHS, DataFacts, sequences_to_pack, size
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 

@@ -29,7 +29,7 @@ from tunery_trainer.model.targets import (
     lora_targets,
 )
 from tunery_trainer.settings.experts import EXPERT_METHODS, EXPERTS, adapts_experts, told_again
-from tunery_trainer.settings.resolve import SCALED_LEARNING_RATE, learning_rate_factor
+from tunery_trainer.settings.loop import SCALED_LEARNING_RATE, learning_rate_factor
 from tunery_trainer.settings.types import AdapterSettings, RunSettings, SettingSource
 
 _KINDS: Final = {

@@ -32,7 +32,7 @@ from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.device import device_facts
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.status_parts import dataset_status
-from tunery_trainer.settings.resolve import natural_precision
+from tunery_trainer.settings.loop import natural_precision
 from tunery_trainer.settings.types import DeviceKind
 
 _DATASET: Final = "spec.evaluation.dataset"

@@ -15,7 +15,8 @@ from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer, meta_model, model_facts
 from tunery_trainer.resuming.inherited import NOTHING, Taken
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
-from tunery_trainer.settings.resolve import Chosen, resolve
+from tunery_trainer.settings.loop import Chosen
+from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, RunSettings
 
 

@@ -25,7 +25,7 @@ from tunery_trainer.resuming.inherited import manifest_of
 from tunery_trainer.resuming.memo import Origin
 from tunery_trainer.resuming.origin import base_of, rows_of, settings_of
 from tunery_trainer.settings.auto_method import MethodChoice
-from tunery_trainer.settings.resolve import DEFAULT_BATCH_SIZE, Chosen
+from tunery_trainer.settings.loop import DEFAULT_BATCH_SIZE, Chosen
 from tunery_trainer.settings.sizing import DataFacts, total_steps
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.settings.units import human_bytes
