@@ -155,14 +155,14 @@ from kit.results import lineage, run
 from tunery_trainer.storage.credentials import Credentials
 import json
 values = json.load(sys.stdin)
-store, prefix = open_store(sys.argv[1], Credentials("test", values), "spec.output.uri")
+output = open_store(sys.argv[1], Credentials("test", values), "spec.output.uri")
 left = int(sys.argv[3])
 def stop(count):
     global left
     left -= 1
     if left <= 0:
         os.kill(os.getpid(), 9)
-publish(Path(sys.argv[2]), Target(store, prefix, run()), lineage(), stop)
+publish(Path(sys.argv[2]), Target(output, run()), lineage(), stop)
 """
 
 
