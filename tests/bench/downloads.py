@@ -27,7 +27,8 @@ from pathlib import Path
 from threading import Thread
 
 from tunery_trainer.inputs.cached_model import cache_model
-from tunery_trainer.inputs.fetch import Location, fetch_model
+from tunery_trainer.inputs.fetch import fetch_model
+from tunery_trainer.inputs.location import Location
 from tunery_trainer.inputs.shared_cache import SharedCache
 from tunery_trainer.storage import Store, open_store
 from tunery_trainer.storage.credentials import Credentials

@@ -21,7 +21,7 @@ from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.model.quantization import DTYPES, bitsandbytes_config
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from cluster import dataset, model
@@ -36,7 +36,7 @@ Measured = tuple[list[float], list[int], list[float]]
 class Case:
     """What is trained, and on what."""
 
-    resolved: Resolved
+    resolved: RunSettings
     examples: list[list[int]]
     length: int
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tunery_trainer.model.load import load_base
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 from cluster.tiny import make_tokenizer
 from gpu.verdicts import Machine
@@ -83,7 +83,7 @@ def write_model(machine: Machine, shape: str, name: str = "", **changes: Any) ->
     return folder
 
 
-def load(folder: Path, resolved: Resolved, device: str) -> PreTrainedModel:
+def load(folder: Path, resolved: RunSettings, device: str) -> PreTrainedModel:
     """Return what the trainer's `load_base` makes of a folder of `write_model`; the same weights each time."""
     with patch.object(AutoModelForCausalLM, "from_pretrained", _random):
         return load_base(folder, resolved, device)

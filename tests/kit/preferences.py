@@ -18,7 +18,7 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.reference import Scoring, TaskRows, task_rows
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
@@ -63,7 +63,7 @@ def prepared(task: str, count: int = 8) -> PreparedData:
     return PreparedData(rows_of(task, count), rows_of(task, 5, seed=31), REPORT, from_cache=False)
 
 
-def resolved_task(folder: Path, task: str, **blocks: Any) -> Resolved:
+def resolved_task(folder: Path, task: str, **blocks: Any) -> RunSettings:
     """Return the settings of a run of a task."""
     training = {"maxSteps": 2, "batchSize": 2, "gradientAccumulation": 1, "packing": False, "maxLength": 64}
     given = {"method": "LoRA", "lora": {"dropout": "0"}, **blocks}
@@ -80,7 +80,7 @@ def moved(model: Any, by: float = 0.05, seed: int = 3) -> Any:
 
 
 def begun(
-    folder: Path, resolved: Resolved, data: PreparedData, how: Pass = PASS, ahead: Iterable[int] | None = None
+    folder: Path, resolved: RunSettings, data: PreparedData, how: Pass = PASS, ahead: Iterable[int] | None = None
 ) -> tuple[Any, TaskRows]:
     """Return the model with a fresh adapter, and the rows with the base as the reference.
 
@@ -96,7 +96,7 @@ def begun(
 
 
 def trainer_on(
-    folder: Path, resolved: Resolved, begin: tuple[Any, TaskRows], output: Path, how: Pass = PASS
+    folder: Path, resolved: RunSettings, begin: tuple[Any, TaskRows], output: Path, how: Pass = PASS
 ) -> AdapterTrainer:
     """Return the loop over such rows."""
     model, rows = begin

@@ -16,7 +16,7 @@ from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from kit.tiny_models import VOCABULARY
@@ -31,7 +31,7 @@ def spec_of(blocks: Mapping[str, Any]) -> LoRAJobSpec:
     return LoRAJobSpec.model_validate(base | dict(blocks) | {"training": training})
 
 
-def resolved_for(folder: Path, blocks: Mapping[str, Any], rows: int = 500) -> Resolved:
+def resolved_for(folder: Path, blocks: Mapping[str, Any], rows: int = 500) -> RunSettings:
     spec, facts = spec_of(blocks), model_facts(folder)
     return resolve(spec, facts, CPU, method_choices(spec, rows, CPU, facts.stored)[0])
 
@@ -54,7 +54,7 @@ class Run:
     """An adapter after a few steps."""
 
     model: Any
-    resolved: Resolved
+    resolved: RunSettings
     losses: list[float]
 
     def logits(self) -> torch.Tensor:
@@ -68,7 +68,7 @@ def train(folder: Path, blocks: Mapping[str, Any], steps: int = 12, learning_rat
     return Run(model, resolved, take_steps(model, resolved, steps, learning_rate))
 
 
-def take_steps(model: Any, resolved: Resolved, steps: int, learning_rate: float = 0.02) -> list[float]:
+def take_steps(model: Any, resolved: RunSettings, steps: int, learning_rate: float = 0.02) -> list[float]:
     hooks = training_hooks(model, resolved)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     ids = token_rows(7)

@@ -20,7 +20,8 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs import digests
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
-from tunery_trainer.inputs.fetch import MODELS, Location, fetch_model
+from tunery_trainer.inputs.fetch import MODELS, fetch_model
+from tunery_trainer.inputs.location import Location
 from tunery_trainer.inputs.shared_cache import RECORD, CacheUnusable, SharedCache
 from tunery_trainer.storage import Store
 from tunery_trainer.storage.s3 import S3Store

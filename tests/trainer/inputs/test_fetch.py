@@ -11,8 +11,9 @@ import pytest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import FetchedDataset, Location, fetch_dataset, fetch_model
+from tunery_trainer.inputs.fetch import fetch_dataset, fetch_model
 from tunery_trainer.inputs.file_selection import data_files
+from tunery_trainer.inputs.location import FetchedDataset, Location
 from tunery_trainer.storage import Store, transfer
 from tunery_trainer.storage.credentials import Credentials
 

@@ -25,7 +25,7 @@ from tunery_trainer.losses.head import head
 from tunery_trainer.losses.objectives import Compared, log_odds_ratio, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.reference import Scoring, task_rows
 
 from kit.preferences import PASS, REPORT, begun, columns, moved, prepared, resolved_task, rows_of, trainer_on
@@ -55,7 +55,7 @@ def gradients_of(model: Any, loss: torch.Tensor) -> Gradients:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and ".default" in name}
 
 
-def ours(model: Any, rows: Dataset, resolved: Resolved, start: Any) -> tuple[float, Gradients]:
+def ours(model: Any, rows: Dataset, resolved: RunSettings, start: Any) -> tuple[float, Gradients]:
     """Return loss and gradients of all rows in one step; `start` makes the adapter what the reference is, and back."""
     objective = objective_of(resolved)
     there = task_rows(PreparedData(rows, rows, REPORT, from_cache=False), resolved)
@@ -91,7 +91,7 @@ def at_start(state: Gradients) -> Any:
     return put
 
 
-def adapted(llama: Path, resolved: Resolved, *, fresh: bool) -> tuple[Any, Any]:
+def adapted(llama: Path, resolved: RunSettings, *, fresh: bool) -> tuple[Any, Any]:
     """Return a model with an adapter as it is before training, fresh or trained before, and what it was then."""
     model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, 2))
     if not fresh:

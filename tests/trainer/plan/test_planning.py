@@ -15,7 +15,7 @@ from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import FetchedModel
+from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training

@@ -32,7 +32,7 @@ from tunery_trainer.resuming.origin import check_base, check_origin, check_own, 
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import Chosen, resolve
 from tunery_trainer.settings.sizing import DataFacts
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, Resolved
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 
 from kit.preferences import REPORT
 from kit.training import CPU, spec_of
@@ -106,7 +106,7 @@ FREE_BLOCKS = {
 }
 
 
-def settings(folder: Path, spec: LoRAJobSpec, taken: Taken = NOTHING) -> Resolved:
+def settings(folder: Path, spec: LoRAJobSpec, taken: Taken = NOTHING) -> RunSettings:
     """Return what a spec is resolved to on 500 rows."""
     facts = model_facts(folder)
     chosen = Chosen(DataFacts(500, packed=False, step_rows=taken.rows))

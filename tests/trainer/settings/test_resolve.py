@@ -19,7 +19,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.presets import PRESETS, guideline_for, rank_reason
 from tunery_trainer.settings.resolve import resolve
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, Resolved
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, RunSettings
 
 from kit.training import spec_of
 
@@ -29,7 +29,9 @@ BLOOM = ModelFacts("BloomForCausalLM", 560_000_000, 24, 1024, 250_880, None, tie
 GPU = DeviceFacts(DeviceKind.CUDA, 80 * GIB, bfloat16=True)
 
 
-def resolved(blocks: dict[str, Any], facts: ModelFacts = SEVEN_B, rows: int = 5000, gpu: DeviceFacts = GPU) -> Resolved:
+def resolved(
+    blocks: dict[str, Any], facts: ModelFacts = SEVEN_B, rows: int = 5000, gpu: DeviceFacts = GPU
+) -> RunSettings:
     spec = spec_of(blocks)
     if "precision" not in blocks.get("training", {}):
         data = spec.model_dump(by_alias=True, exclude_unset=True)
@@ -38,7 +40,7 @@ def resolved(blocks: dict[str, Any], facts: ModelFacts = SEVEN_B, rows: int = 50
     return resolve(spec, facts, gpu, method_choices(spec, rows, gpu)[0])
 
 
-def sources(plan: Resolved) -> dict[str, str]:
+def sources(plan: RunSettings) -> dict[str, str]:
     return {value.name: value.source for value in plan.values}
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
-from tunery_trainer.inputs.fetch import Location, fetch_model
+from tunery_trainer.inputs.fetch import fetch_model
+from tunery_trainer.inputs.location import Location
 from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from tunery_trainer.adapter.methods import METHODS
 from tunery_trainer.adapter.methods.base import Hooks, MethodContext
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 TARGETS: Final = ("target_modules", "target_parameters")
 """PEFT's names for what carries an adapter: linear modules, and the parameters of a mixture's experts."""
 
 
-def attach(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> PeftModel:
+def attach(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> PeftModel:
     """Return `model` with a fresh adapter, its weights in float32, everything else frozen.
 
     The same settings and seed give the same weights. Call it on the loaded base: PiSSA and OLoRA change its weights.
@@ -34,7 +34,7 @@ def attach(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> 
     return adapted
 
 
-def training_hooks(model: PeftModel, resolved: Resolved) -> Hooks | None:
+def training_hooks(model: PeftModel, resolved: RunSettings) -> Hooks | None:
     """Return what the method adds to the training loop, or None where that is nothing."""
     hooks = METHODS[resolved.method].hooks
     return hooks(model) if hooks else None

@@ -30,7 +30,7 @@ from tunery_trainer.model.targets import (
 )
 from tunery_trainer.settings.experts import EXPERT_METHODS, EXPERTS, adapts_experts, told_again
 from tunery_trainer.settings.resolve import SCALED_LEARNING_RATE, learning_rate_factor
-from tunery_trainer.settings.types import AdapterSettings, Resolved, Source
+from tunery_trainer.settings.types import AdapterSettings, RunSettings, SettingSource
 
 _KINDS: Final = {
     Method.LORA: ("LORA", False),
@@ -44,7 +44,7 @@ _KINDS: Final = {
 """PEFT's type, and whether it is DoRA; AdaLoRA cannot be continued."""
 
 
-def settings_from(resolved: Resolved, model: PreTrainedModel, folder: Path, served_name: str) -> Resolved:
+def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str) -> RunSettings:
     """Return `resolved` with rank, alpha, targets and the like as the adapter published in `folder` has them.
 
     `model` may be on the meta device. Call it before attaching, in preflight and in training alike.
@@ -70,7 +70,7 @@ def settings_from(resolved: Resolved, model: PreTrainedModel, folder: Path, serv
     return _with_rank(replace(resolved, values=values), _inherit_numbers(resolved, adapter, config))
 
 
-def attach_published(model: PreTrainedModel, resolved: Resolved, start: MethodContext, folder: Path) -> PeftModel:
+def attach_published(model: PreTrainedModel, resolved: RunSettings, start: MethodContext, folder: Path) -> PeftModel:
     """Return `model` with the adapter published in `folder` attached, trainable; `resolved` comes from settings_from.
 
     Raises TrainerError(AdapterCorrupt) when its tensors are not those of its configuration.
@@ -102,7 +102,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_kind(resolved: Resolved, config: Mapping[str, Any]) -> None:
+def _check_kind(resolved: RunSettings, config: Mapping[str, Any]) -> None:
     found = (config.get("peft_type"), bool(config.get("use_dora")))
     if found == _KINDS.get(resolved.method):
         return
@@ -111,7 +111,7 @@ def _check_kind(resolved: Resolved, config: Mapping[str, Any]) -> None:
     raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {found[0]}; {advice}")
 
 
-def _inherit_prompt(resolved: Resolved, config: Mapping[str, Any]) -> Resolved:
+def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSettings:
     if resolved.prompt is None:
         raise ValueError(f"{resolved.method} needs its settings")
     block = "promptTuning" if resolved.method is Method.PROMPT_TUNING else "prefixTuning"
@@ -124,7 +124,7 @@ def _inherit_prompt(resolved: Resolved, config: Mapping[str, Any]) -> Resolved:
     )
 
 
-def _inherit_names(resolved: Resolved, model: PreTrainedModel, config: Mapping[str, Any]) -> AdapterSettings:
+def _inherit_names(resolved: RunSettings, model: PreTrainedModel, config: Mapping[str, Any]) -> AdapterSettings:
     """Return the settings with the adapter's target modules and modules to save."""
     adapter = resolved.adapter
     theirs = tuple(sorted([*(config.get("target_modules") or ()), *(config.get("target_parameters") or ())]))
@@ -139,14 +139,14 @@ def _inherit_names(resolved: Resolved, model: PreTrainedModel, config: Mapping[s
     return replace(adapter, target_modules=theirs, modules_to_save=saved)
 
 
-def _ours(resolved: Resolved, model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:
+def _ours(resolved: RunSettings, model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:
     if resolved.method is Method.IA3:
         return ia3_targets(model, asked)[0]
     modules, experts = lora_targets(model, asked, experts=resolved.method in EXPERT_METHODS)
     return (*modules, *experts)
 
 
-def _inherit_numbers(resolved: Resolved, adapter: AdapterSettings, config: Mapping[str, Any]) -> AdapterSettings:
+def _inherit_numbers(resolved: RunSettings, adapter: AdapterSettings, config: Mapping[str, Any]) -> AdapterSettings:
     for field, ours, key in (
         ("lora.rankPattern", adapter.rank_pattern, "rank_pattern"),
         ("lora.alphaPattern", adapter.alpha_pattern, "alpha_pattern"),
@@ -163,7 +163,7 @@ def _inherit_numbers(resolved: Resolved, adapter: AdapterSettings, config: Mappi
     )
 
 
-def _with_rank(resolved: Resolved, adapter: AdapterSettings) -> Resolved:
+def _with_rank(resolved: RunSettings, adapter: AdapterSettings) -> RunSettings:
     """Return `resolved` with `adapter`, and the learning rate scaled anew where it is scaled with the rank."""
     changed: dict[str, Any] = {
         "lora.rank": adapter.rank,
@@ -179,7 +179,7 @@ def _with_rank(resolved: Resolved, adapter: AdapterSettings) -> Resolved:
     return replace(resolved, adapter=adapter, training=training, values=_noted(resolved.values, changed))
 
 
-def _agree(resolved: Resolved, field: str, ours: Any, theirs: Any) -> Any:
+def _agree(resolved: RunSettings, field: str, ours: Any, theirs: Any) -> Any:
     """Return the adapter's value; a manifest that says another one is refused."""
     if theirs is None:
         raise _corrupt(f"{CONFIG_FILE} does not say what {field} is")
@@ -188,16 +188,16 @@ def _agree(resolved: Resolved, field: str, ours: Any, theirs: Any) -> Any:
     return theirs
 
 
-def _from_manifest(resolved: Resolved, field: str) -> bool:
-    return any(value.name == field and value.source == Source.MANIFEST for value in resolved.values)
+def _from_manifest(resolved: RunSettings, field: str) -> bool:
+    return any(value.name == field and value.source == SettingSource.MANIFEST for value in resolved.values)
 
 
 def _noted(values: Iterable[ResolvedValue], changed: Mapping[str, Any]) -> tuple[ResolvedValue, ...]:
     """Return `values` with those of `changed` that the manifest did not say replaced, as taken from the adapter."""
     renewed = []
     for value in values:
-        if value.name in changed and value.source != Source.MANIFEST:
-            value = ResolvedValue(name=value.name, value=str(changed[value.name])[:256], source=Source.ADAPTER)
+        if value.name in changed and value.source != SettingSource.MANIFEST:
+            value = ResolvedValue(name=value.name, value=str(changed[value.name])[:256], source=SettingSource.ADAPTER)
         renewed.append(value)
     return tuple(renewed)
 

@@ -14,7 +14,6 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import (
     MODELS,
-    Location,
     ModelIdentity,
     OnBytesOfTotal,
     begin_digest,
@@ -22,6 +21,7 @@ from tunery_trainer.inputs.fetch import (
     fetch_model,
     identify_model,
 )
+from tunery_trainer.inputs.location import Location
 from tunery_trainer.inputs.shared_cache import CacheUnusable, SharedCache, as_unusable
 from tunery_trainer.storage.transfer import hash_file
 

@@ -11,14 +11,8 @@ from tunery_api.names import CACHE_FOLDER
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import (
-    DataFiles,
-    FetchedModel,
-    Location,
-    OnBytesOfTotal,
-    fetch_dataset,
-    fetch_model,
-)
+from tunery_trainer.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
+from tunery_trainer.inputs.location import DataFiles, FetchedModel, Location
 from tunery_trainer.inputs.shared_cache import SharedCache
 from tunery_trainer.storage import StorePath, open_store
 from tunery_trainer.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret

@@ -17,7 +17,7 @@ from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
 from tunery_trainer.losses.head import log_probabilities
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.settings.types import PreferenceSettings, Resolved
+from tunery_trainer.settings.types import PreferenceSettings, RunSettings
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
@@ -72,7 +72,7 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(resolved: Resolved) -> Objective:
+def objective_of(resolved: RunSettings) -> Objective:
     """Return the objective of a run."""
     if resolved.preference is None:
         return Sft()

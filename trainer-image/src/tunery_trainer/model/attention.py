@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -17,7 +17,7 @@ _REFUSED: Final = ("softcap", "s_aux", "position_bias", "output_attentions")
 """Arguments of some architectures that change the scores, which neither of the two kernels knows."""
 
 
-def attend(
+def attend(  # noqa: PLR0913 (the signature that transformers calls)
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -44,7 +44,7 @@ def attend(
     window = others.get("sliding_window")
     longest = int(others.get("max_length_q") or length)
     compute = _on_gpu if query.is_cuda else _on_cpu
-    result = compute(flat, ends, (longest, window), scaling)
+    result = compute(flat, ends, Bounds(longest, window), scaling)
     return result.reshape(rows, length, heads, -1), None
 
 
@@ -65,9 +65,16 @@ def _ends(rows: int, length: int, position_ids: torch.Tensor | None, device: tor
     return torch.cat([starts, starts.new_tensor([rows * length])]).int()
 
 
-def _on_gpu(
-    flat: list[torch.Tensor], ends: torch.Tensor, bounds: tuple[int, int | None], scaling: float | None
-) -> torch.Tensor:
+class Bounds(NamedTuple):
+    """How far attention reaches."""
+
+    longest: int
+    """Tokens of the longest example."""
+    window: int | None
+    """Tokens that a query sees, itself included; None: all before it."""
+
+
+def _on_gpu(flat: list[torch.Tensor], ends: torch.Tensor, bounds: Bounds, scaling: float | None) -> torch.Tensor:
     query, key, value = flat
     longest, window = bounds
     result = varlen_attn(
@@ -81,10 +88,8 @@ def _on_gpu(
     return result
 
 
-def _on_cpu(
-    flat: list[torch.Tensor], ends: torch.Tensor, bounds: tuple[int, int | None], scaling: float | None
-) -> torch.Tensor:
-    window = bounds[1]
+def _on_cpu(flat: list[torch.Tensor], ends: torch.Tensor, bounds: Bounds, scaling: float | None) -> torch.Tensor:
+    window = bounds.window
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in flat)
     places = ends.tolist()
     parts = []

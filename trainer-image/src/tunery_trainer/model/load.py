@@ -29,7 +29,7 @@ from tunery_trainer.model.quantization import bitsandbytes_config, dtype_of
 from tunery_trainer.model.targets import expert_names, expert_parameters
 from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.settings.stored import stored_quantization
-from tunery_trainer.settings.types import ModelFacts, Resolved
+from tunery_trainer.settings.types import ModelFacts, RunSettings
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -158,7 +158,7 @@ def load_frozen(folder: Path, loading: Loading) -> PreTrainedModel:
     return model
 
 
-def load_base(folder: Path, resolved: Resolved, device: torch.device | str) -> PreTrainedModel:
+def load_base(folder: Path, resolved: RunSettings, device: torch.device | str) -> PreTrainedModel:
     """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
 
     Raises TrainerError(ModelUnsupported).
@@ -245,7 +245,7 @@ def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
     return plain
 
 
-def _training_attention(config: PreTrainedConfig, resolved: Resolved, device: torch.device) -> str:
+def _training_attention(config: PreTrainedConfig, resolved: RunSettings, device: torch.device) -> str:
     """Return the attention to train with: by example where it is exact and the device has it, else masked.
 
     Virtual tokens come before every row, and belong to no example.

@@ -11,12 +11,12 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.adapter.continue_from import settings_from
 from tunery_trainer.inputs.adapter import StartingAdapter
-from tunery_trainer.inputs.fetch import FetchedModel
+from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer, meta_model, model_facts
 from tunery_trainer.resuming.inherited import NOTHING, Taken
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.settings.resolve import Chosen, resolve
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, Resolved
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, RunSettings
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Basis:
         """Return the methods that may be taken for a data set of so many rows, the best first."""
         return method_choices(self.spec, rows, self.device, self.facts.stored)
 
-    def settings(self, choice: MethodChoice, chosen: Chosen | None) -> Resolved:
+    def settings(self, choice: MethodChoice, chosen: Chosen | None) -> RunSettings:
         """Return every setting; without `chosen` as far as they do not depend on tokens.
 
         What the manifest leaves open is the starting adapter's, where there is one. Raises TrainerError(InvalidSpec).

@@ -11,7 +11,7 @@ from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.status import DiskStatus
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import DataFiles
+from tunery_trainer.inputs.location import DataFiles
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.settings.units import human_bytes

@@ -10,10 +10,10 @@ from tunery_api.methods import Method
 from tunery_api.preference import TrainingTask
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.scan import scan
-from tunery_trainer.inputs.fetch import DataFiles
+from tunery_trainer.inputs.location import DataFiles
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.settings.sizing import sequences_to_pack
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _count_rows(spec: LoRAJobSpec, files: DataFiles) -> int:
     return scan(files.train.root, data_options(spec, files, None)).rows if depends else 0
 
 
-def data_options(spec: LoRAJobSpec, files: DataFiles, resolved: Resolved | None) -> DataOptions:
+def data_options(spec: LoRAJobSpec, files: DataFiles, resolved: RunSettings | None) -> DataOptions:
     """Return what the data layer is asked for; without `resolved` it fits a scan for formats only."""
     train, own = files.train, files.evaluation
     evaluation = spec.dataset.evaluation

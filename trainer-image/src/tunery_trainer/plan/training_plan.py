@@ -27,7 +27,7 @@ from tunery_trainer.resuming.origin import base_of, rows_of, settings_of
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.resolve import DEFAULT_BATCH_SIZE, Chosen
 from tunery_trainer.settings.sizing import DataFacts, total_steps
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.settings.units import human_bytes
 
 _BUSY_TOKENS: Final = 4096
@@ -43,7 +43,7 @@ class TrainingPlan:
     basis: Basis
     data: DatasetReport
     """Of the rows, tokenised."""
-    settings: Resolved
+    settings: RunSettings
     steps: int
     """Optimizer steps of the whole run."""
     target_modules: list[str]
@@ -73,7 +73,7 @@ class TrainingPlan:
         """Return what is trained; waits for the digest of a base in a claim."""
         return self.origin.with_digest(self.basis.base.digest)
 
-    def with_settings(self, settings: Resolved) -> TrainingPlan:
+    def with_settings(self, settings: RunSettings) -> TrainingPlan:
         """Return the plan with other settings of the same steps."""
         return dataclasses.replace(self, settings=settings)
 
@@ -157,7 +157,7 @@ class _Candidate:
             memory=estimate,
         )
 
-    def _estimate(self, settings: Resolved) -> MemoryEstimate | None:
+    def _estimate(self, settings: RunSettings) -> MemoryEstimate | None:
         training = settings.training
         plan = MemoryPlan(
             batch_size=training.batch_size,
@@ -175,7 +175,7 @@ class _Candidate:
             return None
 
 
-def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, chosen: Chosen) -> Chosen:
+def _largest(basis: Basis, resolved: RunSettings, estimate: MemoryEstimate, chosen: Chosen) -> Chosen:
     """Return `chosen` with the largest batch that fits, without recomputing activations where enough tokens do.
 
     A CPU gains nothing from more rows at once than the default.
@@ -191,7 +191,7 @@ def _largest(basis: Basis, resolved: Resolved, estimate: MemoryEstimate, chosen:
     return dataclasses.replace(chosen, batch_size=2 ** int(math.log2(fitting)), gradient_checkpointing=again)
 
 
-def row_length(resolved: Resolved, tokens: TokenReport) -> int:
+def row_length(resolved: RunSettings, tokens: TokenReport) -> int:
     """Return the tokens of the longest sequence that training will see, or a little more."""
     longest = resolved.training.max_length if tokens.packed else 2 * tokens.p99_length
     return max(1, min(resolved.training.max_length, longest))

@@ -14,7 +14,7 @@ from tunery_api.status import DatasetStatus, ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.settings.preference import weights_warning
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 _LIBRARIES: Final = (
     "tunery-trainer",
@@ -35,7 +35,7 @@ _MAX_COLUMN: Final = 64
 """Bytes."""
 
 
-def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> DatasetStatus:
+def dataset_status(report: DatasetReport, resolved: RunSettings | None = None) -> DatasetStatus:
     """Return the report as it stands in status.dataset, with what it means for the settings of a LoRAJob."""
     weights = _weights_warning(resolved, report.tokens) if resolved else None
     warnings = [*warnings_of(report), *([weights] if weights else [])]
@@ -53,7 +53,7 @@ def dataset_status(report: DatasetReport, resolved: Resolved | None = None) -> D
     )
 
 
-def _weights_warning(resolved: Resolved, tokens: TokenReport | None) -> str | None:
+def _weights_warning(resolved: RunSettings, tokens: TokenReport | None) -> str | None:
     if resolved.preference is None or tokens is None or tokens.desirable is None:
         return None
     return weights_warning(resolved.preference, tokens.desirable, tokens.sequences - tokens.desirable)
@@ -67,7 +67,7 @@ def _token_fields(tokens: TokenReport) -> dict[str, Any]:
     return fields
 
 
-def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedStatus:
+def resolved_status(resolved: RunSettings, details: Mapping[str, Any]) -> ResolvedStatus:
     """Return status.resolved; `details` holds what is known of revision, steps, target_modules and so on."""
     known = dict(details)
     targets = list(known.pop("target_modules", None) or [])
@@ -81,7 +81,7 @@ def resolved_status(resolved: Resolved, details: Mapping[str, Any]) -> ResolvedS
     )
 
 
-def quantization_record(resolved: Resolved) -> QuantizationRecord | None:
+def quantization_record(resolved: RunSettings) -> QuantizationRecord | None:
     """Return how the base is quantised, as the lineage says it; None where it is not."""
     settings = resolved.quantization
     if settings is None:
@@ -95,6 +95,6 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def hyperparameters(resolved: Resolved) -> dict[str, Any]:
+def hyperparameters(resolved: RunSettings) -> dict[str, Any]:
     """Return every setting, by field of the spec."""
     return {value.name: value.value for value in resolved.values}

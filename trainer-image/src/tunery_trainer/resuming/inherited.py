@@ -20,7 +20,7 @@ from tunery_api.methods import (
 )
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.training import TrainingSpec
-from tunery_trainer.settings.types import Resolved, Source
+from tunery_trainer.settings.types import RunSettings, SettingSource
 
 if TYPE_CHECKING:
     from tunery_trainer.resuming.memo import Origin
@@ -58,12 +58,12 @@ class Taken:
     rows: int | None = None
     """Of an optimizer step; None: the data decides."""
 
-    def marked(self, resolved: Resolved) -> Resolved:
+    def marked(self, resolved: RunSettings) -> RunSettings:
         """Return `resolved` with the checkpoint as the source of these fields."""
         if not self.fields:
             return resolved
         values = tuple(
-            value.model_copy(update={"source": Source.CHECKPOINT.value}) if value.name in self.fields else value
+            value.model_copy(update={"source": SettingSource.CHECKPOINT.value}) if value.name in self.fields else value
             for value in resolved.values
         )
         reason = "The checkpoint that it goes on from has it." if "method" in self.fields else resolved.method_reason
@@ -73,7 +73,7 @@ class Taken:
 NOTHING: Final = Taken()
 
 
-def manifest_of(resolved: Resolved) -> dict[str, JsonValue]:
+def manifest_of(resolved: RunSettings) -> dict[str, JsonValue]:
     """Return the fields of a spec that says these settings, but for what the device decides."""
     prompt = resolved.prompt
     blocks: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def _open(spec: LoRAJobSpec, block: str, own: ApiModel, theirs: ApiModel) -> dic
     }
 
 
-def _lora(resolved: Resolved) -> dict[str, Any]:
+def _lora(resolved: RunSettings) -> dict[str, Any]:
     adapter = resolved.adapter
     found: dict[str, Any] = {
         "rank": adapter.rank,
@@ -157,7 +157,7 @@ def _lora(resolved: Resolved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in READ_OF_LORA.get(resolved.method, found)}
 
 
-def _preference(resolved: Resolved) -> dict[str, Any]:
+def _preference(resolved: RunSettings) -> dict[str, Any]:
     settings = resolved.preference
     if settings is None:
         return {}
@@ -170,7 +170,7 @@ def _preference(resolved: Resolved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in READ_OF_PREFERENCE[resolved.task]}
 
 
-def _training(resolved: Resolved) -> dict[str, Any]:
+def _training(resolved: RunSettings) -> dict[str, Any]:
     """Return them without the passes of a step, recomputing and the precision, which are the device's."""
     training = resolved.training
     plain = _numbers(training, "max_steps scheduler max_length packing group_by_length loss optimizer seed")

@@ -19,10 +19,10 @@ from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import FetchedModel
+from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.resuming.inherited import ROWS
 from tunery_trainer.resuming.memo import Base, Origin
-from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, Resolved
+from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, RunSettings
 
 _OTHER = "the checkpoint of spec.resumeFrom was trained"
 _OWN = "this job began"
@@ -36,7 +36,7 @@ def base_of(uri: str, model: FetchedModel) -> Base:
     return Base(uri=uri, revision=model.revision, config_sha256=config)
 
 
-def settings_of(resolved: Resolved, target_modules: Sequence[str], steps: int) -> dict[str, JsonValue]:
+def settings_of(resolved: RunSettings, target_modules: Sequence[str], steps: int) -> dict[str, JsonValue]:
     """Return the settings that must be the same, by field, beside those of the data."""
     settings = _adapter(resolved, target_modules)
     if resolved.method is Method.ADALORA:
@@ -61,7 +61,7 @@ def rows_of(spec: LoRAJobSpec, report: DatasetReport) -> dict[str, JsonValue]:
     }
 
 
-def _adapter(resolved: Resolved, target_modules: Sequence[str]) -> dict[str, JsonValue]:
+def _adapter(resolved: RunSettings, target_modules: Sequence[str]) -> dict[str, JsonValue]:
     """Return what the adapter is like; dropout draws anew anyway."""
     adapter, quantization = resolved.adapter, resolved.quantization
     settings: dict[str, Any] = {
@@ -83,7 +83,7 @@ def _adapter(resolved: Resolved, target_modules: Sequence[str]) -> dict[str, Jso
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _prompt(resolved: Resolved) -> dict[str, JsonValue]:
+def _prompt(resolved: RunSettings) -> dict[str, JsonValue]:
     prompt = resolved.prompt
     if prompt is None:
         return {}
@@ -92,7 +92,7 @@ def _prompt(resolved: Resolved) -> dict[str, JsonValue]:
     return {"prefixTuning.virtualTokens": prompt.virtual_tokens, "prefixTuning.projection": prompt.projection}
 
 
-def _loop(resolved: Resolved) -> dict[str, JsonValue]:
+def _loop(resolved: RunSettings) -> dict[str, JsonValue]:
     """Return what decides which rows a step sees, and what the optimizer's moments mean."""
     training = resolved.training
     return {

@@ -21,7 +21,7 @@ from tunery_trainer.resuming.inherited import NOTHING, Taken, with_device_taken,
 from tunery_trainer.resuming.memo import MEMO_FILE, Memo, Origin, read_memo
 from tunery_trainer.resuming.origin import check_base, check_origin, check_own
 from tunery_trainer.settings.decisions import text_of
-from tunery_trainer.settings.types import Resolved, Source
+from tunery_trainer.settings.types import RunSettings, SettingSource
 from tunery_trainer.storage import ObjectMissing, StorePath
 from tunery_trainer.storage.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_place
 
@@ -183,9 +183,9 @@ def told(record: CheckpointRecord) -> str:
     return f"the checkpoint of step {record.step} of {run.kind} {run.namespace}/{run.name}"
 
 
-def with_resumed(resolved: Resolved, record: CheckpointRecord | None) -> Resolved:
+def with_resumed(resolved: RunSettings, record: CheckpointRecord | None) -> RunSettings:
     """Return the settings with what a run went on from among their values."""
     if record is None:
         return resolved
-    value = ResolvedValue(name="resumeFrom", value=text_of(told(record)), source=Source.MANIFEST.value)
+    value = ResolvedValue(name="resumeFrom", value=text_of(told(record)), source=SettingSource.MANIFEST.value)
     return replace(resolved, values=(value, *resolved.values))

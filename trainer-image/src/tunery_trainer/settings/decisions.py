@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.status import ResolvedValue
 from tunery_trainer.settings.presets import PresetValues
-from tunery_trainer.settings.types import Source
+from tunery_trainer.settings.types import SettingSource
 
 _MAX_TEXT: Final = 256
 """Longest value that status.resolved.values takes."""
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fallback(Generic[T]):
+    """What is taken where neither manifest nor preset says it."""
+
+    value: T
+    source: SettingSource
+    """A rule or a default."""
 
 
 @dataclass
@@ -26,7 +35,7 @@ class Decisions:
     preset: PresetValues | None
     values: list[ResolvedValue] = field(default_factory=list)
 
-    def note(self, name: str, value: Any, source: Source) -> None:
+    def note(self, name: str, value: Any, source: SettingSource) -> None:
         """Record a value."""
         self.values.append(ResolvedValue(name=name, value=text_of(value), source=source.value))
 
@@ -34,13 +43,13 @@ class Decisions:
         """Record why the value that was recorded last is what it is."""
         self.values[-1] = self.values[-1].model_copy(update={"reason": reason})
 
-    def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: tuple[T, Source]) -> T:
+    def pick(self, name: str, manifest: T | None, preset: T | None, otherwise: Fallback[T]) -> T:
         """Return the first of manifest, preset and `otherwise` that is there, and record which it was."""
-        value, source = otherwise
+        value, source = otherwise.value, otherwise.source
         if manifest is not None:
-            value, source = manifest, Source.MANIFEST
+            value, source = manifest, SettingSource.MANIFEST
         elif preset is not None:
-            value, source = preset, Source.PRESET
+            value, source = preset, SettingSource.PRESET
         self.note(name, value, source)
         return value
 
@@ -48,7 +57,11 @@ class Decisions:
         """Return a field whose default stands in the schema, and record whether the manifest set it."""
         alias = type(block).model_fields[name].alias or name
         value = getattr(block, name)
-        self.note(f"{prefix}.{alias}", value, Source.MANIFEST if name in block.model_fields_set else Source.DEFAULT)
+        self.note(
+            f"{prefix}.{alias}",
+            value,
+            SettingSource.MANIFEST if name in block.model_fields_set else SettingSource.DEFAULT,
+        )
         return value
 
 

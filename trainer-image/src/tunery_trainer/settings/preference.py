@@ -18,12 +18,12 @@ _MOST: Final = 4 / 3
 _ROUNDING: Final = 0.01
 
 
-def preference_settings(decide: Decisions) -> PreferenceSettings | None:
+def preference_settings(decisions: Decisions) -> PreferenceSettings | None:
     """Return how answers are weighed, and record it; None for SFT."""
-    task, block = decide.spec.task, decide.spec.preference or PreferenceSpec()
+    task, block = decisions.spec.task, decisions.spec.preference or PreferenceSpec()
 
     def plain(name: str) -> Any:
-        return decide.plain(block, "preference", name)
+        return decisions.plain(block, "preference", name)
 
     if task not in PREFERENCE_TASKS:
         return None

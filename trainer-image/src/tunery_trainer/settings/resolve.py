@@ -24,7 +24,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.auto_method import MethodChoice
-from tunery_trainer.settings.decisions import Decisions, number
+from tunery_trainer.settings.decisions import Decisions, Fallback, number
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.preference import PREFERENCE_RATE, preference_settings
 from tunery_trainer.settings.presets import PRESETS, rank_reason
@@ -38,8 +38,8 @@ from tunery_trainer.settings.types import (
     ModelFacts,
     PromptSettings,
     QuantizationSettings,
-    Resolved,
-    Source,
+    RunSettings,
+    SettingSource,
     StoredQuantization,
     TrainingSettings,
 )
@@ -82,7 +82,7 @@ class Chosen:
 
 def resolve(
     spec: LoRAJobSpec, facts: ModelFacts, devices: DeviceFacts, choice: MethodChoice, chosen: Chosen | None = None
-) -> Resolved:
+) -> RunSettings:
     """Return every effective setting of the run that `spec` asks for.
 
     `choice` is the method, which is never Auto; `chosen` is what the data and the memory have decided. A value of the
@@ -91,23 +91,25 @@ def resolve(
     Raises TrainerError(InvalidSpec) where the model cannot do what the manifest asks for.
     """
     method = choice.method
-    decide = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
-    decide.note("method", method, Source.RULE if spec.method is Method.AUTO else Source.MANIFEST)
-    decide.note("task", spec.task, Source.MANIFEST if "task" in spec.model_fields_set else Source.DEFAULT)
-    decide.plain(spec.dataset, "dataset", "template")
-    adapter = _adapter(decide, facts)
-    training = _training(decide, adapter.rank, _Given(facts, devices, chosen or Chosen()))
-    return Resolved(
+    decisions = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
+    decisions.note("method", method, SettingSource.RULE if spec.method is Method.AUTO else SettingSource.MANIFEST)
+    decisions.note(
+        "task", spec.task, SettingSource.MANIFEST if "task" in spec.model_fields_set else SettingSource.DEFAULT
+    )
+    decisions.plain(spec.dataset, "dataset", "template")
+    adapter = _adapter(decisions, facts)
+    training = _training(decisions, adapter.rank, _Given(facts, devices, chosen or Chosen()))
+    return RunSettings(
         method=method,
         method_reason=choice.reason,
         adapter=adapter,
-        adalora=_adalora(decide) if method is Method.ADALORA else None,
-        prompt=_prompt(decide),
-        quantization=_quantization(decide, training.precision, facts.stored),
+        adalora=_adalora(decisions) if method is Method.ADALORA else None,
+        prompt=_prompt(decisions),
+        quantization=_quantization(decisions, training.precision, facts.stored),
         training=training,
         task=spec.task,
-        preference=preference_settings(decide),
-        values=tuple(decide.values),
+        preference=preference_settings(decisions),
+        values=tuple(decisions.values),
     )
 
 
@@ -116,82 +118,86 @@ def learning_rate_factor(rank: int) -> float:
     return math.sqrt(BASE_RANK / rank)
 
 
-def _adapter(decide: Decisions, facts: ModelFacts) -> AdapterSettings:
-    if decide.method in PROMPT_LEARNING:
+def _adapter(decisions: Decisions, facts: ModelFacts) -> AdapterSettings:
+    if decisions.method in PROMPT_LEARNING:
         return AdapterSettings(rank=0, alpha=0, dropout=0.0, target_modules=None)
-    if decide.method is Method.IA3:
-        return _ia3_adapter(decide)
-    lora = decide.spec.lora
-    rank, rank_source = _rank(decide)
-    alpha_source = rank_source if rank_source is Source.PRESET else Source.RULE
-    targets = _targets(decide)
+    if decisions.method is Method.IA3:
+        return _ia3_adapter(decisions)
+    lora = decisions.spec.lora
+    rank, rank_source = _rank(decisions)
+    alpha_source = rank_source if rank_source is SettingSource.PRESET else SettingSource.RULE
+    targets = _targets(decisions)
     return AdapterSettings(
         rank=rank,
-        alpha=decide.pick("lora.alpha", lora.alpha, None, (2 * rank, alpha_source)),
-        dropout=_dropout(decide, targets, facts),
+        alpha=decisions.pick("lora.alpha", lora.alpha, None, Fallback(2 * rank, alpha_source)),
+        dropout=_dropout(decisions, targets, facts),
         target_modules=targets,
-        use_rslora=decide.plain(lora, "lora", "use_rslora") if decide.method is not Method.ADALORA else False,
-        init=decide.plain(lora, "lora", "init") if decide.method is not Method.ADALORA else LoraInit.DEFAULT,
+        use_rslora=decisions.plain(lora, "lora", "use_rslora") if decisions.method is not Method.ADALORA else False,
+        init=decisions.plain(lora, "lora", "init") if decisions.method is not Method.ADALORA else LoraInit.DEFAULT,
         modules_to_save=tuple(lora.modules_to_save or ()),
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern=dict(lora.alpha_pattern or {}),
     )
 
 
-def _targets(decide: Decisions) -> tuple[str, ...]:
-    asked, preset = decide.spec.lora.target_modules, decide.preset
-    return decide.pick(
+def _targets(decisions: Decisions) -> tuple[str, ...]:
+    asked, preset = decisions.spec.lora.target_modules, decisions.preset
+    return decisions.pick(
         "lora.targetModules",
         tuple(asked) if asked else None,
         preset.target_modules if preset else None,
-        (("all-linear",), Source.DEFAULT),
+        Fallback(("all-linear",), SettingSource.DEFAULT),
     )
 
 
-def _dropout(decide: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> float:
+def _dropout(decisions: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> float:
     """Return the dropout, which PEFT has none of for a mixture's experts, and record what becomes of them."""
-    asked, preset = number(decide.spec.lora.dropout), decide.preset
-    if adapts_experts(decide.method, targets, facts.experts):
-        check_experts(decide.spec)
-        decide.note(EXPERTS, told_of_experts(facts, adapted=True), Source.RULE)
-        return decide.pick("lora.dropout", asked, None, (0.0, Source.RULE))
+    asked, preset = number(decisions.spec.lora.dropout), decisions.preset
+    if adapts_experts(decisions.method, targets, facts.experts):
+        check_experts(decisions.spec)
+        decisions.note(EXPERTS, told_of_experts(facts, adapted=True), SettingSource.RULE)
+        return decisions.pick("lora.dropout", asked, None, Fallback(0.0, SettingSource.RULE))
     if facts.experts:
-        decide.note(EXPERTS, told_of_experts(facts, adapted=False), Source.RULE)
-    otherwise = (DEFAULT_DROPOUT, Source.DEFAULT)
-    if decide.spec.task in PREFERENCE_TASKS:
+        decisions.note(EXPERTS, told_of_experts(facts, adapted=False), SettingSource.RULE)
+    otherwise = Fallback(DEFAULT_DROPOUT, SettingSource.DEFAULT)
+    if decisions.spec.task in PREFERENCE_TASKS:
         # As in TRL: the model is compared with what it was, and noise would be a difference of its own.
-        otherwise = (0.0, Source.RULE)
-    return decide.pick("lora.dropout", asked, preset.dropout if preset else None, otherwise)
+        otherwise = Fallback(0.0, SettingSource.RULE)
+    return decisions.pick("lora.dropout", asked, preset.dropout if preset else None, otherwise)
 
 
-def _ia3_adapter(decide: Decisions) -> AdapterSettings:
-    lora = decide.spec.lora
+def _ia3_adapter(decisions: Decisions) -> AdapterSettings:
+    lora = decisions.spec.lora
     targets = tuple(lora.target_modules) if lora.target_modules else None
-    decide.note("lora.targetModules", targets or IA3_TARGETS, Source.MANIFEST if targets else Source.RULE)
+    decisions.note(
+        "lora.targetModules", targets or IA3_TARGETS, SettingSource.MANIFEST if targets else SettingSource.RULE
+    )
     return AdapterSettings(0, 0, 0.0, targets, modules_to_save=tuple(lora.modules_to_save or ()))
 
 
-def _rank(decide: Decisions) -> tuple[int, Source]:
+def _rank(decisions: Decisions) -> tuple[int, SettingSource]:
     """Return the rank and its source; AdaLoRA's is the average it ends with, and no guideline knows it."""
-    if decide.method is Method.ADALORA:
-        block = decide.spec.adalora
+    if decisions.method is Method.ADALORA:
+        block = decisions.spec.adalora
         target = block.target_rank if block else None
-        rank = decide.pick("adalora.targetRank", target, None, (DEFAULT_TARGET_RANK, Source.DEFAULT))
+        rank = decisions.pick("adalora.targetRank", target, None, Fallback(DEFAULT_TARGET_RANK, SettingSource.DEFAULT))
     else:
-        preset = decide.preset.rank if decide.preset else None
-        rank = decide.pick("lora.rank", decide.spec.lora.rank, preset, (DEFAULT_RANK, Source.DEFAULT))
-        decide.explain(rank_reason(rank, decide.preset))
-    return rank, Source(decide.values[-1].source)
+        preset = decisions.preset.rank if decisions.preset else None
+        rank = decisions.pick(
+            "lora.rank", decisions.spec.lora.rank, preset, Fallback(DEFAULT_RANK, SettingSource.DEFAULT)
+        )
+        decisions.explain(rank_reason(rank, decisions.preset))
+    return rank, SettingSource(decisions.values[-1].source)
 
 
-def _adalora(decide: Decisions) -> AdaLoraSettings:
-    block = decide.spec.adalora
+def _adalora(decisions: Decisions) -> AdaLoraSettings:
+    block = decisions.spec.adalora
     target = (block.target_rank if block else None) or DEFAULT_TARGET_RANK
-    initial = decide.pick(
+    initial = decisions.pick(
         "adalora.initialRank",
         block.initial_rank if block else None,
         None,
-        (math.ceil(INITIAL_RANK_FACTOR * target), Source.RULE),
+        Fallback(math.ceil(INITIAL_RANK_FACTOR * target), SettingSource.RULE),
     )
     if initial <= target:
         raise TrainerError(
@@ -208,45 +214,51 @@ def _adalora(decide: Decisions) -> AdaLoraSettings:
     )
 
 
-def _prompt(decide: Decisions) -> PromptSettings | None:
-    if decide.method is Method.PROMPT_TUNING:
-        text = decide.spec.prompt_tuning or PromptTuningSpec()
-        tokens = decide.plain(text, "promptTuning", "virtual_tokens")
+def _prompt(decisions: Decisions) -> PromptSettings | None:
+    if decisions.method is Method.PROMPT_TUNING:
+        text = decisions.spec.prompt_tuning or PromptTuningSpec()
+        tokens = decisions.plain(text, "promptTuning", "virtual_tokens")
         start = text.init_text or "sampled from the vocabulary"
-        decide.note("promptTuning.initText", start, Source.MANIFEST if text.init_text else Source.DEFAULT)
+        decisions.note(
+            "promptTuning.initText", start, SettingSource.MANIFEST if text.init_text else SettingSource.DEFAULT
+        )
         return PromptSettings(tokens, init_text=text.init_text)
-    if decide.method is Method.PREFIX_TUNING:
-        prefix = decide.spec.prefix_tuning or PrefixTuningSpec()
+    if decisions.method is Method.PREFIX_TUNING:
+        prefix = decisions.spec.prefix_tuning or PrefixTuningSpec()
         return PromptSettings(
-            decide.plain(prefix, "prefixTuning", "virtual_tokens"),
-            projection=decide.plain(prefix, "prefixTuning", "projection"),
+            decisions.plain(prefix, "prefixTuning", "virtual_tokens"),
+            projection=decisions.plain(prefix, "prefixTuning", "projection"),
         )
     return None
 
 
 def _quantization(
-    decide: Decisions, precision: Precision, stored: StoredQuantization | None
+    decisions: Decisions, precision: Precision, stored: StoredQuantization | None
 ) -> QuantizationSettings | None:
     """Return how the base is quantised: as it is stored, or as asked, else NF4 for QLoRA and QDoRA.
 
     Computed in the run's precision.
     """
-    spec = decide.spec.quantization
+    spec = decisions.spec.quantization
     if stored is not None:
-        check_stored(decide.spec, decide.method, stored)
-        decide.note("quantization.type", stored.type, Source.MODEL)
-        decide.note("quantization.doubleQuant", stored.double_quant, Source.MODEL)
+        check_stored(decisions.spec, decisions.method, stored)
+        decisions.note("quantization.type", stored.type, SettingSource.MODEL)
+        decisions.note("quantization.doubleQuant", stored.double_quant, SettingSource.MODEL)
         asked = spec.compute_type if spec and "compute_type" in spec.model_fields_set else None
-        compute = decide.pick("quantization.computeType", asked, None, (ComputeType(precision.value), Source.RULE))
+        compute = decisions.pick(
+            "quantization.computeType", asked, None, Fallback(ComputeType(precision.value), SettingSource.RULE)
+        )
         return QuantizationSettings(stored.type, stored.double_quant, compute, stored)
-    if spec is None and decide.method not in QUANTIZED:
+    if spec is None and decisions.method not in QUANTIZED:
         return None
     block = spec or QuantizationSpec()
     asked = block.compute_type if "compute_type" in block.model_fields_set else None
     return QuantizationSettings(
-        type=decide.plain(block, "quantization", "type"),
-        double_quant=decide.plain(block, "quantization", "double_quant"),
-        compute_type=decide.pick("quantization.computeType", asked, None, (ComputeType(precision.value), Source.RULE)),
+        type=decisions.plain(block, "quantization", "type"),
+        double_quant=decisions.plain(block, "quantization", "double_quant"),
+        compute_type=decisions.pick(
+            "quantization.computeType", asked, None, Fallback(ComputeType(precision.value), SettingSource.RULE)
+        ),
     )
 
 
@@ -256,100 +268,112 @@ class _Given(NamedTuple):
     chosen: Chosen
 
 
-def _training(decide: Decisions, rank: int, given: _Given) -> TrainingSettings:
-    block, chosen = decide.spec.training, given.chosen
+def _training(decisions: Decisions, rank: int, given: _Given) -> TrainingSettings:
+    block, chosen = decisions.spec.training, given.chosen
 
     def plain(name: str) -> Any:
-        return decide.plain(block, "training", name)
+        return decisions.plain(block, "training", name)
 
-    max_length, packing = _max_length(decide, given.facts), _packing(decide, given)
-    epochs, rows = _length(decide, chosen.data)
-    batch_size, accumulation = _batch(decide, rows, chosen.batch_size)
+    max_length, packing = _max_length(decisions, given.facts), _packing(decisions, given)
+    epochs, rows = _length(decisions, chosen.data)
+    batch_size, accumulation = _batch(decisions, rows, chosen.batch_size)
     return TrainingSettings(
         epochs=epochs,
         max_steps=block.max_steps,
-        learning_rate=_learning_rate(decide, rank),
+        learning_rate=_learning_rate(decisions, rank),
         scheduler=plain("scheduler"),
-        warmup=_warmup(decide),
+        warmup=_warmup(decisions),
         batch_size=batch_size,
         gradient_accumulation=accumulation,
         max_length=max_length,
         packing=packing,
         group_by_length=plain("group_by_length"),
         loss=plain("loss"),
-        optimizer=decide.pick("training.optimizer", block.optimizer, None, (chosen.optimizer, Source.RULE)),
+        optimizer=decisions.pick(
+            "training.optimizer", block.optimizer, None, Fallback(chosen.optimizer, SettingSource.RULE)
+        ),
         weight_decay=float(plain("weight_decay")),
         max_grad_norm=float(plain("max_grad_norm")),
-        precision=_precision(decide, given.devices),
-        gradient_checkpointing=decide.pick(
+        precision=_precision(decisions, given.devices),
+        gradient_checkpointing=decisions.pick(
             "training.gradientCheckpointing",
             block.gradient_checkpointing,
             None,
-            (chosen.gradient_checkpointing and decide.method is not Method.PREFIX_TUNING, Source.RULE),
+            Fallback(
+                chosen.gradient_checkpointing and decisions.method is not Method.PREFIX_TUNING, SettingSource.RULE
+            ),
         ),
         neftune_noise_alpha=number(plain("neftune_noise_alpha")),
         seed=plain("seed"),
     )
 
 
-def _length(decide: Decisions, data: DataFacts | None) -> tuple[float | None, int]:
+def _length(decisions: Decisions, data: DataFacts | None) -> tuple[float | None, int]:
     """Return the epochs, None with maxSteps, and the rows that an optimizer step should see."""
-    block = decide.spec.training
-    preset = decide.preset.epochs if decide.preset else None
+    block = decisions.spec.training
+    preset = decisions.preset.epochs if decisions.preset else None
     asked = number(block.epochs) if block.epochs is not None else preset
     sizing = size(data, asked, block.max_steps) if data else Sizing(MOST_ROWS, asked or 1.0)
     if block.max_steps is not None:
-        decide.note("training.maxSteps", block.max_steps, Source.MANIFEST)
+        decisions.note("training.maxSteps", block.max_steps, SettingSource.MANIFEST)
         return None, sizing.rows
-    epochs = decide.pick("training.epochs", number(block.epochs), preset, (sizing.epochs or 1.0, Source.RULE))
+    epochs = decisions.pick(
+        "training.epochs", number(block.epochs), preset, Fallback(sizing.epochs or 1.0, SettingSource.RULE)
+    )
     return epochs, sizing.rows
 
 
-def _batch(decide: Decisions, rows: int, fits: int | None) -> tuple[int, int]:
+def _batch(decisions: Decisions, rows: int, fits: int | None) -> tuple[int, int]:
     """Return the rows of a forward pass, and how many of them make the `rows` of an optimizer step."""
-    block = decide.spec.training
+    block = decisions.spec.training
     accumulation = block.gradient_accumulation
     most = rows if accumulation is None else max(1, rows // accumulation)
     largest = min(most, fits or DEFAULT_BATCH_SIZE)
     if accumulation is None:  # a checkpoint's steps may be of any number of rows
         largest = next(size for size in range(largest, 0, -1) if rows % size == 0)
-    batch_size = decide.pick("training.batchSize", block.batch_size, None, (largest, Source.RULE))
-    return batch_size, decide.pick(
-        "training.gradientAccumulation", accumulation, None, (max(1, rows // batch_size), Source.RULE)
+    batch_size = decisions.pick("training.batchSize", block.batch_size, None, Fallback(largest, SettingSource.RULE))
+    return batch_size, decisions.pick(
+        "training.gradientAccumulation", accumulation, None, Fallback(max(1, rows // batch_size), SettingSource.RULE)
     )
 
 
-def _warmup(decide: Decisions) -> float:
-    preset = decide.preset.warmup if decide.preset else None
-    asked = number(decide.spec.training.warmup)
-    return decide.pick("training.warmup", asked, preset, (DEFAULT_WARMUP, Source.DEFAULT))
+def _warmup(decisions: Decisions) -> float:
+    preset = decisions.preset.warmup if decisions.preset else None
+    asked = number(decisions.spec.training.warmup)
+    return decisions.pick("training.warmup", asked, preset, Fallback(DEFAULT_WARMUP, SettingSource.DEFAULT))
 
 
-def _learning_rate(decide: Decisions, rank: int) -> float:
-    block = decide.spec.training
-    own = METHOD_LEARNING_RATES.get(decide.method)
-    if decide.method is Method.PREFIX_TUNING and decide.spec.prefix_tuning and decide.spec.prefix_tuning.projection:
+def _learning_rate(decisions: Decisions, rank: int) -> float:
+    block = decisions.spec.training
+    own = METHOD_LEARNING_RATES.get(decisions.method)
+    if (
+        decisions.method is Method.PREFIX_TUNING
+        and decisions.spec.prefix_tuning
+        and decisions.spec.prefix_tuning.projection
+    ):
         own = PROJECTION_LEARNING_RATE
-    preset = decide.preset.learning_rate if decide.preset and own is None else None
-    otherwise = (DEFAULT_LEARNING_RATE, Source.DEFAULT) if own is None else (own, Source.RULE)
-    if decide.spec.task in PREFERENCE_TASKS:
-        otherwise = (PREFERENCE_RATE * otherwise[0], Source.RULE)
-    rate = decide.pick("training.learningRate", number(block.learning_rate), preset, otherwise)
+    preset = decisions.preset.learning_rate if decisions.preset and own is None else None
+    otherwise = (
+        Fallback(DEFAULT_LEARNING_RATE, SettingSource.DEFAULT) if own is None else Fallback(own, SettingSource.RULE)
+    )
+    if decisions.spec.task in PREFERENCE_TASKS:
+        otherwise = Fallback(PREFERENCE_RATE * otherwise.value, SettingSource.RULE)
+    rate = decisions.pick("training.learningRate", number(block.learning_rate), preset, otherwise)
     if not block.scale_learning_rate_with_rank or not rank:
         return rate
     scaled = rate * learning_rate_factor(rank)
-    decide.note(SCALED_LEARNING_RATE, scaled, Source.RULE)
+    decisions.note(SCALED_LEARNING_RATE, scaled, SettingSource.RULE)
     return scaled
 
 
-def _max_length(decide: Decisions, facts: ModelFacts) -> int:
+def _max_length(decisions: Decisions, facts: ModelFacts) -> int:
     """Return maxLength; the default shrinks to what the model has positions for, virtual tokens included."""
-    block = decide.spec.training
+    block = decisions.spec.training
     room = None
     if facts.max_positions is not None:
-        room = facts.max_positions - _virtual_tokens(decide)
+        room = facts.max_positions - _virtual_tokens(decisions)
     if room is None or block.max_length <= room:
-        length: int = decide.plain(block, "training", "max_length")
+        length: int = decisions.plain(block, "training", "max_length")
         return length
     if "max_length" in block.model_fields_set:
         raise TrainerError(
@@ -357,30 +381,32 @@ def _max_length(decide: Decisions, facts: ModelFacts) -> int:
             f"spec.training.maxLength: must be at most {room}, is {block.max_length}: {facts.architecture} has "
             f"{facts.max_positions} positions",
         )
-    decide.note("training.maxLength", room, Source.RULE)
+    decisions.note("training.maxLength", room, SettingSource.RULE)
     return room
 
 
-def _virtual_tokens(decide: Decisions) -> int:
-    spec = decide.spec
-    if decide.method is Method.PROMPT_TUNING:
+def _virtual_tokens(decisions: Decisions) -> int:
+    spec = decisions.spec
+    if decisions.method is Method.PROMPT_TUNING:
         return (spec.prompt_tuning or PromptTuningSpec()).virtual_tokens
-    if decide.method is Method.PREFIX_TUNING:
+    if decisions.method is Method.PREFIX_TUNING:
         return (spec.prefix_tuning or PrefixTuningSpec()).virtual_tokens
     return 0
 
 
-def _packing(decide: Decisions, given: _Given) -> bool:
-    asked, facts, data = decide.spec.training.packing, given.facts, given.chosen.data
+def _packing(decisions: Decisions, given: _Given) -> bool:
+    asked, facts, data = decisions.spec.training.packing, given.facts, given.chosen.data
     if asked and not facts.packable:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
             f"spec.training.packing: {facts.architecture} was not measured to keep the examples of a packed row apart; "
             "leave packing out, or use another base model",
         )
-    alone = decide.spec.task in PREFERENCE_TASKS or decide.spec.training.group_by_length
-    possible = facts.packable and decide.method not in PROMPT_LEARNING and not alone
-    return decide.pick("training.packing", asked, None, (possible and (data is None or data.packed), Source.RULE))
+    alone = decisions.spec.task in PREFERENCE_TASKS or decisions.spec.training.group_by_length
+    possible = facts.packable and decisions.method not in PROMPT_LEARNING and not alone
+    return decisions.pick(
+        "training.packing", asked, None, Fallback(possible and (data is None or data.packed), SettingSource.RULE)
+    )
 
 
 def natural_precision(devices: DeviceFacts) -> Precision:
@@ -389,11 +415,11 @@ def natural_precision(devices: DeviceFacts) -> Precision:
     return Precision.BFLOAT16 if devices.bfloat16 else full
 
 
-def _precision(decide: Decisions, devices: DeviceFacts) -> Precision:
-    asked = decide.spec.training.precision
+def _precision(decisions: Decisions, devices: DeviceFacts) -> Precision:
+    asked = decisions.spec.training.precision
     if asked is not Precision.AUTO:
-        decide.note("training.precision", asked, Source.MANIFEST)
+        decisions.note("training.precision", asked, SettingSource.MANIFEST)
         return asked
     precision = natural_precision(devices)
-    decide.note("training.precision", precision, Source.RULE)
+    decisions.note("training.precision", precision, SettingSource.RULE)
     return precision

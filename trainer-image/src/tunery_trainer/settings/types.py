@@ -63,7 +63,7 @@ class DeviceFacts:
     """True where the device multiplies bfloat16 matrices natively."""
 
 
-class Source(StrEnum):
+class SettingSource(StrEnum):
     """Where a setting came from."""
 
     MANIFEST = "Manifest"
@@ -169,7 +169,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class RunSettings:
     """Every effective setting of a run, and where each came from."""
 
     method: Method

@@ -11,7 +11,7 @@ from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
-from tunery_trainer.inputs.fetch import DataFiles, FetchedModel
+from tunery_trainer.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline

@@ -46,7 +46,7 @@ from tunery_trainer.tasks.rejected import reject, rejected_uri
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData
     from tunery_trainer.plan.training_plan import TrainingPlan
-    from tunery_trainer.training.run import Trained
+    from tunery_trainer.training.trained import Trained
 
 _RESULT: Final = "result"
 """Folder below the work directory of what is published."""
@@ -171,7 +171,7 @@ def _rejection(spec: LoRAJobSpec, trained: Trained) -> str | None:
 
 def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
-    from tunery_trainer.training.run import save_result
+    from tunery_trainer.training.trained import save_result
 
     folder = work.folder(_RESULT)
     save_result(ready.plan, trained, folder)

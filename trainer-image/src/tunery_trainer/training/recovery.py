@@ -17,7 +17,7 @@ from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.process.device import out_of_memory
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.decisions import text_of
-from tunery_trainer.settings.types import Resolved, Source, TrainingSettings
+from tunery_trainer.settings.types import RunSettings, SettingSource, TrainingSettings
 
 if TYPE_CHECKING:
     from tunery_trainer.training.trl_trainer import AdapterTrainer
@@ -46,7 +46,7 @@ def smaller(training: TrainingSettings, *, recomputable: bool) -> TrainingSettin
     return None
 
 
-def with_split(resolved: Resolved, split: PassSplit | None) -> Resolved:
+def with_split(resolved: RunSettings, split: PassSplit | None) -> RunSettings:
     """Return `resolved` with the passes of `split`, each changed value with its reason.
 
     Unchanged where `split` is None, is of steps of other rows, or takes no less memory than what is resolved already.
@@ -72,7 +72,7 @@ def _noted(value: ResolvedValue, training: TrainingSettings, reason: str) -> Res
     text = text_of(getattr(training, _FIELDS[value.name])) if value.name in _FIELDS else value.value
     if text == value.value:
         return value
-    return value.model_copy(update={"value": text, "source": Source.MEMORY.value, "reason": reason})
+    return value.model_copy(update={"value": text, "source": SettingSource.MEMORY.value, "reason": reason})
 
 
 def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: Method) -> None:

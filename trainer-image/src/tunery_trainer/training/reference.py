@@ -24,7 +24,7 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners, stranger
 from tunery_trainer.losses.evaluation import Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.trl_trainer import put_state
 
 REFERENCE_FILE: Final = "reference.safetensors"
@@ -143,7 +143,7 @@ def as_before(model: PeftModel, start: dict[str, torch.Tensor] | None) -> Iterat
             parameters[name].data = data
 
 
-def task_rows(data: PreparedData, resolved: Resolved) -> TaskRows:
+def task_rows(data: PreparedData, resolved: RunSettings) -> TaskRows:
     """Return the rows of `data` with what the task of the run wants beside them."""
     train, evaluation, others = data.train, data.evaluation, data.evaluation
     if resolved.task is TrainingTask.KTO:

@@ -20,9 +20,8 @@ from tunery_trainer.adapter.attach import attach, target_modules, trainable_para
 from tunery_trainer.adapter.continue_from import attach_published
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
-from tunery_trainer.adapter.save import published_rank, save_published
+from tunery_trainer.adapter.save import published_rank
 from tunery_trainer.data.prepare import PreparedData
-from tunery_trainer.data.template import DEFAULT_TEMPLATE
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
@@ -38,7 +37,7 @@ from tunery_trainer.reporting.status_parts import hyperparameters
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.memo import Memo, PassSplit
 from tunery_trainer.resuming.resume import Resumed, check_weights
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader, step_place
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
@@ -52,6 +51,7 @@ from tunery_trainer.training.callbacks import (
 from tunery_trainer.training.ordering import reached
 from tunery_trainer.training.recovery import train_to_the_end, with_split
 from tunery_trainer.training.reference import Scoring, TaskRows, task_rows, without_dropout
+from tunery_trainer.training.trained import Trained
 from tunery_trainer.training.trl_trainer import (
     AdapterTrainer,
     Compare,
@@ -90,49 +90,9 @@ class Assignment:
     observers: Observers
 
     @property
-    def settings(self) -> Resolved:
+    def settings(self) -> RunSettings:
         """Every setting of the run."""
         return self.plan.settings
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model and what was measured on the way."""
-
-    model: PeftModel
-    settings: Resolved
-    """As they ended up: with smaller passes than planned where memory ran out."""
-    before: dict[str, float]
-    """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
-    after: dict[str, float]
-    """The same of what is published."""
-    loss: float
-    """Training loss at the last logged step up to `step`."""
-    history: list[dict[str, Any]]
-    taken: int
-    """Optimizer steps: fewer than planned where early stopping ended the run."""
-    epochs: float
-    """How often they passed the data."""
-    step: int
-    """The step whose weights are published: early stopping keeps the best ones."""
-    rank: int | None
-    target_modules: list[str]
-    trainable_parameters: int
-    device: str
-    loader: str
-    """The auto class that loads the base model."""
-    memo: Memo | None = None
-    """What the run knows of how it began; None where it was not resumed."""
-
-    @property
-    def base_eval_loss(self) -> float:
-        """The loss on the held-out rows before training."""
-        return self.before["loss"]
-
-    @property
-    def eval_loss(self) -> float:
-        """The loss on the held-out rows of what is published."""
-        return self.after["loss"]
 
 
 @dataclass(frozen=True)
@@ -192,16 +152,6 @@ def train_on(job: Assignment) -> Trained:
     job = replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
     trained = _evaluated(job, loop, course)
     return replace(trained, memo=remembered()) if job.resumed else trained
-
-
-def save_result(plan: TrainingPlan, trained: Trained, folder: Path) -> None:
-    """Write the adapter as plain PEFT loads it, and the tokenizer where rows went through its chat template."""
-    save_published(trained.model, folder, plan.basis.spec.model.effective_served_name())
-    tokens, tokenizer = plan.data.tokens, plan.basis.tokenizer
-    if tokens is not None and tokens.template != "none":
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = DEFAULT_TEMPLATE
-        tokenizer.save_pretrained(str(folder))
 
 
 def _device(job: Assignment) -> str:

@@ -19,7 +19,7 @@ from tunery_trainer.adapter.methods.lora import common_options
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, lora_layers
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import lora_targets
-from tunery_trainer.settings.types import AdaLoraSettings, Resolved
+from tunery_trainer.settings.types import AdaLoraSettings, RunSettings
 
 ORTHOGONALITY_WEIGHT: Final = 0.5
 """PEFT's default; the paper uses 0.1 to 0.5."""
@@ -58,7 +58,7 @@ def schedule(settings: AdaLoraSettings, total_steps: int) -> Schedule:
     return Schedule(warmup, final, every)
 
 
-def adalora_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> AdaLoraConfig:
+def adalora_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> AdaLoraConfig:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names or a schedule that cannot be."""
     settings = resolved.adalora
     if settings is None:
@@ -79,7 +79,7 @@ def adalora_config(model: PreTrainedModel, resolved: Resolved, start: MethodCont
     )
 
 
-def _freeze_rank_counts(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
+def _freeze_rank_counts(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Undo what PEFT does on a base in bfloat16: its cast to float32 makes the counts of ranks trainable."""
     for name, parameter in model.named_parameters():
         if "ranknum" in name:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, optionally labels: integers of shape [rows, length]."""
@@ -53,8 +53,8 @@ class Hooks(Protocol):
 class TrainingMethod:
     """One method."""
 
-    config: Callable[[PreTrainedModel, Resolved, MethodContext], PeftConfig]
+    config: Callable[[PreTrainedModel, RunSettings, MethodContext], PeftConfig]
     """Build PEFT's configuration; raises TrainerError(InvalidSpec) for what this model cannot do."""
-    begin: Callable[[PeftModel, Resolved, MethodContext], None] | None = None
+    begin: Callable[[PeftModel, RunSettings, MethodContext], None] | None = None
     """Give the fresh adapter its first weights where PEFT cannot do it alone."""
     hooks: Callable[[PeftModel], Hooks] | None = None

@@ -11,10 +11,10 @@ from transformers.pytorch_utils import Conv1D
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.model.language import outside_language
 from tunery_trainer.model.targets import check_modules_to_save, ia3_targets, linear_layers
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 
-def ia3_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> IA3Config:
+def ia3_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> IA3Config:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     targets, feedforward = ia3_targets(model, adapter.target_modules)

@@ -20,7 +20,7 @@ from tunery_trainer.model.targets import (
     lora_targets,
 )
 from tunery_trainer.settings.experts import EXPERT_METHODS
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 _INIT: Final[dict[LoraInit, bool | str]] = {
     LoraInit.DEFAULT: True,
@@ -37,7 +37,7 @@ PiSSA by 16 iterations of the randomised decomposition keeps more than 99 % of w
 """
 
 
-def lora_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> LoraConfig:
+def lora_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> LoraConfig:
     """Return PEFT's configuration of the LoRA family; raises TrainerError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     asked = adapter.target_modules or ("all-linear",)
@@ -58,7 +58,7 @@ def lora_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext
     )
 
 
-def common_options(model: PreTrainedModel, resolved: Resolved, targets: tuple[str, ...]) -> dict[str, Any]:
+def common_options(model: PreTrainedModel, resolved: RunSettings, targets: tuple[str, ...]) -> dict[str, Any]:
     """Return the options that LoRA and AdaLoRA share, with names checked against the model and its `targets`."""
     adapter = resolved.adapter
     check_modules_to_save(model, adapter.modules_to_save)

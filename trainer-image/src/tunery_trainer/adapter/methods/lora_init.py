@@ -17,7 +17,7 @@ from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 ADAPTER: Final = "default"
 """PEFT's name for the one adapter of a model."""
@@ -33,7 +33,7 @@ FIRST_B: Final = "first_lora_B"
 """Buffers, outside the state dict, in which a layer keeps the delta that was taken out of its base weight."""
 
 
-def begin_lora(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
+def begin_lora(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Give the fresh adapter the first weights that `resolved.adapter.init` asks for.
 
     Nothing is computed that a checkpoint or a published adapter puts other weights over.
@@ -49,7 +49,7 @@ def begin_lora(model: PeftModel, resolved: Resolved, start: MethodContext) -> No
         _begin_loftq(model)
 
 
-def check_init(model: PeftModel, resolved: Resolved) -> None:
+def check_init(model: PeftModel, resolved: RunSettings) -> None:
     """Check that each adapted weight has as many directions as the start takes; `model` may be on the meta device.
 
     Raises TrainerError(InvalidSpec).

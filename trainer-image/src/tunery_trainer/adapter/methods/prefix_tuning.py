@@ -13,10 +13,10 @@ from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.adapter.methods.prompt_tuning import prompt_settings, start_tokens
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.settings.types import Resolved
+from tunery_trainer.settings.types import RunSettings
 
 
-def prefix_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> PrefixTuningConfig:
+def prefix_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> PrefixTuningConfig:
     """Return PEFT's configuration; raises TrainerError(InvalidSpec) for a model whose layers differ in their heads."""
     settings = prompt_settings(resolved)
     heads, width = _heads(model)
@@ -47,7 +47,7 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _begin(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
+def _begin(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Start from the keys and values of real tokens, which the paper found best; a projection starts at random."""
     settings = prompt_settings(resolved)
     if settings.projection:

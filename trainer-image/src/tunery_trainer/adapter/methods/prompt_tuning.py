@@ -12,10 +12,10 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.settings.types import PromptSettings, Resolved
+from tunery_trainer.settings.types import PromptSettings, RunSettings
 
 
-def prompt_settings(resolved: Resolved) -> PromptSettings:
+def prompt_settings(resolved: RunSettings) -> PromptSettings:
     """Return the settings of the virtual tokens; every prompt or prefix tuning run has them."""
     if resolved.prompt is None:
         raise ValueError(f"{resolved.method} needs its settings")
@@ -40,7 +40,7 @@ def start_tokens(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, s
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 
-def prompt_config(model: PreTrainedModel, resolved: Resolved, start: MethodContext) -> PromptTuningConfig:
+def prompt_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> PromptTuningConfig:
     """Return PEFT's configuration."""
     return PromptTuningConfig(
         num_virtual_tokens=prompt_settings(resolved).virtual_tokens,
@@ -51,7 +51,7 @@ def prompt_config(model: PreTrainedModel, resolved: Resolved, start: MethodConte
 
 
 @torch.no_grad()
-def _begin(model: PeftModel, resolved: Resolved, start: MethodContext) -> None:
+def _begin(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Copy the embeddings of real tokens: random ones lie outside of what the model has ever read."""
     embeddings = model.get_base_model().get_input_embeddings()
     ids = start_tokens(prompt_settings(resolved), start.tokenizer, resolved.training.seed)

@@ -1,0 +1,65 @@
+"""A trained adapter: what was measured on the way, and its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from tunery_trainer.adapter.save import save_published
+from tunery_trainer.data.template import DEFAULT_TEMPLATE
+from tunery_trainer.plan.training_plan import TrainingPlan
+from tunery_trainer.resuming.memo import Memo
+from tunery_trainer.settings.types import RunSettings
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what was measured on the way."""
+
+    model: PeftModel
+    settings: RunSettings
+    """As they ended up: with smaller passes than planned where memory ran out."""
+    before: dict[str, float]
+    """`loss` on the held-out rows before training, and a preference task's `reward_accuracy` and `reward_margin`."""
+    after: dict[str, float]
+    """The same of what is published."""
+    loss: float
+    """Training loss at the last logged step up to `step`."""
+    history: list[dict[str, Any]]
+    taken: int
+    """Optimizer steps: fewer than planned where early stopping ended the run."""
+    epochs: float
+    """How often they passed the data."""
+    step: int
+    """The step whose weights are published: early stopping keeps the best ones."""
+    rank: int | None
+    target_modules: list[str]
+    trainable_parameters: int
+    device: str
+    loader: str
+    """The auto class that loads the base model."""
+    memo: Memo | None = None
+    """What the run knows of how it began; None where it was not resumed."""
+
+    @property
+    def base_eval_loss(self) -> float:
+        """The loss on the held-out rows before training."""
+        return self.before["loss"]
+
+    @property
+    def eval_loss(self) -> float:
+        """The loss on the held-out rows of what is published."""
+        return self.after["loss"]
+
+
+def save_result(plan: TrainingPlan, trained: Trained, folder: Path) -> None:
+    """Write the adapter as plain PEFT loads it, and the tokenizer where rows went through its chat template."""
+    save_published(trained.model, folder, plan.basis.spec.model.effective_served_name())
+    tokens, tokenizer = plan.data.tokens, plan.basis.tokenizer
+    if tokens is not None and tokens.template != "none":
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = DEFAULT_TEMPLATE
+        tokenizer.save_pretrained(str(folder))
