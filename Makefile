@@ -52,7 +52,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy -p tunery_api -p tunery_operator -p tunery_trainer
-	$(VENV)/bin/mypy tests/cluster tests/gpu tests/rooms
+	$(VENV)/bin/mypy tests/cluster tests/gpu tests/release tests/rooms
 	$(VENV)/bin/lint-imports --no-cache
 	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
