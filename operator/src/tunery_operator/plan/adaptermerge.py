@@ -25,7 +25,7 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
     accesses = list(_accesses(spec, place, inputs))
     own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
     run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return job.job_plan(spec, owner, platform, Task.MERGE, run, accesses)
+    return job.job_plan(spec, owner, platform, job.Errand(Task.MERGE, run, accesses))
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from tunery_api.errors import FieldError, InvalidSpec
@@ -120,25 +120,27 @@ def _disk(quantity: str, field: str) -> DiskLimit:
     return DiskLimit(bytes=int(parse_quantity(quantity)), field=field)
 
 
-def job_plan(
-    spec: JobSpec,
-    owner: Owner,
-    platform: Platform,
-    task: Task,
-    run: RunSpec,
-    accesses: Sequence[Access],
-) -> JobPlan:
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a Job's container is to do, and what it must get at for that."""
+
+    task: Task
+    run: RunSpec
+    accesses: Sequence[Access]
+
+
+def job_plan(spec: JobSpec, owner: Owner, platform: Platform, errand: Errand) -> JobPlan:
     """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say."""
     settings = platform.settings
     return JobPlan(
         owner=owner,
-        task=task,
-        name=child_name(owner.key.name, task.value),
-        run=run,
+        task=errand.task,
+        name=child_name(owner.key.name, errand.task.value),
+        run=errand.run,
         image=image(settings),
         resources=resources(spec.resources),
-        secrets=mounts.secret_mounts(accesses),
-        volumes=mounts.volume_mounts(accesses),
+        secrets=mounts.secret_mounts(errand.accesses),
+        volumes=mounts.volume_mounts(errand.accesses),
         scheduling=placing.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
         retries=spec.retries,
         suspend=spec.suspend,
@@ -171,7 +173,7 @@ def report_plan(spec: JobSpec, owner: Owner, platform: Platform, own: Mapping[st
     place = output_place(spec.output, owner, platform.settings)
     accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
     run = run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    base = job_plan(spec, owner, platform, Task.REPORT, run, accesses)
+    base = job_plan(spec, owner, platform, Errand(Task.REPORT, run, accesses))
     return check_plan(base, spec, platform.settings)
 
 

@@ -70,7 +70,7 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
         "resume_uri": known.resume,
     }
     run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return _with_cache(job.job_plan(spec, owner, platform, task, run, accesses), spec, platform)
+    return _with_cache(job.job_plan(spec, owner, platform, job.Errand(task, run, accesses)), spec, platform)
 
 
 def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
