@@ -42,8 +42,9 @@ def prepare(
 
     `cache_dir` is the folder that entries lie in, or tells it by the entry's key.
 
-    A packed row holds several examples, whose lengths are in `seq_lengths`; the trainer's own collator (`collator.py`)
-    keeps attention inside each. Rows of preference tasks have the columns that `answers.py` reads, and are not packed.
+    A packed row holds several examples, whose lengths are in `seq_lengths`; the trainer's own collator
+    (`model/collator.py`) keeps attention inside each. Rows of preference tasks have the columns that
+    `losses/answers.py` reads, and are not packed.
 
     Raises:
         TrainerError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.

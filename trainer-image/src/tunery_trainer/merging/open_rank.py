@@ -29,7 +29,7 @@ class Spectrum:
 
 
 def spectrum_of(merged: Factored) -> Spectrum:
-    """Return the spectrum of a delta that was brought to a rank by svd.py: each row of A has √s for its norm."""
+    """Return the spectrum of a delta that was brought to a rank by low_rank.py: each row of A has √s for its norm."""
     squares = merged.a.double().square().sum(dim=1).square()
     caught, share = float(squares.sum()), merged.error**2
     return Spectrum(squares, caught * share / (1 - share) if share < 1 else 0.0)
@@ -49,5 +49,5 @@ def largest_error(spectra: Sequence[Spectrum], rank: int) -> float:
 
 
 def cut(merged: Factored, rank: int) -> Factored:
-    """Return the best approximation of a delta at a lower rank; svd.py puts the largest singular values first."""
+    """Return the best approximation of a delta at a lower rank; low_rank.py puts the largest singular values first."""
     return Factored(merged.a[:rank], merged.b[:, :rank], merged.scaling, spectrum_of(merged).error(rank))
