@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tunery_trainer.model.isolation import Isolation, isolation
+from tunery_trainer.model.example_isolation import Isolation, isolation
 
 TABLE = "### Which models are packed"
 _UNKNOWN = Isolation("sdpa", packable=False, measured=False)

@@ -21,7 +21,7 @@ from tunery_api.status import CheckpointStatus
 from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
-from tunery_operator.progress.sane import MAX_SECONDS, MAX_WHOLE, sane
+from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
 from tunery_operator.views.owner import Key
 

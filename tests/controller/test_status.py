@@ -18,8 +18,8 @@ from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.reopen import reopened
 from tunery_operator.status.reported_progress import metrics_fields
+from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_duration

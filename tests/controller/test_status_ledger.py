@@ -30,8 +30,8 @@ from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, run_seconds
-from tunery_operator.status.look import next_look
-from tunery_operator.status.reopen import reopened
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.pod import LostPod, PodView
 

@@ -29,8 +29,8 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.look import MAX_SECONDS, MIN_SECONDS, next_look
-from tunery_operator.status.needs import needs_report, needs_rerun
+from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
+from tunery_operator.status.report_needed import needs_report, needs_rerun
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
 

@@ -21,11 +21,11 @@ from tunery_operator.kube.cache import Cache
 from tunery_operator.views.owner import Key
 from tunery_operator.watch import reflector as reflector_module
 from tunery_operator.watch.reflector import Reflector
+from tunery_operator.watch.reflector_state import MAX_SILENCE, Standing
 from tunery_operator.watch.sinks import OwnerSink
-from tunery_operator.watch.standing import MAX_SILENCE, Standing
 from tunery_operator.watch.target import jobs, namespaces_to_watch, owners, pods
+from tunery_operator.watch.transport import Patience, Wire
 from tunery_operator.watch.watches import Watches
-from tunery_operator.watch.wire import Patience, Wire
 
 QUICK = Patience(connect=1.0, answer=0.5, inactivity=0.5)
 

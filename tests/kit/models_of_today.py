@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tunery_trainer.model.language import model_class
+from tunery_trainer.model.language_part import model_class
 
 from kit.tiny_models import MODERN, write_model
 

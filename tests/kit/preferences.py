@@ -19,7 +19,7 @@ from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.training.reference import Scoring, TaskRows, task_rows
+from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from kit.tiny_models import VOCABULARY

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl.kernels import chunked_logprob
 
-from tunery_trainer.losses import head
+from tunery_trainer.losses import lm_head
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.process.device import device_facts, require_gpu, triton_compiles
 
@@ -71,8 +71,8 @@ def _head(machine: Machine) -> Outcome:
     (gradient,) = torch.autograd.grad(expected.sum(), norm)
     figures: dict[str, Any] = {"triton_compiles": triton_compiles()}
     for kernel in ("triton", "torch"):
-        with head.head(model), patch.object(chunked_logprob, "_TRITON_AVAILABLE", kernel == "triton"):
-            found = head.log_probabilities(model, batch)[0, : len(expected)]
+        with lm_head.head(model), patch.object(chunked_logprob, "_TRITON_AVAILABLE", kernel == "triton"):
+            found = lm_head.log_probabilities(model, batch)[0, : len(expected)]
             (other,) = torch.autograd.grad(found.sum(), norm)
         figures[f"{kernel}_log_p"] = difference(found, expected)
         figures[f"{kernel}_gradient"] = difference(other, gradient)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from tunery_trainer.losses.evaluation import held_out_loss
-from tunery_trainer.losses.head import autocast, head, log_probabilities
+from tunery_trainer.losses.lm_head import autocast, head, log_probabilities
 from tunery_trainer.model.attention import BY_EXAMPLE, computes_by_example
 
 from gpu.models import load

@@ -18,7 +18,7 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
-from tunery_trainer.training.reference import Scoring, TaskRows, task_rows
+from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
 
 from gpu.models import load

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_trainer.adapter.methods import METHODS
 from tunery_trainer.adapter.methods.base import MethodContext
-from tunery_trainer.losses.head import autocast
+from tunery_trainer.losses.lm_head import autocast
 from tunery_trainer.model.quantization import bitsandbytes_config
 from tunery_trainer.training.trl_trainer import LoopSettings, sft_config
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunery_trainer.data.required_text import check_shown
 from tunery_trainer.data.rows import RowError
-from tunery_trainer.data.shown import check_shown
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 LEAF = st.one_of(TEXT, st.booleans(), st.none(), st.integers(-(10**9), 10**9), st.floats(-1e6, 1e6, width=32))

@@ -21,12 +21,12 @@ from tunery_trainer.adapter.attach import attach
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners
 from tunery_trainer.losses.evaluation import Pass
-from tunery_trainer.losses.head import head
+from tunery_trainer.losses.lm_head import head
 from tunery_trainer.losses.objectives import Compared, log_odds_ratio, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.training.reference import Scoring, task_rows
+from tunery_trainer.training.reference_scores import Scoring, task_rows
 
 from kit.preferences import PASS, REPORT, begun, columns, moved, prepared, resolved_task, rows_of, trainer_on
 from kit.training import start_for

@@ -25,8 +25,8 @@ from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.storage import LocalStore, StorePath
-from tunery_trainer.storage.publish import Target, publish
-from tunery_trainer.storage.published import verify
+from tunery_trainer.storage.published_folder import verify
+from tunery_trainer.storage.publisher import Target, publish
 from tunery_trainer.tasks.frame import refuse_own_input
 
 from kit.adapters import deltas64, logits, relative, trained_adapter

@@ -21,7 +21,7 @@ from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.into_base import IntoBase, merge_into_base
 from tunery_trainer.merging.measure import Yardstick, measure
 from tunery_trainer.merging.quantized import Quantization
-from tunery_trainer.model.language import auto_class
+from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base
 
 from kit.models_of_today import write_multimodal

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunery_trainer.model.attention import BY_EXAMPLE, computes_by_example
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.model.isolation import isolation
+from tunery_trainer.model.example_isolation import isolation
 
 from bench.isolation import TABLE, classes, measured
 from kit.installation import ROOT

@@ -18,7 +18,7 @@ from tunery_api.training import Optimizer
 from tunery_trainer.adapter.attach import attach, trainable_parameters
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model.language import TEXT_OF_IMAGE_TEXT, auto_class, decoder_layers
+from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, decoder_layers
 from tunery_trainer.model.load import load_base, load_config, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory
 from tunery_trainer.model.targets import check_modules_to_save, linear_layers, resolve_targets

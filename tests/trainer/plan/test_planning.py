@@ -19,7 +19,7 @@ from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
-from tunery_trainer.resuming.inherited import NOTHING, Taken
+from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 from kit.training import spec_of

@@ -26,9 +26,9 @@ from tunery_api.training import Optimizer, TrainingSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import model_facts
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
-from tunery_trainer.resuming.inherited import NOTHING, Taken, manifest_of, with_open_taken
+from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own, rows_of, settings_of
 from tunery_trainer.resuming.memo import Base, Origin
-from tunery_trainer.resuming.origin import check_base, check_origin, check_own, rows_of, settings_of
+from tunery_trainer.resuming.taken_settings import NOTHING, Taken, manifest_of, with_open_taken
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.loop import Chosen
 from tunery_trainer.settings.resolve import resolve

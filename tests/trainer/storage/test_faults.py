@@ -21,7 +21,7 @@ from tunery_trainer.storage import LocalStore, Store, StorePath, open_store, s3_
 from tunery_trainer.storage import credentials as credentials_module
 from tunery_trainer.storage.cleanup import remove_stale_uploads
 from tunery_trainer.storage.credentials import Credentials
-from tunery_trainer.storage.publish import Target, probe, publish
+from tunery_trainer.storage.publisher import Target, probe, publish
 
 from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run

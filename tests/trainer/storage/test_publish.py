@@ -17,8 +17,8 @@ from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import Store, StorePath, open_store
-from tunery_trainer.storage.publish import CLAIM_NAME, Published, Publisher, Target, probe, publish
-from tunery_trainer.storage.published import download_published, read_manifest, verify
+from tunery_trainer.storage.published_folder import download_published, read_manifest, verify
+from tunery_trainer.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish
 
 from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
@@ -149,7 +149,7 @@ def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None
 KILLED = """
 import os, sys
 from pathlib import Path
-from tunery_trainer.storage.publish import Target, publish
+from tunery_trainer.storage.publisher import Target, publish
 from tunery_trainer.storage import open_store
 from kit.results import lineage, run
 from tunery_trainer.storage.credentials import Credentials

@@ -117,7 +117,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_an_evaluation_never_makes_all_logits(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunery_trainer.losses.head._CPU_TOKENS", 16)
+    monkeypatch.setattr("tunery_trainer.losses.lm_head._CPU_TOKENS", 16)
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 64)  # of 128 words, as 32,768 of 131,072
     model = AutoModelForCausalLM.from_pretrained(llama)
     ids = token_rows(3, rows=1, length=200).tolist()[0]

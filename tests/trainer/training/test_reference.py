@@ -19,10 +19,10 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses import objectives
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.load import load_base
-from tunery_trainer.training import reference
-from tunery_trainer.training.ordering import reached
+from tunery_trainer.training import reference_scores
 from tunery_trainer.training.recovery import train_to_the_end
-from tunery_trainer.training.reference import Scoring, as_before, task_rows
+from tunery_trainer.training.reference_scores import Scoring, as_before, task_rows
+from tunery_trainer.training.row_order import reached
 from tunery_trainer.training.trl_trainer import trained_state
 
 from kit.models_of_today import write_mixture
@@ -150,14 +150,14 @@ def test_a_continued_adapter_is_there_as_it_was_bit_for_bit(llama: Path, tmp_pat
 def asked(monkeypatch: pytest.MonkeyPatch) -> Scored:
     """The numbers of the training rows that are scored, call by call."""
     found: Scored = []
-    scored = reference.scored
+    scored = reference_scores.scored
 
     def noted(model: Any, rows: Any, *others: Any) -> Any:
         if "row" in rows.column_names:
             found.append(list(rows["row"]))
         return scored(model, rows, *others)
 
-    monkeypatch.setattr(reference, "scored", noted)
+    monkeypatch.setattr(reference_scores, "scored", noted)
     return found
 
 

@@ -20,7 +20,7 @@ from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.progress.pace import Pace
-from tunery_operator.progress.sane import sane
+from tunery_operator.progress.plausible import sane
 from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from tunery_operator.errors import (
     Rejected,
 )
 from tunery_operator.reconcile.children import follow, own_leftovers
-from tunery_operator.reconcile.ending import after_the_end
+from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
 from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.report import report

@@ -14,7 +14,7 @@ from tunery_operator.reconcile.found_object import FoundObject, first_snapshot
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.warnings import with_warnings
 from tunery_operator.status.ledger import deadline_left
-from tunery_operator.status.needs import needs_report, succeeded_pod
+from tunery_operator.status.report_needed import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 

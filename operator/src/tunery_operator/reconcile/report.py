@@ -9,13 +9,13 @@ from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.kube.status import status_change
-from tunery_operator.reconcile.ending import jobs_of, mark_done, seconds_to_live, stop_jobs
+from tunery_operator.reconcile.finished import jobs_of, mark_done, seconds_to_live, stop_jobs
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.requeue import Requeue, earliest
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.look import next_look
+from tunery_operator.status.next_look import next_look
 from tunery_operator.status.snapshot import Snapshot
 
 _FREQUENT: Final = frozenset({"progress", "metrics", "checkpoint"})

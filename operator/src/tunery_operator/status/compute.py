@@ -10,9 +10,9 @@ from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.hindrance import show_hindrance
 from tunery_operator.status.ledger import close_ledger, keep_ledger
 from tunery_operator.status.main_job import SAVES, check_main_job
+from tunery_operator.status.obstacle import show_hindrance
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.queueing import is_queued

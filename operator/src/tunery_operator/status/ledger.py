@@ -15,8 +15,8 @@ from tunery_api.names import child_name
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT
+from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.endings import Ending, ending_of, ending_of_lost
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUSPENDED, VANISHED
 from tunery_operator.views.clock import format_time, parse_time

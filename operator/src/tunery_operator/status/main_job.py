@@ -8,6 +8,7 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType, Phase
+from tunery_operator.status.attempt_endings import how_it_ended
 from tunery_operator.status.diagnosis import (
     failure,
     is_node_lost,
@@ -18,7 +19,6 @@ from tunery_operator.status.diagnosis import (
     pod_failure,
 )
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.endings import how_it_ended
 from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
 from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota

@@ -8,8 +8,8 @@ from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.messages import parse_report
-from tunery_operator.status.needs import succeeded_pod
 from tunery_operator.status.queueing import check_queue, is_queued
+from tunery_operator.status.report_needed import succeeded_pod
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.pod import PodView
 

@@ -11,8 +11,8 @@ from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
 from tunery_operator.status.messages import parse_result
-from tunery_operator.status.needs import needs_report, published, succeeded_pod
 from tunery_operator.status.phase import RESULT_LOOKUP
+from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
 from tunery_operator.status.reported_progress import changed_enough, metrics_fields, progress_fields
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.pod import PodView

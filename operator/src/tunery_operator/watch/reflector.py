@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 
 from tunery_operator.kube.versions import later
 from tunery_operator.watch.failure import CUT, DISORDER, UNREADABLE, WatchFailure, refusal
-from tunery_operator.watch.standing import Standing
-from tunery_operator.watch.wire import Wire
+from tunery_operator.watch.reflector_state import Standing
+from tunery_operator.watch.transport import Wire
 
 PAGE: Final = 250
 """Objects in a page of a list: at most so many are in memory as they came."""

@@ -10,10 +10,10 @@ from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
 from tunery_operator.watch.reflector import Reflector, Sink
+from tunery_operator.watch.reflector_state import Standing
 from tunery_operator.watch.sinks import JobSink, OwnerSink, PodSink, Tell
-from tunery_operator.watch.standing import Standing
 from tunery_operator.watch.target import Target, jobs, namespaces_to_watch, owners, pods
-from tunery_operator.watch.wire import Patience, Wire
+from tunery_operator.watch.transport import Patience, Wire
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
 from tunery_trainer.data.conversation import with_turns
-from tunery_trainer.data.formats import (
+from tunery_trainer.data.options import DataOptions
+from tunery_trainer.data.row_formats import (
     FIELDS,
     OPTIONAL_FIELDS,
     PLAIN_FORMATS,
@@ -21,7 +22,6 @@ from tunery_trainer.data.formats import (
     formats_of,
     known_fields,
 )
-from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace
 from tunery_trainer.errors import TrainerError
 

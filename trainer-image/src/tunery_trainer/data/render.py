@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.training import Loss
+from tunery_trainer.data.required_text import check_shown
 from tunery_trainer.data.rows import Example, RowError
-from tunery_trainer.data.shown import check_shown
-from tunery_trainer.data.skeleton import Pieces, Shape, Skeleton, pieces_of, shape_of, skeleton_of
 from tunery_trainer.data.template import ChatTemplate
+from tunery_trainer.data.template_skeleton import Pieces, Shape, Skeleton, pieces_of, shape_of, skeleton_of
 from tunery_trainer.data.tokenizer import Tokenizer
 
 Span = tuple[int, int]

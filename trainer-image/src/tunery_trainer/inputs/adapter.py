@@ -13,7 +13,7 @@ from tunery_api.runspec import Purpose
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.storage import ObjectMissing, StorePath
-from tunery_trainer.storage.published import PublishedManifest, download_published, verify
+from tunery_trainer.storage.published_folder import PublishedManifest, download_published, verify
 
 _FIELD: Final = "spec.continueFrom"
 

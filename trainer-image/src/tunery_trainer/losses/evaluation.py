@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from tunery_trainer.losses.answers import Rows, width
-from tunery_trainer.losses.head import autocast, head
+from tunery_trainer.losses.lm_head import autocast, head
 from tunery_trainer.losses.objectives import Batch, Collate, Compared, Objective, Sft, Tally
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
-from tunery_trainer.losses.head import log_probabilities
+from tunery_trainer.losses.lm_head import log_probabilities
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.settings.types import PreferenceSettings, RunSettings
 

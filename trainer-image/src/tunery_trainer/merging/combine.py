@@ -18,11 +18,11 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.merging import full_tensors
 from tunery_trainer.merging.adapter_config import ModuleRank, ia3_config, lora_config
 from tunery_trainer.merging.adapter_files import PREFIX, Adapter, Module
+from tunery_trainer.merging.chosen_rank import Spectrum, cut, smallest_rank, spectrum_of
 from tunery_trainer.merging.compatibility import check_tensors
 from tunery_trainer.merging.deltas import Delta, Factored, Options
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.methods import is_exact, merge, result_rank
-from tunery_trainer.merging.open_rank import Spectrum, cut, smallest_rank, spectrum_of
 from tunery_trainer.merging.safetensors_stream import Layout, Writer, read_header, read_tensor
 
 _CANCELLED: Final = 1e-7

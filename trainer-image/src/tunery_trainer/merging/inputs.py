@@ -25,7 +25,7 @@ from tunery_trainer.merging.files import LocalFiles, StoreFiles
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.storage import ObjectMissing, StorePath
-from tunery_trainer.storage.published import download_published, read_manifest
+from tunery_trainer.storage.published_folder import download_published, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[st
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    from tunery_trainer.model.language import language_prefix
+    from tunery_trainer.model.language_part import language_prefix
     from tunery_trainer.model.targets import LINEAR
 
     model = meta_model(config)
@@ -80,7 +80,7 @@ def meta_model(config: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    from tunery_trainer.model.language import auto_class
+    from tunery_trainer.model.language_part import auto_class
 
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
     built = AutoConfig.for_model(**plain)

@@ -38,7 +38,7 @@ from tunery_trainer.merging.verify import Verification, verify_adapter, verify_l
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.progress import ProgressReporter
-from tunery_trainer.storage.publish import Publisher
+from tunery_trainer.storage.publisher import Publisher
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.measure import Losses, Yardstick

@@ -123,7 +123,7 @@ def _logits(folder: Path, adapter: Adapter | None, quantization: Quantization | 
     from peft import PeftModel
     from transformers import AutoConfig
 
-    from tunery_trainer.model.language import auto_class
+    from tunery_trainer.model.language_part import auto_class
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = auto_class(config).from_pretrained(

@@ -23,12 +23,12 @@ from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
-from tunery_trainer.model.isolation import Isolation, isolation
-from tunery_trainer.model.language import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
+from tunery_trainer.model.example_isolation import Isolation, isolation
+from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
 from tunery_trainer.model.quantization import bitsandbytes_config, dtype_of
 from tunery_trainer.model.targets import expert_names, expert_parameters
 from tunery_trainer.process.device import gpu_reason
-from tunery_trainer.settings.stored import stored_quantization
+from tunery_trainer.settings.stored_quantization import stored_quantization
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
 

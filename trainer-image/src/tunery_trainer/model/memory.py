@@ -15,7 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from tunery_api.methods import QuantizationType
 from tunery_api.status import MemoryStatus
 from tunery_api.training import Optimizer
-from tunery_trainer.model.language import decoder_layers
+from tunery_trainer.model.language_part import decoder_layers
 from tunery_trainer.model.targets import LINEAR
 from tunery_trainer.settings.types import QuantizationSettings
 

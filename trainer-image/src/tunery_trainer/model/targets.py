@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from tunery_api.methods import TARGET_WORDS
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model.language import language_prefix
+from tunery_trainer.model.language_part import language_prefix
 from tunery_trainer.settings.experts import EXPERT_WORDS
 
 _ATTENTION: Final = re.compile(r"attn|attention", re.IGNORECASE)

@@ -13,7 +13,7 @@ from tunery_trainer.adapter.continue_from import settings_from
 from tunery_trainer.inputs.adapter import StartingAdapter
 from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer, meta_model, model_facts
-from tunery_trainer.resuming.inherited import NOTHING, Taken
+from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.settings.loop import Chosen
 from tunery_trainer.settings.resolve import resolve

@@ -21,9 +21,9 @@ from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.model.load import meta_model
 from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
 from tunery_trainer.plan.basis import Basis
-from tunery_trainer.resuming.inherited import manifest_of
+from tunery_trainer.resuming.may_resume import base_of, rows_of, settings_of
 from tunery_trainer.resuming.memo import Origin
-from tunery_trainer.resuming.origin import base_of, rows_of, settings_of
+from tunery_trainer.resuming.taken_settings import manifest_of
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.loop import DEFAULT_BATCH_SIZE, Chosen
 from tunery_trainer.settings.sizing import DataFacts, total_steps

@@ -6,7 +6,7 @@ from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MergeInputStatus, MetricsStatus
-from tunery_trainer.storage.publish import Published
+from tunery_trainer.storage.publisher import Published
 
 
 def result_of(published: Published, checkpoint: CheckpointStatus | None = None) -> RunResult:

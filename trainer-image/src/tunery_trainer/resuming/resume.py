@@ -17,9 +17,9 @@ from tunery_api.runspec import Purpose
 from tunery_api.status import ResolvedValue
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.resuming.inherited import NOTHING, Taken, with_device_taken, with_open_taken
+from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own
 from tunery_trainer.resuming.memo import MEMO_FILE, Memo, Origin, read_memo
-from tunery_trainer.resuming.origin import check_base, check_origin, check_own
+from tunery_trainer.resuming.taken_settings import NOTHING, Taken, with_device_taken, with_open_taken
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import RunSettings, SettingSource
 from tunery_trainer.storage import ObjectMissing, StorePath

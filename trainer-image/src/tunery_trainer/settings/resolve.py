@@ -28,7 +28,7 @@ from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_exper
 from tunery_trainer.settings.loop import Chosen, Given, training_settings
 from tunery_trainer.settings.preference import preference_settings
 from tunery_trainer.settings.presets import PRESETS, rank_reason
-from tunery_trainer.settings.stored import check_stored
+from tunery_trainer.settings.stored_quantization import check_stored
 from tunery_trainer.settings.types import (
     AdaLoraSettings,
     AdapterSettings,

@@ -11,7 +11,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.storage.checkpoints import probe_checkpoints
-from tunery_trainer.storage.publish import Target, probe
+from tunery_trainer.storage.publisher import Target, probe
 
 
 def told(story: Callable[[ProgressReporter], RunResult]) -> RunResult:

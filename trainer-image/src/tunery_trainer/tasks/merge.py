@@ -18,7 +18,7 @@ from tunery_trainer.reporting.model_card import model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
-from tunery_trainer.storage.publish import Published, Publisher, probe, published_before
+from tunery_trainer.storage.publisher import Published, Publisher, probe, published_before
 from tunery_trainer.tasks.frame import output_target, refuse_own_input, told
 
 if TYPE_CHECKING:

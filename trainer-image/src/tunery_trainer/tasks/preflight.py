@@ -16,9 +16,9 @@ from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, 
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.status_parts import dataset_status, resolved_status
-from tunery_trainer.resuming.inherited import NOTHING, with_open_taken
-from tunery_trainer.resuming.origin import base_of, check_base, check_origin
+from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
+from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes

@@ -16,8 +16,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.storage import StorePath
-from tunery_trainer.storage.publish import Target, publish
-from tunery_trainer.storage.published import read_manifest
+from tunery_trainer.storage.published_folder import read_manifest
+from tunery_trainer.storage.publisher import Target, publish
 
 SUFFIX: Final = "-rejected"
 

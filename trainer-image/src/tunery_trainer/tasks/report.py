@@ -6,7 +6,7 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.resuming.kept import kept_checkpoint
-from tunery_trainer.storage.publish import published_by
+from tunery_trainer.storage.publisher import published_by
 from tunery_trainer.tasks.frame import output_target
 
 

@@ -39,7 +39,7 @@ from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
-from tunery_trainer.storage.publish import Published, publish, published_before
+from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.frame import output_target, probe_places, told
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 

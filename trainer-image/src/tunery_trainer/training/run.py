@@ -27,7 +27,7 @@ from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.model.language import auto_class
+from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.plan.training_plan import TrainingPlan
@@ -48,9 +48,9 @@ from tunery_trainer.training.callbacks import (
     StopCallback,
     TrackingCallback,
 )
-from tunery_trainer.training.ordering import reached
 from tunery_trainer.training.recovery import train_to_the_end, with_split
-from tunery_trainer.training.reference import Scoring, TaskRows, task_rows, without_dropout
+from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows, without_dropout
+from tunery_trainer.training.row_order import reached
 from tunery_trainer.training.trained import Trained
 from tunery_trainer.training.trl_trainer import (
     AdapterTrainer,

@@ -18,14 +18,14 @@ from trl import SFTConfig, SFTTrainer
 
 from tunery_api.training import Optimizer, Precision, Scheduler
 from tunery_trainer.adapter.methods.base import Hooks
-from tunery_trainer.losses.head import add_head, autocast
+from tunery_trainer.losses.lm_head import add_head, autocast
 from tunery_trainer.losses.objectives import Batch, Objective, Sft, Tally
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
-from tunery_trainer.training.ordering import order_of
+from tunery_trainer.training.row_order import order_of
 
 _SCHEDULERS: Final = {
     Scheduler.COSINE: "cosine",

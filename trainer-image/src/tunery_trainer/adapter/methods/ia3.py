@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
-from tunery_trainer.model.language import outside_language
+from tunery_trainer.model.language_part import outside_language
 from tunery_trainer.model.targets import check_modules_to_save, ia3_targets, linear_layers
 from tunery_trainer.settings.types import RunSettings
 

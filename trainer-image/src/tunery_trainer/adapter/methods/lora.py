@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from tunery_api.methods import LoraInit, Method
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import begin_lora
-from tunery_trainer.model.language import outside_language
+from tunery_trainer.model.language_part import outside_language
 from tunery_trainer.model.targets import (
     check_modules_to_save,
     check_patterns,

@@ -22,7 +22,7 @@ from tunery_api.runspec import RunIdentity
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import ObjectExists, ObjectMissing, OnBytes, Store, StorePath
 from tunery_trainer.storage.cleanup import remove_stale_uploads
-from tunery_trainer.storage.published import PublishedManifest, read_manifest, verify, verify_file
+from tunery_trainer.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
 
 CLAIM_NAME: Final = ".tunery-claim.json"
 """Says who is uploading; removed once the manifest was read back."""

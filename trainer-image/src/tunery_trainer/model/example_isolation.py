@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tunery_trainer.model.attention import BY_EXAMPLE
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.model.shrink import VOCABULARY, shrink
+from tunery_trainer.model.small_twin import VOCABULARY, shrink
 
 _LENGTHS: Final = (37, 61, 22)
 """Tokens of the examples: not multiples of a chunk, and longer than the small model's windows."""

@@ -20,8 +20,8 @@ from tunery_api.scrub import shorten
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.location import FetchedModel
-from tunery_trainer.resuming.inherited import ROWS
 from tunery_trainer.resuming.memo import Base, Origin
+from tunery_trainer.resuming.taken_settings import ROWS
 from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, RunSettings
 
 _OTHER = "the checkpoint of spec.resumeFrom was trained"

@@ -17,7 +17,7 @@ from tunery_operator.reconcile.inputs import is_awaited, look_inputs_up_again
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
-from tunery_operator.status.reopen import reopened
+from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import parse_time

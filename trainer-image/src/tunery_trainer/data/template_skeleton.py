@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tunery_trainer.data.required_text import THINK_END, leaves_of, thought_and_said
 from tunery_trainer.data.rows import Example, JsonObject
-from tunery_trainer.data.shown import THINK_END, leaves_of, thought_and_said
 
 Piece = tuple[str, ...]
 """A text as a whole and, of arguments, also each key and value: not every template writes them as JSON."""
