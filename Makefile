@@ -39,8 +39,9 @@ $(STAMP): | $(UV)
 setup: $(STAMP) ## Make the developers' environment, tests/.venv
 
 .PHONY: generate
-generate: setup ## Write the CRDs and docs/api.md from crds/src/tunery_api
+generate: setup ## Write the CRDs, docs/api.md and docs/files.md from the sources
 	@$(PYTHON) -m tunery_api.generate $(ROOT)
+	@cd $(TESTS) && $(PYTHON) -m rooms --write
 
 .PHONY: format
 format: setup ## Format the code

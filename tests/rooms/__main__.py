@@ -1,4 +1,4 @@
-"""`python -m rooms [package …]`: print how the packages are built; --check and --lower mind ceilings.toml."""
+"""`python -m rooms [package …]`: print how the packages are built; --check, --lower and --write mind what stands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from rooms import ceilings
 from rooms.house import House, survey
 from rooms.imports import read_package
+from rooms.index import index
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -17,10 +18,17 @@ PACKAGES = {
     "tunery_trainer": ROOT / "trainer-image" / "src" / "tunery_trainer",
 }
 
+TEMPLATES = ROOT / "charts" / "tunery" / "templates"
+INDEX = ROOT / "docs" / "files.md"
+
 
 def main(arguments: list[str]) -> int:
     """Print the houses, or check or lower their ceilings; return 1 where one does not keep to its own."""
     options = _options(arguments)
+    written = index(PACKAGES, TEMPLATES)
+    if options.write:
+        INDEX.write_text(written)
+        return 0
     houses = {name: survey(read_package(PACKAGES[name])) for name in options.packages or PACKAGES}
     held = ceilings.read()
     if options.lower:
@@ -31,6 +39,8 @@ def main(arguments: list[str]) -> int:
         return 0
     print(_table(houses))
     found = [problem for name, house in houses.items() for problem in ceilings.problems(name, house, held[name])]
+    if INDEX.read_text() != written:
+        found.append(f"{INDEX.relative_to(ROOT)} is not what the files say of themselves: run make generate")
     for problem in found:
         print(problem, file=sys.stderr)
     return 1 if found else 0
@@ -39,7 +49,8 @@ def main(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rooms", description=__doc__)
     parser.add_argument("packages", nargs="*", help=", ".join(PACKAGES))
-    parser.add_argument("--check", action="store_true", help="compare with ceilings.toml")
+    parser.add_argument("--check", action="store_true", help="compare with ceilings.toml, and the index with the files")
+    parser.add_argument("--write", action="store_true", help=f"write {INDEX.relative_to(ROOT)}")
     parser.add_argument("--lower", action="store_true", help="write what has fallen into ceilings.toml, then check")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.packages) - set(PACKAGES)):
