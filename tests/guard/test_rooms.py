@@ -10,6 +10,7 @@ from rooms import ceilings
 from rooms.__main__ import main
 from rooms.house import House, survey
 from rooms.imports import read_package
+from rooms.index import index
 
 FILES = {
     "__init__.py": '"""A package."""\n',
@@ -96,3 +97,23 @@ def test_anyone_can_look_at_a_package(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["tunery"])
     assert "no package tunery; there are tunery_api" in capsys.readouterr().err
+
+
+def test_every_file_says_what_it_is_for(tmp_path: Path) -> None:
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    (templates / "service.yaml").write_text("{{- /* Where pods post. And more. */ -}}\nkind: Service\n")
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""A house."""\n')
+    (package / "door.py").write_text('"""A door; more | of it.\n\nNot this."""\n')
+    page = index({"house": package}, templates)
+    assert "| `door.py` | A door; more \\| of it. |\n" in page
+    assert "| `service.yaml` | Where pods post. |\n" in page
+    (templates / "role.yaml").write_text("kind: Role\n")
+    with pytest.raises(ValueError, match=r"role\.yaml says nothing of itself"):
+        index({"house": package}, templates)
+    (templates / "role.yaml").unlink()
+    (package / "window.py").write_text("import os\n")
+    with pytest.raises(ValueError, match=r"window\.py says nothing of itself"):
+        index({"house": package}, templates)
