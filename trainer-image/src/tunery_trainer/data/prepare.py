@@ -10,11 +10,11 @@ from pathlib import Path
 from datasets import Dataset
 
 from tunery_api.reasons import FailureReason
+from tunery_trainer.data.arrange import arrange
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
-from tunery_trainer.data.layout import Layout, check_held_out, lay, training_layout, with_layout
+from tunery_trainer.data.layout import Layout, lay
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
-from tunery_trainer.data.split import held_out
 from tunery_trainer.data.store import TokenStore, row_kind
 from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
@@ -76,23 +76,14 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer
         for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
             for digest, examples in survey.encoded(side, tokenizer):
                 store.add(digest, examples)
-    report = survey.report()
-    every = range(len(rows.lengths))
-    if files.evaluation:
-        train, source, held = list(every), evaluation_rows, list(range(len(evaluation_rows.lengths)))
-    else:
-        drawn = held_out(rows.digests, options.evaluation_fraction, options.seed, rows.kinds())
-        source, held = rows, [example for example in every if drawn[rows.rows[example]]]
-        train = [example for example in every if not drawn[rows.rows[example]]]
-    layout = training_layout([rows.lengths[example] for example in train], options)
-    lengths = [source.lengths[example] for example in held]
-    report = with_layout(report, layout, [rows.desirable[example] for example in train])
-    check_held_out([source.desirable[example] for example in held], files.held_field)
-    _write(rows, train, layout, folder / _TRAIN)
-    _write(source, held, lay(lengths, options.max_length, packed=layout.packed), folder / _EVALUATION)
+    found = arrange(files, options, survey.report(), rows, evaluation_rows)
+    source = evaluation_rows if files.evaluation else rows
+    lengths = [source.lengths[example] for example in found.held]
+    _write(rows, found.train, found.layout, folder / _TRAIN)
+    _write(source, found.held, lay(lengths, options.max_length, packed=found.layout.packed), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
-    write_report(folder, report)
+    write_report(folder, found.report)
 
 
 def _write(store: TokenStore, examples: list[int], layout: Layout, path: Path) -> None:

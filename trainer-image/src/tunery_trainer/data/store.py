@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tunery_api.preference import TrainingTask
+from tunery_trainer.data.arrange import Counted
 from tunery_trainer.data.encode import Encoded
-from tunery_trainer.data.split import kinds_of
 
 _BATCH_TOKENS = 4_000_000
 _LIST = pa.list_(pa.int32())
@@ -82,30 +82,13 @@ class _Side:
             path.unlink()
 
 
-class TokenStore:
-    """Examples on disk, in flat files that grow by example; memory holds only digests, lengths and labels."""
+class TokenStore(Counted):
+    """Examples on disk, in flat files that grow by example; memory holds only what is counted."""
 
     def __init__(self, folder: Path, name: str, kind: RowKind) -> None:
+        super().__init__()
         self._kind = kind
         self._sides = tuple(_Side(folder, name, prefix) for prefix in kind.sides)
-        self.digests: list[bytes] = []
-        """Of each row."""
-        self.rows: list[int] = []
-        """Of each example the number of its row, from 0."""
-        self.desirable: list[bool | None] = []
-        """Of each example whether it is wanted, where anybody says."""
-
-    @property
-    def lengths(self) -> list[int]:
-        """Of each example its tokens; of a pair, those of the chosen answer."""
-        return self._sides[0].lengths
-
-    def kinds(self) -> list[frozenset[bool]]:
-        """Return the labels of each row's answers; empty where the task has none."""
-        labels: list[list[bool | None]] = [[] for _ in self.digests]
-        for row, desirable in zip(self.rows, self.desirable, strict=True):
-            labels[row].append(desirable)
-        return kinds_of(labels)
 
     def __enter__(self) -> Self:
         for side in self._sides:
@@ -123,9 +106,7 @@ class TokenStore:
         for example in examples:
             for side, text in zip(self._sides, example.sides, strict=True):
                 side.add(text)
-            self.rows.append(len(self.digests))
-            self.desirable.append(example.desirable)
-        self.digests.append(digest)
+        super().add(digest, examples)
 
     def write(self, sequences: Sequence[Sequence[int]], path: Path, *, packed: bool) -> None:
         """Write the sequences (each the indexes of its examples, in order) as an Arrow stream.
