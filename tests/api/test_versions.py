@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -117,3 +117,29 @@ def test_defaults_never_change_within_a_version() -> None:
     """
     now = {**dict(_defaults(LoRAJobSpec, "LoRAJob.spec")), **dict(_defaults(AdapterMergeSpec, "AdapterMerge.spec"))}
     assert json.loads(json.dumps(now)) == released("defaults.json")
+
+
+@pytest.mark.parametrize(
+    ("lineage", "told"),
+    [
+        ({"hyperparameters": {"quantization.type": "NF4", "quantization.doubleQuant": "false"}}, "NF4, false"),
+        ({"hyperparameters": {"quantization.type": "NF4", "training.precision": "BFloat16"}}, "NF4, BFloat16"),
+        ({"hyperparameters": {"quantization.type": "MXFP4", "training.precision": "Float8"}}, "MXFP4, Float8"),
+        ({"hyperparameters": {"quantization.type": 4}}, "4"),
+        ({"hyperparameters": {"method": "LoRA"}}, "None"),
+        ({"quantization": {"type": "MXFP4", "loadedAs": "Float8", "blocks": 32}}, "MXFP4, Float8"),
+        ({}, "None"),
+    ],
+)
+def test_how_a_base_was_quantised_is_read_from_every_version(lineage: dict[str, Any], told: str) -> None:
+    """Before there was a field of its own the settings said it, for people; a later version may have other words."""
+    manifest = released("manifest.json") | {"lineage": lineage}
+    assert str(Manifest.model_validate(manifest).lineage.quantization) == told
+
+
+@pytest.mark.parametrize(
+    "lineage", ["x", [], None, {"hyperparameters": 5}, {"hyperparameters": ["quantization.type"]}, {"quantization": 1}]
+)
+def test_a_damaged_lineage_is_refused_as_one(lineage: Any) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(released("manifest.json") | {"lineage": lineage})

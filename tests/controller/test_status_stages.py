@@ -28,9 +28,10 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
 from tunery_operator.plan.inputs import UnfinishedInput
+from tunery_operator.reconcile.gathering import is_silent
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
-from tunery_operator.status.report_needed import needs_report, needs_rerun
+from tunery_operator.status.report_needed import needs_report
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
 
@@ -290,7 +291,7 @@ def test_a_deadline_does_not_end_what_is_done() -> None:
 )
 def test_preflight_runs_again_where_its_words_are_gone(pods: Any, needed: bool, told: tuple[str, str]) -> None:
     seen = snapshot(main=None, preflight_needed=True, preflight=Attempt(DONE, pods))
-    assert needs_rerun(seen) is needed
+    assert is_silent(Attempt(DONE, pods)) is needed
     assert condition(compute_status(seen), "Preflight") == told
 
 

@@ -34,9 +34,14 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}.{self.patch}"
 
 
+def is_version(text: str) -> bool:
+    """Tell whether `text` is x.y.z: the tag of a candidate is none."""
+    return bool(re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", text, re.ASCII))
+
+
 def parse(text: str) -> Version:
     """Return the version that `text` is; raises ReleaseError."""
-    if not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", text):
+    if not is_version(text):
         raise ReleaseError(f"VERSION must be x.y.z, such as 0.2.0, is {text!r}")
     return Version(*map(int, text.split(".")))
 

@@ -15,8 +15,6 @@ from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, VERSION
 
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
-_NOT_KEYWORDS: Final = frozenset({"properties"})
-"""Below these, keys are names of fields and not keywords of JSON schema."""
 
 
 def custom_resource_definition(definition: KindDefinition) -> dict[str, Any]:

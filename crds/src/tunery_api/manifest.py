@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.runspec import RunIdentity
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 
@@ -68,17 +67,17 @@ class CheckpointRecord(_Record):
 
 
 class QuantizationRecord(_Record):
-    """How the frozen base was quantised while the adapter was trained on it."""
+    """How the frozen base was quantised in training, in the API's words or in those of a later version."""
 
-    type: QuantizationType
+    type: str
     double_quant: bool | None = None
-    loaded_as: ComputeType | None = None
+    loaded_as: str | None = None
     """The type that the weights were loaded in before they were quantised."""
 
     def __str__(self) -> str:
         """As people read it, such as NF4, true, BFloat16."""
         double = None if self.double_quant is None else str(self.double_quant).lower()
-        return ", ".join(part for part in (self.type.value, double, self.loaded_as) if part)
+        return ", ".join(part for part in (self.type, double, self.loaded_as) if part)
 
 
 class Lineage(_Record):
@@ -128,15 +127,15 @@ class Lineage(_Record):
     @classmethod
     def _of_earlier_versions(cls, fields: Any) -> Any:
         """Take it from the settings, where manifests from before there was `quantization` say it alone."""
-        said = fields.get("hyperparameters") or {}
-        if "quantization.type" not in said or fields.get("quantization") is not None:
+        said = fields.get("hyperparameters") if isinstance(fields, dict) else None
+        if not isinstance(said, dict) or "quantization.type" not in said or fields.get("quantization") is not None:
             return fields
         double, loaded_as = said.get("quantization.doubleQuant"), said.get("training.precision")
         return fields | {
             "quantization": {
-                "type": said["quantization.type"],
+                "type": str(said["quantization.type"]),
                 "doubleQuant": None if double is None else str(double).lower() != "false",
-                "loadedAs": loaded_as,
+                "loadedAs": None if loaded_as is None else str(loaded_as),
             }
         }
 

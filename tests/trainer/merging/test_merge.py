@@ -174,6 +174,19 @@ def test_a_qlora_adapter_goes_into_the_dequantised_base(tmp_path: Path) -> None:
     assert float(lineage.verification.max_error) <= 0.01
 
 
+def test_a_quantisation_of_a_later_version_goes_into_an_adapter_and_into_no_model(tmp_path: Path, base: Path) -> None:
+    place = publish_adapter(base, tmp_path / "q", seed=1, settings={"quantization.type": "MXFP4"})
+    adapters = [{"uri": place.as_uri()}]
+    refuse(
+        manifest(tmp_path, [], into="Model", adapters=adapters, model={"uri": base.as_uri()}),
+        64,
+        "InvalidSpec",
+        "was trained on a base quantised as MXFP4, which this version does not know",
+    )
+    lineage = succeed(manifest(tmp_path, [], adapters=adapters, rank=2)).lineage
+    assert str(lineage.quantization) == "MXFP4"
+
+
 def test_different_bases_are_refused_by_name(tmp_path: Path, inputs: list[Path], base: Path) -> None:
     changed = publish_other(base, tmp_path / "other")
     refuse(

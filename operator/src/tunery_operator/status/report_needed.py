@@ -35,12 +35,3 @@ def needs_report(snapshot: Snapshot) -> bool:
     if main is None or not main.job.complete or published(main) is not None:
         return False
     return report is None or (report.job.failed_reason is None and result_of(report) is None)
-
-
-def needs_rerun(snapshot: Snapshot) -> bool:
-    """Tell whether the pod of a complete preflight Job is gone, and its report with it: the Job must be made anew.
-
-    A pod that is there and said nothing would say nothing again.
-    """
-    attempt = snapshot.preflight
-    return attempt is not None and attempt.job.complete and succeeded_pod(attempt) is None

@@ -11,7 +11,7 @@ from typing import Any
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import CONFIG_FILE, Manifest, MergeInputRecord, QuantizationRecord
-from tunery_api.methods import ComputeType
+from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
@@ -116,13 +116,20 @@ def fetch_adapters(work: Workspace, sources: Sequence[MergeSource]) -> list[Adap
 
 
 def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
-    """Return how the base was quantised when the adapters were trained; all agree, as was checked."""
+    """Return how the base was quantised when the adapters were trained; all agree, as was checked.
+
+    Raises TrainerError(InvalidSpec) where that is a word of a later version.
+    """
     record = sources[0].quantization
     if record is None:
         return None
-    return Quantization(
-        record.type, record.double_quant is not False, dtype_of(record.loaded_as or ComputeType.BFLOAT16)
-    )
+    try:
+        kind, loaded_as = QuantizationType(record.type), ComputeType(record.loaded_as or ComputeType.BFLOAT16)
+    except ValueError as error:
+        message = f"{sources[0].label} was trained on a base quantised as {record}, which this version does not know"
+        hint = "Use an operator and trainer of the version that published it."
+        raise TrainerError(FailureReason.INVALID_SPEC, message, hint) from error
+    return Quantization(kind, record.double_quant is not False, dtype_of(loaded_as))
 
 
 def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelSpec:

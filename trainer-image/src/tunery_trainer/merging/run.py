@@ -34,6 +34,7 @@ from tunery_trainer.merging.inputs import (
     read_sources,
 )
 from tunery_trainer.merging.into_base import IntoBase, copy_file, merge_into_base
+from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import Verification, verify_adapter, verify_logits
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.environment import go_offline
@@ -62,6 +63,8 @@ class MergeInputs:
     options: Options
     publisher: Publisher
     reporter: ProgressReporter
+    held: Quantization | None
+    """How the base was quantised in training, where they go into one."""
     yardstick: Yardstick | None = None
     """What spec.evaluation measures with."""
 
@@ -88,13 +91,14 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     """Refuse what cannot be merged, from configs and manifests alone; then fetch the adapters, and claim the place."""
     sources = read_sources(work, spec)
     check([source.facts for source in sources], spec.method, spec.rank, spec.into)
+    held = quantization_of(sources) if spec.into is MergeTarget.MODEL else None
     adapters = fetch_adapters(work, sources)
     check_tensors(adapters)
     options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work.folder(RESULT))
     yardstick = _yardstick(work, spec, sources)
     publisher.start()
-    return MergeInputs(work, spec, sources, adapters, options, publisher, reporter, yardstick)
+    return MergeInputs(work, spec, sources, adapters, options, publisher, reporter, held, yardstick)
 
 
 def _quantized_alike(sources: Sequence[MergeSource]) -> bool:
@@ -155,7 +159,7 @@ def _into_model(job: MergeInputs) -> Merged:
     losses = _measure(job, into.adapter)
     base = open_base(work, model, small=lambda size: spec.verify and _is_small(work.run, size))
     go_offline()
-    how = IntoBase(dtype_of(spec.dtype) if spec.dtype else None, quantization_of(job.sources))
+    how = IntoBase(dtype_of(spec.dtype) if spec.dtype else None, job.held)
     checked: Verification | None
     if spec.verify and base.folder is not None and _is_small(work.run, base.checkpoint.weight_bytes):
         checked = _merge_and_compare_logits(job, base, into.adapter, how)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.manifest import QuantizationRecord
-from tunery_api.methods import ComputeType
 from tunery_api.scrub import shorten
 from tunery_api.status import DatasetStatus, ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
@@ -86,8 +85,8 @@ def quantization_record(resolved: RunSettings) -> QuantizationRecord | None:
     settings = resolved.quantization
     if settings is None:
         return None
-    loaded_as = ComputeType(resolved.training.precision.value)
-    return QuantizationRecord(type=settings.type, double_quant=settings.double_quant, loaded_as=loaded_as)
+    loaded_as = resolved.training.precision.value
+    return QuantizationRecord(type=settings.type.value, double_quant=settings.double_quant, loaded_as=loaded_as)
 
 
 def library_versions() -> dict[str, str]:
