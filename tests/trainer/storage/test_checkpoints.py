@@ -208,6 +208,9 @@ def test_an_upload_that_was_given_up_never_becomes_complete(local_store: Store, 
     uploader.submit(_checkpoint(tmp_path, 1), 1)
     assert gate.entered.wait(10)
     assert not uploader.close(0.05)
+    begun = time.monotonic()
+    assert not uploader.close(30), "whoever waits again has nothing to wait for"
+    assert time.monotonic() - begun < 5
     gate.open.set()
     uploader._thread.join(30)
     assert latest_complete(StorePath(local_store, "ck")) is None

@@ -213,8 +213,10 @@ class CheckpointUploader:
     def close(self, timeout_seconds: float) -> bool:
         """Upload the newest checkpoint if it waits still; return whether all of that was done in time and well.
 
-        One that takes longer is given up: it never becomes complete.
+        One that takes longer is given up: it never becomes complete, and nobody waits for it again.
         """
+        if self._abandoned:
+            return False
         deadline = time.monotonic() + timeout_seconds
         with self._condition:
             self._closing = True
