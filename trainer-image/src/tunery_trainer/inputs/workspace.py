@@ -46,6 +46,11 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @property
+    def result(self) -> Path:
+        """The folder of what is published, of a training run or of a merge."""
+        return self.folder("result")
+
     def credentials(self, purpose: str, uri: str = "") -> Credentials:
         """Return what opens `uri`: the Secret that is mounted for `purpose`, else the process's own identity.
 

@@ -71,7 +71,7 @@ class MergeSource:
 
 
 @dataclass(frozen=True)
-class Base:
+class MergeBase:
     """The base model that adapters are merged into."""
 
     checkpoint: Checkpoint
@@ -146,7 +146,7 @@ def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelS
     return ModelSpec(uri=named.uri, revision=named.revision, served_name=served)
 
 
-def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -> Base:
+def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -> MergeBase:
     """Return the base model.
 
     In S3 it is read where it lies, unless `small` says of the bytes of its weights that a copy is welcome.
@@ -156,7 +156,7 @@ def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -
     if model.uri.startswith("s3://"):
         checkpoint = open_checkpoint(StoreFiles(work.open(Purpose.MODEL, model.uri, label), label, damaged))
         if not small(checkpoint.weight_bytes):
-            return Base(checkpoint)
+            return MergeBase(checkpoint)
     location = work.location(Purpose.MODEL, model.uri, model.revision)
     folder = fetch_model(location, work.folder("model"), digest=False).folder
-    return Base(open_checkpoint(LocalFiles(folder, label, damaged)), folder)
+    return MergeBase(open_checkpoint(LocalFiles(folder, label, damaged)), folder)

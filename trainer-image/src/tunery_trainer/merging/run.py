@@ -25,7 +25,7 @@ from tunery_trainer.merging.compatibility import check, check_tensors
 from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.inputs import (
-    Base,
+    MergeBase,
     MergeSource,
     base_model,
     fetch_adapters,
@@ -48,8 +48,6 @@ SMALL_MODEL: Final = 2 << 30
 """Bytes of weights up to which the merged model is loaded and its logits are compared."""
 LOADS: Final = 3
 """A model loaded in float32 takes so many times the bytes of 16-bit weights, with room to work."""
-RESULT: Final = "result"
-"""Folder below the work directory."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     adapters = fetch_adapters(work, sources)
     check_tensors(adapters)
     options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
-    shutil.rmtree(work.folder(RESULT))
+    shutil.rmtree(work.result)
     yardstick = _yardstick(work, spec, sources)
     publisher.start()
     return MergeInputs(work, spec, sources, adapters, options, publisher, reporter, held, yardstick)
@@ -139,7 +137,7 @@ def _measure(job: MergeInputs, result: Adapter) -> Losses | None:
 
 def _into_adapter(job: MergeInputs) -> Merged:
     """Combine the adapters, and bring along the tokenizer that all of them were trained with."""
-    folder, spec = job.work.folder(RESULT), job.spec
+    folder, spec = job.work.result, job.spec
     dtype = dtype_of(spec.dtype or ComputeType.FLOAT32)
     combined = combine(job.adapters, spec.method, job.options, folder, dtype)
     _copy_common_tokenizer(job, folder)
@@ -166,22 +164,22 @@ def _into_model(job: MergeInputs) -> Merged:
     else:
         checked = _merge_through(job, base, into.adapter, how)
     source = SourceRecord(uri=model.uri, revision=model.revision)
-    folder, name = work.folder(RESULT), model.effective_served_name()
+    folder, name = work.result, model.effective_served_name()
     return Merged(folder, into.adapter.max_rank, name, source, into.metrics, checked, losses)
 
 
-def _merge_and_compare_logits(job: MergeInputs, base: Base, adapter: Adapter, how: IntoBase) -> Verification:
+def _merge_and_compare_logits(job: MergeInputs, base: MergeBase, adapter: Adapter, how: IntoBase) -> Verification:
     """Write the whole model to the disk, load it, and compare what it says with base + adapter."""
-    folder = job.work.folder(RESULT)
+    folder = job.work.result
     merge_into_base(base.checkpoint, adapter, folder, how)
     if base.folder is None:
         raise ValueError("a base that is read where it lies cannot be loaded")
     return verify_logits(base.folder, adapter, folder, how.quantization)
 
 
-def _merge_through(job: MergeInputs, base: Base, adapter: Adapter, how: IntoBase) -> Verification | None:
+def _merge_through(job: MergeInputs, base: MergeBase, adapter: Adapter, how: IntoBase) -> Verification | None:
     """Write a shard, compare it with its tensors computed anew, upload it, remove it, and so on."""
-    folder = job.work.folder(RESULT)
+    folder = job.work.result
 
     def publish_and_remove(name: str) -> None:
         job.publisher.add(folder / name, name)

@@ -12,6 +12,7 @@ from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 
+CARD_FILE = "README.md"
 _NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""

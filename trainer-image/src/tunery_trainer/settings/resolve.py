@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final, TypeVar
+from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -44,8 +44,6 @@ from tunery_trainer.settings.types import (
 DEFAULT_RANK: Final = 16
 DEFAULT_DROPOUT: Final = 0.05
 IA3_TARGETS: Final = "keys, values, second feed-forward layer"
-
-T = TypeVar("T")
 
 
 def resolve(

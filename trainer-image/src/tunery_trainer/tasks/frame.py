@@ -14,7 +14,7 @@ from tunery_trainer.storage.checkpoints import probe_checkpoints
 from tunery_trainer.storage.publisher import Target, probe
 
 
-def told(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
+def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     """Return what the story of a task returns; who watches is told how far it is, and that it has succeeded.
 
     A TrainerError that it raises names the newest checkpoint, so that the failure tells what is kept.

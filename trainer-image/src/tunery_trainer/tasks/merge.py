@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -14,17 +14,15 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase, VerificationStatus
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.reporting.model_card import model_card
+from tunery_trainer.reporting.model_card import CARD_FILE, model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
-from tunery_trainer.storage.publisher import Published, Publisher, probe, published_before
-from tunery_trainer.tasks.frame import output_target, refuse_own_input, told
+from tunery_trainer.storage.publisher import Published, Publisher, Target, probe, published_before
+from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_progress
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.run import Merged, MergeInputs
-
-CARD: Final = "README.md"
 
 
 def run_merge(run: RunSpec) -> RunResult:
@@ -32,18 +30,20 @@ def run_merge(run: RunSpec) -> RunResult:
 
     A rerun starts anew, and succeeds at once if this very run published already. Raises TrainerError.
     """
-    return told(partial(_merge, Workspace(run)))
+    return with_progress(partial(_merge, Workspace(run)))
 
 
 def _merge(work: Workspace, reporter: ProgressReporter) -> RunResult:
     spec = work.run.adapter_merge
     if spec is None:
         raise TrainerError(FailureReason.INTERNAL_ERROR, "run.json holds no AdapterMerge")
-    return result_of(published_before(output_target(work)) or _merge_and_publish(work, spec, reporter))
-
-
-def _merge_and_publish(work: Workspace, spec: AdapterMergeSpec, reporter: ProgressReporter) -> Published:
     target = output_target(work)
+    return result_of(published_before(target) or _merge_and_publish(work, spec, target, reporter))
+
+
+def _merge_and_publish(
+    work: Workspace, spec: AdapterMergeSpec, target: Target, reporter: ProgressReporter
+) -> Published:
     refuse_own_input(work.run)
     probe(target)
     reporter.phase(Phase.STARTING)
@@ -54,7 +54,7 @@ def _merge_and_publish(work: Workspace, spec: AdapterMergeSpec, reporter: Progre
     merged = merge(job)
     lineage = _lineage(job, merged)
     card = model_card(work.run.identity, lineage, work.run.output_uri, full_model=spec.into is MergeTarget.MODEL)
-    (merged.folder / CARD).write_text(card, "utf-8")
+    (merged.folder / CARD_FILE).write_text(card, "utf-8")
     reporter.phase(Phase.UPLOADING)
     for path in sorted(merged.folder.iterdir()):
         job.publisher.add(path, path.name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Lineage, SourceRecord
@@ -23,7 +23,7 @@ from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
 from tunery_trainer.reporting.improvement import shortfall
-from tunery_trainer.reporting.model_card import model_card
+from tunery_trainer.reporting.model_card import CARD_FILE, model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -40,7 +40,7 @@ from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
-from tunery_trainer.tasks.frame import output_target, probe_places, told
+from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from tunery_trainer.plan.training_plan import TrainingPlan
     from tunery_trainer.training.trained import Trained
 
-_RESULT: Final = "result"
-"""Folder below the work directory of what is published."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already.
     Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
-    return told(partial(_train, Workspace(run), stop))
+    return with_progress(partial(_train, Workspace(run), stop))
 
 
 def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
@@ -136,7 +134,7 @@ def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: Progre
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
     resumed = resume(work, ready.plan.origin, folder)
-    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.folder(_RESULT))
+    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result)
     with _uploads(work, spec, reporter) as uploader:
         observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
         return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers))
@@ -173,12 +171,12 @@ def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lin
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     from tunery_trainer.training.trained import save_result
 
-    folder = work.folder(_RESULT)
+    folder = work.result
     save_result(ready.plan, trained, folder)
     draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
-    (folder / "README.md").write_text(card, "utf-8")
+    (folder / CARD_FILE).write_text(card, "utf-8")
     return folder
 
 
