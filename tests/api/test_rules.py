@@ -269,10 +269,10 @@ REFUSED_BY_BOTH: list[Any] = [
         id="plain-messages",
     ),
     pytest.param(
-        {"evaluation": {"earlyStoppingPatience": 2}},
-        "spec.evaluation.earlyStoppingPatience: counts evaluations while training; set evaluation.everySteps too",
-        "earlyStoppingPatience counts evaluations",
-        id="patience-alone",
+        {"evaluation": {"times": 4, "everySteps": 10}},
+        "spec.evaluation.everySteps: cannot be set together with times; keep one of the two",
+        "everySteps cannot be set together with times",
+        id="two-rhythms-of-evaluations",
     ),
     pytest.param(
         {"checkpoint": {"everySteps": 10, "everyMinutes": 5}},

@@ -123,7 +123,7 @@ def ours(case: Case, folder: Path, steps: int, now: Callable[[], float]) -> Meas
     """The product's loop."""
     rows, clock = packed_rows(case), Clock(now)
     settings = replace(case.resolved.training, gradient_checkpointing=False)
-    loop = LoopSettings(settings, steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    loop = LoopSettings(settings, steps, keep_checkpoints=1, on_gpu=False)
     trainer = AdapterTrainer(_adapted(case), loop, LoopParts(rows, load_tokenizer(model.ensure()), folder, None))
     trainer.add_callback(clock)
     trainer.train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,9 +100,11 @@ def trainer_on(
     """Return the loop over such rows."""
     model, rows = begin
     objective = objective_of(resolved)
-    loop = LoopSettings(resolved.training, resolved.training.max_steps or 1, None, keep_checkpoints=1, on_gpu=False)
+    loop = LoopSettings(resolved.training, resolved.training.max_steps or 1, keep_checkpoints=1, on_gpu=False)
     hooks = training_hooks(model, resolved)
-    held_out = partial(rows.measure, model, objective, how)
+
+    def held_out(step: int) -> dict[str, float]:
+        return rows.measure(model, objective, how).metrics
 
     def compared(batches: Any, split: Any) -> Any:
         return rows.compared(batches, model, Scoring(objective, how))

@@ -92,7 +92,7 @@ def loop(folder: Path, place: Path, blocks: dict[str, Any], steps: int = 6) -> t
     model = attach(load_base(folder, resolved, "cpu"), resolved, start_for(folder, steps))
     before, ids = loss_of(model), token_rows(7).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    settings = LoopSettings(training, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    settings = LoopSettings(training, total_steps=steps, keep_checkpoints=1, on_gpu=False)
     hooks = training_hooks(model, resolved)
     trainer = AdapterTrainer(model, settings, LoopParts(rows, load_tokenizer(folder), place, None, hooks))
     trainer.train()

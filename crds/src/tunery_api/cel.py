@@ -131,10 +131,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     MergeEvaluationSpec: [_IMPROVEMENT],
     EvaluationSpec: [
         _IMPROVEMENT,
-        CelRule(
-            "!has(self.earlyStoppingPatience) || has(self.everySteps)",
-            "earlyStoppingPatience counts evaluations; set everySteps too",
-        ),
+        CelRule("!(has(self.times) && has(self.everySteps))", "everySteps cannot be set together with times"),
     ],
     CheckpointSpec: [
         CelRule(

@@ -80,6 +80,13 @@ class QuantizationRecord(_Record):
         return ", ".join(part for part in (self.type, double, self.loaded_as) if part)
 
 
+class EvaluationRecord(_Record):
+    """The loss on the held-out rows after an optimizer step."""
+
+    step: int
+    loss: float
+
+
 class Lineage(_Record):
     """Everything needed to say where the result came from, and to make it again."""
 
@@ -110,6 +117,8 @@ class Lineage(_Record):
     device: str | None = None
     """The GPU's name, or `cpu`."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    evaluations: list[EvaluationRecord] = Field(default_factory=list)
+    """Those while training and at its end, oldest first; of very many the newest."""
     continued_from: MergeInputRecord | None = None
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
     """The checkpoints of other runs that it went on from, the oldest first."""

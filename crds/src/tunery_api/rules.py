@@ -205,12 +205,10 @@ def dataset_template(spec: LoRAJobSpec) -> Errors:
         )
 
 
-def early_stopping(spec: LoRAJobSpec) -> Errors:
-    """Patience counts evaluations."""
-    if spec.evaluation.early_stopping_patience is not None and spec.evaluation.every_steps is None:
-        yield FieldError(
-            "spec.evaluation.earlyStoppingPatience", "counts evaluations while training; set evaluation.everySteps too"
-        )
+def evaluations(spec: LoRAJobSpec) -> Errors:
+    """One rhythm."""
+    if spec.evaluation.times is not None and spec.evaluation.every_steps is not None:
+        yield FieldError("spec.evaluation.everySteps", "cannot be set together with times; keep one of the two")
 
 
 def checkpoints(spec: LoRAJobSpec) -> Errors:
@@ -376,7 +374,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     gradient_checkpointing,
     precision,
     gpu_resource,
-    early_stopping,
+    evaluations,
     improvement,
     checkpoints,
     continue_from,

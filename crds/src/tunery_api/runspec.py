@@ -13,10 +13,12 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
 from tunery_api.status import (
+    EVALUATIONS_KEPT,
     AdapterStatus,
     CheckpointStatus,
     DatasetStatus,
     DiskStatus,
+    EvaluationStatus,
     MemoryStatus,
     MergeInputStatus,
     MetricsStatus,
@@ -158,6 +160,7 @@ class RunResult(OpenModel):
     rejected_adapter: AdapterStatus | None = None
     """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
     metrics: MetricsStatus | None = None
+    evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
     resolved: ResolvedStatus | None = None
@@ -180,7 +183,7 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint` are ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations` are ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -193,6 +196,8 @@ class TrainerStatus(OpenModel):
     tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
     phase: Phase | None = None
     checkpoint: CheckpointStatus | None = None
+    evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
+    """All of them each time, so that a report that is lost does no harm."""
 
     @field_validator("phase", mode="before")
     @classmethod

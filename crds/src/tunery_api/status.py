@@ -140,8 +140,31 @@ class MetricsStatus(OpenModel):
     base_eval_reward_accuracy: Number | None = Field(
         None, description="ORPO: evalRewardAccuracy before training. DPO and KTO compare with that, and have none."
     )
+    improvement: Number | None = Field(
+        None, description="Share of baseEvalLoss by which evalLoss is below it; negative where it is above."
+    )
+    improvement_error: Number | None = Field(
+        None,
+        description="Standard error of improvement, from the held-out rows one by one; left out below 8 of them.",
+    )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
+
+
+def change_text(improvement: float, error: float | None) -> str:
+    """Return how a loss has changed, as people read it: `-30.5 % ± 1.2 %`; `error` is a standard error."""
+    return f"{-100 * improvement:+.1f} %" + (f" ± {100 * error:.1f} %" if error is not None else "")
+
+
+EVALUATIONS_KEPT: Final = 16
+"""Evaluations of which the status tells."""
+
+
+class EvaluationStatus(OpenModel):
+    """The held-out rows after an optimizer step."""
+
+    step: int = Field(ge=0, description="The step.")
+    loss: Number = Field(description="The loss on the held-out rows.")
 
 
 class DatasetStatus(OpenModel):
@@ -348,6 +371,11 @@ class LoRAJobStatus(CommonStatus):
 
     progress: ProgressStatus | None = Field(None, description="How far training is.")
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
+    evaluations: list[EvaluationStatus] | None = Field(
+        None,
+        max_length=EVALUATIONS_KEPT,
+        description=f"Those while training and at its end, oldest first; of many the newest {EVALUATIONS_KEPT}.",
+    )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
     memory: MemoryStatus | None = Field(None, description="What preflight estimated.")
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")

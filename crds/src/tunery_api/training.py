@@ -113,11 +113,30 @@ class TrainingSpec(ApiModel):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of the data order, the initialisation and dropout.")
 
 
-class EvaluationSpec(ApiModel):
-    """When the held-out rows are measured, and what the adapter has to reach."""
+class PublishedWeights(StrEnum):
+    """Which weights of a run are published."""
 
+    BEST = "Best"
+    LAST = "Last"
+
+
+class EvaluationSpec(ApiModel):
+    """When the held-out rows are measured, what is published, and what the adapter has to reach."""
+
+    times: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Evaluations from the start to the end, at equal distances; one before training comes on top. "
+        "Default: as many as take some 5 % of the time, at most 8; not with everySteps.",
+    )
     every_steps: int | None = Field(
-        None, ge=1, le=1_000_000, description="Steps between two evaluations. Default: only before and after."
+        None, ge=1, le=1_000_000, description="Steps between two evaluations, instead of times."
+    )
+    publish: PublishedWeights | None = Field(
+        None,
+        description="Best: the weights of the evaluation with the lowest loss; Last: those of the last step. Default: "
+        "Best; for AdaLoRA, whose earlier weights have more rank than was asked for, Last unless it may stop early.",
     )
     min_improvement: SignedDecimalString = Field(
         "0.0",

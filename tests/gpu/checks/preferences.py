@@ -42,7 +42,7 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
         scoring = Scoring(objective, how) if isinstance(objective, Compared) else None
         if scoring:
             rows = rows.scored(base, scoring)
-        before = rows.measure(base, objective, how)
+        before = rows.measure(base, objective, how).metrics
         model = attach(base, resolved, MethodContext(run.tokenizer, run.plan.steps))
         loop = LoopSettings(training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
         compared = (lambda batches, split: rows.compared(batches, model, scoring)) if scoring else None
@@ -50,7 +50,7 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
         parts = LoopParts(rows.train, run.tokenizer, folder, None, hooks, objective, compared)
         trainer = AdapterTrainer(model, loop, parts)
         trainer.train()
-        after, most = rows.measure(model, objective, how), peak(machine)
+        after, most = rows.measure(model, objective, how).metrics, peak(machine)
     told, estimate = losses(trainer), run.plan.memory
     wrong = {
         "a loss is no number": not (told and all(map(math.isfinite, told))),

@@ -50,10 +50,10 @@ def test_every_method_learns_what_is_preferred(
     data, how = prepared(task), Pass(pad_token_id=0, dtype=DTYPES[precision])
     model, rows = begun(llama, resolved, replace(data, evaluation=data.train), how)
     objective = objective_of(resolved)
-    before = rows.measure(model, objective, how)
+    before = rows.measure(model, objective, how).metrics
     trainer = trainer_on(llama, resolved, (model, rows), tmp_path)
     trainer.train()
-    after = rows.measure(model, objective, how)
+    after = rows.measure(model, objective, how).metrics
     assert after["loss"] < before["loss"]
     assert after["reward_margin"] > before["reward_margin"]
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -69,7 +69,7 @@ def ours(model: Any, rows: Dataset, resolved: RunSettings, start: Any) -> tuple[
     with head(model):
         here = objective.at(model, [batch])
         outcome = here.outcome(model, batch)
-        loss = (outcome.sums / here.counts(batch)).sum()
+        loss = (outcome.sums / here.counts(batch).sum(0)).sum()
         return loss.item(), gradients_of(model, loss)
 
 
@@ -199,7 +199,7 @@ def test_nothing_is_preferred_before_training(
 ) -> None:
     resolved = resolved_task(llama, task, preference=blocks)
     model, rows = begun(llama, resolved, prepared(task))
-    found = rows.measure(model, objective_of(resolved), PASS)
+    found = rows.measure(model, objective_of(resolved), PASS).metrics
     assert found["loss"] == pytest.approx(loss, abs=1e-6)
     assert (found["reward_accuracy"], found["reward_margin"]) == (0, 0)
 
@@ -209,9 +209,9 @@ def test_the_reference_is_the_base_also_where_the_adapter_changes_it(llama: Path
     """With the adapter switched off such a base is another model, and a preference would be there before training."""
     resolved = resolved_task(llama, "DPO", lora={"dropout": "0", "init": init})
     model, rows = begun(llama, resolved, prepared("DPO"))
-    assert rows.measure(model, objective_of(resolved), PASS)["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows.measure(model, objective_of(resolved), PASS).metrics["loss"] == pytest.approx(math.log(2), abs=1e-4)
     with model.disable_adapter():
-        off = rows.measure(model, objective_of(resolved), PASS)["loss"]
+        off = rows.measure(model, objective_of(resolved), PASS).metrics["loss"]
     assert off != pytest.approx(math.log(2), abs=1e-2)
 
 
@@ -220,7 +220,7 @@ def test_rewards_are_those_of_the_rows(llama: Path) -> None:
     resolved = resolved_task(llama, "DPO")
     model, rows = begun(llama, resolved, prepared("DPO"))
     moved(model)
-    found = rows.measure(model, objective_of(resolved), PASS)
+    found = rows.measure(model, objective_of(resolved), PASS).metrics
     margins = []
     for row in rows.evaluation:
         sides = [(row["input_ids"], row["labels"]), (row["rejected_input_ids"], row["rejected_labels"])]

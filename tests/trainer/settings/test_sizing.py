@@ -89,7 +89,7 @@ def test_the_rate_is_above_0_at_every_step(llama: Path, tmp_path: Path, steps: i
     training = replace(resolved.training, gradient_checkpointing=False, scheduler=scheduler, batch_size=1)
     model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, steps))
     rows = Dataset.from_dict({"input_ids": token_rows(5).tolist(), "labels": token_rows(5).tolist()})
-    loop = LoopSettings(training, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    loop = LoopSettings(training, total_steps=steps, keep_checkpoints=1, on_gpu=False)
     trainer = AdapterTrainer(model, loop, LoopParts(rows, load_tokenizer(llama), tmp_path, None))
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]

@@ -68,7 +68,7 @@ def trained(llama: Path, folder: Path, name: str, steps: int, **training: Any) -
     rows = Dataset.from_dict({"input_ids": ROWS, "labels": ROWS})
     held_out = [{"input_ids": ids, "labels": ids} for ids in ROWS]
     settings = replace(resolved.training, gradient_checkpointing=False)
-    loop = LoopSettings(settings, total_steps=steps, evaluate_every_steps=None, keep_checkpoints=1, on_gpu=False)
+    loop = LoopSettings(settings, total_steps=steps, keep_checkpoints=1, on_gpu=False)
     parts = LoopParts(rows, tokenizer, folder, None, training_hooks(model, resolved))
     trainer, unmoved = AdapterTrainer(model, loop, parts), Unmoved()
     trainer.add_callback(unmoved)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
-from tunery_api.status import ConditionType
+from tunery_api.status import ConditionType, MetricsStatus, change_text
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
@@ -29,6 +29,8 @@ def take_progress(draft: Draft) -> None:
     if changed_enough(draft.fields.get("progress") or {}, fields):
         draft.merge("progress", fields)
     draft.merge("metrics", metrics_fields(report))
+    if report.evaluations:
+        draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
     if report.checkpoint is not None:
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
 
@@ -114,6 +116,8 @@ def _take_result(draft: Draft, result: RunResult) -> None:
     if holds("rejected_adapter"):
         rejected = result.rejected_adapter
         draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
+    if holds("evaluations") and result.evaluations:
+        draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])
     if holds("inputs"):
         _take_merge(draft, result)
     _check_evaluation(draft, result)
@@ -133,7 +137,13 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
         return
     text = f"evaluation loss {metrics.eval_loss}"
     text += f", the base model's {metrics.base_eval_loss}" if metrics.base_eval_loss else ""
+    text += f" ({_change(metrics)})" if metrics.improvement else ""
     text += f", reward accuracy {metrics.eval_reward_accuracy}" if metrics.eval_reward_accuracy else ""
     before = metrics.base_eval_reward_accuracy
     text += f", the base model's {before}" if before else ""
     draft.conditions.set(ConditionType.EVALUATED, True, "Evaluated", text)
+
+
+def _change(metrics: MetricsStatus) -> str:
+    error = metrics.improvement_error
+    return change_text(float(metrics.improvement or 0), float(error) if error else None)

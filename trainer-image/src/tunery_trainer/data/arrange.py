@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,5 +69,13 @@ def arrange(files: Files, options: DataOptions, report: DatasetReport, rows: Cou
         train = [example for example in every if not drawn[rows.rows[example]]]
     layout = training_layout([rows.lengths[example] for example in train], options)
     report = with_layout(report, layout, [rows.desirable[example] for example in train])
+    report = _with_tokens(report, sum(rows.lengths[each] for each in train), sum(source.lengths[each] for each in held))
     check_held_out([source.desirable[example] for example in held], files.held_field)
     return Arrangement(train, layout, held, report)
+
+
+def _with_tokens(report: DatasetReport, training: int, held_out: int) -> DatasetReport:
+    if report.tokens is None:
+        return report
+    tokens = dataclasses.replace(report.tokens, training_tokens=training, held_out_tokens=held_out)
+    return dataclasses.replace(report, tokens=tokens)

@@ -22,15 +22,19 @@ class Layout:
 
 def training_layout(lengths: Sequence[int], options: DataOptions) -> Layout:
     """Return the sequences of training examples of so many tokens each, packed as `options` ask for it."""
-    packed = lay(lengths, options.max_length, packed=options.packing)
-    if packed.packed and len(packed.sequences) < options.min_sequences:
-        return lay(lengths, options.max_length, packed=False)
-    return packed
+    if options.packing:
+        sequences = pack(lengths, options.max_length)
+        if len(sequences) >= options.min_sequences:
+            return Layout(packed=True, sequences=sequences)
+    return alone(len(lengths))
 
 
-def lay(lengths: Sequence[int], capacity: int, *, packed: bool) -> Layout:
-    """Return sequences of at most `capacity` tokens, or, if not packed, of one example each."""
-    return Layout(packed, pack(lengths, capacity) if packed else [[index] for index in range(len(lengths))])
+def alone(examples: int) -> Layout:
+    """Return sequences of one example each.
+
+    Held-out rows always lie so: each is measured by itself, and batches of like lengths pad little.
+    """
+    return Layout(packed=False, sequences=[[index] for index in range(examples)])
 
 
 def with_layout(report: DatasetReport, layout: Layout, desirable: Sequence[bool | None]) -> DatasetReport:

@@ -90,6 +90,15 @@ class TokenReport:
     """Whether a sequence holds several examples."""
     desirable: int | None = None
     """KTO: of `sequences`, those whose answer is wanted."""
+    training_tokens: int = 0
+    """Of `tokens` those to train on; of a pair, those of the chosen answer."""
+    held_out_tokens: int = 0
+    """Of `tokens` those held out; of a pair, those of the chosen answer."""
+
+    @property
+    def held_out_share(self) -> float | None:
+        """Tokens held out for each token to train on; None where nobody counted."""
+        return self.held_out_tokens / self.training_tokens if self.training_tokens else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.arrange import arrange
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
-from tunery_trainer.data.layout import Layout, lay
+from tunery_trainer.data.layout import Layout, alone
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.store import TokenStore, row_kind
@@ -42,8 +42,8 @@ def prepare(
 
     `cache_dir` is the folder that entries lie in, or tells it by the entry's key.
 
-    A packed row holds several examples, whose lengths are in `seq_lengths`; the trainer's own collator
-    (`model/collator.py`) keeps attention inside each. Rows of preference tasks have the columns that
+    A packed row, of training only, holds several examples, whose lengths are in `seq_lengths`; the trainer's own
+    collator (`model/collator.py`) keeps attention inside each. Rows of preference tasks have the columns that
     `losses/answers.py` reads, and are not packed.
 
     Raises:
@@ -78,9 +78,8 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer
                 store.add(digest, examples)
     found = arrange(files, options, survey.report(), rows, evaluation_rows)
     source = evaluation_rows if files.evaluation else rows
-    lengths = [source.lengths[example] for example in found.held]
     _write(rows, found.train, found.layout, folder / _TRAIN)
-    _write(source, found.held, lay(lengths, options.max_length, packed=found.layout.packed), folder / _EVALUATION)
+    _write(source, found.held, alone(len(found.held)), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
     write_report(folder, found.report)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from tunery_trainer.diagnosis.paired import RowLosses
 from tunery_trainer.losses.answers import Rows, width
 from tunery_trainer.losses.lm_head import autocast, head
 from tunery_trainer.losses.objectives import Batch, Collate, Compared, Objective, Sft, Tally
@@ -24,6 +25,21 @@ DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a model does on rows."""
+
+    metrics: dict[str, float]
+    """`loss`, NaN where there is nothing to take the mean of; of a preference task also what `Tally.rewards` tells."""
+    rows: RowLosses
+    """What each row adds to it, in the order of the rows."""
+
+    @property
+    def loss(self) -> float:
+        """The mean over all rows."""
+        return self.metrics["loss"]
 
 
 @dataclass(frozen=True)
@@ -50,25 +66,44 @@ def held_out_loss(
     Each row has `input_ids` and `labels`, and `seq_lengths` if packed. Anyone can repeat the number with the published
     adapter and plain PEFT. NaN where no token has a label.
     """
-    return measure(model, rows, Sft(), Pass(pad_token_id, dtype, tokens))["loss"]
+    return measure(model, rows, Sft(), Pass(pad_token_id, dtype, tokens)).loss
 
 
 def measure(
     model: torch.nn.Module, rows: Rows, objective: Objective, how: Pass, source: Rows | None = None
-) -> dict[str, float]:
-    """Return `loss`, and for a preference task what `Tally.rewards` tells, on `rows`.
+) -> Measured:
+    """Return how `model` does on `rows`, row by row.
 
     `model` is a plain transformers model or a PeftModel; its train/eval mode is restored. `source` are the rows that
-    `mismatched_with` counts in, if not these. The loss is NaN where there is nothing to take the mean of.
+    `mismatched_with` counts in, if not these.
     """
-    tally, counts = Tally(), torch.zeros(1)
+    tally, order, counts, losses = Tally(), [], [], []
     with _evaluating(model, how):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
         here = passes.settle(objective)
-        for _, (count, outcome) in passes.each(lambda batch: (here.counts(batch).cpu(), here.outcome(model, batch))):
-            counts = counts + count
+        for chosen, (count, outcome) in passes.each(lambda batch: (here.counts(batch), here.outcome(model, batch))):
+            order += chosen
+            counts.append(count)
+            losses.append(outcome.losses.double())
             tally.add(outcome)
-    return {"loss": tally.loss(counts), **tally.rewards()}
+    found = _row_losses(order, torch.cat(losses).cpu(), torch.cat(counts).cpu().double()) if order else _NO_ROWS
+    return Measured({"loss": found.loss, **tally.rewards()}, found)
+
+
+_NO_ROWS: Final = RowLosses((), ())
+
+
+def _row_losses(order: list[int], losses: torch.Tensor, counts: torch.Tensor) -> RowLosses:
+    """Return what the rows add, by their number; `losses` and `counts` are (rows, parts), float64, in `order`.
+
+    Of an objective of several parts, each a mean of its own, the parts of a row are added as they are in the loss.
+    """
+    back = torch.tensor(order).argsort()
+    losses, counts = losses[back], counts[back]
+    if losses.shape[1] > 1:
+        totals = counts.sum(0)
+        losses, counts = (losses / totals).sum(1, keepdim=True), (counts / totals).mean(1, keepdim=True)
+    return RowLosses(tuple(losses[:, 0].tolist()), tuple(counts[:, 0].tolist()))
 
 
 def scored(

@@ -47,9 +47,14 @@ class Rewards:
 class Outcome:
     """What a batch adds to the loss."""
 
-    sums: torch.Tensor
-    """Sums of losses, (parts,), float32 with gradients; each part is a mean of its own, over what `counts` counts."""
+    losses: torch.Tensor
+    """Of each row, (rows, parts), float32 with gradients; each part is a mean of its own, over what `counts` counts."""
     rewards: Rewards | None = None
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """The sums over the rows, (parts,)."""
+        return self.losses.sum(0)
 
 
 class Objective(Protocol):
@@ -60,7 +65,7 @@ class Objective(Protocol):
         ...
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Return what each part is the mean over, (parts,)."""
+        """Return what of each row each part is the mean over, (rows, parts)."""
         ...
 
     def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Objective:
@@ -93,7 +98,7 @@ class Sft:
 
     def counts(self, batch: Batch) -> torch.Tensor:
         """Return the number of labels."""
-        return _labels(batch).sum()[None]
+        return _labels(batch).sum(1)[:, None]
 
     def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Sft:
         """Return itself."""
@@ -101,7 +106,7 @@ class Sft:
 
     def outcome(self, model: torch.nn.Module, batch: Batch) -> Outcome:
         """Return the loss of the batch."""
-        return Outcome(-log_probabilities(model, batch).sum()[None])
+        return Outcome(-log_probabilities(model, batch).sum(1)[:, None])
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,8 @@ class Dpo(_Pairs):
     """Direct preference optimisation (Rafailov et al. 2023), with the losses of SLiC and IPO (Azar et al. 2023)."""
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Return the number of pairs."""
-        return _whole(batch, len(batch["labels"]) // 2)
+        """Return 1 for each pair."""
+        return _ones(batch, len(batch["labels"]) // 2)
 
     def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Dpo:
         """Return itself."""
@@ -139,7 +144,7 @@ class Dpo(_Pairs):
         """Return the loss of the pairs."""
         ratios = self.scores(model, batch) - batch["reference"]
         losses = dpo_losses(ratios, _labels(batch).sum(1), self.settings)
-        return Outcome(losses.sum()[None], self._rewards(ratios))
+        return Outcome(losses[:, None], self._rewards(ratios))
 
 
 def dpo_losses(ratios: torch.Tensor, lengths: torch.Tensor, settings: PreferenceSettings) -> torch.Tensor:
@@ -164,10 +169,10 @@ class Orpo(_Pairs):
     """
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Return the tokens of the chosen rows that have one before them, and the number of pairs."""
+        """Return of each pair the tokens of the chosen row that have one before them, and 1."""
         pairs = len(batch["labels"]) // 2
-        tokens = batch["attention_mask"][:pairs, 1:].sum()
-        return torch.stack([tokens, tokens.new_tensor(pairs)])
+        tokens = batch["attention_mask"][:pairs, 1:].sum(1)
+        return torch.stack([tokens, torch.ones_like(tokens)], 1)
 
     def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Orpo:
         """Return itself."""
@@ -181,7 +186,7 @@ class Orpo(_Pairs):
         tokens = log_probabilities(model, _shown(batch) | {"labels": labels})[:, -answers.shape[1] :]
         means = (tokens * answers).sum(1) / answers.sum(1).clamp(min=1)
         odds = -self.settings.beta * logsigmoid(log_odds_ratio(means))
-        return Outcome(torch.stack([-tokens[:pairs].sum(), odds.sum()]), self._rewards(means))
+        return Outcome(torch.stack([-tokens[:pairs].sum(1), odds], 1), self._rewards(means))
 
 
 def log_odds_ratio(means: torch.Tensor) -> torch.Tensor:
@@ -219,8 +224,8 @@ class Kto:
         return AnswerCollator(collate, source, self.max_length)
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Return the number of rows."""
-        return _whole(batch, len(batch["labels"]))
+        """Return 1 for each row."""
+        return _ones(batch, len(batch["labels"]))
 
     @torch.no_grad()
     def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Kto:
@@ -241,7 +246,7 @@ class Kto:
         losses = kto_losses(ratios, desirable, self.point, self.settings)
         rewards, point = self.settings.beta * ratios.detach(), self.settings.beta * self.point
         right = torch.where(desirable, rewards > point, rewards < point)
-        return Outcome(losses.sum()[None], Rewards(rewards[desirable], rewards[~desirable], right))
+        return Outcome(losses[:, None], Rewards(rewards[desirable], rewards[~desirable], right))
 
 
 def kto_losses(
@@ -260,22 +265,15 @@ Compared = Dpo | Kto
 
 
 class Tally:
-    """Adds up what batches add to the loss and what the model prefers, on their device."""
+    """Adds up what the model prefers, batch by batch, on their device."""
 
     def __init__(self) -> None:
-        self._sums: list[torch.Tensor] = []
         self._rewards: list[Rewards] = []
 
     def add(self, outcome: Outcome) -> None:
         """Take the outcome of one batch."""
-        self._sums.append(outcome.sums.detach().double())
         if outcome.rewards:
             self._rewards.append(outcome.rewards)
-
-    def loss(self, counts: torch.Tensor) -> float:
-        """Return the sum of the parts' means, NaN where there is nothing to take a mean of."""
-        total = torch.stack(self._sums).sum(0) if self._sums else counts.new_zeros(counts.shape)
-        return float((total / counts.to(total)).sum())
 
     def rewards(self) -> dict[str, float]:
         """Return `reward_accuracy`, the share that is right, and `reward_margin`, how far the mean rewards are apart.
@@ -305,5 +303,5 @@ def _shown(batch: Batch) -> dict[str, Any]:
     return {name: part for name, part in batch.items() if name not in _OWN_COLUMNS}
 
 
-def _whole(batch: Batch, number: int) -> torch.Tensor:
-    return torch.tensor([number], device=batch["labels"].device)
+def _ones(batch: Batch, rows: int) -> torch.Tensor:
+    return torch.ones((rows, 1), dtype=torch.long, device=batch["labels"].device)

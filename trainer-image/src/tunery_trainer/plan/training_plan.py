@@ -118,7 +118,7 @@ def _candidate(basis: Basis, choice: MethodChoice, data: DatasetReport) -> _Cand
     tokens = data.tokens
     if tokens is None:
         raise ValueError("the data set is not tokenised")
-    facts = DataFacts(tokens.sequences, tokens.packed, basis.taken.rows)
+    facts = DataFacts(tokens.sequences, tokens.packed, tokens.held_out_share, basis.taken.rows)
     resolved = basis.settings(choice, Chosen(facts))
     steps = total_steps(tokens.sequences, resolved.training)
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.

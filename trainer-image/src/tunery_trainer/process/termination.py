@@ -15,6 +15,7 @@ TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
 _DROPPED_FIRST: Final = (
     ("resolved", "values", "lora.rank", "reason"),
+    ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
     ("resolved", "values"),

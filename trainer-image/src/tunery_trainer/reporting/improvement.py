@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from tunery_api.status import change_text
 
-def shortfall(before: float, after: float, asked: str, whose: str = "") -> str | None:
+
+def shortfall(before: float, after: float, asked: str, whose: str = "", *, error: float | None = None) -> str | None:
     """Say by how much the loss `after` misses the share of `before` that was asked for; None where it does not.
 
-    `whose` stands before the first number, as in `the base's `.
+    `whose` stands before the first number, as in `the base's `; `error` is the standard error of the difference.
     """
     reached, wanted = 1 - after / before, float(asked)
+    uncertain = error / abs(before) if error is not None else None
     if reached >= wanted:
         return None
     least = f"{-100 * wanted:+.1f} %" if wanted else "no rise"
     return (
-        f"the evaluation loss went from {whose}{before:.4f} to {after:.4f} ({-100 * reached:+.1f} %), and "
+        f"the evaluation loss went from {whose}{before:.4f} to {after:.4f} ({change_text(reached, uncertain)}), and "
         f"spec.evaluation.minImprovement asks for {least}"
     )

@@ -9,7 +9,7 @@ from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
-from tunery_api.status import DatasetStatus
+from tunery_api.status import DatasetStatus, change_text
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 
 CARD_FILE = "README.md"
@@ -80,8 +80,13 @@ def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
 
 def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        (_METRIC_NAMES.get(name, name), f"{value:.4g}") for name, value in lineage.metrics.items()
+        (_METRIC_NAMES.get(name, name), f"{value:.4g}")
+        for name, value in lineage.metrics.items()
+        if name not in ("improvement", "improvementError")
     ]
+    if "improvement" in lineage.metrics:
+        change = change_text(lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
+        rows.append(("Change of the evaluation loss (± standard error)", change))
     if lineage.verification is not None:
         check = lineage.verification
         rows.append((f"Largest error ({check.method})", check.max_error))

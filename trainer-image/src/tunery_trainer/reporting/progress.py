@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TextIO
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub
-from tunery_api.status import CheckpointStatus, Phase
+from tunery_api.status import EVALUATIONS_KEPT, CheckpointStatus, EvaluationStatus, Phase
 from tunery_trainer.reporting.progress_client import Pace, ProgressClient, Refused
 
 _CLOSE_SECONDS: Final = 6.0
@@ -97,6 +97,13 @@ class ProgressReporter:
     def metrics(self, values: Mapping[str, float]) -> None:
         """Add or replace metrics; values that are not finite are left out."""
         self._update({}, {name: float(value) for name, value in values.items() if math.isfinite(value)})
+
+    def evaluations(self, losses: Mapping[int, float]) -> None:
+        """Tell every evaluation so far, by its step; told at once."""
+        shown = [
+            EvaluationStatus(step=step, loss=f"{loss:.6g}") for step, loss in losses.items() if math.isfinite(loss)
+        ]
+        self._update({"evaluations": shown[-EVALUATIONS_KEPT:]}, {}, urgent=True)
 
     def checkpoint(self, uri: str, step: int) -> None:
         """Tell that a complete checkpoint was stored."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
 from tunery_api.runspec import RunResult
-from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MergeInputStatus, MetricsStatus
+from tunery_api.status import (
+    EVALUATIONS_KEPT,
+    AdapterStatus,
+    CheckpointStatus,
+    DatasetStatus,
+    EvaluationStatus,
+    MergeInputStatus,
+    MetricsStatus,
+)
 from tunery_trainer.storage.publisher import Published
 
 
@@ -23,6 +31,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
             rank=lineage.rank,
         ),
         metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
+        evaluations=_evaluations(lineage),
         dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
         resolved=lineage.resolved,
         checkpoint=checkpoint,
@@ -42,6 +51,11 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         rank_error=f"{rank_error:.3g}" if rank_error is not None else None,
         rank_too_low=_rank_too_low(lineage),
     )
+
+
+def _evaluations(lineage: Lineage) -> list[EvaluationStatus] | None:
+    newest = lineage.evaluations[-EVALUATIONS_KEPT:]
+    return [EvaluationStatus(step=each.step, loss=f"{each.loss:.6g}") for each in newest] or None
 
 
 def _rank_too_low(lineage: Lineage) -> str | None:
@@ -64,4 +78,6 @@ def _metrics(metrics: dict[str, float]) -> MetricsStatus:
         eval_reward_accuracy=text.get("evalRewardAccuracy"),
         eval_reward_margin=text.get("evalRewardMargin"),
         base_eval_reward_accuracy=text.get("baseEvalRewardAccuracy"),
+        improvement=text.get("improvement"),
+        improvement_error=text.get("improvementError"),
     )

@@ -24,6 +24,7 @@ from tunery_api.training import Precision
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.decisions import Decisions, Fallback, number
+from tunery_trainer.settings.evaluation import evaluation_settings
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.loop import Chosen, Given, training_settings
 from tunery_trainer.settings.preference import preference_settings
@@ -73,6 +74,7 @@ def resolve(
         prompt=_prompt(decisions),
         quantization=_quantization(decisions, training.precision, facts.stored),
         training=training,
+        evaluation=evaluation_settings(decisions, training, chosen.data if chosen else None),
         task=spec.task,
         preference=preference_settings(decisions),
         values=tuple(decisions.values),

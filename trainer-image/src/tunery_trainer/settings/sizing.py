@@ -31,6 +31,8 @@ class DataFacts:
     sequences: int
     """Rows to train on: of several examples each if packed, else of one."""
     packed: bool
+    held_out_share: float | None = None
+    """Tokens held out for each token of one pass over the rows to train on; None: not known."""
     step_rows: int | None = None
     """Rows of an optimizer step that a checkpoint fixes; None: they follow from the data."""
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_api.status import ResolvedValue
-from tunery_api.training import Loss, Optimizer, Precision, Scheduler
+from tunery_api.training import Loss, Optimizer, Precision, PublishedWeights, Scheduler
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,18 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class EvaluationSettings:
+    """When the held-out rows are measured; exactly one of every_steps and times is set."""
+
+    every_steps: int | None
+    times: int | None
+    """At equal distances, the last one at the end."""
+    publish: PublishedWeights
+    patience: int | None
+    """Evaluations in a row without a better loss that end training; None: it does not stop early."""
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Every effective setting of a run, and where each came from."""
 
@@ -182,6 +194,7 @@ class RunSettings:
     """Set for prompt and prefix tuning only."""
     quantization: QuantizationSettings | None
     training: TrainingSettings
+    evaluation: EvaluationSettings
     task: TrainingTask
     preference: PreferenceSettings | None
     """Set for DPO, ORPO and KTO."""

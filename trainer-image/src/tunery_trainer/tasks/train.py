@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from tunery_trainer.plan.training_plan import TrainingPlan
     from tunery_trainer.training.trained import Trained
 
+_MOST: Final = 1000
+"""Evaluations that a manifest tells of."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +132,8 @@ def _print(ready: _Ready) -> None:
 
 
 def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: ProgressReporter) -> Trained:
-    from tunery_trainer.training.run import Assignment, Observers, train_on
+    from tunery_trainer.training.assignment import Assignment, Observers
+    from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
     resumed = resume(work, ready.plan.origin, folder)
@@ -164,15 +167,14 @@ def _rejection(spec: LoRAJobSpec, trained: Trained) -> str | None:
             FailureReason.NOT_IMPROVED,
             f"the adapter changes nothing: the evaluation loss is {trained.eval_loss:.4f} with it and without it",
         )
-    return shortfall(trained.base_eval_loss, trained.eval_loss, spec.evaluation.min_improvement)
+    error = trained.change.error if trained.change else None
+    return shortfall(trained.base_eval_loss, trained.eval_loss, spec.evaluation.min_improvement, error=error)
 
 
 def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
-    from tunery_trainer.training.trained import save_result
-
     folder = work.result
-    save_result(ready.plan, trained, folder)
+    trained.save(ready.plan, folder)
     draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
@@ -186,6 +188,9 @@ def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
     Compared with itself, as DPO and KTO compare it, it prefers nothing.
     """
     metrics = {"loss": trained.loss, "evalLoss": trained.eval_loss, "baseEvalLoss": trained.base_eval_loss}
+    metrics["improvement"] = 1 - trained.eval_loss / trained.base_eval_loss
+    if trained.change:
+        metrics["improvementError"] = trained.change.error / abs(trained.base_eval_loss)
     for name in ("reward_accuracy", "reward_margin"):
         said = "".join(word.capitalize() for word in name.split("_"))
         if name in trained.after:
@@ -217,6 +222,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
         versions=library_versions(),
         device=trained.device,
         metrics=_metrics(trained, settings.task),
+        evaluations=[EvaluationRecord(step=each.step, loss=each.loss) for each in trained.evaluations[-_MOST:]],
         continued_from=source.record if source else memo.continued_from if memo else None,
         resumed_from=resumed_from,
         rejected=_rejection(spec, trained),

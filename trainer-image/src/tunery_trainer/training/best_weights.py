@@ -1,4 +1,4 @@
-"""The adapter at its lowest evaluation loss: early stopping publishes that one, not the last."""
+"""The adapter at its lowest evaluation loss: that one is published, not the last."""
 
 from __future__ import annotations
 

@@ -93,6 +93,31 @@ class DivergenceCallback(TrainerCallback):  # type: ignore[misc]
                 )
 
 
+class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
+    """Evaluates after the chosen steps, each of them once.
+
+    An evaluation that was put off, as the run was told to stop after that very step, is made up for as it goes on.
+    """
+
+    def __init__(self, after: frozenset[int], evaluate: Callable[[], object]) -> None:
+        self._after = after
+        self._evaluate = evaluate
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate what a checkpoint has brought, where that is due still."""
+        step = state.global_step
+        done = any("eval_loss" in entry and entry["step"] == step for entry in state.log_history)
+        if step in self._after and not done:
+            self._evaluate()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set should_evaluate where it is due."""
+        if state.global_step in self._after:
+            control.should_evaluate = True
+
+
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Asks for a checkpoint every so many steps or minutes and at the end, and hands each on once it is written."""
 

@@ -22,7 +22,7 @@ from tunery_api.preference import TrainingTask
 from tunery_trainer.adapter.methods.lora_init import FIRST_A, lora_layers
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners, stranger
-from tunery_trainer.losses.evaluation import Pass, measure, scored
+from tunery_trainer.losses.evaluation import Measured, Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.trl_trainer import put_state
@@ -56,7 +56,7 @@ class TaskRows:
     start: dict[str, torch.Tensor] | None = None
     """The adapter of continueFrom before training, by parameter; None: the reference is the base."""
 
-    def measure(self, model: torch.nn.Module, objective: Objective, how: Pass) -> dict[str, float]:
+    def measure(self, model: torch.nn.Module, objective: Objective, how: Pass) -> Measured:
         """Return loss and rewards on the held-out rows."""
         return measure(model, self.evaluation, objective, how, self.others)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,29 +15,28 @@ from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import CheckpointStatus, Phase
+from tunery_api.training import PublishedWeights
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.adapter.continue_from import attach_published
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
 from tunery_trainer.adapter.save import published_rank
-from tunery_trainer.data.prepare import PreparedData
+from tunery_trainer.diagnosis.paired import paired
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
-from tunery_trainer.losses.evaluation import Pass
+from tunery_trainer.losses.evaluation import Measured, Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
 from tunery_trainer.model.quantization import dtype_of
-from tunery_trainer.plan.training_plan import TrainingPlan
-from tunery_trainer.process.signals import StopRequested, StopSignal
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.status_parts import hyperparameters
-from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.memo import Memo, PassSplit
 from tunery_trainer.resuming.resume import Resumed, check_weights
-from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader, step_place
+from tunery_trainer.settings.evaluation import evaluated_after
+from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, step_place
+from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
     CheckpointCallback,
@@ -48,6 +46,7 @@ from tunery_trainer.training.callbacks import (
     StopCallback,
     TrackingCallback,
 )
+from tunery_trainer.training.evaluations import Evaluations, evaluations_in
 from tunery_trainer.training.recovery import train_to_the_end, with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows, without_dropout
 from tunery_trainer.training.row_order import reached
@@ -67,41 +66,14 @@ _EVA_BATCHES: Final = 8
 
 
 @dataclass(frozen=True)
-class Observers:
-    """Who is told of training while it goes on, and who may end it."""
-
-    stop: StopSignal
-    reporter: ProgressReporter
-    uploader: CheckpointUploader | None
-    """None where checkpoints stay on the disk."""
-    trackers: Callable[[Mapping[str, Any]], AbstractContextManager[list[Tracker]]]
-    """Opens what follows the curves, given the parameters of the run."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """All that training needs: nothing is fetched, and no setting decided, from here on."""
-
-    plan: TrainingPlan
-    data: PreparedData
-    folder: Path
-    """Where checkpoints are written."""
-    resumed: Resumed | None
-    observers: Observers
-
-    @property
-    def settings(self) -> RunSettings:
-        """Every setting of the run."""
-        return self.plan.settings
-
-
-@dataclass(frozen=True)
 class _Ground:
     """What training starts from."""
 
     rows: TaskRows
     before: dict[str, float]
     """How the model does on the held-out rows."""
+    evaluations: Evaluations
+    """That, row by row, and what is measured from then on."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +96,7 @@ class _Loop:
     model: PeftModel
     ground: _Ground
     best: BestAdapter | None
-    """None where the job may not stop early."""
+    """None where the last weights are published."""
 
 
 def train_on(job: Assignment) -> Trained:
@@ -187,12 +159,12 @@ def _course(resumed: Resumed) -> _Course:
     return _Course(state["log_history"], state["global_step"], state["epoch"])
 
 
-def _measure(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> dict[str, float]:
+def _measure(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> Measured:
     """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
     job.observers.reporter.phase(Phase.EVALUATING)
     found = rows.measure(model, objective_of(job.settings), _pass(job))
-    if not math.isfinite(found["loss"]):
-        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found['loss']}")
+    if not math.isfinite(found.loss):
+        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found.loss}")
     return found
 
 
@@ -228,7 +200,10 @@ def _ground(job: Assignment, model: torch.nn.Module) -> _Ground:
         if job.plan.basis.start_from:
             rows = replace(rows, start=trained_state(model))
         rows = rows.scored(model, Scoring(objective, _pass(job), job.observers.reporter.scored), _ahead(job))
-    return _Ground(rows, resumed.memo.before if resumed else _measure(job, model, rows))
+    if resumed:
+        return _Ground(rows, resumed.memo.before, evaluations_in(resumed.folder))
+    before = _measure(job, model, rows)
+    return _Ground(rows, before.metrics, Evaluations(before.rows))
 
 
 def _ahead(job: Assignment) -> list[int]:
@@ -257,15 +232,15 @@ def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
     settings = LoopSettings(
         training=with_split(job.settings, split).training,
         total_steps=plan.steps,
-        evaluate_every_steps=spec.evaluation.every_steps,
         keep_checkpoints=spec.checkpoint.keep + 1,
         on_gpu=plan.basis.on_gpu,
+        evaluated_after=evaluated_after(job.settings.evaluation, plan.steps),
     )
     parts = LoopParts(
         rows=ground.rows.train,
         tokenizer=plan.basis.tokenizer,
         folder=job.folder,
-        held_out=lambda: ground.rows.measure(model, objective_of(job.settings), _pass(job)),
+        held_out=_held_out(job, model, ground),
         hooks=training_hooks(model, job.settings),
         objective=objective_of(job.settings),
         compared=_compared(job, model, ground.rows),
@@ -273,6 +248,22 @@ def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
     trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
     return _Loop(trainer, model, ground, _best(job, model))
+
+
+def _held_out(job: Assignment, model: PeftModel, ground: _Ground) -> Callable[[int], dict[str, float]]:
+    """Return what measures the held-out rows after so many steps, and remembers and tells it."""
+
+    def measure(step: int) -> dict[str, float]:
+        found = ground.rows.measure(model, objective_of(job.settings), _pass(job))
+        ground.evaluations.add(step, found.rows)
+        _tell(job, ground.evaluations)
+        return found.metrics
+
+    return measure
+
+
+def _tell(job: Assignment, evaluations: Evaluations) -> None:
+    job.observers.reporter.evaluations({each.step: each.loss for each in evaluations.done})
 
 
 def _compared(job: Assignment, model: PeftModel, rows: TaskRows) -> Compare | None:
@@ -284,8 +275,8 @@ def _compared(job: Assignment, model: PeftModel, rows: TaskRows) -> Compare | No
 
 
 def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
-    """Return what keeps the best weights where the job may stop early, with what a checkpoint knows of it."""
-    if job.plan.basis.spec.evaluation.early_stopping_patience is None:
+    """Return what keeps the best weights where they are published, with what a checkpoint knows of them."""
+    if job.settings.evaluation.publish is PublishedWeights.LAST:
         return None
     best = BestAdapter(model, training_hooks(model, job.settings))
     if job.resumed:
@@ -297,9 +288,10 @@ def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo])
     trainer, best, spec = loop.trainer, loop.best, job.plan.basis.spec
     trainer.add_callback(ProgressCallback(job.observers.reporter, lambda: trainer.tokens_seen))
     trainer.add_callback(DivergenceCallback())
-    patience = spec.evaluation.early_stopping_patience
-    if best and patience is not None:
-        trainer.add_callback(PatienceCallback(patience, best.since))
+    patience = job.settings.evaluation.patience
+    if patience is not None:
+        trainer.add_callback(PatienceCallback(patience, best.since if best else 0))
+    if best:
         trainer.add_callback(best)
     trainer.add_callback(CheckpointCallback(spec.checkpoint, _writer(job, loop, remembered)))
     trainer.add_callback(StopCallback(job.observers.stop))
@@ -312,6 +304,7 @@ def _writer(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> Cal
     def written(folder: Path, state: Any, finished: bool) -> None:
         remembered().model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
         loop.ground.rows.store(folder)
+        loop.ground.evaluations.store(folder)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
@@ -335,21 +328,25 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
 
 
 def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
-    model, rows, best = loop.model, loop.ground.rows, loop.best
+    model, rows, best, evaluations = loop.model, loop.ground.rows, loop.best, loop.ground.evaluations
     step = course.steps
     after = last = _measure(job, model, rows)
-    if best and best.loss < last["loss"]:
+    evaluations.add(step, last.rows)
+    _tell(job, evaluations)
+    if best and best.loss < last.loss:
         best.put_back()
         step = best.step
         after = _measure(job, model, rows)
-    job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.items()})
+    job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
     losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
-    at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.items()}}
+    at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
     return Trained(
         model=model,
         settings=job.settings,
         before=loop.ground.before,
-        after=after,
+        after=after.metrics,
+        change=paired(after.rows, evaluations.before) if evaluations.before else None,
+        evaluations=evaluations.done,
         loss=float(losses[-1]) if losses else math.nan,
         history=[*course.history, at_end],
         taken=course.steps,

@@ -10,9 +10,11 @@ from peft import PeftModel
 
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
+from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.training.evaluations import Evaluation
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,17 @@ class Trained:
     """The same of what is published."""
     loss: float
     """Training loss at the last logged step up to `step`."""
+    change: Difference | None
+    """How far the loss on the held-out rows is from before training; None where they are too few to tell."""
+    evaluations: list[Evaluation]
+    """Those while training and at its end, in order."""
     history: list[dict[str, Any]]
     taken: int
     """Optimizer steps: fewer than planned where early stopping ended the run."""
     epochs: float
     """How often they passed the data."""
     step: int
-    """The step whose weights are published: early stopping keeps the best ones."""
+    """The step whose weights are published: the best ones, unless the last were asked for."""
     rank: int | None
     target_modules: list[str]
     trainable_parameters: int
@@ -54,12 +60,11 @@ class Trained:
         """The loss on the held-out rows of what is published."""
         return self.after["loss"]
 
-
-def save_result(plan: TrainingPlan, trained: Trained, folder: Path) -> None:
-    """Write the adapter as plain PEFT loads it, and the tokenizer where rows went through its chat template."""
-    save_published(trained.model, folder, plan.basis.spec.model.effective_served_name())
-    tokens, tokenizer = plan.data.tokens, plan.basis.tokenizer
-    if tokens is not None and tokens.template != "none":
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = DEFAULT_TEMPLATE
-        tokenizer.save_pretrained(str(folder))
+    def save(self, plan: TrainingPlan, folder: Path) -> None:
+        """Write the adapter as plain PEFT loads it, and the tokenizer where rows went through its chat template."""
+        save_published(self.model, folder, plan.basis.spec.model.effective_served_name())
+        tokens, tokenizer = plan.data.tokens, plan.basis.tokenizer
+        if tokens is not None and tokens.template != "none":
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = DEFAULT_TEMPLATE
+            tokenizer.save_pretrained(str(folder))

@@ -25,6 +25,7 @@ from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
+from tunery_trainer.training.callbacks import EvaluationCallback
 from tunery_trainer.training.row_order import order_of
 
 _SCHEDULERS: Final = {
@@ -55,10 +56,10 @@ class LoopSettings:
 
     training: TrainingSettings
     total_steps: int
-    evaluate_every_steps: int | None
-    """None: no evaluation while training."""
     keep_checkpoints: int
     on_gpu: bool
+    evaluated_after: frozenset[int] = frozenset()
+    """The steps after which the held-out rows are measured while training."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class LoopParts:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     """Where checkpoints are written."""
-    held_out: Callable[[], dict[str, float]] | None
-    """Measures `loss`, and a preference task's rewards, on the held-out rows."""
+    held_out: Callable[[int], dict[str, float]] | None
+    """Measures `loss`, and a preference task's rewards, on the held-out rows after so many steps."""
     hooks: Hooks | None = None
     objective: Objective = field(default_factory=Sft)
     compared: Compare | None = None
@@ -106,8 +107,8 @@ def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
         logging_strategy="steps",
         logging_steps=max(1, loop.total_steps // _LOGGED_POINTS),
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if loop.evaluate_every_steps else "no",
-        eval_steps=loop.evaluate_every_steps,
+        # EvaluationCallback asks for evaluations.
+        eval_strategy="no",
         prediction_loss_only=True,
         save_strategy="no",
         # Those of preference tasks are not the model's arguments: the objective knows them.
@@ -164,13 +165,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             model=model,
             args=sft_config(loop, parts.folder),
             train_dataset=parts.rows,
-            # Only there to let the Trainer start evaluations: `evaluate` measures on rows of its own.
-            eval_dataset=parts.rows.select([0]) if loop.evaluate_every_steps else None,
             processing_class=parts.tokenizer,
             data_collator=parts.objective.collator(collate, parts.rows),
+            callbacks=[_IntervalsCallback(), EvaluationCallback(loop.evaluated_after, self.evaluate)],
         )
         self.remove_callback(PrinterCallback)
-        self.add_callback(_IntervalsCallback)
         if self._hooks:
             self.add_callback(_HooksCallback(self._hooks))
         # TRL casts the adapter of a quantised base to bfloat16, whose steps are wider than what a late step changes:
@@ -194,7 +193,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         Without what TRL's computes beside it for its log: entropy and accuracy of each token.
         """
         outcome = self._at.outcome(model, inputs)
-        counts = self._at.counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        counts = self._at.counts(inputs).sum(0) if num_items_in_batch is None else num_items_in_batch
         loss = (outcome.sums / counts.clamp(min=1)).sum()
         if outcome.rewards:
             self._tally.add(outcome)
@@ -215,7 +214,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         with autocast(self.args.device, dtype_of(self._precision)):
             self._at = self._objective.at(self.model, batches)
         self.in_pass = False
-        return batches, torch.stack([self._objective.counts(batch) for batch in batches]).sum(0).to(self.args.device)
+        counts = [self._objective.counts(batch).sum(0) for batch in batches]
+        return batches, torch.stack(counts).sum(0).to(self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the training loss, what the model has preferred in training since the last time."""
@@ -287,7 +287,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         """Return and log how the model does on the held-out rows, measured as before and after training."""
         if self._held_out is None:
             return {}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._held_out().items()}
+        found = self._held_out(self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         # Bypass TRL's log(), which mixes its running training metrics in.
         super(SFTTrainer, self).log(dict(metrics))
         # on_evaluate changes the control in place, and returns it.
@@ -341,7 +342,7 @@ def _leave_inputs_alone(model: torch.nn.Module) -> None:
 
 
 class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
-    """Logs and evaluates as this run asks: transformers takes its intervals from the state in a checkpoint."""
+    """Logs as this run asks: transformers takes its intervals from the state in a checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set them anew, once that state is loaded."""

@@ -1,0 +1,1 @@
+"""What a run's numbers say: whether it learns, and with what certainty; numbers only, nothing heavy."""

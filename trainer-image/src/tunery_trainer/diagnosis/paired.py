@@ -1,0 +1,59 @@
+"""Two evaluations of the same rows: how far they are apart, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+FEWEST_ROWS: Final = 8
+"""With fewer rows the spread between them says nothing."""
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """What each held-out row adds to the loss, always in the same order; the loss is sum(sums) / sum(counts)."""
+
+    sums: tuple[float, ...]
+    """Nats of each row; of a preference task, its loss."""
+    counts: tuple[float, ...]
+    """Tokens that count in each row; of a preference task 1 each, of ORPO the row's share of all."""
+
+    @property
+    def loss(self) -> float:
+        """The loss on all rows; NaN where nothing counts."""
+        total = math.fsum(self.counts)
+        return math.fsum(self.sums) / total if total else math.nan
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a loss is from another one on the same rows."""
+
+    value: float
+    """In the unit of the loss; negative where the newer one is lower."""
+    error: float
+    """Its standard error: how far it would move with other rows of the same kind."""
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors; infinite where every row moved alike."""
+        if self.error:
+            return self.value / self.error
+        return math.copysign(math.inf, self.value) if self.value else 0.0
+
+
+def paired(now: RowLosses, before: RowLosses) -> Difference | None:
+    """Return how `now` differs from `before`; None where the rows are fewer than FEWEST_ROWS, or not the same.
+
+    The ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, 6.4): a row with many tokens weighs
+    as much as it does in the loss, and what both evaluations have in common cancels row by row.
+    """
+    rows, total = len(now.counts), math.fsum(now.counts)
+    if rows < FEWEST_ROWS or now.counts != before.counts or not total:
+        return None
+    changes = [new - old for new, old in zip(now.sums, before.sums, strict=True)]
+    value = math.fsum(changes) / total
+    residuals = (change - value * count for change, count in zip(changes, now.counts, strict=True))
+    spread = math.fsum(residual * residual for residual in residuals) * rows / (rows - 1)
+    return Difference(value, math.sqrt(spread) / abs(total))

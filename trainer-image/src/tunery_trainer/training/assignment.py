@@ -1,0 +1,47 @@
+"""What training is given: a plan, rows, a folder, a checkpoint to go on from, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunery_trainer.data.prepare import PreparedData
+from tunery_trainer.plan.training_plan import TrainingPlan
+from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.trackers import Tracker
+from tunery_trainer.resuming.resume import Resumed
+from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.storage.checkpoints import CheckpointUploader
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who is told of training while it goes on, and who may end it."""
+
+    stop: StopSignal
+    reporter: ProgressReporter
+    uploader: CheckpointUploader | None
+    """None where checkpoints stay on the disk."""
+    trackers: Callable[[Mapping[str, Any]], AbstractContextManager[list[Tracker]]]
+    """Opens what follows the curves, given the parameters of the run."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that training needs: nothing is fetched, and no setting decided, from here on."""
+
+    plan: TrainingPlan
+    data: PreparedData
+    folder: Path
+    """Where checkpoints are written."""
+    resumed: Resumed | None
+    observers: Observers
+
+    @property
+    def settings(self) -> RunSettings:
+        """Every setting of the run."""
+        return self.plan.settings
