@@ -1,0 +1,178 @@
+"""Evaluations while training, by default: how often, what they are compared with, and what is published of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from tunery_api.exitcodes import ExitCode
+from tunery_trainer.diagnosis.paired import RowLosses, paired
+from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
+from tunery_trainer.training.evaluations import EVALUATIONS_FILE, Evaluations, evaluations_in
+
+from kit.peft_reader import held_out_rows, plain_base, plain_peft, single_row_loss
+from kit.story import Case, newest_log, run_here
+
+WILD = {"maxSteps": 40, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}
+KEPT = {"everySteps": 10, "keep": 9, "keepAfterSuccess": True}
+
+
+def run(path: Path) -> dict[str, Any]:
+    """Run to the end and return the lineage."""
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.OK, done.stderr
+    found: dict[str, Any] = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]
+    return found
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return what is published."""
+    found: dict[str, torch.Tensor] = load_file(path.parent / "out" / "adapter_model.safetensors")
+    return found
+
+
+def test_a_run_is_evaluated_without_being_asked(case: Case) -> None:
+    """108 rows to train on and 12 held out, 20 steps of 4: 0.2 times 0.74 passes for each ninth."""
+    told = run(case(training={"precision": "Float32"}, dataset={"uri": "file://data.jsonl"}))
+    steps = [each["step"] for each in told["evaluations"]]
+    times = int(told["hyperparameters"]["evaluation.times"])
+    assert times > 1
+    assert steps == [math.ceil(count * 20 / times) for count in range(1, times + 1)]
+    assert told["metrics"]["evalLoss"] == pytest.approx(min(each["loss"] for each in told["evaluations"]), rel=1e-6)
+
+
+def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case: Case) -> None:
+    path = case(training={"precision": "Float32"}, evaluation={"times": 1})
+    metrics, folder = run(path)["metrics"], path.parent
+    rows = held_out_rows(folder)
+    counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+
+    def measured(model: Any) -> RowLosses:
+        sums = [single_row_loss(model, rows.select([at])) * count for at, count in enumerate(counts)]
+        return RowLosses(tuple(sums), tuple(float(count) for count in counts))
+
+    before, after = measured(plain_base(folder).eval()), measured(plain_peft(folder))
+    change = paired(after, before)
+    assert change is not None
+    assert metrics["improvement"] == pytest.approx(-change.value / before.loss, rel=1e-3)
+    assert metrics["improvementError"] == pytest.approx(change.error / before.loss, rel=1e-2)
+    card = (folder / "out" / "README.md").read_text()
+    assert f"{-100 * metrics['improvement']:+.1f} % ± {100 * metrics['improvementError']:.1f} %" in card
+
+
+def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(case: Case) -> None:
+    asked, wild = {"everySteps": 6, "minImprovement": "-10"}, WILD | {"maxSteps": 60}
+    best = case(training=wild, evaluation=asked)
+    told = run(best)
+    losses = {each["step"]: each["loss"] for each in told["evaluations"]}
+    lowest = min(losses, key=lambda step: losses[step])
+    assert lowest < 60, "the rate is to be one at which the loss rises again"
+    assert (told["step"], told["steps"]) == (lowest, 60)
+    first = weights(best)
+    shutil.rmtree(best.parent / "out")
+    last = case(training=wild, evaluation={**asked, "publish": "Last"})
+    told = run(last)
+    assert told["step"] == 60
+    assert told["metrics"]["evalLoss"] == pytest.approx(losses[60], rel=1e-6)
+    second = weights(last)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_interrupted_run_has_the_evaluations_of_a_straight_one(case: Case) -> None:
+    path = case(training=WILD, evaluation={"everySteps": 4, "minImprovement": "-10"}, checkpoint=KEPT)
+    straight, whole = run(path), weights(path)
+    shutil.rmtree(path.parent / "out")
+    for step in ("000020", "000030", "000040"):
+        shutil.rmtree(next((path.parent / "work" / "checkpoints").glob(f"*/step-{step}")))
+    resumed, again = run(path), weights(path)
+    assert resumed["evaluations"] == straight["evaluations"]
+    assert resumed["metrics"] == straight["metrics"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_an_evaluation_that_a_stop_put_off_is_made_up_for(case: Case) -> None:
+    """The step is over and its checkpoint stored; without the evaluation its weights could never be the best."""
+    path = case(training=WILD, evaluation={"everySteps": 10, "minImprovement": "-10"}, checkpoint=KEPT)
+    straight = run(path)
+    shutil.rmtree(path.parent / "out")
+    places = path.parent / "work" / "checkpoints"
+    for step in ("000030", "000040"):
+        shutil.rmtree(next(places.glob(f"*/step-{step}")))
+    _forget_evaluation(next(places.glob("*/step-000020")), 20)
+    resumed = run(path)
+    assert [each["step"] for each in resumed["evaluations"]] == [10, 20, 30, 40]
+    assert resumed["evaluations"] == straight["evaluations"]
+    assert [entry["step"] for entry in newest_log(path) if "eval_loss" in entry] == [10, 20, 30]
+
+
+def _forget_evaluation(checkpoint: Path, step: int) -> None:
+    """Let a checkpoint be as one of a run that was told to stop during `step`: without that step's evaluation."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    kept = [entry for entry in state["log_history"] if not ("eval_loss" in entry and entry["step"] == step)]
+    (checkpoint / "trainer_state.json").write_text(json.dumps({**state, "log_history": kept}))
+    told = json.loads((checkpoint / EVALUATIONS_FILE).read_text())
+    told["done"] = [each for each in told["done"] if each["step"] != step]
+    (checkpoint / EVALUATIONS_FILE).write_text(json.dumps(told))
+    marker = json.loads((checkpoint / "complete.json").read_text())
+    for name in ("trainer_state.json", EVALUATIONS_FILE):
+        content = (checkpoint / name).read_bytes()
+        marker["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (checkpoint / "complete.json").write_text(json.dumps(marker))
+
+
+def test_a_stop_puts_off_an_evaluation_and_a_resume_asks_for_it() -> None:
+    asked: list[str] = []
+    callback = EvaluationCallback(frozenset({5}), lambda: asked.append("evaluated"))
+    arguments, control = TrainingArguments(output_dir="unused"), TrainerControl()
+    state = TrainerState(global_step=5, log_history=[{"step": 5, "loss": 1.0}])
+    callback.on_step_end(arguments, state, control)
+    assert control.should_evaluate
+    StopCallback(type("Stop", (), {"requested": True})()).on_step_end(arguments, state, control)  # type: ignore[arg-type]
+    assert not control.should_evaluate
+    callback.on_train_begin(arguments, state, control)
+    assert asked == ["evaluated"]
+    state.log_history.append({"step": 5, "eval_loss": 1.0})
+    callback.on_train_begin(arguments, state, control)
+    state.global_step = 6
+    callback.on_train_begin(arguments, state, control)
+    assert asked == ["evaluated"]
+
+
+def rows(seed: int, shift: float) -> RowLosses:
+    draw = random.Random(seed)
+    return RowLosses(tuple(draw.uniform(1, 2) - shift for _ in range(20)), (3.0,) * 20)
+
+
+def test_evaluations_are_compared_with_the_first_and_the_best(tmp_path: Path) -> None:
+    before, first, better, worse = rows(1, 0.0), rows(2, 0.3), rows(3, 0.6), rows(4, 0.1)
+    evaluations = Evaluations(before)
+    for step, found in ((5, first), (10, better), (15, worse)):
+        evaluations.add(step, found)
+    evaluations.add(15, first)  # measured again after a resume: as it was
+    assert [(each.step, each.loss) for each in evaluations.done] == [
+        (5, first.loss),
+        (10, better.loss),
+        (15, worse.loss),
+    ]
+    assert [each.from_start for each in evaluations.done] == [paired(each, before) for each in (first, better, worse)]
+    assert [each.from_best for each in evaluations.done] == [None, paired(better, first), paired(worse, better)]
+    evaluations.store(tmp_path)
+    again = evaluations_in(tmp_path)
+    assert (again.before, again.best, again.done) == (before, better, evaluations.done)
+
+
+def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> None:
+    found = evaluations_in(tmp_path)
+    assert (found.before, found.best, found.done) == (None, None, [])
+    found.add(5, rows(1, 0.0))
+    assert found.done[0].from_start is None
