@@ -17,7 +17,7 @@ import pytest
 from controller.reporting import Pods, Reviews, Site, certificates, pod, token
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ProgressMetric, TrainerStatus
-from tunery_api.status import CheckpointStatus
+from tunery_api.status import CheckpointStatus, EvaluationStatus
 from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
@@ -268,6 +268,7 @@ def test_numbers_are_bounded_before_they_reach_a_status() -> None:
         tokens_per_second="fast",
         metrics=[ProgressMetric(name="loss", value="1.5"), ProgressMetric(name="total_steps", value="1e300")],
         checkpoint=CheckpointStatus(uri="s3://a/b", step=huge),
+        evaluations=[EvaluationStatus(step=huge, loss="1.5"), EvaluationStatus(step=1, loss="nan")],
     )
     clean = sane(status, NOW)
     assert (clean.step, clean.total_steps, clean.estimated_remaining_seconds) == (MAX_WHOLE, MAX_WHOLE, MAX_SECONDS)
@@ -275,6 +276,7 @@ def test_numbers_are_bounded_before_they_reach_a_status() -> None:
     assert [metric.name for metric in clean.metrics] == ["loss"]
     assert clean.checkpoint is not None
     assert clean.checkpoint.step == MAX_WHOLE
+    assert clean.evaluations == [EvaluationStatus(step=MAX_WHOLE, loss="1.5")]
 
 
 async def test_what_a_pod_reports_is_for_its_own_object(tls: Path) -> None:

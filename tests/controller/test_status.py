@@ -146,6 +146,27 @@ def test_a_result_of_preferences_is_shown() -> None:
     assert told["message"] == "evaluation loss 0.4, the base model's 0.693147, reward accuracy 0.9"
 
 
+def test_evaluations_and_how_sure_an_improvement_is_are_shown() -> None:
+    points = [{"step": 50, "loss": "1.9802"}, {"step": 100, "loss": "1.41"}]
+    going = TrainerStatus.model_validate({"phase": "Training", "evaluations": points[:1]})
+    assert compute_status(snapshot(running(), progress=going))["evaluations"] == points[:1]
+    metrics = {"evalLoss": "1.41", "baseEvalLoss": "2.031", "improvement": "0.305", "improvementError": "0.012"}
+    said = RESULT | {"metrics": metrics, "evaluations": points}
+    status = compute_status(snapshot(ended(says=said), train=DONE))
+    assert status["evaluations"] == points
+    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
+    assert told["message"] == "evaluation loss 1.41, the base model's 2.031 (-30.5 % ± 1.2 %)"
+    LoRAJobStatus.model_validate(status)
+
+
+@pytest.mark.parametrize("nonsense", ["much", "nan", ""])
+def test_an_improvement_that_is_no_number_spoils_nothing(nonsense: str) -> None:
+    metrics = {"evalLoss": "1.41", "baseEvalLoss": "2.031", "improvement": nonsense}
+    status = compute_status(snapshot(ended(says=RESULT | {"metrics": metrics}), train=DONE))
+    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
+    assert told["message"] == "evaluation loss 1.41, the base model's 2.031"
+
+
 def test_a_measured_merge_shows_every_loss() -> None:
     owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
     merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)

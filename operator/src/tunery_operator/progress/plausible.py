@@ -33,6 +33,12 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),
             "checkpoint": checkpoint,
+            "evaluations": [
+                each.model_copy(update={"step": min(each.step, MAX_WHOLE)})
+                for each in report.evaluations or ()
+                if _number(each.loss) is not None
+            ]
+            or None,
         }
     )
 

@@ -49,11 +49,12 @@ def _eta(report: TrainerStatus) -> str | None:
 
 
 def _whole(text: str | None) -> int | None:
-    number = _number(text)
-    return None if number is None or number < 0 else int(number)
+    value = number(text)
+    return None if value is None or value < 0 else int(value)
 
 
-def _number(text: str | None) -> float | None:
+def number(text: str | None) -> float | None:
+    """Return what a pod has written as a number; None where it is none."""
     try:
         value = float(text or "")
     except ValueError:
@@ -63,7 +64,7 @@ def _number(text: str | None) -> float | None:
 
 def metrics_fields(report: TrainerStatus) -> dict[str, str]:
     """Return `status.metrics` for a report: the newest value of each metric that we know, as a short string."""
-    values = {ours: _number(m.value) for m in report.metrics if (ours := _METRICS.get(m.name))}
+    values = {ours: number(m.value) for m in report.metrics if (ours := _METRICS.get(m.name))}
     return {name: f"{value:.4g}" for name, value in values.items() if value is not None}
 
 

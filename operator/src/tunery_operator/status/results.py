@@ -13,7 +13,7 @@ from tunery_operator.status.events import RANK_TOO_LOW
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
 from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
-from tunery_operator.status.reported_progress import changed_enough, metrics_fields, progress_fields
+from tunery_operator.status.reported_progress import changed_enough, metrics_fields, number, progress_fields
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.pod import PodView
 
@@ -137,7 +137,7 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
         return
     text = f"evaluation loss {metrics.eval_loss}"
     text += f", the base model's {metrics.base_eval_loss}" if metrics.base_eval_loss else ""
-    text += f" ({_change(metrics)})" if metrics.improvement else ""
+    text += _change(metrics)
     text += f", reward accuracy {metrics.eval_reward_accuracy}" if metrics.eval_reward_accuracy else ""
     before = metrics.base_eval_reward_accuracy
     text += f", the base model's {before}" if before else ""
@@ -145,5 +145,5 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
 
 
 def _change(metrics: MetricsStatus) -> str:
-    error = metrics.improvement_error
-    return change_text(float(metrics.improvement or 0), float(error) if error else None)
+    improvement, error = number(metrics.improvement), number(metrics.improvement_error)
+    return "" if improvement is None else f" ({change_text(improvement, error)})"
