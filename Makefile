@@ -98,6 +98,10 @@ test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
 bench: setup ## Measure what docs/benchmarks.md reports
 	cd $(TESTS) && $(PYTHON) -m bench
 
+.PHONY: kills
+kills: setup ## Training runs killed at random instants behind a bad network, to the weights of one left alone
+	cd $(TESTS) && $(PYTHON) -m kills
+
 .PHONY: soak
 soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
 	cd $(TESTS) && $(PYTHON) -m soak

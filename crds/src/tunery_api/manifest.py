@@ -116,6 +116,8 @@ class Lineage(_Record):
     """Library versions, by distribution name."""
     device: str | None = None
     """The GPU's name, or `cpu`."""
+    peak_bytes: int | None = None
+    """The most memory that the attempt which ended the run held, as status.memory.peakBytes tells it."""
     metrics: dict[str, float] = Field(default_factory=dict)
     evaluations: list[EvaluationRecord] = Field(default_factory=list)
     """Those while training and at its end, oldest first; of very many the newest."""

@@ -215,11 +215,17 @@ class DatasetStatus(OpenModel):
 
 
 class MemoryStatus(OpenModel):
-    """What preflight estimated."""
+    """What preflight estimated, and what was used."""
 
     estimate_bytes: int | None = Field(None, ge=0, description="Peak memory of the device while training.")
     available_bytes: int | None = Field(None, ge=0, description="Memory of the device, where the platform told.")
     suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
+    peak_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="The most that the newest attempt held: of a GPU what torch's allocator reserved, on a CPU the "
+        "memory of the process.",
+    )
 
 
 class DiskStatus(OpenModel):
@@ -377,7 +383,7 @@ class LoRAJobStatus(CommonStatus):
         description=f"Those while training and at its end, oldest first; of many the newest {EVALUATIONS_KEPT}.",
     )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
-    memory: MemoryStatus | None = Field(None, description="What preflight estimated.")
+    memory: MemoryStatus | None = Field(None, description="What preflight estimated, and what was used.")
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")

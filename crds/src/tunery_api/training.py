@@ -46,6 +46,13 @@ class Precision(StrEnum):
     FLOAT32 = "Float32"
 
 
+class OnOutOfMemory(StrEnum):
+    """What is done where memory runs out in a pass."""
+
+    HALVE_BATCH = "HalveBatch"
+    FAIL = "Fail"
+
+
 class TrainingSpec(ApiModel):
     """The training loop."""
 
@@ -106,6 +113,12 @@ class TrainingSpec(ApiModel):
         None,
         description="Recompute activations to save memory. Default: true unless the memory of the device is known to "
         "suffice without it, and with prefix tuning.",
+    )
+    on_out_of_memory: OnOutOfMemory = Field(
+        OnOutOfMemory.HALVE_BATCH,
+        description="Where memory runs out in a pass. HalveBatch: go on from the last finished step with half the rows "
+        "of a pass and twice the passes, then with activations recomputed; the rows of a step stay the same. Fail: end "
+        "the job.",
     )
     neftune_noise_alpha: DecimalString | None = Field(
         None, description="Noise added to the embeddings while training (NEFTune), for task SFT only; unset: none."

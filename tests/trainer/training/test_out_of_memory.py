@@ -185,6 +185,34 @@ def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(case: Case
     assert json.loads((stored / "tunery.json").read_text())["split"]["batchSize"] == 1
 
 
+def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case, memory: Memory) -> None:
+    """And its hint, followed to the letter, ends well."""
+    asked = EXACT | {"onOutOfMemory": "Fail"}
+    path = case(lora=QUIET, training=asked, checkpoint={"everySteps": 100})
+    memory.rows, memory.step = 2, 7
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.RETRYABLE
+    assert "OutOfMemory: the container ran out of memory at step 8, 4 × 2 rows: CUDA out of memory" in done.stderr
+    assert "Leave out training.onOutOfMemory: Fail" in done.stderr
+    assert "going on with" not in done.stdout
+    stored = next((path.parent / "work" / "checkpoints").glob("*/step-000007"))
+    source = {"uri": f"file://{stored.parent}"}
+    mended = case(lora=QUIET, training=EXACT, resumeFrom=source, output={"uri": f"file://{path.parent}/mended"})
+    done = run_here("run", mended, "--work-dir", path.parent / "other")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "Resuming from the checkpoint of step 7" in done.stdout
+    assert "going on with 2 × 4 rows" in done.stdout
+
+
+def test_the_most_memory_that_was_held_is_told(case: Case) -> None:
+    path = case(training=EXACT)
+    train(path)
+    told = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["peakBytes"]
+    # This process has at least torch and transformers in it, and the machine that it runs on holds it.
+    assert 300 * 2**20 < told < 64 * 2**30
+    assert "| Peak memory | " in (path.parent / "out" / "README.md").read_text()
+
+
 def test_an_error_outside_of_a_pass_is_not_mended(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

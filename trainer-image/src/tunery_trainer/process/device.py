@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 from typing import Final
@@ -63,6 +64,15 @@ def out_of_memory(error: BaseException) -> bool:
     # oneDNN, which computes 16-bit products on CPUs, says no more than that it could not begin.
     said = any(text in str(error) for text in ("DefaultCPUAllocator", "could not create a primitive"))
     return on_gpu or said or isinstance(error, MemoryError)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held: of the GPU what torch reserved, on a CPU its resident set."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def device_facts(memory_bytes: int | None) -> DeviceFacts:

@@ -11,6 +11,7 @@ from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus, change_text
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
+from tunery_trainer.settings.units import human_bytes
 
 CARD_FILE = "README.md"
 _NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
@@ -145,6 +146,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
         ("Device", lineage.device),
+        ("Peak memory", human_bytes(lineage.peak_bytes) if lineage.peak_bytes else None),
         ("Image", f"`{lineage.image}`" if lineage.image else None),
         ("Libraries", versions),
     )

@@ -11,6 +11,7 @@ from tunery_api.status import (
     CheckpointStatus,
     DatasetStatus,
     EvaluationStatus,
+    MemoryStatus,
     MergeInputStatus,
     MetricsStatus,
 )
@@ -33,6 +34,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
         evaluations=_evaluations(lineage),
         dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
+        memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
         checkpoint=checkpoint,
         inputs=[

@@ -91,6 +91,7 @@ def training_settings(decisions: Decisions, rank: int, given: Given) -> Training
                 chosen.gradient_checkpointing and decisions.method is not Method.PREFIX_TUNING, SettingSource.RULE
             ),
         ),
+        on_out_of_memory=plain("on_out_of_memory"),
         neftune_noise_alpha=number(plain("neftune_noise_alpha")),
         seed=plain("seed"),
     )

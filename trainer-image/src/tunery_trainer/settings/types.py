@@ -9,7 +9,7 @@ from enum import StrEnum
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_api.status import ResolvedValue
-from tunery_api.training import Loss, Optimizer, Precision, PublishedWeights, Scheduler
+from tunery_api.training import Loss, OnOutOfMemory, Optimizer, Precision, PublishedWeights, Scheduler
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class TrainingSettings:
     precision: Precision
     """Never Auto."""
     gradient_checkpointing: bool
+    on_out_of_memory: OnOutOfMemory
     neftune_noise_alpha: float | None
     seed: int
 

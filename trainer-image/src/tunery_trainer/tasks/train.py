@@ -221,6 +221,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
         image=run.image,
         versions=library_versions(),
         device=trained.device,
+        peak_bytes=trained.peak_bytes,
         metrics=_metrics(trained, settings.task),
         evaluations=[EvaluationRecord(step=each.step, loss=each.loss) for each in trained.evaluations[-_MOST:]],
         continued_from=source.record if source else memo.continued_from if memo else None,

@@ -13,6 +13,7 @@ from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
+from tunery_api.training import OnOutOfMemory
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.process.device import out_of_memory
 from tunery_trainer.resuming.memo import PassSplit
@@ -81,18 +82,20 @@ def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: M
     No step is lost, and none is taken with half its rows: weights and moments are those after the last finished
     optimizer step, which is where it goes on, from a checkpoint that remembers the smaller passes. The gradient of a
     step stays the same, as its loss is a sum over the tokens of all its passes; dropout draws other numbers.
-    Raises TrainerError(GPUOutOfMemory, OutOfMemory) where one row does not fit with its activations recomputed.
+    Raises TrainerError(GPUOutOfMemory, OutOfMemory) where one row does not fit with its activations recomputed, or
+    nothing of it is wanted.
     """
     while (cause := _attempt(trainer, checkpoint)) is not None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         before = trainer.settings
-        training = smaller(before, recomputable=method is not Method.PREFIX_TUNING)
+        wanted = before.on_out_of_memory is OnOutOfMemory.HALVE_BATCH
+        training = smaller(before, recomputable=method is not Method.PREFIX_TUNING) if wanted else None
         if training is None:
             if trainer.state.global_step:
                 trainer.save_now()
-            raise _nothing_helps(trainer, method, cause)
+            raise _nothing_helps(trainer, method, cause) if wanted else _unwanted(trainer, cause)
         reason = f"memory ran out with {_told(before)} at step {trainer.state.global_step + 1}"
         print(f"Memory     {reason}: going on with {_told(training)} ({cause})", flush=True)
         checkpoint = trainer.shrink(training, reason)
@@ -112,6 +115,16 @@ def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
 def _told(training: TrainingSettings) -> str:
     again = ", activations recomputed" if training.gradient_checkpointing else ""
     return f"{training.batch_size} × {training.gradient_accumulation} rows{again}"
+
+
+def _unwanted(trainer: AdapterTrainer, cause: str) -> TrainerError:
+    on_gpu = torch.cuda.is_available()
+    reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
+    text = f"at step {trainer.state.global_step + 1}, {_told(trainer.settings)}: {cause}"
+    hint = "Leave out training.onOutOfMemory: Fail, or lower training.batchSize, in a new job"
+    stored = ", with spec.resumeFrom to go on from the last finished step." if trainer.state.global_step else "."
+    whose = "the GPU" if on_gpu else "the container"
+    return TrainerError(reason, shorten(f"{whose} ran out of memory {text}", 900), hint + stored)
 
 
 def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TrainerError:

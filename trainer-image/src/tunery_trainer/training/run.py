@@ -30,6 +30,7 @@ from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
 from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.process.device import peak_bytes
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.status_parts import hyperparameters
 from tunery_trainer.resuming.memo import Memo, PassSplit
@@ -355,6 +356,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         rank=published_rank(model),
         target_modules=target_modules(model),
         trainable_parameters=trainable_parameters(model),
+        peak_bytes=peak_bytes(),
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
     )

@@ -45,6 +45,8 @@ class Trained:
     target_modules: list[str]
     trainable_parameters: int
     device: str
+    peak_bytes: int
+    """The most memory that this process has held."""
     loader: str
     """The auto class that loads the base model."""
     memo: Memo | None = None
