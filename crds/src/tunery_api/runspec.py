@@ -10,18 +10,16 @@ from pydantic import Field, field_validator
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.fields import OpenModel
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
 from tunery_api.status import (
-    EVALUATIONS_KEPT,
     AdapterStatus,
     CheckpointStatus,
     DatasetStatus,
     DiskStatus,
-    EvaluationStatus,
     MemoryStatus,
     MergeInputStatus,
-    MetricsStatus,
     Phase,
     Reason,
     ResolvedStatus,

@@ -20,7 +20,7 @@ LLAMA = ModelFacts("LlamaForCausalLM", 10_000, 2, 64, 256, None, tied_embeddings
 
 
 def settings(times: int | None = None, every: int | None = None) -> EvaluationSettings:
-    return EvaluationSettings(every, times, PublishedWeights.BEST, None)
+    return EvaluationSettings(every, times, PublishedWeights.BEST, generation=None, patience=None)
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,40 @@ def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> 
     assert (found.before, found.best, found.done) == (None, None, [])
     found.add(5, rows(1, 0.0))
     assert found.done[0].from_start is None
+
+
+ANSWERED = {"generation": {"rows": 6, "maxNewTokens": 16}, "times": 2}
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "PromptTuning"])
+def test_held_out_rows_are_answered_before_and_after(case: Case, method: str) -> None:
+    changes: dict[str, Any] = {} if method != "PromptTuning" else {"lora": None}
+    path = case(method=method, evaluation=ANSWERED, training={"maxSteps": 40, "learningRate": "2e-2"}, **changes)
+    metrics, out = run(path)["metrics"], path.parent / "out"
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text("utf-8").splitlines()]
+    assert len(answers) == 6
+    for each in answers:
+        word, number = each["expected"].split()[0], each["expected"].split()[2]
+        assert f"say {word} {number}" in each["prompt"]
+        assert each["before"] != each["after"]
+    assert metrics["rougeL"] > metrics["baseRougeL"]
+    assert metrics["exactMatch"] == sum(each["expected"] == each["after"] for each in answers) / 6
+    card = (out / "README.md").read_text()
+    assert "## Answers" in card
+    assert "All 6 are in `answers.jsonl`" in card
+
+
+def test_a_resumed_run_knows_what_was_said_before_training(case: Case) -> None:
+    path = case(evaluation=ANSWERED, checkpoint=KEPT)
+    run(path)
+    straight = (path.parent / "out" / "answers.jsonl").read_text()
+    shutil.rmtree(path.parent / "out")
+    shutil.rmtree(next((path.parent / "work" / "checkpoints").glob("*/step-000020")))
+    run(path)
+    assert (path.parent / "out" / "answers.jsonl").read_text() == straight
+
+
+def test_without_being_asked_nothing_is_answered(case: Case) -> None:
+    path = case()
+    assert "rougeL" not in run(path)["metrics"]
+    assert not (path.parent / "out" / "answers.jsonl").exists()

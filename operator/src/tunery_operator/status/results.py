@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
-from tunery_api.status import ConditionType, MetricsStatus, change_text
+from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW

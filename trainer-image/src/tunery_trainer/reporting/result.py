@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
 from tunery_api.runspec import RunResult
-from tunery_api.status import (
-    EVALUATIONS_KEPT,
-    AdapterStatus,
-    CheckpointStatus,
-    DatasetStatus,
-    EvaluationStatus,
-    MemoryStatus,
-    MergeInputStatus,
-    MetricsStatus,
-)
+from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MemoryStatus, MergeInputStatus
 from tunery_trainer.storage.publisher import Published
 
 
@@ -80,6 +72,10 @@ def _metrics(metrics: dict[str, float]) -> MetricsStatus:
         eval_reward_accuracy=text.get("evalRewardAccuracy"),
         eval_reward_margin=text.get("evalRewardMargin"),
         base_eval_reward_accuracy=text.get("baseEvalRewardAccuracy"),
+        exact_match=text.get("exactMatch"),
+        base_exact_match=text.get("baseExactMatch"),
+        rouge_l=text.get("rougeL"),
+        base_rouge_l=text.get("baseRougeL"),
         improvement=text.get("improvement"),
         improvement_error=text.get("improvementError"),
     )

@@ -39,6 +39,7 @@ def evaluation_settings(decisions: Decisions, training: TrainingSettings, data: 
         every_steps=block.every_steps,
         times=times,
         publish=decisions.pick("evaluation.publish", block.publish, None, otherwise),
+        generation=block.generation,
         patience=block.early_stopping_patience,
     )
 

@@ -15,6 +15,7 @@ from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
+from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
@@ -23,7 +24,7 @@ from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
 from tunery_trainer.reporting.improvement import shortfall
-from tunery_trainer.reporting.model_card import CARD_FILE, model_card
+from tunery_trainer.reporting.model_card import CARD_FILE, Shown, model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -177,7 +178,9 @@ def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lin
     trained.save(ready.plan, folder)
     draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
-    card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
+    if trained.answers:
+        write_answers(trained.answers, folder)
+    card = model_card(work.run.identity, lineage, uri, shown=Shown({TITLE: FILE_NAME}, trained.answers))
     (folder / CARD_FILE).write_text(card, "utf-8")
     return folder
 
@@ -191,6 +194,8 @@ def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
     metrics["improvement"] = 1 - trained.eval_loss / trained.base_eval_loss
     if trained.change:
         metrics["improvementError"] = trained.change.error / abs(trained.base_eval_loss)
+    if trained.answers:
+        metrics |= answer_metrics(trained.answers)
     for name in ("reward_accuracy", "reward_margin"):
         said = "".join(word.capitalize() for word in name.split("_"))
         if name in trained.after:

@@ -37,6 +37,7 @@ from tunery_trainer.resuming.memo import Memo, PassSplit
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, step_place
+from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
@@ -204,7 +205,10 @@ def _ground(job: Assignment, model: torch.nn.Module) -> _Ground:
     if resumed:
         return _Ground(rows, resumed.memo.before, evaluations_in(resumed.folder))
     before = _measure(job, model, rows)
-    return _Ground(rows, before.metrics, Evaluations(before.rows))
+    evaluations, asked = Evaluations(before.rows), interview(job, rows.evaluation)
+    if asked:
+        evaluations.said = asked.answers(model)
+    return _Ground(rows, before.metrics, evaluations)
 
 
 def _ahead(job: Assignment) -> list[int]:
@@ -339,6 +343,8 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         step = best.step
         after = _measure(job, model, rows)
     job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
+    asked = interview(job, rows.evaluation)
+    answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
     losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
     at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
     return Trained(
@@ -348,6 +354,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         after=after.metrics,
         change=paired(after.rows, evaluations.before) if evaluations.before else None,
         evaluations=evaluations.done,
+        answers=answers,
         loss=float(losses[-1]) if losses else math.nan,
         history=[*course.history, at_end],
         taken=course.steps,

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
+from tunery_trainer.diagnosis.answers import Answer
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.memo import Memo
@@ -34,6 +35,8 @@ class Trained:
     """How far the loss on the held-out rows is from before training; None where they are too few to tell."""
     evaluations: list[Evaluation]
     """Those while training and at its end, in order."""
+    answers: list[Answer]
+    """To held-out rows; empty where nobody asked for them."""
     history: list[dict[str, Any]]
     taken: int
     """Optimizer steps: fewer than planned where early stopping ended the run."""
