@@ -276,8 +276,8 @@ REFUSED_BY_BOTH: list[Any] = [
     ),
     pytest.param(
         {"evaluation": {"generation": {}}, "training": {"loss": "All"}},
-        "spec.evaluation.generation: needs questions and answers, which training.loss: All does not tell apart; keep one "
-        "of the two",
+        "spec.evaluation.generation: needs questions and answers, which training.loss: All does not tell apart; keep "
+        "one of the two",
         "evaluation.generation needs training.loss Completion",
         id="generation-of-everything",
     ),

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import Rows
 from tunery_trainer.losses.lm_head import autocast
+from tunery_trainer.model.attention import with_cache
 from tunery_trainer.process.device import out_of_memory
 
 _AT_ONCE: Final = 8
@@ -109,7 +110,7 @@ def _answering(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast(next(model.parameters()).device, dtype):
+        with torch.no_grad(), with_cache(model), autocast(next(model.parameters()).device, dtype):
             yield
     finally:
         model.train(was_training)
