@@ -61,7 +61,7 @@ def computes_by_example(model: torch.nn.Module) -> bool:
 @contextmanager
 def with_cache(model: torch.nn.Module) -> Iterator[None]:
     """Let `model` attend as transformers does while it generates: example by example there is no cache."""
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
     changed = [each for each in configs.values() if getattr(each, "_attn_implementation", None) == BY_EXAMPLE]
     for config in changed:
         config._attn_implementation = "sdpa"

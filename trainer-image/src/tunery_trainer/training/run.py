@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,6 +76,8 @@ class _Ground:
     """How the model does on the held-out rows."""
     evaluations: Evaluations
     """That, row by row, and what is measured from then on."""
+    newest: dict[int, Measured] = field(default_factory=dict)
+    """The newest of it in full, by its step; empty at first, also where a checkpoint brings evaluations."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,8 @@ def _held_out(job: Assignment, model: PeftModel, ground: _Ground) -> Callable[[i
     def measure(step: int) -> dict[str, float]:
         found = ground.rows.measure(model, objective_of(job.settings), _pass(job))
         ground.evaluations.add(step, found.rows)
+        ground.newest.clear()
+        ground.newest[step] = found
         _tell(job, ground.evaluations)
         return found.metrics
 
@@ -335,7 +339,8 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
 def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     model, rows, best, evaluations = loop.model, loop.ground.rows, loop.best, loop.ground.evaluations
     step = course.steps
-    after = last = _measure(job, model, rows)
+    # At the last step it was measured, unless a stop came between, or another attempt took that step.
+    after = last = loop.ground.newest.get(step) or _measure(job, model, rows)
     evaluations.add(step, last.rows)
     _tell(job, evaluations)
     if best and best.loss < last.loss:
@@ -356,7 +361,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         evaluations=evaluations.done,
         answers=answers,
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*course.history, at_end],
+        history=course.history if _is_measured(course) else [*course.history, at_end],
         taken=course.steps,
         epochs=course.epochs,
         step=step,
@@ -367,6 +372,10 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
     )
+
+
+def _is_measured(course: _Course) -> bool:
+    return any("eval_loss" in entry and entry["step"] == course.steps for entry in course.history)
 
 
 def _newest_checkpoint(job: Assignment) -> CheckpointStatus | None:
