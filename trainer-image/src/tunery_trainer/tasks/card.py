@@ -1,0 +1,19 @@
+"""What is written beside every adapter of a LoRAJob: its curves, and its card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunery_api.manifest import Lineage
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
+from tunery_trainer.reporting.model_card import CARD_FILE, model_card
+from tunery_trainer.tasks.rejected import rejected_uri
+
+
+def write_card(work: Workspace, lineage: Lineage, history: list[dict[str, Any]]) -> None:
+    """Write curves and card into the folder of the result; `history` is what was logged, step by step."""
+    draw_curves(history, lineage.metrics["baseEvalLoss"], work.result / FILE_NAME)
+    uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
+    card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
+    (work.result / CARD_FILE).write_text(card, "utf-8")
