@@ -33,8 +33,8 @@ from kit.story import Case, Run, command, environment, run_here, start
 LONG: dict[str, Any] = {"training": {"maxSteps": 2000, "warmup": "0"}}
 STEPS = 40
 """Trained before anybody stops it."""
-KEPT = {"evaluation": {"everySteps": 5}}
-"""Evaluated early, so that each checkpoint has the best weights so far."""
+KEPT = {"evaluation": {"everySteps": 5, "publish": "Best"}}
+"""Evaluated early, so that each checkpoint has the best weights so far, of AdaLoRA, too."""
 METHODS = [
     pytest.param({"method": "LoRA"}, "none", id="LoRA"),
     pytest.param({"method": "QLoRA"}, "nf4", id="QLoRA"),
@@ -138,9 +138,7 @@ def test_by_the_keyboard_and_only_where_it_is_asked_for(case: Case) -> None:
 
 
 def test_worse_than_asked_for_is_rejected(case: Case) -> None:
-    path = case(
-        **LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish"
-    )
+    path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
     done = stop_here(path)
     assert done.returncode == ExitCode.USER_ERROR
     assert "NotImproved: the evaluation loss went from" in done.stderr
@@ -187,7 +185,7 @@ def test_it_is_published_once_however_often_it_is_killed(
     path, out = stopped_run(), f"{tmp_path.name}/out/"
     client = s3_server.client()
     # Of the base only what says how it is built: its weights are never read.
-    client.delete_object(Bucket="models", Key=f"{tmp_path.name}/model.safetensors")
+    client.put_object(Bucket="models", Key=f"{tmp_path.name}/model.safetensors", Body=b"not a tensor")
     for _ in range(2):
         publishing = subprocess.Popen(command("publish", path), env=environment())
         while not keys_below(s3_server, out):
