@@ -130,7 +130,7 @@ def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
 def test_a_stop_is_final(api_server: Kubectl, namespace: str) -> None:
     api_server.apply(lorajob("stops"), namespace=namespace)
     _set_running(api_server, namespace, "stops", "True")
-    for wrong in ("", "x" * 257):
+    for wrong in ("", " \n", "x" * 257):
         with pytest.raises(KubectlError, match=r"spec\.stop"):
             _patch(api_server, namespace, "stops", {"stop": wrong})
     with pytest.raises(KubectlError, match=r"spec\.onStop"):

@@ -45,7 +45,7 @@ class OnStop(StrEnum):
     DISCARD = "Discard"
 
 
-Why = Annotated[str, Field(min_length=1, max_length=256)]
+Why = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
 
 
 class CacheSpec(ApiModel):

@@ -15,6 +15,10 @@ REQUESTED: Final = "StopRequested"
 """Reason of Stopped where spec.stop is set."""
 
 
+_TOO_LONG: Final = "its pods had run for as long as spec.activeDeadlineSeconds allowed"
+"""Without the number, which may be another by now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
     """An end on purpose."""
@@ -42,8 +46,7 @@ def stop_of(snapshot: Snapshot) -> Stop | None:
     left = deadline_left(snapshot)
     if not _is_begun(snapshot) and (left is None or left > 0):
         return None
-    why = f"its pods ran for spec.activeDeadlineSeconds, {snapshot.deadline_seconds} s"
-    return Stop(FailureReason.DEADLINE_EXCEEDED.value, why, _has_trained(snapshot))
+    return Stop(FailureReason.DEADLINE_EXCEEDED.value, _TOO_LONG, _has_trained(snapshot))
 
 
 def _has_trained(snapshot: Snapshot) -> bool:

@@ -68,7 +68,9 @@ def _publish_newest(work: Workspace) -> Published:
     lineage = lineage.model_copy(update={"rank": rank})
     state = json.loads((kept.folder / "trainer_state.json").read_text("utf-8"))
     write_card(work, lineage, state["log_history"])
-    print(f"Publishing the weights of step {lineage.step}: {lineage.stopped}", flush=True)
+    loss = lineage.metrics.get("evalLoss")
+    measured = "not measured" if loss is None else f"{loss:.4g}"
+    print(f"Publishing the weights of step {lineage.step}, evaluation loss {measured}: {lineage.stopped}", flush=True)
     if lineage.rejected:
         raise reject(work, work.result, lineage)
     return publish(work.result, output_target(work), lineage)
@@ -76,7 +78,8 @@ def _publish_newest(work: Workspace) -> Published:
 
 def _stopped(lineage: Lineage, run: RunSpec) -> Lineage:
     planned = lineage.resolved.steps if lineage.resolved else None
-    record = StopRecord(after_step=lineage.steps or 0, of_steps=planned, why=run.stop or "it was told to stop")
+    why = " ".join((run.stop or "it was told to stop").split())
+    record = StopRecord(after_step=lineage.steps or 0, of_steps=planned, why=why)
     return lineage.model_copy(update={"stopped": record})
 
 
