@@ -35,6 +35,8 @@ class Task(StrEnum):
     MERGE = "merge"
     REPORT = "report"
     """Say again what this very object has published; on CPU, and nothing is written."""
+    PUBLISH = "publish"
+    """Publish what is best in the newest checkpoint of a run that was stopped; on CPU, without the base's weights."""
 
 
 class Purpose(StrEnum):
@@ -124,6 +126,8 @@ class RunSpec(OpenModel):
     image: str | None = None
     """The image the container runs, for lineage."""
     work_dir: str = WORK_DIR
+    stop: str | None = None
+    """Why the run was stopped, for the task that publishes what it had."""
     local: bool = False
     """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
 
@@ -157,6 +161,8 @@ class RunResult(OpenModel):
     adapter: AdapterStatus | None = None
     rejected_adapter: AdapterStatus | None = None
     """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
+    stopped_after_step: int | None = None
+    """Beside `adapter`, where it is of a run that was stopped: how many steps that took; None: it came to its end."""
     metrics: MetricsStatus | None = None
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     dataset: DatasetStatus | None = None

@@ -48,11 +48,13 @@ class Phase(StrEnum):
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
 
 
-FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value, Phase.STOPPED.value})
 """The phases of an object that has ended."""
 
 
@@ -70,6 +72,7 @@ class ConditionType(StrEnum):
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    STOPPED = "Stopped"
     SUSPENDED = "Suspended"
 
 
@@ -300,7 +303,7 @@ class CommonStatus(OpenModel):
     )
     adapter: AdapterStatus | None = Field(None, description="The published result.")
     start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
-    completion_time: Timestamp | None = Field(None, description="When the job succeeded or failed.")
+    completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
     attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
     run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
     gpu_seconds: int | None = Field(
@@ -334,7 +337,8 @@ class LoRAJobStatus(CommonStatus):
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     rejected_adapter: AdapterStatus | None = Field(
-        None, description="What a job that ends NotImproved has trained, published beside the output for a look at it."
+        None,
+        description="What was trained and is not better than asked for, published beside the output for a look at it.",
     )
 
 

@@ -232,6 +232,9 @@ def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterat
         labels = (facts.kind, method if method in _METHODS else _OTHER)
         yield Observation(RUN_SECONDS, labels, int(new.get("runSeconds") or 0))
         return
+    if phase == Phase.STOPPED.value:
+        yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))
+        return
     reason = _reason((new.get("failure") or {}).get("reason"))
     yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, reason))
     if _since(new, ConditionType.PREFLIGHT, "False") is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunery_api.inputs import LocalReference
 from tunery_api.runspec import ResolvedAdapter
+from tunery_api.status import FINAL_PHASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,12 @@ class UnfinishedInput:
 
 @dataclass(frozen=True, slots=True)
 class FailedInput:
-    """A LoRAJob that failed: what waits for it can never run."""
+    """A LoRAJob that has ended without an adapter: what waits for it can never run."""
 
     name: str
-    reason: str
+    how: str
+    """How it ended, as what comes after its name."""
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,16 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
         return UnfinishedInput(name, "does not exist yet", exists=False)
     status = body.get("status") or {}
     adapter = status.get("adapter")
-    if status.get("phase") == "Succeeded" and adapter:
+    if status.get("phase") in ("Succeeded", "Stopped") and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
-        return FailedInput(name, (status.get("failure") or {}).get("reason", "Failed"))
+        reason = (status.get("failure") or {}).get("reason", "Failed")
+        return FailedInput(name, f"failed: {reason}", f"Bring LoRAJob {name} to its success, as it says.")
+    if status.get("phase") == "Stopped":
+        hint = (
+            "Name another LoRAJob, in a new job; a stopped one is final. Its checkpoints, if any, go on by resumeFrom."
+        )
+        return FailedInput(name, "was stopped and has published no adapter", hint)
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
 
 
@@ -81,14 +90,14 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
         return UnfinishedInput(name, state, exists=False)
     status = body.get("status") or {}
     phase, newest = status.get("phase", "Pending"), (status.get("checkpoint") or {}).get("uri")
-    if phase not in ("Succeeded", "Failed"):
+    if phase not in FINAL_PHASES:
         return UnfinishedInput(name, f"is {phase}")
     if newest is None and phase == "Succeeded":
         return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
     # The folder of all: a pod that was told to end may have stored a newer one since.
     folder = newest.rstrip("/").rpartition("/")[0] if newest else place
     if folder is None:
-        return NoCheckpoint(name, "has failed and left no checkpoint")
+        return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'} and left no checkpoint")
     return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
 
 

@@ -70,6 +70,7 @@ def model_card(
     parts = [
         _front_matter(base, lineage, full_model=full_model),
         f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
+        f"**Not finished:** {lineage.stopped}." if lineage.stopped else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
         _section("Answers", _answers(shown.answers)),
@@ -110,6 +111,8 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     if "improvement" in lineage.metrics:
         change = change_text(lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
         rows.append(("Change of the evaluation loss (± standard error)", change))
+    if lineage.stopped is not None and "evalLoss" not in lineage.metrics:
+        rows.insert(0, (_METRIC_NAMES["evalLoss"], f"not measured after step {lineage.step}"))
     if lineage.verification is not None:
         check = lineage.verification
         rows.append((f"Largest error ({check.method})", check.max_error))

@@ -29,6 +29,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
         checkpoint=checkpoint,
+        stopped_after_step=lineage.stopped.after_step if lineage.stopped else None,
         inputs=[
             MergeInputStatus(
                 uri=item.uri,

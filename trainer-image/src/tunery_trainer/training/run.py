@@ -61,6 +61,7 @@ from tunery_trainer.training.trl_trainer import (
     load_trained,
     trained_state,
 )
+from tunery_trainer.training.unfinished import keep_draft, measured_at
 
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
@@ -125,9 +126,12 @@ def train_on(job: Assignment) -> Trained:
     if job.observers.uploader:
         # Before the evaluation, which a SIGTERM ends at once.
         job.observers.uploader.close(CLOSE_SECONDS)
-    job = replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
-    trained = _evaluated(job, loop, course)
+    trained = _evaluated(_with_split(job, loop), loop, course)
     return replace(trained, memo=remembered()) if job.resumed else trained
+
+
+def _with_split(job: Assignment, loop: _Loop) -> Assignment:
+    return replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
 
 
 def _device(job: Assignment) -> str:
@@ -311,13 +315,24 @@ def _writer(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> Cal
     uploader = job.observers.uploader
 
     def written(folder: Path, state: Any, finished: bool) -> None:
-        remembered().model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
+        memo = remembered()
+        memo.model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
         loop.ground.rows.store(folder)
         loop.ground.evaluations.store(folder)
+        _keep_draft(job, loop, folder, state, memo if job.resumed else None)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
     return written
+
+
+def _keep_draft(job: Assignment, loop: _Loop, folder: Path, state: Any, memo: Memo | None) -> None:
+    """Let a checkpoint be published as it is: the weights that were measured as the best, else those of its step."""
+    job = _with_split(job, loop)
+    course = _Course(list(state.log_history), state.global_step, state.epoch)
+    step = loop.best.step if loop.best and math.isfinite(loop.best.loss) else course.steps
+    trained = _outcome(job, loop, course, step, measured_at(course.history, step))
+    keep_draft(folder, trained, job.describe(replace(trained, memo=memo)))
 
 
 def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
@@ -350,18 +365,27 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
     asked = interview(job, rows.evaluation)
     answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
-    losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
     at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
+    history = course.history if _is_measured(course) else [*course.history, at_end]
+    trained = _outcome(job, loop, replace(course, history=history), step, after.metrics)
+    change = paired(after.rows, evaluations.before) if evaluations.before else None
+    return replace(trained, change=change, answers=answers)
+
+
+def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: dict[str, float]) -> Trained:
+    """Return what there is to publish: the weights of `step`, of which `after` was measured."""
+    model, evaluations = loop.model, loop.ground.evaluations.done
+    losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
     return Trained(
         model=model,
         settings=job.settings,
         before=loop.ground.before,
-        after=after.metrics,
-        change=paired(after.rows, evaluations.before) if evaluations.before else None,
-        evaluations=evaluations.done,
-        answers=answers,
+        after=after,
+        change=next((each.from_start for each in evaluations if each.step == step), None),
+        evaluations=list(evaluations),
+        answers=[],
         loss=float(losses[-1]) if losses else math.nan,
-        history=course.history if _is_measured(course) else [*course.history, at_end],
+        history=course.history,
         taken=course.steps,
         epochs=course.epochs,
         step=step,
