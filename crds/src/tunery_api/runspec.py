@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
@@ -147,6 +148,7 @@ class PreflightReport(OpenModel):
     failure: Failure | None = None
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
+    estimate: EstimateStatus | None = None
     disk: DiskStatus | None = None
     resolved: ResolvedStatus | None = None
 

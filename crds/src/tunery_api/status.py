@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
 
+from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number
 
@@ -333,6 +334,7 @@ class LoRAJobStatus(CommonStatus):
     )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
     memory: MemoryStatus | None = Field(None, description="What preflight estimated, and what was used.")
+    estimate: EstimateStatus | None = Field(None, description="What the run is estimated to take, in parts.")
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")

@@ -20,8 +20,10 @@ from tunery_trainer.adapter.continue_from import attach_published, settings_from
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, meta_model, model_facts
-from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.model.memory import MemoryPlan, estimate_memory
+from tunery_trainer.model.outline import outline
 from tunery_trainer.model.targets import expert_names, linear_layers, lora_targets
+from tunery_trainer.settings.memory import MemoryEstimate
 
 from kit.models_of_today import MIXTURES, write_mixture
 from kit.training import logits_of, loop, resolved_for, start_for, train
@@ -202,7 +204,8 @@ def test_the_status_says_what_becomes_of_them(folder_of: Folder, method: str, sa
 def estimate_of(folder: Path, blocks: dict[str, Any]) -> MemoryEstimate:
     resolved = resolved_for(folder, blocks | {"training": {"precision": "BFloat16"}})
     plan = MemoryPlan(2, 64, resolved.quantization, Optimizer.ADAMW, gradient_checkpointing=True, on_gpu=False)
-    return estimate_memory(attach(meta_model(folder), resolved, start_for(folder)).train(), plan)
+    shape = outline(folder)
+    return estimate_memory(attach(shape.fresh(), resolved, start_for(folder)).train(), shape, plan)
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
@@ -216,10 +219,10 @@ def test_the_estimate_counts_experts_unquantised_and_once_more_with_the_adapter(
     )
     assert quantised.weights == pytest.approx(bytes_held, rel=0.03)
     # Without recomputing, each layer keeps its experts with the adapter in them; with it, one layer's at a time.
-    assert plain.kept_once >= 2 * facts.expert_parameters
-    assert facts.expert_parameters <= plain.recomputed_once < plain.kept_once
+    assert plain.plain.kept.once >= 2 * facts.expert_parameters
+    assert facts.expert_parameters <= plain.recomputing.peak.of(1) < plain.plain.peak.of(1)
     alone = estimate_of(folder_of(kind), {"method": "LoRA", "lora": {"targetModules": ["attention"]}})
-    assert plain.fixed - alone.fixed >= plain.recomputed_once - alone.recomputed_once > 0
+    assert plain.recomputing.peak.of(1) > alone.recomputing.peak.of(1)
 
 
 IN_16_BITS: dict[str, Any] = {"method": "QLoRA", "training": {"precision": "BFloat16"}}

@@ -18,8 +18,9 @@ from tunery_api.training import Optimizer
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.model.load import load_base, load_config, load_tokenizer, meta_model, model_facts
+from tunery_trainer.model.load import load_base, load_config, load_tokenizer, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory
+from tunery_trainer.model.outline import outline
 from tunery_trainer.settings.auto_method import method_choices
 
 from kit.tiny_models import write_family
@@ -170,7 +171,8 @@ def test_the_estimate_counts_what_is_stored(folder_of: Folder, kind: str) -> Non
     folder = folder_of(kind)
     resolved = resolved_for(folder, {"method": "QLoRA", "training": {"precision": "BFloat16"}})
     plan = MemoryPlan(2, 64, resolved.quantization, Optimizer.ADAMW, gradient_checkpointing=True, on_gpu=False)
-    estimate = estimate_memory(attach(meta_model(folder), resolved, start_for(folder)).train(), plan)
+    shape = outline(folder)
+    estimate = estimate_memory(attach(shape.fresh(), resolved, start_for(folder)).train(), shape, plan)
     files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     # In the files are headers, too, and for each layer a code book of 16 or 256 numbers.
     assert files * 0.6 < estimate.weights < files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import LlamaConfig
 from tunery_api.inputs import DatasetFormat
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer
 from tunery_trainer.data.options import DatasetReport, TokenReport
@@ -21,6 +23,7 @@ from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.tasks.preflight import check_memory
 
 from kit.training import spec_of
 
@@ -125,11 +128,11 @@ def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str,
 
 def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:
     saved = {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}, "method": "LoRA"}
-    roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 32, **saved)
+    roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 34, **saved)
     assert roomy.settings.training.optimizer is Optimizer.ADAMW
     assert tight.settings.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
     assert tight.fits
-    asked = planned(shapes["8B"], 32, training={"optimizer": "AdamW"}, **saved)
+    asked = planned(shapes["8B"], 34, training={"optimizer": "AdamW"}, **saved)
     assert asked.settings.training.optimizer is Optimizer.ADAMW
     assert not asked.fits
 
@@ -155,6 +158,50 @@ def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) ->
     assert plan.settings.training.batch_size == 1
 
 
+def wont_fit(plan: TrainingPlan) -> str:
+    """Return the hint of the refusal of a plan."""
+    with pytest.raises(TrainerError) as refused:
+        check_memory(plan)
+    assert refused.value.reason is FailureReason.WONT_FIT
+    return refused.value.hint or ""
+
+
+@pytest.mark.parametrize("asked", [{}, {"gradientCheckpointing": False}])
+def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, Path], asked: dict[str, Any]) -> None:
+    hint = wont_fit(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": 256} | asked))
+    named = re.search(r"spec\.training\.batchSize to (\d+), or leave it out", hint)
+    assert named is not None
+    check_memory(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": int(named[1])} | asked))
+    left_out = planned(shapes["8B"], 48, method="LoRA", training=asked)
+    check_memory(left_out)
+    value = next(each for each in left_out.settings.values if each.name == "training.batchSize")
+    assert (value.source, int(value.value)) == ("Rule", left_out.settings.training.batch_size)
+
+
+def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
+    long, data = {"maxLength": 8192}, dataset(4000, length=8192)
+    hint = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
+    named = re.search(r"spec\.training\.maxLength to (\d+) ", hint)
+    assert named is not None
+    check_memory(planned(shapes["70B"], 56, data, method="QLoRA", training={"maxLength": int(named[1])}))
+
+
+def test_without_a_hope_the_usual_hint_stays(shapes: dict[str, Path]) -> None:
+    assert wont_fit(planned(shapes["70B"], 24)).startswith("Lower training.batchSize")
+
+
+def test_auto_names_what_the_others_would_have_taken(shapes: dict[str, Path]) -> None:
+    plan = planned(shapes["8B"], 16)
+    reason = plan.settings.method_reason
+    assert re.search(r"It takes about [\d.]+ GiB of 16\.0 GiB; LoRA would take [\d.]+ GiB\.$", reason)
+
+
+def test_a_manifest_that_names_single_layers_gets_all_of_them(shapes: dict[str, Path]) -> None:
+    lora = {"targetModules": ["model.layers.5.self_attn.q_proj", "model.layers.30.self_attn.q_proj"], "rank": 8}
+    plan = planned(shapes["8B"], 80, method="LoRA", lora=lora)
+    assert plan.trainable_parameters == 2 * 8 * (4096 + 4096)
+
+
 @pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
 def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
     asked: dict[str, Any] = {"batchSize": 2, "gradientCheckpointing": True}
@@ -163,7 +210,7 @@ def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str,
     plan, single = (planned(shapes["8B"], 80, data, task=name, training=asked, **plain) for name in (task, "SFT"))
     assert plan.memory is not None
     assert single.memory is not None
-    assert plan.memory.recomputed_per_row == sequences * single.memory.recomputed_per_row
+    assert plan.memory.recomputing.kept.per_row == pytest.approx(sequences * single.memory.recomputing.kept.per_row)
 
 
 def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -> None:

@@ -32,6 +32,10 @@ def test_preflight_then_train(run_file: Run, tmp_path: Path, s3_server: S3Server
     assert report.dataset is not None
     assert report.dataset.rows == 120
     assert report.memory is not None
+    assert report.estimate is not None
+    parts = report.estimate.model_dump(exclude_none=True)
+    total = sum(parts[name] for name in parts if name.endswith("_bytes") and name != "row_bytes")
+    assert total == report.memory.estimate_bytes
     assert len(message.read_bytes()) <= 4096
     trained = run_trainer("train", path, TUNERY_TERMINATION_PATH=str(message))
     assert trained.returncode == ExitCode.OK, trained.stderr

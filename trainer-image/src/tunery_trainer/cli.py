@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import OnStop
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
@@ -22,10 +24,12 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.failures import explain, show, to_failure
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
-from tunery_trainer.tasks import run_task
+from tunery_trainer.tasks import answer, run_task
+from tunery_trainer.tasks.question import Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
+_LEAST_MEMORY: Final = 2**20
 _OTHER_VERSION: Final = "Use the trainer image of the operator's version (trainer.image of the chart)."
 
 
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         return _show(error)
     if options.command == "run":
         return _run_manifest(options, stop)
+    if options.command == "estimate":
+        return _estimate(options)
     return _run_container(Task(options.command), Path(options.path), stop)
 
 
@@ -74,6 +80,46 @@ def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
         return _show(error)
     print("To train on, run the same manifest again: it goes on from its checkpoint, and replaces that.", flush=True)
     return ExitCode.TERMINATED
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    """Print what a manifest would take; nothing is trained, fetched or written."""
+    question = Question(
+        manifest=Path(options.path),
+        name=options.name,
+        model=options.model and Path(options.model),
+        gpu_memory=options.gpu_memory,
+        tokens_per_second=options.tokens_per_second,
+        machine_readable=options.json,
+    )
+    try:
+        answer(question)
+    except StopRequested:
+        return ExitCode.TERMINATED
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        return _show(error)
+    return ExitCode.OK
+
+
+def _bytes(text: str) -> int:
+    """Return the bytes of a quantity such as 24Gi."""
+    try:
+        count = int(parse_quantity(text))
+    except (ArithmeticError, ValueError):
+        count = 0
+    if count < _LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 24Gi")
+    return count
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens a second")
+    return rate
 
 
 def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
@@ -132,7 +178,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("path", metavar="manifest.yaml", help="the manifest, as for kubectl apply")
     run.add_argument("--work-dir", help="where downloads, caches and checkpoints lie; a rerun goes on from there")
     run.add_argument("--name", help="which object, if the manifest holds several")
+    _add_estimate(commands)
     return parser.parse_args(arguments)
+
+
+def _add_estimate(commands: Any) -> None:
+    estimate = commands.add_parser("estimate", help="say what a LoRAJob would take, and which methods fit which GPU")
+    estimate.add_argument("path", metavar="lorajob.yaml", help="the manifest, as for kubectl apply")
+    estimate.add_argument("--name", help="which object, if the manifest holds several")
+    estimate.add_argument("--model", metavar="FOLDER", help="where the model's config.json lies; no weights are needed")
+    estimate.add_argument("--gpu-memory", type=_bytes, metavar="24Gi", help="memory of the GPU that it shall train on")
+    estimate.add_argument(
+        "--tokens-per-second", type=_rate, metavar="N", help="as an earlier run's status.progress has it: tells hours"
+    )
+    estimate.add_argument("--json", action="store_true", help="for programs, in bytes")
 
 
 def _read_run_spec(path: Path) -> RunSpec:

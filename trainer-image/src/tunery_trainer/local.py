@@ -65,6 +65,19 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
     )
 
 
+def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
+    """Return the spec of the LoRAJob in `path`, for a look at it: nothing that it names need be here.
+
+    Relative file:// URIs are relative to the file. Raises InvalidSpec, and TrainerError where there is no such file.
+    """
+    manifest = _select(_read(path), path, name)
+    if manifest["kind"] != Kind.LORAJOB:
+        raise InvalidSpec([FieldError("kind", f"must be LoRAJob, is {manifest['kind']}: a merge trains nothing")])
+    spec = parse_lorajob(manifest, local=True)
+    folder = path.resolve().parent
+    return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+
+
 def _read(path: Path) -> list[Any]:
     try:
         return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]

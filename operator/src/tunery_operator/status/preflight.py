@@ -65,7 +65,7 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
 
 
 def _take_over(draft: Draft, report: PreflightReport) -> None:
-    for name in ("dataset", "memory", "disk", "resolved"):
+    for name in ("dataset", "memory", "estimate", "disk", "resolved"):
         part = getattr(report, name)
         draft.merge(name, part.to_json_dict() if part else None)
 

@@ -98,7 +98,11 @@ def meta_model(folder: Path) -> PreTrainedModel:
 
 def model_facts(folder: Path) -> ModelFacts:
     """Return what config.json tells about the model in `folder`; raises TrainerError(ModelUnsupported)."""
-    model = meta_model(folder)
+    return facts_of(meta_model(folder), folder)
+
+
+def facts_of(model: PreTrainedModel, folder: Path) -> ModelFacts:
+    """Return what is known of `model`, which `meta_model` has built from `folder`."""
     text = model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return ModelFacts(

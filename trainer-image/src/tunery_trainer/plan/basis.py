@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.adapter.continue_from import settings_from
+from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.inputs.adapter import StartingAdapter
 from tunery_trainer.inputs.location import FetchedModel
-from tunery_trainer.model.load import load_tokenizer, meta_model, model_facts
+from tunery_trainer.model.load import load_tokenizer, meta_model
+from tunery_trainer.model.outline import Outline, outline
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.settings.loop import Chosen
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, RunSettings
+
+_NUMBER: Final = re.compile(r"(^|[.\\])\d|[][*+?|(){}^$]")
+"""What names single layers: a number in a path, or a pattern."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,39 @@ class Basis:
     """The adapter that is trained on; None: a new one is trained."""
     taken: Taken = NOTHING
     """What `spec` has from the checkpoint of resumeFrom."""
+    config_only: bool = False
+    """Whether of the base no more than config.json is there: enough to count, not to train."""
 
     @cached_property
+    def outline(self) -> Outline:
+        """The model's structure, by a few of its layers; raises TrainerError(ModelUnsupported)."""
+        return outline(self.base.folder)
+
+    @property
     def facts(self) -> ModelFacts:
         """What config.json tells; raises TrainerError(ModelUnsupported)."""
-        return model_facts(self.base.folder)
+        return self.outline.facts
+
+    def outline_for(self, settings: RunSettings) -> Outline:
+        """Return the structure to put the adapter of `settings` on: with every layer where it tells them apart."""
+        adapter = settings.adapter
+        names = (*(adapter.target_modules or ()), *adapter.rank_pattern, *adapter.alpha_pattern)
+        return outline(self.base.folder, whole=True) if any(map(_NUMBER.search, names)) else self.outline
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's; raises TrainerError(ModelUnsupported)."""
         return load_tokenizer(self.base.folder)
+
+    def planned_for(self, spec: LoRAJobSpec, device: DeviceFacts) -> Basis:
+        """Return what a plan of another job on the same model is made from, and its structure with it."""
+        other = replace(self, spec=spec, device=device)
+        other.__dict__["outline"] = self.outline
+        return other
+
+    def context(self, steps: int) -> MethodContext:
+        """Return what a method may need to begin with, in a run of so many optimizer steps."""
+        return MethodContext(None if self.config_only else self.tokenizer, steps)
 
     @property
     def on_gpu(self) -> bool:

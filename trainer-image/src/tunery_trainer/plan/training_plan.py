@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -12,20 +13,20 @@ from typing import Final
 from peft import PeftModel
 
 from tunery_api.methods import LoraInit, Method
-from tunery_api.training import Optimizer
-from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
-from tunery_trainer.adapter.methods.base import MethodContext
+from tunery_api.training import Optimizer, Precision
+from tunery_trainer.adapter.attach import attach, target_modules
 from tunery_trainer.adapter.methods.lora_init import check_init
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.losses.answers import sequences_per_row
-from tunery_trainer.model.load import meta_model
-from tunery_trainer.model.memory import MemoryEstimate, MemoryPlan, estimate_memory
+from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
+from tunery_trainer.model.outline import Outline
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.resuming.may_resume import base_of, rows_of, settings_of
 from tunery_trainer.resuming.memo import Origin
 from tunery_trainer.resuming.taken_settings import manifest_of
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.loop import DEFAULT_BATCH_SIZE, Chosen
+from tunery_trainer.settings.memory import MemoryEstimate
 from tunery_trainer.settings.sizing import DataFacts, total_steps
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.settings.units import human_bytes
@@ -55,7 +56,23 @@ class TrainingPlan:
     def fits(self) -> bool:
         """Whether the estimate stays within the device's memory; True where one of the two is not known."""
         available = self.basis.device.memory_bytes
-        return self.memory is None or available is None or self.memory.total <= available
+        return self.memory is None or available is None or self.memory.fits(available)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of the longest sequence, or a little more."""
+        return row_length(self.settings, required(self.data))
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that all steps see, about: rows of the mean length; None where the rows were not read."""
+        found, training = required(self.data), self.settings.training
+        if not found.sequences or not found.tokens:
+            return None
+        rows = self.steps * training.batch_size * training.gradient_accumulation
+        if training.epochs is not None:  # the last step of a pass is of what is left
+            rows = math.ceil(training.epochs * found.sequences)
+        return round(found.tokens / found.sequences * rows)
 
     @cached_property
     def origin(self) -> Origin:
@@ -84,27 +101,35 @@ def plan_training(basis: Basis, rows: int, data: DatasetReport) -> TrainingPlan:
     `rows` counts the rows of the data set (DataRequest.rows), `data` is what was found in them. Raises
     TrainerError(InvalidSpec) for what the manifest names and the model does not have.
     """
-    choices = basis.choices(rows)
-    for choice in choices[:-1]:
-        plan = _plan(basis, choice, data)
-        if plan.fits:
-            return _with_numbers(plan)
-    return _with_numbers(_plan(basis, choices[-1], data))
+    tried: list[TrainingPlan] = []
+    for choice in basis.choices(rows):
+        tried.append(plan_method(basis, choice, data))
+        if tried[-1].fits:
+            break
+    return _with_numbers(tried)
 
 
-def _with_numbers(plan: TrainingPlan) -> TrainingPlan:
-    """Add to the reason the numbers that Auto has decided by."""
+def _with_numbers(tried: Sequence[TrainingPlan]) -> TrainingPlan:
+    """Return the last of the plans that Auto has made, and add to its reason the numbers that it has decided by."""
+    plan = tried[-1]
     available = plan.basis.device.memory_bytes
     if plan.basis.spec.method is not Method.AUTO or plan.memory is None or available is None:
         return plan
+    others = "".join(
+        f"; {each.settings.method} would take {human_bytes(each.memory.total)}" for each in tried[:-1] if each.memory
+    )
     reason = (
-        f"{plan.settings.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}."
+        f"{plan.settings.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}"
+        f"{others}."
     )
     return plan.with_settings(dataclasses.replace(plan.settings, method_reason=reason))
 
 
-def _plan(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPlan:
-    """Return the plan of one method, with the largest batch and the least recomputing that fit."""
+def plan_method(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPlan:
+    """Return the plan of one method, with the largest batch and the least recomputing that fit.
+
+    Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    """
     candidate = _candidate(basis, choice, data)
     plan = candidate.plan(Optimizer.ADAMW)
     # On a CPU bitsandbytes' optimizers only cost time.
@@ -115,17 +140,16 @@ def _plan(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPl
 
 def _candidate(basis: Basis, choice: MethodChoice, data: DatasetReport) -> _Candidate:
     """Return a method with its adapter on a model without weights; raises TrainerError(InvalidSpec)."""
-    tokens = data.tokens
-    if tokens is None:
-        raise ValueError("the data set is not tokenised")
+    tokens = required(data)
     facts = DataFacts(tokens.sequences, tokens.packed, tokens.held_out_share, basis.taken.rows)
     resolved = basis.settings(choice, Chosen(facts))
     steps = total_steps(tokens.sequences, resolved.training)
     # How the adapter starts changes neither its shape nor its memory, and would need the weights.
     plain = dataclasses.replace(resolved, adapter=dataclasses.replace(resolved.adapter, init=LoraInit.DEFAULT))
-    model = attach(meta_model(basis.base.folder), plain, MethodContext(basis.tokenizer, steps)).train()
+    outline = basis.outline_for(resolved)
+    model = attach(outline.fresh(), plain, basis.context(steps)).train()
     check_init(model, resolved)
-    return _Candidate(basis, choice, data, tokens, facts, model)
+    return _Candidate(basis, choice, data, facts, outline, model)
 
 
 @dataclass(frozen=True)
@@ -135,9 +159,15 @@ class _Candidate:
     basis: Basis
     choice: MethodChoice
     data: DatasetReport
-    tokens: TokenReport
     facts: DataFacts
+    outline: Outline
     model: PeftModel
+    """On a few layers."""
+
+    @property
+    def tokens(self) -> TokenReport:
+        """What the rows are once they are tokenised."""
+        return required(self.data)
 
     def plan(self, optimizer: Optimizer) -> TrainingPlan:
         """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
@@ -153,7 +183,7 @@ class _Candidate:
             settings=settings,
             steps=total_steps(self.tokens.sequences, settings.training),
             target_modules=target_modules(self.model),
-            trainable_parameters=trainable_parameters(self.model),
+            trainable_parameters=trained_number(self.model, self.outline),
             memory=estimate,
         )
 
@@ -167,9 +197,13 @@ class _Candidate:
             gradient_checkpointing=training.gradient_checkpointing,
             on_gpu=self.basis.on_gpu,
             sequences=sequences_per_row(settings.task),
+            precision=training.precision,
+            masked=not (training.packing and self.basis.on_gpu and training.precision is Precision.BFLOAT16),
+            recomputable=settings.method is not Method.PREFIX_TUNING,
+            keepable=self.basis.device.memory_bytes is not None or not training.gradient_checkpointing,
         )
         try:
-            return estimate_memory(self.model, plan)
+            return estimate_memory(self.model, self.outline, plan)
         except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
             _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
             return None
@@ -185,10 +219,18 @@ def _largest(basis: Basis, resolved: RunSettings, estimate: MemoryEstimate, chos
     most = rows if basis.on_gpu else min(rows, DEFAULT_BATCH_SIZE)
     wanted = min(most, basis.spec.training.batch_size or math.ceil(_BUSY_TOKENS / estimate.length))
     kept, recomputed = (estimate.of(1, again).largest_batch(available) or 0 for again in (False, True))
-    again = kept < wanted
+    asked = basis.spec.training.gradient_checkpointing
+    again = kept < wanted if asked is None else asked
     fitting = max(1, min(most, recomputed if again else kept))
     # A power of two, as the rows of a step are: the same rows make a step whatever fits.
     return dataclasses.replace(chosen, batch_size=2 ** int(math.log2(fitting)), gradient_checkpointing=again)
+
+
+def required(data: DatasetReport) -> TokenReport:
+    """Return what the rows are once they are tokenised; raises ValueError where they are not."""
+    if data.tokens is None:
+        raise ValueError("the data set is not tokenised")
+    return data.tokens
 
 
 def row_length(resolved: RunSettings, tokens: TokenReport) -> int:

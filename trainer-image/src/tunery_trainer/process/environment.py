@@ -60,17 +60,21 @@ def prepare_environment(work_dir: Path, gpus: int) -> None:
         path = work_dir / "cache" / folder
         path.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(path)
-    os.environ.update(_ALWAYS)
-    # The libraries' advice to their programmers would bury what the user has to read.
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    _log_to_stderr()
+    be_quiet()
     threads = str(cpu_limit())
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ["CUDA_VISIBLE_DEVICES"] = visible if gpus else ""
+
+
+def be_quiet() -> None:
+    """Keep the libraries' advice to their programmers from burying what the user has to read."""
+    os.environ.update(_ALWAYS)
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _log_to_stderr()
 
 
 def _log_to_stderr() -> None:

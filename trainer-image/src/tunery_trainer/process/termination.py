@@ -18,6 +18,7 @@ _DROPPED_FIRST: Final = (
     ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
+    ("estimate",),
     ("resolved", "values"),
     ("resolved", "targetModules"),
     ("inputs",),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.tasks.question import Question
 
 
 def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | RunResult:
@@ -23,6 +24,13 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
     if result.adapter:
         print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
     return result
+
+
+def answer(question: Question) -> None:
+    """Print what a job would take; raises InvalidSpec and TrainerError."""
+    from tunery_trainer.tasks.estimate import run_estimate
+
+    run_estimate(question)
 
 
 def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:

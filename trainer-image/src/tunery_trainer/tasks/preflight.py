@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
@@ -19,6 +19,7 @@ from tunery_trainer.reporting.status_parts import dataset_status, resolved_statu
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
+from tunery_trainer.settings.memory import MemoryEstimate, usable
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
@@ -27,6 +28,9 @@ from tunery_trainer.tasks.frame import probe_places
 if TYPE_CHECKING:
     from tunery_trainer.plan.disk import DiskUse
     from tunery_trainer.plan.training_plan import TrainingPlan
+
+_SHORTEST: Final = 64
+"""Tokens: shorter rows are not worth a suggestion."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _check(work: Workspace, found: _Found) -> PreflightReport:
         check_origin(source.memo.origin, source.record.step, plan.origin)
     disk = estimate_disk(Path(work.run.work_dir), plan, found.files)
     report = _report(work, found, plan, disk)
-    _check_memory(plan)
+    check_memory(plan)
     check_disk(work, disk)
     return report
 
@@ -107,6 +111,7 @@ def _report(work: Workspace, found: _Found, plan: TrainingPlan, disk: DiskUse) -
     return PreflightReport(
         dataset=dataset_status(plan.data, plan.settings),
         memory=plan.memory.to_status(plan.basis.device.memory_bytes) if plan.memory else None,
+        estimate=plan.memory.in_parts(plan.steps, plan.tokens) if plan.memory else None,
         disk=disk_status(work, disk),
         resolved=resolved_status(
             with_resumed(plan.settings, found.source.record if found.source else None),
@@ -132,17 +137,32 @@ def _check_steps(plan: TrainingPlan) -> None:
         )
 
 
-def _check_memory(plan: TrainingPlan) -> None:
+def check_memory(plan: TrainingPlan) -> None:
+    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
     estimate, devices = plan.memory, plan.basis.device
     if estimate is None or devices.memory_bytes is None or plan.fits:
         return
-    largest = estimate.largest_batch(devices.memory_bytes)
     device = "the GPU" if devices.kind is DeviceKind.CUDA else "the container"
-    advice = f"training.batchSize: {largest} fits" if largest else "not even training.batchSize: 1 fits"
     raise TrainerError(
         FailureReason.WONT_FIT,
-        f"training needs about {human_bytes(estimate.total)}, {device} has {human_bytes(devices.memory_bytes)}; "
-        f"{advice}",
+        f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
+        f"which {human_bytes(usable(devices.memory_bytes))} are counted on",
+        _what_fits(plan, estimate, devices.memory_bytes),
+    )
+
+
+def _what_fits(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> str | None:
+    """Return the change to the manifest by which it would fit; None: the usual hint."""
+    largest = estimate.largest_batch(available)
+    if largest:
+        return f"Set spec.training.batchSize to {largest}, or leave it out, in a new job."
+    shorter = int(plan.row_length * estimate.share_of_length(available))
+    if shorter < _SHORTEST:
+        return None
+    quantised = "" if plan.settings.quantization else "take QLoRA, or "
+    return (
+        f"Not even one row fits: {quantised}set spec.training.maxLength to {shorter} and leave spec.training.batchSize "
+        "out, or ask for a GPU with more memory, in a new job."
     )
 
 

@@ -20,7 +20,8 @@ Batch = Mapping[str, torch.Tensor]
 class MethodContext:
     """What a method may need to begin with, beside the settings."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None: how the adapter begins does not matter, since it is only counted."""
     total_steps: int
     """Optimizer steps of the whole run; AdaLoRA plans its budget over them."""
     batches: Iterable[Batch] | None = None

@@ -35,7 +35,9 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
     """Return number and width of the heads that keys have: configurations name them too differently to be read."""
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     layers = model(input_ids=token, use_cache=True).past_key_values.layers
-    shapes = {(layer.keys.shape[1], layer.keys.shape[3]) for layer in layers if hasattr(layer, "keys")}
+    shapes = {
+        (layer.keys.shape[1], layer.keys.shape[3]) for layer in layers if getattr(layer, "keys", None) is not None
+    }
     if len(shapes) != 1:
         raise TrainerError(
             FailureReason.INVALID_SPEC,
@@ -50,9 +52,9 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
 def _begin(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Start from the keys and values of real tokens, which the paper found best; a projection starts at random."""
     settings = prompt_settings(resolved)
-    if settings.projection:
-        return
     base = model.get_base_model()
+    if settings.projection or start.tokenizer is None or base.device.type == "meta":  # then it is only counted
+        return
     ids = start_tokens(settings, start.tokenizer, resolved.training.seed).to(base.device)
     cache = base(input_ids=ids[None], use_cache=True).past_key_values
     # PEFT's order: for each token, layer by layer, the keys of all heads and then the values.

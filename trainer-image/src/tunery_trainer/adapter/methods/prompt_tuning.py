@@ -53,6 +53,8 @@ def prompt_config(model: PreTrainedModel, resolved: RunSettings, start: MethodCo
 @torch.no_grad()
 def _begin(model: PeftModel, resolved: RunSettings, start: MethodContext) -> None:
     """Copy the embeddings of real tokens: random ones lie outside of what the model has ever read."""
+    if start.tokenizer is None:
+        return
     embeddings = model.get_base_model().get_input_embeddings()
     ids = start_tokens(prompt_settings(resolved), start.tokenizer, resolved.training.seed)
     weight = model.prompt_encoder[ADAPTER].embedding.weight

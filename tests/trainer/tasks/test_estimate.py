@@ -1,0 +1,109 @@
+"""`estimate`: what a job would take, by the real command line, from config.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunery_api.exitcodes import ExitCode
+from tunery_trainer.cli import main
+from tunery_trainer.plan.method_table import GPU_CLASSES
+
+from kit.story import Case, manifest, write_manifest
+
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "workspace", "overhead", "slack")
+
+
+@pytest.fixture
+def bare(tmp_path: Path, llama: Path) -> Path:
+    """A folder with nothing but config.json."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((llama / "config.json").read_bytes())
+    return folder
+
+
+def job(folder: Path, **changes: Any) -> Path:
+    """Write a job for a cluster, of which nothing is here."""
+    secret = {"secretRef": {"name": "s3"}}
+    spec = {
+        "model": {"uri": "s3://models/base"} | secret,
+        "dataset": {"uri": "s3://data/rows.jsonl"} | secret,
+        "output": {"uri": "s3://adapters/out"} | secret,
+        "resources": {"gpus": 1},
+    }
+    return write_manifest(folder, manifest(folder, **spec | changes))
+
+
+def test_a_job_of_a_cluster_is_told_in_parts_and_in_a_table(
+    tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", str(job(tmp_path)), "--model", str(bare)]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    assert "not read; rows taken to be of maxLength, 20 steps" in out
+    for words in ("base weights", "adapter", "gradients", "optimizer", "activations", "allocator's slack", "together"):
+        assert f"  {words} " in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("LoRA", "QLoRA", "QDoRA", "IA3", "Prefix"))]
+    assert {row[0] for row in rows} == {"LoRA", "QLoRA", "QDoRA", "IA3", "PrefixTuning"}
+    assert all(len(row) == 5 + len(GPU_CLASSES) - (row[1] in ("Int8", "NF4") and row[2] != "double") for row in rows)
+    assert all(row[-1].isdigit() for row in rows), "a tiny model fits everywhere"
+
+
+def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(case(method="QLoRA")), "--json", "--tokens-per-second", "10"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    estimate = told["estimate"]
+    assert sum(estimate[f"{part}Bytes"] for part in PARTS) == told["memory"]["estimateBytes"]
+    assert told["memory"]["availableBytes"] == 24 * 2**30, "resources.memory, as the job trains on a CPU"
+    assert (told["method"], told["quantization"], estimate["steps"]) == ("QLoRA", "NF4", 20)
+    assert told["rows"] == 120
+    assert told["seconds"] == pytest.approx(estimate["tokens"] / 10)
+    assert {row["quantization"] for row in told["table"]} == {None, "Int8", "NF4", "NF4 double"}
+    assert all(set(row["largestBatch"]) == {gpu.name for gpu in GPU_CLASSES} for row in told["table"])
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["estimate", str(job(tmp_path)), "--model", str(bare), "--gpu-memory", "600Mi"]
+    assert main(arguments) == ExitCode.OK
+    assert "It does not fit: not even one row does." in capsys.readouterr().out
+
+
+def test_auto_says_what_it_takes_and_why(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, method="Auto", lora={"rank": 8})
+    assert main(["estimate", str(path), "--model", str(bare), "--gpu-memory", "16Gi"]) == ExitCode.OK
+    assert "Method    LoRA. The model fits unquantised" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "said"),
+    [
+        ([], {}, "ModelNotFound: spec.model.uri: s3://models/base is not read here"),
+        ([], {"model": {"uri": "hf://nobody/nothing"}}, "the hub's cache on this machine has no config.json of nobody"),
+        (["--model", "/nowhere"], {}, "--model /nowhere is not a folder"),
+        (["--gpu-memory", "much"], {}, "'much' is no size such as 24Gi"),
+        (["--tokens-per-second", "0"], {}, "'0' is no number of tokens a second"),
+        ([], {"lora": {"rank": 0}}, "spec.lora.rank: must be at least 1, is 0"),
+    ],
+)
+def test_what_is_missing_is_named_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], changes: dict[str, Any], said: str
+) -> None:
+    assert main(["estimate", str(job(tmp_path, **changes)), *arguments]) != ExitCode.OK
+    message, hint = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert said in message
+    assert hint
+
+
+def test_a_file_that_is_not_there_and_a_merge_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(tmp_path / "none.yaml")]) != ExitCode.OK
+    assert "there is no file" in capsys.readouterr().err
+    merge = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "m"}, "spec": {}}
+    path = tmp_path / "merge.yaml"
+    path.write_text(yaml.safe_dump(merge))
+    assert main(["estimate", str(path)]) != ExitCode.OK
+    assert "kind: must be LoRAJob, is AdapterMerge" in capsys.readouterr().err

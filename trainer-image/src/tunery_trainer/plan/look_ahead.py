@@ -1,0 +1,78 @@
+"""A look at a job before it is applied: its plan from config.json alone, and the table of what else would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+from tunery_api.inputs import DatasetFormat
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunIdentity
+from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.location import DataFiles, FetchedModel
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.plan.method_table import GPU_CLASSES, method_table
+from tunery_trainer.plan.prepared_rows import survey
+from tunery_trainer.plan.request import request_data
+from tunery_trainer.plan.training_plan import plan_training
+from tunery_trainer.settings.look import Estimated, TableLine
+from tunery_trainer.settings.types import DeviceFacts
+
+_RUN: Final = RunIdentity(kind="LoRAJob", namespace="local", name="estimate", uid="")
+_MANY: Final = 20_000
+"""Rows of a data set that was not read: enough for every method and the largest steps."""
+
+
+def look_ahead(spec: LoRAJobSpec, folder: Path, device: DeviceFacts, files: DataFiles | None) -> Estimated:
+    """Return what the job would take; without `files` its rows are taken to be many, and of maxLength.
+
+    `folder` holds the model's config.json, and where there are `files` its tokenizer.
+    Raises TrainerError as preflight does, and ModelUnsupported for a model that cannot be counted without weights.
+    """
+    basis = Basis(_RUN, spec, FetchedModel(folder, None, 0), device, config_only=files is None)
+    rows, data = _read(basis, files) if files else (_MANY, _unread(spec.training.max_length))
+    plan = plan_training(basis, rows, data)
+    if plan.memory is None:
+        raise TrainerError(
+            FailureReason.MODEL_UNSUPPORTED,
+            f"spec.model.uri: {basis.facts.architecture} cannot be counted without its weights",
+            "Jobs on it run all the same: what cannot be known beforehand refuses none.",
+        )
+    return Estimated(
+        model=spec.model.uri,
+        parameters=basis.facts.parameters,
+        settings=plan.settings,
+        memory=plan.memory,
+        available=device.memory_bytes,
+        rows=data.rows if files else None,
+        steps=plan.steps if files or spec.training.max_steps else None,
+        tokens=plan.tokens,
+        table=_table(basis, plan.settings.training.max_length),
+    )
+
+
+def _read(basis: Basis, files: DataFiles) -> tuple[int, DatasetReport]:
+    """Return how many rows there are, where that decides the method, and what was found in them."""
+    request = request_data(basis, files)
+    return request.rows, survey(request, basis.tokenizer, None)
+
+
+def _unread(length: int) -> DatasetReport:
+    counts: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(TokenReport)), 0)
+    tokens = TokenReport(**counts | {"p99_length": length, "template": "", "sequences": _MANY, "packed": False})
+    return DatasetReport(0, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
+
+
+def _table(basis: Basis, length: int) -> list[TableLine]:
+    return [
+        TableLine(
+            method=row.method.value,
+            quantization=row.quantization,
+            total_bytes=row.estimate.total,
+            largest={gpu.name: row.largest_batch(gpu) for gpu in GPU_CLASSES},
+        )
+        for row in method_table(basis, _unread(length))
+    ]

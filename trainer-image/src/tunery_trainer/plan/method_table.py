@@ -1,0 +1,108 @@
+"""The guide's table for any model: what each method takes, and in how large batches it fits on each kind of GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tunery_api.methods import Method, QuantizationSpec, QuantizationType
+from tunery_trainer.data.options import DatasetReport
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.model.memory import weights_bytes
+from tunery_trainer.plan.basis import Basis
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_method
+from tunery_trainer.settings.auto_method import MethodChoice
+from tunery_trainer.settings.memory import MemoryEstimate
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+
+_MIB: Final = 2**20
+
+
+@dataclass(frozen=True)
+class GpuClass:
+    """A kind of GPU."""
+
+    name: str
+    memory_bytes: int
+    """As its driver tells it."""
+
+
+GPU_CLASSES: Final = (
+    GpuClass("T4 16", 15_360 * _MIB),
+    GpuClass("L4 24", 23_034 * _MIB),
+    GpuClass("4090 24", 24_564 * _MIB),
+    GpuClass("A100 40", 40_960 * _MIB),
+    GpuClass("L40S 48", 46_068 * _MIB),
+    GpuClass("A6000 48", 49_140 * _MIB),
+    GpuClass("H100 80", 81_559 * _MIB),
+    GpuClass("A100 80", 81_920 * _MIB),
+    GpuClass("H200 141", 143_771 * _MIB),
+    GpuClass("B200 192", 183_359 * _MIB),
+)
+"""By name and GB as they are sold."""
+_METHODS: Final = (Method.LORA, Method.DORA, Method.ADALORA, Method.IA3, Method.PREFIX_TUNING, Method.PROMPT_TUNING)
+_QUANTISED: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
+"""The names of methods on a quantised base, where they have one of their own."""
+_FOUR_BITS: Final = QuantizationSpec(type=QuantizationType.NF4, double_quant=True)
+_EIGHT_BITS: Final = QuantizationSpec(type=QuantizationType.INT8)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One method on a base that is quantised, or is not."""
+
+    method: Method
+    quantization: str
+    """As people say it; empty: none."""
+    estimate: MemoryEstimate
+    """Of one row of maxLength, its activations recomputed where the method can."""
+
+    def largest_batch(self, gpu: GpuClass) -> int | None:
+        """Return the largest batch that fits; None where not even one row does."""
+        return self.estimate.largest_batch(gpu.memory_bytes)
+
+
+def method_table(basis: Basis, data: DatasetReport) -> Iterator[TableRow]:
+    """Yield what each method would take on a GPU for rows as in `data`; what the model cannot do is left out.
+
+    Everything else is as the manifest has it. FP4 takes what NF4 takes.
+    """
+    stored = basis.facts.stored
+    for method in _METHODS:
+        named = _QUANTISED.get(method, method)
+        if stored is not None:
+            yield from _rows(_plan(basis, named, None, data), f"{stored.type} as stored")
+            continue
+        yield from _rows(_plan(basis, method, None, data), "")
+        if method is not Method.DORA:
+            yield from _rows(_plan(basis, named, _EIGHT_BITS, data), "Int8")
+        yield from _in_4_bits(_plan(basis, named, _FOUR_BITS, data))
+
+
+def _plan(
+    basis: Basis, method: Method, quantization: QuantizationSpec | None, data: DatasetReport
+) -> TrainingPlan | None:
+    spec = basis.spec.model_copy(update={"method": method, "quantization": quantization})
+    other = basis.planned_for(spec, DeviceFacts(DeviceKind.CUDA, None, bfloat16=True))
+    try:
+        return plan_method(other, MethodChoice(method, ""), data)
+    except TrainerError:
+        return None
+
+
+def _rows(plan: TrainingPlan | None, quantization: str) -> Iterator[TableRow]:
+    if plan is not None and plan.memory is not None:
+        yield TableRow(plan.settings.method, quantization, plan.memory.of(1, gradient_checkpointing=True))
+
+
+def _in_4_bits(plan: TrainingPlan | None) -> Iterator[TableRow]:
+    """Yield both ways to store the constants of quantisation, which differ in nothing else."""
+    if plan is None or plan.settings.quantization is None:
+        return
+    plain = dataclasses.replace(plan.settings.quantization, double_quant=False)
+    weights = weights_bytes(plan.basis.outline, plain, plan.settings.training.precision)
+    for row in _rows(plan, "NF4 double"):
+        yield dataclasses.replace(row, quantization="NF4", estimate=dataclasses.replace(row.estimate, weights=weights))
+        yield row

@@ -1,0 +1,111 @@
+"""What a job would take, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from tunery_trainer.settings.look import Estimated
+from tunery_trainer.settings.memory import ALLOCATOR_SLACK, usable
+from tunery_trainer.settings.units import human_bytes
+
+_HOUR: Final = 3600
+_PARTS: Final = {
+    "weights_bytes": "base weights",
+    "adapter_bytes": "adapter",
+    "gradients_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
+    "activations_bytes": "activations",
+    "workspace_bytes": "head and workspace",
+    "overhead_bytes": "process",
+    "slack_bytes": "allocator's slack",
+}
+
+
+def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
+    """Return it for programs: the names of status.estimate, and bytes; `rate` in tokens a second, where it is known."""
+    training = found.settings.training
+    parts = found.memory.in_parts(found.steps, found.tokens).to_json_dict()
+    return {
+        "model": found.model,
+        "parameters": found.parameters,
+        "method": found.settings.method.value,
+        "methodReason": found.settings.method_reason,
+        "quantization": found.settings.quantization.type.value if found.settings.quantization else None,
+        "batchSize": training.batch_size,
+        "gradientCheckpointing": training.gradient_checkpointing,
+        "rowTokens": found.memory.length,
+        "rows": found.rows,
+        "seconds": found.seconds(rate),
+        "memory": found.memory.to_status(found.available).to_json_dict(),
+        "estimate": parts,
+        "maxLength": training.max_length,
+        "table": [
+            {
+                "method": line.method,
+                "quantization": line.quantization or None,
+                "totalBytes": line.total_bytes,
+                "largestBatch": dict(line.largest),
+            }
+            for line in found.table
+        ],
+    }
+
+
+def as_text(found: Estimated, rate: float | None) -> str:
+    """Return it for people, in lines of at most 120 characters; `rate` in tokens a second, where it is known."""
+    return "\n".join([*_head(found, rate), "", *_parts(found), "", *_table(found)])
+
+
+def _head(found: Estimated, rate: float | None) -> Iterable[str]:
+    settings, training = found.settings, found.settings.training
+    quantised = f" on {settings.quantization.type.value}" if settings.quantization else ""
+    yield _short(f"Model     {found.model}, {found.parameters / 1e9:.3g} billion parameters")
+    yield _short(f"Method    {settings.method.value}{quantised}. {settings.method_reason}")
+    kept = "recomputed" if training.gradient_checkpointing else "kept"
+    yield f"Batch     {training.batch_size} rows of {found.memory.length} tokens, activations {kept}"
+    yield f"Data      {_data(found)}"
+    seconds = found.seconds(rate)
+    if seconds is not None:
+        yield f"Time      {seconds / _HOUR:.1f} hours at {rate:g} tokens a second"
+    elif rate is not None:
+        yield "Time      not known: the data was not read"
+
+
+def _data(found: Estimated) -> str:
+    read = f"{found.rows} rows" if found.rows is not None else "not read; rows taken to be of maxLength"
+    steps = f", {found.steps} steps" if found.steps is not None else ""
+    return read + steps + (f", about {found.tokens} tokens" if found.tokens is not None else "")
+
+
+def _parts(found: Estimated) -> Iterable[str]:
+    parts = found.memory.in_parts()
+    for name, text in _PARTS.items():
+        yield f"  {text:<20}{human_bytes(getattr(parts, name)):>10}"
+    available = found.available
+    told = f" of {human_bytes(available)}, {human_bytes(usable(available))} of them counted on" if available else ""
+    yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
+    yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
+    if available and not found.memory.fits(available):
+        largest = found.memory.largest_batch(available)
+        yield f"It does not fit: {f'training.batchSize {largest} does' if largest else 'not even one row does'}."
+
+
+def _table(found: Estimated) -> Iterable[str]:
+    names = list(found.table[0].largest) if found.table else []
+    length = found.settings.training.max_length
+    yield f"The largest batch of rows of {length} tokens that fits, by GPU and its GB; - where not even one row does:"
+    for part, first in enumerate((("method", "base", "one row"), ("", "", ""))):
+        yield _line(*first, [name.split()[part] for name in names])
+    for line in found.table:
+        cells = ["-" if size is None else str(size) for size in line.largest.values()]
+        yield _line(line.method, line.quantization or "16 bits", human_bytes(line.total_bytes), cells)
+    yield f"Activations are recomputed, {ALLOCATOR_SLACK:.0%} are slack of the allocator. FP4 takes what NF4 takes."
+
+
+def _line(method: str, base: str, total: str, cells: Iterable[str]) -> str:
+    return f"{method:<13}{base:<11}{total:>10}" + "".join(f"{cell:>8}" for cell in cells)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -1,0 +1,43 @@
+"""What a look at a job before it is applied has found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tunery_trainer.settings.memory import MemoryEstimate
+from tunery_trainer.settings.types import RunSettings
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """One method in the table."""
+
+    method: str
+    quantization: str
+    total_bytes: int
+    """Of one row."""
+    largest: Mapping[str, int | None]
+    """By kind of GPU the largest batch that fits; None: not even one row."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What was found."""
+
+    model: str
+    parameters: int
+    settings: RunSettings
+    memory: MemoryEstimate
+    available: int | None
+    """Bytes of the device; None: not known."""
+    rows: int | None
+    """Of the data set; None where it was not read."""
+    steps: int | None
+    """None where they depend on data that was not read."""
+    tokens: int | None
+    table: Sequence[TableLine]
+
+    def seconds(self, rate: float | None) -> float | None:
+        """Return how long training takes at so many tokens a second; None where that or the tokens are not known."""
+        return None if self.tokens is None or rate is None else self.tokens / rate

@@ -1,0 +1,133 @@
+"""The memory of a run in parts, and what follows from it: does it fit, and in batches of how many rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from tunery_api.estimate import EstimateStatus
+from tunery_api.status import MemoryStatus
+
+ALLOCATOR_SLACK: Final = 0.05
+"""Share of its tensors that a caching allocator loses to fragments. Assumed before the published runs of
+docs/estimate.md were looked at, which it fits."""
+SAFETY: Final = 0.06
+"""Share of the device that is left free: what the published runs took more than was estimated, at most."""
+
+
+class Line(NamedTuple):
+    """Bytes that do not depend on the rows of a batch, and those of each row."""
+
+    once: int
+    per_row: int
+
+    def of(self, rows: int) -> int:
+        """Return the bytes of so many rows."""
+        return self.once + rows * self.per_row
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a forward and backward pass holds beside parameters, gradients and optimizer."""
+
+    peak: Line
+    kept: Line
+    """What forward leaves for backward; the rest of the peak is what backward works with."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Peak bytes of the device while training, by what they hold."""
+
+    weights: int
+    """The frozen base, as it is stored there."""
+    adapter: int
+    gradients: int
+    optimizer: int
+    """The optimizer's state, and what AdaLoRA remembers of each weight."""
+    plain: Activations
+    """Where all activations are kept."""
+    recomputing: Activations
+    """Where each layer keeps its input, and is computed again in backward."""
+    overhead: int
+    """What the process takes beside tensors."""
+    length: int
+    """Tokens of a row, of both answers of a pair."""
+    batch_size: int
+    gradient_checkpointing: bool
+
+    @property
+    def activations(self) -> Activations:
+        """Those of this run."""
+        return self.recomputing if self.gradient_checkpointing else self.plain
+
+    @property
+    def total(self) -> int:
+        """All bytes, the allocator's slack included."""
+        return self._with(self.batch_size)
+
+    @property
+    def slack(self) -> int:
+        """Bytes that the allocator loses to fragments."""
+        return self.total - self.overhead - self._tensors(self.batch_size)
+
+    def of(self, batch_size: int, gradient_checkpointing: bool) -> MemoryEstimate:
+        """Return the estimate of the same run with another batch, recomputing activations or not."""
+        return replace(self, batch_size=batch_size, gradient_checkpointing=gradient_checkpointing)
+
+    def fits(self, available: int) -> bool:
+        """Say whether a device of `available` bytes holds it, with some of it left free."""
+        return self.total <= usable(available)
+
+    def largest_batch(self, available: int) -> int | None:
+        """Return the largest batch size that fits into `available` bytes; None if not even one row does."""
+        room = usable(available)
+        if self._with(1) > room:
+            return None
+        largest = int((room - self._with(0)) / max(1.0, self.activations.peak.per_row * (1 + ALLOCATOR_SLACK)))
+        return max(1, largest)
+
+    def share_of_length(self, available: int) -> float:
+        """Return to which share of its length a batch of one row must shrink to fit; 0 where none would.
+
+        A row of half the length takes at most half the memory.
+        """
+        room = usable(available) - self._with(0)
+        return max(0.0, min(1.0, room / (self.activations.peak.per_row * (1 + ALLOCATOR_SLACK))))
+
+    def to_status(self, available: int | None) -> MemoryStatus:
+        """Return what status.memory shows."""
+        return MemoryStatus(
+            estimate_bytes=self.total,
+            available_bytes=available,
+            suggested_batch_size=self.largest_batch(available) if available else None,
+        )
+
+    def in_parts(self, steps: int | None = None, tokens: int | None = None) -> EstimateStatus:
+        """Return what status.estimate shows, of a run of so many optimizer steps that sees so many tokens."""
+        kept = self.activations.kept.of(self.batch_size)
+        return EstimateStatus(
+            weights_bytes=self.weights,
+            adapter_bytes=self.adapter,
+            gradients_bytes=self.gradients,
+            optimizer_bytes=self.optimizer,
+            activations_bytes=kept,
+            workspace_bytes=max(0, self.activations.peak.of(self.batch_size) - kept),
+            overhead_bytes=self.overhead,
+            slack_bytes=self.slack,
+            row_bytes=int(self.activations.peak.per_row * (1 + ALLOCATOR_SLACK)),
+            steps=steps,
+            tokens=tokens,
+        )
+
+    def _tensors(self, batch: int) -> int:
+        fixed = self.weights + self.adapter + self.gradients + self.optimizer
+        return fixed + self.activations.peak.of(batch)
+
+    def _with(self, batch: int) -> int:
+        return self.overhead + int(self._tensors(batch) * (1 + ALLOCATOR_SLACK))
+
+
+def usable(available: int) -> int:
+    """Return how much of a device's memory an estimate may take."""
+    return int(available * (1 - SAFETY))

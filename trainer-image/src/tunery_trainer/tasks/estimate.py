@@ -1,0 +1,56 @@
+"""Estimate: what a job would take, without a cluster, without weights, and without the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tunery_api.fields import parse_quantity
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_trainer.inputs.fetch import fetch_dataset
+from tunery_trainer.inputs.local_model import local_model
+from tunery_trainer.inputs.location import DataFiles, Location
+from tunery_trainer.local import read_lorajob
+from tunery_trainer.process.environment import be_quiet, go_offline
+from tunery_trainer.reporting.estimate_text import as_json, as_text
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.storage.credentials import ambient
+from tunery_trainer.tasks.question import Question
+
+
+def run_estimate(question: Question) -> None:
+    """Print what the job takes, in parts, and the table of all methods on all kinds of GPU.
+
+    Raises InvalidSpec; TrainerError where the model's config.json is not here, is of no model that can be trained, or
+    of one that cannot do what the manifest asks for; and for a data set that is here, what preflight would.
+    """
+    spec = read_lorajob(question.manifest, question.name)
+    folder = local_model(spec.model.uri, spec.model.revision, question.model)
+    files = _files_here(spec)
+    be_quiet()
+    go_offline()
+    from tunery_trainer.plan.look_ahead import look_ahead
+
+    found = look_ahead(spec, folder, _device(question, spec), files)
+    if question.machine_readable:
+        print(json.dumps(as_json(found, question.tokens_per_second), indent=2), flush=True)
+    else:
+        print(as_text(found, question.tokens_per_second), flush=True)
+
+
+def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
+    """Return what the job would train on: a GPU of the named memory, or a container's CPUs."""
+    if spec.resources.gpus:
+        return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True)
+    return DeviceFacts(DeviceKind.CPU, int(parse_quantity(spec.resources.memory)), bfloat16=False)
+
+
+def _files_here(spec: LoRAJobSpec) -> DataFiles | None:
+    """Return the data set's files where they lie on this machine, else None."""
+    evaluation = spec.dataset.evaluation
+    own = evaluation.uri if evaluation else None
+    uris = [spec.dataset.uri, *([own] if own else [])]
+    if not all(uri.startswith("file://") for uri in uris):
+        return None
+    train, *others = (fetch_dataset(Location(uri, ambient(), allow_file=True), Path()) for uri in uris)
+    return DataFiles(train, others[0] if others else None)

@@ -1,0 +1,22 @@
+"""What is asked of an estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person asks before a job is applied."""
+
+    manifest: Path
+    name: str | None
+    """Which object, where the manifest holds several."""
+    model: Path | None
+    """The folder of the model's config.json; None: where the manifest says."""
+    gpu_memory: int | None
+    """Bytes of the GPU; None: not known."""
+    tokens_per_second: float | None
+    """As measured by an earlier run; None: no time is told."""
+    machine_readable: bool
