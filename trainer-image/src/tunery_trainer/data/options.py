@@ -65,7 +65,9 @@ class TokenReport:
     lost_tokens: int
     """Tokens that were cut off."""
     p50_length: int
+    p90_length: int
     p99_length: int
+    longest: int
     unlearnable_rows: int
     """Rows left out because cutting them to maxLength left no token of an answer."""
     examples: int

@@ -9,7 +9,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.preference import TrainingTask
 from tunery_trainer.data.options import DataOptions
-from tunery_trainer.data.scan import scan
+from tunery_trainer.data.scan import count_rows
 from tunery_trainer.inputs.location import DataFiles
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.settings.sizing import sequences_to_pack
@@ -27,7 +27,7 @@ class DataRequest:
 
 
 def request_data(basis: Basis, files: DataFiles) -> DataRequest:
-    """Return what preflight and training ask for alike. Raises TrainerError: InvalidSpec, and those of `scan`."""
+    """Return what preflight and training ask for alike. Raises TrainerError: InvalidSpec, and those of `count_rows`."""
     rows = _count_rows(basis.spec, files)
     # As far as they do not depend on tokens.
     settings = basis.settings(basis.choices(rows)[0], None)
@@ -36,7 +36,7 @@ def request_data(basis: Basis, files: DataFiles) -> DataRequest:
 
 def _count_rows(spec: LoRAJobSpec, files: DataFiles) -> int:
     depends = spec.method is Method.AUTO and spec.task is TrainingTask.SFT
-    return scan(files.train.root, data_options(spec, files, None)).rows if depends else 0
+    return count_rows(files.train.root, data_options(spec, files, None)) if depends else 0
 
 
 def data_options(spec: LoRAJobSpec, files: DataFiles, resolved: RunSettings | None) -> DataOptions:
