@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
@@ -51,7 +52,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
 
     try:
         run = load_run_spec(Path(options.path), options.work_dir and Path(options.work_dir), options.name)
-        for task in (Task.MERGE,) if run.adapter_merge else (Task.PREFLIGHT, Task.TRAIN):
+        for task in _tasks_of(run):
             run_task(task, run, stop)
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
@@ -60,6 +61,14 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error)
     return ExitCode.OK
+
+
+def _tasks_of(run: RunSpec) -> tuple[Task, ...]:
+    """Return what a manifest asks for, in order."""
+    if run.lora_job is None:
+        return (Task.MERGE,)
+    only = run.lora_job.preflight is PreflightPolicy.ONLY
+    return (Task.PREFLIGHT,) if only else (Task.PREFLIGHT, Task.TRAIN)
 
 
 def _run_container(task: Task, path: Path, stop: StopSignal) -> int:

@@ -26,6 +26,7 @@ from tunery_api.walk import fields, with_fields
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
 from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.uris import beside
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
 """What runs without a cluster."""
@@ -58,6 +59,7 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
         output_uri=spec.output.uri or "",
         checkpoint_uri=(own / "checkpoints" / identity.uid).as_uri(),
         adapters=_adapters(spec),
+        report_uri=beside(spec.output.uri or "", "report"),
         resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         work_dir=str(own),

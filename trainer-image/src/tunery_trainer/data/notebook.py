@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from tunery_trainer.data.invalid_rows import Listing
 from tunery_trainer.data.notes import DataNotes
-from tunery_trainer.data.options import DatasetReport
+from tunery_trainer.data.options import DataOptions, DatasetReport
 
 LISTING: Final = "invalid.jsonl"
 NOTES: Final = "notes.json"
@@ -27,6 +27,11 @@ class Pass(Protocol):
         """Return what else was found so far."""
         ...
 
+    @property
+    def options(self) -> DataOptions:
+        """What was asked of the data."""
+        ...
+
 
 class Notebook:
     """What the newest pass found, and the listing of its bad rows below `folder`."""
@@ -37,6 +42,8 @@ class Notebook:
         self._pass: Pass | None = None
         self._listing: Listing | None = None
         self._notes: DataNotes | None = None
+        self.options: DataOptions | None = None
+        """What was asked of the data; None: nothing yet."""
         self.report: DatasetReport | None = None
         """What was counted; later what is known of it, too."""
 
@@ -50,7 +57,7 @@ class Notebook:
         """Forget what was found before, and return the listing for what a new pass finds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LISTING).unlink(missing_ok=True)
-        self._pass, self._notes, self.report = running, None, None
+        self._pass, self._notes, self.report, self.options = running, None, None, running.options
         self._listing = Listing(self.folder / LISTING, self._max_bytes)
         return self._listing
 
@@ -71,10 +78,10 @@ class Notebook:
         if self.listing is not None and self.listing.parent != entry:
             shutil.copyfile(self.listing, entry / LISTING)
 
-    def take(self, entry: Path, report: DatasetReport) -> None:
+    def take(self, entry: Path, report: DatasetReport, options: DataOptions) -> None:
         """Read what was found as these rows were prepared; what is missing stays unknown."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._pass, self._listing, self.report = None, None, report
+        self._pass, self._listing, self._notes, self.report, self.options = None, None, None, report, options
         (self.folder / LISTING).unlink(missing_ok=True)
         if (entry / NOTES).is_file():
             self._notes = DataNotes.model_validate_json((entry / NOTES).read_bytes())

@@ -74,7 +74,7 @@ def prepare(
         raise TrainerError(FailureReason.INTERNAL_ERROR, f"the prepared data in {cache_dir.name} is gone")
     path, report = entry
     if found is not None and notebook is not None:
-        notebook.take(path, report)
+        notebook.take(path, report, options)
     train, evaluation = (Dataset.from_file(str(path / name)) for name in (_TRAIN, _EVALUATION))
     return PreparedData(train, evaluation, report, from_cache=found is not None)
 

@@ -105,16 +105,11 @@ class Survey:
 
     def __init__(self, files: Files, options: DataOptions, notebook: Notebook | None = None) -> None:
         self.train, self.evaluation = Side(files.train), Side(files.evaluation)
+        self.options = options
         self._files = files
         self._listing: Listing | None = notebook.begin(self) if notebook else None
         self._invalid = InvalidRows(options.max_invalid_rows, self._listing)
         self._reader = ExampleReader(options, self._invalid)
-        self._max_length, self._loss, self._chat = (
-            options.max_length,
-            options.loss,
-            options.template is DatasetTemplate.CHAT,
-        )
-        self._task = options.task
         self._counts: TokenCounts | None = None
         self._samples: Samples | None = None
         self._template = "none"
@@ -132,10 +127,10 @@ class Survey:
         other.
         """
 
-        renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
+        renderer, encoder = Renderer(tokenizer, self.options.loss), Encoder(tokenizer, self.options.max_length)
         render = renderer.render
-        if self._task in PREFERENCE_TASKS:
-            render = AnswerRenderer(renderer, self._task).render
+        if self.options.task in PREFERENCE_TASKS:
+            render = AnswerRenderer(renderer, self.options.task).render
         counts = self._counts = self._counts or TokenCounts()
         samples = self._samples = self._samples or Samples(tokenizer)
         for batch in in_batches(ValidRow(*row) for row in self._valid(side, render)):
@@ -183,7 +178,7 @@ class Survey:
 
     def notes(self) -> DataNotes:
         """What else was found so far."""
-        counts, length = self._counts, self._max_length
+        counts, length = self._counts, self.options.max_length
         duplicates = [row for side in (self.train, self.evaluation) for row in _same_rows(side.again, side.seen)]
         return DataNotes(
             files=[source.name for source in self._files.train],
@@ -203,7 +198,7 @@ class Survey:
 
     @property
     def _uses_template(self) -> bool:
-        return self._chat and self._reader.format is not DatasetFormat.TEXT
+        return self.options.template is DatasetTemplate.CHAT and self._reader.format is not DatasetFormat.TEXT
 
     def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, RowPlace, T]]:
         for example in self._reader.examples(read_records(side.sources)):
@@ -221,7 +216,7 @@ class Survey:
         side = "training" if not self.train.kept else "evaluation"
         return TrainerError(
             FailureReason.DATASET_INVALID,
-            f"spec.training.maxLength: {self._max_length} tokens leave nothing of any answer in the {side} rows "
+            f"spec.training.maxLength: {self.options.max_length} tokens leave nothing of any answer in the {side} rows "
             f"(half of all rows have {tokens.p50_length} tokens or more)",
             "Raise spec.training.maxLength in a new job.",
         )

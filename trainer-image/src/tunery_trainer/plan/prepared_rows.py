@@ -75,7 +75,7 @@ def _prepared(
             cache.put(PREPARED, key, draft / key, {})
         entry = read_entry(cache.entries(PREPARED), key)
         if entry is not None and draft is None and notebook is not None:
-            notebook.take(*entry)
+            notebook.take(*entry, request.options)
     if entry is None:
         raise CacheUnusable("the prepared data is gone")
     return entry[1]

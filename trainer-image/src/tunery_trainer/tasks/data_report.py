@@ -1,0 +1,106 @@
+"""The data report of a LoRAJob: beside the adapter, and until there is one at a place of its own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
+from tunery_api.runspec import RunResult
+from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_api.status import DatasetStatus
+from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process.failures import to_failure
+from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
+from tunery_trainer.reporting.data_report_text import describe, example_text
+from tunery_trainer.reporting.status_parts import dataset_status
+
+_HINT_ROOM = 200
+"""Bytes of the hint that stay, however long the place is that is named after it."""
+
+_log = logging.getLogger(__name__)
+
+
+def notebook_of(work: Workspace) -> Notebook:
+    """Return where the passes of this run write down what they find."""
+    return Notebook(work.folder("notes"))
+
+
+def write_report(work: Workspace, notebook: Notebook, folder: Path, refused: TrainerError | None = None) -> list[Path]:
+    """Write the report into `folder`, and return its files; none where no row was read."""
+    spec = work.lora_job.dataset
+    own = spec.evaluation.uri if spec.evaluation else None
+    subject = Subject(spec.uri, own, work.run.identity)
+    report = data_report(subject, notebook, to_failure(refused) if refused else None)
+    return write_data_report(report, notebook, folder) if report else []
+
+
+def store_report(work: Workspace, notebook: Notebook, refused: TrainerError | None = None) -> str | None:
+    """Put the report at the run's own place, over an earlier one, and return the URI of its text.
+
+    None where no row was read, or nobody named a place. Raises TrainerError where it cannot be written.
+    """
+    place = work.reports
+    files = write_report(work, notebook, work.folder("report"), refused)
+    if place is None or not files:
+        return None
+    for path in files:
+        place.store.upload_file(path, place.key(path.name))
+    return place.below(DATA_REPORT_TEXT).uri
+
+
+def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> None:
+    """Store the report of refused data, name its place in the failure's hint, and put what was found into its reach.
+
+    Whatever stands in the way of the report, the failure stays what it is.
+    """
+    if notebook.read() is None or notebook.report is None:
+        return
+    try:
+        uri = store_report(work, notebook, error)
+        said = f"The data report: {uri}" if uri else ""
+    except TrainerError as refusal:
+        uri, said = None, f"The data report could not be stored: {refusal.message}"
+    found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
+    error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
+    room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
+    error.hint = f"{shorten(error.hint, room)} {said}".strip()
+
+
+def stored_status(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
+    """Store the report of data that are good, and return status.dataset with its place.
+
+    Where it cannot be stored the log says so: nothing is lost but the report.
+    """
+    try:
+        uri = store_report(work, notebook)
+    except TrainerError as error:
+        print(f"Preflight  warning: the data report is not stored: {error.message}", flush=True)
+        return found
+    if uri is None or found is None:
+        return found
+    print(f"Preflight  data: the report is at {uri}", flush=True)
+    return found.model_copy(update={"report": uri})
+
+
+def forget_report(work: Workspace) -> None:
+    """Remove the report from its own place: the same lies beside the adapter now. No failure where it cannot be."""
+    try:
+        place = work.reports
+        if place is not None:
+            for name in (DATA_REPORT_JSON, DATA_REPORT_TEXT):
+                place.store.delete(place.key(name))
+    except TrainerError as error:
+        _log.warning("the data report of preflight was not removed: %s", error.message)
+
+
+def show_example(work: Workspace, notebook: Notebook) -> None:
+    """Print the first row as the model sees it: where the manifest asks for it, and always without a cluster."""
+    notes = notebook.read()
+    if notes is None or not notes.examples or not (work.run.local or work.lora_job.diagnosis.show_example):
+        return
+    example = notes.examples[0]
+    print(f"Example    {describe(example)}; [[ ]] is what is taught")
+    print("\n".join(f"           {line}" for line in example_text(example).splitlines()), flush=True)
