@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.inputs import LocalReference
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.runspec import ResolvedAdapter
 
 
@@ -33,10 +34,12 @@ class UnfinishedInput:
 
 @dataclass(frozen=True, slots=True)
 class FailedInput:
-    """A LoRAJob that failed: what waits for it can never run."""
+    """A LoRAJob that has ended without an adapter: what waits for it can never run."""
 
     name: str
-    reason: str
+    how: str
+    """How it ended, as what comes after its name."""
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class NoCheckpoint:
     name: str
     why: str
 
+
+_NOTHING: Final = "trains nothing: its spec.preflight is Only"
 
 AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
 
@@ -62,12 +67,16 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     """
     if body is None:
         return UnfinishedInput(name, "does not exist yet", exists=False)
+    if _trains_nothing(body):
+        hint = "Train it in a LoRAJob of another name, without that field, and name that one here, in a new job."
+        return FailedInput(name, _NOTHING, hint)
     status = body.get("status") or {}
     adapter = status.get("adapter")
     if status.get("phase") == "Succeeded" and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
-        return FailedInput(name, (status.get("failure") or {}).get("reason", "Failed"))
+        reason = (status.get("failure") or {}).get("reason", "Failed")
+        return FailedInput(name, f"failed: {reason}", f"Bring LoRAJob {name} to its success, as it says.")
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
 
 
@@ -79,6 +88,8 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     if body is None:
         state = "does not exist: the checkpoints of one that was deleted are named by their uri"
         return UnfinishedInput(name, state, exists=False)
+    if _trains_nothing(body):
+        return NoCheckpoint(name, _NOTHING)
     status = body.get("status") or {}
     phase, newest = status.get("phase", "Pending"), (status.get("checkpoint") or {}).get("uri")
     if phase not in ("Succeeded", "Failed"):
@@ -90,6 +101,10 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     if folder is None:
         return NoCheckpoint(name, "has failed and left no checkpoint")
     return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
+
+
+def _trains_nothing(body: Mapping[str, Any]) -> bool:
+    return (body.get("spec") or {}).get("preflight") == PreflightPolicy.ONLY.value
 
 
 def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:

@@ -76,9 +76,9 @@ def _check_inputs(draft: Draft) -> bool:
     inputs = draft.snapshot.inputs
     failed = next((item for item in inputs if isinstance(item, FailedInput)), None)
     if failed is not None:
-        text = f"LoRAJob {failed.name}, which this waits for, failed: {failed.reason}"
+        text = f"LoRAJob {failed.name}, which this waits for, {failed.how}"
         draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
-        draft.fail_for(FailureReason.ADAPTER_MISSING, text, f"Bring LoRAJob {failed.name} to its success, as it says.")
+        draft.fail_for(FailureReason.ADAPTER_MISSING, text, failed.hint)
         return True
     bare = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
     if bare is not None:
