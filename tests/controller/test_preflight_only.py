@@ -34,7 +34,9 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
     assert "adapter" not in status
     assert "failure" not in status
     assert namespace.get("jobs", "dry-train") is None
-    eventually("nobody watches its Job", lambda: "tunery.dev/done" in namespace.job("dry-preflight")["metadata"]["labels"])
+    eventually(
+        "nobody watches its Job", lambda: "tunery.dev/done" in namespace.job("dry-preflight")["metadata"]["labels"]
+    )
 
 
 def test_its_end_is_told_once(namespace: Namespace) -> None:

@@ -51,7 +51,11 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "invalid": (nothing(errors=(FieldError("spec.lora.rank", "must be at least 1"),)), "Failed", "InvalidSpec"),
     "conflict": (nothing(conflict="Job x-train exists"), "Failed", "NameConflict"),
     "waits": (nothing(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
-    "input failed": (nothing(inputs=(FailedInput("y", "failed: OutOfMemory", "Bring it to success."),)), "Failed", "AdapterMissing"),
+    "input failed": (
+        nothing(inputs=(FailedInput("y", "failed: OutOfMemory", "Bring it to success."),)),
+        "Failed",
+        "AdapterMissing",
+    ),
     "nothing to resume": (nothing(inputs=(NoCheckpoint("y", "has failed"),)), "Failed", "CheckpointMissing"),
     "suspended": (nothing(suspend=True), "Suspended", None),
     "preflight runs": (nothing(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None),

@@ -10,7 +10,7 @@ from typing import Final
 from tunery_trainer.data.notes import LengthBin, LengthNotes
 
 _SHARES: Final = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0, 2.0, 4.0)
-"""Ends of the histogram's bins, as shares of maxLength: fine where most rows are, and what is beyond it is told apart."""
+"""Ends of the histogram's bins, as shares of maxLength: fine where most rows are; what is beyond it stands apart."""
 
 
 class Lengths:

@@ -89,7 +89,9 @@ def _reached(decoder: Any, ids: list[int], whole: str) -> int:
     part = decoder.decode(ids, skip_special_tokens=False).rstrip(_HALF)
     if whole.startswith(part):
         return len(part)
-    return next(index for index, (one, other) in enumerate(zip(part + "\0", whole + "\0", strict=False)) if one != other)
+    return next(
+        index for index, (one, other) in enumerate(zip(part + "\0", whole + "\0", strict=False)) if one != other
+    )
 
 
 def _ends(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import Failure, RunIdentity
@@ -14,7 +15,7 @@ from tunery_trainer.data.notes import DataNotes
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.reporting.data_report import DataReport, DataSet, Invalid, Preferences, Same, Tokens
-from tunery_trainer.reporting.data_report_text import as_text
+from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,13 @@ def data_report(subject: Subject, notebook: Notebook, refused: Failure | None = 
     )
 
 
-def write_data_report(report: DataReport, notebook: Notebook, folder: Path) -> list[Path]:
-    """Write both files into `folder`, and return them; the bad rows are copied from the listing one by one."""
+def write_data_report(
+    report: DataReport, notebook: Notebook, folder: Path, shown: int | None = LISTED_ROWS
+) -> list[Path]:
+    """Write both files into `folder`, and return them; the bad rows are copied from the listing one by one.
+
+    The text shows `shown` of them (None: all).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / DATA_REPORT_JSON, folder / DATA_REPORT_TEXT]
     head = json.dumps(report.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1, ensure_ascii=False)
@@ -68,8 +74,13 @@ def write_data_report(report: DataReport, notebook: Notebook, folder: Path) -> l
             before = ",\n"
         file.write("\n ]\n}\n")
     with paths[1].open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(as_text(report, map(json.loads, _lines(notebook))))
+        file.writelines(as_text(report, listed_rows(notebook), shown))
     return paths
+
+
+def listed_rows(notebook: Notebook) -> Iterator[dict[str, Any]]:
+    """Yield the bad rows of the listing: file, line or row, field and reason of each."""
+    yield from map(json.loads, _lines(notebook))
 
 
 def _lines(notebook: Notebook) -> Iterator[str]:

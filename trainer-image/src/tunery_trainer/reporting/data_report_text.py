@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from tunery_api.names import DATA_REPORT_JSON
 from tunery_trainer.data.notes import LengthBin, LengthNotes, SameRow, ShownExample, ShownText
 from tunery_trainer.reporting.data_report import DataReport, Tokens
 
@@ -18,8 +19,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 """What could move a terminal's cursor, or turn its text around."""
 
 
-def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the text in pieces; `invalid` are the bad rows as the listing has them, read as far as they are shown."""
+def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]], shown: int | None = LISTED_ROWS) -> Iterator[str]:
+    """Yield the text in pieces; `invalid` are the bad rows of the listing, of which `shown` (None: all) are."""
     whose = f"{report.run.kind} {report.run.namespace}/{report.run.name}" if report.run else report.data.uri
     yield f"# Data report: {whose}\n\n"
     if report.refused:
@@ -29,11 +30,11 @@ def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]]) -> Iterato
         yield "The data were not read to their end: what follows holds for the rows that were.\n\n"
     yield _table([*_rows_of(report), *(_tokens_of(report.tokens) if report.tokens else ()), *_pairs_of(report)])
     yield _section("Worth a look", [f"- {_line(warning)}" for warning in report.warnings])
-    yield from _invalid(report, invalid)
+    yield from _invalid(report, islice(invalid, shown))
     if report.tokens and report.tokens.lengths:
         yield _lengths(report.tokens.lengths, report.tokens.max_length)
-    yield _section("Duplicates", _fenced(map(_same, report.duplicates.first)))
-    yield _section("Evaluation rows that are trained on", _fenced(map(_same, report.overlap.first)))
+    yield _section("First duplicates", _fenced(map(_same, report.duplicates.first)))
+    yield _section("First evaluation rows that are trained on", _fenced(map(_same, report.overlap.first)))
     if report.tokens:
         cut, gone = report.tokens.first_cut, report.tokens.first_unlearnable
         yield _section("First rows that are cut", _fenced(map(str, cut)))
@@ -44,7 +45,9 @@ def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]]) -> Iterato
 def example_text(example: ShownExample) -> str:
     """Return an example for a terminal: what is taught stands between [[ and ]]."""
     names = ("chosen", "rejected") if len(example.texts) > 1 else ("",)
-    return "\n".join((f"{name}:\n" if name else "") + _marked(text) for name, text in zip(names, example.texts, strict=True))
+    return "\n".join(
+        (f"{name}:\n" if name else "") + _marked(text) for name, text in zip(names, example.texts, strict=True)
+    )
 
 
 def describe(example: ShownExample) -> str:
@@ -61,7 +64,11 @@ def _rows_of(report: DataReport) -> Iterator[tuple[str, str]]:
     yield "SHA-256", data.sha256
     yield "Task, format", f"{data.task}, {data.format}"
     if data.template:
-        names = {"tokenizer": "the tokenizer's own", "chatml": "ChatML, as the tokenizer has none", "none": "none: plain text"}
+        names = {
+            "tokenizer": "the tokenizer's own",
+            "chatml": "ChatML, as the tokenizer has none",
+            "none": "none: plain text",
+        }
         yield "Chat template", names.get(data.template, data.template)
     yield "Valid rows", f"{report.rows:,}"
     if data.evaluation_files:
@@ -69,7 +76,10 @@ def _rows_of(report: DataReport) -> Iterator[tuple[str, str]]:
     yield "Invalid rows", f"{invalid.rows:,}" + (f" (at most {invalid.allowed:,} allowed)" if invalid.rows else "")
     yield "Duplicates", f"{report.duplicates.rows:,}{_share(report.duplicates.rows, report.rows)}"
     if data.evaluation_files:
-        yield "Evaluation rows that are trained on", f"{report.overlap.rows:,}{_share(report.overlap.rows, report.evaluation_rows)}"
+        yield (
+            "Evaluation rows that are trained on",
+            f"{report.overlap.rows:,}{_share(report.overlap.rows, report.evaluation_rows)}",
+        )
     if data.ignored_columns:
         yield "Columns ignored", _line(", ".join(data.ignored_columns))
 
@@ -80,7 +90,10 @@ def _tokens_of(tokens: Tokens) -> Iterator[tuple[str, str]]:
         wanted = tokens.answers - tokens.context_answers
         context = f"; {tokens.context_answers:,} are context only" if tokens.context_answers else ""
         yield "Answers taught", f"{tokens.taught_answers:,} of {wanted:,}{context}"
-    yield f"Cut at maxLength {tokens.max_length:,}", f"{tokens.cut_percent:.4g} % of the examples, {tokens.lost:,} tokens"
+    yield (
+        f"Cut at maxLength {tokens.max_length:,}",
+        f"{tokens.cut_percent:.4g} % of the examples, {tokens.lost:,} tokens",
+    )
     yield "Rows left out, nothing to learn", f"{tokens.unlearnable_rows:,}"
     if tokens.split_rows:
         yield "Rows split by the template", f"{tokens.split_rows:,}, {tokens.repeated:,} tokens repeated"
@@ -99,7 +112,10 @@ def _pairs_of(report: DataReport) -> Iterator[tuple[str, str]]:
         yield "Desirable answers", f"{found.desirable:,}{share}, undesirable {found.undesirable:,}"
     for name, lengths in (("chosen", found.chosen), ("rejected", found.rejected)):
         if lengths:
-            yield f"Tokens of {name} texts", f"half have at most {lengths.p50:,}; 90 % {lengths.p90:,}; longest {lengths.longest:,}"
+            yield (
+                f"Tokens of {name} texts",
+                f"half have at most {lengths.p50:,}; 90 % {lengths.p90:,}; longest {lengths.longest:,}",
+            )
 
 
 def _invalid(report: DataReport, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -111,7 +127,7 @@ def _invalid(report: DataReport, rows: Iterable[Mapping[str, Any]]) -> Iterator[
         yield f"{kind.rows:>9,}  {_line(field + kind.reason)}\n"
     yield "```\n\nEach of them:\n\n```\n"
     shown = 0
-    for row in islice(rows, LISTED_ROWS):
+    for row in rows:
         shown += 1
         place = f"{row['file']} line {row['line']}" if "line" in row else f"{row['file']} row {row['row']}"
         field = f"{row['field']}: " if "field" in row else ""
@@ -119,8 +135,8 @@ def _invalid(report: DataReport, rows: Iterable[Mapping[str, Any]]) -> Iterator[
     left = report.invalid.rows - shown
     yield "```\n\n"
     if left:
-        where = f"data-report.json lists {report.invalid.rows - report.invalid.left_out:,}"
-        yield f"{left:,} more are not shown here; {where}.\n\n"
+        listed = report.invalid.rows - report.invalid.left_out
+        yield f"{left:,} more are not shown here; {DATA_REPORT_JSON} lists {listed:,}.\n\n"
 
 
 def _lengths(lengths: LengthNotes, max_length: int) -> str:

@@ -23,7 +23,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
-from tunery_trainer.tasks.data_report import notebook_of, name_report, show_example, stored_status
+from tunery_trainer.tasks.data_report import name_report, notebook_of, show_example, stored_status
 from tunery_trainer.tasks.frame import probe_places
 
 if TYPE_CHECKING:

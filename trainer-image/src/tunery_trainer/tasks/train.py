@@ -41,7 +41,7 @@ from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
-from tunery_trainer.tasks.data_report import forget_report, notebook_of, name_report, write_report
+from tunery_trainer.tasks.data_report import forget_report, name_report, notebook_of, write_report
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
