@@ -76,7 +76,7 @@ class InvalidRows:
 
     def __init__(self, limit: int, listing: Listing | None = None) -> None:
         self._limit = limit
-        self._listing = listing
+        self.listing = listing
         self._kinds: Counter[tuple[str, str]] = Counter()
         self.count = 0
         self.first: list[str] = []
@@ -86,8 +86,8 @@ class InvalidRows:
         self.count += 1
         if len(self.first) < SHOWN_INVALID:
             self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
-        if self._listing is not None:
-            self._listing.add(place, error)
+        if self.listing is not None:
+            self.listing.add(place, error)
         kind = (_kind(error.field), _kind(error.why))
         self._kinds[kind if kind in self._kinds or len(self._kinds) < _MAX_KINDS else ("", _OTHER)] += 1
 

@@ -13,7 +13,7 @@ from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, in_batches
 from tunery_trainer.data.examples import ExampleReader
-from tunery_trainer.data.invalid_rows import InvalidRows, Listing
+from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.notes import DataNotes, Place, SameRow
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
@@ -107,14 +107,15 @@ class Survey:
         self.train, self.evaluation = Side(files.train), Side(files.evaluation)
         self.options = options
         self._files = files
-        self._listing: Listing | None = notebook.begin(self) if notebook else None
-        self._invalid = InvalidRows(options.max_invalid_rows, self._listing)
+        self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
         self._counts: TokenCounts | None = None
         self._samples: Samples | None = None
         self._template = "none"
         self._read = 0
         """Sides that were read to their end."""
+        if notebook is not None:
+            self._invalid.listing = notebook.begin(self)
 
     def digests(self, side: Side) -> Iterator[bytes]:
         """The digest of each valid row of a side."""
@@ -185,7 +186,7 @@ class Survey:
             evaluation_files=[source.name for source in self._files.evaluation],
             complete=self._read == 2,
             invalid_kinds=self._invalid.kinds(),
-            listed=self._listing.rows if self._listing else 0,
+            listed=self._invalid.listing.rows if self._invalid.listing else 0,
             duplicates=duplicates[:NAMED_ROWS],
             overlap=_same_rows(self.evaluation.shared, self.train.seen),
             unlearnable=[Place.of(place) for place in counts.unlearnable_at] if counts else [],

@@ -12,7 +12,7 @@ from tunery_api.status import DatasetStatus
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.failures import to_failure
+from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.status_parts import dataset_status
@@ -61,8 +61,8 @@ def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> Non
     try:
         uri = store_report(work, notebook, error)
         said = f"The data report: {uri}" if uri else ""
-    except TrainerError as refusal:
-        uri, said = None, f"The data report could not be stored: {refusal.message}"
+    except (TrainerError, OSError) as refusal:
+        uri, said = None, f"The data report could not be stored: {explain(refusal).message}"
     found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
     error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
     room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
@@ -76,8 +76,8 @@ def stored_status(work: Workspace, notebook: Notebook, found: DatasetStatus | No
     """
     try:
         uri = store_report(work, notebook)
-    except TrainerError as error:
-        print(f"Preflight  warning: the data report is not stored: {error.message}", flush=True)
+    except (TrainerError, OSError) as error:
+        print(f"Preflight  warning: the data report is not stored: {explain(error).message}", flush=True)
         return found
     if uri is None or found is None:
         return found
