@@ -66,7 +66,11 @@ def test_every_bad_row_is_listed_with_its_field(write: Write, tokenizer: PreTrai
         "file": "a.jsonl", "line": 5, "field": "completion", "reason": "must be a string, found null",
     }  # fmt: skip
     assert [row["line"] for row in found] == list(range(5, 65))
-    assert [(kind.field, kind.rows) for kind in notes.invalid_kinds] == [("completion", 20), (None, 20), ("completion", 20)]
+    assert [(kind.field, kind.rows) for kind in notes.invalid_kinds] == [
+        ("completion", 20),
+        (None, 20),
+        ("completion", 20),
+    ]
     assert "is not valid JSON: Expecting value" in notes.invalid_kinds[1].reason
 
 
@@ -83,7 +87,9 @@ def test_the_listing_ends_at_its_limit_and_the_count_goes_on(tmp_path: Path) -> 
     assert (tmp_path / "invalid.jsonl").stat().st_size <= 2000
     assert listing.rows == len((tmp_path / "invalid.jsonl").read_text().splitlines()) > 10
     assert held < 200_000, "memory does not grow with the bad rows"
-    assert [(kind.field, kind.reason, kind.rows) for kind in invalid.kinds()] == [("messages[…].content", "odd …", 20_000)]
+    assert [(kind.field, kind.reason, kind.rows) for kind in invalid.kinds()] == [
+        ("messages[…].content", "odd …", 20_000)
+    ]
 
 
 def test_a_thousand_kinds_of_faults_are_not_told_apart(tmp_path: Path) -> None:
@@ -228,9 +234,7 @@ def test_long_texts_are_shown_by_their_ends(tokenizer: PreTrainedTokenizerBase) 
     assert len(shown) == 41
 
 
-def test_a_hit_in_the_cache_tells_the_same(
-    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_hit_in_the_cache_tells_the_same(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write("a.jsonl", [*rows(30), {"prompt": "x"}])
     options = dataclasses.replace(SMALL, max_invalid_rows=1)
     told = []

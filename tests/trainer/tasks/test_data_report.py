@@ -92,7 +92,7 @@ def test_from_refused_to_published(run_file: Run, tmp_path: Path, s3_server: S3S
 def test_a_refusal_after_the_rows_were_read_has_one_too(case: Case) -> None:
     """Here for too few steps: no row is bad, and what is known of them is not lost."""
     path = case(training=None)
-    write_rows(path.parent / "data.jsonl", make_rows(6))
+    write_rows(path.parent / "data.jsonl", make_rows(3))
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert "optimizer steps" in done.stderr
     place = path.parent / "out-report"

@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_trainer preflight|train|merge|report run.json` and `run manifest.yaml`."""
+"""The program: `python -m tunery_trainer preflight|train|merge|report run.json`, `run manifest.yaml`, `check`."""
 
 from __future__ import annotations
 
