@@ -1,7 +1,8 @@
-"""What a pass over the data finds beside its numbers: bad rows one by one, equal rows, lengths, examples with a mask."""
+"""What a pass over the data finds beside its numbers: each bad row, equal rows, lengths, examples with a mask."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -42,10 +43,8 @@ def rows(count: int) -> list[Any]:
 def scanned(path: Path, tokenizer: PreTrainedTokenizerBase | None, options: DataOptions = SMALL) -> DataNotes:
     """Scan, whether the data are good or not, and return what was found."""
     notebook = Notebook(path.parent / "notes")
-    try:
+    with contextlib.suppress(TrainerError):
         scan(path, options, tokenizer, notebook)
-    except TrainerError:
-        pass
     notes = notebook.read()
     assert notes is not None
     return notes
@@ -176,7 +175,7 @@ CONVERSATION = [
 
 def test_an_example_is_what_the_model_sees(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:
     """Exactly the labelled tokens are marked, special ones are shown, and nothing is lost in between."""
-    path = write("a.jsonl", [{"messages": CONVERSATION}] + [{"messages": CONVERSATION[1:3]}])
+    path = write("a.jsonl", [{"messages": CONVERSATION}, {"messages": CONVERSATION[1:3]}])
     options = dataclasses.replace(SMALL, max_length=512, packing=False)
     prepared = prepare(path, options, tokenizer, path.parent / "cache", Notebook(path.parent / "notes"))
     both = [row for side in (prepared.train, prepared.evaluation) for row in side]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
@@ -28,27 +29,18 @@ def notebook_of(work: Workspace) -> Notebook:
     return Notebook(work.folder("notes"))
 
 
-def write_report(work: Workspace, notebook: Notebook, folder: Path, refused: TrainerError | None = None) -> list[Path]:
-    """Write the report into `folder`, and return its files; none where no row was read."""
-    spec = work.lora_job.dataset
-    own = spec.evaluation.uri if spec.evaluation else None
-    subject = Subject(spec.uri, own, work.run.identity)
-    report = data_report(subject, notebook, to_failure(refused) if refused else None)
-    return write_data_report(report, notebook, folder) if report else []
+def write_report(work: Workspace, notebook: Notebook) -> None:
+    """Write the report of the rows that are about to be trained on, before a GPU works; see add_report."""
+    try:
+        _write(work, notebook, None)
+    except Exception as error:  # noqa: BLE001 (a report is never a reason to fail)
+        _log.warning("there will be no data report: %s", explain(error).message)
 
 
-def store_report(work: Workspace, notebook: Notebook, refused: TrainerError | None = None) -> str | None:
-    """Put the report at the run's own place, over an earlier one, and return the URI of its text.
-
-    None where no row was read, or nobody named a place. Raises TrainerError where it cannot be written.
-    """
-    place = work.reports
-    files = write_report(work, notebook, work.folder("report"), refused)
-    if place is None or not files:
-        return None
-    for path in files:
-        place.store.upload_file(path, place.key(path.name))
-    return place.below(DATA_REPORT_TEXT).uri
+def add_report(work: Workspace, folder: Path) -> None:
+    """Put the report that write_report wrote beside what is published."""
+    for path in work.folder("report").iterdir():
+        shutil.copyfile(path, folder / path.name)
 
 
 def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> None:
@@ -56,33 +48,56 @@ def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> Non
 
     Whatever stands in the way of the report, the failure stays what it is.
     """
-    if notebook.read() is None or notebook.report is None:
-        return
+    uri = None
     try:
-        uri = store_report(work, notebook, error)
+        uri = _store(work, notebook, error)
         said = f"The data report: {uri}" if uri else ""
-    except (TrainerError, OSError) as refusal:
-        uri, said = None, f"The data report could not be stored: {explain(refusal).message}"
-    found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
-    error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
+    except Exception as refusal:  # noqa: BLE001 (a report is never a reason to fail)
+        said = f"The data report could not be stored: {explain(refusal).message}"
+    if notebook.report is not None:
+        found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
+        error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
     room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
     error.hint = f"{shorten(error.hint, room)} {said}".strip()
 
 
-def stored_status(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
-    """Store the report of data that are good, and return status.dataset with its place.
+def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
+    """Show an example, store the report of data that are good, and return status.dataset with its place.
 
-    Where it cannot be stored the log says so: nothing is lost but the report.
+    Where that cannot be done the log says so: nothing is lost but the report.
     """
     try:
-        uri = store_report(work, notebook)
-    except (TrainerError, OSError) as error:
+        _show_example(work, notebook)
+        uri = _store(work, notebook, None)
+    except Exception as error:  # noqa: BLE001 (a report is never a reason to fail)
         print(f"Preflight  warning: the data report is not stored: {explain(error).message}", flush=True)
         return found
     if uri is None or found is None:
         return found
     print(f"Preflight  data: the report is at {uri}", flush=True)
     return found.model_copy(update={"report": uri})
+
+
+def _write(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> list[Path]:
+    """Write the report into a folder of the run, and return its files; none where no row was read."""
+    spec = work.lora_job.dataset
+    own = spec.evaluation.uri if spec.evaluation else None
+    subject = Subject(spec.uri, own, work.run.identity)
+    report = data_report(subject, notebook, to_failure(refused) if refused else None)
+    return write_data_report(report, notebook, work.folder("report")) if report else []
+
+
+def _store(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> str | None:
+    """Put the report at the run's own place, over an earlier one, and return the URI of its text.
+
+    None where no row was read, or nobody named a place. Raises TrainerError where it cannot be written.
+    """
+    files, place = _write(work, notebook, refused), work.reports
+    if place is None or not files:
+        return None
+    for path in files:
+        place.store.upload_file(path, place.key(path.name))
+    return place.below(DATA_REPORT_TEXT).uri
 
 
 def forget_report(work: Workspace) -> None:
@@ -96,7 +111,7 @@ def forget_report(work: Workspace) -> None:
         _log.warning("the data report of preflight was not removed: %s", error.message)
 
 
-def show_example(work: Workspace, notebook: Notebook) -> None:
+def _show_example(work: Workspace, notebook: Notebook) -> None:
     """Print the first row as the model sees it: where the manifest asks for it, and always without a cluster."""
     notes = notebook.read()
     if notes is None or not notes.examples or not (work.run.local or work.lora_job.diagnosis.show_example):

@@ -23,7 +23,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
-from tunery_trainer.tasks.data_report import name_report, notebook_of, show_example, stored_status
+from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.frame import probe_places
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
         name_report(work, notebook, error)
         raise
     _print(report)
-    show_example(work, notebook)
-    return report.model_copy(update={"dataset": stored_status(work, notebook, report.dataset)})
+    return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
 
 
 def _gather(work: Workspace) -> _Found:

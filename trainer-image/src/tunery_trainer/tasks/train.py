@@ -41,7 +41,7 @@ from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
-from tunery_trainer.tasks.data_report import forget_report, name_report, notebook_of, write_report
+from tunery_trainer.tasks.data_report import add_report, forget_report, name_report, notebook_of, write_report
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
@@ -85,6 +85,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     notebook = notebook_of(work)
     try:
         ready = _gather(work, notebook)
+        write_report(work, notebook)
     except TrainerError as error:
         name_report(work, notebook, error)
         raise
@@ -92,7 +93,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     lineage = _lineage(work.run, ready, trained)
     reporter.phase(Phase.UPLOADING)
     folder = _write_result(work, ready, trained, lineage)
-    write_report(work, notebook, folder)
+    add_report(work, folder)
     if lineage.rejected:
         rejection = reject(work, folder, lineage)
         if rejection.reached:
