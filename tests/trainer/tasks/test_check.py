@@ -74,6 +74,14 @@ def test_preferences_without_a_model(write: Write) -> None:
     assert "DPO, Preference" in done.stdout
 
 
+def test_of_a_pair_both_answers_are_shown(write: Write, tiny_model: Path) -> None:
+    made = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    done = run_here("check", write("data.jsonl", made), "--task", "DPO", "--model", tiny_model)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert done.stdout.index("chosen:") < done.stdout.index("[[yes") < done.stdout.index("rejected:")
+    assert "Tokens of rejected texts" in done.stdout
+
+
 def test_other_columns_and_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text('question,answer\n"Hi, you",Hello\nWhat?,Nothing\n')

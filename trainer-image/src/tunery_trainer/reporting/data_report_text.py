@@ -44,9 +44,9 @@ def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]], shown: int
 
 def example_text(example: ShownExample) -> str:
     """Return an example for a terminal: what is taught stands between [[ and ]]."""
-    names = ("chosen", "rejected") if len(example.texts) > 1 else ("",)
     return "\n".join(
-        (f"{name}:\n" if name else "") + _marked(text) for name, text in zip(names, example.texts, strict=True)
+        (f"{name}:\n" if name else "") + _marked(text)
+        for name, text in zip(_names(example), example.texts, strict=True)
     )
 
 
@@ -166,10 +166,15 @@ def _examples(examples: Sequence[ShownExample]) -> Iterator[str]:
     )
     for number, example in enumerate(examples, 1):
         yield f"### {number}. {describe(example)}\n\n"
-        for text in example.texts:
+        for name, text in zip(_names(example), example.texts, strict=True):
+            yield f"{name}:\n\n" if name else ""
             marked = _marked(text)
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", marked)), default=0))
             yield f"{fence}\n{marked}\n{fence}\n\n"
+
+
+def _names(example: ShownExample) -> tuple[str, ...]:
+    return ("chosen", "rejected") if len(example.texts) > 1 else ("",)
 
 
 def _marked(text: ShownText) -> str:
