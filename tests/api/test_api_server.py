@@ -127,6 +127,23 @@ def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
     _patch(api_server, namespace, "runs", {"resources": {"memory": "48Gi"}, "suspend": False})
 
 
+def test_a_stop_is_final(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(lorajob("stops"), namespace=namespace)
+    _set_running(api_server, namespace, "stops", "True")
+    for wrong in ("", " \n", "x" * 257):
+        with pytest.raises(KubectlError, match=r"spec\.stop"):
+            _patch(api_server, namespace, "stops", {"stop": wrong})
+    with pytest.raises(KubectlError, match=r"spec\.onStop"):
+        _patch(api_server, namespace, "stops", {"onStop": "Keep"})
+    _patch(api_server, namespace, "stops", {"stop": "gut genug: ÄÖ" + "ü" * 243, "onStop": "Discard"})
+    for other in ("another reason", None):
+        with pytest.raises(KubectlError, match="stop is final: it can be neither changed nor taken away"):
+            _patch(api_server, namespace, "stops", {"stop": other})
+    for other in ("Publish", None):
+        _patch(api_server, namespace, "stops", {"onStop": other, "suspend": True})
+    api_server.apply(lorajob("stopped-before", stop="only to be looked at"), namespace=namespace)
+
+
 def test_a_status_of_a_later_version_is_stored(api_server: Kubectl, namespace: str) -> None:
     api_server.apply(lorajob("later"), namespace=namespace)
     _set_running(api_server, namespace, "later", "True", kind="Contemplated", phase="Contemplating", reason="Deep")

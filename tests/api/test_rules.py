@@ -275,6 +275,19 @@ REFUSED_BY_BOTH: list[Any] = [
         id="two-rhythms-of-evaluations",
     ),
     pytest.param(
+        {"evaluation": {"generation": {}}, "training": {"loss": "All"}},
+        "spec.evaluation.generation: needs questions and answers, which training.loss: All does not tell apart; keep "
+        "one of the two",
+        "evaluation.generation needs training.loss Completion",
+        id="generation-of-everything",
+    ),
+    pytest.param(
+        {"evaluation": {"generation": {}}, "task": "DPO"},
+        "spec.evaluation.generation: is for task: SFT, not for DPO; leave it out",
+        "evaluation.generation is for task: SFT only",
+        id="generation-of-preferences",
+    ),
+    pytest.param(
         {"checkpoint": {"everySteps": 10, "everyMinutes": 5}},
         "spec.checkpoint.everyMinutes: cannot be set together with everySteps; keep one of the two",
         "everyMinutes cannot be set together with everySteps",

@@ -36,6 +36,8 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
             {"lora": {"dropout": 0.05}}, 'spec.lora.dropout: must be a string: write it in quotes, "0.05"', id="float"
         ),
         pytest.param({"lora": []}, "spec.lora: must be a mapping, is []", id="list-for-mapping"),
+        pytest.param({"stop": " \n"}, "spec.stop: must say why, in a word or a sentence", id="stop-without-a-word"),
+        pytest.param({"stop": "x" * 257}, "spec.stop: must have at most 256 characters", id="long-stop"),
         pytest.param({"suspend": None}, "spec.suspend: must be true or false, is null", id="null"),
         pytest.param(
             {"model": {"uri": "gs://x/y"}},

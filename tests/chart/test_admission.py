@@ -18,7 +18,7 @@ from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.inputs import plain_input
 from tunery_operator.plan.job import Platform
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
+from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner, parse_owner
@@ -82,6 +82,7 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "train-full": plan_train(full, queued, platform, known),
         "preflight-full": plan_preflight(full, queued, platform, known),
         "report": plan_report(full, queued, platform, known),
+        "publish": plan_publish(full, queued, platform, known, "the loss is low enough"),
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
     }
 
@@ -96,7 +97,7 @@ def refusal(kubectl: Kubectl, body: Json) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "merge"])
+@pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "publish", "merge"])
 def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, case: str) -> None:
     assert refusal(operator, build_job(plans(platform)[case])) is None
 

@@ -50,6 +50,14 @@ def test_an_attempt_counts_when_it_has_ended() -> None:
     assert told(ended, both) == [("tunery_attempts", ("LoRAJob", "team", "Other"), 1)]
 
 
+def test_a_stop_is_an_outcome_of_its_own_and_no_failure() -> None:
+    finished = [("tunery_jobs_finished", ("LoRAJob", "team", "Stopped", "Stopped"), 1)]
+    assert (
+        told({"phase": "Stopping"}, {"phase": "Stopped", "conditions": [condition("Preflight", "False")]}) == finished
+    )
+    assert told({"phase": "Stopped"}, {"phase": "Stopped"}) == []
+
+
 def test_gpu_seconds_are_added_as_the_ledger_grows() -> None:
     labels = ("team", "nvidia.com/gpu", "batch")
     assert told({"gpuSeconds": 100}, {"gpuSeconds": 340, "queue": "batch"}) == [("tunery_gpu_seconds", labels, 240)]

@@ -16,8 +16,9 @@ import pytest
 
 from controller.reporting import Pods, Reviews, Site, certificates, pod, token
 from tunery_api.kinds import Kind
+from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import ProgressMetric, TrainerStatus
-from tunery_api.status import CheckpointStatus, EvaluationStatus
+from tunery_api.status import CheckpointStatus
 from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace

@@ -52,7 +52,7 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "conflict": (nothing(conflict="Job x-train exists"), "Failed", "NameConflict"),
     "waits": (nothing(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
     "input failed": (
-        nothing(inputs=(FailedInput("y", "failed: OutOfMemory", "Bring it to success."),)),
+        nothing(inputs=(FailedInput("y", "failed: OutOfMemory", "Bring it to its success."),)),
         "Failed",
         "AdapterMissing",
     ),

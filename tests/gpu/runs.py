@@ -126,7 +126,7 @@ def adapted(machine: Machine, run: Run) -> PeftModel:
 
 def trainer_for(machine: Machine, run: Run, model: PeftModel, folder: Path) -> AdapterTrainer:
     """Return the loop as the trainer sets it up; checkpoints go to `folder`."""
-    loop = LoopSettings(run.plan.settings.training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
+    loop = LoopSettings(run.plan.settings.training, run.plan.steps, keep_checkpoints=3, on_gpu=not machine.dry)
     hooks = training_hooks(model, run.plan.settings)
     return AdapterTrainer(model, loop, LoopParts(run.rows, run.tokenizer, folder, None, hooks))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kit.kubectl import Kubectl, wait_for
 
-FINAL = frozenset({"Succeeded", "Failed"})
+FINAL = frozenset({"Succeeded", "Failed", "Stopped"})
 
 
 class Job:

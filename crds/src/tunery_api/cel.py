@@ -164,6 +164,14 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "double(self.training.neftuneNoiseAlpha) == 0.0",
             "training.neftuneNoiseAlpha is for task: SFT only",
         ),
+        CelRule(
+            f"{_TASK} == 'SFT' || !self.?evaluation.?generation.hasValue()",
+            "evaluation.generation is for task: SFT only",
+        ),
+        CelRule(
+            "!self.?evaluation.?generation.hasValue() || self.?training.?loss.orValue('') != 'All'",
+            "evaluation.generation needs training.loss Completion",
+        ),
         CelRule(f"{_TASK} == 'SFT' || !has(self.preset)", "preset is for task: SFT only"),
         _goes_with("adalora", "AdaLoRA"),
         _goes_with("promptTuning", "PromptTuning"),

@@ -28,6 +28,8 @@ def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
             rules += [_resource(kind, field) for field in _names(ResourcesSpec.model_fields.values())]
         elif name in spec.MUTABLE_AT_REST:
             rules.append(_rule(f".spec.{name}", f"{_same(name)} || {_AT_REST}", _wait(name)))
+        elif name in spec.SET_ONCE:
+            rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {_same(name)}", _stays(kind, name)))
         elif name not in spec.MUTABLE:
             rules.append(_rule(f".spec.{name}", _same(name), _never(kind, name)))
     return rules
@@ -58,6 +60,10 @@ def _same(name: str) -> str:
 
 def _wait(name: str) -> str:
     return f"{name} cannot be changed while a pod runs; set suspend: true, wait for phase Suspended, then change it"
+
+
+def _stays(kind: KindDefinition, name: str) -> str:
+    return f"{name} is final: it can be neither changed nor taken away; go on in another {kind.kind}"
 
 
 def _never(kind: KindDefinition, name: str) -> str:

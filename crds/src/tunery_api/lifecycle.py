@@ -16,6 +16,8 @@ class LifecycleFields(ApiModel):
     """May change at any time."""
     MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
     """May change while no pod runs: the next pod is made from them."""
+    SET_ONCE: ClassVar[frozenset[str]] = frozenset()
+    """May be set at any time, and then neither changed nor taken away."""
     MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
     """The fields of `resources` that may change while no pod runs."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -40,6 +41,16 @@ class PreflightPolicy(StrEnum):
     """The checks are all there is: the object succeeds with them, and nothing is trained."""
 
 
+class OnStop(StrEnum):
+    """What becomes of what a job has trained that ends before its last step."""
+
+    PUBLISH = "Publish"
+    DISCARD = "Discard"
+
+
+Why = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
+
+
 class CacheSpec(ApiModel):
     """A cache that the jobs of a namespace share."""
 
@@ -51,6 +62,9 @@ class CacheSpec(ApiModel):
 
 class LoRAJobSpec(LifecycleFields):
     """What to train, with what, and where to put it."""
+
+    MUTABLE: ClassVar[frozenset[str]] = LifecycleFields.MUTABLE | {"onStop"}
+    SET_ONCE: ClassVar[frozenset[str]] = frozenset({"stop"})
 
     model: ModelSpec = Field(description="The base model.")
     dataset: DatasetSpec = Field(description="The training data.")
@@ -99,4 +113,16 @@ class LoRAJobSpec(LifecycleFields):
         PreflightPolicy.REQUIRED,
         description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for. "
         "Skip: they are not. Only: nothing follows; the job succeeds once they have passed.",
+    )
+    stop: Why | None = Field(
+        None,
+        description="Why to end the job now, for good: its pod stores a checkpoint and ends, nothing starts again, and "
+        "onStop says what becomes of what was trained. It may be set at any time, and then neither changed nor taken "
+        "away; on a job that has ended it does nothing. To stop for a while, use suspend.",
+    )
+    on_stop: OnStop | None = Field(
+        None,
+        description="Publish: what is best in the newest checkpoint becomes the adapter at the output, also where "
+        "activeDeadlineSeconds ends the job, which is then Stopped and not Failed. Discard: nothing is published. "
+        "Default: Publish after stop; activeDeadlineSeconds fails the job, which can be tried again.",
     )

@@ -66,6 +66,21 @@ class CheckpointRecord(_Record):
     run: RunIdentity
 
 
+class StopRecord(_Record):
+    """That a run was stopped before its last step, and what was published is what it had by then."""
+
+    after_step: int
+    """Optimizer steps that were taken; Lineage.step says whose weights these are."""
+    of_steps: int | None = None
+    """Those that were planned."""
+    why: str
+
+    def __str__(self) -> str:
+        """As people read it."""
+        planned = f" of {self.of_steps}" if self.of_steps else ""
+        return f"stopped after step {self.after_step}{planned}: {self.why}"
+
+
 class QuantizationRecord(_Record):
     """How the frozen base was quantised in training, in the API's words or in those of a later version."""
 
@@ -124,6 +139,8 @@ class Lineage(_Record):
     continued_from: MergeInputRecord | None = None
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
     """The checkpoints of other runs that it went on from, the oldest first."""
+    stopped: StopRecord | None = None
+    """None: training came to its end."""
     rejected: str | None = None
     """Why it was not published at the output, but beside it; None for every result that is one."""
     inputs: list[MergeInputRecord] = Field(default_factory=list)

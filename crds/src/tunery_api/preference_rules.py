@@ -59,6 +59,19 @@ def preference_loop(spec: LoRAJobSpec) -> Errors:
         yield FieldError("spec.preset", f"the guide's presets are for task: SFT, not {task}; leave it out")
 
 
+def generation(spec: LoRAJobSpec) -> Errors:
+    """An answer that can be asked for, and compared with the row's."""
+    if spec.evaluation.generation is None:
+        return
+    if spec.task is not TrainingTask.SFT:
+        yield FieldError("spec.evaluation.generation", f"is for task: SFT, not for {spec.task}; leave it out")
+    elif spec.training.loss is Loss.ALL:
+        yield FieldError(
+            "spec.evaluation.generation",
+            "needs questions and answers, which training.loss: All does not tell apart; keep one of the two",
+        )
+
+
 def merge_dataset(spec: AdapterMergeSpec) -> Errors:
     """A merge is measured by the loss on rows of SFT."""
     name = spec.evaluation.dataset.format if spec.evaluation else DatasetFormat.AUTO

@@ -25,7 +25,7 @@ from tunery_api.methods import (
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
 from tunery_api.placement import FOREIGN_ACCELERATORS
-from tunery_api.preference_rules import dataset_of_task, merge_dataset, preference, preference_loop
+from tunery_api.preference_rules import dataset_of_task, generation, merge_dataset, preference, preference_loop
 from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
@@ -375,6 +375,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     precision,
     gpu_resource,
     evaluations,
+    generation,
     improvement,
     checkpoints,
     continue_from,

@@ -10,18 +10,16 @@ from pydantic import Field, field_validator
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.fields import OpenModel
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
 from tunery_api.status import (
-    EVALUATIONS_KEPT,
     AdapterStatus,
     CheckpointStatus,
     DatasetStatus,
     DiskStatus,
-    EvaluationStatus,
     MemoryStatus,
     MergeInputStatus,
-    MetricsStatus,
     Phase,
     Reason,
     ResolvedStatus,
@@ -37,6 +35,8 @@ class Task(StrEnum):
     MERGE = "merge"
     REPORT = "report"
     """Say again what this very object has published; on CPU, and nothing is written."""
+    PUBLISH = "publish"
+    """Publish what is best in the newest checkpoint of a run that was stopped; on CPU, without the base's weights."""
 
 
 class Purpose(StrEnum):
@@ -128,6 +128,8 @@ class RunSpec(OpenModel):
     image: str | None = None
     """The image the container runs, for lineage."""
     work_dir: str = WORK_DIR
+    stop: str | None = None
+    """Why the run was stopped, for the task that publishes what it had."""
     local: bool = False
     """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
 
@@ -161,6 +163,8 @@ class RunResult(OpenModel):
     adapter: AdapterStatus | None = None
     rejected_adapter: AdapterStatus | None = None
     """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
+    stopped_after_step: int | None = None
+    """Beside `adapter`, where it is of a run that was stopped: how many steps that took; None: it came to its end."""
     metrics: MetricsStatus | None = None
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     dataset: DatasetStatus | None = None

@@ -10,10 +10,9 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.fields import OpenModel
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number
 
 Text = Annotated[str, Field(max_length=1024)]
-Number = Annotated[str, Field(max_length=32)]
-"""A floating point number as a string."""
 
 
 def _rfc3339(text: str) -> str:
@@ -49,11 +48,13 @@ class Phase(StrEnum):
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
 
 
-FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
+FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value, Phase.STOPPED.value})
 """The phases of an object that has ended."""
 
 
@@ -71,6 +72,7 @@ class ConditionType(StrEnum):
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    STOPPED = "Stopped"
     SUSPENDED = "Suspended"
 
 
@@ -112,59 +114,6 @@ class ProgressStatus(OpenModel):
     eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds, for people.")
     tokens_per_second: Number | None = Field(None, description="Tokens trained on in a second.")
     last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
-
-
-class MetricsStatus(OpenModel):
-    """The newest metrics, as strings."""
-
-    loss: Number | None = Field(None, description="Training loss.")
-    eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
-    base_eval_loss: Number | None = Field(
-        None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
-    )
-    reward_accuracy: Number | None = Field(
-        None, description="DPO, ORPO, KTO: what evalRewardAccuracy is, of the rows trained on since the last report."
-    )
-    reward_margin: Number | None = Field(
-        None, description="DPO, ORPO, KTO: what evalRewardMargin is, of the rows trained on since the last report."
-    )
-    eval_reward_accuracy: Number | None = Field(
-        None,
-        description="DPO and ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: of those "
-        "on their side of the reference point.",
-    )
-    eval_reward_margin: Number | None = Field(
-        None,
-        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
-    )
-    base_eval_reward_accuracy: Number | None = Field(
-        None, description="ORPO: evalRewardAccuracy before training. DPO and KTO compare with that, and have none."
-    )
-    improvement: Number | None = Field(
-        None, description="Share of baseEvalLoss by which evalLoss is below it; negative where it is above."
-    )
-    improvement_error: Number | None = Field(
-        None,
-        description="Standard error of improvement, from the held-out rows one by one; left out below 8 of them.",
-    )
-    learning_rate: Number | None = Field(None, description="Learning rate.")
-    grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
-
-
-def change_text(improvement: float, error: float | None) -> str:
-    """Return how a loss has changed, as people read it: `-30.5 % ± 1.2 %`; `error` is a standard error."""
-    return f"{-100 * improvement:+.1f} %" + (f" ± {100 * error:.1f} %" if error is not None else "")
-
-
-EVALUATIONS_KEPT: Final = 16
-"""Evaluations of which the status tells."""
-
-
-class EvaluationStatus(OpenModel):
-    """The held-out rows after an optimizer step."""
-
-    step: int = Field(ge=0, description="The step.")
-    loss: Number = Field(description="The loss on the held-out rows.")
 
 
 class DatasetStatus(OpenModel):
@@ -366,7 +315,7 @@ class CommonStatus(OpenModel):
     )
     adapter: AdapterStatus | None = Field(None, description="The published result.")
     start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
-    completion_time: Timestamp | None = Field(None, description="When the job succeeded or failed.")
+    completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
     attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
     run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
     gpu_seconds: int | None = Field(
@@ -400,7 +349,8 @@ class LoRAJobStatus(CommonStatus):
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     rejected_adapter: AdapterStatus | None = Field(
-        None, description="What a job that ends NotImproved has trained, published beside the output for a look at it."
+        None,
+        description="What was trained and is not better than asked for, published beside the output for a look at it.",
     )
 
 

@@ -133,6 +133,13 @@ class PublishedWeights(StrEnum):
     LAST = "Last"
 
 
+class GenerationSpec(ApiModel):
+    """Held-out rows that are answered, by the base model and by the adapter."""
+
+    rows: int = Field(16, ge=1, le=256, description="How many rows are answered, spread over the held-out ones.")
+    max_new_tokens: int = Field(128, ge=1, le=4096, description="Tokens of an answer, at most.")
+
+
 class EvaluationSpec(ApiModel):
     """When the held-out rows are measured, what is published, and what the adapter has to reach."""
 
@@ -157,6 +164,12 @@ class EvaluationSpec(ApiModel):
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many evaluations in a row without a better loss."
+    )
+    generation: GenerationSpec | None = Field(
+        None,
+        description="Let held-out rows be answered before training and after it, and compare with what they say: exact "
+        "match and ROUGE-L in status.metrics, every answer in answers.jsonl, a few in the model card. For task SFT "
+        "with loss Completion. Default: no.",
     )
 
 

@@ -87,6 +87,8 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return "unknown field" + _did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))
     if kind == "string_type" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return f'must be a string: write it in quotes, "{value}"'
+    if kind == "string_pattern_mismatch" and location[-1] == "stop":
+        return "must say why, in a word or a sentence"
     if kind == "string_pattern_mismatch" and location[-1] == "uri":
         return f"must be {_URI_SCHEMES[_uri_kind(location)]}, is {_shown(value)}"
     if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):

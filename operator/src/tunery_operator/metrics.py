@@ -233,6 +233,9 @@ def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterat
         if "runSeconds" in new:  # spec.preflight Only has run nothing
             yield Observation(RUN_SECONDS, labels, int(new["runSeconds"] or 0))
         return
+    if phase == Phase.STOPPED.value:
+        yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))
+        return
     reason = _reason((new.get("failure") or {}).get("reason"))
     yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, reason))
     if _since(new, ConditionType.PREFLIGHT, "False") is not None:

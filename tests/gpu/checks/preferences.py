@@ -44,7 +44,7 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
             rows = rows.scored(base, scoring)
         before = rows.measure(base, objective, how).metrics
         model = attach(base, resolved, MethodContext(run.tokenizer, run.plan.steps))
-        loop = LoopSettings(training, run.plan.steps, None, keep_checkpoints=3, on_gpu=not machine.dry)
+        loop = LoopSettings(training, run.plan.steps, keep_checkpoints=3, on_gpu=not machine.dry)
         compared = (lambda batches, split: rows.compared(batches, model, scoring)) if scoring else None
         hooks = training_hooks(model, resolved)
         parts = LoopParts(rows.train, run.tokenizer, folder, None, hooks, objective, compared)

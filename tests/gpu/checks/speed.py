@@ -92,7 +92,7 @@ def _plain(machine: Machine, run: Run) -> Any:
 def _trl(machine: Machine, run: Run, examples: list[list[int]], folder: Path, *, packing: bool) -> float:
     """Measure SFTTrainer as TRL's documentation has it, with the trainer's own rates, batch and optimizer."""
     training = run.plan.settings.training
-    ours = sft_config(LoopSettings(training, run.plan.steps, None, 1, on_gpu=not machine.dry), folder)
+    ours = sft_config(LoopSettings(training, run.plan.steps, 1, on_gpu=not machine.dry), folder)
     names = ("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "bf16")
     more = ("max_grad_norm", "use_cpu", "gradient_checkpointing", "gradient_checkpointing_kwargs", "seed", "data_seed")
     kept = {name: getattr(ours, name) for name in (*names, *more)}

@@ -29,7 +29,7 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     expected = [
         "Starting",
         f"Model      {uris['model']['uri']}, ",
-        f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 5 held out",
+        f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 12 held out",
         "Method     LoRA, 80 steps on the CPU",
         "Training  step ",
         "Succeeded  step 80/80 (100 %)  ",

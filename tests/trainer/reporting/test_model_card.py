@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
-from tunery_trainer.reporting.model_card import model_card
+from tunery_trainer.reporting.model_card import Shown, model_card
 
 from kit.results import lineage, run
 
@@ -18,7 +18,7 @@ def _front(card: str) -> dict[str, object]:
 
 def test_card_of_a_trained_adapter() -> None:
     made = lineage()
-    card = model_card(run(), made, "s3://adapters/bot", pictures={"Loss": "loss.png"})
+    card = model_card(run(), made, "s3://adapters/bot", shown=Shown({"Loss": "loss.png"}))
     found = _front(card)
     assert (found["base_model"], found["library_name"]) == ("owner/model", "peft")
     assert found["tags"] == ["tunery", "peft", "lora"]

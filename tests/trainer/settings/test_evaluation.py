@@ -20,26 +20,25 @@ LLAMA = ModelFacts("LlamaForCausalLM", 10_000, 2, 64, 256, None, tied_embeddings
 
 
 def settings(times: int | None = None, every: int | None = None) -> EvaluationSettings:
-    return EvaluationSettings(every, times, PublishedWeights.BEST, None)
+    return EvaluationSettings(every, times, PublishedWeights.BEST, generation=None, patience=None)
 
 
 @pytest.mark.parametrize(
     ("times", "steps", "after"),
     [
-        (1, 100, set()),
-        (2, 100, {50}),
-        (4, 10, {3, 5, 8}),
-        (8, 60, {8, 15, 23, 30, 38, 45, 53}),
-        (8, 3, {1, 2}),
-        (16, 1, set()),
+        (1, 100, {100}),
+        (2, 100, {50, 100}),
+        (4, 10, {3, 5, 8, 10}),
+        (8, 60, {8, 15, 23, 30, 38, 45, 53, 60}),
+        (8, 3, {1, 2, 3}),
+        (16, 1, {1}),
     ],
 )
 def test_evaluations_at_equal_distances(times: int, steps: int, after: set[int]) -> None:
-    """The last one is at the end, which is measured anyway."""
     assert evaluated_after(settings(times=times), steps) == after
 
 
-@pytest.mark.parametrize(("every", "steps", "after"), [(5, 20, {5, 10, 15}), (7, 20, {7, 14}), (50, 20, set())])
+@pytest.mark.parametrize(("every", "steps", "after"), [(5, 20, {5, 10, 15, 20}), (7, 20, {7, 14, 20}), (50, 20, {20})])
 def test_evaluations_every_so_many_steps(every: int, steps: int, after: set[int]) -> None:
     assert evaluated_after(settings(every=every), steps) == after
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.manifest import Manifest
+from tunery_api.manifest import Manifest, StopRecord
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage import Store, StorePath, open_store
 from tunery_trainer.storage.published_folder import download_published, read_manifest, verify
-from tunery_trainer.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish
+from tunery_trainer.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish, published_before
 
 from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
@@ -97,6 +97,23 @@ def test_rerun_of_the_same_run_is_a_success(store: Store, tmp_path: Path) -> Non
     assert again.manifest_sha256 == first.manifest_sha256
     assert store.head(f"p/{CLAIM_NAME}") is None
     assert probe(target).conditional_writes
+
+
+def test_what_was_published_of_a_stop_gives_way_to_the_run_that_goes_on(store: Store, tmp_path: Path) -> None:
+    place = StorePath(store, "a/bot")
+    record = StopRecord(after_step=40, of_steps=100, why="enough")
+    stopped = publish(
+        make_folder(tmp_path / "one"), Target(place, run()), lineage().model_copy(update={"stopped": record})
+    )
+    assert published_before(Target(place, run())) == stopped, "who only publishes it again finds it"
+    assert publish(make_folder(tmp_path / "two", "2"), Target(place, run()), lineage()) == stopped
+    goes_on = Target(place, run(), goes_on=True)
+    assert published_before(goes_on) is None
+    whole = publish(make_folder(tmp_path / "three", "3"), goes_on, lineage())
+    assert whole.manifest.lineage.stopped is None
+    assert verify(place).sha256 == whole.manifest_sha256
+    assert published_before(goes_on) == whole, "its own result stays"
+    assert published_before(Target(place, run("uid-2"), goes_on=True)) is None
 
 
 def test_rerun_repairs_its_own_damaged_result(store: Store, tmp_path: Path) -> None:

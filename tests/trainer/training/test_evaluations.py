@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.diagnosis.answers import Answer, answer_metrics
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
 from tunery_trainer.training.evaluations import EVALUATIONS_FILE, Evaluations, evaluations_in
@@ -112,7 +113,7 @@ def test_an_evaluation_that_a_stop_put_off_is_made_up_for(case: Case) -> None:
     resumed = run(path)
     assert [each["step"] for each in resumed["evaluations"]] == [10, 20, 30, 40]
     assert resumed["evaluations"] == straight["evaluations"]
-    assert [entry["step"] for entry in newest_log(path) if "eval_loss" in entry] == [10, 20, 30]
+    assert [entry["step"] for entry in newest_log(path) if "eval_loss" in entry] == [10, 20, 30, 40]
 
 
 def _forget_evaluation(checkpoint: Path, step: int) -> None:
@@ -176,3 +177,53 @@ def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> 
     assert (found.before, found.best, found.done) == (None, None, [])
     found.add(5, rows(1, 0.0))
     assert found.done[0].from_start is None
+
+
+ANSWERED = {"generation": {"rows": 6, "maxNewTokens": 16}, "times": 2}
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "PromptTuning"])
+def test_held_out_rows_are_answered_before_and_after(case: Case, method: str) -> None:
+    """As plain transformers and PEFT answer them with what is published."""
+    changes: dict[str, Any] = {} if method != "PromptTuning" else {"lora": None}
+    path = case(method=method, evaluation=ANSWERED, training={"maxSteps": 40, "precision": "Float32"}, **changes)
+    metrics, folder = run(path)["metrics"], path.parent
+    answers = [
+        Answer(**json.loads(line)) for line in (folder / "out" / "answers.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert len(answers) == 6
+    for each in answers:
+        word, number = each.expected.split()[0], each.expected.split()[2]
+        assert f"say {word} {number}" in each.prompt
+    if method != "QLoRA":  # whose base is loaded in 4 bits
+        assert [each.after for each in answers] == [said(plain_peft(folder), folder, each.prompt) for each in answers]
+        base = plain_base(folder).eval()
+        assert [each.before for each in answers] == [said(base, folder, each.prompt) for each in answers]
+    assert {name: metrics[name] for name in answer_metrics(answers)} == pytest.approx(answer_metrics(answers))
+    card = (folder / "out" / "README.md").read_text()
+    assert "## Answers" in card
+    assert "All 6 are in `answers.jsonl`" in card
+
+
+def said(model: Any, folder: Path, prompt: str) -> str:
+    """Return what plain transformers generates."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    ids = model.generate(**asked, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return str(tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_a_resumed_run_knows_what_was_said_before_training(case: Case) -> None:
+    path = case(evaluation=ANSWERED, checkpoint=KEPT)
+    run(path)
+    straight = (path.parent / "out" / "answers.jsonl").read_text()
+    shutil.rmtree(path.parent / "out")
+    shutil.rmtree(next((path.parent / "work" / "checkpoints").glob("*/step-000020")))
+    run(path)
+    assert (path.parent / "out" / "answers.jsonl").read_text() == straight
+
+
+def test_without_being_asked_nothing_is_answered(case: Case) -> None:
+    path = case()
+    assert "rougeL" not in run(path)["metrics"]
+    assert not (path.parent / "out" / "answers.jsonl").exists()

@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_trainer preflight|train|merge|report run.json`, `run manifest.yaml`, `check`."""
+"""The program: `python -m tunery_trainer preflight|train|merge|publish|report run.json`, `run`, `check`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
-from tunery_api.lorajob import PreflightPolicy
+from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
@@ -61,10 +61,23 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
     except StopRequested:
-        return ExitCode.TERMINATED
+        return _publish_stopped(run, stop)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error)
     return ExitCode.OK
+
+
+def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
+    """Publish what a run without a cluster had as it was told to stop, where its manifest asks for that."""
+    if run.lora_job is None or run.lora_job.on_stop is not OnStop.PUBLISH:
+        return ExitCode.TERMINATED
+    stop.heeded()
+    try:
+        run_task(Task.PUBLISH, run.model_copy(update={"stop": "it was told to by a signal"}), stop)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        return _show(error)
+    print("To train on, run the same manifest again: it goes on from its checkpoint, and replaces that.", flush=True)
+    return ExitCode.TERMINATED
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -137,6 +150,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         Task.PREFLIGHT: "check data, model, credentials and output on the CPU",
         Task.TRAIN: "train an adapter and publish it",
         Task.MERGE: "merge adapters and publish the result",
+        Task.PUBLISH: "publish what is best in the newest checkpoint of a run that was stopped",
         Task.REPORT: "read back and say again what train or merge has published",
     }
     for task, text in texts.items():

@@ -203,7 +203,9 @@ def _name(document: dict[str, Any]) -> str:
 def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) -> RunIdentity:
     """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result."""
     name = _name(manifest)
-    content = json.dumps([name, spec.to_json_dict(), list(_data_digests(spec))], sort_keys=True)
+    # What becomes of it as it is stopped makes no other run of it.
+    wanted = {name: value for name, value in spec.to_json_dict().items() if name != "onStop"}
+    content = json.dumps([name, wanted, list(_data_digests(spec))], sort_keys=True)
     uid = hashlib.sha256(content.encode()).hexdigest()[:32]
     return RunIdentity(kind=manifest["kind"], namespace="local", name=name, uid=uid)
 
@@ -285,6 +287,8 @@ def _absolute(uri: str, folder: Path) -> str:
 
 def _needs_cluster(spec: ApiModel) -> Iterator[FieldError]:
     """Yield an error for each field that only a cluster can resolve."""
+    if isinstance(spec, LoRAJobSpec) and spec.stop is not None:
+        yield FieldError("spec.stop", "works in a cluster only; press Ctrl-C here, with onStop: Publish to keep it")
     for path, name, value in fields(spec, "spec"):
         if name == "lora_job_ref" and value is not None:
             yield FieldError(path, "works in a cluster only; use uri here")

@@ -9,6 +9,7 @@ from typing import Any, Final
 from tunery_api.inputs import LocalReference
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.runspec import ResolvedAdapter
+from tunery_api.status import FINAL_PHASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,16 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
         return FailedInput(name, _NOTHING, hint)
     status = body.get("status") or {}
     adapter = status.get("adapter")
-    if status.get("phase") == "Succeeded" and adapter:
+    if status.get("phase") in ("Succeeded", "Stopped") and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
         reason = (status.get("failure") or {}).get("reason", "Failed")
         return FailedInput(name, f"failed: {reason}", f"Bring LoRAJob {name} to its success, as it says.")
+    if status.get("phase") == "Stopped":
+        hint = (
+            "Name another LoRAJob, in a new job; a stopped one is final. Its checkpoints, if any, go on by resumeFrom."
+        )
+        return FailedInput(name, "was stopped and has published no adapter", hint)
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
 
 
@@ -92,14 +98,14 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
         return NoCheckpoint(name, _NOTHING)
     status = body.get("status") or {}
     phase, newest = status.get("phase", "Pending"), (status.get("checkpoint") or {}).get("uri")
-    if phase not in ("Succeeded", "Failed"):
+    if phase not in FINAL_PHASES:
         return UnfinishedInput(name, f"is {phase}")
     if newest is None and phase == "Succeeded":
         return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
     # The folder of all: a pod that was told to end may have stored a newer one since.
     folder = newest.rstrip("/").rpartition("/")[0] if newest else place
     if folder is None:
-        return NoCheckpoint(name, "has failed and left no checkpoint")
+        return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'} and left no checkpoint")
     return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
 
 

@@ -1,4 +1,4 @@
-"""The plans of a LoRAJob: its preflight Job, its train Job, and the one that reports again."""
+"""The plans of a LoRAJob: its preflight Job, its train Job, and those that report again or publish what is left."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Know
     place = job.output_place(spec.output, owner, platform.settings)
     own = {"lora_job": spec, "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint)}
     return job.report_plan(spec, owner, platform, own)
+
+
+def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, why: str) -> JobPlan:
+    """Return the plan of the Job that publishes what a stopped job has left: on CPU, without the base's weights."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = [access for access in _accesses(spec, place) if access.purpose in (Purpose.MODEL, Purpose.OUTPUT)]
+    own = {
+        "lora_job": spec,
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "adapters": [known.adapter] if known.adapter else [],
+        "stop": why,
+    }
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    base = _with_cache(job.job_plan(spec, owner, platform, job.Errand(Task.PUBLISH, run, accesses)), spec, platform)
+    # However often training may fail: what was paid for is not lost for one node.
+    return replace(job.check_plan(_with_revision(base, known), spec, platform.settings), retries=job.MAX_CHECK_RETRIES)
 
 
 def _with_revision(plan: JobPlan, known: Known) -> JobPlan:

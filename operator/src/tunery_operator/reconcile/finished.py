@@ -34,11 +34,16 @@ logger = logging.getLogger(__name__)
 
 def jobs_of(snapshot: Snapshot) -> Iterator[Attempt]:
     """Yield the Jobs of an object that are there."""
-    yield from (item for item in (snapshot.preflight, snapshot.main, snapshot.report) if item is not None)
+    yield from (
+        job for job in (snapshot.preflight, snapshot.main, snapshot.report, snapshot.publishing) if job is not None
+    )
 
 
 def stop_jobs(services: Services, snapshot: Snapshot) -> None:
-    """Delete the Jobs of a failed object that have not ended: before its end is written, or nobody would any more."""
+    """Delete the Jobs of a failed or stopped object that have not ended.
+
+    Before its end is written, or nobody would any more.
+    """
     for attempt in jobs_of(snapshot):
         if not attempt.job.finished:
             remove(services, snapshot.owner, attempt.job)

@@ -60,6 +60,16 @@ class FoundObject:
         return bool(self.spec.get("suspend"))
 
     @property
+    def stop(self) -> str | None:
+        """Why the user wants it ended for good; None: it is to go on."""
+        return self.spec.get("stop")
+
+    @property
+    def on_stop(self) -> str | None:
+        """What the manifest says of what was trained by then; None: it is left open."""
+        return self.spec.get("onStop")
+
+    @property
     def resources(self) -> tuple[int, str]:
         """The GPUs of a pod that works, and the name of their resource."""
         default = _default(self.owner.key.kind, "resources")
@@ -132,6 +142,8 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         now=services.now(),
         watched_before=services.watched_before,
         suspend=obj.suspend,
+        stop=obj.stop,
+        on_stop=obj.on_stop,
         kept_by=kept_by(obj.body),
         gpus=gpus,
         gpu_resource=gpu_resource,

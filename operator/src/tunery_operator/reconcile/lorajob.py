@@ -12,14 +12,17 @@ from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
 from tunery_operator.plan.job import output_place
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
+from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.children import ensure_attempt, follow, remove
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import KindSteps
 from tunery_operator.reconcile.gathering import find_attempt, gather_main_job, is_overdue, is_silent, report_again
 from tunery_operator.reconcile.inputs import Inputs, Wanted, refuse_circle, resolve_inputs
 from tunery_operator.reconcile.services import Services
+from tunery_operator.reconcile.stopping import carry_out
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.stop import stop_of
 from tunery_operator.views.owner import Key
 
 
@@ -35,11 +38,20 @@ def _gather(services: Services, obj: FoundObject) -> Snapshot:
         preflight_needed=needed,
         preflight_only=policy == PreflightPolicy.ONLY.value,
         preflight=find_attempt(services, obj, Task.PREFLIGHT) if needed else None,
+        publishing=find_attempt(services, obj, Task.PUBLISH) if obj.stop or obj.on_stop else None,
     )
 
 
 def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
+    stop = stop_of(snapshot)
+    if stop is not None:
+
+        def plan_of_what_is_left() -> JobPlan:
+            known = _known(obj, _inputs(services, obj, spec))
+            return plan_publish(spec, obj.owner, services.platform, known, stop.why)
+
+        return carry_out(services, obj, snapshot, stop, plan_of_what_is_left)
     # Judged before anything is waited for.
     output_place(spec.output, obj.owner, services.platform.settings)
     if snapshot.main is not None and snapshot.main.job.finished:

@@ -28,7 +28,7 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
     `retry_in` is when to try again what could not be done; None: everything was done.
     """
     status = compute_status(snapshot)
-    if status["phase"] == Phase.FAILED.value:
+    if status["phase"] in (Phase.FAILED.value, Phase.STOPPED.value):
         # A kill between the two leads to the same end: the next look finds the object as it was, without its Jobs.
         stop_jobs(services, snapshot)
     change = status_change(obj.body, status)

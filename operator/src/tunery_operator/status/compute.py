@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
@@ -11,16 +11,16 @@ from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInp
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import close_ledger, keep_ledger
-from tunery_operator.status.main_job import SAVES, check_main_job
+from tunery_operator.status.main_job import check_main_job
 from tunery_operator.status.obstacle import show_hindrance
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
-from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
+from tunery_operator.status.still_there import still_there
+from tunery_operator.status.stop import stop_of
+from tunery_operator.status.stopping import check_stop
 from tunery_operator.views.event import RESUMED
 from tunery_operator.views.owner import retry_mark
-from tunery_operator.views.pod import outlives
 
 Check = Callable[[Draft], bool]
 """Changes the draft; True: this was the last word, and what follows does not count."""
@@ -36,6 +36,8 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
         close_ledger(draft, draft.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
         # Nothing is left that it could stop or let go on.
         draft.conditions.drop(ConditionType.SUSPENDED)
+        if not draft.conditions.is_true(ConditionType.STOPPED):
+            draft.conditions.drop(ConditionType.STOPPED)
     else:
         show_hindrance(draft)
     return draft.finish()
@@ -100,11 +102,15 @@ def _check_inputs(draft: Draft) -> bool:
 
 def _check_suspension(draft: Draft) -> bool:
     suspended = ConditionType.SUSPENDED
+    if stop_of(draft.snapshot) is not None:
+        # What ends for good is not held any more.
+        draft.conditions.drop(suspended)
+        return False
     if not draft.snapshot.suspend:
         if draft.conditions.status(suspended) is not None:
             draft.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
         return False
-    still = next(_still_there(draft.snapshot), None)
+    still = next(still_there(draft.snapshot), None)
     kept = draft.snapshot.kept_by
     why = f"it was deleted, and is kept by the finalizer {', '.join(kept)}" if kept else "spec.suspend is true"
     if still is not None:
@@ -115,30 +121,12 @@ def _check_suspension(draft: Draft) -> bool:
     return False
 
 
-def _still_there(snapshot: Snapshot) -> Iterator[str]:
-    """Yield what must end before an object is suspended."""
-    for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
-        saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
-        yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
-    for pod in snapshot.leftovers:
-        if not pod.finished:
-            yield f"pod {pod.name} of an earlier Job {'ends' if pod.deleting else outlives(pod)}"
-
-
-def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
-    ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
-    before = SAVES if saves else ""
-    yield from (f"pod {pod.name} ends{before}" for pod in ending)
-    # A queue that holds the Job may start it at any time: only what we hold stays put.
-    if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
-        yield f"Job {attempt.job.name} is not stopped yet"
-
-
 CHECKS: Final[tuple[Check, ...]] = (
     _check_spec,
     _check_names,
     _check_suspension,
     keep_ledger,
+    check_stop,
     _check_inputs,
     check_preflight,
     check_main_job,

@@ -42,7 +42,7 @@ _ROOM_HINTS: Final = {
 }
 """By the Job's role, where it does not ask for what the spec says."""
 _LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.DISK_FULL})
-_CHECKS: Final = frozenset({Task.PREFLIGHT.value, Task.REPORT.value})
+_CHECKS: Final = frozenset({Task.PREFLIGHT.value, Task.REPORT.value, Task.PUBLISH.value})
 _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
     "raised, or put large files into a claim (pvc://), which is read where it lies."

@@ -30,6 +30,8 @@ _GOES_ON: Final = frozenset(
 )
 """After these a new job may go on from the checkpoints; those of a loss that diverged may be spoilt."""
 
+_ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED)
+
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
 
@@ -108,10 +110,16 @@ class Draft:
         self.conditions.set(ConditionType.SUCCEEDED, True, reason, message)
         self._complete(ended)
 
+    def end_stopped(self, reason: str, message: str, ended: datetime | None = None) -> None:
+        """End the object as stopped on purpose, for good."""
+        self.conditions.set(ConditionType.STOPPED, True, reason, message)
+        self.conditions.set(ConditionType.SUCCEEDED, False, reason, message)
+        self._complete(ended)
+
     @property
     def ended(self) -> bool:
-        """Tell whether the object has succeeded or failed."""
-        return self.conditions.is_true(ConditionType.SUCCEEDED) or self.conditions.is_true(ConditionType.FAILED)
+        """Tell whether the object has succeeded, failed or been stopped."""
+        return any(self.conditions.is_true(end) for end in _ENDS)
 
     def show_obstacle(self, failure: Failure) -> None:
         """Show what stands in the way now; it is gone from the status as soon as it no longer does."""

@@ -40,7 +40,7 @@ def check_main_job(draft: Draft) -> bool:
     """Judge the train or merge Job; True once it has ended."""
     attempt = draft.snapshot.main
     if attempt is None:
-        _show_nothing(draft)
+        show_no_job(draft)
         return False
     job = attempt.job
     draft.put(jobName=job.name, queue=job.queue)
@@ -59,7 +59,7 @@ def check_main_job(draft: Draft) -> bool:
     if hopeless is not None:
         draft.fail(hopeless, ended=_ended_at(attempt), exit_code=attempt.last.exit_code if attempt.last else None)
         return True
-    _show_pod(draft, attempt)
+    show_pod(draft, attempt)
     return False
 
 
@@ -85,7 +85,7 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
 # What a Job that has not ended does
 
 
-def _show_nothing(draft: Draft) -> None:
+def show_no_job(draft: Draft) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
     release_quota(draft)
     for pod in draft.snapshot.leftovers:
@@ -97,7 +97,8 @@ def _show_nothing(draft: Draft) -> None:
         draft.conditions.set(_RUNNING, False, "Stopped", "there is no Job")
 
 
-def _show_pod(draft: Draft, attempt: Attempt) -> None:
+def show_pod(draft: Draft, attempt: Attempt) -> None:
+    """Say of a Job that has not ended what its pod does, or what it waits for."""
     pod, job = attempt.last, attempt.job
     if pod is not None and pod.running:
         if pod.deleting or is_node_lost(pod, draft.snapshot.now):

@@ -30,7 +30,8 @@ def next_look(snapshot: Snapshot, status: Mapping[str, Any]) -> float | None:
 
 
 def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
-    attempts = [attempt for attempt in (snapshot.preflight, snapshot.main, snapshot.report) if attempt is not None]
+    jobs = (snapshot.preflight, snapshot.main, snapshot.report, snapshot.publishing)
+    attempts = [attempt for attempt in jobs if attempt is not None]
     pods = [pod for attempt in attempts for pod in attempt.pods] + list(snapshot.leftovers)
     left = deadline_left(snapshot)
     if left is not None and any(pod.running for pod in pods):

@@ -14,7 +14,10 @@ RESULT_LOOKUP: Final = "ResultLookup"
 """Reason of Running=False while the bucket is asked what a pod that is gone has published."""
 
 STOPPING: Final = "Stopping"
-"""Reason of Running=True while a pod was told to end, and of Suspended=False until all have."""
+"""Reason of Running=True while a pod was told to end, and of Suspended=False and Stopped=False until all have."""
+
+PUBLISHING: Final = "Publishing"
+"""Reason of Stopped=False while a small Job publishes what was trained."""
 
 HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
@@ -43,6 +46,9 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
     checks = (
         (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
         (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
+        (conditions.is_true(ConditionType.STOPPED), Phase.STOPPED),
+        (conditions.reason(ConditionType.STOPPED) == PUBLISHING, Phase.UPLOADING),
+        (conditions.is_false(ConditionType.STOPPED), Phase.STOPPING),
         (conditions.is_true(ConditionType.SUSPENDED), Phase.SUSPENDED),
         (conditions.reason(ConditionType.SUSPENDED) == STOPPING, Phase.SUSPENDING),
         (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
-from tunery_api.status import ConditionType, MetricsStatus, change_text
+from tunery_api.status import AdapterStatus, ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
@@ -56,12 +57,9 @@ def check_result(draft: Draft, attempt: Attempt) -> None:
     snapshot = draft.snapshot
     result = published(attempt) or published(snapshot.report)
     if result is not None and result.adapter is not None:
-        _take_result(draft, result)
-        adapter = result.adapter.to_json_dict()
-        draft.put(adapter=adapter)
-        text = f"published at {adapter['uri']}, read back, and every digest matches"
-        draft.conditions.set(ConditionType.ADAPTER_UPLOADED, True, "AdapterUploaded", text)
-        _forget_checkpoint(draft, result)
+        take_result(draft, result)
+        text = take_adapter(draft, result.adapter)
+        forget_checkpoint(draft, result)
         pod = succeeded_pod(attempt)
         draft.succeed(text, pod.finished_at if pod is not None and pod.finished_at else attempt.job.ended_at)
     elif needs_report(snapshot):
@@ -70,7 +68,15 @@ def check_result(draft: Draft, attempt: Attempt) -> None:
         _fail_without_result(draft, attempt)
 
 
-def _forget_checkpoint(draft: Draft, result: RunResult) -> None:
+def take_adapter(draft: Draft, adapter: AdapterStatus) -> str:
+    """Take over that an adapter is published, and return that in words."""
+    draft.put(adapter=adapter.to_json_dict())
+    text = f"published at {adapter.uri}, read back, and every digest matches"
+    draft.conditions.set(ConditionType.ADAPTER_UPLOADED, True, "AdapterUploaded", text)
+    return text
+
+
+def forget_checkpoint(draft: Draft, result: RunResult) -> None:
     """Checkpoints that the result does not name were removed once it was published."""
     saved = ConditionType.CHECKPOINT_SAVED
     if result.checkpoint is None and draft.conditions.is_true(saved):
@@ -102,10 +108,10 @@ def take_last_words(draft: Draft, attempt: Attempt) -> None:
     """Take over what a pod that failed had reached."""
     result = parse_result(attempt.last.termination_message) if attempt.last else None
     if result is not None:
-        _take_result(draft, result)
+        take_result(draft, result)
 
 
-def _take_result(draft: Draft, result: RunResult) -> None:
+def take_result(draft: Draft, result: RunResult) -> None:
     """Take over what the status of this kind holds of a result."""
     holds = draft.snapshot.definition.holds
     for name in filter(holds, _RESULT_PARTS):

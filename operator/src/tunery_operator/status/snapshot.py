@@ -36,6 +36,10 @@ class Snapshot:
     """The status that the API server has."""
     now: datetime
     suspend: bool = False
+    stop: str | None = None
+    """Why it is to end for good; None: it is to go on."""
+    on_stop: str | None = None
+    """What the manifest says of what was trained by then; None: it is left open."""
     kept_by: tuple[str, ...] = ()
     """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
@@ -55,6 +59,8 @@ class Snapshot:
     """The train or merge Job."""
     report: Attempt | None = None
     """The Job that says again what a complete one has published."""
+    publishing: Attempt | None = None
+    """The Job that publishes what a stopped one has left."""
     leftovers: tuple[PodView, ...] = ()
     """Pods of an earlier Job of the same name that have not ended."""
     progress: TrainerStatus | None = None

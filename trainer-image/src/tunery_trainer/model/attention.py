@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -54,6 +56,20 @@ AttentionInterface.register(BY_EXAMPLE, attend)
 def computes_by_example(model: torch.nn.Module) -> bool:
     """Tell whether `model`, of transformers or of PEFT, wants to be told where examples end."""
     return bool(getattr(model.config, "_attn_implementation", None) == BY_EXAMPLE)
+
+
+@contextmanager
+def with_cache(model: torch.nn.Module) -> Iterator[None]:
+    """Let `model` attend as transformers does while it generates: example by example there is no cache."""
+    configs: dict[int, Any] = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
+    changed = [each for each in configs.values() if getattr(each, "_attn_implementation", None) == BY_EXAMPLE]
+    for config in changed:
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        for config in changed:
+            config._attn_implementation = BY_EXAMPLE
 
 
 def _ends(rows: int, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:

@@ -37,6 +37,7 @@ class StopSignal:
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self._grace_seconds = grace_seconds
         self._graceful = False
+        self._watchdog: threading.Timer | None = None
         self.requested = False
         self.last_word: Callable[[], None] = _nothing
         """Said before the process ends at once."""
@@ -51,6 +52,12 @@ class StopSignal:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def heeded(self) -> None:
+        """Take note that what was asked for is done: what follows may take its time, and the next signal ends it."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self.requested = False
+
     @contextmanager
     def graceful(self) -> Iterator[None]:
         """Let a signal only ask for a stop: the body looks at `requested` after each step."""
@@ -64,9 +71,9 @@ class StopSignal:
         if not self._graceful or self.requested:
             self.leave()
         self.requested = True
-        watchdog = threading.Timer(self._grace_seconds, self.leave)
-        watchdog.daemon = True
-        watchdog.start()
+        self._watchdog = threading.Timer(self._grace_seconds, self.leave)
+        self._watchdog.daemon = True
+        self._watchdog.start()
         sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 
     def leave(self) -> None:

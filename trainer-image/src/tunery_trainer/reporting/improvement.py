@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunery_api.status import change_text
+from tunery_api.measured import change_text
 
 
 def shortfall(before: float, after: float, asked: str, whose: str = "", *, error: float | None = None) -> str | None:

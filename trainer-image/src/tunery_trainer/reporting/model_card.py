@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
+from tunery_api.measured import change_text
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
-from tunery_api.status import DatasetStatus, change_text
+from tunery_api.status import DatasetStatus
+from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.units import human_bytes
 
@@ -25,8 +29,25 @@ _METRIC_NAMES = {
     "evalRewardMargin": "Reward margin on held-out rows",
     "baseEvalRewardAccuracy": "Reward accuracy of the base model",
     "baseEvalRewardMargin": "Reward margin of the base model",
+    "exactMatch": "Answers that are word for word the row's",
+    "baseExactMatch": "Answers of the base model that are",
+    "rougeL": "ROUGE-L of the answers",
+    "baseRougeL": "ROUGE-L of the base model's answers",
 }
+_SHOWN_ANSWERS = 4
+_MAX_ANSWER = 400
+"""Characters."""
 _MAX_CARD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a card shows of the files beside it."""
+
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Names of image files, by title."""
+    answers: Sequence[Answer] = ()
+    """Of which the first few are shown."""
 
 
 def model_card(
@@ -34,14 +55,14 @@ def model_card(
     lineage: Lineage,
     uri: str,
     *,
-    pictures: Mapping[str, str] | None = None,
+    shown: Shown | None = None,
     full_model: bool = False,
 ) -> str:
     """Return the card in Markdown, with the front matter that the hub reads.
 
-    `pictures` maps a title to the name of an image file in the same folder; `full_model` is true for a merge into the
-    base weights.
+    `shown` is what lies beside it; `full_model` is true for a merge into the base weights.
     """
+    shown = shown or Shown()
     base = lineage.served_name or (lineage.model.uri if lineage.model else "the base model")
     adapter = "Merged adapter" if lineage.inputs else f"{lineage.method or 'PEFT'} adapter"
     loading = _load_model(uri, lineage) if full_model else _load_adapter(run.name, base, uri, lineage)
@@ -49,9 +70,11 @@ def model_card(
     parts = [
         _front_matter(base, lineage, full_model=full_model),
         f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
+        f"**Not finished:** {lineage.stopped}." if lineage.stopped else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
-        *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
+        _section("Answers", _answers(shown.answers)),
+        *(f"## {title}\n\n![{title}]({name})" for title, name in shown.pictures.items()),
         _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
         _section("How it was made", _table(("", ""), _origin_rows(lineage))),
         _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
@@ -88,10 +111,32 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     if "improvement" in lineage.metrics:
         change = change_text(lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
         rows.append(("Change of the evaluation loss (± standard error)", change))
+    if lineage.stopped is not None and "evalLoss" not in lineage.metrics:
+        rows.insert(0, (_METRIC_NAMES["evalLoss"], f"not measured after step {lineage.step}"))
     if lineage.verification is not None:
         check = lineage.verification
         rows.append((f"Largest error ({check.method})", check.max_error))
     return rows
+
+
+def _answers(answers: Sequence[Answer]) -> str:
+    """Return the first few of them side by side, each on one line."""
+    if not answers:
+        return ""
+    rows = [
+        tuple(_quoted(text) for text in (each.prompt, each.expected, each.before, each.after))
+        for each in answers[:_SHOWN_ANSWERS]
+    ]
+    table = _table(("Held-out row", "Its answer", "Base model", "This adapter"), rows)
+    return f"{table}\n\nAll {len(answers)} are in `{ANSWERS_FILE}`. The likeliest token was taken each time."
+
+
+def _quoted(text: str | None) -> str:
+    """Return a text that Markdown shows as it is, its end where it is long."""
+    if text is None:
+        return "not asked"
+    shown = text if len(text) <= _MAX_ANSWER else f"…{text[-_MAX_ANSWER:]}"
+    return html.escape(shown).replace("`", "&#96;").replace("*", "&#42;").replace("_", "&#95;") or "(nothing)"
 
 
 def _input_head(lineage: Lineage) -> tuple[str, ...]:

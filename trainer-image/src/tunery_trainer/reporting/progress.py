@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub
-from tunery_api.status import EVALUATIONS_KEPT, CheckpointStatus, EvaluationStatus, Phase
+from tunery_api.status import CheckpointStatus, Phase
 from tunery_trainer.reporting.progress_client import Pace, ProgressClient, Refused
 
 _CLOSE_SECONDS: Final = 6.0

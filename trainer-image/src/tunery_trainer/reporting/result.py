@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
 from tunery_api.names import DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
-from tunery_api.status import (
-    EVALUATIONS_KEPT,
-    AdapterStatus,
-    CheckpointStatus,
-    DatasetStatus,
-    EvaluationStatus,
-    MemoryStatus,
-    MergeInputStatus,
-    MetricsStatus,
-)
+from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MemoryStatus, MergeInputStatus
 from tunery_trainer.storage.publisher import Published
 
 
@@ -38,6 +30,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
         checkpoint=checkpoint,
+        stopped_after_step=lineage.stopped.after_step if lineage.stopped else None,
         inputs=[
             MergeInputStatus(
                 uri=item.uri,
@@ -90,6 +83,10 @@ def _metrics(metrics: dict[str, float]) -> MetricsStatus:
         eval_reward_accuracy=text.get("evalRewardAccuracy"),
         eval_reward_margin=text.get("evalRewardMargin"),
         base_eval_reward_accuracy=text.get("baseEvalRewardAccuracy"),
+        exact_match=text.get("exactMatch"),
+        base_exact_match=text.get("baseExactMatch"),
+        rouge_l=text.get("rougeL"),
+        base_rouge_l=text.get("baseRougeL"),
         improvement=text.get("improvement"),
         improvement_error=text.get("improvementError"),
     )

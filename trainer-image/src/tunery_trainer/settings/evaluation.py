@@ -39,18 +39,20 @@ def evaluation_settings(decisions: Decisions, training: TrainingSettings, data: 
         every_steps=block.every_steps,
         times=times,
         publish=decisions.pick("evaluation.publish", block.publish, None, otherwise),
+        generation=block.generation,
         patience=block.early_stopping_patience,
     )
 
 
 def evaluated_after(settings: EvaluationSettings, steps: int) -> frozenset[int]:
-    """Return the optimizer steps of a run of `steps` after which it is evaluated; the end is not among them.
+    """Return the optimizer steps of a run of `steps` after which it is evaluated; the last one is among them.
 
     Evaluation k of n comes after step ceil(k * steps / n).
     """
     if settings.times is None:
-        return frozenset(range(settings.every_steps or steps, steps, settings.every_steps or steps))
-    return frozenset(-(-count * steps // settings.times) for count in range(1, settings.times)) - {steps}
+        every = settings.every_steps or steps
+        return frozenset(range(every, steps, every)) | {steps}
+    return frozenset(-(-count * steps // settings.times) for count in range(1, settings.times + 1))
 
 
 def _times(training: TrainingSettings, data: DataFacts | None) -> int:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_api.status import ResolvedValue
-from tunery_api.training import Loss, OnOutOfMemory, Optimizer, Precision, PublishedWeights, Scheduler
+from tunery_api.training import GenerationSpec, Loss, OnOutOfMemory, Optimizer, Precision, PublishedWeights, Scheduler
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ class EvaluationSettings:
     times: int | None
     """At equal distances, the last one at the end."""
     publish: PublishedWeights
+    generation: GenerationSpec | None
+    """Held-out rows that are answered; None: none are."""
     patience: int | None
     """Evaluations in a row without a better loss that end training; None: it does not stop early."""
 

@@ -94,11 +94,16 @@ def latest_complete(place: StorePath) -> Checkpoint | None:
     return next(iter(complete_checkpoints(place)), None)
 
 
-def download(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy a checkpoint into `folder`; ADAPTER_CORRUPT if a file is missing or does not match its digest."""
+def download(checkpoint: Checkpoint, folder: Path, without: frozenset[str] = frozenset()) -> None:
+    """Copy a checkpoint into `folder`, but for the files `without`.
+
+    Raises ADAPTER_CORRUPT if a file is missing or does not match its digest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     place, store = checkpoint.place, checkpoint.place.store
     for name, record in checkpoint.marker.files.items():
+        if name in without:
+            continue
         key = place.key(check_key(name, place.uri))
         try:
             digest = store.download(key, folder / name)
@@ -108,11 +113,14 @@ def download(checkpoint: Checkpoint, folder: Path) -> None:
             raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{store.uri(key)} does not match its digest")
 
 
-def restore(place: StorePath, folder: Path, only: int | None = None) -> Restored | None:
+def restore(
+    place: StorePath, folder: Path, only: int | None = None, without: frozenset[str] = frozenset()
+) -> Restored | None:
     """Download the newest complete checkpoint that is intact to `folder/checkpoint-<step>`, or return None.
 
-    `only` is the one step that may be taken, if it matters. A damaged one is passed over with a warning, for the one
-    before it. Storage that does not answer is an error: training from the start would throw paid work away.
+    `only` is the one step that may be taken, if it matters; `without` names files that are not asked for. A damaged one
+    is passed over with a warning, for the one before it. Storage that does not answer is an error: training from the
+    start would throw paid work away.
     """
     for checkpoint in complete_checkpoints(place):
         if only not in (None, checkpoint.step):
@@ -120,7 +128,7 @@ def restore(place: StorePath, folder: Path, only: int | None = None) -> Restored
         target = folder / f"checkpoint-{checkpoint.step}"
         shutil.rmtree(target, ignore_errors=True)
         try:
-            download(checkpoint, target)
+            download(checkpoint, target, without)
         except TrainerError as error:
             if error.reason is not FailureReason.ADAPTER_CORRUPT:
                 raise

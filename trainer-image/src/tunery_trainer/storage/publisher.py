@@ -41,6 +41,8 @@ class Target:
     place: StorePath
     run: RunIdentity
     overwrite: bool = False
+    goes_on: bool = False
+    """What this very run published as it was stopped is not its result: it goes on, and replaces that."""
 
     @property
     def uri(self) -> str:
@@ -108,15 +110,19 @@ def published_by(target: Target) -> Published:
 
 
 def published_before(target: Target) -> Published | None:
-    """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole."""
+    """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole.
+
+    None, too, where that is of a stop and the run goes on.
+    """
     try:
-        return published_by(target)
+        found = published_by(target)
     except TrainerError as error:
         if error.reason is FailureReason.ADAPTER_CORRUPT:
             _log.warning("the result of an earlier attempt is not whole, it is made again: %s", error.message)
         elif error.reason is not FailureReason.ADAPTER_MISSING:
             raise
         return None
+    return None if target.goes_on and found.manifest.lineage.stopped else found
 
 
 def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | None = None) -> Published:

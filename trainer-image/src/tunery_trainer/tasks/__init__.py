@@ -34,6 +34,10 @@ def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:
         from tunery_trainer.tasks.merge import run_merge
 
         return run_merge(run)
+    if task is Task.PUBLISH:
+        from tunery_trainer.tasks.publish import run_publish
+
+        return run_publish(run)
     from tunery_trainer.tasks.report import run_report
 
     return run_report(run)

@@ -14,6 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.storage import StorePath
 from tunery_trainer.storage.published_folder import read_manifest
@@ -21,6 +22,24 @@ from tunery_trainer.storage.publisher import Target, publish
 from tunery_trainer.storage.uris import beside
 
 _WORD: Final = "rejected"
+
+
+def with_verdict(lineage: Lineage, asked: str) -> Lineage:
+    """Return the lineage, with why the adapter is not better than the base by the share `asked`, where it is not.
+
+    What was not measured is better by nothing that anybody knows: rejected only where a share above 0 was asked for.
+    Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
+    """
+    before, after = lineage.metrics["baseEvalLoss"], lineage.metrics.get("evalLoss")
+    if after is None:
+        text = f"its loss on the held-out rows was not measured, and spec.evaluation.minImprovement asks for {asked}"
+        return lineage.model_copy(update={"rejected": text}) if float(asked) > 0 else lineage
+    if after == before:
+        text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
+        raise TrainerError(FailureReason.NOT_IMPROVED, text)
+    error = lineage.metrics.get("improvementError")
+    rejected = shortfall(before, after, asked, error=error * abs(before) if error is not None else None)
+    return lineage.model_copy(update={"rejected": rejected})
 
 
 def rejected_uri(run: RunSpec) -> str:

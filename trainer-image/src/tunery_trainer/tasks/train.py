@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
-from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
 from tunery_trainer.process.device import actual_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.reporting.curves import FILE_NAME, TITLE, draw_curves
-from tunery_trainer.reporting.improvement import shortfall
-from tunery_trainer.reporting.model_card import CARD_FILE, model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -41,9 +38,10 @@ from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
+from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.data_report import add_report, forget_report, name_report, notebook_of, write_report
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
-from tunery_trainer.tasks.rejected import reject, rejected_uri
+from tunery_trainer.tasks.rejected import reject, with_verdict
 
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData
@@ -59,7 +57,8 @@ _log = logging.getLogger(__name__)
 def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     """Train and publish the adapter that `run` asks for, then remove its checkpoints.
 
-    A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already.
+    A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already; what
+    was published of it as it was stopped gives way.
     Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
     return with_progress(partial(_train, Workspace(run), stop))
@@ -67,7 +66,7 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
 
 def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
     check_secrets(work)
-    published = published_before(output_target(work))
+    published = published_before(output_target(work, goes_on=True))
     if published is None:
         published = _train_and_publish(work, stop, reporter)
     else:
@@ -90,7 +89,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
         name_report(work, notebook, error)
         raise
     trained = _train_on(work, ready, stop, reporter)
-    lineage = _lineage(work.run, ready, trained)
+    lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
     reporter.phase(Phase.UPLOADING)
     folder = _write_result(work, ready, trained, lineage)
     add_report(work, folder)
@@ -99,7 +98,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
         if rejection.reached:
             forget_report(work)
         raise rejection
-    return publish(folder, output_target(work), lineage)
+    return publish(folder, output_target(work, goes_on=True), lineage)
 
 
 class _Ready(NamedTuple):
@@ -153,7 +152,8 @@ def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: Progre
     tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result)
     with _uploads(work, spec, reporter) as uploader:
         observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
-        return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers))
+        describe = partial(_lineage, work.run, ready)
+        return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe))
 
 
 @contextmanager
@@ -170,29 +170,13 @@ def _uploads(work: Workspace, spec: LoRAJobSpec, reporter: ProgressReporter) -> 
         uploader.close(CLOSE_SECONDS)
 
 
-def _rejection(spec: LoRAJobSpec, trained: Trained) -> str | None:
-    """Say why the adapter is not better than the base by the share that was asked for; None where it is.
-
-    Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
-    """
-    if trained.eval_loss == trained.base_eval_loss:
-        raise TrainerError(
-            FailureReason.NOT_IMPROVED,
-            f"the adapter changes nothing: the evaluation loss is {trained.eval_loss:.4f} with it and without it",
-        )
-    error = trained.change.error if trained.change else None
-    return shortfall(trained.base_eval_loss, trained.eval_loss, spec.evaluation.min_improvement, error=error)
-
-
 def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
-    folder = work.result
-    trained.save(ready.plan, folder)
-    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
-    uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
-    card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
-    (folder / CARD_FILE).write_text(card, "utf-8")
-    return folder
+    if trained.answers:
+        write_answers(trained.answers, work.result)
+    trained.save(ready.plan, work.result)
+    write_card(work, lineage, trained.history, trained.answers)
+    return work.result
 
 
 def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
@@ -200,10 +184,13 @@ def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
 
     Compared with itself, as DPO and KTO compare it, it prefers nothing.
     """
-    metrics = {"loss": trained.loss, "evalLoss": trained.eval_loss, "baseEvalLoss": trained.base_eval_loss}
-    metrics["improvement"] = 1 - trained.eval_loss / trained.base_eval_loss
-    if trained.change:
+    metrics = {"loss": trained.loss, "baseEvalLoss": trained.base_eval_loss}
+    if trained.eval_loss is not None:
+        metrics |= {"evalLoss": trained.eval_loss, "improvement": 1 - trained.eval_loss / trained.base_eval_loss}
+    if trained.eval_loss is not None and trained.change:
         metrics["improvementError"] = trained.change.error / abs(trained.base_eval_loss)
+    if trained.answers:
+        metrics |= answer_metrics(trained.answers)
     for name in ("reward_accuracy", "reward_margin"):
         said = "".join(word.capitalize() for word in name.split("_"))
         if name in trained.after:
@@ -239,7 +226,6 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
         evaluations=[EvaluationRecord(step=each.step, loss=each.loss) for each in trained.evaluations[-_MOST:]],
         continued_from=source.record if source else memo.continued_from if memo else None,
         resumed_from=resumed_from,
-        rejected=_rejection(spec, trained),
         found=dataset_status(report, settings),
         resolved=resolved_status(
             settings,

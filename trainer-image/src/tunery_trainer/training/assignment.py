@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunery_api.manifest import Lineage
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopSignal
@@ -16,6 +17,7 @@ from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.storage.checkpoints import CheckpointUploader
+from tunery_trainer.training.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Assignment:
     """Where checkpoints are written."""
     resumed: Resumed | None
     observers: Observers
+    describe: Callable[[Trained], Lineage]
+    """Says where a result would come from, of one that is not finished, too: each checkpoint can be published."""
 
     @property
     def settings(self) -> RunSettings:

@@ -16,6 +16,15 @@ from tunery_trainer.training.trl_trainer import put_state, trained_state
 BEST_FILE: Final = "best.pt"
 
 
+def read_best(checkpoint: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint kept as the best: `loss`, `step`, `state` and `hooks`; None where it kept nothing."""
+    path = checkpoint / BEST_FILE
+    kept: dict[str, Any] | None = None
+    if path.exists():
+        kept = torch.load(path, weights_only=True, map_location="cpu")
+    return kept
+
+
 class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
     """Keeps the best weights in host memory and in every checkpoint, so that a resume knows them too.
 
@@ -52,8 +61,8 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Take back what was best when `checkpoint` of that step was written, if its run kept it."""
-        if (checkpoint / BEST_FILE).exists():
-            kept = torch.load(checkpoint / BEST_FILE, weights_only=True, map_location="cpu")
+        kept = read_best(checkpoint)
+        if kept is not None:
             self.loss, self.step = kept["loss"], kept["step"]
             self._state, self._hooks_state = kept["state"], kept["hooks"]
         else:

@@ -31,6 +31,8 @@ class Evaluations:
     def __init__(self, before: RowLosses | None) -> None:
         """`before` is how the rows did before training; None where a checkpoint of an older version says it no more."""
         self.before = before
+        self.said: list[str] | None = None
+        """What the model said before training to the rows that are answered; None where it was not asked."""
         self.best: RowLosses | None = None
         """Those of the lowest loss."""
         self.done: list[Evaluation] = []
@@ -49,6 +51,7 @@ class Evaluations:
         """Write them into a checkpoint, every number as it is."""
         stored = {
             "before": dataclasses.asdict(self.before) if self.before else None,
+            "said": self.said,
             "best": dataclasses.asdict(self.best) if self.best else None,
             "done": [dataclasses.asdict(each) for each in self.done],
         }
@@ -60,6 +63,7 @@ def evaluations_in(checkpoint: Path) -> Evaluations:
     path = checkpoint / EVALUATIONS_FILE
     stored = json.loads(path.read_text("utf-8")) if path.exists() else {"before": None, "best": None, "done": []}
     found = Evaluations(_rows(stored["before"]))
+    found.said = stored.get("said")
     found.best = _rows(stored["best"])
     found.done = [
         Evaluation(each["step"], each["loss"], _difference(each["from_start"]), _difference(each["from_best"]))

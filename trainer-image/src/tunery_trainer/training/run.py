@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from tunery_trainer.resuming.memo import Memo, PassSplit
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, step_place
+from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
@@ -60,6 +61,7 @@ from tunery_trainer.training.trl_trainer import (
     load_trained,
     trained_state,
 )
+from tunery_trainer.training.unfinished import keep_draft, measured_at
 
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
@@ -75,6 +77,8 @@ class _Ground:
     """How the model does on the held-out rows."""
     evaluations: Evaluations
     """That, row by row, and what is measured from then on."""
+    newest: dict[int, Measured] = field(default_factory=dict)
+    """The newest of it in full, by its step; empty at first, also where a checkpoint brings evaluations."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,12 @@ def train_on(job: Assignment) -> Trained:
     if job.observers.uploader:
         # Before the evaluation, which a SIGTERM ends at once.
         job.observers.uploader.close(CLOSE_SECONDS)
-    job = replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
-    trained = _evaluated(job, loop, course)
+    trained = _evaluated(_with_split(job, loop), loop, course)
     return replace(trained, memo=remembered()) if job.resumed else trained
+
+
+def _with_split(job: Assignment, loop: _Loop) -> Assignment:
+    return replace(job, plan=job.plan.with_settings(with_split(job.settings, loop.trainer.split)))
 
 
 def _device(job: Assignment) -> str:
@@ -204,7 +211,10 @@ def _ground(job: Assignment, model: torch.nn.Module) -> _Ground:
     if resumed:
         return _Ground(rows, resumed.memo.before, evaluations_in(resumed.folder))
     before = _measure(job, model, rows)
-    return _Ground(rows, before.metrics, Evaluations(before.rows))
+    evaluations, asked = Evaluations(before.rows), interview(job, rows.evaluation)
+    if asked:
+        evaluations.said = asked.answers(model)
+    return _Ground(rows, before.metrics, evaluations)
 
 
 def _ahead(job: Assignment) -> list[int]:
@@ -257,6 +267,8 @@ def _held_out(job: Assignment, model: PeftModel, ground: _Ground) -> Callable[[i
     def measure(step: int) -> dict[str, float]:
         found = ground.rows.measure(model, objective_of(job.settings), _pass(job))
         ground.evaluations.add(step, found.rows)
+        ground.newest.clear()
+        ground.newest[step] = found
         _tell(job, ground.evaluations)
         return found.metrics
 
@@ -303,13 +315,24 @@ def _writer(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> Cal
     uploader = job.observers.uploader
 
     def written(folder: Path, state: Any, finished: bool) -> None:
-        remembered().model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
+        memo = remembered()
+        memo.model_copy(update={"finished": finished, "split": loop.trainer.split}).write(folder)
         loop.ground.rows.store(folder)
         loop.ground.evaluations.store(folder)
+        _keep_draft(job, loop, folder, state, memo if job.resumed else None)
         if uploader is not None:
             uploader.submit(folder, state.global_step)
 
     return written
+
+
+def _keep_draft(job: Assignment, loop: _Loop, folder: Path, state: Any, memo: Memo | None) -> None:
+    """Let a checkpoint be published as it is: the weights that were measured as the best, else those of its step."""
+    job = _with_split(job, loop)
+    course = _Course(list(state.log_history), state.global_step, state.epoch)
+    step = loop.best.step if loop.best and math.isfinite(loop.best.loss) else course.steps
+    trained = _outcome(job, loop, course, step, measured_at(course.history, step))
+    keep_draft(folder, trained, job.describe(replace(trained, memo=memo)))
 
 
 def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
@@ -331,7 +354,8 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
 def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     model, rows, best, evaluations = loop.model, loop.ground.rows, loop.best, loop.ground.evaluations
     step = course.steps
-    after = last = _measure(job, model, rows)
+    # At the last step it was measured, unless a stop came between, or another attempt took that step.
+    after = last = loop.ground.newest.get(step) or _measure(job, model, rows)
     evaluations.add(step, last.rows)
     _tell(job, evaluations)
     if best and best.loss < last.loss:
@@ -339,17 +363,29 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         step = best.step
         after = _measure(job, model, rows)
     job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
-    losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
+    asked = interview(job, rows.evaluation)
+    answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
     at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
+    history = course.history if _is_measured(course) else [*course.history, at_end]
+    trained = _outcome(job, loop, replace(course, history=history), step, after.metrics)
+    change = paired(after.rows, evaluations.before) if evaluations.before else None
+    return replace(trained, change=change, answers=answers)
+
+
+def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: dict[str, float]) -> Trained:
+    """Return what there is to publish: the weights of `step`, of which `after` was measured."""
+    model, evaluations = loop.model, loop.ground.evaluations.done
+    losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
     return Trained(
         model=model,
         settings=job.settings,
         before=loop.ground.before,
-        after=after.metrics,
-        change=paired(after.rows, evaluations.before) if evaluations.before else None,
-        evaluations=evaluations.done,
+        after=after,
+        change=next((each.from_start for each in evaluations if each.step == step), None),
+        evaluations=list(evaluations),
+        answers=[],
         loss=float(losses[-1]) if losses else math.nan,
-        history=[*course.history, at_end],
+        history=course.history,
         taken=course.steps,
         epochs=course.epochs,
         step=step,
@@ -360,6 +396,10 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
     )
+
+
+def _is_measured(course: _Course) -> bool:
+    return any("eval_loss" in entry and entry["step"] == course.steps for entry in course.history)
 
 
 def _newest_checkpoint(job: Assignment) -> CheckpointStatus | None:

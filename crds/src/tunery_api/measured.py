@@ -1,0 +1,74 @@
+"""What is measured of a run, as a status shows it: losses, what it prefers, how it answers, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from tunery_api.fields import OpenModel
+
+Number = Annotated[str, Field(max_length=32)]
+"""A floating point number as a string."""
+
+
+class MetricsStatus(OpenModel):
+    """The newest metrics, as strings."""
+
+    loss: Number | None = Field(None, description="Training loss.")
+    eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
+    base_eval_loss: Number | None = Field(
+        None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
+    )
+    reward_accuracy: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardAccuracy is, of the rows trained on since the last report."
+    )
+    reward_margin: Number | None = Field(
+        None, description="DPO, ORPO, KTO: what evalRewardMargin is, of the rows trained on since the last report."
+    )
+    eval_reward_accuracy: Number | None = Field(
+        None,
+        description="DPO and ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: of those "
+        "on their side of the reference point.",
+    )
+    eval_reward_margin: Number | None = Field(
+        None,
+        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
+    )
+    base_eval_reward_accuracy: Number | None = Field(
+        None, description="ORPO: evalRewardAccuracy before training. DPO and KTO compare with that, and have none."
+    )
+    exact_match: Number | None = Field(
+        None, description="evaluation.generation: share of the rows whose answer is word for word the row's."
+    )
+    base_exact_match: Number | None = Field(None, description="exactMatch before training.")
+    rouge_l: Number | None = Field(
+        None,
+        description="evaluation.generation: mean ROUGE-L (F1) of the answers against the rows', from 0 to 1.",
+    )
+    base_rouge_l: Number | None = Field(None, description="rougeL before training.")
+    improvement: Number | None = Field(
+        None, description="Share of baseEvalLoss by which evalLoss is below it; negative where it is above."
+    )
+    improvement_error: Number | None = Field(
+        None,
+        description="Standard error of improvement, from the held-out rows one by one; left out below 8 of them.",
+    )
+    learning_rate: Number | None = Field(None, description="Learning rate.")
+    grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
+
+
+def change_text(improvement: float, error: float | None) -> str:
+    """Return how a loss has changed, as people read it: `-30.5 % ± 1.2 %`; `error` is a standard error."""
+    return f"{-100 * improvement:+.1f} %" + (f" ± {100 * error:.1f} %" if error is not None else "")
+
+
+EVALUATIONS_KEPT: Final = 16
+"""Evaluations of which the status tells."""
+
+
+class EvaluationStatus(OpenModel):
+    """The held-out rows after an optimizer step."""
+
+    step: int = Field(ge=0, description="The step.")
+    loss: Number = Field(description="The loss on the held-out rows.")

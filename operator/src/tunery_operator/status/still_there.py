@@ -1,0 +1,30 @@
+"""What of an object has not ended yet though it was told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tunery_operator.status.main_job import SAVES
+from tunery_operator.status.queueing import is_queued
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.pod import outlives
+
+
+def still_there(snapshot: Snapshot) -> Iterator[str]:
+    """Yield what must end before an object is suspended or stopped."""
+    for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
+        saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
+        yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
+    for pod in snapshot.leftovers:
+        if not pod.finished:
+            yield f"pod {pod.name} of an earlier Job {'ends' if pod.deleting else outlives(pod)}"
+
+
+def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
+    ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
+    before = SAVES if saves else ""
+    yield from (f"pod {pod.name} ends{before}" for pod in ending)
+    # A queue that holds the Job may start it at any time: only what we hold stays put.
+    if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
+        yield f"Job {attempt.job.name} is not stopped yet"

@@ -1,0 +1,118 @@
+"""An object that is being stopped for good: its pods end, then what it has trained is published, or nothing is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure, RunResult
+from tunery_api.status import ConditionType
+from tunery_operator.status.diagnosis import failure, job_failure, obstacle
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.main_job import show_no_job, show_pod
+from tunery_operator.status.phase import PUBLISHING, STOPPING
+from tunery_operator.status.report_needed import published, succeeded_pod
+from tunery_operator.status.results import (
+    forget_checkpoint,
+    take_adapter,
+    take_checkpoint,
+    take_last_words,
+    take_result,
+)
+from tunery_operator.status.still_there import still_there
+from tunery_operator.status.stop import REQUESTED, Stop, stop_of
+from tunery_operator.views.attempt import Attempt
+
+_STOPPED: Final = ConditionType.STOPPED
+_NOTHING_USABLE: Final = frozenset({FailureReason.NOT_IMPROVED.value, FailureReason.CHECKPOINT_MISSING.value})
+"""Why nothing is published at the output although all of it went well."""
+
+
+def check_stop(draft: Draft) -> bool:
+    """Follow an object that is being stopped to its end; True: nothing else is to be said of it."""
+    stop = stop_of(draft.snapshot)
+    if stop is None:
+        draft.conditions.drop(_STOPPED)
+        return False
+    _show_main(draft)
+    still = next(still_there(draft.snapshot), None)
+    if still is not None:
+        draft.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
+    elif stop.publishes:
+        _check_publishing(draft, stop)
+    else:
+        draft.end_stopped(stop.reason, f"{stop.why}; {_why_nothing(draft)}")
+    return True
+
+
+def _why_nothing(draft: Draft) -> str:
+    if draft.fields.get("attempts"):
+        return "spec.onStop is Discard: nothing is published, and its checkpoints stay"
+    return "no pod had begun to train, so there is nothing to publish"
+
+
+def _show_main(draft: Draft) -> None:
+    attempt = draft.snapshot.main
+    if attempt is None:
+        show_no_job(draft)
+        return
+    take_checkpoint(draft, attempt.last)
+    if not attempt.job.finished:
+        show_pod(draft, attempt)
+
+
+def _check_publishing(draft: Draft, stop: Stop) -> None:
+    attempt = draft.snapshot.publishing
+    if attempt is None:
+        _show(draft, stop, "what is best in its newest checkpoint is to be published")
+    elif attempt.job.complete:
+        _check_published(draft, stop, attempt)
+    elif attempt.job.failed_reason is not None:
+        take_last_words(draft, attempt)
+        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
+        _end_without(draft, stop, found, exit_code)
+    else:
+        found_obstacle = obstacle(attempt, draft.snapshot.now) if not attempt.job.suspend else None
+        if found_obstacle is not None:
+            draft.show_obstacle(found_obstacle)
+        said = f": {found_obstacle.message}" if found_obstacle is not None else ""
+        _show(draft, stop, f"Job {attempt.job.name} publishes what is best in its newest checkpoint{said}")
+
+
+def _show(draft: Draft, stop: Stop, text: str) -> None:
+    draft.conditions.set(_STOPPED, False, PUBLISHING, f"{stop.why}; {text}")
+
+
+def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
+    pod, result, name = succeeded_pod(attempt), published(attempt), attempt.job.name
+    if pod is None:
+        _show(draft, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
+    elif result is None or result.adapter is None:
+        draft.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
+    else:
+        take_result(draft, result)
+        text = take_adapter(draft, result.adapter)
+        forget_checkpoint(draft, result)
+        ended = pod.finished_at or attempt.job.ended_at
+        if result.stopped_after_step is None:
+            # Its last pod had published the whole of it as the stop came.
+            draft.succeed(text, ended)
+        else:
+            draft.end_stopped(stop.reason, f"{stop.why}; {_after(result)}, {text}", ended)
+
+
+def _after(result: RunResult) -> str:
+    loss = result.metrics.eval_loss if result.metrics is not None else None
+    measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
+    return f"stopped after step {result.stopped_after_step}, {measured}"
+
+
+def _end_without(draft: Draft, stop: Stop, found: Failure, exit_code: int | None) -> None:
+    """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
+    if str(found.reason) not in _NOTHING_USABLE:
+        text = f"{stop.why}; what was trained could not be published: {found.message}"
+        draft.fail(failure(found.reason, text, found.hint), exit_code=exit_code)
+    elif stop.reason == REQUESTED:
+        draft.end_stopped(stop.reason, f"{stop.why}; {found.message}")
+    else:
+        draft.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")

@@ -1,0 +1,139 @@
+"""Verdicts over an object that is being stopped, as tables: what counts as a stop, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controller.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
+from tunery_api.reasons import FailureReason
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.snapshot import Refusal, Snapshot
+from tunery_operator.status.stop import stop_of
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.job import JobView
+
+ADAPTER = {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12}
+PUBLISHED = {"adapter": ADAPTER, "stoppedAfterStep": 40}
+
+
+def publish_job(**changes: Any) -> JobView:
+    """Return the publishing Job of the LoRAJob."""
+    return job(name="x-publish", uid="p", role="publish", **changes)
+
+
+def left(**changes: Any) -> Snapshot:
+    """Return a LoRAJob that was told to stop, whose pod has trained for five minutes and is gone."""
+    status = judge(running(), stop="enough")
+    return snapshot(main=None, stop="enough", status=status, **changes)
+
+
+def test_what_is_a_stop() -> None:
+    hour = {"deadline_seconds": 3600}
+    late = {"deadline_seconds": 60}
+    begun = {"conditions": [{"type": "Stopped", "status": "False", "reason": "Stopping"}]}
+    cases: list[tuple[Snapshot, str | None]] = [
+        (snapshot(running(), **hour), None),
+        (snapshot(running(), stop="enough", **hour), "StopRequested"),
+        (snapshot(running(), **late), None),
+        (snapshot(running(), on_stop="Discard", **late), None),
+        (snapshot(running(), on_stop="Publish", **hour), None),
+        (snapshot(running(), on_stop="Publish", **late), "DeadlineExceeded"),
+        (snapshot(running(), on_stop="Publish", status=begun, **hour), "DeadlineExceeded"),
+        (snapshot(running(), status=begun, **hour), None),
+        # Its work is done, or nobody wants it any more.
+        (snapshot(ended(), train=job(complete=True), stop="enough"), None),
+        (snapshot(running(), stop="enough", kept_by=("example.com/hold",)), None),
+    ]
+    for found, reason in cases:
+        stop = stop_of(found)
+        assert (stop.reason if stop else None) == reason, found
+
+
+def test_what_was_trained_is_published_unless_it_is_to_be_discarded() -> None:
+    waiting = pod()
+    for found, publishes in [
+        (snapshot(running(), stop="enough"), True),
+        (snapshot(running(), stop="enough", on_stop="Publish"), True),
+        (snapshot(running(), stop="enough", on_stop="Discard"), False),
+        (snapshot(waiting, stop="enough"), False),
+        (snapshot(main=None, stop="enough"), False),
+        (snapshot(main=None, stop="enough", status={"attempts": 1}), True),
+        (snapshot(main=None, stop="enough", leftovers=(running(meta=deleting(60)),)), True),
+    ]:
+        stop = stop_of(found)
+        assert stop is not None
+        assert stop.publishes is publishes
+
+
+def test_a_pod_that_ends_is_waited_for() -> None:
+    status = judge(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
+    assert status["phase"] == "Stopping"
+    assert condition(status, "Stopped") == ("False", "Stopping")
+    assert condition(status, "Running") == ("True", "Stopping")
+    assert condition(status, "Succeeded") == ("Unknown", "InProgress")
+
+
+def test_what_keeps_its_job_from_going_is_told() -> None:
+    refusal = Refusal(FailureReason.CREATE_REFUSED, "jobs.batch is forbidden")
+    status = judge(running(), stop="enough", refusal=refusal)
+    assert status["phase"] == "Stopping"
+    assert status["failure"]["reason"] == "CreateRefused"
+
+
+@pytest.mark.parametrize("on_stop", [None, "Discard"])
+def test_a_suspension_gives_way(on_stop: str | None) -> None:
+    held = snapshot(main=None, suspend=True, stop="enough", on_stop=on_stop)
+    status = compute_status(held)
+    assert status["phase"] == "Stopped"
+    assert condition(status, "Suspended") is None
+    assert condition(status, "Failed") is None
+
+
+def test_its_cost_is_closed_and_the_time_of_publishing_is_not_charged() -> None:
+    gone = snapshot(running(started=-300), stop="enough", gpus=1)
+    stopping = again(gone, main=None, leftovers=(ended(code=143, started=-300, stopped=0, meta=deleting(60)),))
+    publisher = Attempt(publish_job(complete=True), (ended(says=PUBLISHED, started=100, stopped=200),))
+    status = compute_status(again(stopping, main=None, leftovers=(), publishing=publisher, seconds=300))
+    assert status["phase"] == "Stopped"
+    assert (status["attempts"], status["runSeconds"], status["gpuSeconds"]) == (1, 300, 300)
+    assert status["completionTime"] == at(200)
+
+
+def test_a_publishing_pod_that_does_not_start_says_why() -> None:
+    warning = ClusterWarning("FailedCreate", "exceeded quota: limit", at(0), "Job")
+    publisher = Attempt(publish_job(), (), (warning,))
+    status = compute_status(left(publishing=publisher))
+    assert status["phase"] == "Uploading"
+    assert status["failure"]["reason"] == "QuotaExceeded"
+    assert condition(status, "Stopped") == ("False", "Publishing")
+
+
+def test_a_publishing_pod_that_runs_out_of_memory_names_the_platforms_setting() -> None:
+    died = ended(code=137, why="OOMKilled")
+    publisher = Attempt(publish_job(failed_reason="BackoffLimitExceeded"), (died,))
+    status = compute_status(left(publishing=publisher))
+    assert (status["phase"], status["failure"]["reason"]) == ("Failed", "OutOfMemory")
+    assert "preflight.resources" in status["failure"]["hint"]
+    assert "kubectl annotate" in status["failure"]["hint"]
+    assert condition(status, "Stopped") is None
+
+
+def test_a_publishing_pod_without_a_result_is_a_defect() -> None:
+    publisher = Attempt(publish_job(complete=True), (ended(says="{}"),))
+    status = compute_status(left(publishing=publisher))
+    assert (status["phase"], status["failure"]["reason"]) == ("Failed", "InternalError")
+
+
+def test_a_raised_deadline_does_not_undo_what_was_begun() -> None:
+    late = snapshot(running(started=-300), on_stop="Publish", deadline_seconds=60)
+    status = compute_status(dataclasses.replace(late, main=None, leftovers=(running(started=-300, meta=deleting(60)),)))
+    assert status["phase"] == "Stopping"
+    raised = dataclasses.replace(
+        late, status=status, main=None, leftovers=(), deadline_seconds=86_400, now=NOW + timedelta(minutes=5)
+    )
+    assert stop_of(raised) is not None
+    assert compute_status(raised)["phase"] == "Uploading"

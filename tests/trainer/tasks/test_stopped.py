@@ -1,0 +1,269 @@
+"""A run that was stopped keeps its worth: the best of its newest checkpoint becomes an adapter, by real commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.tasks.test_training import QUANTIZATIONS
+from tunery_api.exitcodes import ExitCode
+from tunery_api.manifest import Lineage, Manifest
+from tunery_api.runspec import RunResult
+from tunery_trainer.storage import open_store
+from tunery_trainer.storage.published_folder import verify
+
+from cluster.s3 import S3Server
+from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
+from kit.s3 import keys_below
+from kit.story import Case, Run, command, environment, run_here, start
+
+LONG: dict[str, Any] = {"training": {"maxSteps": 2000, "warmup": "0"}}
+STEPS = 40
+"""Trained before anybody stops it."""
+KEPT = {"evaluation": {"everySteps": 5, "publish": "Best"}}
+"""Evaluated early, so that each checkpoint has the best weights so far, of AdaLoRA, too."""
+METHODS = [
+    pytest.param({"method": "LoRA"}, "none", id="LoRA"),
+    pytest.param({"method": "QLoRA"}, "nf4", id="QLoRA"),
+    pytest.param({"method": "DoRA"}, "none", id="DoRA"),
+    pytest.param(
+        {"method": "AdaLoRA", "lora": None, "adalora": {"warmupSteps": 1, "updateEverySteps": 1}}, "none", id="AdaLoRA"
+    ),
+    pytest.param({"method": "IA3", "lora": None}, "none", id="IA3"),
+    pytest.param({"method": "PromptTuning", "lora": None}, "none", id="PromptTuning"),
+    pytest.param({"method": "PrefixTuning", "lora": None}, "none", id="PrefixTuning"),
+    pytest.param({"lora": {"init": "PiSSA"}}, "none", id="PiSSA"),
+]
+
+
+def stop_once(stored: Callable[[], bool]) -> threading.Thread:
+    """Tell this process to stop as soon as a checkpoint is stored: it trains then."""
+
+    def wait() -> None:
+        until = time.monotonic() + 120
+        while not stored() and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def stop_here(path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a manifest in this process, and stop it some steps after it began or went on."""
+    before = newest_step(path)
+    thread = stop_once(lambda: newest_step(path) >= before + STEPS)
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    thread.join()
+    return done
+
+
+def newest_step(path: Path) -> int:
+    """Return the step of the newest complete checkpoint of a manifest's run; 0 where there is none."""
+    while True:
+        # One that is removed meanwhile ends the walk through the folders.
+        with suppress(FileNotFoundError):
+            markers = (path.parent / "work").glob("checkpoints/*/step-*/complete.json")
+            return max((int(marker.parent.name.removeprefix("step-")) for marker in markers), default=0)
+
+
+def published(place: Path) -> Lineage:
+    """Return the lineage of a place whose every digest matches."""
+    return verify(open_store(place.as_uri(), None, "")).manifest.lineage
+
+
+@pytest.mark.parametrize(("changes", "quantization"), METHODS)
+def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
+    path = case(**LONG, **KEPT, **changes, onStop="Publish")
+    done = stop_here(path)
+    assert done.returncode == ExitCode.TERMINATED, done.stderr
+    lineage = published(path.parent / "out")
+    assert lineage.stopped is not None
+    assert lineage.stopped.of_steps == 2000
+    assert lineage.steps == lineage.stopped.after_step < 2000
+    assert (lineage.step or 0) % 5 == 0
+    model = plain_peft(path.parent, QUANTIZATIONS.get(quantization))
+    assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(lineage.metrics["evalLoss"], rel=0.01)
+    card = (path.parent / "out" / "README.md").read_text()
+    assert f"**Not finished:** stopped after step {lineage.steps} of 2000: it was told to by a signal." in card
+    assert (path.parent / "out" / "training_curves.png").exists()
+
+
+def test_the_same_manifest_goes_on_and_replaces_it(case: Case) -> None:
+    path = case(training={"maxSteps": 200}, evaluation={"everySteps": 1000}, onStop="Publish")
+    said = stop_here(path).stdout
+    stopped = published(path.parent / "out")
+    assert stopped.stopped is not None
+    assert STEPS <= stopped.stopped.after_step < 200
+    assert "evalLoss" not in stopped.metrics, "nothing was measured, and nothing is said"
+    assert "| Evaluation loss | not measured after step" in (path.parent / "out" / "README.md").read_text()
+    assert "run the same manifest again" in said
+    again = run_here("run", path, "--work-dir", path.parent / "work")
+    assert again.returncode == ExitCode.OK, again.stderr
+    assert "Resuming from the checkpoint" in again.stdout
+    whole = published(path.parent / "out")
+    assert (whole.stopped, whole.steps) == (None, 200)
+    assert "Not finished" not in (path.parent / "out" / "README.md").read_text()
+    assert "has published before" in run_here("run", path, "--work-dir", path.parent / "work").stdout
+
+
+def test_by_the_keyboard_and_only_where_it_is_asked_for(case: Case) -> None:
+    path = case(**LONG)
+    running = start(path)
+    while not newest_step(path):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.TERMINATED
+    assert "Stopped; the checkpoint is stored." in said
+    assert not (path.parent / "out").exists()
+    again = case(**LONG, onStop="Publish")
+    stop_here(again)
+    assert published(path.parent / "out").stopped is not None, "asking for it makes no other run of the same manifest"
+
+
+def test_worse_than_asked_for_is_rejected(case: Case) -> None:
+    path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
+    done = stop_here(path)
+    assert done.returncode == ExitCode.USER_ERROR
+    assert "NotImproved: the evaluation loss went from" in done.stderr
+    assert not (path.parent / "out" / "manifest.json").exists()
+    lineage = published(path.parent / "out-rejected")
+    assert lineage.stopped is not None
+    assert lineage.rejected is not None
+
+
+def test_a_stop_of_the_manifest_is_for_a_cluster(case: Case) -> None:
+    done = run_here("run", case(stop="enough"))
+    assert done.returncode == ExitCode.USER_ERROR
+    assert "spec.stop: works in a cluster only; press Ctrl-C here, with onStop: Publish to keep it" in done.stderr
+
+
+# As the operator has it done
+
+
+@pytest.fixture
+def stopped_run(run_file: Run, tmp_path: Path, s3_server: S3Server) -> Callable[..., Path]:
+    """Trains until a checkpoint is stored, as a pod that is told to end; gives the run.json of the publishing Job."""
+
+    def make(**changes: Any) -> Path:
+        blocks = {**LONG, **KEPT, **changes}
+        prefix = f"{tmp_path.name}/checkpoints/"
+        thread = stop_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix)))
+        assert run_here("train", run_file(**blocks)).returncode == ExitCode.TERMINATED
+        thread.join()
+        shutil.rmtree(tmp_path / "work")
+        return run_file(**blocks, own={"stop": "the loss is low enough"})
+
+    return make
+
+
+def say(path: Path, words: Path, task: str = "publish") -> tuple[int, RunResult]:
+    """Run a container's command and return its exit code and its last word."""
+    done = run_here(task, path, TUNERY_TERMINATION_PATH=str(words))
+    return done.returncode, RunResult.model_validate_json(words.read_bytes())
+
+
+def test_it_is_published_once_however_often_it_is_killed(
+    stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
+) -> None:
+    path, out = stopped_run(), f"{tmp_path.name}/out/"
+    client = s3_server.client()
+    # Of the base only what says how it is built: its weights are never read.
+    client.put_object(Bucket="models", Key=f"{tmp_path.name}/model.safetensors", Body=b"not a tensor")
+    for _ in range(2):
+        publishing = subprocess.Popen(command("publish", path), env=environment())
+        while not keys_below(s3_server, out):
+            assert publishing.poll() is None
+            time.sleep(0.005)
+        publishing.kill()
+        publishing.wait()
+    code, said = say(path, tmp_path / "words")
+    assert (code, said.failure) == (ExitCode.OK, None)
+    assert said.adapter is not None
+    assert said.metrics is not None
+    assert said.stopped_after_step is not None
+    assert said.checkpoint is not None, "another job may go on from it"
+    assert said.checkpoint.step == said.stopped_after_step
+    manifest = client.get_object(Bucket="adapters", Key=f"{out}manifest.json")["Body"].read()
+    stopped = Manifest.model_validate_json(manifest).lineage.stopped
+    assert str(stopped) == f"stopped after step {said.stopped_after_step} of 2000: the loss is low enough"
+    assert f"{out}.tunery-claim.json" not in keys_below(s3_server, out)
+    assert say(path, tmp_path / "words") == (code, said), "a rerun says it again"
+    assert client.get_object(Bucket="adapters", Key=f"{out}manifest.json")["Body"].read() == manifest
+    assert say(path, tmp_path / "words", "report")[1].stopped_after_step == said.stopped_after_step
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_publish(run_file: Run, tmp_path: Path) -> None:
+    code, said = say(run_file(), tmp_path / "words")
+    assert code == ExitCode.USER_ERROR
+    assert said.failure is not None
+    assert said.failure.reason == "CheckpointMissing"
+    assert "there is nothing to publish: the run has stored no checkpoint at s3://" in said.failure.message
+
+
+def test_what_was_not_measured_is_no_improvement_where_one_is_asked_for(
+    stopped_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = stopped_run(evaluation={"minImprovement": "0.01"})
+    _, said = say(path, tmp_path / "words")
+    assert said.failure is not None
+    assert said.failure.reason == "NotImproved"
+    assert "was not measured, and spec.evaluation.minImprovement asks for 0.01" in said.failure.message
+    assert said.rejected_adapter is not None
+    assert said.adapter is None
+
+
+def test_a_finished_result_is_said_again_and_not_replaced(run_file: Run, tmp_path: Path) -> None:
+    """As where the stop came while the pod had just published."""
+    code, trained = say(run_file(), tmp_path / "words", "train")
+    assert code == ExitCode.OK
+    code, said = say(run_file(own={"stop": "enough"}), tmp_path / "words")
+    assert code == ExitCode.OK
+    assert said.adapter == trained.adapter
+    assert said.stopped_after_step is None
+
+
+def test_another_base_is_refused(stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server) -> None:
+    path = stopped_run()
+    client, key = s3_server.client(), f"{tmp_path.name}/config.json"
+    config = json.loads(client.get_object(Bucket="models", Key=key)["Body"].read())
+    client.put_object(Bucket="models", Key=key, Body=json.dumps({**config, "hidden_size": 32}).encode())
+    _, said = say(path, tmp_path / "words")
+    assert said.failure is not None
+    assert said.failure.reason == "InvalidSpec"
+    assert not keys_below(s3_server, f"{tmp_path.name}/out/")
+
+
+def test_the_newest_weights_are_those_of_the_checkpoint(
+    stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
+) -> None:
+    """Where nothing was measured: what a resume would go on from."""
+    path = stopped_run(evaluation={})
+    code, said = say(path, tmp_path / "words")
+    assert code == ExitCode.OK
+    client = s3_server.client()
+    checkpoint, adapter = tmp_path / "trainable", tmp_path / "adapter"
+    step = said.stopped_after_step or 0
+    prefix = f"{tmp_path.name}/checkpoints/u-1/step-{step:06}"
+    client.download_file("adapters", f"{prefix}/trainable.safetensors", str(checkpoint))
+    client.download_file("adapters", f"{tmp_path.name}/out/adapter_model.safetensors", str(adapter))
+    trained = {name.replace(".default", ""): tensor for name, tensor in load_file(checkpoint).items()}
+    saved = load_file(adapter)
+    assert set(trained) == set(saved)
+    assert all(torch.equal(trained[name], saved[name]) for name in saved)
