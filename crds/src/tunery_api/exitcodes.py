@@ -14,6 +14,8 @@ class ExitCode(IntEnum):
     BUG = 1
     USER_ERROR = 64
     """The user must act: no retry can help (sysexits' EX_USAGE)."""
+    DATA_ERROR = 65
+    """Of `check` alone: rows cannot be used (sysexits' EX_DATAERR)."""
     RETRYABLE = 75
     """May heal by itself: worth a retry (sysexits' EX_TEMPFAIL)."""
     KILLED = 137

@@ -24,6 +24,7 @@ from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import (
     CheckpointSpec,
     ContinueFrom,
+    DiagnosisSpec,
     EvaluationSpec,
     ResumeFrom,
     TrackingSpec,
@@ -36,6 +37,8 @@ class PreflightPolicy(StrEnum):
 
     REQUIRED = "Required"
     SKIP = "Skip"
+    ONLY = "Only"
+    """The checks are all there is: the object succeeds with them, and nothing is trained."""
 
 
 class OnStop(StrEnum):
@@ -89,6 +92,9 @@ class LoRAJobSpec(LifecycleFields):
     preference: PreferenceSpec | None = Field(None, description="Settings of DPO, ORPO and KTO.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training loop.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
+    diagnosis: DiagnosisSpec = Field(
+        default_factory=DiagnosisSpec, description="What is done about what a run finds out about itself."
+    )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
     resume_from: ResumeFrom | None = Field(
@@ -105,7 +111,8 @@ class LoRAJobSpec(LifecycleFields):
     )
     preflight: PreflightPolicy = Field(
         PreflightPolicy.REQUIRED,
-        description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for.",
+        description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for. "
+        "Skip: they are not. Only: nothing follows; the job succeeds once they have passed.",
     )
     stop: Why | None = Field(
         None,

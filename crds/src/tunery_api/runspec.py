@@ -108,6 +108,8 @@ class RunSpec(OpenModel):
     """The exact place of the result."""
     checkpoint_uri: str | None = None
     """The prefix below which `step-000200/` folders lie."""
+    report_uri: str | None = None
+    """The folder for the data report of a run that publishes nothing, or has not yet."""
     resume_uri: str | None = None
     """For resumeFrom: one checkpoint of another object, or the prefix of all of them."""
     model_revision: str | None = None

@@ -121,6 +121,9 @@ class DatasetStatus(OpenModel):
     """What preflight found in the data set."""
 
     rows: int | None = Field(None, ge=0, description="Valid rows.")
+    evaluation_rows: int | None = Field(
+        None, ge=0, description="Valid rows of an evaluation set of its own; 0 where a fraction is held out."
+    )
     invalid_rows: int | None = Field(None, ge=0, description="Rows left out.")
     first_invalid: list[Annotated[str, Field(max_length=512)]] | None = Field(
         None, max_length=5, description="The first of them, with file, line, field and cause."
@@ -129,7 +132,9 @@ class DatasetStatus(OpenModel):
     truncated_percent: Number | None = Field(None, description="Share of rows longer than training.maxLength.")
     duplicates: int | None = Field(None, ge=0, description="Rows that stand there more than once.")
     p50_length: int | None = Field(None, ge=0, description="Median length of a row, in tokens.")
+    p90_length: int | None = Field(None, ge=0, description="90th percentile of a row's length, in tokens.")
     p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
+    longest: int | None = Field(None, ge=0, description="Length of the longest row, in tokens.")
     sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
     format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
     template: Annotated[str, Field(max_length=32)] | None = Field(
@@ -151,6 +156,8 @@ class DatasetStatus(OpenModel):
     examples: int | None = Field(
         None, ge=0, description="What the rows to train on became, a fraction held out included."
     )
+    sequences: int | None = Field(None, ge=0, description="What is trained on, held-out rows left out: packed, or not.")
+    packed: bool | None = Field(None, description="Whether a sequence holds several examples.")
     repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
     desirable: int | None = Field(
         None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
@@ -161,6 +168,11 @@ class DatasetStatus(OpenModel):
     )
     warnings: list[Annotated[str, Field(max_length=256)]] | None = Field(
         None, max_length=8, description="What is less than it could be; an event DatasetWarning says it, too."
+    )
+    report: Text | None = Field(
+        None,
+        description="Where all of it can be read: every row left out, lengths, examples as the model sees them. "
+        "data-report.json lies beside it.",
     )
 
 

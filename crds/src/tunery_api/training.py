@@ -173,6 +173,16 @@ class EvaluationSpec(ApiModel):
     )
 
 
+class DiagnosisSpec(ApiModel):
+    """What is done about what a run finds out about itself."""
+
+    show_example: bool = Field(
+        False,
+        description="Print one row in the log as the model sees it, with what it is taught between [[ and ]]. Whoever "
+        "may read the pods' logs reads that row.",
+    )
+
+
 class CheckpointSpec(ApiModel):
     """When the state of training is saved beside the output, to resume from."""
 

@@ -230,7 +230,8 @@ def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterat
         yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))
         method = (new.get("resolved") or {}).get("method") or facts.method
         labels = (facts.kind, method if method in _METHODS else _OTHER)
-        yield Observation(RUN_SECONDS, labels, int(new.get("runSeconds") or 0))
+        if "runSeconds" in new:  # spec.preflight Only has run nothing
+            yield Observation(RUN_SECONDS, labels, int(new["runSeconds"] or 0))
         return
     if phase == Phase.STOPPED.value:
         yield Observation(JOBS_FINISHED, (facts.kind, facts.namespace, phase, phase))

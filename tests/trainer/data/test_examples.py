@@ -10,7 +10,8 @@ import pytest
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.examples import ExampleReader, InvalidRows
+from tunery_trainer.data.examples import ExampleReader
+from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Example

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from trainer.data.test_prepare import SMALL, documents, rows
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data import prepare as prepare_module
+from tunery_trainer.data import single_pass
+from tunery_trainer.data.encode import Encoder
+from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.prepare import prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.errors import TrainerError
@@ -28,12 +31,17 @@ def test_rows_are_tokenised_once(
     path, claim, own = write("train.jsonl", rows(100)), tmp_path / "claim", tmp_path / "own"
     asked = DataRequest(path, SMALL, rows=0)
     without = scan(path, SMALL, tokenizer)
-    assert survey(asked, tokenizer, SharedCache(claim)) == without
+    first = Notebook(tmp_path / "first")
+    assert survey(asked, tokenizer, SharedCache(claim), first) == without
     expected = prepare(path, SMALL, tokenizer, tmp_path / "plain")
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "_fill", lambda *_: pytest.fail("rows are prepared again"))
-        assert survey(asked, tokenizer, SharedCache(claim)) == without
-        trained = prepare_rows(asked, tokenizer, SharedCache(claim), own)
+        patch.setattr(Encoder, "encode", lambda *_: pytest.fail("a row is tokenised again"))
+        patch.setattr(single_pass, "read_records", lambda *_: pytest.fail("a row is read again"))
+        hit, training = Notebook(tmp_path / "hit"), Notebook(tmp_path / "training")
+        assert survey(asked, tokenizer, SharedCache(claim), hit) == without
+        trained = prepare_rows(asked, tokenizer, SharedCache(claim), own, training)
+    assert first.read() == hit.read() == training.read() is not None, "the data report is the same"
     assert documents(trained.train) == documents(expected.train)
     assert not own.exists()
     shorter = dataclasses.replace(asked, options=dataclasses.replace(SMALL, max_length=32))

@@ -9,7 +9,7 @@ import pytest
 
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, PreflightReport, RunResult
+from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
 from tunery_api.scrub import register_secret
 from tunery_api.status import (
     AdapterStatus,
@@ -20,7 +20,7 @@ from tunery_api.status import (
     ResolvedStatus,
     ResolvedValue,
 )
-from tunery_trainer.process.termination import termination_bytes, write_termination
+from tunery_trainer.process.termination import failed_message, termination_bytes, write_termination
 
 
 def _large_result() -> RunResult:
@@ -101,3 +101,15 @@ def test_the_longest_texts_fit_and_stay_json(character: str) -> None:
         data = termination_bytes(message)
         assert len(data) <= TERMINATION_LIMIT
         assert type(message).model_validate_json(data).failure is None or message.failure is not None
+
+
+def test_what_was_found_in_refused_data_never_costs_the_hint() -> None:
+    """The hint says where the report lies; the warnings stand in it, too."""
+    failure = Failure(reason=FailureReason.DATASET_INVALID, message="m" * 1000, hint="h" * 1000)
+    found = DatasetStatus(rows=3, report="s3://b/r", first_invalid=["x" * 500] * 5, warnings=["w" * 250] * 8)
+    said = failed_message(Task.PREFLIGHT, failure, RunResult(dataset=found))
+    kept = PreflightReport.model_validate_json(termination_bytes(said))
+    assert kept.failure == failure
+    assert kept.dataset is not None
+    assert (kept.dataset.rows, kept.dataset.report) == (3, "s3://b/r")
+    assert kept.dataset.first_invalid is None

@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_trainer preflight|train|merge|publish|report run.json` and `run manifest.yaml`."""
+"""The program: `python -m tunery_trainer preflight|train|merge|publish|report run.json`, `run`, `check`."""
 
 from __future__ import annotations
 

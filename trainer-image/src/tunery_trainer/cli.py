@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.fields import parse_quantity
-from tunery_api.lorajob import OnStop
+from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
@@ -25,6 +26,7 @@ from tunery_trainer.process.failures import explain, show, to_failure
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
 from tunery_trainer.tasks import answer, run_task
+from tunery_trainer.tasks.check import Asked, run_check
 from tunery_trainer.tasks.question import Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         return _run_manifest(options, stop)
     if options.command == "estimate":
         return _estimate(options)
+    if options.command == "check":
+        return _check(options)
     return _run_container(Task(options.command), Path(options.path), stop)
 
 
@@ -58,7 +62,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
 
     try:
         run = load_run_spec(Path(options.path), options.work_dir and Path(options.work_dir), options.name)
-        for task in (Task.MERGE,) if run.adapter_merge else (Task.PREFLIGHT, Task.TRAIN):
+        for task in _tasks_of(run):
             run_task(task, run, stop)
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
@@ -122,6 +126,31 @@ def _rate(text: str) -> float:
     return rate
 
 
+def _check(options: argparse.Namespace) -> int:
+    """Read a data set and print what is in it."""
+    from tunery_trainer.local import NO_MODEL, CheckRequest, load_check_spec
+
+    asked = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
+    try:
+        request = CheckRequest(**asked)
+        with tempfile.TemporaryDirectory(prefix="tunery-check-") as folder:
+            run = load_check_spec(request, Path(folder))
+            spec = run.lora_job
+            name = spec.dataset.uri if spec and request.by_manifest else str(request.path)
+            tokenizer = spec is not None and spec.model.uri != NO_MODEL
+            return run_check(run, Asked(name, tokenizer, request.model, options.output))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        return _show(error)
+
+
+def _tasks_of(run: RunSpec) -> tuple[Task, ...]:
+    """Return what a manifest asks for, in order."""
+    if run.lora_job is None:
+        return (Task.MERGE,)
+    only = run.lora_job.preflight is PreflightPolicy.ONLY
+    return (Task.PREFLIGHT,) if only else (Task.PREFLIGHT, Task.TRAIN)
+
+
 def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
     """Do what the operator asks for; however it ends, the termination message says what is known."""
     stop.last_word = lambda: write_termination(_failed(task, None))
@@ -156,9 +185,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise TrainerError; a command that is not known may be one of a newer operator."""
         usage = " ".join(self.format_usage().split())
-        if "required" in message:
-            raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", f"See {self.prog} --help.")
-        raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", _OTHER_VERSION)
+        hint = _OTHER_VERSION if "invalid choice" in message else f"See {self.prog} --help."
+        raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", hint)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -179,6 +207,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("--work-dir", help="where downloads, caches and checkpoints lie; a rerun goes on from there")
     run.add_argument("--name", help="which object, if the manifest holds several")
     _add_estimate(commands)
+    _add_check(commands.add_parser("check", help="say what is in a data set, without a cluster"))
     return parser.parse_args(arguments)
 
 
@@ -192,6 +221,33 @@ def _add_estimate(commands: Any) -> None:
         "--tokens-per-second", type=_rate, metavar="N", help="as an earlier run's status.progress has it: tells hours"
     )
     estimate.add_argument("--json", action="store_true", help="for programs, in bytes")
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.add_argument(
+        "path", metavar="data.jsonl", type=Path, help="a file or folder of rows, or a LoRAJob's manifest"
+    )
+    check.add_argument("--model", type=Path, help="a model's folder: tokens are counted and examples shown")
+    check.add_argument("--task", help="SFT, DPO, ORPO or KTO")
+    check.add_argument("--format", help="of the rows, where it is not to be found out")
+    check.add_argument("--template", help="Chat or Plain")
+    check.add_argument("--split", help="of a folder; default: train")
+    check.add_argument(
+        "--columns", type=_columns, default=(), metavar="FIELD=COLUMN,…", help="columns with other names than the usual"
+    )
+    check.add_argument("--max-length", type=int, metavar="TOKENS", help="where rows are cut; default: 2048")
+    check.add_argument("--max-invalid-rows", type=int, metavar="ROWS", help="so many may be left out; default: 0")
+    check.add_argument("--output", type=Path, metavar="FOLDER", help="write data-report.json and data-report.md there")
+    check.add_argument("--name", help="which object, if a manifest holds several")
+
+
+def _columns(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(
+        (field.strip(), column.strip()) for field, _, column in (one.partition("=") for one in text.split(","))
+    )
+    if not all(field and column for field, column in pairs):
+        raise argparse.ArgumentTypeError("must be FIELD=COLUMN, such as prompt=question,completion=answer")
+    return pairs
 
 
 def _read_run_spec(path: Path) -> RunSpec:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import glob
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -19,6 +22,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.names import API_VERSION
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -26,10 +30,42 @@ from tunery_api.walk import fields, with_fields
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
 from tunery_trainer.storage.transfer import hash_file
+from tunery_trainer.storage.uris import beside
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
 """What runs without a cluster."""
+NO_MODEL: Final = "file:///no-model"
+"""The model of data that is checked without one: nothing is read there."""
+_MANIFESTS: Final = (".yaml", ".yml")
+_NOT_CHECKED: Final = ("output", "continueFrom", "resumeFrom", "tracking", "cache")
+"""Of a manifest, what has nothing to say about its data."""
+_NAME_DATA: Final = "Name a file or folder of rows, or a LoRAJob: python -m tunery_trainer check data.jsonl"
 _NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What `python -m tunery_trainer check` is asked to do; None: the default, or what the manifest says."""
+
+    path: Path
+    """A file or folder of data, or a manifest."""
+    model: Path | None = None
+    """A folder with a tokenizer."""
+    task: str | None = None
+    format: str | None = None
+    template: str | None = None
+    split: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    """Our name of a field, and that of the column that holds it."""
+    max_length: int | None = None
+    max_invalid_rows: int | None = None
+    name: str | None = None
+    """Which object, where a manifest holds several."""
+
+    @property
+    def by_manifest(self) -> bool:
+        """Whether it names a manifest, and not data."""
+        return self.path.suffix.lower() in _MANIFESTS and self.path.is_file()
 
 
 def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
@@ -39,7 +75,11 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
     same for the same manifest, so that a rerun after a crash resumes. Raises InvalidSpec, and TrainerError where there
     is no such file.
     """
-    manifest = _select(_read(path), path, name)
+    return run_spec_of(_select(_read(path), path, name), path.resolve().parent, work_dir)
+
+
+def run_spec_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -> RunSpec:
+    """Return the RunSpec of a manifest whose relative URIs are relative to `folder`; the rest as load_run_spec."""
     merge = manifest["kind"] == Kind.ADAPTERMERGE
     spec = parse_adaptermerge(manifest, local=True) if merge else parse_lorajob(manifest, local=True)
     problems = list(_needs_cluster(spec))
@@ -47,7 +87,6 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
         problems.append(FieldError("spec.output.uri", "is required without a cluster"))
     if problems:
         raise InvalidSpec(problems)
-    folder = path.resolve().parent
     spec = with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
     identity = _identity(manifest, spec)
     own = work_dir.resolve() if work_dir else _private_folder(identity)
@@ -58,6 +97,7 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
         output_uri=spec.output.uri or "",
         checkpoint_uri=(own / "checkpoints" / identity.uid).as_uri(),
         adapters=_adapters(spec),
+        report_uri=beside(spec.output.uri or "", "report"),
         resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         work_dir=str(own),
@@ -76,6 +116,69 @@ def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
     spec = parse_lorajob(manifest, local=True)
     folder = path.resolve().parent
     return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+
+
+def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
+    """Return the RunSpec of the LoRAJob whose data is to be checked; nothing is published by it.
+
+    Raises TrainerError.
+    """
+    if not request.path.exists():
+        raise TrainerError(FailureReason.INVALID_SPEC, f"there is no file or folder {request.path}", _NAME_DATA)
+    if request.model is not None and not request.model.is_dir():
+        hint = "Name a model's folder, with config.json and tokenizer.json, or leave --model out."
+        raise TrainerError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", hint)
+    try:
+        return run_spec_of(*_checked_manifest(request), work_dir)
+    except InvalidSpec as error:
+        raise TrainerError(FailureReason.INVALID_SPEC, str(error), "Correct it, and check again.") from error
+
+
+def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
+    """Return the LoRAJob whose data is checked, and the folder that its relative URIs begin in."""
+    if request.by_manifest:
+        manifest, base = (
+            copy.deepcopy(_select(_read(request.path), request.path, request.name)),
+            request.path.resolve().parent,
+        )
+        if manifest["kind"] != Kind.LORAJOB:
+            raise TrainerError(FailureReason.INVALID_SPEC, f"{request.path} holds no LoRAJob", _NAME_DATA)
+    else:
+        data = {"uri": _uri(request.path)}
+        manifest, base = _lorajob({"model": {"uri": NO_MODEL}, "dataset": data, "resources": {"gpus": 0}}), Path.cwd()
+    spec = manifest.get("spec")
+    if isinstance(spec, dict):
+        manifest["spec"] = _changed({name: value for name, value in spec.items() if name not in _NOT_CHECKED}, request)
+    return manifest, base
+
+
+def _lorajob(spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": Kind.LORAJOB.value, "metadata": {"name": "check"}, "spec": spec}
+
+
+def _changed(spec: dict[str, Any], request: CheckRequest) -> dict[str, Any]:
+    """Return the spec with what the command line says in place of it."""
+    data = {
+        "format": request.format,
+        "template": request.template,
+        "split": request.split,
+        "columns": dict(request.columns) or None,
+        "maxInvalidRows": request.max_invalid_rows,
+    }
+    over: dict[str, dict[str, Any]] = {
+        "dataset": data,
+        "training": {"maxLength": request.max_length},
+        "model": {"uri": _uri(request.model) if request.model else None},
+    }
+    for block, values in over.items():
+        said = {name: value for name, value in values.items() if value is not None}
+        if said and isinstance(spec.get(block, {}), dict):
+            spec = {**spec, block: {**spec.get(block, {}), **said}}
+    return {**spec, "output": {"uri": "file://unused"}, **({"task": request.task} if request.task else {})}
+
+
+def _uri(path: Path) -> str:
+    return f"file://{quote(glob.escape(str(path.resolve())))}"
 
 
 def _read(path: Path) -> list[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.inputs import LocalReference
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES
 
@@ -50,6 +51,8 @@ class NoCheckpoint:
     why: str
 
 
+_NOTHING: Final = "trains nothing: its spec.preflight is Only"
+
 AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
 
 
@@ -65,6 +68,9 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     """
     if body is None:
         return UnfinishedInput(name, "does not exist yet", exists=False)
+    if _trains_nothing(body):
+        hint = "Train it in a LoRAJob of another name, without that field, and name that one here, in a new job."
+        return FailedInput(name, _NOTHING, hint)
     status = body.get("status") or {}
     adapter = status.get("adapter")
     if status.get("phase") in ("Succeeded", "Stopped") and adapter:
@@ -88,6 +94,8 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     if body is None:
         state = "does not exist: the checkpoints of one that was deleted are named by their uri"
         return UnfinishedInput(name, state, exists=False)
+    if _trains_nothing(body):
+        return NoCheckpoint(name, _NOTHING)
     status = body.get("status") or {}
     phase, newest = status.get("phase", "Pending"), (status.get("checkpoint") or {}).get("uri")
     if phase not in FINAL_PHASES:
@@ -99,6 +107,10 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     if folder is None:
         return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'} and left no checkpoint")
     return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
+
+
+def _trains_nothing(body: Mapping[str, Any]) -> bool:
+    return (body.get("spec") or {}).get("preflight") == PreflightPolicy.ONLY.value
 
 
 def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:

@@ -81,6 +81,7 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
     own = {
         "lora_job": spec,
         "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "report_uri": job.report_place(place.uri, owner),
         "gpu_memory_bytes": _gpu_memory(spec, platform),
         "adapters": [known.adapter] if known.adapter else [],
         "resume_uri": known.resume,

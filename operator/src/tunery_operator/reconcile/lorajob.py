@@ -30,12 +30,13 @@ def _gather(services: Services, obj: FoundObject) -> Snapshot:
     """Return what is in the cluster."""
     snapshot = gather_main_job(services, obj, Task.TRAIN)
     method = obj.spec.get("method", Method.AUTO.value)
-    skipped = obj.spec.get("preflight") == PreflightPolicy.SKIP.value
-    needed = not skipped and not obj.holds(ConditionType.PREFLIGHT)
+    policy = obj.spec.get("preflight")
+    needed = policy != PreflightPolicy.SKIP.value and not obj.holds(ConditionType.PREFLIGHT)
     return replace(
         snapshot,
         method=None if method == Method.AUTO.value else method,
         preflight_needed=needed,
+        preflight_only=policy == PreflightPolicy.ONLY.value,
         preflight=find_attempt(services, obj, Task.PREFLIGHT) if needed else None,
         publishing=find_attempt(services, obj, Task.PUBLISH) if obj.stop or obj.on_stop else None,
     )
@@ -62,7 +63,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: 
         return inputs.shown_in(snapshot)
     if snapshot.preflight_needed and snapshot.main is None:
         return _check(services, obj, spec, inputs.shown_in(snapshot))
-    if snapshot.main is None and is_overdue(snapshot):
+    if snapshot.main is None and (snapshot.preflight_only or is_overdue(snapshot)):
         return inputs.shown_in(snapshot)
     if inputs.ready is None and snapshot.main is not None:
         # The Job that is there has all it needs, even if its input was deleted before it was written down.

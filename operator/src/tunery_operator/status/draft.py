@@ -105,9 +105,9 @@ class Draft:
             f'{RETRY_ANNOTATION}="$(date +%s)"'
         )
 
-    def succeed(self, message: str, ended: datetime | None) -> None:
+    def succeed(self, message: str, ended: datetime | None, reason: str = "Succeeded") -> None:
         """End the object as succeeded, for good."""
-        self.conditions.set(ConditionType.SUCCEEDED, True, "Succeeded", message)
+        self.conditions.set(ConditionType.SUCCEEDED, True, reason, message)
         self._complete(ended)
 
     def end_stopped(self, reason: str, message: str, ended: datetime | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
@@ -13,14 +15,35 @@ from tunery_operator.status.report_needed import succeeded_pod
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.pod import PodView
 
-_PREFLIGHT = ConditionType.PREFLIGHT
+PREFLIGHT_ONLY: Final = "PreflightOnly"
+"""Reason of Succeeded=True where nothing was to be trained."""
+_PREFLIGHT: Final = ConditionType.PREFLIGHT
 
 
 def check_preflight(draft: Draft) -> bool:
-    """Judge the preflight Job; True while nothing may follow it."""
+    """Judge the preflight Job; True while nothing may follow it, or where nothing does."""
+    if _nothing_to_judge(draft):
+        return _ends_there(draft)
+    return _judge(draft) or _ends_there(draft)
+
+
+def _nothing_to_judge(draft: Draft) -> bool:
+    return not draft.snapshot.definition.has_preflight or draft.conditions.is_true(_PREFLIGHT)
+
+
+def _ends_there(draft: Draft) -> bool:
+    """End an object whose checks are all that was asked for, and have passed."""
     snapshot = draft.snapshot
-    if not snapshot.definition.has_preflight or draft.conditions.is_true(_PREFLIGHT):
+    if not snapshot.preflight_only:
         return False
+    pod = snapshot.preflight.last if snapshot.preflight is not None else None
+    text = "preflight has passed; spec.preflight is Only, so nothing is trained"
+    draft.succeed(text, pod.finished_at if pod is not None else None, PREFLIGHT_ONLY)
+    return True
+
+
+def _judge(draft: Draft) -> bool:
+    snapshot = draft.snapshot
     if not snapshot.preflight_needed:
         draft.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
         return False
@@ -34,6 +57,9 @@ def check_preflight(draft: Draft) -> bool:
         return _check_report(draft, attempt)
     if attempt.job.failed_reason is not None:
         found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
+        report = parse_report(attempt.last.termination_message) if attempt.last is not None else None
+        if report is not None:
+            _take_over(draft, report)
         draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         ended = attempt.last.finished_at if attempt.last is not None else None
         draft.fail(found, ended=ended or attempt.job.ended_at, exit_code=exit_code)
@@ -65,7 +91,10 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
 
 
 def _take_over(draft: Draft, report: PreflightReport) -> None:
-    for name in ("dataset", "memory", "estimate", "disk", "resolved"):
+    if report.dataset is not None:
+        # Of this very look at the data: what an earlier one found may be mended.
+        draft.put(dataset=report.dataset.to_json_dict())
+    for name in ("memory", "estimate", "disk", "resolved"):
         part = getattr(report, name)
         draft.merge(name, part.to_json_dict() if part else None)
 

@@ -52,6 +52,8 @@ class Snapshot:
     """What bears the name of a child and is not ours."""
     inputs: tuple[AdapterInput, ...] = ()
     preflight_needed: bool = False
+    preflight_only: bool = False
+    """Nothing follows preflight: it is what was asked for."""
     preflight: Attempt | None = None
     main: Attempt | None = None
     """The train or merge Job."""

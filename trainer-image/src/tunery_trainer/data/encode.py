@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
 from tunery_trainer.data.render import Rendered, RenderedRow
+from tunery_trainer.data.rows import RowPlace
 from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
 
@@ -47,6 +48,15 @@ class Encoded:
     def sides(self) -> tuple[Encoded, ...]:
         """Itself, and the other answer of a pair."""
         return (self,) if self.rejected is None else (self, self.rejected)
+
+
+class ValidRow(NamedTuple):
+    """A row that can be used."""
+
+    digest: bytes
+    """Of Example.digest()."""
+    place: RowPlace
+    rendered: RenderedRow
 
 
 class Encoder:
@@ -132,13 +142,13 @@ def _after_first(labels: Tokens) -> Tokens:
     return np.concatenate([np.full(1, IGNORED, np.int32), labels[1:]])[: len(labels)]
 
 
-def in_batches(rows: Iterable[tuple[bytes, RenderedRow]]) -> Iterator[list[tuple[bytes, RenderedRow]]]:
+def in_batches(rows: Iterable[ValidRow]) -> Iterator[list[ValidRow]]:
     """Groups of rows for one tokenizer call: few enough to bound memory, many enough to use every core."""
-    batch: list[tuple[bytes, RenderedRow]] = []
+    batch: list[ValidRow] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += sum(len(text.text) for example in row[1].examples for text in example.sides)
+        characters += sum(len(text.text) for example in row.rendered.examples for text in example.sides)
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

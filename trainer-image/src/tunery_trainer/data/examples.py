@@ -1,4 +1,4 @@
-"""From records to valid examples: the format is settled, bad rows are counted and named, duplicates counted."""
+"""From records to valid examples: the format is settled, bad rows are set aside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import shorten
 from tunery_trainer.data.conversation import with_turns
+from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.row_formats import (
     FIELDS,
@@ -24,43 +24,6 @@ from tunery_trainer.data.row_formats import (
 )
 from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace
 from tunery_trainer.errors import TrainerError
-
-SHOWN_INVALID = 5
-"""So many bad rows are named; all are counted."""
-
-_MAX_MESSAGE = 200
-"""Bytes of what is said of one row: five of them, and the rest of the message, fit into the termination message."""
-
-
-class InvalidRows:
-    """The bad rows so far. Reading goes on after the limit, so that the message gives the total."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.count = 0
-        self.first: list[str] = []
-
-    def add(self, place: RowPlace, error: RowError) -> None:
-        """Count one more, and keep its message if it is among the first."""
-        self.count += 1
-        if len(self.first) < SHOWN_INVALID:
-            self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
-
-    def check(self, valid: int) -> None:
-        """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""
-        if self.count <= self._limit and valid:
-            return
-        named = "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
-        if self.count <= self._limit:
-            raise TrainerError(
-                FailureReason.DATASET_INVALID, "spec.dataset: has no valid row" + (f": {named}" if named else "")
-            )
-        total = self.count + valid
-        raise TrainerError(
-            FailureReason.DATASET_INVALID,
-            f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
-        )
-
 
 _PREFERENCES: Final = formats_of(TrainingTask.KTO)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.preference import PREFERENCE_TASKS, TrainingTask
 from tunery_api.training import Loss
 
@@ -43,6 +44,29 @@ class DataOptions:
     evaluation_split: str | None = None
     evaluation_fraction: float = 0.05
 
+    @classmethod
+    def of(cls, spec: LoRAJobSpec, path: str, evaluation_root: Path | None, evaluation_path: str) -> DataOptions:
+        """Return what a manifest asks for, unpacked; the settings that it leaves open are the defaults."""
+        data, evaluation = spec.dataset, spec.dataset.evaluation
+        fraction = evaluation.fraction if evaluation else None
+        return cls(
+            task=spec.task,
+            path=path,
+            format=data.format,
+            template=data.template,
+            split=data.split,
+            columns=dict(data.columns or {}),
+            max_invalid_rows=data.max_invalid_rows,
+            max_length=spec.training.max_length,
+            packing=False,
+            loss=spec.training.loss,
+            seed=spec.training.seed,
+            evaluation_root=evaluation_root,
+            evaluation_path=evaluation_path,
+            evaluation_split=evaluation.split if evaluation else None,
+            evaluation_fraction=cls.evaluation_fraction if fraction is None else float(fraction),
+        )
+
     def __post_init__(self) -> None:
         """Refuse what no rule lets through."""
         if self.task in PREFERENCE_TASKS and (self.packing or self.loss is Loss.ALL):
@@ -65,7 +89,9 @@ class TokenReport:
     lost_tokens: int
     """Tokens that were cut off."""
     p50_length: int
+    p90_length: int
     p99_length: int
+    longest: int
     unlearnable_rows: int
     """Rows left out because cutting them to maxLength left no token of an answer."""
     examples: int

@@ -13,6 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.data.arrange import arrange
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
 from tunery_trainer.data.layout import Layout, alone
+from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.store import TokenStore, row_kind
@@ -36,7 +37,11 @@ class PreparedData:
 
 
 def prepare(
-    root: Path, options: DataOptions, tokenizer: Tokenizer, cache_dir: Path | Callable[[str], Path]
+    root: Path,
+    options: DataOptions,
+    tokenizer: Tokenizer,
+    cache_dir: Path | Callable[[str], Path],
+    notebook: Notebook | None = None,
 ) -> PreparedData:
     """The training and evaluation rows below `root` as tokens and labels (-100 where a token does not count).
 
@@ -45,6 +50,9 @@ def prepare(
     A packed row, of training only, holds several examples, whose lengths are in `seq_lengths`; the trainer's own
     collator (`model/collator.py`) keeps attention inside each. Rows of preference tasks have the columns that
     `losses/answers.py` reads, and are not packed.
+
+    What is found on the way stands in `notebook`, also where the data are refused, and also where the rows were
+    prepared before.
 
     Raises:
         TrainerError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.
@@ -56,7 +64,7 @@ def prepare(
     if found is None:
         try:
             with new_entry(cache_dir, key) as folder:
-                _fill(folder, files, options, tokenizer)
+                _fill(folder, files, options, tokenizer, notebook or Notebook(folder))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -65,12 +73,14 @@ def prepare(
     if entry is None:
         raise TrainerError(FailureReason.INTERNAL_ERROR, f"the prepared data in {cache_dir.name} is gone")
     path, report = entry
+    if found is not None and notebook is not None:
+        notebook.take(path, report, options)
     train, evaluation = (Dataset.from_file(str(path / name)) for name in (_TRAIN, _EVALUATION))
     return PreparedData(train, evaluation, report, from_cache=found is not None)
 
 
-def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer) -> None:
-    survey = Survey(files, options)
+def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer, notebook: Notebook) -> None:
+    survey = Survey(files, options, notebook)
     kind = row_kind(options.task)
     with TokenStore(folder, "train", kind) as rows, TokenStore(folder, "evaluation", kind) as evaluation_rows:
         for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
@@ -82,6 +92,8 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer
     _write(source, found.held, alone(len(found.held)), folder / _EVALUATION)
     rows.remove()
     evaluation_rows.remove()
+    notebook.keep(folder)
+    notebook.report = found.report
     write_report(folder, found.report)
 
 

@@ -28,6 +28,8 @@ class RowError(Exception):
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}" if field else why)
+        self.field = field
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from tunery_trainer.data.arrange import Counted, arrange
+from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Survey, find_files
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.tokenizer import Tokenizer
+from tunery_trainer.errors import TrainerError
 
 
-def scan(root: Path, options: DataOptions, tokenizer: Tokenizer | None = None) -> DatasetReport:
+def scan(
+    root: Path, options: DataOptions, tokenizer: Tokenizer | None = None, notebook: Notebook | None = None
+) -> DatasetReport:
     """Read every row below `root` once; with a tokenizer also count tokens (`report.tokens`).
+
+    What is found on the way stands in `notebook`, also where the data are refused.
 
     Raises:
         TrainerError: DatasetNotFound, DatasetInvalid or InvalidSpec, exactly where `prepare` would.
     """
     files = find_files(root, options)
-    survey = Survey(files, options)
+    survey = Survey(files, options, notebook)
     sides = (survey.train, survey.evaluation)
     if tokenizer is None:
         train, _ = (list(survey.digests(side)) for side in sides)
@@ -30,4 +38,21 @@ def scan(root: Path, options: DataOptions, tokenizer: Tokenizer | None = None) -
     for side, counted in zip(sides, (rows, apart), strict=True):
         for digest, examples in survey.encoded(side, tokenizer):
             counted.add(digest, examples)
-    return arrange(files, options, survey.report(), rows, apart).report
+    found = arrange(files, options, survey.report(), rows, apart).report
+    if notebook is not None:
+        notebook.report = found
+    return found
+
+
+def count_rows(root: Path, options: DataOptions) -> int:
+    """Return how many rows below `root` are valid, as far as they can be read.
+
+    What is wrong with them the pass that tokenises tells, which finds all of it.
+
+    Raises:
+        TrainerError: DatasetNotFound or InvalidSpec.
+    """
+    survey = Survey(find_files(root, options), options)
+    with suppress(TrainerError):
+        deque(survey.digests(survey.train), maxlen=0)
+    return survey.train.rows

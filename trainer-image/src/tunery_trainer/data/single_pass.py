@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,14 +11,20 @@ from typing import TypeVar
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.encode import Encoded, Encoder, in_batches
-from tunery_trainer.data.examples import ExampleReader, InvalidRows
+from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, in_batches
+from tunery_trainer.data.examples import ExampleReader
+from tunery_trainer.data.invalid_rows import InvalidRows
+from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.data.notes import DataNotes, Place, SameRow
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.data.read import read_records
-from tunery_trainer.data.render import RenderedRow, Renderer
+from tunery_trainer.data.render import Renderer
 from tunery_trainer.data.render_answers import AnswerRenderer
-from tunery_trainer.data.rows import Example, RowError
+from tunery_trainer.data.rows import Example, RowError, RowPlace
+from tunery_trainer.data.samples import Samples
+from tunery_trainer.data.seen_rows import SeenRows
 from tunery_trainer.data.sources import DataFile, content_digest, find_sources
+from tunery_trainer.data.token_counts import NAMED_ROWS, TokenCounts
 from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
 
@@ -59,110 +63,63 @@ def find_files(root: Path, options: DataOptions) -> Files:
     return Files(tuple(train), tuple(evaluation), content_digest(train), evaluation_digest)
 
 
-class TokenCounts:
-    """Running totals over encoded rows; what is said of tokens and lengths is said of examples."""
-
-    def __init__(self) -> None:
-        self.lengths = array("q")
-        self.tokens = self.loss_tokens = self.lost = self.cut = self.unlearnable = 0
-        self.split = self.repeated = self.turns = self.context = self.trained = self.thoughtless = 0
-
-    def add(self, row: RenderedRow, examples: Sequence[Encoded]) -> list[Encoded]:
-        """Count a row; what is given back are its examples that have something left to learn."""
-        kept = [example for example in examples if self._counted(example)]
-        self.unlearnable += not kept
-        if all(example.desirable is None for example in examples):
-            self.split += len(examples) > 1
-            lengths = [len(example.input_ids) for example in kept]
-            self.repeated += sum(lengths) - max(lengths, default=0)
-        self.turns += row.turns
-        self.context += row.context_turns
-        self.trained += sum(side.turns for example in kept for side in example.sides)
-        self.thoughtless += row.lost_reasoning
-        return kept
-
-    def _counted(self, example: Encoded) -> bool:
-        sides = example.sides
-        self.lengths.append(max(side.full_length for side in sides))
-        lost = sum(side.full_length - len(side.input_ids) for side in sides)
-        self.cut += lost > 0
-        self.lost += lost
-        if not all(side.loss_tokens for side in sides) or _alike(sides):
-            return False
-        self.tokens += sum(len(side.input_ids) for side in sides)
-        self.loss_tokens += sum(side.loss_tokens for side in sides)
-        return True
-
-    def report(self, template: str, examples: int) -> TokenReport:
-        """The totals as they go into the status; `examples` are those of the training rows."""
-        lengths = sorted(self.lengths)
-        return TokenReport(
-            tokens=self.tokens,
-            loss_tokens=self.loss_tokens,
-            truncated_percent=round(100 * self.cut / len(lengths), 2) if lengths else 0.0,
-            lost_tokens=self.lost,
-            p50_length=_percentile(lengths, 0.50),
-            p99_length=_percentile(lengths, 0.99),
-            unlearnable_rows=self.unlearnable,
-            examples=examples,
-            split_rows=self.split,
-            repeated_tokens=self.repeated,
-            assistant_turns=self.turns,
-            context_turns=self.context,
-            trained_turns=self.trained,
-            lost_reasoning=self.thoughtless,
-            template=template,
-        )
-
-
-def _alike(sides: Sequence[Encoded]) -> bool:
-    """Whether cutting has left two equal answers."""
-    return len(sides) > 1 and sides[0].input_ids.tolist() == sides[1].input_ids.tolist()
-
-
-def _percentile(ordered: Sequence[int], share: float) -> int:
-    """Nearest rank; 0 of nothing."""
-    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0
-
-
 class Side:
     """The rows of one side (training or evaluation) as far as they were read."""
 
     def __init__(self, sources: tuple[DataFile, ...]) -> None:
         self.sources = sources
-        self.seen: set[bytes] = set()
+        self.seen = SeenRows()
         self.rows = self.duplicates = 0
         self.kept = 0
         """Examples."""
+        self.again: list[tuple[RowPlace, bytes]] = []
+        """The first rows that equal an earlier one, by their places and digests."""
+        self.overlap = 0
+        """Rows of this side that the other one has, too."""
+        self.shared: list[tuple[RowPlace, bytes]] = []
+        """The first of them."""
 
-    def add(self, digest: bytes) -> None:
-        """Count a valid row."""
+    def add(self, digest: bytes, place: RowPlace, other: Side) -> None:
+        """Count a valid row; `other` is the side that was read before this one, or this one."""
         self.rows += 1
-        self.duplicates += digest in self.seen
-        self.seen.add(digest)
+        if not self.seen.add(digest, place):
+            self.duplicates += 1
+            if len(self.again) < NAMED_ROWS:
+                self.again.append((place, digest))
+        if other is not self and digest in other.seen:
+            self.overlap += 1
+            if len(self.shared) < NAMED_ROWS:
+                self.shared.append((place, digest))
+
+
+def _same_rows(found: list[tuple[RowPlace, bytes]], earlier: SeenRows) -> list[SameRow]:
+    places = earlier.places([digest for _, digest in found])
+    return [SameRow(row=Place.of(place), same_as=Place.of(places[digest])) for place, digest in found]
 
 
 class Survey:
-    """Reads each side once, `train` before `evaluation`; then ask for the `report`."""
+    """Reads each side once, `train` before `evaluation`; then ask for the `report`.
 
-    def __init__(self, files: Files, options: DataOptions) -> None:
+    What it has found can be asked for at any time, also after it broke off: `counted` and `notes`.
+    """
+
+    def __init__(self, files: Files, options: DataOptions, notebook: Notebook | None = None) -> None:
         self.train, self.evaluation = Side(files.train), Side(files.evaluation)
+        self.options = options
         self._files = files
         self._invalid = InvalidRows(options.max_invalid_rows)
         self._reader = ExampleReader(options, self._invalid)
-        self._max_length, self._loss, self._chat = (
-            options.max_length,
-            options.loss,
-            options.template is DatasetTemplate.CHAT,
-        )
-        self._task = options.task
-        self._overlap = 0
         self._counts: TokenCounts | None = None
+        self._samples: Samples | None = None
         self._template = "none"
+        self._read = 0
+        """Sides that were read to their end."""
+        if notebook is not None:
+            self._invalid.listing = notebook.begin(self)
 
     def digests(self, side: Side) -> Iterator[bytes]:
         """The digest of each valid row of a side."""
-        return (digest for digest, _ in self._valid(side, lambda example: example))
+        return (digest for digest, _, _ in self._valid(side, lambda example: example))
 
     def encoded(self, side: Side, tokenizer: Tokenizer) -> Iterator[tuple[bytes, list[Encoded]]]:
         """Digest and examples (most often one) of each row of a side; without those that have no answer left.
@@ -171,19 +128,22 @@ class Survey:
         other.
         """
 
-        renderer, encoder = Renderer(tokenizer, self._loss), Encoder(tokenizer, self._max_length)
+        renderer, encoder = Renderer(tokenizer, self.options.loss), Encoder(tokenizer, self.options.max_length)
         render = renderer.render
-        if self._task in PREFERENCE_TASKS:
-            render = AnswerRenderer(renderer, self._task).render
+        if self.options.task in PREFERENCE_TASKS:
+            render = AnswerRenderer(renderer, self.options.task).render
         counts = self._counts = self._counts or TokenCounts()
-        for batch in in_batches(self._valid(side, render)):
+        samples = self._samples = self._samples or Samples(tokenizer)
+        for batch in in_batches(ValidRow(*row) for row in self._valid(side, render)):
             if self._uses_template:
                 self._template = "tokenizer" if renderer.own_template else "chatml"
-            encoded = iter(encoder.encode([example for _, row in batch for example in row.examples]))
-            for digest, row in batch:
-                if kept := counts.add(row, list(islice(encoded, len(row.examples)))):
+            encoded = iter(encoder.encode([example for row in batch for example in row.rendered.examples]))
+            for row in batch:
+                if kept := counts.add(row.place, row.rendered, list(islice(encoded, len(row.rendered.examples)))):
                     side.kept += len(kept)
-                    yield digest, kept
+                    if side is self.train:
+                        samples.add(row.digest, row.place, kept)
+                    yield row.digest, kept
 
     def report(self) -> DatasetReport:
         """What was found.
@@ -195,28 +155,53 @@ class Survey:
         self._invalid.check(train.rows)
         if evaluation.sources and not evaluation.rows:
             raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset.evaluation: has no valid row")
-        tokens = self._counts.report(self._template, train.kept) if self._counts else None
-        if tokens is not None and not (train.kept and (evaluation.kept or not evaluation.sources)):
-            raise self._nothing_left(tokens)
+        found = self.counted()
+        if found.tokens is not None and not (train.kept and (evaluation.kept or not evaluation.sources)):
+            raise self._nothing_left(found.tokens)
+        return found
+
+    def counted(self) -> DatasetReport:
+        """What was counted so far, whether it is good or not."""
+        train, evaluation = self.train, self.evaluation
         return DatasetReport(
             rows=train.rows,
             evaluation_rows=evaluation.rows,
             invalid_rows=self._invalid.count,
             first_invalid=tuple(self._invalid.first),
             duplicates=train.duplicates + evaluation.duplicates,
-            overlap=self._overlap,
+            overlap=evaluation.overlap,
             sha256=self._files.sha256,
             format=self._reader.format,
             ignored_columns=tuple(sorted(self._reader.ignored)),
-            tokens=tokens,
+            tokens=self._counts.report(self._template, train.kept) if self._counts else None,
             evaluation_sha256=self._files.evaluation_sha256 or None,
+        )
+
+    def notes(self) -> DataNotes:
+        """What else was found so far."""
+        counts, length = self._counts, self.options.max_length
+        duplicates = [row for side in (self.train, self.evaluation) for row in _same_rows(side.again, side.seen)]
+        return DataNotes(
+            files=[source.name for source in self._files.train],
+            evaluation_files=[source.name for source in self._files.evaluation],
+            complete=self._read == 2,
+            invalid_kinds=self._invalid.kinds(),
+            listed=self._invalid.listing.rows if self._invalid.listing else 0,
+            duplicates=duplicates[:NAMED_ROWS],
+            overlap=_same_rows(self.evaluation.shared, self.train.seen),
+            unlearnable=[Place.of(place) for place in counts.unlearnable_at] if counts else [],
+            cut=[Place.of(place) for place in counts.cut_at] if counts else [],
+            lengths=counts.lengths.notes(length) if counts else None,
+            chosen=counts.chosen.notes(length) if counts else None,
+            rejected=counts.rejected.notes(length) if counts else None,
+            examples=self._samples.shown() if self._samples else [],
         )
 
     @property
     def _uses_template(self) -> bool:
-        return self._chat and self._reader.format is not DatasetFormat.TEXT
+        return self.options.template is DatasetTemplate.CHAT and self._reader.format is not DatasetFormat.TEXT
 
-    def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, T]]:
+    def _valid(self, side: Side, render: Callable[[Example], T]) -> Iterator[tuple[bytes, RowPlace, T]]:
         for example in self._reader.examples(read_records(side.sources)):
             try:
                 rendered = render(example)
@@ -224,15 +209,15 @@ class Survey:
                 self._invalid.add(example.place, error)
                 continue
             digest = example.digest()
-            side.add(digest)
-            self._overlap += side is self.evaluation and digest in self.train.seen
-            yield digest, rendered
+            side.add(digest, example.place, self.train)
+            yield digest, example.place, rendered
+        self._read += 1
 
     def _nothing_left(self, tokens: TokenReport) -> TrainerError:
         side = "training" if not self.train.kept else "evaluation"
         return TrainerError(
             FailureReason.DATASET_INVALID,
-            f"spec.training.maxLength: {self._max_length} tokens leave nothing of any answer in the {side} rows "
+            f"spec.training.maxLength: {self.options.max_length} tokens leave nothing of any answer in the {side} rows "
             f"(half of all rows have {tokens.p50_length} tokens or more)",
             "Raise spec.training.maxLength in a new job.",
         )

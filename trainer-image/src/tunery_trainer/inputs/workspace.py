@@ -96,6 +96,12 @@ class Workspace:
         uri = self.run.checkpoint_uri
         return self.open(Purpose.OUTPUT, uri, "spec.output.uri") if uri is not None else None
 
+    @property
+    def reports(self) -> StorePath | None:
+        """Where the data report lies while nothing is published; None where nobody named a place."""
+        uri = self.run.report_uri
+        return self.open(Purpose.OUTPUT, uri, "spec.output.uri") if uri is not None else None
+
 
 def check_secrets(work: Workspace) -> None:
     """Read every Secret that the job names; raises TrainerError(SecretNotFound)."""

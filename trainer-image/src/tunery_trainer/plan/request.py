@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.preference import TrainingTask
-from tunery_trainer.data.options import DataOptions
-from tunery_trainer.data.scan import scan
-from tunery_trainer.inputs.location import DataFiles
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunSpec
+from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.scan import count_rows, scan
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.settings.sizing import sequences_to_pack
-from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.settings.types import DeviceFacts, RunSettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class DataRequest:
 
 
 def request_data(basis: Basis, files: DataFiles) -> DataRequest:
-    """Return what preflight and training ask for alike. Raises TrainerError: InvalidSpec, and those of `scan`."""
+    """Return what preflight and training ask for alike. Raises TrainerError: InvalidSpec, and those of `count_rows`."""
     rows = _count_rows(basis.spec, files)
     # As far as they do not depend on tokens.
     settings = basis.settings(basis.choices(rows)[0], None)
@@ -36,34 +41,35 @@ def request_data(basis: Basis, files: DataFiles) -> DataRequest:
 
 def _count_rows(spec: LoRAJobSpec, files: DataFiles) -> int:
     depends = spec.method is Method.AUTO and spec.task is TrainingTask.SFT
-    return scan(files.train.root, data_options(spec, files, None)).rows if depends else 0
+    return count_rows(files.train.root, data_options(spec, files, None)) if depends else 0
 
 
 def data_options(spec: LoRAJobSpec, files: DataFiles, resolved: RunSettings | None) -> DataOptions:
     """Return what the data layer is asked for; without `resolved` it fits a scan for formats only."""
-    train, own = files.train, files.evaluation
-    evaluation = spec.dataset.evaluation
-    defaults = DataOptions()
-    return DataOptions(
-        task=spec.task,
-        path=train.pattern,
-        format=spec.dataset.format,
-        template=spec.dataset.template,
-        split=spec.dataset.split,
-        columns=dict(spec.dataset.columns or {}),
-        max_invalid_rows=spec.dataset.max_invalid_rows,
-        max_length=resolved.training.max_length if resolved else defaults.max_length,
-        packing=resolved.training.packing if resolved else False,
-        min_sequences=sequences_to_pack(resolved.training.epochs) if resolved and _may_stay_alone(spec) else 0,
-        loss=spec.training.loss,
-        seed=spec.training.seed,
-        evaluation_root=own.root if own else None,
-        evaluation_path=own.pattern if own else "",
-        evaluation_split=evaluation.split if evaluation else None,
-        evaluation_fraction=float(evaluation.fraction)
-        if evaluation and evaluation.fraction is not None
-        else defaults.evaluation_fraction,
+    own = files.evaluation
+    plain = DataOptions.of(spec, files.train.pattern, own.root if own else None, own.pattern if own else "")
+    if resolved is None:
+        return plain
+    return dataclasses.replace(
+        plain,
+        max_length=resolved.training.max_length,
+        packing=resolved.training.packing,
+        min_sequences=sequences_to_pack(resolved.training.epochs) if _may_stay_alone(spec) else 0,
     )
+
+
+def read_data(
+    run: RunSpec, base: FetchedModel, device: DeviceFacts, files: DataFiles, notebook: Notebook
+) -> DatasetReport:
+    """Read every row as preflight does, and prepare none; `base` is a folder with configuration and tokenizer.
+
+    Raises TrainerError: InvalidSpec, ModelUnsupported, and those of `scan`.
+    """
+    if run.lora_job is None:
+        raise TrainerError(FailureReason.INTERNAL_ERROR, "the run holds no LoRAJob")
+    basis = Basis(run.identity, run.lora_job, base, device)
+    request = request_data(basis, files)
+    return scan(request.root, request.options, basis.tokenizer, notebook)
 
 
 def _may_stay_alone(spec: LoRAJobSpec) -> bool:

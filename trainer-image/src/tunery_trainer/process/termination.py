@@ -23,6 +23,7 @@ _DROPPED_FIRST: Final = (
     ("resolved", "targetModules"),
     ("inputs",),
     ("memory",),
+    ("dataset", "warnings"),
     ("failure", "hint"),
     ("dataset",),
     ("resolved",),
@@ -51,7 +52,7 @@ def failed_message(
 ) -> PreflightReport | RunResult:
     """Return the message of a task that did not come to its end; `reached` is what it has all the same."""
     if task is Task.PREFLIGHT:
-        return PreflightReport(failure=failure)
+        return PreflightReport(failure=failure, dataset=reached.dataset if reached else None)
     return (reached or RunResult()).model_copy(update={"failure": failure})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
+from tunery_api.names import DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MemoryStatus, MergeInputStatus
 from tunery_trainer.storage.publisher import Published
@@ -25,7 +26,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         ),
         metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
         evaluations=_evaluations(lineage),
-        dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
+        dataset=_dataset(published),
         memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
         checkpoint=checkpoint,
@@ -51,6 +52,15 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
 def _evaluations(lineage: Lineage) -> list[EvaluationStatus] | None:
     newest = lineage.evaluations[-EVALUATIONS_KEPT:]
     return [EvaluationStatus(step=each.step, loss=f"{each.loss:.6g}") for each in newest] or None
+
+
+def _dataset(published: Published) -> DatasetStatus | None:
+    """Return what was found in the data, with the place of the report that lies beside the result."""
+    lineage = published.manifest.lineage
+    found = lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None)
+    if found is None or DATA_REPORT_TEXT not in published.manifest.files:
+        return found
+    return found.model_copy(update={"report": f"{published.uri.rstrip('/')}/{DATA_REPORT_TEXT}"})
 
 
 def _rank_too_low(lineage: Lineage) -> str | None:

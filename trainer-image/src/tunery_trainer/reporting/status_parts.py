@@ -40,6 +40,7 @@ def dataset_status(report: DatasetReport, resolved: RunSettings | None = None) -
     warnings = [*warnings_of(report), *([weights] if weights else [])]
     return DatasetStatus(
         rows=report.rows,
+        evaluation_rows=report.evaluation_rows,
         invalid_rows=report.invalid_rows,
         first_invalid=list(report.first_invalid) or None,
         duplicates=report.duplicates,
@@ -61,6 +62,8 @@ def _weights_warning(resolved: RunSettings, tokens: TokenReport | None) -> str |
 def _token_fields(tokens: TokenReport) -> dict[str, Any]:
     """Return what a tokenizer says, by field; the turns only where not every token counts."""
     fields = dataclasses.asdict(tokens) | {"truncated_percent": f"{tokens.truncated_percent:.4g}"}
+    if not tokens.sequences:  # refused before that was decided
+        fields |= dict.fromkeys(("sequences", "packed"))
     if not tokens.assistant_turns:
         fields |= dict.fromkeys(("assistant_turns", "context_turns", "trained_turns", "lost_reasoning"))
     return fields

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
+from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
@@ -23,6 +24,7 @@ from tunery_trainer.settings.memory import MemoryEstimate, usable
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.frame import probe_places
 
 if TYPE_CHECKING:
@@ -55,9 +57,14 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     probe_places(work)
     found = _gather(work)
     go_offline()
-    report = _check(work, found)
+    notebook = notebook_of(work)
+    try:
+        report = _check(work, found, notebook)
+    except TrainerError as error:
+        name_report(work, notebook, error)
+        raise
     _print(report)
-    return report
+    return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
 
 
 def _gather(work: Workspace) -> _Found:
@@ -71,10 +78,10 @@ def _tell(text: str) -> None:
     print(f"Preflight  {text}", flush=True)
 
 
-def _check(work: Workspace, found: _Found) -> PreflightReport:
+def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightReport:
     from tunery_trainer.plan.disk import check_disk, estimate_disk
 
-    plan = _plan(work, found)
+    plan = _plan(work, found, notebook)
     _check_steps(plan)
     source = found.source
     if source:
@@ -87,7 +94,7 @@ def _check(work: Workspace, found: _Found) -> PreflightReport:
     return report
 
 
-def _plan(work: Workspace, found: _Found) -> TrainingPlan:
+def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
     """Return the plan that training will make, from every row of the data set."""
     from tunery_trainer.plan.basis import Basis
     from tunery_trainer.plan.prepared_rows import survey
@@ -102,7 +109,7 @@ def _plan(work: Workspace, found: _Found) -> TrainingPlan:
         spec, taken = with_open_taken(spec, origin)
     basis = Basis(work.run.identity, spec, found.base, device, found.start_from, taken)
     request = request_data(basis, found.files)
-    return plan_training(basis, request.rows, survey(request, basis.tokenizer, work.cache))
+    return plan_training(basis, request.rows, survey(request, basis.tokenizer, work.cache, notebook))
 
 
 def _report(work: Workspace, found: _Found, plan: TrainingPlan, disk: DiskUse) -> PreflightReport:
@@ -173,6 +180,10 @@ def _print(report: PreflightReport) -> None:
         print(
             f"Preflight  data: {dataset.rows} rows, {dataset.tokens} tokens, format {dataset.format}, "
             f"{dataset.invalid_rows} invalid, {dataset.duplicates} duplicates, {dataset.truncated_percent} % cut"
+        )
+        print(
+            f"Preflight  data: half of the rows have at most {dataset.p50_length} tokens, 90 % {dataset.p90_length}, "
+            f"the longest has {dataset.longest}; {dataset.loss_tokens} tokens are taught"
         )
         if dataset.assistant_turns:
             print(f"Preflight  data: {dataset.trained_turns} of {dataset.assistant_turns} answers count in the loss")

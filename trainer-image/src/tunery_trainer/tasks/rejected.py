@@ -19,8 +19,9 @@ from tunery_trainer.reporting.result import result_of
 from tunery_trainer.storage import StorePath
 from tunery_trainer.storage.published_folder import read_manifest
 from tunery_trainer.storage.publisher import Target, publish
+from tunery_trainer.storage.uris import beside
 
-SUFFIX: Final = "-rejected"
+_WORD: Final = "rejected"
 
 
 def with_verdict(lineage: Lineage, asked: str) -> Lineage:
@@ -43,8 +44,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
 
 def rejected_uri(run: RunSpec) -> str:
     """Return where a rejected adapter of the run goes: beside the output, or below it where that is a whole bucket."""
-    uri = run.output_uri.rstrip("/")
-    return uri + SUFFIX if "/" in uri.partition("://")[2] else f"{uri}/{SUFFIX[1:]}"
+    return beside(run.output_uri, _WORD)
 
 
 def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:

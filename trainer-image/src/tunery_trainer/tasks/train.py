@@ -14,7 +14,9 @@ from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
+from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
 from tunery_trainer.process.device import actual_device
@@ -37,6 +39,7 @@ from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.card import write_card
+from tunery_trainer.tasks.data_report import add_report, forget_report, name_report, notebook_of, write_report
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
@@ -68,6 +71,7 @@ def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Run
         published = _train_and_publish(work, stop, reporter)
     else:
         print("This very run has published before: nothing is left to train", flush=True)
+    forget_report(work)
     kept = settle_checkpoints(work)
     if kept is None:
         reporter.checkpoints_removed()
@@ -77,13 +81,23 @@ def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Run
 def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Published:
     probe_places(work)
     reporter.phase(Phase.STARTING)
-    ready = _gather(work)
+    notebook = notebook_of(work)
+    try:
+        ready = _gather(work, notebook)
+        write_report(work, notebook)
+    except TrainerError as error:
+        name_report(work, notebook, error)
+        raise
     trained = _train_on(work, ready, stop, reporter)
     lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
     reporter.phase(Phase.UPLOADING)
     folder = _write_result(work, ready, trained, lineage)
+    add_report(work, folder)
     if lineage.rejected:
-        raise reject(work, folder, lineage)
+        rejection = reject(work, folder, lineage)
+        if rejection.reached:
+            forget_report(work)
+        raise rejection
     return publish(folder, output_target(work, goes_on=True), lineage)
 
 
@@ -94,7 +108,7 @@ class _Ready(NamedTuple):
     data: PreparedData
 
 
-def _gather(work: Workspace) -> _Ready:
+def _gather(work: Workspace, notebook: Notebook) -> _Ready:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec, taken = with_taken(work)
     gpus = spec.resources.gpus
@@ -112,7 +126,7 @@ def _gather(work: Workspace) -> _Ready:
         _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", gpus)
     basis = Basis(work.run.identity, spec, base, device, start_from, taken)
     request = request_data(basis, files)
-    data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"))
+    data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
     ready = _Ready(plan_training(basis, request.rows, data.report), data)
     _print(ready)
     return ready

@@ -1,0 +1,151 @@
+"""`python -m tunery_trainer check`: the data report on a laptop, by the real command line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_api.exitcodes import ExitCode
+
+from kit.story import Case, Write, make_rows, run_here, run_trainer, write_rows
+
+
+def test_good_rows_alone(write: Write) -> None:
+    done = run_trainer("check", write("data.jsonl", make_rows()))
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "| Valid rows   | 120 |" in done.stdout
+    assert "Tokens" not in done.stdout
+
+
+def test_it_needs_no_library_of_tensors(write: Write) -> None:
+    path = write("data.jsonl", make_rows())
+    code = f"import sys; from tunery_trainer.cli import main; main(['check', {str(path)!r}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "datasets", "boto3"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_all_bad_rows_are_told(write: Write, tmp_path: Path) -> None:
+    rows: list[Any] = [*make_rows(), *({"prompt": f"{n}"} for n in range(1500)), "{"]
+    done = run_here("check", write("data.jsonl", rows), "--output", tmp_path / "report")
+    assert done.returncode == ExitCode.DATA_ERROR
+    assert done.stderr.splitlines()[-2].startswith("DatasetInvalid: 1501 of 1621 rows are invalid")
+    assert "data.jsonl line 121: completion: is missing; columns: prompt" in done.stdout
+    assert "501 more are not shown here; data-report.json lists 1,501" in done.stdout
+    document = json.loads((tmp_path / "report" / "data-report.json").read_text())
+    assert document["format"] == "tunery.dev/data-report"
+    assert [row["line"] for row in document["invalidRows"]] == list(range(121, 1622))
+    assert document["invalid"]["leftOut"] == 0
+    assert (tmp_path / "report" / "data-report.md").read_text().count("\ndata.jsonl line ") >= 1501
+
+
+def test_with_a_model_tokens_are_counted(write: Write, tiny_model: Path) -> None:
+    done = run_here("check", write("data.jsonl", make_rows()), "--model", tiny_model, "--max-length", "44")
+    assert done.returncode == ExitCode.OK, done.stderr
+    for said in ("Cut at maxLength 44", "≤ 44", "[[cat cat 19<|im_end|>]]", "5 examples"):
+        assert said in done.stdout
+
+
+def test_a_manifest_says_how_rows_are_read(case: Case) -> None:
+    path = case(dataset={"uri": "file://data.jsonl", "columns": {"prompt": "q", "completion": "a"}})
+    rows = [{"q": row["prompt"], "a": row["completion"]} for row in make_rows()]
+    write_rows(path.parent / "data.jsonl", rows)
+    done = run_here("check", path)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "Sequences to train on" in done.stdout
+    assert sorted(file.name for file in path.parent.iterdir()) == ["data.jsonl", "job.yaml", "model"], "nothing is left"
+
+
+def test_a_manifest_needs_no_output(case: Case) -> None:
+    path = case(output=None)
+    assert run_here("check", path).returncode == ExitCode.OK
+
+
+def test_preferences_without_a_model(write: Write) -> None:
+    made = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    done = run_here("check", write("data.jsonl", made), "--task", "DPO")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "DPO, Preference" in done.stdout
+
+
+def test_of_a_pair_both_answers_are_shown(write: Write, tiny_model: Path) -> None:
+    made = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    done = run_here("check", write("data.jsonl", made), "--task", "DPO", "--model", tiny_model)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert done.stdout.index("chosen:") < done.stdout.index("[[yes") < done.stdout.index("rejected:")
+    assert "Tokens of rejected texts" in done.stdout
+
+
+def test_other_columns_and_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('question,answer\n"Hi, you",Hello\nWhat?,Nothing\n')
+    assert run_here("check", path).returncode == ExitCode.DATA_ERROR
+    done = run_here("check", path, "--columns", "prompt=question,completion=answer")
+    assert done.returncode == ExitCode.OK, done.stderr
+
+
+def test_names_with_signs_of_a_glob(tmp_path: Path) -> None:
+    folder = tmp_path / "a [b] 100%*"
+    folder.mkdir()
+    write_rows(folder / "da[t]a ü.jsonl", make_rows())
+    for path in (folder, folder / "da[t]a ü.jsonl"):
+        assert run_here("check", path).returncode == ExitCode.OK
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(write: Write, tiny_model: Path) -> None:
+    made: list[Any] = [{"prompt": f"\x1b[2J{n}", "completion": "a\x1b]0;x\x07\u202e"} for n in range(40)]
+    done = run_here("check", write("data.jsonl", [*made, {"pro\x1bmpt": "x"}]), "--model", tiny_model)
+    assert "\x1b" not in done.stdout
+    assert "\\x1b[2J0" in done.stdout
+    assert "\x1b" not in done.stderr
+
+
+STRANGERS: dict[str, tuple[list[str], ExitCode, str]] = {
+    "no such file": (["nowhere.jsonl"], ExitCode.USER_ERROR, "there is no file or folder nowhere.jsonl"),
+    "empty": (["empty.jsonl"], ExitCode.DATA_ERROR, "has no valid row"),
+    "empty folder": (["folder"], ExitCode.USER_ERROR, "no data file at 'folder'"),
+    "picture": (["picture.png"], ExitCode.USER_ERROR, "read are .jsonl, .json, .csv"),
+    "binary": (["binary.jsonl"], ExitCode.DATA_ERROR, "is not valid UTF-8"),
+    "cut off": (["cut.jsonl.gz"], ExitCode.DATA_ERROR, "the compressed data is damaged or ends too early"),
+    "of another task": (["good.jsonl", "--task", "DPO"], ExitCode.DATA_ERROR, "task DPO learns from Preference"),
+    "unknown task": (["good.jsonl", "--task", "RL"], ExitCode.USER_ERROR, "spec.task: must be 'SFT'"),
+    "unknown format": (["good.jsonl", "--format", "X"], ExitCode.USER_ERROR, "spec.dataset.format: must be 'Auto'"),
+    "columns": (["good.jsonl", "--columns", "prompt"], ExitCode.USER_ERROR, "must be FIELD=COLUMN"),
+    "unknown column": (["good.jsonl", "--columns", "prompt=q"], ExitCode.DATA_ERROR, "has no column 'q'"),
+    "unknown field": (["good.jsonl", "--columns", "qu=q"], ExitCode.USER_ERROR, "there is no field 'qu'"),
+    "no number": (["good.jsonl", "--max-length", "long"], ExitCode.USER_ERROR, "invalid int value: 'long'"),
+    "too short": (["good.jsonl", "--max-length", "1"], ExitCode.USER_ERROR, "must be at least 8"),
+    "no model": (["good.jsonl", "--model", "none"], ExitCode.USER_ERROR, "--model: there is no folder none"),
+    "no tokenizer": (["good.jsonl", "--model", "folder"], ExitCode.USER_ERROR, "has no config.json"),
+    "not yaml": (["broken.yaml"], ExitCode.USER_ERROR, "is not valid YAML"),
+    "a merge": (["merge.yaml"], ExitCode.USER_ERROR, "holds no LoRAJob"),
+    "nothing": ([], ExitCode.USER_ERROR, "the following arguments are required"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), STRANGERS.values(), ids=STRANGERS.keys())
+def test_what_strangers_do_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: ExitCode, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "good.jsonl", make_rows())
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("picture.png", "binary.jsonl"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\xff\xfe\n" * 30)
+    whole = gzip.compress(json.dumps({"text": os.urandom(4000).hex()}).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "merge.yaml").write_text("kind: AdapterMerge\nmetadata: {name: m}\nspec: {}\n")
+    done = run_here("check", *arguments)
+    assert done.returncode == code, done.stderr
+    *_, line, hint = done.stderr.splitlines()
+    assert said in line
+    assert hint
+    assert "Traceback" not in done.stderr

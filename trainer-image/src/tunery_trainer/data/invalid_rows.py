@@ -1,0 +1,119 @@
+"""The bad rows of a data set: counted, the first ones named, and all of them listed in a file as they are met."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import IO, Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.scrub import shorten
+from tunery_trainer.data.notes import InvalidKind, Place
+from tunery_trainer.data.rows import RowError, RowPlace
+from tunery_trainer.errors import TrainerError
+
+SHOWN_INVALID: Final = 5
+"""So many bad rows are named in a message; all are counted."""
+
+_MAX_MESSAGE: Final = 200
+"""Bytes of what is said of one row: five of them, and the rest of the message, fit into the termination message."""
+_MAX_FIELD: Final = 200
+_MAX_REASON: Final = 500
+"""Bytes of what the listing says of one row."""
+_MAX_KINDS: Final = 50
+"""Kinds of faults that are told apart: memory stays flat whatever the rows hold."""
+_SHOWN_KIND: Final = 160
+_VARYING: Final = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
+"""What differs from row to row in one and the same fault."""
+_OTHER: Final = "other faults"
+
+
+class Listing:
+    """Bad rows one by one in a file, a JSON object a line, up to `max_bytes` (None: all)."""
+
+    def __init__(self, path: Path, max_bytes: int | None) -> None:
+        self.path = path
+        self.rows = 0
+        """Rows that stand in it."""
+        self._left = max_bytes
+        self._file: IO[bytes] | None = None
+        self._full = False
+
+    def add(self, place: RowPlace, error: RowError) -> None:
+        """Write one more, where there is room; a disk that is full ends the listing and not the pass."""
+        if self._full:
+            return
+        said = Place.of(place).to_json_dict()
+        said |= {"field": shorten(error.field, _MAX_FIELD)} if error.field else {}
+        said["reason"] = shorten(error.why, _MAX_REASON)
+        line = json.dumps(said).encode() + b"\n"
+        if self._left is not None and len(line) > self._left:
+            self._full = True
+            return
+        try:
+            self._file = self._file or self.path.open("wb")
+            self._file.write(line)
+        except OSError:
+            self._full = True
+            return
+        self.rows += 1
+        self._left = None if self._left is None else self._left - len(line)
+
+    def close(self) -> None:
+        """Let the file hold all that was written."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        self._full = True
+
+
+class InvalidRows:
+    """The bad rows so far. Reading goes on after the limit, so that the message gives the total."""
+
+    def __init__(self, limit: int, listing: Listing | None = None) -> None:
+        self._limit = limit
+        self.listing = listing
+        self._kinds: Counter[tuple[str, str]] = Counter()
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, place: RowPlace, error: RowError) -> None:
+        """Count one more, list it, and keep its message if it is among the first."""
+        self.count += 1
+        if len(self.first) < SHOWN_INVALID:
+            self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
+        if self.listing is not None:
+            self.listing.add(place, error)
+        kind = (_kind(error.field), _kind(error.why))
+        self._kinds[kind if kind in self._kinds or len(self._kinds) < _MAX_KINDS else ("", _OTHER)] += 1
+
+    def kinds(self) -> list[InvalidKind]:
+        """Return what is wrong with how many rows, the most frequent first."""
+        return [
+            InvalidKind(field=field or None, reason=reason, rows=rows)
+            for (field, reason), rows in self._kinds.most_common()
+        ]
+
+    def check(self, valid: int) -> None:
+        """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""
+        if self.count <= self._limit and valid:
+            return
+        named = "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
+        if self.count <= self._limit:
+            raise TrainerError(
+                FailureReason.DATASET_INVALID, "spec.dataset: has no valid row" + (f": {named}" if named else "")
+            )
+        total = self.count + valid
+        raise TrainerError(
+            FailureReason.DATASET_INVALID,
+            f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
+        )
+
+
+def _kind(text: str) -> str:
+    """Return what is said of a row without what is this very row's."""
+    return shorten(_VARYING.sub("…", text), _SHOWN_KIND)

@@ -1,0 +1,82 @@
+"""The data report on a laptop: of data, with a tokenizer or without, or of the data of a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunSpec
+from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.data.options import DataOptions
+from tunery_trainer.data.scan import scan
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.location import FetchedModel
+from tunery_trainer.inputs.workspace import Workspace, get_data, get_model
+from tunery_trainer.process.device import expected_device
+from tunery_trainer.process.environment import prepare_environment
+from tunery_trainer.process.failures import show, to_failure
+from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
+from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
+
+
+class Asked(NamedTuple):
+    """What is checked beside the run that names it."""
+
+    name: str
+    """Of the data, as the report calls them."""
+    tokenizer: bool
+    """Whether there is one."""
+    model: Path | None
+    """A folder in place of the run's model."""
+    output: Path | None
+    """Where the two files of the report go."""
+
+
+def run_check(run: RunSpec, asked: Asked) -> ExitCode:
+    """Read every row, print the report, and write it where that is asked for.
+
+    Returns DATA_ERROR where preflight would refuse the rows. Raises TrainerError where there was nothing to read.
+    """
+    notebook = Notebook(Path(run.work_dir, "notes"), max_bytes=None)
+    try:
+        _read(run, asked, notebook)
+    except TrainerError as error:
+        if notebook.read() is None:
+            raise
+        _tell(run, asked, notebook, error)
+        show(error, error)
+        return ExitCode.DATA_ERROR if error.reason is FailureReason.DATASET_INVALID else error.exit_code
+    _tell(run, asked, notebook, None)
+    return ExitCode.OK
+
+
+def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
+    work = Workspace(run)
+    spec, files = work.lora_job, get_data(work)
+    if not asked.tokenizer:
+        own = files.evaluation
+        options = DataOptions.of(spec, files.train.pattern, own.root if own else None, own.pattern if own else "")
+        scan(files.train.root, options, None, notebook)
+        return
+    prepare_environment(Path(run.work_dir), 0)
+    base = FetchedModel(asked.model, None, 0) if asked.model else get_model(work, weights=False)
+    from tunery_trainer.plan.request import read_data
+
+    read_data(run, base, expected_device(run, spec.resources.gpus), files, notebook)
+
+
+def _tell(run: RunSpec, asked: Asked, notebook: Notebook, refused: TrainerError | None) -> None:
+    """Print the report, and write its files where that is asked for."""
+    own = Workspace(run).lora_job.dataset.evaluation
+    report = data_report(
+        Subject(asked.name, own.uri if own else None), notebook, to_failure(refused) if refused else None
+    )
+    if report is None:
+        return
+    for piece in as_text(report, listed_rows(notebook), LISTED_ROWS):
+        print(piece, end="")
+    if asked.output is not None:
+        paths = write_data_report(report, notebook, asked.output, None)
+        print(f"Written: {', '.join(map(str, paths))}", flush=True)

@@ -1,0 +1,121 @@
+"""The data report of a LoRAJob: beside the adapter, and until there is one at a place of its own."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
+from tunery_api.runspec import RunResult
+from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_api.status import DatasetStatus
+from tunery_trainer.data.notebook import Notebook
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
+from tunery_trainer.reporting.data_report_text import describe, example_text
+from tunery_trainer.reporting.status_parts import dataset_status
+
+_HINT_ROOM = 200
+"""Bytes of the hint that stay, however long the place is that is named after it."""
+
+_log = logging.getLogger(__name__)
+
+
+def notebook_of(work: Workspace) -> Notebook:
+    """Return where the passes of this run write down what they find."""
+    return Notebook(work.folder("notes"))
+
+
+def write_report(work: Workspace, notebook: Notebook) -> None:
+    """Write the report of the rows that are about to be trained on, before a GPU works; see add_report."""
+    try:
+        _write(work, notebook, None)
+    except Exception as error:  # noqa: BLE001 (a report is never a reason to fail)
+        _log.warning("there will be no data report: %s", explain(error).message)
+
+
+def add_report(work: Workspace, folder: Path) -> None:
+    """Put the report that write_report wrote beside what is published."""
+    for path in work.folder("report").iterdir():
+        shutil.copyfile(path, folder / path.name)
+
+
+def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> None:
+    """Store the report of refused data, name its place in the failure's hint, and put what was found into its reach.
+
+    Whatever stands in the way of the report, the failure stays what it is.
+    """
+    uri = None
+    try:
+        uri = _store(work, notebook, error)
+        said = f"The data report: {uri}" if uri else ""
+    except Exception as refusal:  # noqa: BLE001 (a report is never a reason to fail)
+        said = f"The data report could not be stored: {explain(refusal).message}"
+    if notebook.report is not None:
+        found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
+        error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
+    room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
+    error.hint = f"{shorten(error.hint, room)} {said}".strip()
+
+
+def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
+    """Show an example, store the report of data that are good, and return status.dataset with its place.
+
+    Where that cannot be done the log says so: nothing is lost but the report.
+    """
+    try:
+        _show_example(work, notebook)
+        uri = _store(work, notebook, None)
+    except Exception as error:  # noqa: BLE001 (a report is never a reason to fail)
+        print(f"Preflight  warning: the data report is not stored: {explain(error).message}", flush=True)
+        return found
+    if uri is None or found is None:
+        return found
+    print(f"Preflight  data: the report is at {uri}", flush=True)
+    return found.model_copy(update={"report": uri})
+
+
+def _write(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> list[Path]:
+    """Write the report into a folder of the run, and return its files; none where no row was read."""
+    spec = work.lora_job.dataset
+    own = spec.evaluation.uri if spec.evaluation else None
+    subject = Subject(spec.uri, own, work.run.identity)
+    report = data_report(subject, notebook, to_failure(refused) if refused else None)
+    return write_data_report(report, notebook, work.folder("report")) if report else []
+
+
+def _store(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> str | None:
+    """Put the report at the run's own place, over an earlier one, and return the URI of its text.
+
+    None where no row was read, or nobody named a place. Raises TrainerError where it cannot be written.
+    """
+    files, place = _write(work, notebook, refused), work.reports
+    if place is None or not files:
+        return None
+    for path in files:
+        place.store.upload_file(path, place.key(path.name))
+    return place.below(DATA_REPORT_TEXT).uri
+
+
+def forget_report(work: Workspace) -> None:
+    """Remove the report from its own place: the same lies beside the adapter now. No failure where it cannot be."""
+    try:
+        place = work.reports
+        if place is not None:
+            for name in (DATA_REPORT_JSON, DATA_REPORT_TEXT):
+                place.store.delete(place.key(name))
+    except TrainerError as error:
+        _log.warning("the data report of preflight was not removed: %s", error.message)
+
+
+def _show_example(work: Workspace, notebook: Notebook) -> None:
+    """Print the first row as the model sees it: where the manifest asks for it, and always without a cluster."""
+    notes = notebook.read()
+    if notes is None or not notes.examples or not (work.run.local or work.lora_job.diagnosis.show_example):
+        return
+    example = notes.examples[0]
+    print(f"Example    {describe(example)}; [[ ]] is what is taught")
+    print("\n".join(f"           {line}" for line in example_text(example).splitlines()), flush=True)
