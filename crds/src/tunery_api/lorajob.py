@@ -23,6 +23,7 @@ from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import (
     CheckpointSpec,
     ContinueFrom,
+    DiagnosisSpec,
     EvaluationSpec,
     ResumeFrom,
     TrackingSpec,
@@ -75,6 +76,9 @@ class LoRAJobSpec(LifecycleFields):
     preference: PreferenceSpec | None = Field(None, description="Settings of DPO, ORPO and KTO.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training loop.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
+    diagnosis: DiagnosisSpec = Field(
+        default_factory=DiagnosisSpec, description="What is done about what a run finds out about itself."
+    )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
     resume_from: ResumeFrom | None = Field(

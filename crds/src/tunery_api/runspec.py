@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.fields import OpenModel
+from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
@@ -147,6 +148,7 @@ class PreflightReport(OpenModel):
     memory: MemoryStatus | None = None
     disk: DiskStatus | None = None
     resolved: ResolvedStatus | None = None
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
 
 
 class RunResult(OpenModel):
@@ -164,6 +166,9 @@ class RunResult(OpenModel):
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
     resolved: ResolvedStatus | None = None
+    findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
+    """None: nothing is said of them."""
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     checkpoint: CheckpointStatus | None = None
     inputs: list[MergeInputStatus] | None = None
     verification: VerificationStatus | None = None
@@ -183,7 +188,8 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations` are ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations`, `findings` and `checks` are
+    ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -196,6 +202,9 @@ class TrainerStatus(OpenModel):
     tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
     phase: Phase | None = None
     checkpoint: CheckpointStatus | None = None
+    findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
+    """All that hold now; None: nothing is said of them."""
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     """All of them each time, so that a report that is lost does no harm."""
 

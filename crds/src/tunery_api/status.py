@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.fields import OpenModel
+from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 
 Text = Annotated[str, Field(max_length=1024)]
 Number = Annotated[str, Field(max_length=32)]
@@ -68,6 +69,7 @@ class ConditionType(StrEnum):
     CHECKPOINT_SAVED = "CheckpointSaved"
     EVALUATED = "Evaluated"
     RANK_SUFFICIENT = "RankSufficient"
+    HEALTHY = "Healthy"
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -386,6 +388,14 @@ class LoRAJobStatus(CommonStatus):
     memory: MemoryStatus | None = Field(None, description="What preflight estimated, and what was used.")
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
+    findings: list[FindingStatus] | None = Field(
+        None,
+        max_length=MAX_FINDINGS,
+        description="What the run found out about itself, the gravest first; one of each type.",
+    )
+    checks: list[CheckStatus] | None = Field(
+        None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
+    )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     rejected_adapter: AdapterStatus | None = Field(
         None, description="What a job that ends NotImproved has trained, published beside the output for a look at it."

@@ -1,4 +1,4 @@
-"""How the adapter is trained, evaluated, checkpointed and tracked."""
+"""How the adapter is trained, evaluated, diagnosed, checkpointed and tracked."""
 
 from __future__ import annotations
 
@@ -157,6 +157,23 @@ class EvaluationSpec(ApiModel):
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many evaluations in a row without a better loss."
+    )
+
+
+class DiagnosisAction(StrEnum):
+    """What is done about a Problem."""
+
+    WARN = "Warn"
+    STOP = "Stop"
+
+
+class DiagnosisSpec(ApiModel):
+    """What is done about what a run finds out about itself."""
+
+    action: DiagnosisAction = Field(
+        DiagnosisAction.WARN,
+        description="Warn: a Problem is told in status.findings, and training goes on. Stop: it ends the job, as "
+        "LossDiverged or NotImproved, before more GPU time is spent.",
     )
 
 
