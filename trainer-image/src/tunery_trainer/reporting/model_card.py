@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
@@ -26,6 +27,7 @@ _METRIC_NAMES = {
     "baseEvalRewardAccuracy": "Reward accuracy of the base model",
     "baseEvalRewardMargin": "Reward margin of the base model",
 }
+_FOUND = ("Finding", "Severity", "Step", "What was seen")
 _MAX_CARD_BYTES = 64 << 10
 
 
@@ -51,6 +53,8 @@ def model_card(
         f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
+        _section("What to know", _table(_FOUND, _finding_rows(lineage))),
+        _section("Checklist", _table(("Check", "Result", ""), _check_rows(lineage))),
         *(f"## {title}\n\n![{title}]({name})" for title, name in (pictures or {}).items()),
         _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
         _section("How it was made", _table(("", ""), _origin_rows(lineage))),
@@ -92,6 +96,20 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         check = lineage.verification
         rows.append((f"Largest error ({check.method})", check.max_error))
     return rows
+
+
+def _finding_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [
+        (each.type, each.severity, str(each.step), each.message or _advice(each)) for each in lineage.findings or ()
+    ]
+
+
+def _advice(found: FindingStatus) -> str:
+    return ": ".join(part for part in (found.field, found.suggest) if part)
+
+
+def _check_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [(each.name, each.result, each.message or "") for each in lineage.checks or ()]
 
 
 def _input_head(lineage: Lineage) -> tuple[str, ...]:

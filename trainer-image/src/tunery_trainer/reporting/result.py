@@ -36,6 +36,8 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         dataset=lineage.found or (DatasetStatus(sha256=lineage.dataset.digest) if lineage.dataset else None),
         memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
+        findings=lineage.findings,
+        checks=lineage.checks,
         checkpoint=checkpoint,
         inputs=[
             MergeInputStatus(

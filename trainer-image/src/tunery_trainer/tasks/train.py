@@ -175,7 +175,7 @@ def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lin
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     folder = work.result
     trained.save(ready.plan, folder)
-    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME)
+    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME, trained.findings)
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
     (folder / CARD_FILE).write_text(card, "utf-8")
@@ -228,6 +228,8 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
         resumed_from=resumed_from,
         rejected=_rejection(spec, trained),
         found=dataset_status(report, settings),
+        findings=trained.findings,
+        checks=trained.checks,
         resolved=resolved_status(
             settings,
             {

@@ -47,6 +47,7 @@ from tunery_trainer.training.callbacks import (
     StopCallback,
     TrackingCallback,
 )
+from tunery_trainer.training.diagnosed import Diagnosis, Run, diagnose
 from tunery_trainer.training.evaluations import Evaluations, evaluations_in
 from tunery_trainer.training.recovery import train_to_the_end, with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows, without_dropout
@@ -98,6 +99,7 @@ class _Loop:
     ground: _Ground
     best: BestAdapter | None
     """None where the last weights are published."""
+    diagnosis: Diagnosis
 
 
 def train_on(job: Assignment) -> Trained:
@@ -248,7 +250,9 @@ def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
     )
     trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
-    return _Loop(trainer, model, ground, _best(job, model))
+    run = Run(plan, ground.evaluations, ground.before["loss"], len(ground.rows.evaluation), resumed)
+    diagnosis = diagnose(run, model, trainer, job.observers.reporter)
+    return _Loop(trainer, model, ground, _best(job, model), diagnosis)
 
 
 def _held_out(job: Assignment, model: PeftModel, ground: _Ground) -> Callable[[int], dict[str, float]]:
@@ -288,6 +292,7 @@ def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
 def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> None:
     trainer, best, spec = loop.trainer, loop.best, job.plan.basis.spec
     trainer.add_callback(ProgressCallback(job.observers.reporter, lambda: trainer.tokens_seen))
+    trainer.add_callback(loop.diagnosis.callback)
     trainer.add_callback(DivergenceCallback())
     patience = job.settings.evaluation.patience
     if patience is not None:
@@ -334,19 +339,21 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     after = last = _measure(job, model, rows)
     evaluations.add(step, last.rows)
     _tell(job, evaluations)
+    at_end = {"step": step, **{f"eval_{name}": value for name, value in last.metrics.items()}}
+    findings = loop.diagnosis.findings(course.history, at_end)
     if best and best.loss < last.loss:
         best.put_back()
         step = best.step
         after = _measure(job, model, rows)
     job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
     losses = [entry["loss"] for entry in course.history if "loss" in entry and entry["step"] <= step]
-    at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
+    change = paired(after.rows, evaluations.before) if evaluations.before else None
     return Trained(
         model=model,
         settings=job.settings,
         before=loop.ground.before,
         after=after.metrics,
-        change=paired(after.rows, evaluations.before) if evaluations.before else None,
+        change=change,
         evaluations=evaluations.done,
         loss=float(losses[-1]) if losses else math.nan,
         history=[*course.history, at_end],
@@ -359,6 +366,8 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         peak_bytes=peak_bytes(),
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
+        findings=findings,
+        checks=loop.diagnosis.checks(model, rows.train, after.loss, change),
     )
 
 
