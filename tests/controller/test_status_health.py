@@ -13,6 +13,7 @@ from tunery_operator.metrics import Facts, changes
 from tunery_operator.progress.plausible import MAX_WHOLE, sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
+from tunery_operator.views.attempt import Attempt
 
 SLOW = FindingStatus(
     type="LearningRateTooLow",
@@ -57,6 +58,14 @@ def test_the_message_of_the_condition_says_what_to_try() -> None:
 
     assert message(SLOW) == SLOW.message
     assert message(WORSE) == "training.learningRate: 1e-3"
+
+
+def test_preflight_tells_the_checklist_and_nothing_of_health() -> None:
+    words = {"dataset": {"rows": 10}, "checks": [PASSED.to_json_dict()]}
+    preflight = Attempt(job(complete=True), (ended(says=words),))
+    status = judge(preflight=preflight, preflight_needed=True, main=None)
+    assert [check["name"] for check in status["checks"]] == ["Alpha"]
+    assert condition(status, "Healthy") is None
 
 
 def test_a_run_that_says_nothing_of_it_is_neither_healthy_nor_not() -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from trl import SFTTrainer
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import RunResult
+from tunery_trainer.diagnosis.judge import Judge
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.model.collator import Collator
@@ -240,6 +243,33 @@ def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPat
     assert done.findings["MemoryTight"].field == "resources.memory"
     results = {name: done.checks[name].result for name in ("GradientAccumulation", "HeldOut", "BatchFits")}
     assert set(results.values()) == {"Warning"}
+
+
+def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = SFTTrainer.training_step
+
+    def small(self: SFTTrainer, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return plain(self, model, inputs, *args, **more)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", small)
+    done = train(swapped(), training={"batchSize": 4, "learningRate": "1e-3"})
+    assert done.code == ExitCode.OK, done.error
+    assert said(done.findings["MicroBatchHalved"]) == ("Info", 0, "training.batchSize", "2")
+    assert "Memory ran out with 4 × 1 rows at step 1" in (done.findings["MicroBatchHalved"].message or "")
+
+
+def test_a_diagnosis_that_fails_does_not_end_the_run(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Judge, "_judge_learning", lambda self, step: 1 / 0)
+    done = train(swapped(), training={"learningRate": "1e-3"})
+    assert done.code == ExitCode.OK, done.error
+    assert "the run is not diagnosed any more: ZeroDivisionError" in caplog.text
+    assert (done.words.adapter is not None, done.words.findings) == (True, None)
 
 
 def test_padding_and_waiting(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

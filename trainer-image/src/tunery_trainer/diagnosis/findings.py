@@ -24,6 +24,8 @@ _LEAST_DROPOUT: Final = 0.1
 _LEAST_WARMUP: Final = 0.1
 _NAMED_STEPS: Final = 5
 _MOST_HELD_OUT: Final = 0.5
+_NOTHING: Final = 1e-9
+"""In the place of a loss of zero, of which there are no shares."""
 _ORDER: Final = {severity: index for index, severity in enumerate(reversed(Severity))}
 
 
@@ -71,7 +73,8 @@ def percent(share: float) -> str:
 
 def _change(value: float, error: float, of: float) -> str:
     """Return a change as a share, with one standard error."""
-    return f"{percent(value / of)} (± {percent(error / of)})"
+    whole = of or _NOTHING
+    return f"{percent(value / whole)} (± {percent(error / whole)})"
 
 
 def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:

@@ -175,7 +175,7 @@ def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lin
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     folder = work.result
     trained.save(ready.plan, folder)
-    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME, trained.findings)
+    draw_curves(trained.history, trained.base_eval_loss, folder / FILE_NAME, trained.findings or ())
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, pictures={TITLE: FILE_NAME})
     (folder / CARD_FILE).write_text(card, "utf-8")

@@ -56,8 +56,8 @@ class Diagnosis:
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Digests of what training must not change."""
 
-    def findings(self, history: Sequence[Mapping[str, Any]], last: dict[str, Any]) -> list[FindingStatus]:
-        """Return what holds of a run with this log and `last` evaluation."""
+    def findings(self, history: Sequence[Mapping[str, Any]], last: dict[str, Any]) -> list[FindingStatus] | None:
+        """Return what holds of a run with this log and `last` evaluation; None where judging has failed."""
         return self.callback.end(history, last)
 
     def checks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tunery_trainer.process.memory import MemoryUse, container_memory
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 _EVAL: Final = "eval_loss"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         self._told: list[FindingStatus] = []
         self._printed: set[str] = set()
         self._memory: Memory | None = None
-        self._begun = False
+        self._begun = self._broken = False
 
     @property
     def findings(self) -> list[FindingStatus]:
@@ -73,13 +76,9 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read what a checkpoint has logged, which stops no run: it may have other settings now."""
-        self.read(state.log_history)
+        self._safely(lambda: self._begin(state))
         self._begun = True
-        split = self._watched.trainer.split
-        if split is not None:
-            self._judge.halved(split.batch_size, split.reason, state.global_step)
         self._restart()
-        self._say()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note what the step took; its padding is asked for when the log waits for the device anyway."""
@@ -97,14 +96,9 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         **kwargs: Any,
     ) -> None:
         """Judge; raises TrainerError where a problem is to end the run."""
-        if logs and _EVAL in logs:
-            self._compare(state.log_history[-1])
-        elif logs and "loss" in logs:
-            self._judge_steps(state.global_step)
-        self.read(state.log_history)
-        self._say()
+        self._safely(lambda: self._hear(logs or {}, state))
         self._restart()
-        problem = self._judge.problem
+        problem = None if self._broken else self._judge.problem
         if problem is not None and self._begun and self._watched.action is DiagnosisAction.STOP:
             raise _stopped(problem, state.global_step)
 
@@ -120,8 +114,27 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             self._judge.log(entry)
         self._read = len(history)
 
-    def end(self, history: Sequence[Mapping[str, Any]], last: dict[str, Any]) -> list[FindingStatus]:
-        """Judge the whole run with its `last` evaluation, and return what holds."""
+    def end(self, history: Sequence[Mapping[str, Any]], last: dict[str, Any]) -> list[FindingStatus] | None:
+        """Judge the whole run with its `last` evaluation, and return what holds; None where judging has failed."""
+        self._safely(lambda: self._end(history, last))
+        return None if self._broken else self.findings
+
+    def _begin(self, state: TrainerState) -> None:
+        self.read(state.log_history)
+        split = self._watched.trainer.split
+        if split is not None:
+            self._judge.halved(split.batch_size, split.reason, state.global_step)
+        self._say()
+
+    def _hear(self, logs: Mapping[str, float], state: TrainerState) -> None:
+        if _EVAL in logs:
+            self._compare(state.log_history[-1])
+        elif "loss" in logs:
+            self._judge_steps(state.global_step)
+        self.read(state.log_history)
+        self._say()
+
+    def _end(self, history: Sequence[Mapping[str, Any]], last: dict[str, Any]) -> None:
         self.read(history)
         evaluations = self._judge.history.evaluations
         if not evaluations or evaluations[-1].step != last["step"]:
@@ -129,7 +142,16 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             self._judge.log(last)
         self._judge.end(self._memory)
         self._say()
-        return self.findings
+
+    def _safely(self, judge: Callable[[], None]) -> None:
+        """Judge; where that fails, say so once, and train on."""
+        if self._broken:
+            return
+        try:
+            judge()
+        except Exception as error:  # noqa: BLE001 (what a run says of itself must not end it)
+            self._broken = True
+            _log.warning("the run is not diagnosed any more: %s: %s", type(error).__name__, error)
 
     def _compare(self, entry: dict[str, Any]) -> None:
         """Add to an entry of the log how the evaluation differs from those before."""

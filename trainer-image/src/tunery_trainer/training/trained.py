@@ -50,8 +50,8 @@ class Trained:
     """The most memory that this process has held."""
     loader: str
     """The auto class that loads the base model."""
-    findings: list[FindingStatus]
-    """What the run found out about itself."""
+    findings: list[FindingStatus] | None
+    """What the run found out about itself; None where judging it has failed."""
     checks: list[CheckStatus]
     """The checklist."""
     memo: Memo | None = None
