@@ -64,5 +64,5 @@ def test_columns_are_the_documented_ones() -> None:
         "Phase", "Progress", "Loss", "Model", "Method", "Age",
     ]  # fmt: skip
     assert [column["name"] for column in columns if column.get("priority")] == [
-        "Task", "Eval Loss", "ETA", "Queue", "Adapter", "Reason",
+        "Task", "Eval Loss", "ETA", "Health", "Queue", "Adapter", "Reason",
     ]  # fmt: skip

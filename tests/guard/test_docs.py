@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.findings import FINDINGS
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.status import ConditionType, Phase
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -98,6 +99,14 @@ def test_the_docs_and_the_code_agree_on_retries(reason: FailureReason) -> None:
     assert meaning
     assert action
     assert retried == ("yes" if ADVICE[reason].retryable else "no")
+
+
+def test_every_finding_is_explained_as_the_code_says_it() -> None:
+    section = (ROOT / "docs" / "methods.md").read_text().split("\n## When it does not work\n", 1)[1]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    said = [f"| `{kind}` | {it.severity} | {it.meaning} | {it.action} |" for kind, it in FINDINGS.items()]
+    assert rows[: len(said)] == said
+    assert f"{len(FINDINGS)} findings" in (ROOT / "docs" / "changelog.md").read_text()
 
 
 def test_every_exit_code_is_explained() -> None:

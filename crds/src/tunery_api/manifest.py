@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import RunIdentity
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 
@@ -150,6 +151,10 @@ class Lineage(_Record):
     """What was found in the data set, as status.dataset tells it."""
     resolved: ResolvedStatus | None = None
     """Each setting and where it came from, as status.resolved tells it."""
+    findings: list[FindingStatus] | None = None
+    """What the run found out about itself, as status.findings tells it; None: nobody looked."""
+    checks: list[CheckStatus] | None = None
+    """The checklist, as status.checks tells it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
+from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
 from tunery_api.names import WORK_DIR
@@ -153,6 +154,7 @@ class PreflightReport(OpenModel):
     estimate: EstimateStatus | None = None
     disk: DiskStatus | None = None
     resolved: ResolvedStatus | None = None
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
 
 
 class RunResult(OpenModel):
@@ -172,6 +174,9 @@ class RunResult(OpenModel):
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
     resolved: ResolvedStatus | None = None
+    findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
+    """None: nothing is said of them."""
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     checkpoint: CheckpointStatus | None = None
     inputs: list[MergeInputStatus] | None = None
     verification: VerificationStatus | None = None
@@ -191,7 +196,8 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations` are ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations`, `findings` and `checks` are
+    ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -204,6 +210,9 @@ class TrainerStatus(OpenModel):
     tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
     phase: Phase | None = None
     checkpoint: CheckpointStatus | None = None
+    findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
+    """All that hold now; None: nothing is said of them."""
+    checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     """All of them each time, so that a report that is lost does no harm."""
 

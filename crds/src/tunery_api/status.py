@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
+from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number
 
 Text = Annotated[str, Field(max_length=1024)]
@@ -70,6 +71,7 @@ class ConditionType(StrEnum):
     CHECKPOINT_SAVED = "CheckpointSaved"
     EVALUATED = "Evaluated"
     RANK_SUFFICIENT = "RankSufficient"
+    HEALTHY = "Healthy"
     ADAPTER_UPLOADED = "AdapterUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -349,6 +351,14 @@ class LoRAJobStatus(CommonStatus):
     estimate: EstimateStatus | None = Field(None, description="What the run is estimated to take, in parts.")
     disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
     resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
+    findings: list[FindingStatus] | None = Field(
+        None,
+        max_length=MAX_FINDINGS,
+        description="What the run found out about itself, the gravest first; one of each type.",
+    )
+    checks: list[CheckStatus] | None = Field(
+        None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
+    )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     rejected_adapter: AdapterStatus | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""How the adapter is trained, evaluated, checkpointed and tracked."""
+"""How the adapter is trained, evaluated, diagnosed, checkpointed and tracked."""
 
 from __future__ import annotations
 
@@ -173,9 +173,21 @@ class EvaluationSpec(ApiModel):
     )
 
 
+class DiagnosisAction(StrEnum):
+    """What is done about a Problem."""
+
+    WARN = "Warn"
+    STOP = "Stop"
+
+
 class DiagnosisSpec(ApiModel):
     """What is done about what a run finds out about itself."""
 
+    action: DiagnosisAction = Field(
+        DiagnosisAction.WARN,
+        description="Warn: a Problem is told in status.findings, and training goes on. Stop: it ends the job, as "
+        "LossDiverged or NotImproved, before more GPU time is spent.",
+    )
     show_example: bool = Field(
         False,
         description="Print one row in the log as the model sees it, with what it is taught between [[ and ]]. Whoever "

@@ -20,6 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from tunery_api.adaptermerge import MergeMethod
+from tunery_api.findings import FindingType
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
@@ -102,10 +103,15 @@ PREFLIGHT_FAILURES: Final = Counter(
     "tunery_preflight_failures", "LoRAJobs that ended in preflight, before any GPU.", ["namespace", "reason"]
 )
 
+FINDINGS: Final = Counter(
+    "tunery_findings", "What runs found out about themselves, once for each type and run.", ["namespace", "type"]
+)
+
 # When each series began, which nobody asks for, would be half of what is told.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 _REASONS: Final = frozenset({reason.value for reason in FailureReason} | ENDS_WITHOUT_FAULT)
+_FINDING_TYPES: Final = frozenset(kind.value for kind in FindingType)
 _METHODS: Final = frozenset({m.value for m in Method} | {m.value for m in MergeMethod})
 _OTHER: Final = "Other"
 _CHOSEN_FREELY: Final[Mapping[MetricWrapperBase, tuple[int, ...]]] = {GPU_SECONDS: (1, 2), QUEUE_SECONDS: (1,)}
@@ -176,6 +182,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> tup
         *_admission(old, new, facts),
         *_first_step(old, new, facts),
         *_end(old, new, facts),
+        *_findings(old, new, facts),
     )
 
 
@@ -184,6 +191,13 @@ def _ended_attempts(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts
     for attempt in new.get("attemptHistory") or ():
         if attempt.get("endTime") and attempt["uid"] not in before:
             yield Observation(ATTEMPTS, (facts.kind, facts.namespace, _reason(attempt.get("reason"))))
+
+
+def _findings(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    before = {finding["type"] for finding in old.get("findings") or ()}
+    for kind in dict.fromkeys(finding["type"] for finding in new.get("findings") or ()):
+        if kind not in before:
+            yield Observation(FINDINGS, (facts.namespace, kind if kind in _FINDING_TYPES else _OTHER))
 
 
 def _gpu_seconds(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:

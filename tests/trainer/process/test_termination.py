@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
@@ -63,6 +64,25 @@ def test_what_a_rank_is_for_is_dropped_first() -> None:
     assert termination_bytes(report(reason, room)) == termination_bytes(report(None, room))
     assert len(termination_bytes(report(None, room))) == TERMINATION_LIMIT
     assert reason in termination_bytes(report(reason, "x")).decode()
+
+
+def test_of_findings_and_checks_the_sentences_go_and_the_verdicts_stay() -> None:
+    """The sentences were posted while it ran."""
+    findings = [
+        FindingStatus(type=f"F{place}", severity="Warning", step=1, field="f", suggest="1", message="x" * 400)
+        for place in range(12)
+    ]
+    checks = [CheckStatus(name=f"C{place}", result="Passed", message="y" * 60) for place in range(14)]
+    checks.append(CheckStatus(name="Alpha", result="Warning", message="512 is 64 times the rank"))
+    small = json.loads(termination_bytes(RunResult(findings=findings[:2], checks=checks)))
+    assert [each["message"] for each in small["findings"]] == ["x" * 400] * 2
+    data = termination_bytes(_large_result().model_copy(update={"findings": findings, "checks": checks}))
+    document = json.loads(data)
+    assert len(data) <= TERMINATION_LIMIT
+    assert [each["suggest"] for each in document["findings"]] == ["1"] * 12
+    assert not [each for each in document["findings"] if "message" in each]
+    passing = json.loads(termination_bytes(RunResult(findings=findings[:7], checks=checks)))
+    assert [each.get("message") for each in passing["checks"]] == [None] * 14 + ["512 is 64 times the rank"]
 
 
 def test_small_termination_message_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 from huggingface_hub import ModelCard
 
+from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 from tunery_trainer.reporting.model_card import Shown, model_card
@@ -30,6 +31,18 @@ def test_card_of_a_trained_adapter() -> None:
     assert 'PeftModel.from_pretrained(base, "./bot")' in card
     assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./bot" in card
     assert "## Inputs" not in card
+
+
+def test_card_says_what_the_run_found_and_the_checklist() -> None:
+    found = FindingStatus(type="Overfitting", severity="Warning", step=108, field="training.epochs", suggest="2")
+    spoken = FindingStatus(type="StillLearning", severity="Info", step=120, message="It ended too early.")
+    check = CheckStatus(name="Padding", result="Passed", message="7 % of the tokens | were padding")
+    card = model_card(run(), Lineage(served_name="m", findings=[found, spoken], checks=[check]), "s3://a/b")
+    assert "## What to know" in card
+    assert "| Overfitting | Warning | 108 | training.epochs: 2 |" in card
+    assert "| StillLearning | Info | 120 | It ended too early. |" in card
+    assert "| Padding | Passed | 7 % of the tokens \\| were padding |" in card
+    assert "## What to know" not in model_card(run(), Lineage(served_name="m", findings=[]), "s3://a/b")
 
 
 def test_card_of_preferences_says_what_was_preferred() -> None:

@@ -154,7 +154,7 @@ def rows(seed: int, shift: float) -> RowLosses:
     return RowLosses(tuple(draw.uniform(1, 2) - shift for _ in range(20)), (3.0,) * 20)
 
 
-def test_evaluations_are_compared_with_the_first_and_the_best(tmp_path: Path) -> None:
+def test_evaluations_are_compared_with_the_first(tmp_path: Path) -> None:
     before, first, better, worse = rows(1, 0.0), rows(2, 0.3), rows(3, 0.6), rows(4, 0.1)
     evaluations = Evaluations(before)
     for step, found in ((5, first), (10, better), (15, worse)):
@@ -166,15 +166,14 @@ def test_evaluations_are_compared_with_the_first_and_the_best(tmp_path: Path) ->
         (15, worse.loss),
     ]
     assert [each.from_start for each in evaluations.done] == [paired(each, before) for each in (first, better, worse)]
-    assert [each.from_best for each in evaluations.done] == [None, paired(better, first), paired(worse, better)]
     evaluations.store(tmp_path)
     again = evaluations_in(tmp_path)
-    assert (again.before, again.best, again.done) == (before, better, evaluations.done)
+    assert (again.before, again.done) == (before, evaluations.done)
 
 
 def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> None:
     found = evaluations_in(tmp_path)
-    assert (found.before, found.best, found.done) == (None, None, [])
+    assert (found.before, found.done) == (None, [])
     found.add(5, rows(1, 0.0))
     assert found.done[0].from_start is None
 

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
+from tunery_api.findings import FindingStatus
 from tunery_api.runspec import TrainerStatus
 
 MAX_WHOLE: Final = 2**53 - 1
@@ -20,7 +21,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
 
     A time that is none, or lies ahead of ours, becomes `now`.
     """
-    checkpoint = report.checkpoint
+    checkpoint, findings = report.checkpoint, report.findings
     if checkpoint is not None:
         checkpoint = checkpoint.model_copy(update={"step": min(checkpoint.step, MAX_WHOLE)})
     return report.model_copy(
@@ -33,6 +34,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),
             "checkpoint": checkpoint,
+            "findings": None if findings is None else [_dated(each) for each in findings],
             "evaluations": [
                 each.model_copy(update={"step": min(each.step, MAX_WHOLE)})
                 for each in report.evaluations or ()
@@ -41,6 +43,10 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             or None,
         }
     )
+
+
+def _dated(finding: FindingStatus) -> FindingStatus:
+    return finding.model_copy(update={"step": min(finding.step, MAX_WHOLE)})
 
 
 def _at_most(value: int | None, most: int) -> int | None:

@@ -12,11 +12,13 @@ from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
+HEALTHY: Final = "Healthy"
 _WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
 """What a reader should see, though nothing has failed for good."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
+        HEALTHY,
         "SpecValid",
         "InProgress",
         "PreflightSkipped",
@@ -47,7 +49,8 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
-            warning = reason in _FAILURES or reason in _WARNINGS
+            # What a later version of the trainer finds has a word that is not known here.
+            warning = reason in _FAILURES or reason in _WARNINGS or condition["type"] == ConditionType.HEALTHY
             note = condition.get("message") or reason
             events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
     return tuple(events.values())

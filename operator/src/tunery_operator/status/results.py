@@ -11,6 +11,7 @@ from tunery_api.status import AdapterStatus, ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
+from tunery_operator.status.health import take_diagnosis
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
 from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
@@ -30,6 +31,7 @@ def take_progress(draft: Draft) -> None:
     if changed_enough(draft.fields.get("progress") or {}, fields):
         draft.merge("progress", fields)
     draft.merge("metrics", metrics_fields(report))
+    take_diagnosis(draft, report.findings, report.checks)
     if report.evaluations:
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
     if report.checkpoint is not None:
@@ -117,6 +119,7 @@ def take_result(draft: Draft, result: RunResult) -> None:
     for name in filter(holds, _RESULT_PARTS):
         part = getattr(result, name)
         draft.merge(name, part.to_json_dict() if part else None)
+    take_diagnosis(draft, result.findings, result.checks)
     if result.checkpoint is not None and holds("checkpoint"):
         _take_checkpoint(draft, result.checkpoint.to_json_dict())
     if holds("rejected_adapter"):

@@ -1,1 +1,1 @@
-"""What a run's numbers say: whether it learns, and with what certainty; numbers only, nothing heavy."""
+"""What a run's numbers say of it, and how sure that is: numbers go in, findings and checks come out; nothing heavy."""

@@ -12,11 +12,13 @@ from typing import Final
 
 from peft import PeftModel
 
+from tunery_api.findings import CheckStatus
 from tunery_api.methods import LoraInit, Method
 from tunery_api.training import Optimizer, Precision
 from tunery_trainer.adapter.attach import attach, target_modules
 from tunery_trainer.adapter.methods.lora_init import check_init
-from tunery_trainer.data.options import DatasetReport, TokenReport
+from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
+from tunery_trainer.diagnosis.checks import Planned, planned_checks
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
 from tunery_trainer.model.outline import Outline
@@ -51,6 +53,28 @@ class TrainingPlan:
     trainable_parameters: int
     memory: MemoryEstimate | None
     """None where no estimate can be made."""
+
+    def checklist(self, held_out: int | None = None) -> list[CheckStatus]:
+        """Return the checklist as it is before training; `held_out` counts the held-out rows, where they are known."""
+        return planned_checks(
+            Planned(
+                settings=self.settings,
+                steps=self.steps,
+                targets=self.target_modules,
+                trainable=self.trainable_parameters,
+                data=self.data,
+                held_out=held_out,
+                fraction=self.fraction,
+            )
+        )
+
+    @property
+    def fraction(self) -> float | None:
+        """What share of the rows is held out; None: they are a set of their own."""
+        held = self.basis.spec.dataset.evaluation
+        if held is not None and (held.uri is not None or held.split is not None):
+            return None
+        return float(held.fraction) if held and held.fraction is not None else DataOptions().evaluation_fraction
 
     @property
     def fits(self) -> bool:

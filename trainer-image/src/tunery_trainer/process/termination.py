@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.findings import CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
 from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
 from tunery_api.scrub import scrub
@@ -15,11 +16,14 @@ TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
 _DROPPED_FIRST: Final = (
     ("resolved", "values", "lora.rank", "reason"),
+    ("checks", "*", "message"),
     ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
     ("estimate",),
     ("resolved", "values"),
+    ("checks",),
+    ("findings", "*", "message"),
     ("resolved", "targetModules"),
     ("inputs",),
     ("memory",),
@@ -32,9 +36,14 @@ _DROPPED_FIRST: Final = (
     ("rankTooLow",),
     ("checkpoint",),
     ("disk",),
+    ("findings",),
     ("rejectedAdapter",),
 )
-"""What a message loses, in this order, until it fits; failure and adapter stay, and always fit."""
+"""What a message loses, in this order, until it fits; failure and adapter stay, and always fit. The sentences of
+findings and checks were posted while it ran."""
+
+
+_PASSED: Final = CheckResult.PASSED.value
 
 
 def termination_file() -> Path | None:
@@ -103,8 +112,16 @@ def _scrubbed(value: Any) -> Any:
 
 
 def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
-    """Drop what stands at `path`; an element of a list by its name."""
+    """Drop what stands at `path`; an element of a list by its name, `*` for those in which nothing is wrong or new.
+
+    Of a check that passed the name says enough; of a finding the field and its value.
+    """
     *parents, last = path
+    if parents[1:] == ["*"]:
+        for item in document.get(parents[0], []):
+            if item.get("result", _PASSED) == _PASSED:
+                item.pop(last, None)
+        return
     part: Any = document
     for name in parents:
         part = _named(part, name) if isinstance(part, list) else part.get(name, {})

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.findings import FindingStatus
+
 FILE_NAME: Final = "training_curves.png"
 TITLE: Final = "Training curves"
 
@@ -13,11 +15,16 @@ _LOSS, _EVAL, _BASE, _RATE, _GRID, _TEXT = "#4477aa", "#ee6677", "#888888", "#22
 """Paul Tol's bright scheme: told apart in print and by people who are colour-blind."""
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], base_loss: float | None, path: Path) -> None:
+def draw_curves(
+    history: Sequence[Mapping[str, Any]],
+    base_loss: float | None,
+    path: Path,
+    findings: Sequence[FindingStatus] = (),
+) -> None:
     """Write a PNG of `history`, the Trainer's log entries (`step` with `loss`, `eval_loss` or `learning_rate`).
 
     Where they have a `reward_accuracy`, it is drawn, too, and the loss is not one of tokens. `base_loss` is that on the
-    held-out rows before training, drawn as a line to beat.
+    held-out rows before training, drawn as a line to beat. Each of the `findings` is marked where it was found.
     """
     # Half a second that a run which fails early should not wait.
     from matplotlib.figure import Figure
@@ -27,6 +34,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], base_loss: float | None, p
     figure = Figure(figsize=(8, 6.5 if prefers else 5), dpi=150, layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _losses(panels[0], history, base_loss)
+    _found(panels[0], findings)
     panels[0].set_ylabel("loss" if prefers else "loss (nats per token)")
     if prefers:
         _accuracies(panels[1], history)
@@ -46,6 +54,27 @@ def _losses(axes: Any, history: Sequence[Mapping[str, Any]], base_loss: float | 
     if base_loss is not None:
         axes.axhline(base_loss, color=_BASE, linestyle="--", linewidth=1.2, label="held-out, before training")
     axes.legend(frameon=False, ncols=2)
+
+
+def _found(axes: Any, findings: Sequence[FindingStatus]) -> None:
+    """Mark each step at which something was found, with what that was; what was known before is of no step."""
+    steps: dict[int, list[str]] = {}
+    for each in (finding for finding in findings if finding.step):
+        steps.setdefault(each.step, []).append(each.type)
+    for step, types in steps.items():
+        axes.axvline(step, color=_TEXT, linestyle=":", linewidth=1)
+        axes.annotate(
+            ", ".join(types),
+            (step, 0.98),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize="x-small",
+            color=_TEXT,
+        )
 
 
 def _accuracies(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.measured import change_text
 from tunery_api.preference import PREFERENCE_TASKS
@@ -37,6 +38,7 @@ _METRIC_NAMES = {
 _SHOWN_ANSWERS = 4
 _MAX_ANSWER = 400
 """Characters."""
+_FOUND = ("Finding", "Severity", "Step", "What was seen")
 _MAX_CARD_BYTES = 64 << 10
 
 
@@ -73,8 +75,10 @@ def model_card(
         f"**Not finished:** {lineage.stopped}." if lineage.stopped else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
+        _section("What to know", _table(_FOUND, _finding_rows(lineage))),
         _section("Answers", _answers(shown.answers)),
         *(f"## {title}\n\n![{title}]({name})" for title, name in shown.pictures.items()),
+        _section("Checklist", _table(("Check", "Result", ""), _check_rows(lineage))),
         _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
         _section("How it was made", _table(("", ""), _origin_rows(lineage))),
         _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
@@ -137,6 +141,20 @@ def _quoted(text: str | None) -> str:
         return "not asked"
     shown = text if len(text) <= _MAX_ANSWER else f"…{text[-_MAX_ANSWER:]}"
     return html.escape(shown).replace("`", "&#96;").replace("*", "&#42;").replace("_", "&#95;") or "(nothing)"
+
+
+def _finding_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [
+        (each.type, each.severity, str(each.step), each.message or _advice(each)) for each in lineage.findings or ()
+    ]
+
+
+def _advice(found: FindingStatus) -> str:
+    return ": ".join(part for part in (found.field, found.suggest) if part)
+
+
+def _check_rows(lineage: Lineage) -> list[tuple[str, ...]]:
+    return [(each.name, each.result, each.message or "") for each in lineage.checks or ()]
 
 
 def _input_head(lineage: Lineage) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
+from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
@@ -109,6 +110,19 @@ class ProgressReporter:
     def checkpoint(self, uri: str, step: int) -> None:
         """Tell that a complete checkpoint was stored."""
         self._update({"checkpoint": CheckpointStatus(uri=uri, step=step)}, {}, urgent=True)
+
+    def findings(self, found: list[FindingStatus]) -> None:
+        """Tell what the run has found out about itself: all that holds now."""
+        self._update({"findings": found}, {}, urgent=True)
+
+    def checks(self, done: list[CheckStatus]) -> None:
+        """Tell the checklist."""
+        self._update({"checks": done}, {})
+
+    def diagnosed(self) -> tuple[list[FindingStatus] | None, list[CheckStatus] | None]:
+        """Return the newest findings and the checklist; None each: nothing was said of it."""
+        with self._condition:
+            return self._state.get("findings"), self._state.get("checks")
 
     @property
     def newest_checkpoint(self) -> CheckpointStatus | None:

@@ -29,6 +29,8 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         dataset=_dataset(published),
         memory=MemoryStatus(peak_bytes=lineage.peak_bytes) if lineage.peak_bytes else None,
         resolved=lineage.resolved,
+        findings=lineage.findings,
+        checks=lineage.checks,
         checkpoint=checkpoint,
         stopped_after_step=lineage.stopped.after_step if lineage.stopped else None,
         inputs=[

@@ -24,7 +24,9 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
         result = story(reporter)
         reporter.phase(Phase.SUCCEEDED)
     except TrainerError as error:
-        error.reached = (error.reached or RunResult()).model_copy(update={"checkpoint": reporter.newest_checkpoint})
+        findings, checks = reporter.diagnosed()
+        kept = {"checkpoint": reporter.newest_checkpoint, "findings": findings, "checks": checks}
+        error.reached = (error.reached or RunResult()).model_copy(update=kept)
         raise
     finally:
         reporter.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tunery_api.findings import CheckResult
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_trainer.data.notebook import Notebook
@@ -116,6 +117,7 @@ def _report(work: Workspace, found: _Found, plan: TrainingPlan, disk: DiskUse) -
     from tunery_trainer.plan.disk import disk_status
 
     return PreflightReport(
+        checks=plan.checklist(),
         dataset=dataset_status(plan.data, plan.settings),
         memory=plan.memory.to_status(plan.basis.device.memory_bytes) if plan.memory else None,
         estimate=plan.memory.in_parts(plan.steps, plan.tokens) if plan.memory else None,
@@ -194,6 +196,9 @@ def _print(report: PreflightReport) -> None:
             )
         for warning in dataset.warnings or []:
             print(f"Preflight  warning: {warning}")
+    for check in report.checks or []:
+        if check.result == CheckResult.WARNING:
+            print(f"Preflight  check {check.name}: {check.message}")
     if resolved:
         targets = ", ".join(resolved.target_modules or []) or "none"
         print(f"Preflight  method: {resolved.method} on {targets}; {resolved.trainable_parameters} parameters trained")

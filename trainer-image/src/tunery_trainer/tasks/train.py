@@ -227,6 +227,8 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
         continued_from=source.record if source else memo.continued_from if memo else None,
         resumed_from=resumed_from,
         found=dataset_status(report, settings),
+        findings=trained.findings,
+        checks=trained.checks,
         resolved=resolved_status(
             settings,
             {

@@ -1,4 +1,4 @@
-"""How the held-out rows did from before training to now, each evaluation compared with the first and the best."""
+"""How the held-out rows did from before training to now, each evaluation compared with the first."""
 
 from __future__ import annotations
 
@@ -21,38 +21,33 @@ class Evaluation:
     loss: float
     from_start: Difference | None
     """How far it is from before training; None where the rows are too few to tell."""
-    from_best: Difference | None
-    """How far it is from the best one before it; None for the first, too."""
 
 
 class Evaluations:
-    """The evaluations of a run, in order; of the first and the best it keeps what each row adds."""
+    """The evaluations of a run, in order; of the first it keeps what each row adds."""
 
     def __init__(self, before: RowLosses | None) -> None:
         """`before` is how the rows did before training; None where a checkpoint of an older version says it no more."""
         self.before = before
         self.said: list[str] | None = None
         """What the model said before training to the rows that are answered; None where it was not asked."""
-        self.best: RowLosses | None = None
-        """Those of the lowest loss."""
+        self.newest = before
+        """Those that were measured last."""
         self.done: list[Evaluation] = []
 
     def add(self, step: int, rows: RowLosses) -> None:
         """Take what the rows add after `step`; where that step was evaluated before, it is as it was."""
+        self.newest = rows
         if any(each.step == step for each in self.done):
             return
         from_start = paired(rows, self.before) if self.before else None
-        from_best = paired(rows, self.best) if self.best else None
-        self.done.append(Evaluation(step, rows.loss, from_start, from_best))
-        if self.best is None or rows.loss < self.best.loss:
-            self.best = rows
+        self.done.append(Evaluation(step, rows.loss, from_start))
 
     def store(self, checkpoint: Path) -> None:
         """Write them into a checkpoint, every number as it is."""
         stored = {
             "before": dataclasses.asdict(self.before) if self.before else None,
             "said": self.said,
-            "best": dataclasses.asdict(self.best) if self.best else None,
             "done": [dataclasses.asdict(each) for each in self.done],
         }
         (checkpoint / EVALUATIONS_FILE).write_text(json.dumps(stored), "utf-8")
@@ -61,14 +56,10 @@ class Evaluations:
 def evaluations_in(checkpoint: Path) -> Evaluations:
     """Return those that a checkpoint has; none, and none before training, where an older version wrote it."""
     path = checkpoint / EVALUATIONS_FILE
-    stored = json.loads(path.read_text("utf-8")) if path.exists() else {"before": None, "best": None, "done": []}
+    stored = json.loads(path.read_text("utf-8")) if path.exists() else {"before": None, "done": []}
     found = Evaluations(_rows(stored["before"]))
     found.said = stored.get("said")
-    found.best = _rows(stored["best"])
-    found.done = [
-        Evaluation(each["step"], each["loss"], _difference(each["from_start"]), _difference(each["from_best"]))
-        for each in stored["done"]
-    ]
+    found.done = [Evaluation(each["step"], each["loss"], _difference(each["from_start"])) for each in stored["done"]]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,27 +13,21 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tunery_api.reasons import FailureReason
 from tunery_api.status import CheckpointStatus, Phase
 from tunery_api.training import PublishedWeights
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.adapter.continue_from import attach_published
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
-from tunery_trainer.adapter.methods.lora_init import RELATIVE
 from tunery_trainer.adapter.save import published_rank
 from tunery_trainer.diagnosis.paired import paired
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.losses.answers import sequences_per_row
-from tunery_trainer.losses.evaluation import Measured, Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
-from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.device import peak_bytes
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.status_parts import hyperparameters
-from tunery_trainer.resuming.memo import Memo, PassSplit
+from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, step_place
@@ -48,10 +42,10 @@ from tunery_trainer.training.callbacks import (
     StopCallback,
     TrackingCallback,
 )
-from tunery_trainer.training.evaluations import Evaluations, evaluations_in
+from tunery_trainer.training.diagnosed import Diagnosis, Run, diagnose
+from tunery_trainer.training.ground import Ground, ground_of, held_out, measured, pass_of, tell
 from tunery_trainer.training.recovery import train_to_the_end, with_split
-from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows, without_dropout
-from tunery_trainer.training.row_order import reached
+from tunery_trainer.training.reference_scores import Scoring, TaskRows, without_dropout
 from tunery_trainer.training.trained import Trained
 from tunery_trainer.training.trl_trainer import (
     AdapterTrainer,
@@ -59,26 +53,12 @@ from tunery_trainer.training.trl_trainer import (
     LoopParts,
     LoopSettings,
     load_trained,
-    trained_state,
 )
 from tunery_trainer.training.unfinished import keep_draft, measured_at
 
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
 _EVA_BATCHES: Final = 8
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """What training starts from."""
-
-    rows: TaskRows
-    before: dict[str, float]
-    """How the model does on the held-out rows."""
-    evaluations: Evaluations
-    """That, row by row, and what is measured from then on."""
-    newest: dict[int, Measured] = field(default_factory=dict)
-    """The newest of it in full, by its step; empty at first, also where a checkpoint brings evaluations."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +79,10 @@ class _Loop:
 
     trainer: AdapterTrainer
     model: PeftModel
-    ground: _Ground
+    ground: Ground
     best: BestAdapter | None
     """None where the last weights are published."""
+    diagnosis: Diagnosis
 
 
 def train_on(job: Assignment) -> Trained:
@@ -138,7 +119,7 @@ def _device(job: Assignment) -> str:
     return "cuda:0" if job.plan.basis.on_gpu else "cpu"
 
 
-def _memory(job: Assignment, ground: _Ground) -> Callable[[], Memo]:
+def _memory(job: Assignment, ground: Ground) -> Callable[[], Memo]:
     """Return what tells, once it is asked for, what every checkpoint of the run remembers.
 
     That raises TrainerError(InvalidSpec) where the run was resumed on a base with other weights.
@@ -167,61 +148,17 @@ def _course(resumed: Resumed) -> _Course:
     return _Course(state["log_history"], state["global_step"], state["epoch"])
 
 
-def _measure(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> Measured:
-    """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
-    job.observers.reporter.phase(Phase.EVALUATING)
-    found = rows.measure(model, objective_of(job.settings), _pass(job))
-    if not math.isfinite(found.loss):
-        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found.loss}")
-    return found
-
-
-def _pass(job: Assignment, split: PassSplit | None = None) -> Pass:
-    """Return how rows go through the model; with `split` fewer at once, where memory ran out."""
-    training = with_split(job.settings, split).training
-    return Pass(
-        int(job.plan.basis.tokenizer.pad_token_id),
-        dtype_of(training.precision),
-        training.batch_size * training.max_length * sequences_per_row(job.settings.task),
-    )
-
-
-def _adapt(job: Assignment, base: PreTrainedModel) -> tuple[PeftModel, _Ground]:
+def _adapt(job: Assignment, base: PreTrainedModel) -> tuple[PeftModel, Ground]:
     """Return the model with its adapter, and what it was before training: the base, or a published adapter on it that
     is trained on."""
     source = job.plan.basis.start_from
     context = _context(job, overwritten=job.resumed is not None or source is not None)
     if source:
         model = attach_published(base, job.settings, context, source.folder)
-        return model, _ground(job, model)
+        return model, ground_of(job, model)
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
-    ground = _ground(job, base)
+    ground = ground_of(job, base)
     return attach(base, job.settings, context), ground
-
-
-def _ground(job: Assignment, model: torch.nn.Module) -> _Ground:
-    """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
-    rows, objective, resumed = task_rows(job.data, job.settings), objective_of(job.settings), job.resumed
-    if isinstance(objective, Compared):
-        if resumed:
-            rows = rows.known(resumed.folder)
-        if job.plan.basis.start_from:
-            rows = replace(rows, start=trained_state(model))
-        rows = rows.scored(model, Scoring(objective, _pass(job), job.observers.reporter.scored), _ahead(job))
-    if resumed:
-        return _Ground(rows, resumed.memo.before, evaluations_in(resumed.folder))
-    before = _measure(job, model, rows)
-    evaluations, asked = Evaluations(before.rows), interview(job, rows.evaluation)
-    if asked:
-        evaluations.said = asked.answers(model)
-    return _Ground(rows, before.metrics, evaluations)
-
-
-def _ahead(job: Assignment) -> list[int]:
-    """Return the training rows that cannot wait for the step that takes them, as the adapter changes the base."""
-    if job.settings.adapter.init not in RELATIVE:
-        return []
-    return reached(job.data.train, job.settings.training, job.plan.steps)
 
 
 def _context(job: Assignment, *, overwritten: bool) -> MethodContext:
@@ -236,7 +173,7 @@ def _context(job: Assignment, *, overwritten: bool) -> MethodContext:
     return MethodContext(tokenizer, job.plan.steps, batches, overwritten)
 
 
-def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
+def _loop(job: Assignment, model: PeftModel, ground: Ground) -> _Loop:
     """Return the loop, with the passes that an earlier attempt found to fit where it ran out of memory."""
     spec, plan, resumed = job.plan.basis.spec, job.plan, job.resumed
     split = resumed.memo.split if resumed and resumed.own else None
@@ -251,32 +188,16 @@ def _loop(job: Assignment, model: PeftModel, ground: _Ground) -> _Loop:
         rows=ground.rows.train,
         tokenizer=plan.basis.tokenizer,
         folder=job.folder,
-        held_out=_held_out(job, model, ground),
+        held_out=held_out(job, model, ground),
         hooks=training_hooks(model, job.settings),
         objective=objective_of(job.settings),
         compared=_compared(job, model, ground.rows),
     )
     trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
-    return _Loop(trainer, model, ground, _best(job, model))
-
-
-def _held_out(job: Assignment, model: PeftModel, ground: _Ground) -> Callable[[int], dict[str, float]]:
-    """Return what measures the held-out rows after so many steps, and remembers and tells it."""
-
-    def measure(step: int) -> dict[str, float]:
-        found = ground.rows.measure(model, objective_of(job.settings), _pass(job))
-        ground.evaluations.add(step, found.rows)
-        ground.newest.clear()
-        ground.newest[step] = found
-        _tell(job, ground.evaluations)
-        return found.metrics
-
-    return measure
-
-
-def _tell(job: Assignment, evaluations: Evaluations) -> None:
-    job.observers.reporter.evaluations({each.step: each.loss for each in evaluations.done})
+    run = Run(plan, ground.evaluations, ground.before["loss"], len(ground.rows.evaluation), resumed)
+    diagnosis = diagnose(run, model, trainer, job.observers.reporter)
+    return _Loop(trainer, model, ground, _best(job, model), diagnosis)
 
 
 def _compared(job: Assignment, model: PeftModel, rows: TaskRows) -> Compare | None:
@@ -284,7 +205,7 @@ def _compared(job: Assignment, model: PeftModel, rows: TaskRows) -> Compare | No
     objective = objective_of(job.settings)
     if not isinstance(objective, Compared):
         return None
-    return lambda batches, split: rows.compared(batches, model, Scoring(objective, _pass(job, split)))
+    return lambda batches, split: rows.compared(batches, model, Scoring(objective, pass_of(job, split)))
 
 
 def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
@@ -300,6 +221,7 @@ def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
 def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> None:
     trainer, best, spec = loop.trainer, loop.best, job.plan.basis.spec
     trainer.add_callback(ProgressCallback(job.observers.reporter, lambda: trainer.tokens_seen))
+    trainer.add_callback(loop.diagnosis.callback)
     trainer.add_callback(DivergenceCallback())
     patience = job.settings.evaluation.patience
     if patience is not None:
@@ -355,21 +277,23 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     model, rows, best, evaluations = loop.model, loop.ground.rows, loop.best, loop.ground.evaluations
     step = course.steps
     # At the last step it was measured, unless a stop came between, or another attempt took that step.
-    after = last = loop.ground.newest.get(step) or _measure(job, model, rows)
+    after = last = loop.ground.newest.get(step) or measured(job, model, rows)
     evaluations.add(step, last.rows)
-    _tell(job, evaluations)
+    tell(job, evaluations)
+    at_end = {"step": step, **{f"eval_{name}": value for name, value in last.metrics.items()}}
+    findings = loop.diagnosis.findings(course.history, at_end)
     if best and best.loss < last.loss:
         best.put_back()
         step = best.step
-        after = _measure(job, model, rows)
+        after = measured(job, model, rows)
     job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
     asked = interview(job, rows.evaluation)
     answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
-    at_end = {"step": course.steps, **{f"eval_{name}": value for name, value in last.metrics.items()}}
     history = course.history if _is_measured(course) else [*course.history, at_end]
     trained = _outcome(job, loop, replace(course, history=history), step, after.metrics)
     change = paired(after.rows, evaluations.before) if evaluations.before else None
-    return replace(trained, change=change, answers=answers)
+    checks = loop.diagnosis.checks(model, rows.train, after.loss, change)
+    return replace(trained, change=change, answers=answers, findings=findings, checks=checks)
 
 
 def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: dict[str, float]) -> Trained:
@@ -395,6 +319,8 @@ def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: di
         peak_bytes=peak_bytes(),
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
+        findings=loop.diagnosis.callback.findings,
+        checks=[],
     )
 
 

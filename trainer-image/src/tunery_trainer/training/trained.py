@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
 from tunery_trainer.diagnosis.answers import Answer
@@ -53,6 +54,10 @@ class Trained:
     """The most memory that this process has held."""
     loader: str
     """The auto class that loads the base model."""
+    findings: list[FindingStatus] | None
+    """What the run found out about itself; None where judging it has failed."""
+    checks: list[CheckStatus]
+    """The checklist."""
     memo: Memo | None = None
     """What the run knows of how it began; None where it was not resumed."""
 

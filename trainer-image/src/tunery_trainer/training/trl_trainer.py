@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,11 @@ def _optimizer(training: TrainingSettings) -> str:
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for us
     """SFTTrainer on ready-made rows, with the method's hooks, our evaluation, and exact checkpoints."""
 
+    waited = 0.0
+    """Seconds until the rows of all steps were there."""
+    padding: torch.Tensor | int = 0
+    """Tokens of the newest step that are padding; on the device, where nobody has asked yet."""
+
     def __init__(self, model: torch.nn.Module, loop: LoopSettings, parts: LoopParts) -> None:
         before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._hooks = parts.hooks
@@ -205,7 +211,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], torch.Tensor | None]:
         """Return the batches of an optimizer step, and what its loss is the mean over, however they are split."""
+        began = time.monotonic()
         batches, _ = super().get_batch_samples(*args, **kwargs)
+        self.waited += time.monotonic() - began
+        masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+        self.padding = sum((mask.numel() - mask.sum() for mask in masks), start=0)
         if not batches:
             return batches, None
         self.in_pass = True

@@ -1,0 +1,238 @@
+"""What a run finds out about itself while it goes: every finding, how grave it is, and what the user should do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, NamedTuple
+
+from pydantic import Field
+
+from tunery_api.fields import OpenModel
+
+
+class Severity(StrEnum):
+    """How grave a finding is."""
+
+    INFO = "Info"
+    """The result is good; it could be better or cheaper."""
+    WARNING = "Warning"
+    """The result is probably less than it could be."""
+    PROBLEM = "Problem"
+    """The result will be of no use; diagnosis.action: Stop ends the run."""
+
+
+class FindingType(StrEnum):
+    """The type of an entry of `status.findings`, and the reason of the condition Healthy."""
+
+    WORSE_THAN_BASE = "WorseThanBase"
+    LOSS_RISING = "LossRising"
+    LOSS_SPIKES = "LossSpikes"
+    NO_GRADIENT = "NoGradient"
+    GRADIENT_NOT_FINITE = "GradientNotFinite"
+    LEARNING_RATE_TOO_LOW = "LearningRateTooLow"
+    NOT_LEARNING = "NotLearning"
+    STILL_LEARNING = "StillLearning"
+    PLATEAU = "Plateau"
+    OVERFITTING = "Overfitting"
+    TOO_FEW_STEPS = "TooFewSteps"
+    EVALUATION_TOO_SMALL = "EvaluationTooSmall"
+    MICRO_BATCH_HALVED = "MicroBatchHalved"
+    MEMORY_TIGHT = "MemoryTight"
+    ROOM_FOR_LARGER_BATCH = "RoomForLargerBatch"
+    WAITING_FOR_DATA = "WaitingForData"
+    MUCH_PADDING = "MuchPadding"
+    SLOWING_DOWN = "SlowingDown"
+
+
+class Definition(NamedTuple):
+    """What is known of a finding apart from the numbers of one run."""
+
+    severity: Severity
+    field: str | None
+    """The field of the spec that most often mends it; an entry of the status may name another."""
+    meaning: str
+    """What was seen, for a reader of the documentation."""
+    action: str
+    """What to do."""
+
+
+_F = FindingType
+_INFO, _WARNING, _PROBLEM = Severity
+
+FINDINGS: Final[dict[FindingType, Definition]] = {
+    _F.WORSE_THAN_BASE: Definition(
+        _PROBLEM,
+        "training.learningRate",
+        "the held-out loss is more than 5 % above the base model's, surely",
+        "a fifth of the learning rate; where the training loss fell meanwhile, compare the held-out rows with the "
+        "training rows",
+    ),
+    _F.LOSS_RISING: Definition(
+        _PROBLEM,
+        "training.learningRate",
+        "the loss was lower before and has risen since, in training and on the held-out rows",
+        "a third of the learning rate; `maxGradNorm: 0.3` where gradients are not clipped; `warmup: 0.1`",
+    ),
+    _F.LOSS_SPIKES: Definition(
+        _WARNING,
+        "training.learningRate",
+        "single steps have a loss far above those around them; Info for one or two, Warning from three in 200 on",
+        "half the learning rate, twice the warm-up; look at the rows of the steps that the message names",
+    ),
+    _F.NO_GRADIENT: Definition(
+        _PROBLEM,
+        "lora.targetModules",
+        "the gradient is zero: no step changes anything",
+        "look at `status.resolved.targetModules` and at what of the data counts in the loss (`status.dataset`)",
+    ),
+    _F.GRADIENT_NOT_FINITE: Definition(
+        _PROBLEM,
+        "training.learningRate",
+        "the gradient is not a number",
+        "a third of the learning rate; `precision: BFloat16` where it is Float16",
+    ),
+    _F.LEARNING_RATE_TOO_LOW: Definition(
+        _WARNING,
+        "training.learningRate",
+        "after half of the run the held-out loss has fallen, by less than 1 %, and goes on as slowly",
+        "ten times the learning rate",
+    ),
+    _F.NOT_LEARNING: Definition(
+        _WARNING,
+        "lora.targetModules",
+        "after half of the run the held-out loss is what it was",
+        "look at `status.resolved.targetModules` and at the rows that were read (`status.dataset`)",
+    ),
+    _F.STILL_LEARNING: Definition(
+        _INFO,
+        "training.learningRate",
+        "the held-out loss fell to the end, nearly as fast as at the beginning",
+        "three times the learning rate, or twice the epochs",
+    ),
+    _F.PLATEAU: Definition(
+        _INFO,
+        "lora.rank",
+        "the held-out loss has levelled off, and nothing is memorised: a larger adapter may learn more",
+        "twice the rank; `lora.targetModules: [all-linear]`",
+    ),
+    _F.OVERFITTING: Definition(
+        _WARNING,
+        "training.epochs",
+        "the training loss falls and the held-out loss does not any more, or rises",
+        "fewer epochs; `evaluation.earlyStoppingPatience: 2`; `lora.dropout: 0.1`; half the rank; more rows",
+    ),
+    _F.TOO_FEW_STEPS: Definition(
+        _WARNING,
+        "training.epochs",
+        "the run has fewer than 20 optimizer steps",
+        "more epochs; a smaller `gradientAccumulation`",
+    ),
+    _F.EVALUATION_TOO_SMALL: Definition(
+        _INFO,
+        "dataset.evaluation.fraction",
+        "the held-out rows are too few to tell a gain from chance",
+        "hold out more rows",
+    ),
+    _F.MICRO_BATCH_HALVED: Definition(
+        _INFO,
+        "training.batchSize",
+        "memory ran out in a pass; the run goes on with fewer rows at once, and the same steps",
+        "ask for what fitted: the next run then loses no pass",
+    ),
+    _F.MEMORY_TIGHT: Definition(
+        _WARNING,
+        "training.batchSize",
+        "more than 92 % of the memory was in use",
+        "half the batch with twice the accumulation; without a GPU more `resources.memory`",
+    ),
+    _F.ROOM_FOR_LARGER_BATCH: Definition(
+        _INFO,
+        "training.batchSize",
+        "less than 45 % of the GPU's memory was in use, and a step takes several passes",
+        "twice the batch with half the accumulation: the same steps, faster",
+    ),
+    _F.WAITING_FOR_DATA: Definition(
+        _WARNING,
+        "resources.cpu",
+        "more than a fifth of the time of 50 steps passed until their rows were there",
+        "more `resources.cpu`; packing",
+    ),
+    _F.MUCH_PADDING: Definition(
+        _INFO,
+        "training.packing",
+        "more than 40 % of the tokens of 50 steps were padding",
+        "`packing: true`, else `groupByLength: true`",
+    ),
+    _F.SLOWING_DOWN: Definition(
+        _INFO,
+        None,
+        "a step takes more than 1.5 times what it took at first, with as many tokens",
+        "look at the node: another job on it, or a GPU that is throttled",
+    ),
+}
+"""One entry for each finding; a test keeps it complete, and docs/methods.md equal to it."""
+
+
+class CheckName(StrEnum):
+    """The name of an entry of `status.checks`: the guide's checklist."""
+
+    TARGET_MODULES = "TargetModules"
+    RANK = "Rank"
+    ALPHA = "Alpha"
+    DROPOUT = "Dropout"
+    LEARNING_RATE = "LearningRate"
+    BASE_FROZEN = "BaseFrozen"
+    ONLY_ADAPTER_TRAINS = "OnlyAdapterTrains"
+    GRADIENT_ACCUMULATION = "GradientAccumulation"
+    CHAT_TEMPLATE = "ChatTemplate"
+    PADDING = "Padding"
+    LABELS = "Labels"
+    BATCH_FITS = "BatchFits"
+    HELD_OUT = "HeldOut"
+    GENERATION = "Generation"
+    BASELINE = "Baseline"
+
+
+class CheckResult(StrEnum):
+    """What came of a check."""
+
+    PASSED = "Passed"
+    WARNING = "Warning"
+    SKIPPED = "Skipped"
+
+
+_Word = Annotated[str, Field(min_length=1, max_length=128)]
+"""Open: a later version may know more."""
+
+
+def _listed(known: type[StrEnum]) -> str:
+    return ", ".join(member.value for member in known)
+
+
+MAX_FINDINGS: Final = 12
+"""Findings that a status shows."""
+MAX_CHECKS: Final = 24
+
+
+class FindingStatus(OpenModel):
+    """What a run found out about itself, with the field to change and a value for it."""
+
+    type: _Word = Field(description=f"What: {_listed(FindingType)}.")
+    severity: Annotated[str, Field(max_length=32)] = Field(description=f"How grave it is: {_listed(Severity)}.")
+    step: int = Field(ge=0, description="The optimizer step at which it was found.")
+    field: Annotated[str, Field(max_length=128)] | None = Field(None, description="The field of the spec to change.")
+    suggest: Annotated[str, Field(max_length=128)] | None = Field(None, description="A value for it.")
+    message: Annotated[str, Field(max_length=512)] | None = Field(None, description="What was seen, in a sentence.")
+
+
+class CheckStatus(OpenModel):
+    """One line of the checklist."""
+
+    name: _Word = Field(description=f"What was looked at: {_listed(CheckName)}.")
+    result: Annotated[str, Field(max_length=32)] = Field(description=f"What came of it: {_listed(CheckResult)}.")
+    message: Annotated[str, Field(max_length=512)] | None = Field(None, description="What was found, in a sentence.")
+
+
+def worst(severities: list[str]) -> str | None:
+    """Return the gravest; words of a later version count as Info. None where there is none above Info."""
+    return next((grave.value for grave in (_PROBLEM, _WARNING) if grave.value in severities), None)

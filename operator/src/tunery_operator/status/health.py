@@ -1,0 +1,57 @@
+"""What a run found out about itself, as status fields, and the condition Healthy that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tunery_api.findings import CheckStatus, FindingStatus, worst
+from tunery_api.scrub import scrub
+from tunery_api.status import ConditionType
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.events import HEALTHY
+
+_MESSAGE: Final = "message"
+
+
+def take_diagnosis(
+    draft: Draft, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
+) -> None:
+    """Take over all findings that hold now, and the checklist; None: nothing was said of them.
+
+    Last words may have lost their sentences, which were posted before.
+    """
+    if not draft.snapshot.definition.holds("findings"):
+        return
+    if findings is not None:
+        told = [finding.to_json_dict() for finding in findings]
+        draft.put(findings=_with_sentences(told, draft.fields.get("findings"), ("type", "step")) or None)
+        _judge(draft)
+    if checks:
+        told = [check.to_json_dict() for check in checks]
+        draft.put(checks=_with_sentences(told, draft.fields.get("checks"), ("name", "result")))
+
+
+def _with_sentences(
+    new: list[dict[str, Any]], old: Sequence[Mapping[str, Any]] | None, key: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """Return `new`, each entry that has lost its sentence with the one of the same entry in `old`."""
+    known = {tuple(each.get(name) for name in key): each.get(_MESSAGE) for each in old or ()}
+    for each in new:
+        sentence = each.get(_MESSAGE) or known.get(tuple(each.get(name) for name in key))
+        if sentence:
+            each[_MESSAGE] = scrub(sentence)
+    return new
+
+
+def _judge(draft: Draft) -> None:
+    """Set Healthy: False with the gravest finding as its reason, where one is a warning or a problem."""
+    findings = draft.fields.get("findings") or []
+    gravest = worst([each["severity"] for each in findings])
+    found = next((each for each in findings if each["severity"] == gravest), None)
+    if found is None:
+        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, "nothing was found that makes the result less")
+        return
+    todo = ": ".join(part for part in (found.get("field"), found.get("suggest")) if part)
+    text = found.get(_MESSAGE) or todo or found["type"]
+    draft.conditions.set(ConditionType.HEALTHY, False, found["type"], text)

@@ -1,0 +1,71 @@
+"""Values to try, each from the resolved settings: 6e-4 where 2e-4 is now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tunery_api.preference import PREFERENCE_TASKS
+from tunery_trainer.settings.loop import METHOD_LEARNING_RATES
+from tunery_trainer.settings.preference import PREFERENCE_RATE
+from tunery_trainer.settings.types import RunSettings
+
+RATES: Final = (1e-5, 5e-4)
+"""The guide's, for the LoRA family."""
+RATE_AROUND: Final = 10.0
+"""How far another method's rate may be from its own."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A field of the spec, and a value for it."""
+
+    field: str
+    suggest: str | None = None
+    now: str | None = None
+
+    def __str__(self) -> str:
+        """As a message tells it: training.learningRate: 6e-4 (now 2e-4)."""
+        text = self.field if self.suggest is None else f"{self.field}: {self.suggest}"
+        return text if self.now is None or self.now == self.suggest else f"{text} (now {self.now})"
+
+
+def decimal(value: float) -> str:
+    """Return a value as people write it: 6e-4, 0.05, 3."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def learning_rate(settings: RunSettings, factor: float) -> Advice:
+    """Return the learning rate times `factor`, as the manifest says it: before any scaling with the rank."""
+    said = {value.name: value.value for value in settings.values}.get("training.learningRate")
+    now = float(said) if said is not None else settings.training.learning_rate
+    return Advice("training.learningRate", decimal(now * factor), decimal(now))
+
+
+def usual_rates(settings: RunSettings) -> tuple[float, float]:
+    """Return the guide's span of learning rates for the LoRA family; for another method its own rate times 0.1 to 10.
+
+    A quarter of that for DPO, ORPO and KTO, as of their default.
+    """
+    own = METHOD_LEARNING_RATES.get(settings.method)
+    least, most = (own / RATE_AROUND, own * RATE_AROUND) if own else RATES
+    share = PREFERENCE_RATE if settings.task in PREFERENCE_TASKS else 1.0
+    return share * least, share * most
+
+
+def length(settings: RunSettings, factor: float) -> Advice:
+    """Return a run `factor` times as long, in the field that the run was measured in."""
+    training = settings.training
+    if training.max_steps is not None:
+        return Advice("training.maxSteps", str(max(1, round(training.max_steps * factor))), str(training.max_steps))
+    epochs = training.epochs or 1.0
+    wanted = epochs * factor
+    return Advice("training.epochs", str(round(wanted)) if wanted >= 1 else f"{wanted:.1g}", f"{epochs:g}")
+
+
+def batch(settings: RunSettings, rows: int) -> Advice:
+    """Return another number of rows of a pass."""
+    return Advice("training.batchSize", str(rows), str(settings.training.batch_size))

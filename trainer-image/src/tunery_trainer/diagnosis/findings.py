@@ -1,0 +1,268 @@
+"""What is said of a run, each sentence once: from the numbers of a detector to a finding with a field and a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingType, Severity
+from tunery_api.scrub import shorten
+from tunery_api.training import Precision
+from tunery_trainer.diagnosis.advice import Advice, batch, learning_rate, length, usual_rates
+from tunery_trainer.diagnosis.history import Point
+from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
+from tunery_trainer.diagnosis.speed import FEW_STEPS, Memory
+from tunery_trainer.diagnosis.stability import Rise
+from tunery_trainer.settings.types import RunSettings
+
+_F = FindingType
+_MAX_TEXT: Final = 500
+"""Bytes."""
+_LEAST_DROPOUT: Final = 0.1
+_LEAST_WARMUP: Final = 0.1
+_NAMED_STEPS: Final = 5
+_MOST_HELD_OUT: Final = 0.5
+_NOTHING: Final = 1e-9
+"""In the place of a loss of zero, of which there are no shares."""
+_ORDER: Final = {severity: index for index, severity in enumerate(reversed(Severity))}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run found out about itself."""
+
+    type: FindingType
+    message: str
+    advice: tuple[Advice, ...] = ()
+    """What to change; the first is the one that the status names."""
+    severity_is: Severity | None = None
+    """Where it is not the one of its type."""
+
+    @property
+    def severity(self) -> Severity:
+        """How grave it is."""
+        return self.severity_is or FINDINGS[self.type].severity
+
+    def to_status(self, step: int) -> FindingStatus:
+        """Return the entry of status.findings; `step` is the optimizer step at which it was found first."""
+        first = self.advice[0] if self.advice else None
+        todo = f" Try {', or '.join(map(str, self.advice))}." if self.advice else ""
+        return FindingStatus(
+            type=self.type.value,
+            severity=self.severity.value,
+            step=step,
+            field=first.field if first else None,
+            suggest=first.suggest if first else None,
+            message=shorten(self.message + todo, _MAX_TEXT),
+        )
+
+
+def ordered(found: Iterable[FindingStatus]) -> list[FindingStatus]:
+    """Return them as a status shows them: the gravest first, then the oldest; no more than it holds."""
+    ranks = {severity.value: rank for severity, rank in _ORDER.items()}
+    return sorted(found, key=lambda each: (ranks.get(each.severity, len(ranks)), each.step))[:MAX_FINDINGS]
+
+
+def percent(share: float) -> str:
+    """Return a share as people read it."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 10 else f"{value:.2g} %"
+
+
+def _change(value: float, error: float, of: float) -> str:
+    """Return a change as a share, with one standard error."""
+    whole = of or _NOTHING
+    return f"{percent(value / whole)} (± {percent(error / whole)})"
+
+
+def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:
+    """The held-out loss is above the base's."""
+    above = f"The held-out loss is {_change(found.value, found.error, base)} above the base model's {base:.4g}"
+    rate = learning_rate(settings, 1 / 5)
+    if found.learned:
+        text = (
+            f"{above}, while the training loss fell: the held-out rows may be of another kind than the training rows."
+        )
+        return Finding(_F.WORSE_THAN_BASE, text, (rate, Advice("dataset.uri")))
+    return Finding(_F.WORSE_THAN_BASE, f"{above}.", (rate,))
+
+
+def loss_rising(settings: RunSettings, found: Rise | None) -> Finding:
+    """The loss rises; without `found` by the training loss alone."""
+    text = "The training loss has risen for good: it lies more than 1.3 times above its best."
+    if found is not None:
+        text = (
+            f"The held-out loss was {found.best:.4g} at step {found.since} and is "
+            f"{_change(found.value, found.error, found.best)} above that now, and the training loss rose, too."
+        )
+    return Finding(_F.LOSS_RISING, text, (learning_rate(settings, 1 / 3), *_calmer(settings)))
+
+
+def _calmer(settings: RunSettings) -> tuple[Advice, ...]:
+    training = settings.training
+    clipped = () if training.max_grad_norm else (Advice("training.maxGradNorm", "0.3", "0"),)
+    short = training.warmup < 1 and training.warmup < _LEAST_WARMUP
+    return (*clipped, *((Advice("training.warmup", "0.1", f"{training.warmup:g}"),) if short else ()))
+
+
+def loss_spikes(settings: RunSettings, episodes: Sequence[Point], *, many: bool) -> Finding:
+    """Single steps have a loss far above those around them."""
+    steps = ", ".join(str(point.step) for point in episodes[:_NAMED_STEPS])
+    more = ", …" if len(episodes) > _NAMED_STEPS else ""
+    where = f"step {steps}" if len(episodes) == 1 else f"the steps {steps}{more}"
+    text = f"The training loss jumped at {where}: look at the rows around there."
+    if not many:
+        return Finding(_F.LOSS_SPIKES, text, (learning_rate(settings, 1 / 2),), Severity.INFO)
+    warmup = settings.training.warmup
+    twice = Advice("training.warmup", f"{2 * warmup or _LEAST_WARMUP:g}", f"{warmup:g}")
+    return Finding(_F.LOSS_SPIKES, text, (learning_rate(settings, 1 / 2), twice))
+
+
+def no_gradient() -> Finding:
+    """Nothing is trained."""
+    text = (
+        "The gradient has been zero for three steps: nothing is trained. Either no token of the rows counts in the "
+        "loss, or the adapter does not act on the output."
+    )
+    return Finding(_F.NO_GRADIENT, text, (Advice("lora.targetModules"), Advice("dataset.uri")))
+
+
+def gradient_not_finite(settings: RunSettings, gradient: float | None) -> Finding:
+    """The gradient is no number."""
+    half = settings.training.precision is Precision.FLOAT16
+    wider = (Advice("training.precision", "BFloat16", "Float16"),) if half else ()
+    text = f"The norm of the gradient became {math.nan if gradient is None else gradient}."
+    return Finding(_F.GRADIENT_NOT_FINITE, text, (*wider, learning_rate(settings, 1 / 3)))
+
+
+def too_slow(settings: RunSettings, found: Slow) -> Finding:
+    """It learns, hardly."""
+    sure = f"surely (z = {min(found.z, 999):.0f})"
+    text = f"The held-out loss fell by {percent(found.gain)} only, {sure}, and now as slowly as at first."
+    return Finding(_F.LEARNING_RATE_TOO_LOW, text, (learning_rate(settings, 10),))
+
+
+def not_learning(settings: RunSettings, found: Slow) -> Finding:
+    """It learns nothing."""
+    moved = f"changed by {percent(-found.gain)}" if found.gain else "did not change"
+    text = f"After half of the run the held-out loss has {moved}: nothing of the data is learned."
+    low = settings.training.learning_rate < usual_rates(settings)[0]
+    rate = (learning_rate(settings, 10),) if low else ()
+    return Finding(_F.NOT_LEARNING, text, (*rate, Advice("lora.targetModules"), Advice("dataset.uri")))
+
+
+def still_learning(settings: RunSettings, found: Still) -> Finding:
+    """It would have learned more."""
+    text = (
+        f"The last third of the run gained {percent(found.ratio)} of what the first third gained: it ended too early."
+    )
+    return Finding(_F.STILL_LEARNING, text, (learning_rate(settings, 3), length(settings, 2)))
+
+
+def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
+    """It has levelled off; `largest` tells that all linear layers are adapted."""
+    text = f"The held-out loss has levelled off ({percent(gained)} in the last quarter), and nothing is memorised."
+    rank = settings.adapter.rank
+    more = (Advice("lora.rank", str(2 * rank), str(rank)),) if rank else ()
+    wider = () if largest else (Advice("lora.targetModules", "all-linear"),)
+    return Finding(_F.PLATEAU, text, (*more, *wider))
+
+
+def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
+    """It learns by heart."""
+    if found.rise.value > 0:
+        since = f"has risen by {_change(found.rise.value, found.rise.error, found.best)} since"
+    else:
+        since = f"has gained nothing since ({found.now:.4g})"
+    text = (
+        f"The held-out loss was best at step {found.since} ({found.best:.4g}) and {since}, while the training loss "
+        f"fell by {percent(found.fell)}."
+    )
+    shorter = length(settings, found.since / max(1, steps))
+    same = shorter.suggest == shorter.now
+    stop = Advice("evaluation.earlyStoppingPatience", "2")
+    dropout, rank = settings.adapter.dropout, settings.adapter.rank
+    more = (Advice("lora.dropout", "0.1", f"{dropout:g}"),) if rank and dropout < _LEAST_DROPOUT else ()
+    half = (Advice("lora.rank", str(rank // 2), str(rank)),) if rank > 1 else ()
+    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *more, *half))
+
+
+def too_few_steps(settings: RunSettings, steps: int) -> Finding:
+    """It is too short to learn anything."""
+    text = f"The run has {steps} optimizer steps: below {FEW_STEPS} the rate has hardly risen before it falls again."
+    training = settings.training
+    if training.max_steps is not None:
+        longer = Advice("training.maxSteps", str(FEW_STEPS), str(training.max_steps))
+    else:
+        epochs = training.epochs or 1.0
+        longer = Advice("training.epochs", str(math.ceil(FEW_STEPS * epochs / steps)), f"{epochs:g}")
+    passes = training.gradient_accumulation
+    fewer = (Advice("training.gradientAccumulation", "1", str(passes)),) if passes > 1 else ()
+    return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
+
+
+def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None) -> Finding:
+    """The held-out rows tell too little; `fraction` is what is held out, None for rows of their own."""
+    known = f"; two standard errors are {percent(unsure)} of the loss" if unsure is not None else ""
+    text = f"{rows} rows are held out{known}: a small gain cannot be told from chance."
+    if fraction is None:
+        return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.evaluation"),))
+    more = Advice("dataset.evaluation.fraction", decimal_share(min(_MOST_HELD_OUT, 2 * fraction)), f"{fraction:g}")
+    return Finding(_F.EVALUATION_TOO_SMALL, text, (more if fraction < _MOST_HELD_OUT else Advice("dataset.uri"),))
+
+
+def decimal_share(share: float) -> str:
+    """Return a share as a fraction of the API."""
+    return f"{share:.3f}".rstrip("0").rstrip(".")
+
+
+def micro_batch_halved(settings: RunSettings, rows: int, reason: str) -> Finding:
+    """Memory ran out, and the run goes on."""
+    return Finding(
+        _F.MICRO_BATCH_HALVED, f"{_sentence(reason)}; the steps see the same rows.", (batch(settings, rows),)
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def memory_tight(settings: RunSettings, memory: Memory, *, on_gpu: bool) -> Finding:
+    """Hardly any memory is left."""
+    what = "GPU's" if on_gpu else "container's"
+    text = f"{percent(memory.share)} of the {what} memory was in use: a longer row may not fit."
+    rows = settings.training.batch_size
+    less = (batch(settings, rows // 2),) if rows > 1 else (Advice("training.maxLength"),)
+    return Finding(_F.MEMORY_TIGHT, text, less if on_gpu else (Advice("resources.memory"), *less))
+
+
+def room_for_larger_batch(settings: RunSettings, memory: Memory) -> Finding:
+    """The GPU could take more rows at once."""
+    training = settings.training
+    passes = training.gradient_accumulation
+    text = f"{percent(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes."
+    fewer = Advice("training.gradientAccumulation", str(max(1, passes // 2)), str(passes))
+    return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size), fewer))
+
+
+def waiting_for_data(settings: RunSettings, share: float) -> Finding:
+    """The rows come too late."""
+    text = f"{percent(share)} of the time of the last 50 steps passed until their rows were there."
+    packed = () if settings.training.packing else (Advice("training.packing", "true"),)
+    return Finding(_F.WAITING_FOR_DATA, text, (Advice("resources.cpu"), *packed))
+
+
+def much_padding(settings: RunSettings, share: float, *, packable: bool) -> Finding:
+    """Much of what is computed is padding."""
+    text = f"{percent(share)} of the tokens of the last 50 steps were padding."
+    grouped = Advice("training.groupByLength", "true")
+    packed = Advice("training.packing", "true")
+    return Finding(_F.MUCH_PADDING, text, (packed,) if packable else (grouped,))
+
+
+def slowing_down(times: float) -> Finding:
+    """Steps take longer."""
+    text = f"A step takes {times:.2g} times as long as at first, with as many tokens: look at the node and its GPU."
+    return Finding(_F.SLOWING_DOWN, text)

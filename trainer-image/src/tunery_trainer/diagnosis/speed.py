@@ -1,0 +1,130 @@
+"""Whether time and memory are well used; of this attempt alone, as another may run on another node."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from tunery_trainer.diagnosis.paired import FEWEST_ROWS, RowLosses, paired
+
+STEPS_JUDGED: Final = 50
+WAITING: Final = 0.2
+PADDING: Final = 0.4
+"""Shares of 50 steps. Not calibrated."""
+
+FIRST_SKIPPED: Final = 5
+FIRST_STEPS: Final = 20
+LAST_STEPS: Final = 20
+SLOWER: Final = 1.5
+ALIKE: Final = 0.1
+"""The median step of the last 20 against that of steps 6 to 25, where tokens of a step differ by at most 10 %. Not
+calibrated: hence Info only."""
+
+TIGHT: Final = 0.92
+ROOM: Final = 0.45
+"""Shares of the memory. Not calibrated."""
+
+FEW_STEPS: Final = 20
+UNSURE: Final = 0.05
+"""Two standard errors of the base's loss, as a share of it. 12 rows still gave z = -5 for a real gain."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step took."""
+
+    seconds: float
+    """From the end of the one before, evaluations and checkpoints left out."""
+    waited: float
+    """Seconds of them until its rows were there."""
+    tokens: int
+    """Padding included."""
+    padding: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most that was in use, and what there is."""
+
+    used: int
+    available: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.used / self.available if self.available else 0.0
+
+
+class Pace:
+    """The steps of this attempt: the first ones, and the newest."""
+
+    def __init__(self) -> None:
+        self._first: list[Step] = []
+        self._last: deque[Step] = deque(maxlen=STEPS_JUDGED)
+        self._seen = 0
+        self._padding = self._tokens = 0
+
+    def take(self, step: Step) -> None:
+        """Judge one more step."""
+        self._seen += 1
+        self._padding += step.padding
+        self._tokens += step.tokens
+        if FIRST_SKIPPED < self._seen <= FIRST_SKIPPED + FIRST_STEPS:
+            self._first.append(step)
+        self._last.append(step)
+
+    @property
+    def waiting(self) -> float | None:
+        """Share of the time of the last 50 steps until their rows were there; None where it is a fifth or less."""
+        took = sum(step.seconds for step in self._last)
+        share = sum(step.waited for step in self._last) / took if took > 0 else 0.0
+        return share if len(self._last) == STEPS_JUDGED and share > WAITING else None
+
+    @property
+    def padding(self) -> float:
+        """Share of padding among all tokens."""
+        return self._padding / self._tokens if self._tokens else 0.0
+
+    @property
+    def much_padding(self) -> float | None:
+        """Share of padding among the tokens of the last 50 steps; None where it is not much."""
+        tokens = sum(step.tokens for step in self._last)
+        share = sum(step.padding for step in self._last) / tokens if tokens else 0.0
+        return share if len(self._last) == STEPS_JUDGED and share > PADDING else None
+
+    @property
+    def slower(self) -> float | None:
+        """How many times as long a step takes as at first; None where it is not much longer."""
+        last = list(self._last)[-LAST_STEPS:]
+        if self._seen < FIRST_SKIPPED + FIRST_STEPS + LAST_STEPS:
+            return None
+        now, before = (statistics.median(step.seconds for step in part) for part in (last, self._first))
+        more, less = (statistics.fmean(step.tokens for step in part) for part in (last, self._first))
+        alike = abs(more - less) <= ALIKE * less
+        return now / before if alike and before > 0 and now > SLOWER * before else None
+
+
+def is_tight(memory: Memory) -> bool:
+    """Tell whether hardly any memory is left."""
+    return memory.share > TIGHT
+
+
+def has_room(memory: Memory, accumulation: int) -> bool:
+    """Tell whether a GPU could take twice the rows at once, where a step has them."""
+    return 0 < memory.share < ROOM and accumulation > 1
+
+
+def uncertainty(rows: RowLosses) -> float | None:
+    """Return two standard errors of a loss as a share of it; None below 8 rows."""
+    if len(rows.sums) < FEWEST_ROWS or rows.loss <= 0:
+        return None
+    found = paired(rows, RowLosses((0.0,) * len(rows.sums), rows.counts))
+    return None if found is None else 2 * found.error / rows.loss
+
+
+def is_too_small(rows: RowLosses) -> bool:
+    """Tell whether held-out rows are too few to tell a gain from chance."""
+    unsure = uncertainty(rows)
+    return len(rows.sums) < FEWEST_ROWS or (unsure is not None and unsure > UNSURE)
