@@ -103,7 +103,7 @@ BLOCKS: dict[str, type[ApiModel]] = {
 """Blocks that are compared, field by field. Written out, not taken from the product: what it forgot is seen here."""
 FREE_BLOCKS = {
     *("suspend", "retries", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "preset", "evaluation", "checkpoint"),
-    *("continueFrom", "resumeFrom", "output", "tracking", "cache", "resources", "scheduling", "preflight"),
+    *("continueFrom", "resumeFrom", "output", "tracking", "cache", "resources", "scheduling", "preflight", "diagnosis"),
 }
 
 
