@@ -85,7 +85,7 @@ FREE = {
     *("lora.dropout", "promptTuning.initText", "quantization.computeType"),
     *("training.epochs", "training.maxSteps", "training.learningRate", "training.scaleLearningRateWithRank"),
     *("training.scheduler", "training.warmup", "training.weightDecay", "training.maxGradNorm", "training.precision"),
-    *("training.gradientCheckpointing", "training.neftuneNoiseAlpha"),
+    *("training.gradientCheckpointing", "training.onOutOfMemory", "training.neftuneNoiseAlpha"),
 }
 """Fields of the blocks that may differ; all others must be among what a checkpoint remembers."""
 BLOCKS: dict[str, type[ApiModel]] = {
@@ -104,6 +104,7 @@ BLOCKS: dict[str, type[ApiModel]] = {
 FREE_BLOCKS = {
     *("suspend", "retries", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "preset", "evaluation", "checkpoint"),
     *("continueFrom", "resumeFrom", "output", "tracking", "cache", "resources", "scheduling", "preflight", "diagnosis"),
+    *("stop", "onStop"),
 }
 
 

@@ -17,7 +17,7 @@ def write_card(
     work: Workspace, lineage: Lineage, history: list[dict[str, Any]], answers: Sequence[Answer] = ()
 ) -> None:
     """Write curves and card into the folder of the result; `history` is what was logged, step by step."""
-    draw_curves(history, lineage.metrics["baseEvalLoss"], work.result / FILE_NAME)
+    draw_curves(history, lineage.metrics["baseEvalLoss"], work.result / FILE_NAME, lineage.findings or ())
     uri = rejected_uri(work.run) if lineage.rejected else work.run.output_uri
     card = model_card(work.run.identity, lineage, uri, shown=Shown({TITLE: FILE_NAME}, answers))
     (work.result / CARD_FILE).write_text(card, "utf-8")

@@ -320,7 +320,6 @@ def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: di
         device=torch.cuda.get_device_name(0) if job.plan.basis.on_gpu else "cpu",
         loader=auto_class(load_config(job.plan.basis.base.folder)).__name__,
         findings=loop.diagnosis.callback.findings,
-        checks=[],
     )
 
 

@@ -54,12 +54,12 @@ class Trained:
     """The most memory that this process has held."""
     loader: str
     """The auto class that loads the base model."""
-    findings: list[FindingStatus] | None
-    """What the run found out about itself; None where judging it has failed."""
-    checks: list[CheckStatus]
-    """The checklist."""
     memo: Memo | None = None
     """What the run knows of how it began; None where it was not resumed."""
+    findings: list[FindingStatus] | None = None
+    """What the run found out about itself; None where nobody has judged it."""
+    checks: list[CheckStatus] | None = None
+    """The checklist; None where the run has not ended."""
 
     @property
     def base_eval_loss(self) -> float:
