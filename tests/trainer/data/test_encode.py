@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
@@ -174,7 +174,7 @@ def test_a_template_that_hides_the_answer_is_a_bad_row() -> None:
         encode(build_tokenizer(SILENT + "{{ messages | length }}"), messages=TURNS[:3])
 
 
-@pytest.mark.parametrize("content", ["a", "s", "<b>", "assistant", "<think>a</think>a"])
+@pytest.mark.parametrize("content", ["a", "s", "<b>", "assistant", "<think>a</think>a", "<think>\na"])
 @pytest.mark.parametrize("template", [CHATML, THINKING_PROMPT], ids=["plain", "thinking"])
 def test_an_answer_begins_after_its_header_whatever_it_says(template: str, content: str) -> None:
     answer = {"role": "assistant", "content": content}
@@ -210,6 +210,7 @@ ROW = st.lists(st.tuples(NASTY, NASTY), min_size=1, max_size=3)
 
 @pytest.mark.parametrize("template", [CHATML, FORGETFUL, THINKING_PROMPT, SILENT + CHATML], ids="ABCD")
 @given(rows=st.lists(ROW, min_size=2, max_size=8))
+@example(rows=[[("", "")], [("", "<think>\na")]])
 @settings(max_examples=60, deadline=None)
 def test_what_was_rendered_before_changes_nothing(template: str, rows: list[list[tuple[str, str]]]) -> None:
     tokenizer = TOKENIZERS[template]

@@ -147,10 +147,20 @@ class Renderer:
 
     def _turn(self, example: Example, index: int) -> _Turn:
         text = self._template.text(example.messages[: index + 1], example.tools)
-        start = self._start(example, index, text)
-        span = self._template.outside_special(text, self._template.trimmed(text, (start, len(text))))
-        thought = check_shown(example.messages[index], f"messages[{index}]", text[span[0] : span[1]])
+        message, name = example.messages[index], f"messages[{index}]"
+        span = self._span(text, self._start(example, index, text))
+        try:
+            thought = check_shown(message, name, text[span[0] : span[1]])
+        except RowError:
+            # The answer itself may begin as the rest of an opening does (`<think>`), and stand in its place.
+            wider = self._span(text, self._header(example, index, text))
+            if wider[0] >= span[0]:
+                raise
+            span, thought = wider, check_shown(message, name, text[wider[0] : wider[1]])
         return _Turn(index, text, span, thought)
+
+    def _span(self, text: str, start: int) -> tuple[int, int]:
+        return self._template.outside_special(text, self._template.trimmed(text, (start, len(text))))
 
     def _start(self, example: Example, index: int, text: str) -> int:
         """Where answer `index`, which ends `text`, begins: after the opening that the model is asked with."""
