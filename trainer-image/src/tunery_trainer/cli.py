@@ -25,9 +25,8 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.failures import explain, show, to_failure
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
-from tunery_trainer.tasks import answer, run_task
-from tunery_trainer.tasks.check import Asked, run_check
-from tunery_trainer.tasks.question import Question
+from tunery_trainer.tasks import answer, check, run_task
+from tunery_trainer.tasks.question import Asked, Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
@@ -138,7 +137,7 @@ def _check(options: argparse.Namespace) -> int:
             spec = run.lora_job
             name = spec.dataset.uri if spec and request.by_manifest else str(request.path)
             tokenizer = spec is not None and spec.model.uri != NO_MODEL
-            return run_check(run, Asked(name, tokenizer, request.model, options.output))
+            return check(run, Asked(name, tokenizer, request.model, options.output))
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error)
 
@@ -223,22 +222,24 @@ def _add_estimate(commands: Any) -> None:
     estimate.add_argument("--json", action="store_true", help="for programs, in bytes")
 
 
-def _add_check(check: argparse.ArgumentParser) -> None:
-    check.add_argument(
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "path", metavar="data.jsonl", type=Path, help="a file or folder of rows, or a LoRAJob's manifest"
     )
-    check.add_argument("--model", type=Path, help="a model's folder: tokens are counted and examples shown")
-    check.add_argument("--task", help="SFT, DPO, ORPO or KTO")
-    check.add_argument("--format", help="of the rows, where it is not to be found out")
-    check.add_argument("--template", help="Chat or Plain")
-    check.add_argument("--split", help="of a folder; default: train")
-    check.add_argument(
+    command.add_argument("--model", type=Path, help="a model's folder: tokens are counted and examples shown")
+    command.add_argument("--task", help="SFT, DPO, ORPO or KTO")
+    command.add_argument("--format", help="of the rows, where it is not to be found out")
+    command.add_argument("--template", help="Chat or Plain")
+    command.add_argument("--split", help="of a folder; default: train")
+    command.add_argument(
         "--columns", type=_columns, default=(), metavar="FIELD=COLUMN,…", help="columns with other names than the usual"
     )
-    check.add_argument("--max-length", type=int, metavar="TOKENS", help="where rows are cut; default: 2048")
-    check.add_argument("--max-invalid-rows", type=int, metavar="ROWS", help="so many may be left out; default: 0")
-    check.add_argument("--output", type=Path, metavar="FOLDER", help="write data-report.json and data-report.md there")
-    check.add_argument("--name", help="which object, if a manifest holds several")
+    command.add_argument("--max-length", type=int, metavar="TOKENS", help="where rows are cut; default: 2048")
+    command.add_argument("--max-invalid-rows", type=int, metavar="ROWS", help="so many may be left out; default: 0")
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write data-report.json and data-report.md there"
+    )
+    command.add_argument("--name", help="which object, if a manifest holds several")
 
 
 def _columns(text: str) -> tuple[tuple[str, str], ...]:

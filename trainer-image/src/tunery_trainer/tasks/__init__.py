@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.tasks.question import Question
+from tunery_trainer.tasks.question import Asked, Question
 
 
 def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | RunResult:
@@ -31,6 +32,13 @@ def answer(question: Question) -> None:
     from tunery_trainer.tasks.estimate import run_estimate
 
     run_estimate(question)
+
+
+def check(run: RunSpec, asked: Asked) -> ExitCode:
+    """Print what is in the data of a run, and return how that ends; raises TrainerError."""
+    from tunery_trainer.tasks.check import run_check
+
+    return run_check(run, asked)
 
 
 def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
@@ -19,19 +18,7 @@ from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.failures import show, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
 from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
-
-
-class Asked(NamedTuple):
-    """What is checked beside the run that names it."""
-
-    name: str
-    """Of the data, as the report calls them."""
-    tokenizer: bool
-    """Whether there is one."""
-    model: Path | None
-    """A folder in place of the run's model."""
-    output: Path | None
-    """Where the two files of the report go."""
+from tunery_trainer.tasks.question import Asked
 
 
 def run_check(run: RunSpec, asked: Asked) -> ExitCode:

@@ -1,4 +1,4 @@
-"""What is asked of an estimate."""
+"""What is asked of an estimate, and of a look at data."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ class Question:
     tokens_per_second: float | None
     """As measured by an earlier run; None: no time is told."""
     machine_readable: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is checked beside the run that names it."""
+
+    name: str
+    """Of the data, as the report calls them."""
+    tokenizer: bool
+    """Whether there is one."""
+    model: Path | None
+    """A folder in place of the run's model."""
+    output: Path | None
+    """Where the two files of the report go."""
