@@ -62,8 +62,11 @@ verify: setup ## Lint, types, layers, locks and generated files
 # Two processes. One begins with what watches the clock and mostly waits; the other stands back for it (nice), and uses
 # the waiting to compute (decision 49). Balanced by their time.
 CLOCKED := api chart controller guard
-BESIDE_THEM := $(addprefix trainer/,adapter data losses merging model plan settings training resuming)
-AFTER_THEM := $(filter-out $(BESIDE_THEM) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
+AFTER_THEM := trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/storage \
+	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
+BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
+	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \
+	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[p-z]*.py))
 COVERED := $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-unit

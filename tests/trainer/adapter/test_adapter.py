@@ -25,7 +25,7 @@ from tunery_trainer.model.load import load_base, load_tokenizer, meta_model
 from kit.training import logits_of, resolved_for, start_for, train
 
 TOLERANCE = 3e-5
-"""Of logits of size 1: float32, and sums whose order depends on the CPU. Published and plain lie 100 times as far apart."""
+"""Of logits of size 1, in float32, whose sums hang on the CPU. Published and plain lie 100 times as far apart."""
 
 METHODS = [
     pytest.param({"method": method}, id=method)

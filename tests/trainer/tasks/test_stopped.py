@@ -49,14 +49,14 @@ METHODS = [
 ]
 
 
-def stop_once(stored: Callable[[], bool]) -> threading.Thread:
-    """Tell this process to stop as soon as a checkpoint is stored: it trains then."""
+def stop_once(stored: Callable[[], bool], over: threading.Event) -> threading.Thread:
+    """Tell this process to stop as soon as a checkpoint is stored: it trains then. Nothing once the run is over."""
 
     def wait() -> None:
-        until = time.monotonic() + 120
-        while not stored() and time.monotonic() < until:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not over.wait(0.02):
+            if stored():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -66,8 +66,10 @@ def stop_once(stored: Callable[[], bool]) -> threading.Thread:
 def stop_here(path: Path) -> subprocess.CompletedProcess[str]:
     """Run a manifest in this process, and stop it some steps after it began or went on."""
     before = newest_step(path)
-    thread = stop_once(lambda: newest_step(path) >= before + STEPS)
+    over = threading.Event()
+    thread = stop_once(lambda: newest_step(path) >= before + STEPS, over)
     done = run_here("run", path, "--work-dir", path.parent / "work")
+    over.set()
     thread.join()
     return done
 
@@ -164,9 +166,12 @@ def stopped_run(run_file: Run, tmp_path: Path, s3_server: S3Server) -> Callable[
     def make(**changes: Any) -> Path:
         blocks = {**LONG, **KEPT, **changes}
         prefix = f"{tmp_path.name}/checkpoints/"
-        thread = stop_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix)))
-        assert run_here("train", run_file(**blocks)).returncode == ExitCode.TERMINATED
+        over = threading.Event()
+        thread = stop_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix)), over)
+        done = run_here("train", run_file(**blocks))
+        over.set()
         thread.join()
+        assert done.returncode == ExitCode.TERMINATED
         shutil.rmtree(tmp_path / "work")
         return run_file(**blocks, own={"stop": "the loss is low enough"})
 
