@@ -1,6 +1,6 @@
 """Kill training runs at random instants, and compare their weights with those of a run that was left alone.
 
-    python -m kills [--kills 30] [--terms 10] [--seed 1] [--rate 1000000] [--cut 0.05]
+    python -m kills [--kills 30] [--terms 10] [--seed 1] [--rate 1000000] [--cut 0.5]
 
 For each of LoRA, QLoRA and AdaLoRA (with dropout, several passes a step, and LoRA packed): one run to the end with a
 local disk for a store, then the same run with a real S3 server behind a network of `--rate` bytes a second that resets
@@ -36,8 +36,9 @@ from kit.tiny_models import write_chat_model
 BUCKET: Final = "adapters"
 _LONGEST: Final = 1200.0
 """Seconds that one attempt may take before something hangs."""
+STEPS_A_SIGNAL: Final = 150
+"""Optimizer steps for each signal that is to come: more than an attempt takes before it is sent."""
 TRAINING: Final = {
-    "maxSteps": 60,
     "learningRate": "2e-3",
     "batchSize": 2,
     "gradientAccumulation": 2,
@@ -67,7 +68,7 @@ def write_case(folder: Path, changes: dict[str, Any], output: str) -> Path:
     folder.mkdir(parents=True)
     write_chat_model(folder / "model")
     write_rows(folder / "data.jsonl", make_rows(160))
-    checkpoint, output_block = {"everySteps": 3}, {"uri": output}
+    checkpoint, output_block = {"everySteps": 15}, {"uri": output}
     text = yaml.safe_dump(manifest(folder, checkpoint=checkpoint, output=output_block, **changes))
     (folder / "job.yaml").write_text(text)
     return folder / "job.yaml"
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e6)
-    parser.add_argument("--cut", type=float, default=0.05)
+    parser.add_argument("--cut", type=float, default=0.5)
     options = parser.parse_args()
     draw, wrong = random.Random(options.seed), []
     signals = [signal.SIGKILL] * options.kills + [signal.SIGTERM] * options.terms
@@ -169,10 +170,12 @@ def main() -> None:
             for index, (name, changes) in enumerate(CASES.items()):
                 network = BadNetwork(("127.0.0.1", server.ports["s3"]), options.rate, options.cut, options.seed + index)
                 network.start()
+                waiting = signals[index :: len(CASES)]
+                changes["training"]["maxSteps"] = STEPS_A_SIGNAL * (len(waiting) + 1)
                 alone = left_alone(Path(place) / f"alone-{index}", changes)
                 path = write_case(Path(place) / f"killed-{index}", changes, f"s3://{BUCKET}/run-{index}")
                 variables = server.environment() | {"AWS_ENDPOINT_URL": network.endpoint}
-                toll = disturbed(path, variables, signals[index :: len(CASES)], draw)
+                toll = disturbed(path, variables, waiting, draw)
                 network.stop()
                 found = published(server, f"run-{index}", Path(place) / f"found-{index}")
                 apart = difference(alone, found)
