@@ -2,7 +2,7 @@
 
     python -m kills [--kills 30] [--terms 10] [--seed 1] [--rate 1000000] [--cut 0.5]
 
-For each of LoRA, QLoRA and AdaLoRA (with dropout, several passes a step, and LoRA packed): one run to the end with a
+For each of LoRA, QLoRA and AdaLoRA (with dropout, several passes a step, LoRA packed): one run to the end with a
 local disk for a store, then the same run with a real S3 server behind a network of `--rate` bytes a second that resets
 a share of its connections, killed (SIGKILL, SIGTERM) at random instants and started again, as a Job would. It ends with
 an error unless every published tensor is equal, bit for bit, and every evaluation, too. Prints a table in Markdown.
@@ -48,7 +48,7 @@ TRAINING: Final = {
 CASES: Final[dict[str, dict[str, Any]]] = {
     "LoRA, packed": {"lora": {"rank": 8, "dropout": "0.1"}, "training": {**TRAINING, "packing": True}},
     "QLoRA": {"method": "QLoRA", "lora": {"rank": 8, "dropout": "0.1"}, "training": {**TRAINING, "packing": False}},
-    "AdaLoRA": {"method": "AdaLoRA", "lora": {"dropout": "0.1"}, "training": {**TRAINING, "packing": False}},
+    "AdaLoRA": {"method": "AdaLoRA", "lora": None, "training": {**TRAINING, "packing": False}},
 }
 
 
