@@ -99,6 +99,18 @@ def test_rerun_of_the_same_run_is_a_success(store: Store, tmp_path: Path) -> Non
     assert probe(target).conditional_writes
 
 
+@pytest.mark.parametrize(("whose", "left"), [("uid-1", False), ("uid-2", True)], ids=["its-own", "another-run's"])
+def test_a_claim_that_could_not_be_given_back_goes_with_the_rerun(
+    store: Store, tmp_path: Path, whose: str, left: bool
+) -> None:
+    """The network broke right after the manifest: the rerun finds its result, and nothing else stays beside it."""
+    target = Target(StorePath(store, "p"), run())
+    done = publish(make_folder(tmp_path / "a"), target, lineage())
+    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": whose, "renewed": time.time() - 60}).encode())
+    assert published_before(target) == done
+    assert (store.head(f"p/{CLAIM_NAME}") is not None) is left
+
+
 def test_what_was_published_of_a_stop_gives_way_to_the_run_that_goes_on(store: Store, tmp_path: Path) -> None:
     place = StorePath(store, "a/bot")
     record = StopRecord(after_step=40, of_steps=100, why="enough")

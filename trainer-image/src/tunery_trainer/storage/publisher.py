@@ -112,7 +112,7 @@ def published_by(target: Target) -> Published:
 def published_before(target: Target) -> Published | None:
     """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole.
 
-    None, too, where that is of a stop and the run goes on.
+    None, too, where that is of a stop and the run goes on. A claim that such an attempt could not give back is removed.
     """
     try:
         found = published_by(target)
@@ -122,7 +122,20 @@ def published_before(target: Target) -> Published | None:
         elif error.reason is not FailureReason.ADAPTER_MISSING:
             raise
         return None
-    return None if target.goes_on and found.manifest.lineage.stopped else found
+    if target.goes_on and found.manifest.lineage.stopped:
+        return None
+    _give_back(target)
+    return found
+
+
+def _give_back(target: Target) -> None:
+    """Remove the claim of this run, or of nobody living; the result is there, so that a failure is a warning."""
+    try:
+        claim = _claim_of(target)
+        if claim is None or claim.uid == target.run.uid:
+            target.store.delete(target.key(CLAIM_NAME))
+    except TrainerError as error:
+        _log.warning("the claim beside the result stays: %s", error.message)
 
 
 def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | None = None) -> Published:
@@ -172,7 +185,6 @@ class Publisher:
         if existing is not None and existing.manifest.run.uid == self._target.run.uid:
             done = published_before(self._target)
             if done is not None:
-                self._store.delete(self._target.key(CLAIM_NAME))
                 return done
         elif existing is not None and not self._target.overwrite:
             raise _taken(self._target, existing.manifest)
