@@ -36,7 +36,7 @@ from kit.tiny_models import write_chat_model
 BUCKET: Final = "adapters"
 _LONGEST: Final = 1200.0
 """Seconds that one attempt may take before something hangs."""
-STEPS_A_SIGNAL: Final = 150
+STEPS_A_SIGNAL: Final = 300
 """Optimizer steps for each signal that is to come: more than an attempt takes before it is sent."""
 TRAINING: Final = {
     "learningRate": "2e-3",
@@ -97,7 +97,7 @@ def disturbed(path: Path, variables: dict[str, str], signals: list[signal.Signal
         process, began = attempt(path, variables, log), time.monotonic()
         if waiting:
             try:
-                code = process.wait(draw.uniform(4, 40))
+                code = process.wait(draw.uniform(4, 25))
             except subprocess.TimeoutExpired:
                 sent = waiting.pop()
                 process.send_signal(sent)
