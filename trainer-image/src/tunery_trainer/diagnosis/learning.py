@@ -133,12 +133,17 @@ def at_spent(history: History, share: float) -> float:
     return places[-1][1]
 
 
+def _first_and_last(history: History) -> tuple[float, float]:
+    """Return how far the loss fell in the first and in the last third of the rate that was spent."""
+    return at_spent(history, 0.0) - at_spent(history, 1 / 3), at_spent(history, 2 / 3) - at_spent(history, 1.0)
+
+
 def too_slow(history: History) -> Slow | None:
     """Tell whether it learns, hardly, and as slowly as at first; None where it does not, or before half of the run."""
     hardly = _hardly(history)
     if hardly is None or len(history.evaluations) < 2:
         return None
-    first, last = at_spent(history, 0.0) - at_spent(history, 1 / 3), at_spent(history, 2 / 3) - at_spent(history, 1.0)
+    first, last = _first_and_last(history)
     sure = hardly.z > GAIN_Z and first > 0 and last >= STEADY * first
     return hardly if sure else None
 
@@ -167,7 +172,7 @@ def still_learning(history: History) -> Still | None:
     losses = [each.loss for each in history.evaluations]
     if len(losses) < STILL_EVALUATIONS or max(losses) > STILL_ABOVE * history.base:
         return None
-    first, last = at_spent(history, 0.0) - at_spent(history, 1 / 3), at_spent(history, 2 / 3) - at_spent(history, 1.0)
+    first, last = _first_and_last(history)
     return Still(last / first) if first > 0 and last / first > STILL else None
 
 

@@ -78,7 +78,7 @@ def measure(
     `mismatched_with` counts in, if not these.
     """
     tally, order, counts, losses = Tally(), [], [], []
-    with _evaluating(model, how):
+    with head(model), evaluating(model, how.dtype):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
         here = passes.settle(objective)
         for chosen, (count, outcome) in passes.each(lambda batch: (here.counts(batch), here.outcome(model, batch))):
@@ -113,18 +113,19 @@ def scored(
 
     In the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
     """
-    with _evaluating(model, how):
+    with head(model), evaluating(model, how.dtype):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
         for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
             yield chosen, scores.view(2, -1).T
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module, how: Pass) -> Iterator[None]:
+def evaluating(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let `model` compute in `dtype`, without dropout and gradients, for the time of the body."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), head(model), autocast(_device(model), how.dtype):
+        with torch.no_grad(), autocast(_device(model), dtype):
             yield
     finally:
         model.train(was_training)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import Rows
-from tunery_trainer.losses.lm_head import autocast
+from tunery_trainer.losses.evaluation import evaluating
 from tunery_trainer.model.attention import with_cache
 from tunery_trainer.process.device import out_of_memory
 
@@ -71,7 +70,7 @@ class Speaker:
         said: dict[int, str] = {}
         order = sorted(range(len(asked)), key=lambda place: len(asked[place].prompt))
         batches = [order[at : at + _AT_ONCE] for at in range(0, len(order), _AT_ONCE)]
-        with _answering(model, self.dtype):
+        with with_cache(model), evaluating(model, self.dtype):
             while batches:
                 chosen = batches.pop(0)
                 try:
@@ -103,14 +102,3 @@ class Speaker:
             eos_token_id=sorted(known) or None,
             use_cache=True,
         )
-
-
-@contextmanager
-def _answering(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), with_cache(model), autocast(next(model.parameters()).device, dtype):
-            yield
-    finally:
-        model.train(was_training)

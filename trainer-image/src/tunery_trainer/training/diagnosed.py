@@ -25,8 +25,8 @@ from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.training.diagnosing import DiagnosisCallback, Watched
-from tunery_trainer.training.evaluations import Evaluations
 from tunery_trainer.training.frozen import changed, fingerprints, strangers
+from tunery_trainer.training.ground import Ground
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 _ROWS_LOOKED_AT: Final = 200
@@ -38,12 +38,18 @@ class Run:
     """What a diagnosis needs to know of a run."""
 
     plan: TrainingPlan
-    evaluations: Evaluations
-    before: float
-    """The held-out loss before training."""
-    held_out: int
-    """Held-out rows."""
+    ground: Ground
     resumed: Resumed | None
+
+    @property
+    def before(self) -> float:
+        """The held-out loss before training."""
+        return self.ground.before["loss"]
+
+    @property
+    def held_out(self) -> int:
+        """Held-out rows."""
+        return len(self.ground.rows.evaluation)
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,11 @@ class Diagnosis:
 
 def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: ProgressReporter) -> Diagnosis:
     """Return who watches `trainer`; `model` is as before training."""
-    plan, resumed, base = run.plan, run.resumed, run.evaluations.before
+    plan, resumed, base = run.plan, run.resumed, run.ground.evaluations.before
     marks = marks_of(base, resumed.folder if resumed else None) if base else None
     watched = Watched(
         trainer=trainer,
-        newest=lambda: run.evaluations.newest,
+        newest=run.ground.newest_rows,
         tell=reporter.findings,
         action=plan.basis.spec.diagnosis.action,
         on_gpu=plan.basis.on_gpu,

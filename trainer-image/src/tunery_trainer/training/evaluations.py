@@ -31,13 +31,10 @@ class Evaluations:
         self.before = before
         self.said: list[str] | None = None
         """What the model said before training to the rows that are answered; None where it was not asked."""
-        self.newest = before
-        """Those that were measured last."""
         self.done: list[Evaluation] = []
 
     def add(self, step: int, rows: RowLosses) -> None:
         """Take what the rows add after `step`; where that step was evaluated before, it is as it was."""
-        self.newest = rows
         if any(each.step == step for each in self.done):
             return
         from_start = paired(rows, self.before) if self.before else None

@@ -12,6 +12,7 @@ from peft import PeftModel
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
+from tunery_trainer.diagnosis.paired import RowLosses
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Measured, Pass
@@ -38,6 +39,16 @@ class Ground:
     """That, row by row, and what is measured from then on."""
     newest: dict[int, Measured] = field(default_factory=dict)
     """The newest of it in full, by its step; empty at first, also where a checkpoint brings evaluations."""
+
+    def take(self, step: int, found: Measured) -> None:
+        """Take what was measured after `step`."""
+        self.evaluations.add(step, found.rows)
+        self.newest.clear()
+        self.newest[step] = found
+
+    def newest_rows(self) -> RowLosses | None:
+        """Return the newest, row by row; None where this attempt has measured nothing."""
+        return next((found.rows for found in self.newest.values()), None)
 
 
 def ground_of(job: Assignment, model: torch.nn.Module) -> Ground:
@@ -89,9 +100,7 @@ def held_out(job: Assignment, model: PeftModel, ground: Ground) -> Callable[[int
 
     def measure(step: int) -> dict[str, float]:
         found = ground.rows.measure(model, objective_of(job.settings), pass_of(job))
-        ground.evaluations.add(step, found.rows)
-        ground.newest.clear()
-        ground.newest[step] = found
+        ground.take(step, found)
         tell(job, ground.evaluations)
         return found.metrics
 
@@ -99,4 +108,5 @@ def held_out(job: Assignment, model: PeftModel, ground: Ground) -> Callable[[int
 
 
 def tell(job: Assignment, evaluations: Evaluations) -> None:
+    """Report every evaluation so far."""
     job.observers.reporter.evaluations({each.step: each.loss for each in evaluations.done})

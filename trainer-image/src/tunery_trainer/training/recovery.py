@@ -118,23 +118,26 @@ def _told(training: TrainingSettings) -> str:
 
 
 def _unwanted(trainer: AdapterTrainer, cause: str) -> TrainerError:
-    on_gpu = torch.cuda.is_available()
-    reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
-    text = f"at step {trainer.state.global_step + 1}, {_told(trainer.settings)}: {cause}"
+    text = f" at step {trainer.state.global_step + 1}, {_told(trainer.settings)}: {cause}"
     hint = "Leave out training.onOutOfMemory: Fail, or lower training.batchSize, in a new job"
     stored = ", with spec.resumeFrom to go on from the last finished step." if trainer.state.global_step else "."
-    whose = "the GPU" if on_gpu else "the container"
-    return TrainerError(reason, shorten(f"{whose} ran out of memory {text}", 900), hint + stored)
+    return _ran_out(text, hint + stored)
 
 
 def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TrainerError:
     training, step = trainer.settings, trainer.state.global_step + 1
-    text = f"not even one row of up to {training.max_length} tokens fits at step {step}, {_told(training)}: {cause}"
-    if not torch.cuda.is_available():
-        return TrainerError(FailureReason.OUT_OF_MEMORY, f"the container ran out of memory: {text}")
+    text = f": not even one row of up to {training.max_length} tokens fits at step {step}, {_told(training)}: {cause}"
     quantised = {Method.LORA: "use method: QLoRA, ", Method.DORA: "use method: QDoRA, "}.get(method, "")
     hint = (
         f"Lower training.maxLength below {training.max_length}, {quantised}or take a GPU with more memory "
         "(spec.scheduling), in a new job."
     )
-    return TrainerError(FailureReason.GPU_OUT_OF_MEMORY, shorten(f"the GPU ran out of memory: {text}", 900), hint)
+    return _ran_out(text, hint if torch.cuda.is_available() else None)
+
+
+def _ran_out(text: str, hint: str | None) -> TrainerError:
+    """Return the failure of the GPU, where there is one, else of the container."""
+    on_gpu = torch.cuda.is_available()
+    reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
+    whose = "the GPU" if on_gpu else "the container"
+    return TrainerError(reason, shorten(f"{whose} ran out of memory{text}", 900), hint)

@@ -195,7 +195,7 @@ def _loop(job: Assignment, model: PeftModel, ground: Ground) -> _Loop:
     )
     trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
-    run = Run(plan, ground.evaluations, ground.before["loss"], len(ground.rows.evaluation), resumed)
+    run = Run(plan, ground, resumed)
     diagnosis = diagnose(run, model, trainer, job.observers.reporter)
     return _Loop(trainer, model, ground, _best(job, model), diagnosis)
 
@@ -277,9 +277,12 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     model, rows, best, evaluations = loop.model, loop.ground.rows, loop.best, loop.ground.evaluations
     step = course.steps
     # At the last step it was measured, unless a stop came between, or another attempt took that step.
-    after = last = loop.ground.newest.get(step) or measured(job, model, rows)
-    evaluations.add(step, last.rows)
-    tell(job, evaluations)
+    last = loop.ground.newest.get(step)
+    if last is None:
+        last = measured(job, model, rows)
+        loop.ground.take(step, last)
+        tell(job, evaluations)
+    after = last
     at_end = {"step": step, **{f"eval_{name}": value for name, value in last.metrics.items()}}
     findings = loop.diagnosis.findings(course.history, at_end)
     if best and best.loss < last.loss:
