@@ -7,10 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tunery_api import scrub
+
 from cluster.controlplane import ControlPlane
 from cluster.s3 import S3Server
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+
+
+@pytest.fixture(autouse=True)
+def own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test tells this process to hide is hidden in that test only, as a pod hides its own secrets only."""
+    monkeypatch.setattr(scrub, "_registered", dict(scrub._registered))
 
 
 @pytest.fixture(scope="session")
