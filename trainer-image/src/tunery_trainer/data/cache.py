@@ -18,7 +18,7 @@ from tunery_trainer.data.single_pass import Files
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
 from tunery_trainer.data.tokenizer import Tokenizer
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raise it with every change to what `prepare` makes of the same input."""
 
 _REPORT = "report.json"

@@ -68,6 +68,7 @@ class Notebook:
         if self._notes is None and self._pass is not None:
             self._notes = self._pass.notes()
             self.report = self.report or self._pass.counted()
+            self._pass = None  # and with it the files that it has counted in
         return self._notes
 
     def keep(self, entry: Path) -> None:

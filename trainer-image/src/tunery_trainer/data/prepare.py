@@ -12,7 +12,6 @@ from datasets import Dataset
 from tunery_api.reasons import FailureReason
 from tunery_trainer.data.arrange import arrange
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
-from tunery_trainer.data.layout import Layout, alone
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
@@ -86,17 +85,12 @@ def _fill(folder: Path, files: Files, options: DataOptions, tokenizer: Tokenizer
         for side, store in ((survey.train, rows), (survey.evaluation, evaluation_rows)):
             for digest, examples in survey.encoded(side, tokenizer):
                 store.add(digest, examples)
-    found = arrange(files, options, survey.report(), rows, evaluation_rows)
-    source = evaluation_rows if files.evaluation else rows
-    _write(rows, found.train, found.layout, folder / _TRAIN)
-    _write(source, found.held, alone(len(found.held)), folder / _EVALUATION)
+        found = arrange(files, options, survey.report(), rows, evaluation_rows)
+        rows.write(found.train.blocks(found.layout.capacity), folder / _TRAIN, packed=found.layout.packed)
+        source = evaluation_rows if files.evaluation else rows
+        source.write(found.held.blocks(None), folder / _EVALUATION, packed=False)
     rows.remove()
     evaluation_rows.remove()
     notebook.keep(folder)
     notebook.report = found.report
     write_report(folder, found.report)
-
-
-def _write(store: TokenStore, examples: list[int], layout: Layout, path: Path) -> None:
-    sequences = [[examples[index] for index in sequence] for sequence in layout.sequences]
-    store.write(sequences, path, packed=layout.packed)

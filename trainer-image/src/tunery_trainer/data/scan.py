@@ -29,12 +29,14 @@ def scan(
     survey = Survey(files, options, notebook)
     sides = (survey.train, survey.evaluation)
     if tokenizer is None:
-        train, _ = (list(survey.digests(side)) for side in sides)
+        for side in sides:
+            deque(survey.digests(side), maxlen=0)
         report = survey.report()
         if not files.evaluation:
-            held_out(train, options.evaluation_fraction, options.seed)
+            held_out(survey.train.seen, options.evaluation_fraction, options.seed)
         return report
-    rows, apart = Counted(), Counted()
+    folder = notebook.folder if notebook else None
+    rows, apart = Counted(folder), Counted(folder)
     for side, counted in zip(sides, (rows, apart), strict=True):
         for digest, examples in survey.encoded(side, tokenizer):
             counted.add(digest, examples)

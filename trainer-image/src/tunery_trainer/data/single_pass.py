@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
@@ -66,35 +66,48 @@ def find_files(root: Path, options: DataOptions) -> Files:
 class Side:
     """The rows of one side (training or evaluation) as far as they were read."""
 
-    def __init__(self, sources: tuple[DataFile, ...]) -> None:
+    def __init__(self, sources: tuple[DataFile, ...], folder: Path | None) -> None:
         self.sources = sources
-        self.seen = SeenRows()
-        self.rows = self.duplicates = 0
+        self.seen = SeenRows(folder)
+        """Their notes are their lines."""
         self.kept = 0
         """Examples."""
-        self.again: list[tuple[RowPlace, bytes]] = []
-        """The first rows that equal an earlier one, by their places and digests."""
-        self.overlap = 0
-        """Rows of this side that the other one has, too."""
-        self.shared: list[tuple[RowPlace, bytes]] = []
-        """The first of them."""
+        self._files: list[tuple[int, RowPlace]] = []
+        """From which row on the rows are of which file."""
 
-    def add(self, digest: bytes, place: RowPlace, other: Side) -> None:
-        """Count a valid row; `other` is the side that was read before this one, or this one."""
-        self.rows += 1
-        if not self.seen.add(digest, place):
-            self.duplicates += 1
-            if len(self.again) < NAMED_ROWS:
-                self.again.append((place, digest))
-        if other is not self and digest in other.seen:
-            self.overlap += 1
-            if len(self.shared) < NAMED_ROWS:
-                self.shared.append((place, digest))
+    @property
+    def rows(self) -> int:
+        """Valid rows."""
+        return len(self.seen)
+
+    def add(self, digest: bytes, place: RowPlace) -> None:
+        """Note a valid row."""
+        if not self._files or self._files[-1][1].file != place.file:
+            self._files.append((len(self.seen), place))
+        self.seen.add(digest, place.number)
+
+    def place(self, ordinal: int, number: int) -> Place:
+        """Return where a row stands."""
+        of = next(place for start, place in reversed(self._files) if start <= ordinal)
+        return Place.of(RowPlace(of.file, number, of.unit))
 
 
-def _same_rows(found: list[tuple[RowPlace, bytes]], earlier: SeenRows) -> list[SameRow]:
-    places = earlier.places([digest for _, digest in found])
-    return [SameRow(row=Place.of(place), same_as=Place.of(places[digest])) for place, digest in found]
+class _Same(NamedTuple):
+    """Rows of a side that equal others."""
+
+    rows: int
+    first: list[SameRow]
+
+
+def _same(side: Side, earlier: Side) -> _Same:
+    """Return the rows of a side that stand in it again, or that `earlier`, another one, has too."""
+    within = side is earlier
+    pairs = side.seen.repeated(NAMED_ROWS) if within else side.seen.shared(earlier.seen, NAMED_ROWS)
+    first = [
+        SameRow(row=side.place(pair.ordinal, pair.note), same_as=earlier.place(pair.of_ordinal, pair.of_note))
+        for pair in pairs.first
+    ]
+    return _Same(pairs.count, first)
 
 
 class Survey:
@@ -104,7 +117,8 @@ class Survey:
     """
 
     def __init__(self, files: Files, options: DataOptions, notebook: Notebook | None = None) -> None:
-        self.train, self.evaluation = Side(files.train), Side(files.evaluation)
+        folder = notebook.folder if notebook is not None else None
+        self.train, self.evaluation = Side(files.train, folder), Side(files.evaluation, folder)
         self.options = options
         self._files = files
         self._invalid = InvalidRows(options.max_invalid_rows)
@@ -168,8 +182,8 @@ class Survey:
             evaluation_rows=evaluation.rows,
             invalid_rows=self._invalid.count,
             first_invalid=tuple(self._invalid.first),
-            duplicates=train.duplicates + evaluation.duplicates,
-            overlap=evaluation.overlap,
+            duplicates=sum(_same(side, side).rows for side in (train, evaluation)),
+            overlap=_same(evaluation, train).rows,
             sha256=self._files.sha256,
             format=self._reader.format,
             ignored_columns=tuple(sorted(self._reader.ignored)),
@@ -180,7 +194,7 @@ class Survey:
     def notes(self) -> DataNotes:
         """What else was found so far."""
         counts, length = self._counts, self.options.max_length
-        duplicates = [row for side in (self.train, self.evaluation) for row in _same_rows(side.again, side.seen)]
+        duplicates = [row for side in (self.train, self.evaluation) for row in _same(side, side).first]
         return DataNotes(
             files=[source.name for source in self._files.train],
             evaluation_files=[source.name for source in self._files.evaluation],
@@ -188,7 +202,7 @@ class Survey:
             invalid_kinds=self._invalid.kinds(),
             listed=self._invalid.listing.rows if self._invalid.listing else 0,
             duplicates=duplicates[:NAMED_ROWS],
-            overlap=_same_rows(self.evaluation.shared, self.train.seen),
+            overlap=_same(self.evaluation, self.train).first,
             unlearnable=[Place.of(place) for place in counts.unlearnable_at] if counts else [],
             cut=[Place.of(place) for place in counts.cut_at] if counts else [],
             lengths=counts.lengths.notes(length) if counts else None,
@@ -209,7 +223,7 @@ class Survey:
                 self._invalid.add(example.place, error)
                 continue
             digest = example.digest()
-            side.add(digest, example.place, self.train)
+            side.add(digest, example.place)
             yield digest, example.place, rendered
         self._read += 1
 

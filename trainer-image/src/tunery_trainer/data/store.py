@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tunery_api.preference import TrainingTask
-from tunery_trainer.data.arrange import Counted
+from tunery_trainer.data.arrange import Block, Counted
 from tunery_trainer.data.encode import Encoded
+from tunery_trainer.data.spill import Column
+from tunery_trainer.data.split import WANTED
 
-_BATCH_TOKENS = 4_000_000
-_LIST = pa.list_(pa.int32())
+_BATCH_TOKENS: Final = 1_000_000
+_LIST: Final = pa.list_(pa.int32())
+_TEXT: Final = np.dtype([("start", "<u8"), ("length", "<u4")])
+_PACK: Final = struct.Struct("<QI").pack
 
 
 class RowKind(Enum):
@@ -49,31 +55,40 @@ class _Side:
     def __init__(self, folder: Path, name: str, prefix: str) -> None:
         self._paths = (folder / f"{name}.{prefix}tokens", folder / f"{name}.{prefix}labels")
         self.columns = (f"{prefix}input_ids", f"{prefix}labels")
-        self.lengths: list[int] = []
-        """Of each text its tokens."""
+        self._texts = Column(_TEXT, folder)
+        self._end = 0
 
     def open(self) -> None:
-        self._tokens, self._labels = (path.open("wb") for path in self._paths)
+        self._files = [path.open("w+b", buffering=1 << 20) for path in self._paths]
 
     def close(self) -> None:
-        self._tokens.close()
-        self._labels.close()
+        for file in self._files:
+            file.close()
 
     def add(self, text: Encoded) -> None:
-        self._tokens.write(text.input_ids.tobytes())
-        self._labels.write(text.labels.tobytes())
-        self.lengths.append(len(text.input_ids))
+        for file, values in zip(self._files, (text.input_ids, text.labels), strict=True):
+            file.write(values.tobytes())
+        self._texts.append(_PACK(self._end, len(text.input_ids)))
+        self._end += len(text.input_ids)
 
-    def reader(self) -> Callable[[Sequence[Sequence[int]]], list[pa.ListArray]]:
-        """Return what gives the two columns of a batch of sequences, each the indexes of its texts."""
-        ends = np.cumsum([0, *self.lengths])
-        flat = [np.memmap(file, np.int32, "r") for file in self._paths]
+    def reader(self, numbers: npt.NDArray[np.int64]) -> Callable[[Sequence[Sequence[int]]], list[pa.ListArray]]:
+        """Return what gives the two columns of a batch of sequences, each the indexes within `numbers` of its texts.
+
+        It reads what it needs and maps nothing: pages of a mapping count as the process's own memory.
+        """
+        texts = self._texts.read(int(numbers[0]), int(numbers[-1]) + 1)[numbers - numbers[0]]
+        starts, lengths = texts["start"].tolist(), texts["length"].tolist()
 
         def read(batch: Sequence[Sequence[int]]) -> list[pa.ListArray]:
-            texts = [text for sequence in batch for text in sequence]
-            offsets = np.cumsum([0] + [sum(self.lengths[text] for text in sequence) for sequence in batch])
-            stretches = ([values[ends[text] : ends[text + 1]] for text in texts] for values in flat)
-            return [_lists(offsets, np.concatenate(stretch)) for stretch in stretches]
+            chosen = [index for sequence in batch for index in sequence]
+            offsets = np.cumsum([0] + [sum(lengths[index] for index in sequence) for sequence in batch])
+            return [_lists(offsets, _joined(file, chosen)) for file in self._files]
+
+        def _joined(file: IO[bytes], chosen: Sequence[int]) -> npt.NDArray[np.int32]:
+            file.flush()
+            size, descriptor = np.dtype(np.int32).itemsize, file.fileno()
+            parts = (os.pread(descriptor, size * lengths[index], size * starts[index]) for index in chosen)
+            return np.frombuffer(b"".join(parts), np.int32)
 
         return read
 
@@ -83,10 +98,10 @@ class _Side:
 
 
 class TokenStore(Counted):
-    """Examples on disk, in flat files that grow by example; memory holds only what is counted."""
+    """Examples on disk, in flat files that grow by example."""
 
     def __init__(self, folder: Path, name: str, kind: RowKind) -> None:
-        super().__init__()
+        super().__init__(folder)
         self._kind = kind
         self._sides = tuple(_Side(folder, name, prefix) for prefix in kind.sides)
 
@@ -108,24 +123,32 @@ class TokenStore(Counted):
                 side.add(text)
         super().add(digest, examples)
 
-    def write(self, sequences: Sequence[Sequence[int]], path: Path, *, packed: bool) -> None:
-        """Write the sequences (each the indexes of its examples, in order) as an Arrow stream.
+    def write(self, blocks: Iterable[Block], path: Path, *, packed: bool) -> None:
+        """Write the sequences of blocks of this store's examples as an Arrow stream.
 
         Columns `input_ids` and `labels`, lists of int32 of equal length, and, if `packed`, `seq_lengths`, the length
         of each example of the sequence. Of pairs also `rejected_input_ids` and `rejected_labels`; of answers that are
         wanted or not `desirable`.
         """
-        readers, schema = [side.reader() for side in self._sides], self._schema(packed=packed)
+        schema = self._schema(packed=packed)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in _in_batches(sequences, self.lengths):
-                columns: list[pa.Array] = [column for read in readers for column in read(batch)]
-                examples = [example for sequence in batch for example in sequence]
-                if packed:
-                    counts = np.cumsum([0] + [len(sequence) for sequence in batch])
-                    columns.append(_lists(counts, np.array([self.lengths[example] for example in examples], np.int32)))
-                if self._kind is RowKind.LABELLED:
-                    columns.append(pa.array([self.desirable[example] for example in examples], pa.bool_()))
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+            for block in blocks:
+                if block.sequences:
+                    for columns in self._columns(block, packed=packed):
+                        writer.write_batch(pa.record_batch(columns, schema=schema))
+
+    def _columns(self, block: Block, *, packed: bool) -> Iterator[list[pa.Array]]:
+        readers = [side.reader(block.numbers) for side in self._sides]
+        lengths = block.examples["length"].tolist()
+        for batch in _in_batches(block.sequences, lengths):
+            columns: list[pa.Array] = [column for read in readers for column in read(batch)]
+            examples = [example for sequence in batch for example in sequence]
+            if packed:
+                counts = np.cumsum([0] + [len(sequence) for sequence in batch])
+                columns.append(_lists(counts, np.array([lengths[example] for example in examples], np.int32)))
+            if self._kind is RowKind.LABELLED:
+                columns.append(pa.array(block.examples["label"][examples] == WANTED, pa.bool_()))
+            yield columns
 
     def _schema(self, *, packed: bool) -> pa.Schema:
         lists = [*(name for side in self._sides for name in side.columns), *(["seq_lengths"] if packed else [])]
@@ -142,12 +165,13 @@ def _lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.int32]) -> pa.
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))
 
 
-def _in_batches(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[Sequence[int]]]:
-    """Consecutive sequences of about _BATCH_TOKENS tokens together."""
-    batches, start, tokens = [], 0, 0
+def _in_batches(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> Iterator[Sequence[Sequence[int]]]:
+    """Yield consecutive sequences of about _BATCH_TOKENS tokens together."""
+    start = tokens = 0
     for index, sequence in enumerate(sequences):
         tokens += sum(lengths[row] for row in sequence)
         if tokens >= _BATCH_TOKENS:
-            batches.append(sequences[start : index + 1])
+            yield sequences[start : index + 1]
             start, tokens = index + 1, 0
-    return [*batches, sequences[start:]] if start < len(sequences) else batches
+    if start < len(sequences):
+        yield sequences[start:]
