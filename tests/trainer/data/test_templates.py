@@ -217,6 +217,24 @@ def test_rows_with_tools_need_one_call_each_too(name: str, monkeypatch: pytest.M
     assert len(calls) == len(expected.examples)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "gemma"])
+def test_rows_with_white_space_around_their_texts_need_one_call_each_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_of(next(path for path in TEMPLATES if path.stem == name))
+    renderer = Renderer(tokenizer, Loss.COMPLETION)
+    rows = [
+        Example(RowPlace("rows", at), messages=(user(f"{before}Who is {at}?{after}"), assistant(f"The {at}.")))
+        for at, (before, after) in enumerate([("", ""), ("", "\n"), ("\n ", ""), ("", "\xa0")] * 3)
+    ]
+    expected = [Renderer(tokenizer, Loss.COMPLETION).render(row) for row in rows]
+    for row in rows[:4]:
+        renderer.render(row)
+    calls = count_calls(tokenizer, monkeypatch)
+    assert [renderer.render(row) for row in rows] == expected
+    assert len(calls) == len(rows)
+
+
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_5_think", "gptoss", "glm4moe", "llama3_1", "lfm2_v2"])
 def test_the_families_that_call_tools_learn_to(name: str) -> None:
     """So that refusing everything would not pass."""

@@ -31,6 +31,7 @@ class ChatTemplate:
         self.eos: str = tokenizer.eos_token or ""
         self._special = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
         self._lengths = sorted({len(token) for token in self._special}, reverse=True)
+        self._firsts = frozenset(token[:1] for token in self._special)
 
     def text(self, messages: Sequence[JsonObject], tools: Sequence[JsonObject], *, asked: bool = False) -> str:
         """What the model reads; if `asked`, with the opening of the answer that is to come.
@@ -58,6 +59,8 @@ class ChatTemplate:
     def _special_around(self, text: str, position: int) -> tuple[int, int]:
         longest = self._lengths[0] if self._lengths else 0
         for start in range(max(0, position - longest + 1), position):
+            if text[start] not in self._firsts:
+                continue
             for end in (start + length for length in self._lengths):
                 if position < end <= len(text) and text[start:end] in self._special:
                     return start, end

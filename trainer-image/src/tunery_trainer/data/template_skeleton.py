@@ -26,6 +26,8 @@ _Mark = tuple[int, int]
 """A place: the number of a text between the pieces, and the characters into it."""
 
 _REASONING: Final = 0
+_EDGE: Final = 8
+"""Characters of white space at either end of a text that tell shapes apart; with more a row may be taken apart anew."""
 
 
 def pieces_of(example: Example) -> Pieces:
@@ -37,10 +39,16 @@ def shape_of(example: Example, pieces: Pieces) -> Shape:
     """Equal for conversations that a template is taken to treat alike."""
     trained = set(example.trained)
     messages = [
-        (message["role"], index in trained, THINK_END in message["content"], *message, _filled(pieces[index]))
+        (message["role"], index in trained, *_look(message["content"]), *message, _filled(pieces[index]))
         for index, message in enumerate(example.messages)
     ]
     return (("tools", bool(example.tools)), *messages)
+
+
+def _look(content: str) -> tuple[bool, str, str]:
+    """Tell whether a text holds reasoning, and the white space around it: a template keeps it, and pieces do not."""
+    begin, end = len(content) - len(content.lstrip()), len(content.rstrip())
+    return THINK_END in content, content[: min(begin, _EDGE)], content[end : end + _EDGE]
 
 
 def _filled(pieces: tuple[Piece, ...]) -> tuple[tuple[bool, ...], ...]:
