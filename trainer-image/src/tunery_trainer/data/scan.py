@@ -1,4 +1,4 @@
-"""What preflight asks of a data set: is it good, and how large is it; no torch, nothing written."""
+"""What preflight asks of a data set: is it good, and how large is it; no torch, nothing left on the disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from tunery_trainer.data.arrange import Counted, arrange
+from tunery_trainer.data.examples import ExampleReader
+from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions, DatasetReport
+from tunery_trainer.data.read import read_records
 from tunery_trainer.data.single_pass import Survey, find_files
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.tokenizer import Tokenizer
@@ -54,7 +57,9 @@ def count_rows(root: Path, options: DataOptions) -> int:
     Raises:
         TrainerError: DatasetNotFound or InvalidSpec.
     """
-    survey = Survey(find_files(root, options), options)
+    files, rows = find_files(root, options), 0
+    reader = ExampleReader(options, InvalidRows(options.max_invalid_rows))
     with suppress(TrainerError):
-        deque(survey.digests(survey.train), maxlen=0)
-    return survey.train.rows
+        for _ in reader.examples(read_records(files.train)):
+            rows += 1
+    return rows
