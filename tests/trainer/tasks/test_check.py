@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 
-from kit.story import Case, Write, make_rows, run_here, run_trainer, write_rows
+from kit.story import Case, Write, command, environment, make_rows, run_here, run_trainer, write_rows
 
 
 def test_good_rows_alone(write: Write) -> None:
@@ -22,6 +23,18 @@ def test_good_rows_alone(write: Write) -> None:
     assert done.returncode == ExitCode.OK, done.stderr
     assert "| Valid rows   | 120 |" in done.stdout
     assert "Tokens" not in done.stdout
+
+
+def test_who_reads_the_first_lines_sees_no_trace(write: Write) -> None:
+    rows: list[Any] = [{"prompt": f"{n}"} for n in range(5000)]
+    checking = subprocess.Popen(
+        command("check", write("data.jsonl", rows)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    assert checking.stdout is not None
+    assert checking.stdout.readline().startswith(b"# Data report")
+    checking.stdout.close()
+    _, said = checking.communicate(timeout=60)
+    assert (checking.returncode, said) == (128 + signal.SIGPIPE, b"")
 
 
 def test_it_needs_no_library_of_tensors(write: Write) -> None:

@@ -6,7 +6,9 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,6 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command and return the process's exit code (tunery_api.exitcodes)."""
     stop = StopSignal()
     stop.install()
+    try:
+        return _run(arguments, stop)
+    finally:
+        stop.heeded()  # what calls this may live on, as tests do
+
+
+def _run(arguments: Sequence[str], stop: StopSignal) -> int:
     try:
         options = _parse(arguments)
     except TrainerError as error:
@@ -99,6 +108,8 @@ def _estimate(options: argparse.Namespace) -> int:
         answer(question)
     except StopRequested:
         return ExitCode.TERMINATED
+    except BrokenPipeError:
+        return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error)
     return ExitCode.OK
@@ -138,8 +149,16 @@ def _check(options: argparse.Namespace) -> int:
             name = spec.dataset.uri if spec and request.by_manifest else str(request.path)
             tokenizer = spec is not None and spec.model.uri != NO_MODEL
             return check(run, Asked(name, tokenizer, request.model, options.output))
+    except BrokenPipeError:
+        return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error)
+
+
+def _read_no_further() -> int:
+    """Return the exit code where whoever reads the output, such as `head`, has seen enough: no defect, no trace."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    return 128 + signal.SIGPIPE
 
 
 def _tasks_of(run: RunSpec) -> tuple[Task, ...]:
