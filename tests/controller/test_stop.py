@@ -65,6 +65,7 @@ def test_while_it_trains_its_best_becomes_the_adapter(namespace: Namespace) -> N
     job = namespace.job("a-publish")
     run = run_of(namespace, "a-publish")
     assert run["stop"] == "the loss is low enough"
+    assert run["reportUri"].startswith(f"s3://adapters/tunery-reports/{namespace.name}/a-")
     assert set(run["secrets"]) == {"output"}
     assert "nvidia.com/gpu" not in str(job["spec"]["template"]["spec"]["containers"])
     assert job["spec"]["suspend"] is False

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ STEPS = 40
 """Trained before anybody stops it."""
 KEPT = {"evaluation": {"everySteps": 5, "publish": "Best"}}
 """Evaluated early, so that each checkpoint has the best weights so far, of AdaLoRA, too."""
+REPORT = {"data-report.json", "data-report.md"}
 METHODS = [
     pytest.param({"method": "LoRA"}, "none", id="LoRA"),
     pytest.param({"method": "QLoRA"}, "nf4", id="QLoRA"),
@@ -49,8 +50,10 @@ METHODS = [
 ]
 
 
-def stop_once(stored: Callable[[], bool], over: threading.Event) -> threading.Thread:
+@contextmanager
+def stopped_once(stored: Callable[[], bool]) -> Iterator[None]:
     """Tell this process to stop as soon as a checkpoint is stored: it trains then. Nothing once the run is over."""
+    over = threading.Event()
 
     def wait() -> None:
         while not over.wait(0.02):
@@ -58,20 +61,25 @@ def stop_once(stored: Callable[[], bool], over: threading.Event) -> threading.Th
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
+    # A run that ended while `stored` looked has given the signal back: it would end the tests.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers), "whoever called the command is not ended with it"
 
 
 def stop_here(path: Path) -> subprocess.CompletedProcess[str]:
     """Run a manifest in this process, and stop it some steps after it began or went on."""
     before = newest_step(path)
-    over = threading.Event()
-    thread = stop_once(lambda: newest_step(path) >= before + STEPS, over)
-    done = run_here("run", path, "--work-dir", path.parent / "work")
-    over.set()
-    thread.join()
-    return done
+    with stopped_once(lambda: newest_step(path) >= before + STEPS):
+        return run_here("run", path, "--work-dir", path.parent / "work")
 
 
 def newest_step(path: Path) -> int:
@@ -145,6 +153,8 @@ def test_worse_than_asked_for_is_rejected(case: Case) -> None:
     assert done.returncode == ExitCode.USER_ERROR
     assert "NotImproved: the evaluation loss went from" in done.stderr
     assert not (path.parent / "out" / "manifest.json").exists()
+    assert {file.name for file in (path.parent / "out-rejected").iterdir()} >= REPORT
+    assert not (path.parent / "out-report").exists()
     lineage = published(path.parent / "out-rejected")
     assert lineage.stopped is not None
     assert lineage.rejected is not None
@@ -166,14 +176,12 @@ def stopped_run(run_file: Run, tmp_path: Path, s3_server: S3Server) -> Callable[
     def make(**changes: Any) -> Path:
         blocks = {**LONG, **KEPT, **changes}
         prefix = f"{tmp_path.name}/checkpoints/"
-        over = threading.Event()
-        thread = stop_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix)), over)
-        done = run_here("train", run_file(**blocks))
-        over.set()
-        thread.join()
-        assert done.returncode == ExitCode.TERMINATED
+        own = {"reportUri": f"s3://adapters/{tmp_path.name}/reports"}
+        with stopped_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix))):
+            done = run_here("train", run_file(own=own, **blocks))
+        assert done.returncode == ExitCode.TERMINATED, done.stderr
         shutil.rmtree(tmp_path / "work")
-        return run_file(**blocks, own={"stop": "the loss is low enough"})
+        return run_file(**blocks, own=own | {"stop": "the loss is low enough"})
 
     return make
 
@@ -206,6 +214,10 @@ def test_it_is_published_once_however_often_it_is_killed(
     assert said.checkpoint is not None, "another job may go on from it"
     assert said.checkpoint.step == said.stopped_after_step
     manifest = client.get_object(Bucket="adapters", Key=f"{out}manifest.json")["Body"].read()
+    assert set(Manifest.model_validate_json(manifest).files) >= REPORT
+    assert said.dataset is not None
+    assert said.dataset.report == f"{said.adapter.uri}/data-report.md"
+    assert not keys_below(s3_server, f"{tmp_path.name}/reports/"), "it lies beside the adapter now"
     stopped = Manifest.model_validate_json(manifest).lineage.stopped
     assert str(stopped) == f"stopped after step {said.stopped_after_step} of 2000: the loss is low enough"
     assert f"{out}.tunery-claim.json" not in keys_below(s3_server, out)
@@ -242,6 +254,18 @@ def test_a_finished_result_is_said_again_and_not_replaced(run_file: Run, tmp_pat
     assert code == ExitCode.OK
     assert said.adapter == trained.adapter
     assert said.stopped_after_step is None
+
+
+def test_a_report_that_is_gone_keeps_nothing_from_being_published(
+    stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
+) -> None:
+    path, client = stopped_run(), s3_server.client()
+    for key in keys_below(s3_server, f"{tmp_path.name}/reports/"):
+        client.delete_object(Bucket="adapters", Key=key)
+    code, said = say(path, tmp_path / "words")
+    assert (code, said.failure) == (ExitCode.OK, None)
+    assert said.dataset is not None
+    assert said.dataset.report is None
 
 
 def test_another_base_is_refused(stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server) -> None:

@@ -60,6 +60,7 @@ def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Kno
     own = {
         "lora_job": spec,
         "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "report_uri": job.report_place(place.uri, owner),
         "adapters": [known.adapter] if known.adapter else [],
         "stop": why,
     }

@@ -18,6 +18,7 @@ from tunery_trainer.reporting.data_report_files import Subject, data_report, wri
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.status_parts import dataset_status
 
+_NAMES = (DATA_REPORT_JSON, DATA_REPORT_TEXT)
 _HINT_ROOM = 200
 """Bytes of the hint that stay, however long the place is that is named after it."""
 
@@ -30,17 +31,33 @@ def notebook_of(work: Workspace) -> Notebook:
 
 
 def write_report(work: Workspace, notebook: Notebook) -> None:
-    """Write the report of the rows that are about to be trained on, before a GPU works; see add_report."""
+    """Write and store the report of the rows that are about to be trained on, before a GPU works; see add_report.
+
+    Preflight's is the same, but there may have been none.
+    """
     try:
-        _write(work, notebook, None)
+        _store(work, notebook, None)
     except Exception as error:  # noqa: BLE001 (a report is never a reason to fail)
-        _log.warning("there will be no data report: %s", explain(error).message)
+        _log.warning("the data report is not stored: %s", explain(error).message)
+
+
+def fetch_report(work: Workspace) -> None:
+    """Bring the report that another task of this run has stored, for add_report; no failure where that cannot be."""
+    place = work.reports
+    if place is None:
+        return
+    try:
+        for name in _NAMES:
+            place.store.download(place.key(name), work.folder("report") / name)
+    except TrainerError as error:
+        _log.warning("the data report will not lie beside the adapter: %s", error.message)
 
 
 def add_report(work: Workspace, folder: Path) -> None:
-    """Put the report that write_report wrote beside what is published."""
-    for path in work.folder("report").iterdir():
-        shutil.copyfile(path, folder / path.name)
+    """Put the report that write_report or fetch_report left on the disk beside what is published."""
+    for path in map(work.folder("report").joinpath, _NAMES):
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> None:
@@ -105,7 +122,7 @@ def forget_report(work: Workspace) -> None:
     try:
         place = work.reports
         if place is not None:
-            for name in (DATA_REPORT_JSON, DATA_REPORT_TEXT):
+            for name in _NAMES:
                 place.store.delete(place.key(name))
     except TrainerError as error:
         _log.warning("the data report of preflight was not removed: %s", error.message)

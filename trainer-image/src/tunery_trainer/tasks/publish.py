@@ -23,6 +23,7 @@ from tunery_trainer.resuming.memo import read_memo
 from tunery_trainer.storage.checkpoints import latest_complete, restore
 from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.card import write_card
+from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report
 from tunery_trainer.tasks.frame import output_target, probe_places
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
@@ -42,11 +43,13 @@ class _Kept(NamedTuple):
 def run_publish(run: RunSpec) -> RunResult:
     """Publish what is best in the newest checkpoint of `run`, or say again what it has published.
 
-    Its checkpoints stay: another job may go on from them. A rerun publishes once. Raises TrainerError:
-    CheckpointMissing, NotImproved once it is published as rejected, and what a training run raises as it publishes.
+    Its checkpoints stay: another job may go on from them. The data report goes along. A rerun publishes once.
+    Raises TrainerError: CheckpointMissing, NotImproved once it is published as rejected, and what a training run raises
+    as it publishes.
     """
     work = Workspace(run)
     published = published_before(output_target(work)) or _publish_newest(work)
+    forget_report(work)
     return result_of(published, _newest(work))
 
 
@@ -71,6 +74,8 @@ def _publish_newest(work: Workspace) -> Published:
     loss = lineage.metrics.get("evalLoss")
     measured = "not measured" if loss is None else f"{loss:.4g}"
     print(f"Publishing the weights of step {lineage.step}, evaluation loss {measured}: {lineage.stopped}", flush=True)
+    fetch_report(work)
+    add_report(work, work.result)
     if lineage.rejected:
         raise reject(work, work.result, lineage)
     return publish(work.result, output_target(work), lineage)

@@ -20,6 +20,7 @@ from tunery_trainer.storage import StorePath
 from tunery_trainer.storage.published_folder import read_manifest
 from tunery_trainer.storage.publisher import Target, publish
 from tunery_trainer.storage.uris import beside
+from tunery_trainer.tasks.data_report import forget_report
 
 _WORD: Final = "rejected"
 
@@ -62,6 +63,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
     text = f"{lineage.rejected}; what was trained is published as rejected at {uri}"
     failure, result = TrainerError(FailureReason.NOT_IMPROVED, text), result_of(published)
     failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
+    forget_report(work)
     return failure
 
 

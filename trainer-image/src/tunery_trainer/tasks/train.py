@@ -94,10 +94,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     folder = _write_result(work, ready, trained, lineage)
     add_report(work, folder)
     if lineage.rejected:
-        rejection = reject(work, folder, lineage)
-        if rejection.reached:
-            forget_report(work)
-        raise rejection
+        raise reject(work, folder, lineage)
     return publish(folder, output_target(work, goes_on=True), lineage)
 
 
