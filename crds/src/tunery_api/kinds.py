@@ -75,7 +75,7 @@ _LORAJOB: Final = KindDefinition(
         Column("Model", ".spec.model.uri"),
         Column("Method", ".status.resolved.method"),
         _AGE,
-        Column("Task", ".spec.task", priority=1),
+        Column("Task", '.status.resolved.values[?(@.name=="task")].value', priority=1),
         Column("Eval Loss", ".status.metrics.evalLoss", priority=1),
         Column("ETA", ".status.progress.eta", priority=1),
         Column("Health", '.status.conditions[?(@.type=="Healthy")].reason', priority=1),
