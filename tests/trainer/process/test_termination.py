@@ -23,6 +23,8 @@ from tunery_api.status import (
 )
 from tunery_trainer.process.termination import failed_message, termination_bytes, write_termination
 
+DATA = Path(__file__).resolve().parents[2] / "data" / "words"
+
 
 def _large_result() -> RunResult:
     return RunResult(
@@ -64,6 +66,30 @@ def test_what_a_rank_is_for_is_dropped_first() -> None:
     assert termination_bytes(report(reason, room)) == termination_bytes(report(None, room))
     assert len(termination_bytes(report(None, room))) == TERMINATION_LIMIT
     assert reason in termination_bytes(report(reason, "x")).decode()
+
+
+def test_an_ordinary_preflight_keeps_its_estimate() -> None:
+    """As the demo's said it, with every sentence, and the longest names of a namespace and of a job."""
+    report = PreflightReport.model_validate_json((DATA / "preflight.json").read_text())
+    assert report.dataset is not None
+    place = f"s3://adapters/tunery-reports/{'n' * 63}/{'j' * 63}-{'u' * 36}/data-report.md"
+    long = report.model_copy(update={"dataset": report.dataset.model_copy(update={"report": place})})
+    said = PreflightReport.model_validate_json(termination_bytes(long))
+    assert said.estimate == report.estimate
+    assert said.resolved is not None
+    names = {value.name for value in said.resolved.values or []}
+    assert {"task", "lora.rank", "training.warmup"} <= names, "what the manifest left open"
+    assert said.dataset is not None
+    assert (said.dataset.rows, said.dataset.invalid_rows, said.dataset.report) == (749, 0, place)
+
+
+def test_what_the_manifest_sets_makes_room_but_for_the_task() -> None:
+    document = json.loads((DATA / "preflight.json").read_text())
+    document["dataset"]["report"] = "s3://" + "x" * 200
+    for value in document["resolved"]["values"]:
+        value["source"] = "Manifest"
+    said = json.loads(termination_bytes(PreflightReport.model_validate(document)))
+    assert [value["name"] for value in said["resolved"]["values"]] == ["task"]
 
 
 def test_of_findings_and_checks_the_sentences_go_and_the_verdicts_stay() -> None:

@@ -20,6 +20,8 @@ _DROPPED_FIRST: Final = (
     ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
+    ("resolved", "values", "source=Manifest"),
+    ("dataset", "0"),
     ("estimate",),
     ("resolved", "values"),
     ("checks",),
@@ -40,10 +42,15 @@ _DROPPED_FIRST: Final = (
     ("rejectedAdapter",),
 )
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit. The sentences of
-findings and checks were posted while it ran."""
+findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted is
+none: an ordinary preflight keeps its estimate and the values that it chose."""
 
 
-_PASSED: Final = CheckResult.PASSED.value
+_QUIET: Final = frozenset({CheckResult.PASSED.value, CheckResult.SKIPPED.value})
+_SHOWN: Final = "task"
+"""A column of kubectl get is read from it."""
+_COUNTED: Final = frozenset({"rows", "invalidRows"})
+"""Counts of a data set that are told even where they are 0."""
 
 
 def termination_file() -> Path | None:
@@ -114,18 +121,27 @@ def _scrubbed(value: Any) -> Any:
 def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
     """Drop what stands at `path`; an element of a list by its name, `*` for those in which nothing is wrong or new.
 
-    Of a check that passed the name says enough; of a finding the field and its value.
+    Of a check that passed or was skipped the name says enough; of a finding the field and its value. `source=` drops
+    the elements of one source, `0` the counts that are 0.
     """
     *parents, last = path
     if parents[1:] == ["*"]:
         for item in document.get(parents[0], []):
-            if item.get("result", _PASSED) == _PASSED:
+            if item.get("result") in _QUIET or "result" not in item:
                 item.pop(last, None)
         return
     part: Any = document
     for name in parents:
         part = _named(part, name) if isinstance(part, list) else part.get(name, {})
-    part.pop(last, None)
+    if last.startswith("source="):
+        if isinstance(part, list):
+            source = last.removeprefix("source=")
+            part[:] = [item for item in part if item["source"] != source or item["name"] == _SHOWN]
+    elif last == "0":
+        for name in [name for name, value in part.items() if type(value) is int and not value and name not in _COUNTED]:
+            del part[name]
+    else:
+        part.pop(last, None)
 
 
 def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
