@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,18 @@ from kit.installation import install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.operator import OperatorRecord
-from kit.published import s3_client
+from kit.published import list_keys, s3_client
 from kit.tenant import create_tenant
 
 TINY = "s3://models/tiny"
 ROWS = "s3://datasets/e2e/rows.jsonl"
 PAIRS = "s3://datasets/e2e/pairs.jsonl"
 RATINGS = "s3://datasets/e2e/ratings.jsonl"
+CHECKPOINTS = "s3://adapters/tunery-checkpoints"
+REPORT_FILES = {"data-report.json", "data-report.md"}
+
+SETTINGS = ("preflight.resources.cpu=800m",)
+"""Of the chart: as much as a job of the tests asks for, so that two pods of any kind work side by side on two cores."""
 
 Launch = Callable[..., Job]
 
@@ -58,7 +66,7 @@ def operator(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session", autouse=True)
 def installed(operator: OperatorRecord, kubectl: Kubectl, environment: dict[str, str]) -> None:
-    install(kubectl, images(environment))
+    install(kubectl, images(environment), *SETTINGS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -185,6 +193,26 @@ def resumed(job: Job) -> int:
     log = job.kubectl.run("logs", done["metadata"]["name"], "-n", job.namespace, "-c", "trainer")
     found = re.search(r"Resuming from the checkpoint of step (\d+)", log)
     return int(found[1]) if found else 0
+
+
+def report_place(job: Job) -> str:
+    """Return where the data report of a job lies while nothing of it is published."""
+    return f"s3://adapters/tunery-reports/{job.namespace}/{job.name}-{job.uid}"
+
+
+def plain_peft_loss(s3: Any, adapter: Path) -> float:
+    """Return the loss of `ROWS` with a downloaded adapter on the tiny model, by plain transformers and PEFT alone."""
+    place = adapter.with_name(f"{adapter.name}-inputs")
+    model, rows = place / "model", place / "rows.jsonl"
+    model.mkdir(parents=True)
+    for key in list_keys(s3, TINY):
+        s3.download_file("models", f"tiny/{key}", str(model / key))
+    s3.download_file("datasets", "e2e/rows.jsonl", str(rows))
+    script = Path(__file__).with_name("plain_peft_loss.py")
+    command = [sys.executable, str(script), str(model), str(adapter), str(rows)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(told.stdout)
 
 
 @pytest.fixture

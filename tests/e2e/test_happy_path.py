@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from .conftest import Launch
+from .conftest import REPORT_FILES, Launch, plain_peft_loss
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
-from kit.published import download, list_keys, s3_client
+from kit.published import download, s3_client
 
 
 def test_the_quickstart_trains_and_publishes(
@@ -41,9 +39,31 @@ def test_the_quickstart_trains_and_publishes(
     assert (
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
     )
+    assert set(found["files"]) >= REPORT_FILES
+    assert_measured(status)
     told = {"PreflightPassed", "Training", "AdapterUploaded", "Succeeded"}
     # Events are posted after the status that they tell of.
     wait_for("its events", lambda: told <= {event["reason"] for event in job.events()}, timeout=30)
+
+
+def assert_measured(status: dict[str, Any]) -> None:
+    """Look at what a status says of a run beside its result: estimated, measured, ticked off."""
+    parts = {name: amount for name, amount in status["estimate"].items() if name.endswith("Bytes")}
+    assert {"weightsBytes", "adapterBytes", "activationsBytes"} <= set(parts)
+    summed = sum(parts.values()) - parts.get("rowBytes", 0)
+    memory = status["memory"]
+    assert summed == pytest.approx(memory["estimateBytes"], rel=0.01)
+    assert status["estimate"]["steps"] == status["progress"]["totalSteps"] == 30
+    assert memory["estimateBytes"] / 3 < memory["peakBytes"] < memory["availableBytes"]
+    evaluations = status["evaluations"]  # thirty steps are few: while it trains, measuring would take too much time
+    assert evaluations[-1]["step"] == 30
+    assert status["metrics"]["evalLoss"] in [each["loss"] for each in evaluations]
+    assert "±" in next(c["message"] for c in status["conditions"] if c["type"] == "Evaluated")
+    assert {check["result"] for check in status["checks"]} <= {"Passed", "Warning", "Skipped"}
+    ticked = {check["name"]: check["result"] for check in status["checks"]}
+    assert (ticked["BaseFrozen"], ticked["OnlyAdapterTrains"], ticked["Labels"]) == ("Passed",) * 3
+    report = status["dataset"]["report"]
+    assert report == f"{status['adapter']['uri']}/data-report.md"
 
 
 def _moving_row(kubectl: Kubectl, job: Job) -> dict[str, str] | None:
@@ -59,25 +79,14 @@ def _moving_row(kubectl: Kubectl, job: Job) -> dict[str, str] | None:
     return shown if shown["LOSS"] and shown["PROGRESS"] not in {"", "0%", "100%"} else None
 
 
-def test_plain_peft_gives_the_reported_evaluation_loss(
-    launch: Launch, environment: dict[str, str], s3: Any, tmp_path: Path
-) -> None:
+def test_plain_peft_gives_the_reported_evaluation_loss(launch: Launch, s3: Any, tmp_path: Path) -> None:
     job = launch("plain", dataset={"uri": "s3://datasets/e2e/rows.jsonl", "secretRef": {"name": "s3"},
                                    "evaluation": {"uri": "s3://datasets/e2e/rows.jsonl"}})  # fmt: skip
     status = job.wait_phase("Succeeded")
-    adapter, model = tmp_path / "adapter", tmp_path / "model"
+    adapter = tmp_path / "adapter"
     download(s3, status["adapter"]["uri"], adapter)
-    model.mkdir()
-    for key in list_keys(s3, "s3://models/tiny"):
-        s3.download_file("models", f"tiny/{key}", str(model / key))
-    s3.download_file("datasets", "e2e/rows.jsonl", str(tmp_path / "rows.jsonl"))
-    script = Path(__file__).with_name("plain_peft_loss.py")
-    told = subprocess.run(
-        [sys.executable, str(script), str(model), str(adapter), str(tmp_path / "rows.jsonl")],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True,
-    )  # fmt: skip
     reported = float(status["metrics"]["evalLoss"])
-    assert abs(float(told.stdout) - reported) <= 0.01 * reported
+    assert abs(plain_peft_loss(s3, adapter) - reported) <= 0.01 * reported
 
 
 def test_a_gpu_that_the_node_offers_is_scheduled_and_never_replaced_by_the_cpu(launch: Launch) -> None:

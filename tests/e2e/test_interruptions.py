@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .conftest import LONG, Launch, checkpointed, resumed, running_pod
+from .conftest import CHECKPOINTS, LONG, Launch, checkpointed, resumed, running_pod
 from kit.installation import NAMESPACE
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
@@ -14,7 +14,6 @@ from kit.processes import kill
 from kit.published import list_keys
 
 TAKE_OVER_SECONDS = 30
-CHECKPOINTS = "s3://adapters/tunery-checkpoints"
 
 
 def test_a_deleted_pod_and_a_killed_trainer_resume(launch: Launch, kubectl: Kubectl, namespace: str, s3: Any) -> None:
@@ -33,16 +32,30 @@ def test_a_deleted_pod_and_a_killed_trainer_resume(launch: Launch, kubectl: Kube
         assert list_keys(s3, f"{CHECKPOINTS}/{namespace}/{job.name}-{job.uid}") == []
 
 
-def test_a_job_that_was_deleted_is_made_again_and_resumes(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
-    job = launch("remade", **LONG)
-    checkpointed(job)
-    (batch,) = job.jobs("train")
+def test_a_job_that_was_deleted_is_made_again_and_a_suspended_one_goes_on(
+    launch: Launch, kubectl: Kubectl, namespace: str
+) -> None:
+    remade, paused = launch("remade", **LONG), launch("paused", suspend=True, **LONG)
+    paused.wait_phase("Suspended")
+    assert paused.pods("train") == []
+    paused.patch_spec(suspend=False)
+    checkpointed(remade)
+    (batch,) = remade.jobs("train")
     kubectl.delete("job.batch", batch["metadata"]["name"], namespace, wait=False)
-    status = job.wait_phase("Succeeded", timeout=500)
-    (again,) = job.jobs("train")
+    checkpointed(paused)
+    paused.patch_spec(suspend=True)
+    # The pod has 120 s to write its checkpoint; Suspended is said when none is left.
+    paused.wait_phase("Suspended", timeout=150)
+    assert [pod for pod in paused.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
+    step = paused.status["checkpoint"]["step"]
+    paused.patch_spec(suspend=False)
+
+    for job in (remade, paused):
+        assert job.wait_phase("Succeeded", timeout=500)["attempts"] == 2, job.story()
+    (again,) = remade.jobs("train")
     assert again["metadata"]["uid"] != batch["metadata"]["uid"]
-    assert status["attempts"] == 2, job.story()
-    assert resumed(job)
+    assert resumed(remade)
+    assert resumed(paused) >= step
 
 
 def test_the_leader_is_killed_and_the_stand_by_takes_over(
@@ -74,23 +87,6 @@ def test_every_operator_dies_and_nothing_happens_twice(launch: Launch, kubectl: 
     # Events are posted after the status that they tell of.
     wait_for("its last event", lambda: [event for event in job.events() if event["reason"] == "Succeeded"], timeout=30)
     assert len([event for event in job.events() if event["reason"] == "Succeeded"]) == 1
-
-
-def test_suspended_before_and_while_training(launch: Launch) -> None:
-    job = launch("paused", suspend=True, **LONG)
-    job.wait_phase("Suspended")
-    assert job.pods("train") == []
-    job.patch_spec(suspend=False)
-    checkpointed(job)
-    job.patch_spec(suspend=True)
-    # The pod has 120 s to write its checkpoint; Suspended is said when none is left.
-    job.wait_phase("Suspended", timeout=150)
-    assert [pod for pod in job.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
-    step = job.status["checkpoint"]["step"]
-    job.patch_spec(suspend=False)
-    status = job.wait_phase("Succeeded", timeout=500)
-    assert status["attempts"] == 2
-    assert resumed(job) >= step
 
 
 def test_deletion_takes_everything_and_never_blocks(launch: Launch, kubectl: Kubectl, namespace: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import LONG, Launch, checkpointed, lorajob, resumed
+from .conftest import LONG, SETTINGS, Launch, checkpointed, lorajob, resumed
 from cluster import binaries, scratchimage
 from cluster.local import LocalCluster
 from cluster.paths import default_state_dir
@@ -17,6 +17,7 @@ from kit.environment import images, is_existing
 from kit.installation import ROOT, install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
+from kit.published import list_keys
 
 ONE_AT_A_TIME = "1"
 """Cores of a quota in which one job of 800m fits."""
@@ -136,6 +137,46 @@ def test_suspended_while_queued_while_running_and_back(queued: Launch, queues: Q
     assert resumed(runs)
 
 
+def test_stopped_while_admitted_and_while_it_waits(kubectl: Kubectl, queued: Launch, queues: Queues, s3: Any) -> None:
+    queues.make("team-a")
+    runs = queued("runs", "team-a", training=LONG["training"] | {"maxSteps": 100_000})
+    checkpointed(runs)
+    waits, next_one = queued("waits", "team-a"), queued("next", "team-a", **SHORT)
+    for job in (waits, next_one):
+        job.wait_phase("Queued", timeout=60)
+
+    waits.patch_spec(stop="not needed any more")
+    waits.wait_phase("Stopped", timeout=30)
+    assert waits.jobs("train") == []
+    assert "nothing to publish" in waits.condition("Stopped")["message"]
+    assert waits.condition("QuotaReserved")["reason"] == "Released"
+    assert "adapter" not in waits.status
+    assert next_one.status["phase"] == "Queued", "no quota was held by what waited"
+
+    runs.patch_spec(stop="the loss is low enough")
+    status = runs.wait_phase("Stopped", timeout=300)
+    assert status["adapter"]["uri"] == runs.manifest["spec"]["output"]["uri"]
+    assert "manifest.json" in list_keys(s3, status["adapter"]["uri"])
+    assert (status["attempts"], runs.jobs("train")) == (1, [])
+    assert _workload_of(runs, "publish") == [], "publishing takes no quota of a queue"
+    next_one.wait_phase("Succeeded", timeout=400)  # the quota was given back
+
+    stopped = {job.name: job.status for job in (runs, waits)}
+    for job in (runs, waits):
+        kubectl.run("label", job.kind, job.name, "-n", job.namespace, "touched=yes", "--overwrite")
+    time.sleep(FIGHT_SECONDS)
+    for job in (runs, waits):
+        assert job.status == stopped[job.name], "nobody has touched what is over"
+        assert job.jobs("train") == []
+
+
+def _workload_of(job: Job, role: str) -> list[dict[str, Any]]:
+    """Return Kueue's Workloads of the batch Jobs of a role."""
+    uids = {batch["metadata"]["uid"] for batch in job.jobs(role)}
+    workloads = job.kubectl.list("workloads.kueue.x-k8s.io", job.namespace)
+    return [each for each in workloads if uids & {owner["uid"] for owner in each["metadata"]["ownerReferences"]}]
+
+
 def test_preempted_by_a_higher_priority_and_resumed(
     kubectl: Kubectl, queued: Launch, queues: Queues, namespace: str
 ) -> None:
@@ -178,7 +219,7 @@ def test_preflight_waits_in_its_own_queue_or_in_the_owners(
         with_owner.wait_phase("Succeeded", timeout=400)
         assert _queue(with_owner, "preflight") == _queue(with_owner, "train") == "team-a"
     finally:
-        install(kubectl, images(environment))
+        install(kubectl, images(environment), *SETTINGS)
 
 
 def _queue(job: Job, role: str) -> str:

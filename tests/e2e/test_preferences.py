@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from .conftest import PAIRS, RATINGS, Launch, resumed
 from kit.published import download
 
@@ -20,18 +18,19 @@ def on(rows: str) -> dict[str, Any]:
     return {"uri": rows, "secretRef": SECRET}
 
 
-@pytest.mark.parametrize(("task", "rows"), [("DPO", PAIRS), ("KTO", RATINGS)])
-def test_a_preference_is_learned(launch: Launch, s3: Any, folder: Path, task: str, rows: str) -> None:
-    job = launch(task.lower(), task=task, dataset=on(rows), **SETTINGS)
-    status = job.wait_phase("Succeeded", timeout=400)
-    metrics = status["metrics"]
-    assert float(metrics["evalLoss"]) < float(metrics["baseEvalLoss"])
-    assert float(metrics["evalRewardAccuracy"]) > 0.5
-    assert float(metrics["evalRewardMargin"]) > 0
-    assert f"reward accuracy {metrics['evalRewardAccuracy']}" in job.condition("Evaluated")["message"]
-    assert status["progress"]["step"] == 20
-    manifest = download(s3, status["adapter"]["uri"], folder)
-    assert manifest["lineage"]["hyperparameters"]["task"] == task
+def test_a_preference_is_learned(launch: Launch, s3: Any, folder: Path) -> None:
+    tasks = {"DPO": PAIRS, "KTO": RATINGS}
+    jobs = {task: launch(task.lower(), task=task, dataset=on(rows), **SETTINGS) for task, rows in tasks.items()}
+    for task, job in jobs.items():
+        status = job.wait_phase("Succeeded", timeout=400)
+        metrics = status["metrics"]
+        assert float(metrics["evalLoss"]) < float(metrics["baseEvalLoss"])
+        assert float(metrics["evalRewardAccuracy"]) > 0.5
+        assert float(metrics["evalRewardMargin"]) > 0
+        assert f"reward accuracy {metrics['evalRewardAccuracy']}" in job.condition("Evaluated")["message"]
+        assert status["progress"]["step"] == 20
+        manifest = download(s3, status["adapter"]["uri"], folder / task)
+        assert manifest["lineage"]["hyperparameters"]["task"] == task
 
 
 def test_what_was_rejected_is_kept_and_gone_on_with(launch: Launch, s3: Any, folder: Path) -> None:

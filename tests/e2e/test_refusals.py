@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROWS, TINY, Launch, lorajob
+from .conftest import REPORT_FILES, ROWS, TINY, Launch, lorajob, report_place
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.published import list_keys, split_uri
 
 S3 = {"name": "s3"}
 GPU = "nvidia.com/gpu"
 
 
-def test_what_preflight_finds(launch: Launch) -> None:
+def test_what_preflight_finds(launch: Launch, s3: Any) -> None:
     cases: dict[str, tuple[dict[str, Any], str, str]] = {
         "wrong-bucket": (
             {"output": {"uri": "s3://no-such-bucket/x", "secretRef": S3}},
@@ -48,6 +49,21 @@ def test_what_preflight_finds(launch: Launch) -> None:
         assert status["failure"]["hint"]
         assert jobs[name].jobs("train") == []
         assert status.get("gpuSeconds", 0) == 0
+    assert_reported(jobs["line-17"], s3)
+
+
+def assert_reported(job: Job, s3: Any) -> None:
+    """Look at the data report of a job that was refused for its data: at a place of its own, named by the status."""
+    place = report_place(job)
+    uri = f"{place}/data-report.md"
+    assert set(list_keys(s3, place)) == REPORT_FILES
+    assert job.status["dataset"]["report"] == uri
+    assert job.failure["hint"].endswith(f"The data report: {uri}")
+    bucket, prefix = split_uri(place)
+    document = json.loads(s3.get_object(Bucket=bucket, Key=f"{prefix}/data-report.json")["Body"].read())
+    assert [(row["line"], row["field"]) for row in document["invalidRows"]] == [(17, "messages[0].content")]
+    assert document["refused"]["reason"] == "DatasetInvalid"
+    assert "line 17" in s3.get_object(Bucket=bucket, Key=f"{prefix}/data-report.md")["Body"].read().decode()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .conftest import Launch
+from .conftest import SETTINGS, Launch
 from kit.environment import images
 from kit.installation import NAMESPACE, install, uninstall
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -106,4 +106,4 @@ def test_uninstalling_first_blocks_nothing(launch: Launch, kubectl: Kubectl) -> 
         kubectl.delete("namespace", job.namespace, wait=False)
         wait_for("the namespace to go", lambda: kubectl.get("namespace", job.namespace) is None, 90)
     finally:
-        install(kubectl, images(kubectl.environment))
+        install(kubectl, images(kubectl.environment), *SETTINGS)
