@@ -16,7 +16,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from tunery_api.measured import change_text
+
 from cluster import seed
+from demo.answers import print_answers
 from kit.environment import MissingEnvironment, cluster_environment, images, is_existing, uri_root
 from kit.installation import ROOT, install
 from kit.jobs import Job
@@ -123,7 +126,7 @@ def _compare(environment: dict[str, str], job: Job) -> list[dict[str, str]]:
             download(client, job.status["adapter"]["uri"], adapter)
             _download_model(client, job.manifest["spec"]["model"]["uri"], model)
             told = subprocess.run(
-                [sys.executable, "-m", "demo.answers", str(model), str(adapter), *QUESTIONS],
+                [sys.executable, "-m", "demo.answers", "--json", str(model), str(adapter), *QUESTIONS],
                 cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
             )  # fmt: skip
         answers: list[dict[str, str]] = json.loads(told.stdout)
@@ -142,13 +145,11 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     status = job.status
     metrics = status["metrics"]
     console.print()
-    for entry in told:
-        console.print(f"[bold]{entry['question']}[/]")
-        console.print(f"  base model   {entry['base']}", markup=False)
-        console.print(f"  fine-tuned   {entry['tuned']}", markup=False)
+    print_answers(told)
     console.print()
     base, tuned = float(metrics["baseEvalLoss"]), float(metrics["evalLoss"])
-    console.print(f"evaluation loss  {base:.3f} → {tuned:.3f}  ({100 * (tuned / base - 1):+.0f} % on held-out rows)")
+    change = change_text(float(metrics["improvement"]), float(metrics["improvementError"]))
+    console.print(f"evaluation loss  {base:.3f} → {tuned:.3f}  ({change} on held-out rows)")
     console.print(f"adapter          {status['adapter']['uri']}")
     console.print(f"everything took  {seconds:.0f} s")
     console.print("\nTry next:")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ def answers(model_folder: Path, adapter_folder: Path, questions: list[str]) -> l
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
@@ -36,5 +40,29 @@ def _answer(model: Any, tokenizer: Any, question: str) -> str:
     return " ".join(text.split())
 
 
+def print_answers(told: list[dict[str, str]]) -> None:
+    """Print both answers to each question, for people."""
+    for entry in told:
+        print(f"{entry['question']}\n  base model   {entry['base']}\n  fine-tuned   {entry['tuned']}")
+
+
+def main() -> None:
+    """Ask as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m demo.answers", description=__doc__)
+    parser.add_argument("model", type=Path, help="the folder of the base model")
+    parser.add_argument("adapter", type=Path, help="the folder of the adapter")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args()
+    # PEFT imports it; of a kernel that it offers and that is not installed it warns on some processors.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)  # of one library about another
+    told = answers(options.model, options.adapter, options.questions)
+    if options.json:
+        print(json.dumps(told))
+    else:
+        print_answers(told)
+
+
 if __name__ == "__main__":
-    print(json.dumps(answers(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])))
+    main()
