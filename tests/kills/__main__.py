@@ -5,7 +5,8 @@
 For each of LoRA, QLoRA and AdaLoRA (with dropout, several passes a step, LoRA packed): one run to the end with a
 local disk for a store, then the same run with a real S3 server behind a network of `--rate` bytes a second that resets
 a share of its connections, killed (SIGKILL, SIGTERM) at random instants and started again, as a Job would. It ends with
-an error unless every published tensor is equal, bit for bit, and every evaluation, too. Prints a table in Markdown.
+an error unless every published tensor is equal, bit for bit, and every evaluation, too, and where too few attempts were
+killed with a checkpoint to go on from. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors.torch import load_file
 
 from tunery_api.exitcodes import ExitCode
 
+from bench.meter import cpu_seconds
 from cluster.s3 import S3Server
 from kills.bad_network import BadNetwork
 from kit.story import command, environment, make_rows, manifest, write_rows
@@ -37,7 +39,11 @@ from kit.tiny_models import write_chat_model
 BUCKET: Final = "adapters"
 _LONGEST: Final = 1200.0
 """Seconds that one attempt may take before something hangs."""
-STEPS_A_SIGNAL: Final = 300
+_INSTANT: Final = (5.0, 40.0)
+"""CPU seconds after which an attempt is killed: counted so, a busy machine kills no earlier (a start takes some 8)."""
+_WAITED: Final = 4.0
+"""Seconds of the clock for each of them at most: the process may be waiting for the network."""
+STEPS_A_SIGNAL: Final = 600
 """Optimizer steps for each signal that is to come: more than an attempt takes before it is sent."""
 TRAINING: Final = {
     "learningRate": "2e-3",
@@ -97,16 +103,13 @@ def disturbed(path: Path, variables: dict[str, str], signals: list[signal.Signal
     while True:
         process, began = attempt(path, variables, log), time.monotonic()
         if waiting:
-            try:
-                code = process.wait(draw.uniform(4, 25))
-            except subprocess.TimeoutExpired:
-                sent = waiting.pop()
-                process.send_signal(sent)
-                toll.kills += sent is signal.SIGKILL
-                toll.terms += sent is signal.SIGTERM
-                code = process.wait(_LONGEST)
-        else:
-            code = process.wait(_LONGEST)
+            wait_until(process, draw.uniform(*_INSTANT))
+        if waiting and process.poll() is None:
+            sent = waiting.pop()
+            process.send_signal(sent)
+            toll.kills += sent is signal.SIGKILL
+            toll.terms += sent is signal.SIGTERM
+        code = process.wait(_LONGEST)
         print(f"  exit {code} after {time.monotonic() - began:.0f} s, {len(waiting)} signals left", file=sys.stderr)
         if code == ExitCode.OK:
             break
@@ -118,7 +121,16 @@ def disturbed(path: Path, variables: dict[str, str], signals: list[signal.Signal
     toll.resumed = log.read_text().count("Resuming from the checkpoint of step")
     if waiting:
         raise SystemExit(f"the run was over before {len(waiting)} of its signals: make it longer")
+    if 3 * toll.resumed < len(signals):
+        raise SystemExit(f"after {len(signals)} signals it resumed {toll.resumed} times: they came before a checkpoint")
     return toll
+
+
+def wait_until(process: subprocess.Popen[bytes], instant: float) -> None:
+    """Return once the process has taken `instant` CPU seconds, has waited too long for them, or has ended."""
+    until = time.monotonic() + instant * _WAITED
+    while process.poll() is None and time.monotonic() < until and cpu_seconds(process.pid) < instant:
+        time.sleep(0.02)
 
 
 def published(server: S3Server, prefix: str, folder: Path) -> Path:
