@@ -2,75 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import ssl
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from controller.api import eventually
 from controller.objects import Namespace, lorajob
+from controller.poster import REPORT, Poster
 from controller.process import OperatorProcess
 
-REPORT = {
-    "trainerStatus": {
-        "progressPercentage": 42,
-        "estimatedRemainingSeconds": 200,
-        "metrics": [{"name": "loss", "value": "1.2345678"}, {"name": "total_steps", "value": "100"}],
-        "lastUpdatedTime": "2026-01-31T12:00:00+00:00",
-        "step": 42,
-        "phase": "Evaluating",
-        "checkpoint": {"uri": "s3://adapters/c/step-000040", "step": 40},
-    }
-}
-
-
-class Pod:
-    """What runs in a pod: it has a token, a URL and a certificate authority."""
-
-    def __init__(self, namespace: Namespace, operator: OperatorProcess, tls: Path, name: str) -> None:
-        self.namespace, self.operator, self.name = namespace, operator, name
-        self.context = ssl.create_default_context(cafile=tls / "ca.crt")
-
-    def token(self, audience: str = "tunery-progress") -> str:
-        """Return a token of this pod, as the kubelet asks for one."""
-        uid = (self.namespace.get("pods", self.name) or {})["metadata"]["uid"]
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": self.name, "uid": uid}
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
-        }
-        path = self.namespace.path("serviceaccounts", "default") + "/token"
-        token: str = self.namespace.api.call("POST", path, body)["status"]["token"]
-        return token
-
-    def post(self, token: str, body: Any = REPORT) -> int:
-        """Return the HTTP status of a report."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self.operator.progress_url, data=data, headers=headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=5, context=self.context) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-
-
 @pytest.fixture
-def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> Pod:
+def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> Poster:
     """The running train pod of a LoRAJob `c`."""
     eventually("the namespace's ServiceAccount", lambda: namespace.get("serviceaccounts", "default"))
     namespace.apply(lorajob("c", preflight="Skip"))
     name = namespace.run_pod("c-train")
     namespace.wait_running("c")
-    return Pod(namespace, operator, progress_tls, name)
+    return Poster(namespace, operator, progress_tls, name)
 
 
-def test_a_report_becomes_status(namespace: Namespace, pod: Pod) -> None:
+def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
     assert pod.post(pod.token()) == 200
     status = namespace.wait_phase("c", "Evaluating")
     assert status["progress"] == {
@@ -87,12 +38,12 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Pod) -> None:
     assert namespace.condition("c", "CheckpointSaved")["status"] == "True"
 
 
-def test_a_token_for_the_api_server_is_refused(pod: Pod) -> None:
+def test_a_token_for_the_api_server_is_refused(pod: Poster) -> None:
     assert pod.post(pod.token("https://kubernetes.default.svc")) == 401
     assert pod.post("nonsense") == 401
 
 
-def test_junk_costs_the_api_server_nothing(pod: Pod) -> None:
+def test_junk_costs_the_api_server_nothing(pod: Poster) -> None:
     sample = 'tunery_api_requests_total{code="201",resource="tokenreviews",verb="create"}'
     assert pod.post(pod.token()) == 200
     before = pod.operator.metric(sample)
@@ -102,12 +53,12 @@ def test_junk_costs_the_api_server_nothing(pod: Pod) -> None:
     assert pod.operator.metric(sample) == before
 
 
-def test_a_pod_that_is_not_ours_is_refused(namespace: Namespace, pod: Pod) -> None:
+def test_a_pod_that_is_not_ours_is_refused(namespace: Namespace, pod: Poster) -> None:
     container = {"name": "trainer", "image": "i"}
     labels = {"app.kubernetes.io/managed-by": "tunery", "tunery.dev/owner": "c", "tunery.dev/kind": "lorajob"}
     body = {"metadata": {"name": "impostor", "labels": labels}, "spec": {"containers": [container]}}
     namespace.api.call("POST", namespace.path("pods"), body)
-    impostor = Pod(namespace, pod.operator, Path(pod.operator.tls or ""), "impostor")
+    impostor = Poster(namespace, pod.operator, Path(pod.operator.tls or ""), "impostor")
     assert impostor.post(impostor.token()) == 403
 
 
@@ -120,16 +71,16 @@ def test_any_other_body_is_refused(pod: Pod, body: bytes) -> None:
     assert pod.post(pod.token(), body) == 400
 
 
-def test_a_body_that_is_too_large_is_refused(pod: Pod) -> None:
+def test_a_body_that_is_too_large_is_refused(pod: Poster) -> None:
     assert pod.post(pod.token(), b" " * 70_000) == 413
 
 
-def test_reports_that_come_too_fast_are_refused(pod: Pod) -> None:
+def test_reports_that_come_too_fast_are_refused(pod: Poster) -> None:
     token = pod.token()
     assert [pod.post(token), pod.post(token)] == [200, 429]
 
 
-def test_progress_is_written_at_most_every_five_seconds(namespace: Namespace, pod: Pod) -> None:
+def test_progress_is_written_at_most_every_five_seconds(namespace: Namespace, pod: Poster) -> None:
     token = pod.token()
     assert pod.post(token) == 200
     namespace.wait_phase("c", "Evaluating")

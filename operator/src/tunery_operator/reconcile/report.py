@@ -18,7 +18,7 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.snapshot import Snapshot
 
-_FREQUENT: Final = frozenset({"progress", "metrics", "findings", "checks", "checkpoint"})
+_FREQUENT: Final = frozenset({"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"})
 """Fields that a pod changes every few seconds: written at most once in progress_write_seconds."""
 
 
