@@ -18,7 +18,7 @@ PREFLIGHT: Json = REPORT | {
     "estimate": PARTS,
     "checks": [*PLANNED, {"name": "Baseline", "result": "Skipped", "message": "training tells"}],
 }
-MEASURED = [*PLANNED, {"name": "Baseline", "result": "Passed", "message": "2 → 1.5, −25 % (± 1.2 %)"}]
+MEASURED = [*PLANNED, {"name": "Baseline", "result": "Passed", "message": "2 → 1.5, −25.0 % (± 1.2 %)"}]
 POINTS = [{"step": 50, "loss": "1.9802"}, {"step": 100, "loss": "1.5"}]
 
 

@@ -159,7 +159,7 @@ def test_evaluations_and_how_sure_an_improvement_is_are_shown() -> None:
     status = compute_status(snapshot(ended(says=said), train=DONE))
     assert status["evaluations"] == points
     told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
-    assert told["message"] == "evaluation loss 1.41, the base model's 2.031 (-30.5 % ± 1.2 %)"
+    assert told["message"] == "evaluation loss 1.41, the base model's 2.031, −30.5 % (± 1.2 %)"
     LoRAJobStatus.model_validate(status)
 
 

@@ -94,9 +94,17 @@ def test_a_word_of_a_later_version_is_shown_and_warns() -> None:
 
 def test_what_a_new_attempt_does_not_find_is_gone() -> None:
     seen = snapshot(running(), progress=posted(SLOW))
-    status = compute_status(again(seen, running("p2"), progress=posted(HINT)))
+    status = compute_status(again(seen, running("p2"), progress=posted(HINT), reporter="p2"))
     assert found(status) == ["StillLearning"]
     assert condition(status, "Healthy") == ("True", "Healthy")
+
+
+def test_what_an_earlier_attempt_still_says_does_not_come_back() -> None:
+    """A pod on a node that was lost may post once more while the next one is under way."""
+    seen = snapshot(running(), progress=posted(SLOW))
+    now = again(seen, running("p2"), progress=posted(HINT), reporter="p2")
+    late = compute_status(again(now, running("p1"), running("p2"), progress=posted(SLOW), reporter="p1"))
+    assert found(late) == ["StillLearning"]
 
 
 def test_last_words_without_sentences_keep_those_that_were_posted() -> None:

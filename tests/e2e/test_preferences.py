@@ -42,7 +42,7 @@ def test_what_was_rejected_is_kept_and_gone_on_with(launch: Launch, s3: Any, fol
     assert "adapter" not in status
     place = status["rejectedAdapter"]["uri"]
     assert place.endswith("/asked-rejected")
-    assert "minImprovement asks for -99.0 %" in download(s3, place, folder / "rejected")["lineage"]["rejected"]
+    assert "minImprovement asks for −99.0 %" in download(s3, place, folder / "rejected")["lineage"]["rejected"]
     later = launch("later", resumeFrom={"loraJobRef": {"name": "asked"}}, **of)
     done = later.wait_phase("Succeeded", timeout=400)
     assert resumed(later) == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -58,9 +59,23 @@ class MetricsStatus(OpenModel):
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
 
 
-def change_text(improvement: float, error: float | None) -> str:
-    """Return how a loss has changed, as people read it: `-30.5 % ± 1.2 %`; `error` is a standard error."""
-    return f"{-100 * improvement:+.1f} %" + (f" ± {100 * error:.1f} %" if error is not None else "")
+def share_text(share: float) -> str:
+    """Return a share as people read it: `41 %`, `4.1 %`, `0.41 %`."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value:.2g} %"
+
+
+def change_text(change: float, error: float | None = None, *, signed: bool = True) -> str:
+    """Return by what share of itself a number has changed, as people read it: `−30.5 % (± 1.2 %)`.
+
+    `error` is a standard error. One decimal, or as many as the first digit of the error needs, at most 4; where none is
+    known, of the change. Without `signed` the words around it say whether it fell or rose.
+    """
+    least = abs(change if error is None else error)
+    decimals = min(4, max(1, math.ceil(-math.log10(100 * least)))) if 0 < least < math.inf else 1
+    text = f"{100 * abs(change):.{decimals}f}"
+    sign = "" if not signed or float(text) == 0 else "−" if change < 0 else "+"
+    return f"{sign}{text} %" + (f" (± {100 * error:.{decimals}f} %)" if error is not None else "")
 
 
 EVALUATIONS_KEPT: Final = 16

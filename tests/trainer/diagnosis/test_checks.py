@@ -196,9 +196,9 @@ def test_what_is_left_open_is_no_mistake() -> None:
             CheckName.BASELINE,
             Measured(before=2.031, after=1.412, change=Difference(-0.619, 0.0122)),
             "Passed",
-            "2.031 → 1.412, −30 % (± 0.6 %)",
+            "2.031 → 1.412, −30.5 % (± 0.6 %)",
         ),
-        (CheckName.BASELINE, Measured(before=2.0, after=2.1), "Passed", "2 → 2.1, +5 %"),
+        (CheckName.BASELINE, Measured(before=2.0, after=2.1), "Passed", "2 → 2.1, +5.0 %"),
         (CheckName.BASELINE, Measured(), "Skipped", "not known"),
     ],
 )

@@ -40,7 +40,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
     [
         (
             said.worse_than_base(SETTINGS, Worse(0.2, 0.02, learned=False, in_a_row=1), 2.0),
-            "WorseThanBase", "training.learningRate", "4e-5", "10 % (± 1 %) above the base model's 2",
+            "WorseThanBase", "training.learningRate", "4e-5", "10.0 % (± 1.0 %) above the base model's 2",
         ),
         (
             said.worse_than_base(SETTINGS, Worse(0.2, 0.02, learned=True, in_a_row=1), 2.0),
@@ -48,7 +48,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.loss_rising(SETTINGS, Rise(40, 1.0, 0.2, 0.02)),
-            "LossRising", "training.learningRate", "6.7e-5", "was 1 at step 40 and is 20 % (± 2 %) above that now",
+            "LossRising", "training.learningRate", "6.7e-5", "was 1 at step 40 and is 20.0 % (± 2.0 %) above that now",
         ),
         (said.loss_rising(SETTINGS, None), "LossRising", "training.learningRate", "6.7e-5", "training.warmup: 0.1"),
         (
@@ -73,7 +73,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.plateau(SETTINGS, 0.001, largest=True), "Plateau", "lora.rank", "32", "0.1 % in the last quarter"),
         (
             said.overfitting(SETTINGS, Overfit(160, 1.412, 1.456, RISEN, 0.41), 320),
-            "Overfitting", "training.epochs", "2", "best at step 160 (1.412) and has risen by 2.8 % (± 0.35 %) since",
+            "Overfitting", "training.epochs", "2", "best at step 160 (1.412) and has risen by 2.8 % (± 0.4 %) since",
         ),
         (
             said.overfitting(SETTINGS, Overfit(300, 1.412, 1.41, Difference(-0.001, 0.01), 0.41), 320),

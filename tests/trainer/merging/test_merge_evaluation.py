@@ -122,7 +122,7 @@ def test_one_that_is_no_better_than_asked_is_not_published(tmp_path: Path, input
     assert done.returncode == ExitCode.USER_ERROR
     line = done.stderr.splitlines()[-2]
     assert line.startswith("NotImproved: the evaluation loss went from the base's ")
-    assert "and spec.evaluation.minImprovement asks for -99.0 %; the best input reaches " in line
+    assert "and spec.evaluation.minImprovement asks for −99.0 %; the best input reaches " in line
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
 
 

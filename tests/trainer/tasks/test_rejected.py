@@ -41,7 +41,7 @@ def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
     place = path.parent / "out-rejected"
     assert rejected(path).endswith(f"what was trained is published as rejected at {place.as_uri()}")
     found = manifest_of(place)
-    assert "minImprovement asks for -99.0 %" in (found.lineage.rejected or "")
+    assert "minImprovement asks for −99.0 %" in (found.lineage.rejected or "")
     card = (place / "README.md").read_text().split("---\n\n", 1)[1]
     assert card.startswith(f"**Rejected, and not to be served:** {found.lineage.rejected}.\n")
     assert f"Copy `{place.as_uri()}` to `./out-rejected`" in card

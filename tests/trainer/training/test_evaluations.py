@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.measured import change_text
 from tunery_trainer.diagnosis.answers import Answer, answer_metrics
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
@@ -68,7 +69,7 @@ def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case:
     assert metrics["improvement"] == pytest.approx(-change.value / before.loss, rel=1e-3)
     assert metrics["improvementError"] == pytest.approx(change.error / before.loss, rel=1e-2)
     card = (folder / "out" / "README.md").read_text()
-    assert f"{-100 * metrics['improvement']:+.1f} % ± {100 * metrics['improvementError']:.1f} %" in card
+    assert change_text(-metrics["improvement"], metrics["improvementError"]) in card
 
 
 def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(case: Case) -> None:

@@ -31,11 +31,18 @@ def take_progress(draft: Draft) -> None:
     if changed_enough(draft.fields.get("progress") or {}, fields):
         draft.merge("progress", fields)
     draft.merge("metrics", metrics_fields(report))
-    take_diagnosis(draft, report.findings, report.checks)
+    if _is_of_this_attempt(draft):
+        take_diagnosis(draft, report.findings, report.checks)
     if report.evaluations:
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
     if report.checkpoint is not None:
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
+
+
+def _is_of_this_attempt(draft: Draft) -> bool:
+    """Tell whether the newest pod has sent the report: an older one may send its last while the next is under way."""
+    main = draft.snapshot.main
+    return main is None or main.last is None or main.last.uid == draft.snapshot.reporter
 
 
 def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
@@ -155,4 +162,4 @@ def _check_evaluation(draft: Draft, result: RunResult) -> None:
 
 def _change(metrics: MetricsStatus) -> str:
     improvement, error = number(metrics.improvement), number(metrics.improvement_error)
-    return "" if improvement is None else f" ({change_text(improvement, error)})"
+    return "" if improvement is None else f", {change_text(-improvement, error)}"

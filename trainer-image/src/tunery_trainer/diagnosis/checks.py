@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.findings import CheckName, CheckResult, CheckStatus
+from tunery_api.measured import change_text, share_text
 from tunery_api.methods import LORA_FAMILY, PROMPT_LEARNING
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.scrub import shorten
 from tunery_api.training import Loss
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.diagnosis.advice import decimal, usual_rates
-from tunery_trainer.diagnosis.findings import percent
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS, Difference
 from tunery_trainer.diagnosis.speed import FEW_STEPS, PADDING, TIGHT, Memory
 from tunery_trainer.settings.presets import guideline_for
@@ -199,14 +199,14 @@ def _labels(plan: Planned) -> CheckStatus:
     if tokens is None or not tokens.tokens:
         return _skipped(_N.LABELS, "nothing was tokenised")
     share, rows = tokens.loss_tokens / tokens.tokens, max(1, plan.data.rows)
-    text = f"{tokens.loss_tokens:,} of {tokens.tokens:,} tokens count in the loss, {percent(share)}"
+    text = f"{tokens.loss_tokens:,} of {tokens.tokens:,} tokens count in the loss, {share_text(share)}"
     problems = []
     if share < LOSS_TOKENS:
         problems.append("very few")
     if tokens.unlearnable_rows > UNLEARNABLE * rows:
         problems.append(f"{tokens.unlearnable_rows} rows are left out, as maxLength leaves nothing of their answers")
     if plan.settings.training.loss is Loss.COMPLETION and tokens.truncated_percent > 100 * CUT:
-        cut = percent(tokens.truncated_percent / 100)
+        cut = share_text(tokens.truncated_percent / 100)
         problems.append(f"{cut} of the rows are cut: what ends with a cut answer never teaches to stop")
     return _judged(_N.LABELS, not problems, "; ".join([text, *problems]))
 
@@ -259,13 +259,13 @@ def _measured(found: Measured) -> Iterator[CheckStatus]:
 def _padding(found: Measured) -> CheckStatus:
     if found.padding is None:
         return _skipped(_N.PADDING, "nothing was left to train")
-    return _judged(_N.PADDING, found.padding <= PADDING, f"{percent(found.padding)} of the tokens were padding")
+    return _judged(_N.PADDING, found.padding <= PADDING, f"{share_text(found.padding)} of the tokens were padding")
 
 
 def _batch_fits(found: Measured) -> CheckStatus:
     if found.memory is None:
         return _skipped(_N.BATCH_FITS, "the memory limit is not known")
-    text = f"{percent(found.memory.share)} of the memory was in use at most"
+    text = f"{share_text(found.memory.share)} of the memory was in use at most"
     return _judged(_N.BATCH_FITS, found.memory.share <= TIGHT, text)
 
 
@@ -273,7 +273,7 @@ def _generation(found: Measured) -> CheckStatus:
     ends = found.ends
     if ends is None:
         return _skipped(_N.GENERATION, "the rows have no answers that end")
-    text = f"{percent(ends.stopping)} of the answers end with a token that ends generation"
+    text = f"{share_text(ends.stopping)} of the answers end with a token that ends generation"
     if ends.stopping >= 0.5:
         return _judged(_N.GENERATION, good=True, message=text)
     stops = ", ".join(ends.stops) or "no token"
@@ -284,11 +284,6 @@ def _generation(found: Measured) -> CheckStatus:
 def _baseline(found: Measured) -> CheckStatus:
     if not math.isfinite(found.before) or not math.isfinite(found.after) or found.before <= 0:
         return _skipped(_N.BASELINE, "the held-out loss before training is not known")
-    text = f"{found.before:.4g} → {found.after:.4g}, {_signed(found.after / found.before - 1)}"
-    if found.change is not None:
-        text += f" (± {percent(found.change.error / found.before)})"
+    error = found.change.error / found.before if found.change else None
+    text = f"{found.before:.4g} → {found.after:.4g}, {change_text(found.after / found.before - 1, error)}"
     return _judged(_N.BASELINE, good=True, message=text)
-
-
-def _signed(share: float) -> str:
-    return f"{'+' if share > 0 else '−'}{percent(abs(share))}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingType, Severity
+from tunery_api.measured import change_text, share_text
 from tunery_api.scrub import shorten
 from tunery_api.training import Precision
 from tunery_trainer.diagnosis.advice import Advice, batch, learning_rate, length, usual_rates
@@ -65,21 +66,15 @@ def ordered(found: Iterable[FindingStatus]) -> list[FindingStatus]:
     return sorted(found, key=lambda each: (ranks.get(each.severity, len(ranks)), each.step))[:MAX_FINDINGS]
 
 
-def percent(share: float) -> str:
-    """Return a share as people read it."""
-    value = 100 * share
-    return f"{value:.0f} %" if abs(value) >= 10 else f"{value:.2g} %"
-
-
-def _change(value: float, error: float, of: float) -> str:
-    """Return a change as a share, with one standard error."""
+def _rise(value: float, error: float, of: float) -> str:
+    """Return a rise as a share, with one standard error."""
     whole = of or _NOTHING
-    return f"{percent(value / whole)} (± {percent(error / whole)})"
+    return change_text(value / whole, error / whole, signed=False)
 
 
 def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:
     """The held-out loss is above the base's."""
-    above = f"The held-out loss is {_change(found.value, found.error, base)} above the base model's {base:.4g}"
+    above = f"The held-out loss is {_rise(found.value, found.error, base)} above the base model's {base:.4g}"
     rate = learning_rate(settings, 1 / 5)
     if found.learned:
         text = (
@@ -95,7 +90,7 @@ def loss_rising(settings: RunSettings, found: Rise | None) -> Finding:
     if found is not None:
         text = (
             f"The held-out loss was {found.best:.4g} at step {found.since} and is "
-            f"{_change(found.value, found.error, found.best)} above that now, and the training loss rose, too."
+            f"{_rise(found.value, found.error, found.best)} above that now, and the training loss rose, too."
         )
     return Finding(_F.LOSS_RISING, text, (learning_rate(settings, 1 / 3), *_calmer(settings)))
 
@@ -140,13 +135,13 @@ def gradient_not_finite(settings: RunSettings, gradient: float | None) -> Findin
 def too_slow(settings: RunSettings, found: Slow) -> Finding:
     """It learns, hardly."""
     sure = f"surely (z = {min(found.z, 999):.0f})"
-    text = f"The held-out loss fell by {percent(found.gain)} only, {sure}, and now as slowly as at first."
+    text = f"The held-out loss fell by {share_text(found.gain)} only, {sure}, and now as slowly as at first."
     return Finding(_F.LEARNING_RATE_TOO_LOW, text, (learning_rate(settings, 10),))
 
 
 def not_learning(settings: RunSettings, found: Slow) -> Finding:
     """It learns nothing."""
-    moved = f"changed by {percent(-found.gain)}" if found.gain else "did not change"
+    moved = f"changed by {share_text(-found.gain)}" if found.gain else "did not change"
     text = f"After half of the run the held-out loss has {moved}: nothing of the data is learned."
     low = settings.training.learning_rate < usual_rates(settings)[0]
     rate = (learning_rate(settings, 10),) if low else ()
@@ -156,14 +151,14 @@ def not_learning(settings: RunSettings, found: Slow) -> Finding:
 def still_learning(settings: RunSettings, found: Still) -> Finding:
     """It would have learned more."""
     text = (
-        f"The last third of the run gained {percent(found.ratio)} of what the first third gained: it ended too early."
+        f"The last third of the run gained {share_text(found.ratio)} of what the first third gained: it ended too early."
     )
     return Finding(_F.STILL_LEARNING, text, (learning_rate(settings, 3), length(settings, 2)))
 
 
 def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
     """It has levelled off; `largest` tells that all linear layers are adapted."""
-    text = f"The held-out loss has levelled off ({percent(gained)} in the last quarter), and nothing is memorised."
+    text = f"The held-out loss has levelled off ({share_text(gained)} in the last quarter), and nothing is memorised."
     rank = settings.adapter.rank
     more = (Advice("lora.rank", str(2 * rank), str(rank)),) if rank else ()
     wider = () if largest else (Advice("lora.targetModules", "all-linear"),)
@@ -173,12 +168,12 @@ def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
 def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     """It learns by heart."""
     if found.rise.value > 0:
-        since = f"has risen by {_change(found.rise.value, found.rise.error, found.best)} since"
+        since = f"has risen by {_rise(found.rise.value, found.rise.error, found.best)} since"
     else:
         since = f"has gained nothing since ({found.now:.4g})"
     text = (
         f"The held-out loss was best at step {found.since} ({found.best:.4g}) and {since}, while the training loss "
-        f"fell by {percent(found.fell)}."
+        f"fell by {share_text(found.fell)}."
     )
     shorter = length(settings, found.since / max(1, steps))
     same = shorter.suggest == shorter.now
@@ -205,7 +200,7 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
 
 def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None) -> Finding:
     """The held-out rows tell too little; `fraction` is what is held out, None for rows of their own."""
-    known = f"; two standard errors are {percent(unsure)} of the loss" if unsure is not None else ""
+    known = f"; two standard errors are {share_text(unsure)} of the loss" if unsure is not None else ""
     text = f"{rows} rows are held out{known}: a small gain cannot be told from chance."
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.evaluation"),))
@@ -232,7 +227,7 @@ def _sentence(text: str) -> str:
 def memory_tight(settings: RunSettings, memory: Memory, *, on_gpu: bool) -> Finding:
     """Hardly any memory is left."""
     what = "GPU's" if on_gpu else "container's"
-    text = f"{percent(memory.share)} of the {what} memory was in use: a longer row may not fit."
+    text = f"{share_text(memory.share)} of the {what} memory was in use: a longer row may not fit."
     rows = settings.training.batch_size
     less = (batch(settings, rows // 2),) if rows > 1 else (Advice("training.maxLength"),)
     return Finding(_F.MEMORY_TIGHT, text, less if on_gpu else (Advice("resources.memory"), *less))
@@ -242,21 +237,21 @@ def room_for_larger_batch(settings: RunSettings, memory: Memory) -> Finding:
     """The GPU could take more rows at once."""
     training = settings.training
     passes = training.gradient_accumulation
-    text = f"{percent(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes."
+    text = f"{share_text(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes."
     fewer = Advice("training.gradientAccumulation", str(max(1, passes // 2)), str(passes))
     return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size), fewer))
 
 
 def waiting_for_data(settings: RunSettings, share: float) -> Finding:
     """The rows come too late."""
-    text = f"{percent(share)} of the time of the last 50 steps passed until their rows were there."
+    text = f"{share_text(share)} of the time of the last 50 steps passed until their rows were there."
     packed = () if settings.training.packing else (Advice("training.packing", "true"),)
     return Finding(_F.WAITING_FOR_DATA, text, (Advice("resources.cpu"), *packed))
 
 
 def much_padding(settings: RunSettings, share: float, *, packable: bool) -> Finding:
     """Much of what is computed is padding."""
-    text = f"{percent(share)} of the tokens of the last 50 steps were padding."
+    text = f"{share_text(share)} of the tokens of the last 50 steps were padding."
     grouped = Advice("training.groupByLength", "true")
     packed = Advice("training.packing", "true")
     return Finding(_F.MUCH_PADDING, text, (packed,) if packable else (grouped,))

@@ -14,8 +14,8 @@ def shortfall(before: float, after: float, asked: str, whose: str = "", *, error
     uncertain = error / abs(before) if error is not None else None
     if reached >= wanted:
         return None
-    least = f"{-100 * wanted:+.1f} %" if wanted else "no rise"
+    least = change_text(-wanted) if wanted else "no rise"
     return (
-        f"the evaluation loss went from {whose}{before:.4f} to {after:.4f} ({change_text(reached, uncertain)}), and "
+        f"the evaluation loss went from {whose}{before:.4f} to {after:.4f}, {change_text(-reached, uncertain)}, and "
         f"spec.evaluation.minImprovement asks for {least}"
     )

@@ -113,7 +113,7 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         if name not in ("improvement", "improvementError")
     ]
     if "improvement" in lineage.metrics:
-        change = change_text(lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
+        change = change_text(-lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
         rows.append(("Change of the evaluation loss (± standard error)", change))
     if lineage.stopped is not None and "evalLoss" not in lineage.metrics:
         rows.insert(0, (_METRIC_NAMES["evalLoss"], f"not measured after step {lineage.step}"))
