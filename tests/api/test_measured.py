@@ -30,7 +30,8 @@ def test_a_change(change: float, error: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.41, "41 %"), (0.041, "4.1 %"), (0.0041, "0.41 %"), (0.0999, "10 %"), (1, "100 %"), (0, "0 %")]
+    ("share", "text"),
+    [(0.41, "41 %"), (0.041, "4.1 %"), (0.0041, "0.41 %"), (0.0999, "10 %"), (1, "100 %"), (0, "0 %")],
 )
 def test_a_share(share: float, text: str) -> None:
     assert share_text(share) == text

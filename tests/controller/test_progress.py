@@ -11,6 +11,7 @@ from controller.objects import Namespace, lorajob
 from controller.poster import REPORT, Poster
 from controller.process import OperatorProcess
 
+
 @pytest.fixture
 def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> Poster:
     """The running train pod of a LoRAJob `c`."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_trainer.cli import main
 from tunery_trainer.inputs.digests import BOOK
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.storage.transfer import hash_file
@@ -95,6 +96,20 @@ def test_it_ends_where_the_other_would_have(case: Case, changes: dict[str, Any])
     said = {value["name"]: value for value in lineage["resolved"]["values"]}
     assert said["resumeFrom"]["value"] == "the checkpoint of step 10 of LoRAJob local/tiny"
     assert content(place) == before, "the other's checkpoints are read and never changed"
+
+
+def test_a_look_beforehand_counts_what_the_checkpoint_has(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the manifest leaves open is the checkpoint's: rank, targets, steps."""
+    place, _ = first(case, lora={"rank": 4, "targetModules": ["attention"]})
+    path = later(case, place, lora=None, method="Auto")
+    assert main(["estimate", str(path), "--json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["method"], told["rank"], told["estimate"]["steps"]) == ("LoRA", 4, 20)
+    assert told["targetModules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert {row["method"] for row in told["table"]} == {"LoRA"}
+    path = later(case, place, lora=None, resumeFrom={"loraJobRef": {"name": "first"}})
+    assert main(["estimate", str(path), "--json", "--from", str(place)]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["rank"] == 4
 
 
 def test_passes_may_be_smaller(case: Case) -> None:

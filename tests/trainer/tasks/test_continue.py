@@ -12,10 +12,12 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_trainer.cli import main
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.local import load_run_spec
+from tunery_trainer.tasks.preflight import run_preflight
 
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
@@ -68,6 +70,31 @@ def test_training_goes_on_where_it_ended(folder: Path) -> None:
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     model = plain_peft(folder, out="out2")
     assert single_row_loss(model, held_out_rows(folder, "work2")) == pytest.approx(metrics["evalLoss"], rel=0.01)
+
+
+def test_preflight_and_a_look_beforehand_count_the_adapter_that_is_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What a CPU computes in depends on the machine.
+    exact = GENTLE | {"precision": "Float32"}
+    later = {"continueFrom": {"uri": "file://out"}, "output": {"uri": "file://out2"}, "training": exact, "lora": None}
+    path = write_manifest(folder, manifest(folder, **later))
+    assert main(["estimate", str(path), "--json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    attention = ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert (told["rank"], told["targetModules"], told["leftOut"]) == (4, attention, None)
+    assert told["estimate"]["adapterBytes"] == 4 * told["trainableParameters"]
+    assert {row["method"] for row in told["table"]} == {"LoRA", "QLoRA"}, "no other method can train it"
+    report = run_preflight(load_run_spec(path, folder / "work2", None))
+    assert report.estimate is not None
+    assert report.estimate.to_json_dict() == told["estimate"]
+
+    capsys.readouterr()
+    later["continueFrom"] = {"uri": "s3://adapters/first"}
+    assert main(["estimate", str(write_manifest(folder, manifest(folder, **later)))]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "Left out  continueFrom: s3://adapters/first is not read here." in out
+    assert max(map(len, out.splitlines())) <= 120
 
 
 def test_what_disagrees_is_refused_before_training(folder: Path) -> None:

@@ -100,6 +100,7 @@ def _estimate(options: argparse.Namespace) -> int:
         manifest=Path(options.path),
         name=options.name,
         model=options.model and Path(options.model),
+        start=options.start,
         gpu_memory=options.gpu_memory,
         tokens_per_second=options.tokens_per_second,
         machine_readable=options.json,
@@ -234,6 +235,13 @@ def _add_estimate(commands: Any) -> None:
     estimate.add_argument("path", metavar="lorajob.yaml", help="the manifest, as for kubectl apply")
     estimate.add_argument("--name", help="which object, if the manifest holds several")
     estimate.add_argument("--model", metavar="FOLDER", help="where the model's config.json lies; no weights are needed")
+    estimate.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="FOLDER",
+        help="a copy of the adapter or the checkpoints that continueFrom or resumeFrom names",
+    )
     estimate.add_argument("--gpu-memory", type=_bytes, metavar="24Gi", help="memory of the GPU that it shall train on")
     estimate.add_argument(
         "--tokens-per-second", type=_rate, metavar="N", help="as an earlier run's status.progress has it: tells hours"

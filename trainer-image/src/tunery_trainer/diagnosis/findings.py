@@ -150,9 +150,8 @@ def not_learning(settings: RunSettings, found: Slow) -> Finding:
 
 def still_learning(settings: RunSettings, found: Still) -> Finding:
     """It would have learned more."""
-    text = (
-        f"The last third of the run gained {share_text(found.ratio)} of what the first third gained: it ended too early."
-    )
+    gained = share_text(found.ratio)
+    text = f"The last third of the run gained {gained} of what the first third gained: it ended too early."
     return Finding(_F.STILL_LEARNING, text, (learning_rate(settings, 3), length(settings, 2)))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunery_api.inputs import DatasetFormat
-from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_trainer.data.options import DatasetReport, TokenReport
@@ -17,7 +16,9 @@ from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.method_table import GPU_CLASSES, method_table
 from tunery_trainer.plan.prepared_rows import survey
 from tunery_trainer.plan.request import request_data
-from tunery_trainer.plan.training_plan import plan_training
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.resuming.here import Start
+from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.look import Estimated, TableLine
 from tunery_trainer.settings.types import DeviceFacts
 
@@ -26,13 +27,16 @@ _MANY: Final = 20_000
 """Rows of a data set that was not read: enough for every method and the largest steps."""
 
 
-def look_ahead(spec: LoRAJobSpec, folder: Path, device: DeviceFacts, files: DataFiles | None) -> Estimated:
-    """Return what the job would take; without `files` its rows are taken to be many, and of maxLength.
+def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles | None) -> Estimated:
+    """Return what the job of `start` would take; without `files` its rows are taken to be many, and of maxLength.
 
     `folder` holds the model's config.json, and where there are `files` its tokenizer.
     Raises TrainerError as preflight does, and ModelUnsupported for a model that cannot be counted without weights.
     """
-    basis = Basis(_RUN, spec, FetchedModel(folder, None, 0), device, config_only=files is None)
+    spec = start.spec
+    basis = Basis(
+        _RUN, spec, FetchedModel(folder, None, 0), device, start.adapter, start.taken, config_only=files is None
+    )
     rows, data = _read(basis, files) if files else (_MANY, _unread(spec.training.max_length))
     plan = plan_training(basis, rows, data)
     if plan.memory is None:
@@ -45,12 +49,15 @@ def look_ahead(spec: LoRAJobSpec, folder: Path, device: DeviceFacts, files: Data
         model=spec.model.uri,
         parameters=basis.facts.parameters,
         settings=plan.settings,
+        targets=tuple(plan.target_modules),
+        trained=plan.trainable_parameters,
+        left_out=start.left_out,
         memory=plan.memory,
         available=device.memory_bytes,
         rows=data.rows if files else None,
         steps=plan.steps if files or spec.training.max_steps else None,
         tokens=plan.tokens,
-        table=_table(basis, plan.settings.training.max_length),
+        table=_table(plan),
     )
 
 
@@ -66,7 +73,10 @@ def _unread(length: int) -> DatasetReport:
     return DatasetReport(0, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
 
 
-def _table(basis: Basis, length: int) -> list[TableLine]:
+def _table(plan: TrainingPlan) -> list[TableLine]:
+    """Return what each method takes; of a run that goes on from a checkpoint its own, which may not change."""
+    basis = plan.basis
+    rows = method_table(basis, _unread(plan.settings.training.max_length))
     return [
         TableLine(
             method=row.method.value,
@@ -74,5 +84,6 @@ def _table(basis: Basis, length: int) -> list[TableLine]:
             total_bytes=row.estimate.total,
             largest={gpu.name: row.largest_batch(gpu) for gpu in GPU_CLASSES},
         )
-        for row in method_table(basis, _unread(length))
+        for row in rows
+        if basis.taken is NOTHING or row.method is plan.settings.method
     ]

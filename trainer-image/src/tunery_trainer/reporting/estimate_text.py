@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -29,8 +30,13 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
     return {
         "model": found.model,
         "parameters": found.parameters,
+        "precision": training.precision.value,
         "method": found.settings.method.value,
         "methodReason": found.settings.method_reason,
+        "rank": found.settings.adapter.rank or None,
+        "targetModules": list(found.targets),
+        "trainableParameters": found.trained,
+        "leftOut": found.left_out,
         "quantization": found.settings.quantization.type.value if found.settings.quantization else None,
         "batchSize": training.batch_size,
         "gradientCheckpointing": training.gradient_checkpointing,
@@ -60,8 +66,14 @@ def as_text(found: Estimated, rate: float | None) -> str:
 def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     settings, training = found.settings, found.settings.training
     quantised = f" on {settings.quantization.type.value}" if settings.quantization else ""
-    yield _short(f"Model     {found.model}, {found.parameters / 1e9:.3g} billion parameters")
+    size = _parameters(found.parameters)
+    yield _short(f"Model     {found.model}, {size} parameters, computed in {training.precision}")
     yield _short(f"Method    {settings.method.value}{quantised}. {settings.method_reason}")
+    yield _short(f"Adapter   {_adapter(found)}")
+    if found.left_out:
+        yield from textwrap.wrap(
+            f"Left out  {found.left_out}.", 119, subsequent_indent=" " * 10, break_on_hyphens=False
+        )
     kept = "recomputed" if training.gradient_checkpointing else "kept"
     yield f"Batch     {training.batch_size} rows of {found.memory.length} tokens, activations {kept}"
     yield f"Data      {_data(found)}"
@@ -70,6 +82,21 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
         yield f"Time      {seconds / _HOUR:.1f} hours at {rate:g} tokens a second"
     elif rate is not None:
         yield "Time      not known: the data was not read"
+
+
+def _parameters(count: int) -> str:
+    for size, word in ((1e9, " billion"), (1e6, " million")):
+        if count >= size:
+            return f"{count / size:.3g}{word}"
+    return f"{count:,}"
+
+
+def _adapter(found: Estimated) -> str:
+    adapter, prompt = found.settings.adapter, found.settings.prompt
+    parts = [f"rank {adapter.rank}"] if adapter.rank else []
+    parts += [f"{prompt.virtual_tokens} virtual tokens"] if prompt else []
+    parts += [f"on {', '.join(found.targets)}"] if found.targets else []
+    return f"{' '.join(parts)}; {found.trained:,} parameters are trained"
 
 
 def _data(found: Estimated) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -75,20 +75,27 @@ def source_of(work: Workspace) -> CheckpointPlace | None:
     named = work.run.resume_uri
     if named is None:
         return None
-    folder, _, name = named.rstrip("/").rpartition("/")
+    return checkpoint_place(named, lambda uri: work.open(Purpose.RESUME_FROM, uri, f"{_FIELD}.uri"))
+
+
+def checkpoint_place(uri: str, open_at: Callable[[str], StorePath]) -> CheckpointPlace:
+    """Return the place that `uri` names, of one checkpoint or of all of a run."""
+    folder, _, name = uri.rstrip("/").rpartition("/")
     step = step_of(name)
-    uri = named if step is None else folder
-    return CheckpointPlace(work.open(Purpose.RESUME_FROM, uri, f"{_FIELD}.uri"), step)
+    return CheckpointPlace(open_at(uri if step is None else folder), step)
 
 
 def peek(work: Workspace) -> Peeked | None:
-    """Return what spec.resumeFrom leads to, by its name and its memory alone; None where the job has none.
+    """Return what spec.resumeFrom leads to; None where the job has none. Raises what `peek_at` raises."""
+    source = source_of(work)
+    return peek_at(source) if source else None
+
+
+def peek_at(source: CheckpointPlace) -> Peeked:
+    """Return the newest checkpoint of a place, by its name and its memory alone.
 
     Raises TrainerError: CheckpointMissing, and the storage reasons.
     """
-    source = source_of(work)
-    if source is None:
-        return None
     try:
         return next(_peeked(source))
     except StopIteration:

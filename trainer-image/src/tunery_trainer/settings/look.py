@@ -28,6 +28,12 @@ class Estimated:
     model: str
     parameters: int
     settings: RunSettings
+    targets: Sequence[str]
+    """Modules that carry the adapter; none for prompts."""
+    trained: int
+    """Parameters that are trained."""
+    left_out: str | None
+    """What the job goes on from and could not be read, in a sentence; None: it was, or there is nothing such."""
     memory: MemoryEstimate
     available: int | None
     """Bytes of the device; None: not known."""

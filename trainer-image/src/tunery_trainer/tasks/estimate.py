@@ -13,6 +13,7 @@ from tunery_trainer.inputs.location import DataFiles, Location
 from tunery_trainer.local import read_lorajob
 from tunery_trainer.process.environment import be_quiet, go_offline
 from tunery_trainer.reporting.estimate_text import as_json, as_text
+from tunery_trainer.resuming.here import start_here
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.storage.credentials import ambient
 from tunery_trainer.tasks.question import Question
@@ -26,12 +27,13 @@ def run_estimate(question: Question) -> None:
     """
     spec = read_lorajob(question.manifest, question.name)
     folder = local_model(spec.model.uri, spec.model.revision, question.model)
+    start = start_here(spec, question.start)
     files = _files_here(spec)
     be_quiet()
     go_offline()
     from tunery_trainer.plan.look_ahead import look_ahead
 
-    found = look_ahead(spec, folder, _device(question, spec), files)
+    found = look_ahead(start, folder, _device(question, spec), files)
     if question.machine_readable:
         print(json.dumps(as_json(found, question.tokens_per_second), indent=2), flush=True)
     else:

@@ -15,6 +15,8 @@ class Question:
     """Which object, where the manifest holds several."""
     model: Path | None
     """The folder of the model's config.json; None: where the manifest says."""
+    start: Path | None
+    """A folder with a copy of what continueFrom or resumeFrom names; None: where the manifest says."""
     gpu_memory: int | None
     """Bytes of the GPU; None: not known."""
     tokens_per_second: float | None
