@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_trainer.diagnosis.evaluations import BETTER_Z
 from tunery_trainer.diagnosis.history import Evaluation, History
 from tunery_trainer.diagnosis.judge import Judge, Subject
-from tunery_trainer.diagnosis.marks import BETTER_Z
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve

@@ -17,6 +17,7 @@ from trl import SFTTrainer
 from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import RunResult
+from tunery_trainer.diagnosis.evaluations import Evaluations
 from tunery_trainer.diagnosis.judge import Judge
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.local import load_run_spec
@@ -25,7 +26,6 @@ from tunery_trainer.process.memory import MemoryUse
 from tunery_trainer.process.termination import TERMINATION_PATH_ENV
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.training import diagnosing
-from tunery_trainer.training.evaluations import Evaluations
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 from kit.learned import write_learned_model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from transformers import AutoTokenizer, TrainerControl, TrainerState, TrainingAr
 from tunery_api.exitcodes import ExitCode
 from tunery_api.measured import change_text
 from tunery_trainer.diagnosis.answers import Answer, answer_metrics
+from tunery_trainer.diagnosis.evaluations import EVALUATIONS_FILE
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
-from tunery_trainer.training.evaluations import EVALUATIONS_FILE, Evaluations, evaluations_in
 
 from kit.peft_reader import held_out_rows, plain_base, plain_peft, single_row_loss
 from kit.story import Case, newest_log, run_here
@@ -148,35 +147,6 @@ def test_a_stop_puts_off_an_evaluation_and_a_resume_asks_for_it() -> None:
     state.global_step = 6
     callback.on_train_begin(arguments, state, control)
     assert asked == ["evaluated"]
-
-
-def rows(seed: int, shift: float) -> RowLosses:
-    draw = random.Random(seed)
-    return RowLosses(tuple(draw.uniform(1, 2) - shift for _ in range(20)), (3.0,) * 20)
-
-
-def test_evaluations_are_compared_with_the_first(tmp_path: Path) -> None:
-    before, first, better, worse = rows(1, 0.0), rows(2, 0.3), rows(3, 0.6), rows(4, 0.1)
-    evaluations = Evaluations(before)
-    for step, found in ((5, first), (10, better), (15, worse)):
-        evaluations.add(step, found)
-    evaluations.add(15, first)  # measured again after a resume: as it was
-    assert [(each.step, each.loss) for each in evaluations.done] == [
-        (5, first.loss),
-        (10, better.loss),
-        (15, worse.loss),
-    ]
-    assert [each.from_start for each in evaluations.done] == [paired(each, before) for each in (first, better, worse)]
-    evaluations.store(tmp_path)
-    again = evaluations_in(tmp_path)
-    assert (again.before, again.done) == (before, evaluations.done)
-
-
-def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> None:
-    found = evaluations_in(tmp_path)
-    assert (found.before, found.done) == (None, [])
-    found.add(5, rows(1, 0.0))
-    assert found.done[0].from_start is None
 
 
 ANSWERED = {"generation": {"rows": 6, "maxNewTokens": 16}, "times": 2}

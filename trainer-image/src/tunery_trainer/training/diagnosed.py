@@ -19,7 +19,6 @@ from tunery_api.preference import PREFERENCE_TASKS
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.diagnosis.checks import MEASURED, Ends, Measured, measured_checks
 from tunery_trainer.diagnosis.judge import Judge, Subject
-from tunery_trainer.diagnosis.marks import marks_of
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.reporting.progress import ProgressReporter
@@ -95,11 +94,10 @@ class Diagnosis:
 
 def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: ProgressReporter) -> Diagnosis:
     """Return who watches `trainer`; `model` is as before training."""
-    plan, resumed, base = run.plan, run.resumed, run.ground.evaluations.before
-    marks = marks_of(base, resumed.folder if resumed else None) if base else None
+    plan, resumed = run.plan, run.resumed
     watched = Watched(
         trainer=trainer,
-        newest=run.ground.newest_rows,
+        evaluations=run.ground.evaluations,
         tell=reporter.findings,
         action=plan.basis.spec.diagnosis.action,
         on_gpu=plan.basis.on_gpu,
@@ -110,14 +108,14 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         steps=plan.steps,
         points=max(1, plan.steps // max(1, int(trainer.args.logging_steps))),
         base=run.before,
-        rows=base,
+        rows=run.ground.evaluations.before,
         held_out=run.held_out,
         fraction=plan.fraction,
         on_gpu=plan.basis.on_gpu,
         packable=_packable(plan),
         since=resumed.step if resumed and not resumed.own else 0,
     )
-    callback = DiagnosisCallback(Judge(subject), marks, watched)
+    callback = DiagnosisCallback(Judge(subject), watched)
     return Diagnosis(run, callback, reporter, fingerprints(model))
 
 

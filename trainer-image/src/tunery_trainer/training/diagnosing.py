@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -15,10 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunery_api.findings import FindingStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.training import DiagnosisAction
+from tunery_trainer.diagnosis.evaluations import Evaluations
 from tunery_trainer.diagnosis.findings import Finding
 from tunery_trainer.diagnosis.judge import DIVERGED, Judge
-from tunery_trainer.diagnosis.marks import Marks
-from tunery_trainer.diagnosis.paired import RowLosses
 from tunery_trainer.diagnosis.speed import Memory, Step
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.memory import MemoryUse, container_memory
@@ -34,8 +32,8 @@ class Watched:
     """What is watched, and who hears of it."""
 
     trainer: AdapterTrainer
-    newest: Callable[[], RowLosses | None]
-    """Tells the held-out losses of the newest evaluation, row by row."""
+    evaluations: Evaluations
+    """Those of the run, which grow as it goes."""
     tell: Callable[[list[FindingStatus]], None]
     action: DiagnosisAction
     on_gpu: bool
@@ -44,10 +42,8 @@ class Watched:
 class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
     """Judges each entry of the log. Add it before whatever ends a run, so that what ends it is told, too."""
 
-    def __init__(self, judge: Judge, marks: Marks | None, watched: Watched) -> None:
-        """`marks` is None where held-out rows are not known one by one."""
+    def __init__(self, judge: Judge, watched: Watched) -> None:
         self._judge = judge
-        self._marks = marks
         self._watched = watched
         self._read = 0
         self._mark = (time.monotonic(), 0.0, 0)
@@ -103,9 +99,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             raise _stopped(problem, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put what evaluations are compared with into the checkpoint, and leave its time out."""
-        if self._marks is not None:
-            self._marks.store(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Leave the time of a checkpoint out."""
         self._restart()
 
     def read(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -155,9 +149,9 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
 
     def _compare(self, entry: dict[str, Any]) -> None:
         """Add to an entry of the log how the evaluation differs from those before."""
-        rows = self._watched.newest()
-        if self._marks is not None and rows is not None:
-            entry.update(self._marks.measured(int(entry["step"]), rows).to_log())
+        found = self._watched.evaluations.at(int(entry["step"]))
+        if found is not None:
+            entry.update(found.to_log())
 
     def _judge_steps(self, number: int) -> None:
         for step, padding, at in self._steps:

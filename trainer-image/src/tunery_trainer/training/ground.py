@@ -12,7 +12,7 @@ from peft import PeftModel
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
-from tunery_trainer.diagnosis.paired import RowLosses
+from tunery_trainer.diagnosis.evaluations import Evaluations, evaluations_in
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Measured, Pass
@@ -21,7 +21,6 @@ from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
-from tunery_trainer.training.evaluations import Evaluations, evaluations_in
 from tunery_trainer.training.recovery import with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
 from tunery_trainer.training.row_order import reached
@@ -45,10 +44,6 @@ class Ground:
         self.evaluations.add(step, found.rows)
         self.newest.clear()
         self.newest[step] = found
-
-    def newest_rows(self) -> RowLosses | None:
-        """Return the newest, row by row; None where this attempt has measured nothing."""
-        return next((found.rows for found in self.newest.values()), None)
 
 
 def ground_of(job: Assignment, model: torch.nn.Module) -> Ground:

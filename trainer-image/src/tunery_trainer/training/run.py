@@ -308,7 +308,7 @@ def _outcome(job: Assignment, loop: _Loop, course: _Course, step: int, after: di
         settings=job.settings,
         before=loop.ground.before,
         after=after,
-        change=next((each.from_start for each in evaluations if each.step == step), None),
+        change=next((each.base for each in evaluations if each.step == step), None),
         evaluations=list(evaluations),
         answers=[],
         loss=float(losses[-1]) if losses else math.nan,

@@ -13,11 +13,11 @@ from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.data.template import DEFAULT_TEMPLATE
 from tunery_trainer.diagnosis.answers import Answer
+from tunery_trainer.diagnosis.history import Evaluation
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.training.evaluations import Evaluation
 
 
 @dataclass(frozen=True)
