@@ -82,7 +82,7 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
     _F.NO_GRADIENT: Definition(
         _PROBLEM,
         "lora.targetModules",
-        "the gradient is zero: no step changes anything",
+        "the gradient is zero, or the adapter stays what it was: no step changes anything",
         "look at `status.resolved.targetModules` and at what of the data counts in the loss (`status.dataset`)",
     ),
     _F.GRADIENT_NOT_FINITE: Definition(

@@ -28,6 +28,7 @@ SETTINGS = settings_of(
     training={"learningRate": "2e-4", "epochs": "4", "batchSize": 4, "warmup": "0.02"},
 )
 SLOWEST = settings_of(training={"learningRate": "1e-6"})
+FROZEN = settings_of(training={"learningRate": "1e-60"})
 RISEN = Difference(0.04, 0.005)
 
 
@@ -55,6 +56,8 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
             said.loss_spikes(SETTINGS, [Point(71, 3.0, 1.0, 1e-4), Point(80, 3.0, 1.0, 1e-4)], many=True),
             "LossSpikes", "training.learningRate", "1e-4", "the steps 71, 80: look at the rows",
         ),
+        (said.unchanged(SETTINGS), "NoGradient", None, None, "please report it"),
+        (said.unchanged(FROZEN), "NoGradient", "training.learningRate", "1e-4", "lost in rounding. Try"),
         (said.no_gradient(), "NoGradient", "lora.targetModules", None, "The gradient has been zero"),
         (
             said.gradient_not_finite(SETTINGS, math.nan),

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tunery_trainer.diagnosis.paired import RowLosses
-from tunery_trainer.diagnosis.speed import Memory, Pace, Step, has_room, is_tight, is_too_small, uncertainty
+from tunery_trainer.diagnosis.speed import (
+    ROOM,
+    SLOWER,
+    TIGHT,
+    Memory,
+    Pace,
+    Step,
+    has_room,
+    is_tight,
+    is_too_small,
+    uncertainty,
+)
+from tunery_trainer.settings.memory import ALLOCATOR_SLACK, usable
 
 
 def pace(steps: int, seconds: float = 1.0, waited: float = 0.0, tokens: int = 100, padding: int = 0) -> Pace:
@@ -81,3 +95,65 @@ def test_two_standard_errors_are_told_as_a_share_of_the_loss() -> None:
     assert found == pytest.approx(2 * 0.5 / 39**0.5, rel=0.01)
     assert uncertainty(RowLosses((1.0,) * 3, (1.0,) * 3)) is None
     assert uncertainty(RowLosses((0.0,) * 8, (1.0,) * 8)) is None
+
+
+def ended_slower(draw: random.Random, spread: float, times: float = 1.0, steps: int = 300) -> bool:
+    """Tell whether a run whose steps differ by chance is said to slow down at its end; the second half is slower."""
+    found = Pace()
+    for number in range(steps):
+        seconds = draw.lognormvariate(0, spread) * (times if number > steps / 2 else 1.0)
+        found.take(Step(seconds, 0.0, 100 + draw.randint(-5, 5), 0))
+    return found.slower is not None
+
+
+def test_steps_that_differ_by_chance_are_not_called_slower() -> None:
+    """Spreads as on a node with noisy neighbours: of 600 runs none; of those that take twice as long, most are."""
+    draw = random.Random(11)
+    assert sum(ended_slower(draw, spread) for spread in (0.1, 0.2, 0.3) for _ in range(200)) == 0
+    slowed_down = [ended_slower(draw, spread, 2.0) for spread in (0.1, 0.2, 0.3) for _ in range(50)]
+    assert sum(slowed_down) >= 0.95 * len(slowed_down)
+    assert not any(ended_slower(draw, 0.1, 0.8 * SLOWER) for _ in range(50))
+
+
+def padding_of(lengths: list[int], rows: int, *, grouped: bool) -> Pace:
+    """Return the steps of a run that pads its rows to the longest of each batch."""
+    found = Pace()
+    ordered = sorted(lengths) if grouped else lengths
+    for place in range(0, len(ordered) - rows + 1, rows):
+        batch = ordered[place : place + rows]
+        found.take(Step(1.0, 0.0, rows * max(batch), rows * max(batch) - sum(batch)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spread", "rows", "told"),
+    [
+        (0.2, 4, False),
+        (0.3, 8, False),
+        (0.4, 4, False),
+        (0.5, 8, True),
+        (0.8, 4, True),
+        (1.0, 8, True),
+        (1.0, 1, False),
+    ],
+)
+def test_what_is_told_of_padding_is_worth_it(spread: float, rows: int, told: bool) -> None:
+    """Lengths of a log-normal spread, as chats have them (0.5 to 1): grouping them leaves less than half of it."""
+    draw = random.Random(12)
+    lengths = [max(8, round(200 * draw.lognormvariate(0, spread))) for _ in range(200 * rows)]
+    plain = padding_of(lengths, rows, grouped=False)
+    assert (plain.much_padding is not None) is told
+    if told:
+        assert padding_of(lengths, rows, grouped=True).padding < plain.padding / 2
+
+
+@pytest.mark.parametrize("gib", [15, 24, 40, 80, 192])
+def test_what_the_plan_says_to_fit_is_not_called_tight(gib: int) -> None:
+    """A batch that takes all that the estimate counts on: its tensors, without slack and the process, are below 92 %."""
+    device, process = gib * 2**30, 600 * 2**20
+    tensors = (usable(device) - process) / (1 + ALLOCATOR_SLACK)
+    assert not is_tight(Memory(int(tensors), device))
+
+
+def test_twice_the_rows_of_a_gpu_that_has_room_are_not_tight() -> None:
+    assert 2 * ROOM < TIGHT

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tunery_api.training import Precision
-from tunery_trainer.diagnosis.history import History, Point
+from tunery_trainer.diagnosis.history import UNCHANGED, History, Point
 from tunery_trainer.diagnosis.stability import (
     NEW_LEVEL,
     SPIKE_POINTS,
@@ -17,6 +17,7 @@ from tunery_trainer.diagnosis.stability import (
     gradient_not_finite,
     no_gradient,
     rise,
+    unchanged,
 )
 
 from kit.diagnosed import history_of, logged
@@ -155,6 +156,25 @@ def of_gradients(gradients: list[float | None], rate: float = 1e-4) -> History:
 )
 def test_three_gradients_of_zero(gradients: list[float | None], rate: float, zero: bool) -> None:
     assert no_gradient(of_gradients(gradients, rate)) is zero
+
+
+@pytest.mark.parametrize(
+    ("points", "stuck"),
+    [
+        ([(1.0, True)] * 3, True),
+        ([(1.0, True)] * 2, False),
+        ([(1.0, True), (1.0, True), (1.0, False)], False),
+        ([(math.inf, True)] * 3, False),  # Float16 skips such steps until its scale fits
+        ([(None, True)] * 3, False),
+    ],
+)
+def test_an_adapter_that_three_steps_leave_as_it_was(points: list[tuple[float | None, bool]], stuck: bool) -> None:
+    for rate, found in ((1e-4, stuck), (0.0, False)):
+        history = History(BASE, 10)
+        for step, (gradient, same) in enumerate(points, 1):
+            entry = {"step": step, "loss": 1.0, "grad_norm": gradient, "learning_rate": rate}
+            history.take(entry | ({UNCHANGED: True} if same else {}))
+        assert unchanged(history) is found
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.s3 import S3Server
+from kit.explained import Train, explained_runs
+from kit.learned import write_learned_model
 from kit.story import Case, Run, manifest
 
 
@@ -59,3 +61,14 @@ def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that knows the rows of make_rows: a run can make it worse."""
+    return write_learned_model(tiny_model, tmp_path_factory.mktemp("learned"))
+
+
+@pytest.fixture
+def train(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    return explained_runs(tmp_path, learned, monkeypatch)

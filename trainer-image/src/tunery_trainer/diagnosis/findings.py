@@ -11,10 +11,11 @@ from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingTy
 from tunery_api.measured import change_text, share_text
 from tunery_api.scrub import shorten
 from tunery_api.training import Precision
-from tunery_trainer.diagnosis.advice import Advice, batch, learning_rate, length, usual_rates
+from tunery_trainer.diagnosis.advice import Advice, batch, decimal, learning_rate, length, usual_rates
 from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
-from tunery_trainer.diagnosis.speed import FEW_STEPS, Memory
+from tunery_trainer.diagnosis.paired import FEWEST_ROWS
+from tunery_trainer.diagnosis.speed import FEW_STEPS, UNSURE, Memory
 from tunery_trainer.diagnosis.stability import Rise
 from tunery_trainer.settings.types import RunSettings
 
@@ -124,6 +125,16 @@ def no_gradient() -> Finding:
     return Finding(_F.NO_GRADIENT, text, (Advice("lora.targetModules"), Advice("dataset.uri")))
 
 
+def unchanged(settings: RunSettings) -> Finding:
+    """Steps are taken, and change no digit of what is trained."""
+    text = "The adapter is what it was before the last three steps, although it has a gradient: nothing is trained."
+    least = usual_rates(settings)[0]
+    if settings.training.learning_rate < least:
+        usual = Advice("training.learningRate", decimal(10 * least), decimal(settings.training.learning_rate))
+        return Finding(_F.NO_GRADIENT, f"{text} Steps of this learning rate are lost in rounding.", (usual,))
+    return Finding(_F.NO_GRADIENT, f"{text} No setting explains that: please report it.")
+
+
 def gradient_not_finite(settings: RunSettings, gradient: float | None) -> Finding:
     """The gradient is no number."""
     half = settings.training.precision is Precision.FLOAT16
@@ -203,7 +214,10 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
     text = f"{rows} rows are held out{known}: a small gain cannot be told from chance."
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.evaluation"),))
-    more = Advice("dataset.evaluation.fraction", decimal_share(min(_MOST_HELD_OUT, 2 * fraction)), f"{fraction:g}")
+    # An error shrinks with the root of the rows.
+    times = max(2.0, FEWEST_ROWS / max(1, rows), (unsure / UNSURE) ** 2 if unsure is not None else 0.0)
+    enough = decimal_share(min(_MOST_HELD_OUT, times * fraction))
+    more = Advice("dataset.evaluation.fraction", enough, f"{fraction:g}")
     return Finding(_F.EVALUATION_TOO_SMALL, text, (more if fraction < _MOST_HELD_OUT else Advice("dataset.uri"),))
 
 

@@ -12,6 +12,8 @@ from tunery_trainer.diagnosis.paired import Difference
 SOFTENED: Final = 0.1
 """Share of the base's loss that the logarithm of a training loss is softened by. With a plain logarithm 14 of 24 bad
 batches were found as spikes, and 3 that were none: near zero it blows noise up. With it 23 of 24, and none (e19)."""
+UNCHANGED: Final = "adapter_unchanged"
+"""What the log of training says beside what the Trainer says, while it is so."""
 _KEYS: Final = ("base_difference", "base_error", "mark_difference", "mark_error", "mark_step")
 
 
@@ -24,6 +26,8 @@ class Point:
     gradient: float | None
     """Norm before clipping."""
     rate: float
+    unchanged: bool = False
+    """Whether the adapter is still what it was as this attempt began."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class History:
             return None
         gradient = entry.get("grad_norm")
         rate = float(entry.get("learning_rate") or 0.0)
-        point = Point(step, float(entry["loss"]), None if gradient is None else float(gradient), rate)
+        norm = None if gradient is None else float(gradient)
+        point = Point(step, float(entry["loss"]), norm, rate, bool(entry.get(UNCHANGED)))
         before = self.points[-1].step if self.points else 0
         self.points.append(point)
         self.spent.append(self.spent[-1] + rate * (step - before))

@@ -141,7 +141,8 @@ class Judge:
 
     def _judge_gradient(self, step: int) -> None:
         settings, history = self._subject.settings, self.history
-        self._set(_F.NO_GRADIENT, step, said.no_gradient() if stability.no_gradient(history) else None)
+        stuck = said.unchanged(settings) if stability.unchanged(history) else None
+        self._set(_F.NO_GRADIENT, step, said.no_gradient() if stability.no_gradient(history) else stuck)
         wild = stability.gradient_not_finite(history, settings.training.precision)
         gradient = history.points[-1].gradient
         self._set(_F.GRADIENT_NOT_FINITE, step, said.gradient_not_finite(settings, gradient) if wild else None)

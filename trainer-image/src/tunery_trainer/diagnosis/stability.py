@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -188,10 +189,24 @@ def _training_rose(history: History, since: int) -> bool:
 
 def no_gradient(history: History) -> bool:
     """Tell whether the gradient was zero at the last three points, at a rate that is not."""
+    return _all_of_the_last(history, lambda point: point.gradient is not None and point.gradient < GRADIENT_ZERO)
+
+
+def unchanged(history: History) -> bool:
+    """Tell whether the adapter is still what it was after the last three points, at a gradient and a rate.
+
+    A step whose gradient is no number is left out by the scaler of Float16, and is told by itself.
+    """
+    return _all_of_the_last(history, lambda point: point.unchanged and _is_number(point.gradient))
+
+
+def _is_number(gradient: float | None) -> bool:
+    return gradient is not None and math.isfinite(gradient)
+
+
+def _all_of_the_last(history: History, fits: Callable[[Point], bool]) -> bool:
     last = history.points[-GRADIENT_POINTS:]
-    return len(last) == GRADIENT_POINTS and all(
-        point.gradient is not None and point.gradient < GRADIENT_ZERO and point.rate > 0 for point in last
-    )
+    return len(last) == GRADIENT_POINTS and all(point.rate > 0 and fits(point) for point in last)
 
 
 def gradient_not_finite(history: History, precision: Precision) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from tunery_trainer.settings.look import Estimated
-from tunery_trainer.settings.memory import ALLOCATOR_SLACK, usable
+from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usable
 from tunery_trainer.settings.units import human_bytes
 
 _HOUR: Final = 3600
@@ -114,8 +114,15 @@ def _parts(found: Estimated) -> Iterable[str]:
     yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):
-        largest = found.memory.largest_batch(available)
-        yield f"It does not fit: {f'training.batchSize {largest} does' if largest else 'not even one row does'}."
+        yield f"It does not fit: {_what_fits(found.memory, available)}."
+
+
+def _what_fits(memory: MemoryEstimate, available: int) -> str:
+    largest = memory.largest_batch(available)
+    if largest:
+        return f"training.batchSize {largest} does"
+    shorter = int(memory.length * memory.share_of_length(available))
+    return "not even one row does" + (f", but one of {shorter} tokens would" if shorter else "")
 
 
 def _table(found: Estimated) -> Iterable[str]:

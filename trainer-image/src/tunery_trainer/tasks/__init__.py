@@ -28,7 +28,7 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
 
 
 def answer(question: Question) -> None:
-    """Print what a job would take; raises InvalidSpec and TrainerError."""
+    """Print what a job would take; raises TrainerError."""
     from tunery_trainer.tasks.estimate import run_estimate
 
     run_estimate(question)

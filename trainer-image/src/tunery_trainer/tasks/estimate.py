@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.reasons import FailureReason
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.fetch import fetch_dataset
 from tunery_trainer.inputs.local_model import local_model
 from tunery_trainer.inputs.location import DataFiles, Location
@@ -22,10 +25,11 @@ from tunery_trainer.tasks.question import Question
 def run_estimate(question: Question) -> None:
     """Print what the job takes, in parts, and the table of all methods on all kinds of GPU.
 
-    Raises InvalidSpec; TrainerError where the model's config.json is not here, is of no model that can be trained, or
-    of one that cannot do what the manifest asks for; and for a data set that is here, what preflight would.
+    Raises TrainerError for a manifest that is wrong, where the model's config.json is not here, is of no model that can
+    be trained, or of one that cannot do what the manifest asks for; and for a data set that is here, what preflight
+    would.
     """
-    spec = read_lorajob(question.manifest, question.name)
+    spec = _read(question)
     folder = local_model(spec.model.uri, spec.model.revision, question.model)
     start = start_here(spec, question.start)
     files = _files_here(spec)
@@ -38,6 +42,13 @@ def run_estimate(question: Question) -> None:
         print(json.dumps(as_json(found, question.tokens_per_second), indent=2), flush=True)
     else:
         print(as_text(found, question.tokens_per_second), flush=True)
+
+
+def _read(question: Question) -> LoRAJobSpec:
+    try:
+        return read_lorajob(question.manifest, question.name)
+    except InvalidSpec as error:
+        raise TrainerError(FailureReason.INVALID_SPEC, str(error), "Correct it, and ask again.") from error
 
 
 def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:

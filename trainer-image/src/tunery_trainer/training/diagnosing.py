@@ -16,10 +16,12 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import DiagnosisAction
 from tunery_trainer.diagnosis.evaluations import Evaluations
 from tunery_trainer.diagnosis.findings import Finding
+from tunery_trainer.diagnosis.history import UNCHANGED
 from tunery_trainer.diagnosis.judge import DIVERGED, Judge
 from tunery_trainer.diagnosis.speed import Memory, Step
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.memory import MemoryUse, container_memory
+from tunery_trainer.training.frozen import levels
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 _EVAL: Final = "eval_loss"
@@ -51,6 +53,8 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         self._told: list[FindingStatus] = []
         self._printed: set[str] = set()
         self._memory: Memory | None = None
+        self._levels: torch.Tensor | None = None
+        """Of the adapter as this attempt began; None: not begun, or it has changed since."""
         self._begun = self._broken = False
 
     @property
@@ -118,12 +122,14 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         split = self._watched.trainer.split
         if split is not None:
             self._judge.halved(split.batch_size, split.reason, state.global_step)
+        self._levels = levels(self._watched.trainer.model)
         self._say()
 
     def _hear(self, logs: Mapping[str, float], state: TrainerState) -> None:
         if _EVAL in logs:
             self._compare(state.log_history[-1])
         elif "loss" in logs:
+            self._look_for_change(state.log_history[-1])
             self._judge_steps(state.global_step)
         self.read(state.log_history)
         self._say()
@@ -152,6 +158,15 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         found = self._watched.evaluations.at(int(entry["step"]))
         if found is not None:
             entry.update(found.to_log())
+
+    def _look_for_change(self, entry: dict[str, Any]) -> None:
+        """Add to an entry of the log that the adapter is still what it was, until it is not."""
+        if self._levels is None:
+            return
+        if torch.equal(levels(self._watched.trainer.model), self._levels):
+            entry[UNCHANGED] = True
+        else:
+            self._levels = None
 
     def _judge_steps(self, number: int) -> None:
         for step, padding, at in self._steps:

@@ -1,4 +1,4 @@
-"""Whether training changed what it must not: digests of the base, and who else was trained."""
+"""Whether training changes what it must, and nothing else: digests of the base, who is trained, and whether it moves."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def strangers(model: PeftModel) -> tuple[str, ...]:
     own = ("modules_to_save", "prompt_encoder", *((prefix,) if prefix else ()))
     trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     return tuple(name for name in trained if not any(part in name for part in own))
+
+
+def levels(model: torch.nn.Module) -> torch.Tensor:
+    """Return the sum of each tensor that is trained, in float64: unchanged where no step has changed anything."""
+    return torch.stack([each.detach().double().sum() for each in model.parameters() if each.requires_grad])
 
 
 def _is_layer(name: str) -> bool:
