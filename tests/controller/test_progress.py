@@ -68,7 +68,7 @@ def test_a_pod_that_is_not_ours_is_refused(namespace: Namespace, pod: Poster) ->
     [b"", b"[]", b"\xff\xfe", b'{"trainerStatus": {"progressPercentage": 1000}}', b'{"trainerStatus": 7}'],
     ids=["empty", "list", "not text", "out of range", "not an object"],
 )
-def test_any_other_body_is_refused(pod: Pod, body: bytes) -> None:
+def test_any_other_body_is_refused(pod: Poster, body: bytes) -> None:
     assert pod.post(pod.token(), body) == 400
 
 

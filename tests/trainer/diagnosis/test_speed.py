@@ -149,7 +149,7 @@ def test_what_is_told_of_padding_is_worth_it(spread: float, rows: int, told: boo
 
 @pytest.mark.parametrize("gib", [15, 24, 40, 80, 192])
 def test_what_the_plan_says_to_fit_is_not_called_tight(gib: int) -> None:
-    """A batch that takes all that the estimate counts on: its tensors, without slack and the process, are below 92 %."""
+    """A batch that takes all that is counted on: its tensors, without slack and the process, are below 92 %."""
     device, process = gib * 2**30, 600 * 2**20
     tensors = (usable(device) - process) / (1 + ALLOCATOR_SLACK)
     assert not is_tight(Memory(int(tensors), device))

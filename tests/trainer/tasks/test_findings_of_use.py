@@ -16,7 +16,7 @@ from tunery_trainer.process.memory import MemoryUse
 from tunery_trainer.training import diagnosed, diagnosing
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
-from kit.explained import Rows, Train, said, swapped, unlike
+from kit.explained import Rows, Train, said, swapped
 from kit.story import make_rows
 
 
@@ -103,12 +103,3 @@ def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pyte
     assert said(done.findings["RoomForLargerBatch"]) == ("Info", 47, "training.batchSize", "4")
     assert "training.gradientAccumulation: 1 (now 2)" in (done.findings["RoomForLargerBatch"].message or "")
     assert done.checks["BatchFits"].message == "30 % of the memory was in use at most"
-
-
-def test_a_run_that_has_levelled_off_is_told_and_a_larger_adapter_is_better(train: Train) -> None:
-    blocks: dict[str, Any] = {"lora": {"rank": 1, "targetModules": ["q_proj"]}, "evaluation": {"everySteps": 10}}
-    loop = {"maxSteps": 80, "batchSize": 8, "learningRate": "2e-2"}
-    done = train(unlike(600), **blocks, training=loop)
-    print(done.out[-3000:])
-    print(done.findings)
-    assert 0

@@ -1,4 +1,4 @@
-"""Whether training changes what it must, and nothing else: digests of the base, who is trained, and whether it moves."""
+"""Whether training changes what it must, and nothing else: digests of the base, who is trained, whether it moves."""
 
 from __future__ import annotations
 
