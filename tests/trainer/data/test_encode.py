@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
-from tunery_trainer.data.encode import Encoded, Encoder
+from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError, RowPlace
+from tunery_trainer.errors import TrainerError
 
 from kit.tiny_models import CHATML, build_tokenizer
 
@@ -272,3 +275,28 @@ def test_batches_give_what_single_rows_give(tokenizer: PreTrainedTokenizerBase) 
         (alone,) = encoder.encode([rendered])
         assert row.input_ids.tolist() == alone.input_ids.tolist()
         assert row.labels.tolist() == alone.labels.tolist()
+
+
+def test_while_one_batch_is_tokenized_the_next_is_read_and_an_error_loses_none(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    render, encoder = Renderer(tokenizer, Loss.ALL).render, Encoder(tokenizer, 512)
+    read: list[str] = []
+
+    def batches() -> Iterator[list[ValidRow]]:
+        for text in ("one", "two", "three"):
+            read.append(text)
+            place = RowPlace("a", len(read))
+            yield [ValidRow(text.encode(), place, render(Example(place, text=text)))]
+        raise TrainerError(FailureReason.DATASET_INVALID, "too many bad rows")
+
+    found: list[tuple[str, str, list[str]]] = []
+    with pytest.raises(TrainerError, match="too many bad rows"):
+        for batch, (encoded,) in encoded_ahead(batches(), encoder.encode):
+            text = tokenizer.decode(encoded.input_ids, skip_special_tokens=True)
+            found.append((batch[0].digest.decode(), text, list(read)))
+    assert found == [
+        ("one", "one", ["one", "two"]),
+        ("two", "two", ["one", "two", "three"]),
+        ("three", "three", ["one", "two", "three"]),
+    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -140,6 +141,28 @@ def paired(chosen: Encoded, rejected: Encoded) -> Encoded:
 def _after_first(labels: Tokens) -> Tokens:
     """Labels without that of the first token, which nothing predicts."""
     return np.concatenate([np.full(1, IGNORED, np.int32), labels[1:]])[: len(labels)]
+
+
+def encoded_ahead(
+    batches: Iterable[list[ValidRow]], encode: Callable[[Sequence[Rendered]], list[Encoded]]
+) -> Iterator[tuple[list[ValidRow], list[Encoded]]]:
+    """Yield each batch with its examples; while the tokenizer's own threads work on one, the next is read and rendered.
+
+    Where reading ends with an error, the batches before it are yielded all the same.
+    """
+    waiting: list[tuple[list[ValidRow], Future[list[Encoded]]]] = []
+    with ThreadPoolExecutor(1, "tokenize") as thread:
+        try:
+            for batch in batches:
+                texts = [example for row in batch for example in row.rendered.examples]
+                waiting.append((batch, thread.submit(encode, texts)))
+                if len(waiting) > 1:
+                    before, encoded = waiting.pop(0)
+                    yield before, encoded.result()
+        except TrainerError:
+            yield from ((before, encoded.result()) for before, encoded in waiting)
+            raise
+        yield from ((before, encoded.result()) for before, encoded in waiting)
 
 
 def in_batches(rows: Iterable[ValidRow]) -> Iterator[list[ValidRow]]:

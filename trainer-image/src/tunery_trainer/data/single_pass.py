@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, in_batches
+from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead, in_batches
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.notebook import Notebook
@@ -148,10 +148,11 @@ class Survey:
             render = AnswerRenderer(renderer, self.options.task).render
         counts = self._counts = self._counts or TokenCounts()
         samples = self._samples = self._samples or Samples(tokenizer)
-        for batch in in_batches(ValidRow(*row) for row in self._valid(side, render)):
+        batches = in_batches(ValidRow(*row) for row in self._valid(side, render))
+        for batch, examples in encoded_ahead(batches, encoder.encode):
             if self._uses_template:
                 self._template = "tokenizer" if renderer.own_template else "chatml"
-            encoded = iter(encoder.encode([example for row in batch for example in row.rendered.examples]))
+            encoded = iter(examples)
             for row in batch:
                 if kept := counts.add(row.place, row.rendered, list(islice(encoded, len(row.rendered.examples)))):
                     side.kept += len(kept)
