@@ -103,6 +103,7 @@ def again(path: Path) -> None:
         pytest.param({}, 2, 7, (2, 4), id="in-the-middle"),
         pytest.param({}, 1, 0, (1, 8), id="at-once-and-twice"),
         pytest.param({"method": "AdaLoRA"}, 2, 7, (2, 4), id="AdaLoRA"),
+        pytest.param({"method": "QLoRA"}, 2, 7, (2, 4), id="QLoRA"),
         pytest.param({"training": EXACT | {"optimizer": "AdamW8bit"}}, 2, 7, (2, 4), id="8bit"),
         pytest.param({"training": EXACT | {"groupByLength": True}}, 2, 16, (2, 4), id="by-length"),
         pytest.param({"training": EXACT | {"maxSteps": 28}}, 3, 16, (2, 4), id="second-pass-after-a-short-step"),
