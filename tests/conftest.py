@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tunery_api import scrub
 
@@ -13,6 +14,10 @@ from cluster.controlplane import ControlPlane
 from cluster.s3 import S3Server
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+
+# A test is no stopwatch: beside other work any example may take longer than Hypothesis's 200 ms.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -214,7 +214,7 @@ ROW = st.lists(st.tuples(NASTY, NASTY), min_size=1, max_size=3)
 @pytest.mark.parametrize("template", [CHATML, FORGETFUL, THINKING_PROMPT, SILENT + CHATML], ids="ABCD")
 @given(rows=st.lists(ROW, min_size=2, max_size=8))
 @example(rows=[[("", "")], [("", "<think>\na")]])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_was_rendered_before_changes_nothing(template: str, rows: list[list[tuple[str, str]]]) -> None:
     tokenizer = TOKENIZERS[template]
     together = Renderer(tokenizer, Loss.COMPLETION)

@@ -86,7 +86,7 @@ def whole_draw(digests: Sequence[bytes], fraction: float, seed: int, labels: Seq
     st.integers(0, 9),
     st.sampled_from([lambda _: 0, lambda n: 1 + (n % 9 == 0), lambda n: (n % 3) or 3]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_rows_are_drawn_as_with_all_of_them_at_hand(
     numbers: list[int], fraction: float, seed: int, labels: Callable[[int], int]
 ) -> None:

@@ -15,7 +15,7 @@ from tunery_trainer.data.pack import pack
 
 
 @given(st.integers(1, 40).flatmap(lambda top: st.tuples(st.just(top), st.lists(st.integers(1, top), max_size=200))))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_row_once_and_never_too_long(case: tuple[int, list[int]]) -> None:
     capacity, lengths = case
     sequences = pack(lengths, capacity)

@@ -112,7 +112,7 @@ LENGTHS = st.lists(st.integers(0, 60), min_size=2, max_size=40)
 
 
 @given(LENGTHS, st.integers(16, 80))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_token_is_lost(
     write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, lengths: list[int], max_length: int
 ) -> None:

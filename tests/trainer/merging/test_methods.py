@@ -102,7 +102,7 @@ def exact_deltas(draw: st.DrawFn) -> list[Delta]:
 
 
 @pytest.mark.parametrize("method", ENTRYWISE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     inputs=exact_deltas(),
     density=st.sampled_from([Fraction(1, 10), Fraction(1, 4), HALF, Fraction(9, 10), Fraction(1)]),
@@ -167,7 +167,7 @@ def test_dare_keeps_the_asked_share_and_the_expected_value() -> None:
     assert float(rows.double().mean()) == pytest.approx(1.0, abs=0.02)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=exact_deltas(), rank=st.none() | st.integers(1, 12))
 def test_the_rank_is_known_beforehand(inputs: list[Delta], rank: int | None) -> None:
     for method in MergeMethod:
