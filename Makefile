@@ -62,7 +62,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # Two processes. One begins with what watches the clock and mostly waits; the other stands back for it (nice), and uses
 # the waiting to compute (decision 49). Balanced by their time.
 CLOCKED := api chart controller guard
-AFTER_THEM := trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/storage \
+AFTER_THEM := trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/storage \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \
