@@ -58,7 +58,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (said.unchanged(SETTINGS), "NoGradient", None, None, "please report it"),
         (said.unchanged(FROZEN), "NoGradient", "training.learningRate", "1e-4", "lost in rounding. Try"),
-        (said.no_gradient(), "NoGradient", "lora.targetModules", None, "The gradient has been zero"),
+        (said.no_gradient(SETTINGS), "NoGradient", "lora.targetModules", None, "The gradient has been zero"),
         (
             said.gradient_not_finite(SETTINGS, math.nan),
             "GradientNotFinite", "training.learningRate", "6.7e-5", "became nan",
@@ -101,7 +101,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
             said.room_for_larger_batch(SETTINGS, Memory(30, 100)),
             "RoomForLargerBatch", "training.batchSize", "8", "30 % of the GPU's memory",
         ),
-        (said.waiting_for_data(SETTINGS, 0.3), "WaitingForData", "resources.cpu", None, "30 % of the time"),
+        (said.waiting_for_data(0.3, packable=True), "WaitingForData", "resources.cpu", None, "30 % of the time"),
         (said.much_padding(SETTINGS, 0.6, packable=True), "MuchPadding", "training.packing", "true", "60 %"),
         (said.much_padding(SETTINGS, 0.6, packable=False), "MuchPadding", "training.groupByLength", "true", "60 %"),
         (said.slowing_down(1.8), "SlowingDown", None, None, "1.8 times as long"),
@@ -114,6 +114,44 @@ def test_a_finding_says_what_was_seen_with_its_numbers_and_what_to_try(
     assert (shown.type, shown.step, shown.field, shown.suggest) == (kind, 7, field, suggest)
     assert words in (shown.message or "")
     assert shown.severity == FINDINGS[FindingType(kind)].severity
+
+
+@pytest.mark.parametrize(
+    ("blocks", "fields"),
+    [
+        ({}, ["lora.targetModules", "lora.rank", "lora.rank"]),
+        ({"method": "IA3"}, ["lora.targetModules"]),
+        ({"method": "PromptTuning"}, []),
+        ({"method": "PrefixTuning"}, []),
+        (
+            {"method": "AdaLoRA", "adalora": {"initialRank": 12, "targetRank": 8}},
+            ["lora.targetModules", "adalora.targetRank", "adalora.targetRank"],
+        ),
+        (
+            {"method": "AdaLoRA", "adalora": {"initialRank": 9, "targetRank": 8}},
+            ["lora.targetModules", "adalora.targetRank"],
+        ),
+    ],
+)
+def test_what_is_suggested_are_fields_of_the_method(blocks: dict[str, Any], fields: list[str]) -> None:
+    settings = settings_of(**blocks)
+    found = (
+        said.not_learning(settings, Slow(0.0, 0.0)),
+        said.plateau(settings, 0.001, largest=True),
+        said.overfitting(settings, Overfit(160, 1.412, 1.456, RISEN, 0.41), 320),
+    )
+    advice = [each for finding in found for each in finding.advice]
+    adapter = [each for each in advice if each.field.startswith(("lora.rank", "lora.target", "adalora"))]
+    assert [each.field for each in adapter] == fields
+    assert [said.no_gradient(settings).advice[0].field] == (fields[:1] or ["dataset.uri"])
+    for each in adapter:
+        block, field = each.field.split(".")
+        if each.suggest is not None:
+            settings_of(**{**blocks, block: {**blocks.get(block, {}), field: int(each.suggest)}})
+
+
+def test_packing_is_suggested_only_where_it_is_allowed() -> None:
+    assert [each.field for each in said.waiting_for_data(0.3, packable=False).advice] == ["resources.cpu"]
 
 
 def test_every_finding_has_a_sentence() -> None:

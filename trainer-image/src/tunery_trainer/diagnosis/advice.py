@@ -45,6 +45,25 @@ def learning_rate(settings: RunSettings, factor: float) -> Advice:
     return Advice("training.learningRate", decimal(now * factor), decimal(now))
 
 
+def targets(settings: RunSettings, suggest: str | None = None) -> tuple[Advice, ...]:
+    """Return the advice to adapt other modules; none for prompt and prefix tuning, which have no such field."""
+    return () if settings.prompt else (Advice("lora.targetModules", suggest),)
+
+
+def ranks(settings: RunSettings, factor: float) -> tuple[Advice, ...]:
+    """Return the rank times `factor`, in the field that the method has; none where that is no other, or not allowed.
+
+    AdaLoRA's targetRank stays below its initialRank, as the API asks for.
+    """
+    rank, budget = settings.adapter.rank, settings.adalora
+    new = int(rank * factor)
+    if budget is not None:
+        new = min(new, budget.initial_rank - 1)
+    if new in (0, rank):
+        return ()
+    return (Advice("lora.rank" if budget is None else "adalora.targetRank", str(new), str(rank)),)
+
+
 def usual_rates(settings: RunSettings) -> tuple[float, float]:
     """Return the guide's span of learning rates for the LoRA family; for another method its own rate times 0.1 to 10.
 

@@ -11,7 +11,7 @@ from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingTy
 from tunery_api.measured import change_text, share_text
 from tunery_api.scrub import shorten
 from tunery_api.training import Precision
-from tunery_trainer.diagnosis.advice import Advice, batch, decimal, learning_rate, length, usual_rates
+from tunery_trainer.diagnosis.advice import Advice, batch, decimal, learning_rate, length, ranks, targets, usual_rates
 from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS
@@ -116,13 +116,13 @@ def loss_spikes(settings: RunSettings, episodes: Sequence[Point], *, many: bool)
     return Finding(_F.LOSS_SPIKES, text, (learning_rate(settings, 1 / 2), twice))
 
 
-def no_gradient() -> Finding:
+def no_gradient(settings: RunSettings) -> Finding:
     """Nothing is trained."""
     text = (
         "The gradient has been zero for three steps: nothing is trained. Either no token of the rows counts in the "
         "loss, or the adapter does not act on the output."
     )
-    return Finding(_F.NO_GRADIENT, text, (Advice("lora.targetModules"), Advice("dataset.uri")))
+    return Finding(_F.NO_GRADIENT, text, (*targets(settings), Advice("dataset.uri")))
 
 
 def unchanged(settings: RunSettings) -> Finding:
@@ -156,7 +156,7 @@ def not_learning(settings: RunSettings, found: Slow) -> Finding:
     text = f"After half of the run the held-out loss has {moved}: nothing of the data is learned."
     low = settings.training.learning_rate < usual_rates(settings)[0]
     rate = (learning_rate(settings, 10),) if low else ()
-    return Finding(_F.NOT_LEARNING, text, (*rate, Advice("lora.targetModules"), Advice("dataset.uri")))
+    return Finding(_F.NOT_LEARNING, text, (*rate, *targets(settings), Advice("dataset.uri")))
 
 
 def still_learning(settings: RunSettings, found: Still) -> Finding:
@@ -169,10 +169,8 @@ def still_learning(settings: RunSettings, found: Still) -> Finding:
 def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
     """It has levelled off; `largest` tells that all linear layers are adapted."""
     text = f"The held-out loss has levelled off ({share_text(gained)} in the last quarter), and nothing is memorised."
-    rank = settings.adapter.rank
-    more = (Advice("lora.rank", str(2 * rank), str(rank)),) if rank else ()
-    wider = () if largest else (Advice("lora.targetModules", "all-linear"),)
-    return Finding(_F.PLATEAU, text, (*more, *wider))
+    wider = () if largest else targets(settings, "all-linear")
+    return Finding(_F.PLATEAU, text, (*ranks(settings, 2), *wider))
 
 
 def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
@@ -190,8 +188,7 @@ def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     stop = Advice("evaluation.earlyStoppingPatience", "2")
     dropout, rank = settings.adapter.dropout, settings.adapter.rank
     more = (Advice("lora.dropout", "0.1", f"{dropout:g}"),) if rank and dropout < _LEAST_DROPOUT else ()
-    half = (Advice("lora.rank", str(rank // 2), str(rank)),) if rank > 1 else ()
-    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *more, *half))
+    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *more, *ranks(settings, 1 / 2)))
 
 
 def too_few_steps(settings: RunSettings, steps: int) -> Finding:
@@ -255,10 +252,10 @@ def room_for_larger_batch(settings: RunSettings, memory: Memory) -> Finding:
     return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size), fewer))
 
 
-def waiting_for_data(settings: RunSettings, share: float) -> Finding:
+def waiting_for_data(share: float, *, packable: bool) -> Finding:
     """The rows come too late."""
     text = f"{share_text(share)} of the time of the last 50 steps passed until their rows were there."
-    packed = () if settings.training.packing else (Advice("training.packing", "true"),)
+    packed = (Advice("training.packing", "true"),) if packable else ()
     return Finding(_F.WAITING_FOR_DATA, text, (Advice("resources.cpu"), *packed))
 
 

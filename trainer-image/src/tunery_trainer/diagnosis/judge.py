@@ -81,8 +81,12 @@ class Judge:
             self.pace.much_padding,
             self.pace.slower,
         )
-        self._set(_F.WAITING_FOR_DATA, number, None if waiting is None else said.waiting_for_data(settings, waiting))
         packable = self._subject.packable and not settings.training.packing
+        self._set(
+            _F.WAITING_FOR_DATA,
+            number,
+            None if waiting is None else said.waiting_for_data(waiting, packable=packable),
+        )
         self._set(
             _F.MUCH_PADDING,
             number,
@@ -142,7 +146,7 @@ class Judge:
     def _judge_gradient(self, step: int) -> None:
         settings, history = self._subject.settings, self.history
         stuck = said.unchanged(settings) if stability.unchanged(history) else None
-        self._set(_F.NO_GRADIENT, step, said.no_gradient() if stability.no_gradient(history) else stuck)
+        self._set(_F.NO_GRADIENT, step, said.no_gradient(settings) if stability.no_gradient(history) else stuck)
         wild = stability.gradient_not_finite(history, settings.training.precision)
         gradient = history.points[-1].gradient
         self._set(_F.GRADIENT_NOT_FINITE, step, said.gradient_not_finite(settings, gradient) if wild else None)
