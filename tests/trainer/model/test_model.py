@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,21 @@ def test_other_unusable_folders_are_refused(tmp_path: Path, llama: Path) -> None
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert "it has pytorch_model.bin, which could run code" in refused(check_weights, tmp_path)
     assert "no usable tokenizer" in refused(load_tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": "64"}, "config.json: Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 33}, "config.json: The hidden size (64) is not a multiple of"),
+        ({"hidden_size": 0, "head_dim": None}, "no model can be built from config.json: "),
+    ],
+)
+def test_a_config_that_no_model_can_have_is_refused(
+    tmp_path: Path, llama: Path, change: dict[str, Any], words: str
+) -> None:
+    config = json.loads((llama / "config.json").read_text()) | change
+    assert words in refused(meta_model, write_config(tmp_path, **config))
 
 
 def test_truncated_weights_are_refused(tmp_path: Path, llama: Path) -> None:

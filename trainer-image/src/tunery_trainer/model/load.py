@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -65,6 +66,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
         cause = "needs code of its own" if "auto_map" in raw else f"cannot be read: {first_line(error)}"
         kind = raw.get("model_type", "unknown")
         raise _unsupported(f"model type {kind!r} {cause}") from error
+    except StrictDataclassError as error:
+        raise _impossible(error.__cause__ or error) from error
     if auto_class(config) is None:
         raise _unsupported(_no_language_model(config))
     stored_quantization(raw)
@@ -94,6 +97,13 @@ def meta_model(folder: Path) -> PreTrainedModel:
     except ImportError as error:  # towers such as Gemma 3n's
         cause = f"model type {config.model_type!r} needs a library that is not here: {first_line(error)}"
         raise _unsupported(f"{cause}; use another model") from error
+    except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _impossible(error) from error
+
+
+def _impossible(error: BaseException) -> TrainerError:
+    """Return the failure for a config.json with values that no model can have."""
+    return _unsupported(f"no model can be built from config.json: {first_line(error)}")
 
 
 def model_facts(folder: Path) -> ModelFacts:
