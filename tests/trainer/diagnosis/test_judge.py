@@ -150,6 +150,19 @@ def test_what_is_suggested_are_fields_of_the_method(blocks: dict[str, Any], fiel
             settings_of(**{**blocks, block: {**blocks.get(block, {}), field: int(each.suggest)}})
 
 
+def test_another_batch_comes_with_the_passes_that_leave_a_step_its_rows() -> None:
+    settings = settings_of(training={"batchSize": 16, "gradientAccumulation": 1})
+    advice = said.micro_batch_halved(settings, 2, "memory ran out").advice
+    assert [str(each) for each in advice] == [
+        "training.batchSize: 2 (now 16) with training.gradientAccumulation: 8 (now 1)"
+    ]
+    settings = settings_of(training={"batchSize": 4, "gradientAccumulation": 2})
+    advice = said.room_for_larger_batch(settings, Memory(30, 100)).advice
+    assert [str(each) for each in advice] == [
+        "training.batchSize: 8 (now 4) with training.gradientAccumulation: 1 (now 2)"
+    ]
+
+
 def test_packing_is_suggested_only_where_it_is_allowed() -> None:
     assert [each.field for each in said.waiting_for_data(0.3, packable=False).advice] == ["resources.cpu"]
 

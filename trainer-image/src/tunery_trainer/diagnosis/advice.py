@@ -23,11 +23,14 @@ class Advice:
     field: str
     suggest: str | None = None
     now: str | None = None
+    beside: Advice | None = None
+    """What has to be changed with it, where the one alone would be another training."""
 
     def __str__(self) -> str:
         """As a message tells it: training.learningRate: 6e-4 (now 2e-4)."""
         text = self.field if self.suggest is None else f"{self.field}: {self.suggest}"
-        return text if self.now is None or self.now == self.suggest else f"{text} (now {self.now})"
+        text = text if self.now is None or self.now == self.suggest else f"{text} (now {self.now})"
+        return text if self.beside is None else f"{text} with {self.beside}"
 
 
 def decimal(value: float) -> str:
@@ -86,5 +89,8 @@ def length(settings: RunSettings, factor: float) -> Advice:
 
 
 def batch(settings: RunSettings, rows: int) -> Advice:
-    """Return another number of rows of a pass."""
-    return Advice("training.batchSize", str(rows), str(settings.training.batch_size))
+    """Return another number of rows of a pass, with as many passes as leave a step the rows that it has."""
+    training = settings.training
+    passes = max(1, training.batch_size * training.gradient_accumulation // rows)
+    beside = Advice("training.gradientAccumulation", str(passes), str(training.gradient_accumulation))
+    return Advice("training.batchSize", str(rows), str(training.batch_size), beside)

@@ -248,8 +248,7 @@ def room_for_larger_batch(settings: RunSettings, memory: Memory) -> Finding:
     training = settings.training
     passes = training.gradient_accumulation
     text = f"{share_text(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes."
-    fewer = Advice("training.gradientAccumulation", str(max(1, passes // 2)), str(passes))
-    return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size), fewer))
+    return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size),))
 
 
 def waiting_for_data(share: float, *, packable: bool) -> Finding:
