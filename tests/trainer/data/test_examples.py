@@ -14,7 +14,7 @@ from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
-from tunery_trainer.data.rows import Example
+from tunery_trainer.data.rows import Example, RowError, RowPlace
 from tunery_trainer.data.sources import find_sources
 from tunery_trainer.errors import TrainerError
 
@@ -309,8 +309,6 @@ def test_an_unknown_field_of_columns_is_an_invalid_spec(write: Write) -> None:
 
 def test_the_limit_counts_all_and_names_five() -> None:
     rows = InvalidRows(limit=6)
-    from tunery_trainer.data.rows import RowError, RowPlace
-
     for number in range(1, 8):
         rows.add(RowPlace("a.jsonl", number), RowError("text", "is missing"))
     with pytest.raises(TrainerError) as caught:
@@ -324,13 +322,16 @@ def test_the_limit_counts_all_and_names_five() -> None:
 
 
 def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:
-    with pytest.raises(TrainerError, match=r"spec\.dataset: has no valid row"):
-        InvalidRows(limit=10).check(valid=0)
+    rows = InvalidRows(limit=10)
+    with pytest.raises(TrainerError, match=r"spec\.dataset: has no row$") as caught:
+        rows.check(valid=0)
+    assert caught.value.hint == "Add rows, and retry.", "there are no lines to mend"
+    rows.add(RowPlace("a.jsonl", 1), RowError("text", "is missing"))
+    with pytest.raises(TrainerError, match=r"spec\.dataset: has no valid row: a\.jsonl line 1: text: is missing"):
+        rows.check(valid=0)
 
 
 def test_the_digest_is_of_what_trains() -> None:
-    from tunery_trainer.data.rows import RowPlace
-
     one = Example(RowPlace("a", 1), messages=({"role": "user", "content": "Hi"},))
     same = Example(RowPlace("b", 9), messages=({"content": "Hi", "role": "user"},))
     assert one.digest() == same.digest()

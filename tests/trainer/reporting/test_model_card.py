@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
+from tunery_trainer.diagnosis.answers import Answer
 from tunery_trainer.reporting.model_card import Shown, model_card
 
 from kit.results import lineage, run
@@ -31,6 +32,19 @@ def test_card_of_a_trained_adapter() -> None:
     assert 'PeftModel.from_pretrained(base, "./bot")' in card
     assert "vllm serve owner/model --enable-lora --max-lora-rank 8 --lora-modules support-bot=./bot" in card
     assert "## Inputs" not in card
+
+
+def test_what_was_before_training_is_called_by_its_name() -> None:
+    answer = Answer(prompt="p", expected="e", before="b", after="a")
+    made = lineage().model_copy(update={"metrics": {"baseEvalLoss": 2.0, "baseRougeL": 0.5}})
+    card = model_card(run(), made, "s3://a/b", shown=Shown(answers=(answer,)))
+    assert "| Evaluation loss of the base model | 2 |" in card
+    assert "| Held-out row | Its answer | Base model | This adapter |" in card
+    record = MergeInputRecord(uri="s3://a/first")
+    made = made.model_copy(update={"continued_from": record})
+    card = model_card(run(), made, "s3://a/b", shown=Shown(answers=(answer,)))
+    assert "| ROUGE-L of the answers of the adapter it continues | 0.5 |" in card
+    assert "| Held-out row | Its answer | Adapter it continues | This adapter |" in card
 
 
 def test_card_says_what_the_run_found_and_the_checklist() -> None:

@@ -121,7 +121,7 @@ def test_what_a_terminal_would_obey_is_shown_and_not_sent(write: Write, tiny_mod
 
 STRANGERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "no such file": (["nowhere.jsonl"], ExitCode.USER_ERROR, "there is no file or folder nowhere.jsonl"),
-    "empty": (["empty.jsonl"], ExitCode.DATA_ERROR, "has no valid row"),
+    "empty": (["empty.jsonl"], ExitCode.DATA_ERROR, "has no row"),
     "empty folder": (["folder"], ExitCode.USER_ERROR, "no data file at 'folder'"),
     "picture": (["picture.png"], ExitCode.USER_ERROR, "read are .jsonl, .json, .csv"),
     "binary": (["binary.jsonl"], ExitCode.DATA_ERROR, "is not valid UTF-8"),

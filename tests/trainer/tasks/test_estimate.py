@@ -76,7 +76,8 @@ def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.Ca
 def test_auto_says_what_it_takes_and_why(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job(tmp_path, method="Auto", lora={"rank": 8})
     assert main(["estimate", str(path), "--model", str(bare), "--gpu-memory", "16Gi"]) == ExitCode.OK
-    assert "Method    LoRA. The model fits unquantised" in capsys.readouterr().out
+    told = "Method    LoRA. The model fits unquantised, and LoRA wants 100 rows at least."
+    assert told in capsys.readouterr().out, "how many there are was not read"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,11 @@ def test_auto_says_what_it_takes_and_why(tmp_path: Path, bare: Path, capsys: pyt
         (["--model", "/nowhere"], {}, "--model /nowhere is not a folder"),
         (["--gpu-memory", "much"], {}, "'much' is no size such as 24Gi"),
         (["--tokens-per-second", "0"], {}, "'0' is no number of tokens a second"),
+        (
+            ["--gpu-memory", "24Gi"],
+            {"resources": {"gpus": 0}},
+            "--gpu-memory is of a GPU, and spec.resources.gpus is 0",
+        ),
         ([], {"lora": {"rank": 0}}, "spec.lora.rank: must be at least 1, is 0"),
     ],
 )

@@ -104,9 +104,9 @@ class InvalidRows:
             return
         named = "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
         if self.count <= self._limit:
-            raise TrainerError(
-                FailureReason.DATASET_INVALID, "spec.dataset: has no valid row" + (f": {named}" if named else "")
-            )
+            if not named:
+                raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", "Add rows, and retry.")
+            raise TrainerError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}")
         total = self.count + valid
         raise TrainerError(
             FailureReason.DATASET_INVALID,

@@ -207,8 +207,13 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
 
 def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None) -> Finding:
     """The held-out rows tell too little; `fraction` is what is held out, None for rows of their own."""
-    known = f"; two standard errors are {share_text(unsure)} of the loss" if unsure is not None else ""
-    text = f"{rows} rows are held out{known}: a small gain cannot be told from chance."
+    text = f"{rows} rows are held out: a small gain cannot be told from chance."
+    if unsure is not None:
+        # Of a change the error is smaller, as it is measured row by row.
+        text = (
+            f"{rows} rows are held out; two standard errors are {share_text(unsure)} of the loss, so what it will be "
+            "on other rows is hardly known. A change since the start is known better."
+        )
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.evaluation"),))
     # An error shrinks with the root of the rows.

@@ -79,7 +79,7 @@ class Basis:
         """Whether training runs on a GPU."""
         return self.device.kind is DeviceKind.CUDA
 
-    def choices(self, rows: int) -> tuple[MethodChoice, ...]:
+    def choices(self, rows: int | None) -> tuple[MethodChoice, ...]:
         """Return the methods that may be taken for a data set of so many rows, the best first."""
         return method_choices(self.spec, rows, self.device, self.facts.stored)
 

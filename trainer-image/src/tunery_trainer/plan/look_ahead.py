@@ -24,7 +24,7 @@ from tunery_trainer.settings.types import DeviceFacts
 
 _RUN: Final = RunIdentity(kind="LoRAJob", namespace="local", name="estimate", uid="")
 _MANY: Final = 20_000
-"""Rows of a data set that was not read: enough for every method and the largest steps."""
+"""Sequences of a data set that was not read: enough for the largest steps."""
 
 
 def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles | None) -> Estimated:
@@ -37,7 +37,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
     basis = Basis(
         _RUN, spec, FetchedModel(folder, None, 0), device, start.adapter, start.taken, config_only=files is None
     )
-    rows, data = _read(basis, files) if files else (_MANY, _unread(spec.training.max_length))
+    rows, data = _read(basis, files) if files else (None, _unread(spec.training.max_length))
     plan = plan_training(basis, rows, data)
     if plan.memory is None:
         raise TrainerError(
@@ -61,7 +61,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
     )
 
 
-def _read(basis: Basis, files: DataFiles) -> tuple[int, DatasetReport]:
+def _read(basis: Basis, files: DataFiles) -> tuple[int | None, DatasetReport]:
     """Return how many rows there are, where that decides the method, and what was found in them."""
     request = request_data(basis, files)
     return request.rows, survey(request, basis.tokenizer, None)

@@ -119,10 +119,10 @@ class TrainingPlan:
         return dataclasses.replace(self, settings=settings)
 
 
-def plan_training(basis: Basis, rows: int, data: DatasetReport) -> TrainingPlan:
+def plan_training(basis: Basis, rows: int | None, data: DatasetReport) -> TrainingPlan:
     """Return the plan for the first method that fits into the memory, or for the last one if none does.
 
-    `rows` counts the rows of the data set (DataRequest.rows), `data` is what was found in them. Raises
+    `rows` counts the rows of the data set (DataRequest.rows; None: not known), `data` is what was found in them. Raises
     TrainerError(InvalidSpec) for what the manifest names and the model does not have.
     """
     tried: list[TrainingPlan] = []

@@ -24,16 +24,16 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
 _METRIC_NAMES = {
     "evalLoss": "Evaluation loss",
-    "baseEvalLoss": "Evaluation loss of the base model",
+    "baseEvalLoss": "Evaluation loss of {start}",
     "loss": "Training loss",
     "evalRewardAccuracy": "Reward accuracy on held-out rows",
     "evalRewardMargin": "Reward margin on held-out rows",
-    "baseEvalRewardAccuracy": "Reward accuracy of the base model",
-    "baseEvalRewardMargin": "Reward margin of the base model",
+    "baseEvalRewardAccuracy": "Reward accuracy of {start}",
+    "baseEvalRewardMargin": "Reward margin of {start}",
     "exactMatch": "Answers that are word for word the row's",
-    "baseExactMatch": "Answers of the base model that are",
+    "baseExactMatch": "Answers of {start} that are",
     "rougeL": "ROUGE-L of the answers",
-    "baseRougeL": "ROUGE-L of the base model's answers",
+    "baseRougeL": "ROUGE-L of the answers of {start}",
 }
 _SHOWN_ANSWERS = 4
 _MAX_ANSWER = 400
@@ -76,7 +76,7 @@ def model_card(
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
         _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
         _section("What to know", _table(_FOUND, _finding_rows(lineage))),
-        _section("Answers", _answers(shown.answers)),
+        _section("Answers", _answers(shown.answers, lineage)),
         *(f"## {title}\n\n![{title}]({name})" for title, name in shown.pictures.items()),
         _section("Checklist", _table(("Check", "Result", ""), _check_rows(lineage))),
         _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
@@ -108,7 +108,7 @@ def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
 
 def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        (_METRIC_NAMES.get(name, name), f"{value:.4g}")
+        (_METRIC_NAMES.get(name, name).format(start=_start(lineage)), f"{value:.4g}")
         for name, value in lineage.metrics.items()
         if name not in ("improvement", "improvementError")
     ]
@@ -123,7 +123,12 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     return rows
 
 
-def _answers(answers: Sequence[Answer]) -> str:
+def _start(lineage: Lineage) -> str:
+    """Return what was measured before training, as `metrics` of `base…` have it."""
+    return "the adapter it continues" if lineage.continued_from else "the base model"
+
+
+def _answers(answers: Sequence[Answer], lineage: Lineage) -> str:
     """Return the first few of them side by side, each on one line."""
     if not answers:
         return ""
@@ -131,7 +136,9 @@ def _answers(answers: Sequence[Answer]) -> str:
         tuple(_quoted(text) for text in (each.prompt, each.expected, each.before, each.after))
         for each in answers[:_SHOWN_ANSWERS]
     ]
-    table = _table(("Held-out row", "Its answer", "Base model", "This adapter"), rows)
+    table = _table(
+        ("Held-out row", "Its answer", _start(lineage).removeprefix("the ").capitalize(), "This adapter"), rows
+    )
     return f"{table}\n\nAll {len(answers)} are in `{ANSWERS_FILE}`. The likeliest token was taken each time."
 
 

@@ -23,11 +23,11 @@ class MethodChoice:
 
 
 def method_choices(
-    spec: LoRAJobSpec, rows: int, devices: DeviceFacts, stored: StoredQuantization | None = None
+    spec: LoRAJobSpec, rows: int | None, devices: DeviceFacts, stored: StoredQuantization | None = None
 ) -> tuple[MethodChoice, ...]:
     """Return what may be trained in the order of preference: the first that fits into the memory is taken.
 
-    `rows` counts the training rows, `stored` is how the base is quantised already.
+    `rows` counts the training rows (None: they were not read), `stored` is how the base is quantised already.
     The guide compares memory with twice the model in 4 bits; the estimate of each
     method, which knows activations and the batch, takes the place of that rule.
     """
@@ -35,10 +35,11 @@ def method_choices(
         return (MethodChoice(spec.method, "The manifest asks for it."),)
     if spec.quantization is not None:
         return (MethodChoice(Method.QLORA, "The manifest asks for a quantised base, and LoRA on one is QLoRA."),)
-    preferred = MethodChoice(Method.LORA, f"The model fits unquantised, and {rows} rows are enough for LoRA.")
+    known = f"{rows} rows are enough for LoRA" if rows is not None else f"LoRA wants {FEW_ROWS} rows at least"
+    preferred = MethodChoice(Method.LORA, f"The model fits unquantised, and {known}.")
     if spec.task in PREFERENCE_TASKS:
         preferred = MethodChoice(Method.LORA, "The model fits unquantised, and LoRA keeps to it while it learns.")
-    elif rows < FEW_ROWS and spec.continue_from is None:
+    elif rows is not None and rows < FEW_ROWS and spec.continue_from is None:
         why = f"{rows} rows are fewer than {FEW_ROWS}: prompt tuning makes the most of them."
         preferred = MethodChoice(Method.PROMPT_TUNING, why)
     if stored is not None:

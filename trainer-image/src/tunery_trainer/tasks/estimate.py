@@ -30,6 +30,7 @@ def run_estimate(question: Question) -> None:
     would.
     """
     spec = _read(question)
+    device = _device(question, spec)
     folder = local_model(spec.model.uri, spec.model.revision, question.model)
     start = start_here(spec, question.start)
     files = _files_here(spec)
@@ -37,7 +38,7 @@ def run_estimate(question: Question) -> None:
     go_offline()
     from tunery_trainer.plan.look_ahead import look_ahead
 
-    found = look_ahead(start, folder, _device(question, spec), files)
+    found = look_ahead(start, folder, device, files)
     if question.machine_readable:
         print(json.dumps(as_json(found, question.tokens_per_second), indent=2), flush=True)
     else:
@@ -55,6 +56,9 @@ def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
     """Return what the job would train on: a GPU of the named memory, or a container's CPUs."""
     if spec.resources.gpus:
         return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True)
+    if question.gpu_memory is not None:
+        message = "--gpu-memory is of a GPU, and spec.resources.gpus is 0: the job would train on the CPU"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, "Leave it out, or set spec.resources.gpus.")
     return DeviceFacts(DeviceKind.CPU, int(parse_quantity(spec.resources.memory)), bfloat16=False)
 
 
