@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ def test_weights_and_moments_are_counted_exactly(tiny_model: Path) -> None:
     assert found.weights == 2 * meta_model(tiny_model).num_parameters()
     in_32_bits = estimate(tiny_model, replace(PLAN, precision=Precision.FLOAT32))
     assert in_32_bits.weights == 2 * found.weights
+
+
+def test_an_embedding_that_is_the_head_too_is_not_quantised(tmp_path: Path, tiny_model: Path) -> None:
+    """As bitsandbytes has it: Llama 3.2, Gemma and SmolLM2 tie them."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    sizes = {}
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+        sizes[tied] = estimate(folder, replace(PLAN, quantization=NF4)).weights
+    assert sizes[False] - sizes[True] == 2 * config["vocab_size"] * config["hidden_size"]
 
 
 def test_activations_grow_with_length_and_shrink_with_checkpointing(tiny_model: Path) -> None:

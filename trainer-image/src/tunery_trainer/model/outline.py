@@ -77,6 +77,8 @@ def outline(folder: Path, *, whole: bool = False) -> Outline:
 
 def _weights(model: PreTrainedModel) -> Iterator[Weight]:
     linear = {id(module.weight) for module in model.modules() if isinstance(module, LINEAR)}
+    # A head that is tied to the embedding is no matrix of its own, and is not quantised.
+    linear -= {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for path, parameter in model.named_parameters():
         yield Weight(path, tuple(parameter.shape), parameter.element_size(), id(parameter) in linear)
 
