@@ -196,6 +196,7 @@ class Watch:
             make(loop, *args, **kwargs)
             loop.add_callback(Clock(watch))
 
+        # Each is put round the product's own, which has no door for a clock.
         CheckpointUploader.submit = timed(submit, self.submits)  # type: ignore[method-assign]
         CheckpointUploader._store_one = stored  # type: ignore[method-assign]
         CheckpointUploader.close = closed  # type: ignore[method-assign]

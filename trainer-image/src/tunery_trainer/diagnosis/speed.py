@@ -12,9 +12,9 @@ from tunery_trainer.diagnosis.paired import FEWEST_ROWS, RowLosses, paired
 STEPS_JUDGED: Final = 50
 WAITING: Final = 0.2
 PADDING: Final = 0.4
-"""Shares of 50 steps. Waiting: not told of any of 9 healthy runs on a machine with three times as much to do as it has
-cores. Padding: lengths with a log-normal spread of 0.5 and more, as chats have, are told from 4 rows a
-batch on; grouped by length they have less than half of it."""
+"""Shares of 50 steps. Waiting: not told of any of 9 healthy runs on a busy machine; no other threshold was tried.
+Padding: lengths with a log-normal spread of 0.5 and more, as chats have, are told from 4 rows a batch on; grouped by
+length they have less than half of it."""
 
 FIRST_SKIPPED: Final = 5
 FIRST_STEPS: Final = 20
