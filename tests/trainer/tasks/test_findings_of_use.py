@@ -21,7 +21,7 @@ from kit.story import make_rows
 
 
 def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosing, "container_memory", lambda: MemoryUse(95, 100))
+    monkeypatch.setattr(diagnosing, "container_memory", lambda asked: MemoryUse(95, 100))
     done = train(
         make_rows(120),
         dataset={"uri": "file://data.jsonl", "evaluation": {"fraction": "0.01"}},

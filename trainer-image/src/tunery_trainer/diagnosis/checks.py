@@ -30,6 +30,7 @@ CUT: Final = 0.05
 DUPLICATES: Final = 0.05
 _MAX_TEXT: Final = 500
 _SHOWN: Final = 8
+_NOTHING_TRAINED: Final = "nothing was left to train"
 
 _N = CheckName
 MEASURED: Final = (_N.BASE_FROZEN, _N.ONLY_ADAPTER_TRAINS, _N.PADDING, _N.BATCH_FITS, _N.GENERATION, _N.BASELINE)
@@ -258,13 +259,14 @@ def _measured(found: Measured) -> Iterator[CheckStatus]:
 
 def _padding(found: Measured) -> CheckStatus:
     if found.padding is None:
-        return _skipped(_N.PADDING, "nothing was left to train")
+        return _skipped(_N.PADDING, _NOTHING_TRAINED)
     return _judged(_N.PADDING, found.padding <= PADDING, f"{share_text(found.padding)} of the tokens were padding")
 
 
 def _batch_fits(found: Measured) -> CheckStatus:
     if found.memory is None:
-        return _skipped(_N.BATCH_FITS, "the memory limit is not known")
+        unknown = "how much memory is in use, or may be, is not known here"
+        return _skipped(_N.BATCH_FITS, _NOTHING_TRAINED if found.padding is None else unknown)
     text = f"{share_text(found.memory.share)} of the memory was in use at most"
     return _judged(_N.BATCH_FITS, found.memory.share <= TIGHT, text)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
+_PROCESS: Final = Path("/proc/self/statm")
+_UNLIMITED: Final = 1 << 60
+"""From here on a limit of cgroup v1 is none: it has no word for that, but the largest number that it can hold."""
 
 
 class MemoryUse(NamedTuple):
@@ -15,17 +20,56 @@ class MemoryUse(NamedTuple):
     available: int
 
 
-def container_memory(cgroup: Path = _CGROUP) -> MemoryUse | None:
+class _Files(NamedTuple):
+    """Where a version of cgroup says it, below its mount; the last is the name of a line of `stat`."""
+
+    limit: str
+    current: str
+    stat: str
+    droppable: str
+
+
+_VERSIONS: Final = (
+    _Files("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    _Files(
+        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"
+    ),
+)
+
+
+def container_memory(
+    asked: int | None = None, cgroup: Path = _CGROUP, process: Path = _PROCESS
+) -> MemoryUse | None:
     """Return the working set of the container, as the kubelet counts it, and its limit; None where there is no limit.
 
     Without pages of files that the kernel drops when it needs room: a run that reads a large data set fills them.
+    Where no cgroup of this container has a limit, it is what the manifest asks for (`asked`, in bytes; None: nothing),
+    of which this process has so much in use.
     """
+    found = next(_of_cgroup(cgroup), None)
+    if found is not None or not asked:
+        return found
+    own = _of_process(process)
+    return None if own is None else MemoryUse(own, asked)
+
+
+def _of_cgroup(cgroup: Path) -> Iterator[MemoryUse]:
+    """Yield what each version of cgroup that is here says; nothing where it has no limit."""
+    for files in _VERSIONS:
+        try:
+            limit = (cgroup / files.limit).read_text("utf-8").strip()
+            current = int((cgroup / files.current).read_text("utf-8"))
+            stat = dict(line.split() for line in (cgroup / files.stat).read_text("utf-8").splitlines())
+            if limit != "max" and int(limit) < _UNLIMITED:
+                yield MemoryUse(max(0, current - int(stat.get(files.droppable, 0))), int(limit))
+        except (OSError, ValueError):
+            continue
+
+
+def _of_process(statm: Path) -> int | None:
+    """Return what this process holds that is of no file, in bytes; None where the system does not say it."""
     try:
-        limit = (cgroup / "memory.max").read_text("utf-8").strip()
-        current = int((cgroup / "memory.current").read_text("utf-8"))
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text("utf-8").splitlines())
+        _, resident, shared, *_ = map(int, statm.read_text("utf-8").split())
     except (OSError, ValueError):
         return None
-    if limit == "max":
-        return None
-    return MemoryUse(max(0, current - int(stat.get("inactive_file", 0))), int(limit))
+    return max(0, resident - shared) * resource.getpagesize()

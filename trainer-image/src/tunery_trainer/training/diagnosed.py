@@ -101,6 +101,7 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         tell=reporter.findings,
         action=plan.basis.spec.diagnosis.action,
         on_gpu=plan.basis.on_gpu,
+        memory_limit=plan.basis.device.memory_bytes,
     )
     reporter.checks(plan.checklist(run.held_out))
     subject = Subject(

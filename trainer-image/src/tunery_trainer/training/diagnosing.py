@@ -39,6 +39,8 @@ class Watched:
     tell: Callable[[list[FindingStatus]], None]
     action: DiagnosisAction
     on_gpu: bool
+    memory_limit: int | None = None
+    """What the container was given, in bytes, for where its cgroup does not say it; None: not known."""
 
 
 class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
@@ -172,7 +174,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         for step, padding, at in self._steps:
             self._judge.step(Step(step.seconds, step.waited, step.tokens, int(padding)), at)
         self._steps = []
-        found = _gpu_memory() if self._watched.on_gpu else container_memory()
+        found = _gpu_memory() if self._watched.on_gpu else container_memory(self._watched.memory_limit)
         if found is not None:
             used = max(found.used, self._memory.used if self._memory else 0)
             self._memory = Memory(used, found.available)
