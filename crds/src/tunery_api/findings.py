@@ -131,7 +131,7 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
         _INFO,
         "dataset.evaluation.fraction",
         "the held-out rows are too few to tell a gain from chance",
-        "hold out more rows",
+        "hold out more rows, of more data where that would be above a fifth of it",
     ),
     _F.MICRO_BATCH_HALVED: Definition(
         _INFO,

@@ -183,7 +183,8 @@ def test_what_is_left_open_is_no_mistake() -> None:
         (CheckName.PADDING, Measured(), "Skipped", "nothing was left to train"),
         (CheckName.BATCH_FITS, Measured(memory=Memory(92, 100)), "Passed", "92 % of the memory"),
         (CheckName.BATCH_FITS, Measured(memory=Memory(93, 100)), "Warning", "93 %"),
-        (CheckName.BATCH_FITS, Measured(), "Skipped", "limit is not known"),
+        (CheckName.BATCH_FITS, Measured(padding=0.0), "Skipped", "how much memory is in use, or may be, is not known"),
+        (CheckName.BATCH_FITS, Measured(), "Skipped", "nothing was left to train"),
         (CheckName.GENERATION, Measured(ends=Ends(1.0, "</s>", ("</s>",))), "Passed", "100 % of the answers"),
         (
             CheckName.GENERATION,

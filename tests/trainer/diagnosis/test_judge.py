@@ -89,6 +89,22 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (said.evaluation_too_small(12, 0.2, None), "EvaluationTooSmall", "dataset.evaluation", None, "are 20 % of"),
         (
+            said.evaluation_too_small(12, 0.21, None),
+            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 would be enough.",
+        ),
+        (
+            said.evaluation_too_small(12, 0.1, 0.05),
+            "EvaluationTooSmall", "dataset.evaluation.fraction", "0.2", "two standard errors are 10 % of",
+        ),
+        (
+            said.evaluation_too_small(12, 0.11, 0.05),
+            "EvaluationTooSmall", "dataset.uri", None, "About 59 would be enough, more than can be spared here",
+        ),
+        (
+            said.evaluation_too_small(3, None, 0.25),
+            "EvaluationTooSmall", "dataset.uri", None, "About 8 would be enough, more than can be spared here",
+        ),
+        (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),
             "MicroBatchHalved", "training.batchSize", "2", "Memory ran out with 4 × 2 rows at step 7",
         ),

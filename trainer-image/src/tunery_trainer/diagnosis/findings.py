@@ -25,7 +25,8 @@ _MAX_TEXT: Final = 500
 _LEAST_DROPOUT: Final = 0.1
 _LEAST_WARMUP: Final = 0.1
 _NAMED_STEPS: Final = 5
-_MOST_HELD_OUT: Final = 0.5
+_MOST_HELD_OUT: Final = 0.2
+"""Share of the rows that may be asked for: what is held out is not trained on, and above a fifth more rows are needed."""
 _NOTHING: Final = 1e-9
 """In the place of a loss of zero, of which there are no shares."""
 _ORDER: Final = {severity: index for index, severity in enumerate(reversed(Severity))}
@@ -214,13 +215,22 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
             f"{rows} rows are held out; two standard errors are {share_text(unsure)} of the loss, so what it will be "
             "on other rows is hardly known. A change since the start is known better."
         )
-    if fraction is None:
-        return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.evaluation"),))
     # An error shrinks with the root of the rows.
     times = max(2.0, FEWEST_ROWS / max(1, rows), (unsure / UNSURE) ** 2 if unsure is not None else 0.0)
-    enough = decimal_share(min(_MOST_HELD_OUT, times * fraction))
-    more = Advice("dataset.evaluation.fraction", enough, f"{fraction:g}")
-    return Finding(_F.EVALUATION_TOO_SMALL, text, (more if fraction < _MOST_HELD_OUT else Advice("dataset.uri"),))
+    if fraction is not None and times * fraction <= _MOST_HELD_OUT:
+        share = Advice("dataset.evaluation.fraction", decimal_share(times * fraction), f"{fraction:g}")
+        return Finding(_F.EVALUATION_TOO_SMALL, text, (share,))
+    text = f"{text} About {_rounded_up(times * max(1, rows))} would be enough"
+    if fraction is None:
+        return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
+    text = f"{text}, more than can be spared here: the data set is too small to measure a small gain; add rows."
+    return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.uri"),))
+
+
+def _rounded_up(rows: float) -> int:
+    """Return a number of rows by its first two digits: more of them say more than is known."""
+    digit = 10 ** max(0, len(str(math.ceil(rows))) - 2)
+    return math.ceil(rows / digit) * digit
 
 
 def decimal_share(share: float) -> str:
