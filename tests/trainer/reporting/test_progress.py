@@ -228,6 +228,25 @@ def test_without_a_server_lines_are_printed() -> None:
     assert out.getvalue().splitlines()[-1] == "Training  step 5/10 (50 %)  loss 2.25  00:01:05 left"
 
 
+def test_what_was_measured_after_another_step_is_told_with_its_step() -> None:
+    out = io.StringIO()
+    reporter = ProgressReporter({}, out)
+    reporter.metrics({"base_eval_loss": 3.5})
+    for step in (1, 2):
+        with reporter.at_once():
+            reporter.step(step, 10)
+            # Longer than it takes to tell what is known so far.
+            time.sleep(1.2)
+            reporter.metrics({"loss": 2 + step}, step)
+            reporter.metrics({"eval_loss": 3.0} if step == 1 else {}, step)
+        _wait(lambda step=step: f"step {step}/" in out.getvalue())
+    reporter.close()
+    assert out.getvalue().splitlines()[-2:] == [
+        "step 1/10 (10 %)  base_eval_loss 3.5  loss 3  eval_loss 3",
+        "step 2/10 (20 %)  base_eval_loss 3.5  loss 4  eval_loss 3 (step 1)",
+    ]
+
+
 def test_one_connection_carries_all_reports(operator: Operator, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t")
     reporter = ProgressReporter(operator.environment(tmp_path / "token"))

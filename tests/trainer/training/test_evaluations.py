@@ -52,6 +52,27 @@ def test_a_run_is_evaluated_without_being_asked(case: Case) -> None:
     assert told["metrics"]["evalLoss"] == pytest.approx(min(each["loss"] for each in told["evaluations"]), rel=1e-6)
 
 
+def test_a_line_of_the_log_has_what_was_measured_after_its_step(case: Case) -> None:
+    path = case(evaluation={"everySteps": 5}, checkpoint=KEPT | {"everySteps": 20})
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.OK, done.stderr
+    log = newest_log(path)
+    loss = {entry["step"]: f"{entry['loss']:.6g}" for entry in log if "loss" in entry}
+    held_out = {entry["step"]: f"{entry['eval_loss']:.6g}" for entry in log if "eval_loss" in entry}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Training  step") and " loss " in line]
+    assert lines
+    for line in lines:
+        step = int(line.split()[2].split("/")[0])
+        assert f"  loss {loss[step]}  " in line, line
+        measured = max((at for at in held_out if at <= step), default=None)
+        if "  eval_loss " in line:
+            assert measured is not None, line
+            # An evaluation is told as soon as it is there: between it and its step's own line the one before stands.
+            known = [held_out[step]] if measured == step else [f"{held_out[measured]} (step {measured})"]
+            known += [f"{held_out[step - 5]} (step {step - 5})"] if measured == step and step > 5 else []
+            assert any(f"  eval_loss {each}  " in line for each in known), line
+
+
 def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case: Case) -> None:
     path = case(training={"precision": "Float32"}, evaluation={"times": 1})
     metrics, folder = run(path)["metrics"], path.parent

@@ -26,7 +26,7 @@ _LEAST_DROPOUT: Final = 0.1
 _LEAST_WARMUP: Final = 0.1
 _NAMED_STEPS: Final = 5
 _MOST_HELD_OUT: Final = 0.2
-"""Share of the rows that may be asked for: what is held out is not trained on, and above a fifth more rows are needed."""
+"""Share of the rows that may be asked for: what is held out is not trained on."""
 _NOTHING: Final = 1e-9
 """In the place of a loss of zero, of which there are no shares."""
 _ORDER: Final = {severity: index for index, severity in enumerate(reversed(Severity))}

@@ -31,15 +31,11 @@ class _Files(NamedTuple):
 
 _VERSIONS: Final = (
     _Files("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    _Files(
-        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"
-    ),
+    _Files("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 
-def container_memory(
-    asked: int | None = None, cgroup: Path = _CGROUP, process: Path = _PROCESS
-) -> MemoryUse | None:
+def container_memory(asked: int | None = None, cgroup: Path = _CGROUP, process: Path = _PROCESS) -> MemoryUse | None:
     """Return the working set of the container, as the kubelet counts it, and its limit; None where there is no limit.
 
     Without pages of files that the kernel drops when it needs room: a run that reads a large data set fills them.

@@ -8,7 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
@@ -30,10 +32,19 @@ _MAX_NUMBER: Final = 32
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Report:
+    """One state of a run, as it is told."""
+
+    status: TrainerStatus
+    measured_after: Mapping[str, int]
+    """The optimizer step that a metric was measured after, by its name; without those that belong to no step."""
+
+
 class Sender(Protocol):
     """Where reports go."""
 
-    def send(self, status: TrainerStatus) -> float | None:
+    def send(self, report: Report) -> float | None:
         """Tell one state; return the seconds between two reports that are asked for, if they are."""
         ...
 
@@ -59,6 +70,7 @@ class ProgressReporter:
         self._condition = threading.Condition()
         self._state: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
+        self._measured_after: dict[str, int] = {}
         self._changed = self._urgent = self._closing = self._final = False
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
@@ -96,9 +108,19 @@ class ProgressReporter:
             {},
         )
 
-    def metrics(self, values: Mapping[str, float]) -> None:
-        """Add or replace metrics; values that are not finite are left out."""
-        self._update({}, {name: float(value) for name, value in values.items() if math.isfinite(value)})
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Add or replace metrics, measured after optimizer step `step`; values that are not finite are left out."""
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        with self.at_once():
+            if step is not None:
+                self._measured_after.update(dict.fromkeys(finite, step))
+            self._update({}, finite)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let what is told meanwhile be told together: a step, and what was measured after it."""
+        with self._condition:
+            yield
 
     def evaluations(self, losses: Mapping[int, float]) -> None:
         """Tell every evaluation so far, by its step; told at once."""
@@ -153,11 +175,11 @@ class ProgressReporter:
 
     def _run(self) -> None:
         last = time.monotonic() - self._pace.least
-        while (status := self._next(last)) is not None:
-            self._send(status)
+        while (report := self._next(last)) is not None:
+            self._send(report)
             last = time.monotonic()
 
-    def _next(self, last: float) -> TrainerStatus | None:
+    def _next(self, last: float) -> Report | None:
         """Wait until there is news and a report is due, counted from the end of the last one; None: all is told."""
         with self._condition:
             while self._changed or not self._closing:
@@ -166,13 +188,13 @@ class ProgressReporter:
                 if left is not None and left <= 0:
                     self._changed = self._urgent = False
                     self._final = self._closing
-                    return _status(self._state, self._metrics)
+                    return Report(_status(self._state, self._metrics), dict(self._measured_after))
                 self._condition.wait(left)
             return None
 
-    def _send(self, status: TrainerStatus) -> None:
+    def _send(self, report: Report) -> None:
         try:
-            self._pace.succeeded(self._sender.send(status))
+            self._pace.succeeded(self._sender.send(report))
         except Exception as error:  # noqa: BLE001 (telling about progress must never end a run)
             asked = error.retry_after if isinstance(error, Refused) else None
             self._pace.failed(asked)
@@ -189,9 +211,9 @@ class _Posts:
         self._client = client
         self._lines = lines
 
-    def send(self, status: TrainerStatus) -> float | None:
-        self._lines.send(status)
-        update = ProgressUpdate(trainer_status=status)
+    def send(self, report: Report) -> float | None:
+        self._lines.send(report)
+        update = ProgressUpdate(trainer_status=report.status)
         return self._client.post(update.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 
@@ -205,10 +227,10 @@ class _Lines:
         self._phase: Phase | None = None
         self._last = -math.inf
 
-    def send(self, status: TrainerStatus) -> None:
-        line, now = _line(status), time.monotonic()
-        if line != self._printed and (status.phase != self._phase or now - self._last >= self._every):
-            self._printed, self._phase, self._last = line, status.phase, now
+    def send(self, report: Report) -> None:
+        line, now, phase = _line(report), time.monotonic(), report.status.phase
+        if line != self._printed and (phase != self._phase or now - self._last >= self._every):
+            self._printed, self._phase, self._last = line, phase, now
             # In one piece: the run prints, too, from another thread.
             self._out.write(f"{line}\n")
             self._out.flush()
@@ -223,18 +245,25 @@ def _status(state: Mapping[str, Any], metrics: Mapping[str, float]) -> TrainerSt
     )
 
 
-def _line(status: TrainerStatus) -> str:
+def _line(report: Report) -> str:
+    status = report.status
     parts = [status.phase or ""]
     if status.total_steps:
         parts.append(f"step {status.step}/{status.total_steps} ({status.progress_percentage} %)")
     elif status.progress_percentage is not None:
         parts.append(f"{status.progress_percentage} %")
-    parts += [f"{metric.name} {metric.value}" for metric in status.metrics]
+    parts += [_told(metric, report.measured_after.get(metric.name), status.step) for metric in status.metrics]
     if status.tokens_per_second is not None:
         parts.append(f"{status.tokens_per_second} tokens/s")
     if status.estimated_remaining_seconds:
         parts.append(f"{time.strftime('%H:%M:%S', time.gmtime(status.estimated_remaining_seconds))} left")
     return "  ".join(part for part in parts if part)
+
+
+def _told(metric: ProgressMetric, step: int | None, now: int | None) -> str:
+    """Return a metric, with its step where that is not the one that the line tells."""
+    told = f"{metric.name} {metric.value}"
+    return told if step is None or step == now else f"{told} (step {step})"
 
 
 def _number(value: float | None) -> str | None:

@@ -50,13 +50,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         self._seconds = _blend(self._seconds, seconds)
         self._tokens = _blend(self._tokens, (tokens - self._last[1]) / max(seconds, 1e-9))
         self._last = (now, tokens)
-        self._reporter.step(
-            state.global_step,
-            state.max_steps,
-            epoch=state.epoch,
-            eta_seconds=(state.max_steps - state.global_step) * self._seconds,
-            tokens_per_second=self._tokens,
-        )
+        # With what the step is logged with: told before it would stand beside the loss of the step before.
+        if not control.should_log:
+            self._tell(state)
 
     def on_log(
         self,
@@ -66,10 +62,23 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the newest metrics; the clock leaves out the time that an evaluation took."""
-        self._reporter.metrics({name: value for name, value in (logs or {}).items() if name in METRICS})
+        """Tell the newest metrics with their step; the clock leaves out the time that an evaluation took."""
+        with self._reporter.at_once():
+            self._tell(state)
+            known = {name: value for name, value in (logs or {}).items() if name in METRICS}
+            self._reporter.metrics(known, state.global_step)
         if logs and "eval_loss" in logs:
             self._last = (time.monotonic(), self._tokens_seen())
+
+    def _tell(self, state: TrainerState) -> None:
+        left = None if self._seconds is None else (state.max_steps - state.global_step) * self._seconds
+        self._reporter.step(
+            state.global_step,
+            state.max_steps,
+            epoch=state.epoch,
+            eta_seconds=left,
+            tokens_per_second=self._tokens,
+        )
 
 
 class DivergenceCallback(TrainerCallback):  # type: ignore[misc]

@@ -289,7 +289,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
         best.put_back()
         step = best.step
         after = measured(job, model, rows)
-    job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()})
+    job.observers.reporter.metrics({f"eval_{name}": value for name, value in after.metrics.items()}, step)
     asked = interview(job, rows.evaluation)
     answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
     history = course.history if _is_measured(course) else [*course.history, at_end]
