@@ -125,3 +125,20 @@ def test_large_packed_files_stream(tmp_path: Path, pack: Callable[[bytes], bytes
     name = "a.jsonl.gz" if pack is gzip.compress else "a.jsonl.zst"
     (tmp_path / name).write_bytes(pack("".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert [record.value for record in records(tmp_path / name)] == rows
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " \n", ""])
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"prompt": "Why?",', "Expecting property name enclosed in double quotes (column 19)"),
+        ('{"prompt": "Why?"', "Expecting ',' delimiter (column 18)"),
+        ('{"prompt": "Why?", x', "Expecting property name enclosed in double quotes (column 20)"),
+        ('  {"prompt": "Wh', "Unterminated string starting at (column 14)"),
+    ],
+)
+def test_the_column_is_of_the_line_that_is_named(tmp_path: Path, line: str, problem: str, ending: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(f'{{"text": "good"}}\n{line}{ending}'.encode())
+    found = records(tmp_path / "a.jsonl")[1]
+    assert found.place.number == 2
+    assert str(found.value) == str(RowError("", f"is not valid JSON: {problem}"))

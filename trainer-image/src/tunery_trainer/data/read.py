@@ -83,7 +83,8 @@ def _json_lines(stream: IO[bytes], name: str) -> Iterator[Record]:
 
 def _parse(line: bytes) -> dict[str, Any] | RowError:
     try:
-        return _as_object(json.loads(line.decode()))
+        # What is cut off at its end would be told at column 1 of the line after it, were its newline still there.
+        return _as_object(json.loads(line.decode().rstrip()))
     except UnicodeDecodeError as error:
         return RowError("", f"is not valid UTF-8 (byte {error.start + 1})")
     except json.JSONDecodeError as error:
