@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
+from tunery_trainer.data import encode as encode_module
 from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError, RowPlace
@@ -278,22 +279,23 @@ def test_batches_give_what_single_rows_give(tokenizer: PreTrainedTokenizerBase) 
 
 
 def test_while_one_batch_is_tokenized_the_next_is_read_and_an_error_loses_none(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encode_module, "BATCH_ROWS", 1)
     render, encoder = Renderer(tokenizer, Loss.ALL).render, Encoder(tokenizer, 512)
     read: list[str] = []
 
-    def batches() -> Iterator[list[ValidRow]]:
+    def rows() -> Iterator[ValidRow]:
         for text in ("one", "two", "three"):
             read.append(text)
             place = RowPlace("a", len(read))
-            yield [ValidRow(text.encode(), place, render(Example(place, text=text)))]
+            yield ValidRow(text.encode(), place, render(Example(place, text=text)))
         raise TrainerError(FailureReason.DATASET_INVALID, "too many bad rows")
 
     found: list[tuple[str, str, list[str]]] = []
 
     def look() -> None:
-        for batch, (encoded,) in encoded_ahead(batches(), encoder.encode):
+        for batch, (encoded,) in encoded_ahead(rows(), encoder.encode):
             text = tokenizer.decode(encoded.input_ids, skip_special_tokens=True)
             found.append((batch[0].digest.decode(), text, list(read)))
 
@@ -304,3 +306,20 @@ def test_while_one_batch_is_tokenized_the_next_is_read_and_an_error_loses_none(
         ("two", "two", ["one", "two", "three"]),
         ("three", "three", ["one", "two", "three"]),
     ]
+
+
+def test_an_error_in_the_middle_of_a_batch_loses_no_row_before_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    render, encoder = Renderer(tokenizer, Loss.ALL).render, Encoder(tokenizer, 512)
+
+    def rows() -> Iterator[ValidRow]:
+        for number in range(3):
+            place = RowPlace("a", number + 1)
+            yield ValidRow(bytes([number]), place, render(Example(place, text="one")))
+        raise TrainerError(FailureReason.DATASET_INVALID, "too many bad rows")
+
+    ahead = encoded_ahead(rows(), encoder.encode)
+    batch, examples = next(ahead)
+    assert [row.place.number for row in batch] == [1, 2, 3]
+    assert len(examples) == 3
+    with pytest.raises(TrainerError, match="too many bad rows"):
+        next(ahead)

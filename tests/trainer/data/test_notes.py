@@ -27,6 +27,7 @@ from tunery_trainer.data.prepare import prepare
 from tunery_trainer.data.rows import RowError, RowPlace
 from tunery_trainer.data.samples import stretches_of
 from tunery_trainer.data.scan import scan
+from tunery_trainer.data.seen_rows import Pairs, SeenRows
 from tunery_trainer.errors import TrainerError
 
 from kit.story import Write
@@ -252,3 +253,28 @@ def test_what_breaks_off_tells_what_was_read(write: Write, tokenizer: PreTrained
     notes = scanned(path, tokenizer)
     assert not notes.complete
     assert scanned(write("b.jsonl", rows(5)), tokenizer).complete
+
+
+def test_the_rows_before_an_error_are_counted_and_equal_ones_are_looked_for_once(
+    write: Write, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, plain = [], SeenRows.repeated
+
+    def repeated(self: SeenRows, most: int) -> Pairs:
+        looked.append(len(self))
+        return plain(self, most)
+
+    monkeypatch.setattr(SeenRows, "repeated", repeated)
+    path = write("a.json", [*rows(3), *rows(1)])
+    path.write_text(f"[{','.join(path.read_text().splitlines())}, oops")
+    notebook = Notebook(path.parent / "notes")
+    with pytest.raises(TrainerError, match="breaks off here"):
+        scan(path, SMALL, tokenizer, notebook)
+    notes = notebook.read()
+    assert notes is not None
+    assert notebook.report is not None
+    assert notebook.report.tokens is not None
+    assert (notebook.report.rows, notebook.report.duplicates, len(notes.duplicates)) == (4, 1, 1)
+    assert notes.lengths is not None
+    assert sum(each.examples for each in notes.lengths.histogram) == 4
+    assert looked == [4, 0]

@@ -144,28 +144,35 @@ def _after_first(labels: Tokens) -> Tokens:
 
 
 def encoded_ahead(
-    batches: Iterable[list[ValidRow]], encode: Callable[[Sequence[Rendered]], list[Encoded]]
+    rows: Iterable[ValidRow], encode: Callable[[Sequence[Rendered]], list[Encoded]]
 ) -> Iterator[tuple[list[ValidRow], list[Encoded]]]:
-    """Yield each batch with its examples; while the tokenizer's own threads work on one, the next is read and rendered.
+    """Yield the rows in batches, with their examples; while the tokenizer works on one batch, the next is read.
 
-    Where reading ends with an error, the batches before it are yielded all the same.
+    Where reading ends with a TrainerError, every row before it is yielded all the same, and then it is raised.
     """
     waiting: list[tuple[list[ValidRow], Future[list[Encoded]]]] = []
+    ended: list[TrainerError] = []
     with ThreadPoolExecutor(1, "tokenize") as thread:
-        try:
-            for batch in batches:
-                texts = [example for row in batch for example in row.rendered.examples]
-                waiting.append((batch, thread.submit(encode, texts)))
-                if len(waiting) > 1:
-                    before, encoded = waiting.pop(0)
-                    yield before, encoded.result()
-        except TrainerError:
-            yield from ((before, encoded.result()) for before, encoded in waiting)
-            raise
+        for batch in _in_batches(_until_error(rows, ended)):
+            texts = [example for row in batch for example in row.rendered.examples]
+            waiting.append((batch, thread.submit(encode, texts)))
+            if len(waiting) > 1:
+                before, encoded = waiting.pop(0)
+                yield before, encoded.result()
         yield from ((before, encoded.result()) for before, encoded in waiting)
+    for error in ended:
+        raise error
 
 
-def in_batches(rows: Iterable[ValidRow]) -> Iterator[list[ValidRow]]:
+def _until_error(rows: Iterable[ValidRow], ended: list[TrainerError]) -> Iterator[ValidRow]:
+    """Yield the rows up to a TrainerError, which is put into `ended`."""
+    try:
+        yield from rows
+    except TrainerError as error:
+        ended.append(error)
+
+
+def _in_batches(rows: Iterable[ValidRow]) -> Iterator[list[ValidRow]]:
     """Groups of rows for one tokenizer call: few enough to bound memory, many enough to use every core."""
     batch: list[ValidRow] = []
     characters = 0

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead, in_batches
+from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.notebook import Notebook
@@ -110,6 +110,16 @@ def _same(side: Side, earlier: Side) -> _Same:
     return _Same(pairs.count, first)
 
 
+class _Repeats(NamedTuple):
+    """Rows that equal others, after so many were read."""
+
+    rows: tuple[int, int]
+    within: tuple[_Same, _Same]
+    """Rows of training, and of evaluation, that stand in their side again."""
+    overlap: _Same
+    """Rows of evaluation that are training rows, too."""
+
+
 class Survey:
     """Reads each side once, `train` before `evaluation`; then ask for the `report`.
 
@@ -128,6 +138,8 @@ class Survey:
         self._template = "none"
         self._read = 0
         """Sides that were read to their end."""
+        self._repeats: _Repeats | None = None
+        """As they were asked for last."""
         if notebook is not None:
             self._invalid.listing = notebook.begin(self)
 
@@ -148,8 +160,8 @@ class Survey:
             render = AnswerRenderer(renderer, self.options.task).render
         counts = self._counts = self._counts or TokenCounts()
         samples = self._samples = self._samples or Samples(tokenizer)
-        batches = in_batches(ValidRow(*row) for row in self._valid(side, render))
-        for batch, examples in encoded_ahead(batches, encoder.encode):
+        rows = (ValidRow(*row) for row in self._valid(side, render))
+        for batch, examples in encoded_ahead(rows, encoder.encode):
             if self._uses_template:
                 self._template = "tokenizer" if renderer.own_template else "chatml"
             encoded = iter(examples)
@@ -183,8 +195,8 @@ class Survey:
             evaluation_rows=evaluation.rows,
             invalid_rows=self._invalid.count,
             first_invalid=tuple(self._invalid.first),
-            duplicates=sum(_same(side, side).rows for side in (train, evaluation)),
-            overlap=_same(evaluation, train).rows,
+            duplicates=sum(same.rows for same in self._repeated().within),
+            overlap=self._repeated().overlap.rows,
             sha256=self._files.sha256,
             format=self._reader.format,
             ignored_columns=tuple(sorted(self._reader.ignored)),
@@ -195,7 +207,8 @@ class Survey:
     def notes(self) -> DataNotes:
         """What else was found so far."""
         counts, length = self._counts, self.options.max_length
-        duplicates = [row for side in (self.train, self.evaluation) for row in _same(side, side).first]
+        repeats = self._repeated()
+        duplicates = [row for same in repeats.within for row in same.first]
         return DataNotes(
             files=[source.name for source in self._files.train],
             evaluation_files=[source.name for source in self._files.evaluation],
@@ -203,7 +216,7 @@ class Survey:
             invalid_kinds=self._invalid.kinds(),
             listed=self._invalid.listing.rows if self._invalid.listing else 0,
             duplicates=duplicates[:NAMED_ROWS],
-            overlap=_same(self.evaluation, self.train).first,
+            overlap=repeats.overlap.first,
             unlearnable=[Place.of(place) for place in counts.unlearnable_at] if counts else [],
             cut=[Place.of(place) for place in counts.cut_at] if counts else [],
             lengths=counts.lengths.notes(length) if counts else None,
@@ -211,6 +224,15 @@ class Survey:
             rejected=counts.rejected.notes(length) if counts else None,
             examples=self._samples.shown() if self._samples else [],
         )
+
+    def _repeated(self) -> _Repeats:
+        """Return the rows that equal others; all that was read is read again for it, so it is kept until more is."""
+        train, evaluation = self.train, self.evaluation
+        rows = (train.rows, evaluation.rows)
+        if self._repeats is None or self._repeats.rows != rows:
+            within = (_same(train, train), _same(evaluation, evaluation))
+            self._repeats = _Repeats(rows, within, _same(evaluation, train))
+        return self._repeats
 
     @property
     def _uses_template(self) -> bool:
