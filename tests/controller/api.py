@@ -46,6 +46,13 @@ class Api:
             raise Refused(answer.status, parsed.get("message", ""))
         return parsed
 
+    def columns(self, path: str) -> Json:
+        """Return what kubectl get shows of an object, by the name of the column."""
+        accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+        table = json.loads(self._pool.request("GET", self.server + path, headers=accept).data)
+        names = [column["name"] for column in table["columnDefinitions"]]
+        return dict(zip(names, table["rows"][0]["cells"], strict=True))
+
     def stream(self, path: str) -> urllib3.BaseHTTPResponse:
         """Return an answer whose body comes line by line: a watch."""
         return self._pool.request("GET", self.server + path, preload_content=False)

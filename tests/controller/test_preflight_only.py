@@ -16,7 +16,12 @@ REFUSED: Json = {
     "failure": {"reason": "DatasetInvalid", "message": "2 of 9 rows are invalid", "hint": f"The data report: {PLACE}"},
     "dataset": {"rows": 7, "invalidRows": 2, "firstInvalid": ["d.jsonl line 3: text: is missing"], "report": PLACE},
 }
-GOOD: Json = {**REPORT, "dataset": {"rows": 9, "invalidRows": 0, "report": PLACE}}
+SHORT: list[Json] = [
+    {"name": "Alpha", "result": "Passed", "message": "32 is 2 times the rank"},
+    {"name": "Padding", "result": "Skipped"},
+]
+"""As last words have them that were too long."""
+GOOD: Json = {**REPORT, "dataset": {"rows": 9, "invalidRows": 0, "report": PLACE}, "checks": SHORT}
 
 
 def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namespace) -> None:
@@ -30,6 +35,7 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
         "Succeeded": ("True", "PreflightOnly"),
     }
     assert status["dataset"]["report"] == PLACE
+    assert [check["message"] for check in status["checks"]] == ["32 is 2 times the rank", "training tells"]
     assert status["completionTime"]
     assert not {"adapter", "runSeconds", "startTime", "jobName"} & status.keys(), "no run is counted"
     assert "failure" not in status
@@ -53,6 +59,7 @@ def test_a_dry_run_that_fails_can_be_tried_again(namespace: Namespace) -> None:
     namespace.end_pod(namespace.run_pod("again-preflight"), 64, REFUSED)
     status = namespace.wait_phase("again", "Failed")
     assert status["failure"]["hint"].startswith(f"The data report: {PLACE}")
+    assert namespace.api.columns(f"{namespace.path('lorajobs')}/again")["Reason"] == "DatasetInvalid"
     assert status["dataset"] == REFUSED["dataset"]
     namespace.annotate("again", retry="1")
     namespace.end_pod(namespace.run_pod("again-preflight"), message=GOOD)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from controller.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
+from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Refusal, Snapshot
@@ -137,3 +138,30 @@ def test_a_raised_deadline_does_not_undo_what_was_begun() -> None:
     )
     assert stop_of(raised) is not None
     assert compute_status(raised)["phase"] == "Uploading"
+
+
+PROGRESS = {"step": 39, "totalSteps": 80, "percent": 48, "percentText": "48%"}
+CHECKS = [
+    {"name": "Alpha", "result": "Passed", "message": "32 is 2 times the rank"},
+    {"name": "Baseline", "result": "Skipped", "message": TRAINING_TELLS},
+]
+
+
+def test_how_far_it_came_is_one_step_wherever_it_is_told() -> None:
+    """The pod was told to end as it did step 40, and its last post was not taken any more."""
+    publisher = Attempt(publish_job(complete=True), (ended(says=PUBLISHED, started=100, stopped=200),))
+    before = left()
+    status = compute_status(
+        dataclasses.replace(before, publishing=publisher, status={**before.status, "progress": PROGRESS})
+    )
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 40}
+    assert {name: status["progress"][name] for name in PROGRESS} == {
+        "step": 40, "totalSteps": 80, "percent": 50, "percentText": "50%",
+    }  # fmt: skip
+    assert "stopped after step 40" in next(c["message"] for c in status["conditions"] if c["type"] == "Stopped")
+
+
+def test_checks_that_waited_for_training_wait_no_more() -> None:
+    status = judge(main=None, stop="enough", status={"checks": CHECKS})
+    assert status["stopped"] == {"reason": "StopRequested"}
+    assert [check["message"] for check in status["checks"]] == [CHECKS[0]["message"], NOT_TOLD]

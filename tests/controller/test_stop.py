@@ -85,6 +85,8 @@ def test_while_it_trains_its_best_becomes_the_adapter(namespace: Namespace) -> N
     )
     assert (succeeded["status"], succeeded["reason"]) == ("False", "StopRequested")
     assert namespace.condition("a", "Failed") == {}
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 40}
+    assert namespace.api.columns(f"{namespace.path('lorajobs')}/a")["Reason"] == "StopRequested"
     time.sleep(2)
     assert jobs(namespace) == ["a-publish"]
     assert "StopRequested" in namespace.reasons_told("a")

@@ -213,6 +213,20 @@ MAX_FINDINGS: Final = 12
 """Findings that a status shows."""
 MAX_CHECKS: Final = 24
 
+TOLD_BY_TRAINING: Final = (
+    CheckName.BASE_FROZEN,
+    CheckName.ONLY_ADAPTER_TRAINS,
+    CheckName.PADDING,
+    CheckName.BATCH_FITS,
+    CheckName.GENERATION,
+    CheckName.BASELINE,
+)
+"""The checks that preflight can say nothing of."""
+TRAINING_TELLS: Final = "training tells"
+"""Their message until training does."""
+NOT_TOLD: Final = "stopped before training told it"
+"""Its message once there will be no training."""
+
 
 class FindingStatus(OpenModel):
     """What a run found out about itself, with the field to change and a value for it."""

@@ -81,7 +81,8 @@ _LORAJOB: Final = KindDefinition(
         Column("Health", '.status.conditions[?(@.type=="Healthy")].reason', priority=1),
         _QUEUE,
         _RESULT,
-        _REASON,
+        # Of the two blocks one is there at most.
+        Column("Reason", ".status['failure','stopped'].reason", priority=1),
     ),
     description="A LoRAJob fine-tunes an adapter for a base model and publishes it in S3-compatible storage.",
     has_preflight=True,

@@ -260,6 +260,13 @@ class FailureStatus(OpenModel):
     exit_code: int | None = Field(None, description="Exit code of the container.")
 
 
+class StoppedStatus(OpenModel):
+    """Why a job was stopped, and how far it had come."""
+
+    reason: Reason = Field(description="StopRequested, or DeadlineExceeded where a deadline publishes.")
+    after_step: int | None = Field(None, ge=0, description="Optimizer steps that what is published was trained for.")
+
+
 ATTEMPTS_KEPT: Final = 20
 """Attempts of which the status tells one by one; its totals count all."""
 
@@ -360,6 +367,7 @@ class LoRAJobStatus(CommonStatus):
         None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
     )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    stopped: StoppedStatus | None = Field(None, description="Set once it was stopped for good.")
     rejected_adapter: AdapterStatus | None = Field(
         None,
         description="What was trained and is not better than asked for, published beside the output for a look at it.",

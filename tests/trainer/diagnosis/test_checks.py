@@ -163,6 +163,18 @@ def test_a_box_before_training(name: CheckName, planned: Planned, result: str, w
     assert words in message
 
 
+def test_memory_that_nobody_has_told_is_said_with_who_can_tell_it() -> None:
+    unknown = replace(plan(), needed=5 * 2**30, memory_known=False)
+    result, message = check(CheckName.BATCH_FITS, planned_checks(unknown))
+    assert result == "Skipped"
+    assert message == (
+        "training takes about 5.0 GiB; what a GPU has is not known before training: gpuMemory of the chart tells it, "
+        "or a spec.scheduling.nodeSelector with nvidia.com/gpu.memory"
+    )
+    without = check(CheckName.BATCH_FITS, planned_checks(replace(unknown, needed=None)))[1]
+    assert without.startswith("what a GPU has is not known")
+
+
 def test_what_is_left_open_is_no_mistake() -> None:
     """The value may be outside of the guide's; the manifest did not ask for it."""
     settings = settings_of()
@@ -201,6 +213,8 @@ def test_what_is_left_open_is_no_mistake() -> None:
         ),
         (CheckName.BASELINE, Measured(before=2.0, after=2.1), "Passed", "2 → 2.1, +5.0 %"),
         (CheckName.BASELINE, Measured(), "Skipped", "not known"),
+        (CheckName.BASELINE, Measured(before=2.0), "Skipped", "2 before training; stopped before the held-out loss"),
+        (CheckName.BASE_FROZEN, Measured(ended=False), "Skipped", "stopped before the end of training"),
     ],
 )
 def test_a_box_after_training(name: CheckName, measured: Measured, result: str, words: str) -> None:

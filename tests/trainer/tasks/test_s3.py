@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_trainer.inputs.fetch import fetch_model
 from tunery_trainer.inputs.location import Location
@@ -75,6 +76,16 @@ def test_a_disk_that_is_too_small_is_refused_before_a_gpu_is_asked_for(run_file:
     assert failure.reason == "WontFit"
     assert failure.message.startswith("spec.resources.ephemeralStorage: training needs about ")
     assert "Set spec.resources.ephemeralStorage to 1Gi or more, which may change" in (failure.hint or "")
+
+
+def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tmp_path: Path) -> None:
+    checks = _preflight(run_file(resources={"gpus": 1}), tmp_path / "termination").checks
+    said = next(each.message or "" for each in checks or [] if each.name == CheckName.BATCH_FITS)
+    assert said.startswith("training takes about ")
+    assert "gpuMemory of the chart tells it" in said
+    told = _preflight(run_file(resources={"gpus": 1}, own={"gpuMemoryBytes": 2**35}), tmp_path / "termination").checks
+    # Where room is short that sentence is left to the operator.
+    assert next(each.message for each in told or [] if each.name == CheckName.BATCH_FITS) in (None, TRAINING_TELLS)
 
 
 def test_a_base_in_a_claim_takes_no_disk(run_file: Run, tmp_path: Path) -> None:

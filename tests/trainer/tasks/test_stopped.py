@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from trainer.tasks.test_training import QUANTIZATIONS
 from tunery_api.exitcodes import ExitCode
+from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.manifest import Lineage, Manifest
 from tunery_api.runspec import RunResult
 from tunery_trainer.storage import open_store
@@ -110,6 +111,13 @@ def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[st
     assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(lineage.metrics["evalLoss"], rel=0.01)
     card = (path.parent / "out" / "README.md").read_text()
     assert f"**Not finished:** stopped after step {lineage.steps} of 2000: it was told to by a signal." in card
+    checks = {check.name: check for check in lineage.checks or ()}
+    assert checks.keys() == {name.value for name in CheckName}
+    assert "stopped before the end of training" in (checks["BaseFrozen"].message or "")
+    assert checks["OnlyAdapterTrains"].result == checks["Baseline"].result == checks["BatchFits"].result == "Passed"
+    assert not [check for check in checks.values() if check.message == TRAINING_TELLS]
+    assert "## Checklist" in card
+    assert all(f"| {name.value} | {checks[name.value].result} |" in card for name in CheckName)
     assert (path.parent / "out" / "training_curves.png").exists()
 
 

@@ -112,6 +112,8 @@ class Draft:
 
     def end_stopped(self, reason: str, message: str, ended: datetime | None = None) -> None:
         """End the object as stopped on purpose, for good."""
+        if self.snapshot.definition.holds("stopped"):
+            self.merge("stopped", {"reason": reason})
         self.conditions.set(ConditionType.STOPPED, True, reason, message)
         self.conditions.set(ConditionType.SUCCEEDED, False, reason, message)
         self._complete(ended)

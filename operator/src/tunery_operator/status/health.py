@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tunery_api.findings import CheckStatus, FindingStatus, worst
+from tunery_api.findings import (
+    NOT_TOLD,
+    TOLD_BY_TRAINING,
+    TRAINING_TELLS,
+    CheckStatus,
+    FindingStatus,
+    worst,
+)
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
 from tunery_operator.status.draft import Draft
@@ -30,6 +37,26 @@ def take_diagnosis(
     if checks:
         told = [check.to_json_dict() for check in checks]
         draft.put(checks=_with_sentences(told, draft.fields.get("checks"), ("name", "result")))
+
+
+def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
+    """Return preflight's checklist, with the sentences that its last words leave out, as they say nothing new."""
+    waits = {_MESSAGE: TRAINING_TELLS}
+    return [
+        each.model_copy(update=waits) if each.name in TOLD_BY_TRAINING and not each.message else each for each in checks
+    ]
+
+
+def close_checks(draft: Draft) -> None:
+    """Say of each check that waits for training that there will be none any more."""
+    checks = draft.fields.get("checks")
+    if checks:
+        left = {TRAINING_TELLS: NOT_TOLD}
+        draft.put(checks=[{**each, **_said(left.get(each.get(_MESSAGE, "")))} for each in checks])
+
+
+def _said(sentence: str | None) -> dict[str, str]:
+    return {_MESSAGE: sentence} if sentence else {}
 
 
 def _with_sentences(

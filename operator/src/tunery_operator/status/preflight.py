@@ -9,7 +9,7 @@ from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.health import take_diagnosis
+from tunery_operator.status.health import planned, take_diagnosis
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.queueing import check_queue, is_queued
 from tunery_operator.status.report_needed import succeeded_pod
@@ -98,7 +98,7 @@ def _take_over(draft: Draft, report: PreflightReport) -> None:
     for name in ("memory", "estimate", "disk", "resolved"):
         part = getattr(report, name)
         draft.merge(name, part.to_json_dict() if part else None)
-    take_diagnosis(draft, None, report.checks)
+    take_diagnosis(draft, None, planned(report.checks or ()))
 
 
 def _is_too_long(draft: Draft, attempt: Attempt) -> bool:

@@ -43,6 +43,12 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def steps_fields(step: int, total: int) -> dict[str, Any]:
+    """Return what of `status.progress` says that `step` of `total` steps are done."""
+    percent = min(100, step * 100 // total)
+    return {"step": step, "percent": percent, "percentText": f"{percent}%"}
+
+
 def _eta(report: TrainerStatus) -> str | None:
     seconds = report.estimated_remaining_seconds
     return None if seconds is None else format_duration(seconds)

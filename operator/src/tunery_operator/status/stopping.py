@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 from tunery_api.reasons import FailureReason
@@ -9,9 +10,11 @@ from tunery_api.runspec import Failure, RunResult
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.health import close_checks
 from tunery_operator.status.main_job import show_no_job, show_pod
 from tunery_operator.status.phase import PUBLISHING, STOPPING
 from tunery_operator.status.report_needed import published, succeeded_pod
+from tunery_operator.status.reported_progress import steps_fields
 from tunery_operator.status.results import (
     forget_checkpoint,
     take_adapter,
@@ -41,8 +44,13 @@ def check_stop(draft: Draft) -> bool:
     elif stop.publishes:
         _check_publishing(draft, stop)
     else:
-        draft.end_stopped(stop.reason, f"{stop.why}; {_why_nothing(draft)}")
+        _end(draft, stop, _why_nothing(draft))
     return True
+
+
+def _end(draft: Draft, stop: Stop, text: str, ended: datetime | None = None) -> None:
+    close_checks(draft)
+    draft.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
 
 
 def _why_nothing(draft: Draft) -> str:
@@ -98,7 +106,15 @@ def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
             # Its last pod had published the whole of it as the stop came.
             draft.succeed(text, ended)
         else:
-            draft.end_stopped(stop.reason, f"{stop.why}; {_after(result)}, {text}", ended)
+            _show_last_step(draft, result.stopped_after_step)
+            _end(draft, stop, f"{_after(result)}, {text}", ended)
+
+
+def _show_last_step(draft: Draft, step: int) -> None:
+    """Show how far it came: the last that its pod told of that may be a step before, as it was told to end."""
+    draft.merge("stopped", {"afterStep": step})
+    total = (draft.fields.get("progress") or {}).get("totalSteps")
+    draft.merge("progress", steps_fields(step, total) if total else None)
 
 
 def _after(result: RunResult) -> str:
@@ -113,6 +129,6 @@ def _end_without(draft: Draft, stop: Stop, found: Failure, exit_code: int | None
         text = f"{stop.why}; what was trained could not be published: {found.message}"
         draft.fail(failure(found.reason, text, found.hint), exit_code=exit_code)
     elif stop.reason == REQUESTED:
-        draft.end_stopped(stop.reason, f"{stop.why}; {found.message}")
+        _end(draft, stop, found.message)
     else:
         draft.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")

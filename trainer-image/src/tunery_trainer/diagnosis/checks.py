@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.findings import CheckName, CheckResult, CheckStatus
+from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckName, CheckResult, CheckStatus
 from tunery_api.measured import change_text, share_text
 from tunery_api.methods import LORA_FAMILY, PROMPT_LEARNING
 from tunery_api.preference import PREFERENCE_TASKS
@@ -19,6 +19,7 @@ from tunery_trainer.diagnosis.paired import FEWEST_ROWS, Difference
 from tunery_trainer.diagnosis.speed import FEW_STEPS, PADDING, TIGHT, Memory
 from tunery_trainer.settings.presets import guideline_for
 from tunery_trainer.settings.types import RunSettings, SettingSource
+from tunery_trainer.settings.units import human_bytes
 
 ALPHA: Final = (0.5, 4.0)
 """Alpha by rank; the guide takes 2."""
@@ -33,8 +34,6 @@ _SHOWN: Final = 8
 _NOTHING_TRAINED: Final = "nothing was left to train"
 
 _N = CheckName
-MEASURED: Final = (_N.BASE_FROZEN, _N.ONLY_ADAPTER_TRAINS, _N.PADDING, _N.BATCH_FITS, _N.GENERATION, _N.BASELINE)
-"""What training alone can tell."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class Planned:
     """Rows; None: not counted yet."""
     fraction: float | None = None
     """What share of the rows is held out; None: a set of their own."""
+    needed: int | None = None
+    """Bytes, by the estimate; None: there is none."""
+    memory_known: bool = True
+    """Whether anybody has told how much the device has."""
 
     def source(self, field: str) -> str | None:
         """Return where a setting came from."""
@@ -77,6 +80,8 @@ class Measured:
     """The held-out loss of the base, and of what is published."""
     change: Difference | None = None
     """The same, paired; None: too few rows."""
+    ended: bool = True
+    """Whether training has reached its end; before it the base is not compared with what it was."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ class Ends:
 def planned_checks(plan: Planned) -> list[CheckStatus]:
     """Return the whole checklist before training: what only training can tell is skipped, in so many words."""
     done = {check.name: check for check in (each(plan) for each in _PLANNED)}
-    later = {name.value: _check(name, CheckResult.SKIPPED, "training tells") for name in MEASURED}
+    later = {name.value: _check(name, CheckResult.SKIPPED, TRAINING_TELLS) for name in TOLD_BY_TRAINING}
+    if not plan.memory_known:
+        later[_N.BATCH_FITS.value] = _skipped(_N.BATCH_FITS, _unknown_memory(plan.needed))
     return [(done | later)[name.value] for name in CheckName]
 
 
@@ -102,6 +109,14 @@ def measured_checks(planned: Sequence[CheckStatus], found: Measured) -> list[Che
     """Return the checklist with what training has shown."""
     shown = {check.name: check for check in _measured(found)}
     return [shown.get(check.name, check) for check in planned]
+
+
+def _unknown_memory(needed: int | None) -> str:
+    takes = "" if needed is None else f"training takes about {human_bytes(needed)}; "
+    return (
+        f"{takes}what a GPU has is not known before training: gpuMemory of the chart tells it, or a "
+        "spec.scheduling.nodeSelector with nvidia.com/gpu.memory"
+    )
 
 
 def _check(name: CheckName, result: CheckResult, message: str) -> CheckStatus:
@@ -244,7 +259,9 @@ _PLANNED: Final[tuple[Callable[[Planned], CheckStatus], ...]] = (
 
 def _measured(found: Measured) -> Iterator[CheckStatus]:
     changed = ", ".join(found.base_changed)
-    if not found.base_compared:
+    if not found.ended:
+        yield _skipped(_N.BASE_FROZEN, "stopped before the end of training, where the base is compared")
+    elif not found.base_compared:
         yield _skipped(_N.BASE_FROZEN, "the base has no matrix that could be compared")
     elif changed:
         yield _judged(_N.BASE_FROZEN, good=False, message=f"changed in training: {changed}")
@@ -284,8 +301,11 @@ def _generation(found: Measured) -> CheckStatus:
 
 
 def _baseline(found: Measured) -> CheckStatus:
-    if not math.isfinite(found.before) or not math.isfinite(found.after) or found.before <= 0:
+    if not math.isfinite(found.before) or found.before <= 0:
         return _skipped(_N.BASELINE, "the held-out loss before training is not known")
+    if not math.isfinite(found.after):
+        text = f"{found.before:.4g} before training; stopped before the held-out loss was measured again"
+        return _skipped(_N.BASELINE, text)
     error = found.change.error / found.before if found.change else None
     text = f"{found.before:.4g} → {found.after:.4g}, {change_text(found.after / found.before - 1, error)}"
     return _judged(_N.BASELINE, good=True, message=text)

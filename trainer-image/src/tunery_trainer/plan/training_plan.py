@@ -65,6 +65,8 @@ class TrainingPlan:
                 data=self.data,
                 held_out=held_out,
                 fraction=self.fraction,
+                needed=self.memory.total if self.memory else None,
+                memory_known=self.basis.device.memory_bytes is not None or not self.basis.on_gpu,
             )
         )
 

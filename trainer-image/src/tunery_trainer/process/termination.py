@@ -7,16 +7,18 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from tunery_api.findings import CheckResult
+from tunery_api.findings import TRAINING_TELLS, CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
 from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
 from tunery_api.scrub import scrub
 
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
+_SENTENCES: Final = ("checks", "*", "message")
 _DROPPED_FIRST: Final = (
     ("resolved", "values", "lora.rank", "reason"),
-    ("checks", "*", "message"),
+    ("checks", "*", f"message={TRAINING_TELLS}"),
+    _SENTENCES,
     ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
@@ -43,8 +45,10 @@ _DROPPED_FIRST: Final = (
 )
 """What a message loses, in this order, until it fits; failure and adapter stay, and always fit. The sentences of
 findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted is
-none: an ordinary preflight keeps its estimate and the values that it chose."""
-
+none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training says
+the operator knows."""
+_KEPT_LONGER: Final = ("estimate",)
+"""Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will."""
 
 _QUIET: Final = frozenset({CheckResult.PASSED.value, CheckResult.SKIPPED.value})
 _SHOWN: Final = "task"
@@ -98,12 +102,20 @@ def write_termination(message: PreflightReport | RunResult, path: Path | None = 
 def termination_bytes(message: PreflightReport | RunResult) -> bytes:
     """Return the message as JSON, scrubbed; optional parts are dropped in a fixed order until it fits."""
     document = _scrubbed(message.model_dump(mode="json", by_alias=True, exclude_none=True))
-    for path in _DROPPED_FIRST:
+    for path in _dropped_first(message):
         data = _encode(document)
         if len(data) <= TERMINATION_LIMIT:
             return data
         _drop(document, path)
     return _encode(document)
+
+
+def _dropped_first(message: PreflightReport | RunResult) -> list[tuple[str, ...]]:
+    order: list[tuple[str, ...]] = list(_DROPPED_FIRST)
+    if isinstance(message, PreflightReport):
+        order.remove(_SENTENCES)
+        order.insert(order.index(_KEPT_LONGER), _SENTENCES)
+    return order
 
 
 def _encode(document: dict[str, Any]) -> bytes:
@@ -122,13 +134,14 @@ def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
     """Drop what stands at `path`; an element of a list by its name, `*` for those in which nothing is wrong or new.
 
     Of a check that passed or was skipped the name says enough; of a finding the field and its value. `source=` drops
-    the elements of one source, `0` the counts that are 0.
+    the elements of one source, `message=` the messages that say this, `0` the counts that are 0.
     """
     *parents, last = path
     if parents[1:] == ["*"]:
+        name, _, text = last.partition("=")
         for item in document.get(parents[0], []):
-            if item.get("result") in _QUIET or "result" not in item:
-                item.pop(last, None)
+            if (item.get("result") in _QUIET or "result" not in item) and (not text or item.get(name) == text):
+                item.pop(name, None)
         return
     part: Any = document
     for name in parents:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunery_api.findings import CheckResult
+from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_trainer.data.notebook import Notebook
@@ -197,7 +197,7 @@ def _print(report: PreflightReport) -> None:
         for warning in dataset.warnings or []:
             print(f"Preflight  warning: {warning}")
     for check in report.checks or []:
-        if check.result == CheckResult.WARNING:
+        if check.result == CheckResult.WARNING or (check.message != TRAINING_TELLS and check.name in TOLD_BY_TRAINING):
             print(f"Preflight  check {check.name}: {check.message}")
     if resolved:
         targets = ", ".join(resolved.target_modules or []) or "none"

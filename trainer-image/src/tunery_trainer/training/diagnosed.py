@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +13,11 @@ from typing import Any, Final
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from tunery_api.findings import CheckResult, CheckStatus, FindingStatus
+from tunery_api.findings import TOLD_BY_TRAINING, CheckResult, CheckStatus, FindingStatus
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_trainer.data.mask import IGNORED
-from tunery_trainer.diagnosis.checks import MEASURED, Ends, Measured, measured_checks
+from tunery_trainer.diagnosis.checks import Ends, Measured, measured_checks
 from tunery_trainer.diagnosis.judge import Judge, Subject
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
@@ -58,6 +58,8 @@ class Diagnosis:
     run: Run
     callback: DiagnosisCallback
     reporter: ProgressReporter
+    ends: Ends | None = None
+    """What the answers that are trained end with; None where none ends."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Digests of what training must not change."""
 
@@ -65,31 +67,39 @@ class Diagnosis:
         """Return what holds of a run with this log and `last` evaluation; None where judging has failed."""
         return self.callback.end(history, last)
 
-    def checks(
-        self, model: PeftModel, rows: Sequence[Mapping[str, Any]], after: float, change: Difference | None
-    ) -> list[CheckStatus]:
-        """Return the checklist; `rows` were trained on, `after` is the held-out loss of what is published.
+    def checks(self, model: PeftModel, after: float, change: Difference | None) -> list[CheckStatus]:
+        """Return the checklist at the end; `after` is the held-out loss of what is published.
 
         `change` is how far that is from before training; None where that cannot be told.
         """
-        plan, run, callback = self.run.plan, self.run, self.callback
-        found = Measured(
+        found = replace(
+            self._measured(model, after, change),
             base_changed=changed(model, self.frozen),
             base_compared=len(self.frozen),
-            strangers=strangers(model),
-            padding=callback.padding,
-            memory=callback.memory,
-            ends=_ends(plan, rows),
-            before=run.before,
-            after=after,
-            change=change,
+            ended=True,
         )
-        done = measured_checks(plan.checklist(run.held_out), found)
+        done = measured_checks(self.run.plan.checklist(self.run.held_out), found)
         self.reporter.checks(done)
         for check in done:
-            if check.name in MEASURED and check.result == CheckResult.WARNING:
+            if check.name in TOLD_BY_TRAINING and check.result == CheckResult.WARNING:
                 print(f"Check      {check.name}: {check.message}", flush=True)
         return done
+
+    def checks_so_far(self, model: PeftModel, after: float, change: Difference | None) -> list[CheckStatus]:
+        """Return the checklist of a run that is stopped now, as `checks`; `after` is NaN where it was not measured."""
+        return measured_checks(self.run.plan.checklist(self.run.held_out), self._measured(model, after, change))
+
+    def _measured(self, model: PeftModel, after: float, change: Difference | None) -> Measured:
+        return Measured(
+            strangers=strangers(model),
+            padding=self.callback.padding,
+            memory=self.callback.memory,
+            ends=self.ends,
+            before=self.run.before,
+            after=after,
+            change=change,
+            ended=False,
+        )
 
 
 def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: ProgressReporter) -> Diagnosis:
@@ -117,7 +127,7 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         since=resumed.step if resumed and not resumed.own else 0,
     )
     callback = DiagnosisCallback(Judge(subject), watched)
-    return Diagnosis(run, callback, reporter, fingerprints(model))
+    return Diagnosis(run, callback, reporter, _ends(plan, run.ground.rows.train), fingerprints(model))
 
 
 def _packable(plan: TrainingPlan) -> bool:

@@ -254,7 +254,8 @@ def _keep_draft(job: Assignment, loop: _Loop, folder: Path, state: Any, memo: Me
     course = _Course(list(state.log_history), state.global_step, state.epoch)
     step = loop.best.step if loop.best and math.isfinite(loop.best.loss) else course.steps
     trained = _outcome(job, loop, course, step, measured_at(course.history, step))
-    keep_draft(folder, trained, job.describe(replace(trained, memo=memo)))
+    checks = loop.diagnosis.checks_so_far(loop.model, trained.after.get("loss", math.nan), trained.change)
+    keep_draft(folder, trained, job.describe(replace(trained, memo=memo, checks=checks)))
 
 
 def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
@@ -295,7 +296,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     history = course.history if _is_measured(course) else [*course.history, at_end]
     trained = _outcome(job, loop, replace(course, history=history), step, after.metrics)
     change = paired(after.rows, evaluations.before) if evaluations.before else None
-    checks = loop.diagnosis.checks(model, rows.train, after.loss, change)
+    checks = loop.diagnosis.checks(model, after.loss, change)
     return replace(trained, change=change, answers=answers, findings=findings, checks=checks)
 
 

@@ -59,7 +59,7 @@ class Trained:
     findings: list[FindingStatus] | None = None
     """What the run found out about itself; None where nobody has judged it."""
     checks: list[CheckStatus] | None = None
-    """The checklist; None where the run has not ended."""
+    """The checklist, of one that is not finished as far as it is known; None where nobody has looked."""
 
     @property
     def base_eval_loss(self) -> float:
