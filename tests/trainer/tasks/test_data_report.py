@@ -130,6 +130,7 @@ def test_preflight_only_trains_nothing(case: Case) -> None:
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.OK, done.stderr
     assert sorted(file.name for file in (path.parent / "out-report").iterdir()) == NAMES
+    assert f"the report is at {(path.parent / 'out-report').as_uri()}/data-report.md\n" in done.stdout
     assert not (path.parent / "out").exists()
     assert "Training" not in done.stdout
 
@@ -138,6 +139,9 @@ def test_after_success_the_report_lies_beside_the_adapter_alone(case: Case) -> N
     path = case()
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.OK, done.stderr
+    early, late = (line for line in done.stdout.splitlines() if "the report is at " in line)
+    assert early.endswith(", and goes beside the adapter as that is published")
+    assert late == f"Data       the report is at {(path.parent / 'out').as_uri()}/data-report.md"
     assert not (path.parent / "out-report").exists()
     text = (path.parent / "out" / "data-report.md").read_text()
     assert "[[" in text

@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
@@ -17,6 +18,7 @@ from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.status_parts import dataset_status
+from tunery_trainer.storage.publisher import Published
 
 _NAMES = (DATA_REPORT_JSON, DATA_REPORT_TEXT)
 _HINT_ROOM = 200
@@ -91,7 +93,8 @@ def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | 
         return found
     if uri is None or found is None:
         return found
-    print(f"Preflight  data: the report is at {uri}", flush=True)
+    moves = "" if work.lora_job.preflight is PreflightPolicy.ONLY else ", and goes beside the adapter as that is published"
+    print(f"Preflight  data: the report is at {uri}{moves}", flush=True)
     return found.model_copy(update={"report": uri})
 
 
@@ -126,6 +129,12 @@ def forget_report(work: Workspace) -> None:
                 place.store.delete(place.key(name))
     except TrainerError as error:
         _log.warning("the data report of preflight was not removed: %s", error.message)
+
+
+def say_where_it_lies(published: Published) -> None:
+    """Print where the report lies now, where one lies beside what was published: what preflight named is gone."""
+    if DATA_REPORT_TEXT in published.manifest.files:
+        print(f"Data       the report is at {published.uri.rstrip('/')}/{DATA_REPORT_TEXT}", flush=True)
 
 
 def _show_example(work: Workspace, notebook: Notebook) -> None:

@@ -23,7 +23,7 @@ from tunery_trainer.resuming.memo import read_memo
 from tunery_trainer.storage.checkpoints import latest_complete, restore
 from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.card import write_card
-from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report
+from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report, say_where_it_lies
 from tunery_trainer.tasks.frame import output_target, probe_places
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
@@ -50,6 +50,7 @@ def run_publish(run: RunSpec) -> RunResult:
     work = Workspace(run)
     published = published_before(output_target(work)) or _publish_newest(work)
     forget_report(work)
+    say_where_it_lies(published)
     return result_of(published, _newest(work))
 
 
