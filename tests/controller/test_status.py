@@ -12,6 +12,7 @@ from controller.objects import REPORT, RESULT
 from controller.statuskit import NOW, condition, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
 from tunery_api.kinds import Kind
+from tunery_api.reasons import advice_for
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
@@ -271,6 +272,26 @@ def test_who_goes_on_is_who_can(reason: str, hint: str | None, who: str) -> None
     said = compute_status(failed(64, says={**words, **SAVED}))["failure"]["hint"]
     assert said.endswith(KEPT + who + ALIKE)
     assert ("tunery.dev/retry" in said) is ("that retry" in said)
+
+
+RETRY = 'Once that is done: kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry="$(date +%s)"'
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint", "command"),
+    [
+        # As the trainer says it of bad rows: the reason's own advice, and where its report lies.
+        ("DatasetInvalid", f"{advice_for('DatasetInvalid').hint} The data report: s3://b/data-report.md", True),
+        ("DatasetInvalid", "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.", True),
+        ("DatasetInvalid", None, True),
+        ("DatasetInvalid", "Raise spec.training.maxLength in a new job.", False),
+        ("DatasetInvalid", "Add rows, and retry. " + "Look at the report. " * 60, True),
+    ],
+)
+def test_a_retry_is_told_by_its_command(reason: str, hint: str | None, command: bool) -> None:
+    said = compute_status(failed(64, says={"failure": {"reason": reason, "message": "m", "hint": hint}}))
+    assert said["failure"]["hint"].endswith(RETRY) is command
+    assert len(said["failure"]["hint"].encode()) <= 1024
 
 
 @pytest.mark.parametrize("reason", ["GPUOutOfMemory", "DiskFull", "NotImproved", "LossDiverged", "InternalError"])

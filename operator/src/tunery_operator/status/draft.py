@@ -8,7 +8,7 @@ from typing import Any, Final
 from tunery_api.names import RETRY_ANNOTATION, VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
-from tunery_api.scrub import scrub
+from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_api.status import ConditionType
 from tunery_api.tolerant import without_invalid
 from tunery_operator.status.conditions import Conditions
@@ -19,6 +19,8 @@ from tunery_operator.views.clock import format_time
 
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
+_RETRY: Final = "retry"
+"""Stands in the hint of whoever knows that one does, whatever else may be done in a new job."""
 
 _GOES_ON: Final = frozenset(
     {
@@ -34,6 +36,11 @@ _ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STO
 
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
+
+
+def _needs_new_job(hint: str) -> bool:
+    """Tell whether a failure's own hint knows no other way than a new job."""
+    return _NEW_JOB in hint and _RETRY not in hint
 
 
 class Draft:
@@ -66,11 +73,11 @@ class Draft:
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
         shown = failure_status(failure, exit_code)
-        # Who says that it takes a new job means this very failure.
-        mendable = advice_for(failure.reason).mendable and _NEW_JOB not in (failure.hint or "")
-        if mendable:
-            shown["hint"] = f"{shown['hint']} {self.retry_command()}"
-        shown["hint"] = scrub(shown["hint"] + self._kept(failure, mendable=mendable))
+        mendable = advice_for(failure.reason).mendable and not _needs_new_job(failure.hint or "")
+        more = f" {self.retry_command()}" if mendable else ""
+        more += self._kept(failure, mendable=mendable)
+        # What a person is to copy is whole, however long the sentences before it are.
+        shown["hint"] = shorten(scrub(shown["hint"]), MAX_MESSAGE_BYTES - len(more.encode())) + more
         self.fields["failure"] = shown
         self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
