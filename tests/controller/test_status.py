@@ -274,6 +274,24 @@ def test_who_goes_on_is_who_can(reason: str, hint: str | None, who: str) -> None
     assert ("tunery.dev/retry" in said) is ("that retry" in said)
 
 
+def test_a_long_message_stands_whole_in_one_condition_and_in_the_event() -> None:
+    message = "31 of 300 rows are invalid: " + "; ".join(
+        f"d.jsonl line {line}: completion: is missing" for line in range(9)
+    )
+    words = ended(code=64, says={"failure": {"reason": "DatasetInvalid", "message": message}})
+    attempt = Attempt(job(failed_reason="BackoffLimitExceeded"), (words,))
+    before = compute_status(nothing(preflight_needed=True))
+    status = compute_status(nothing(preflight_needed=True, preflight=attempt, status=before))
+    told = {each["type"]: each.get("message", "") for each in status["conditions"]}
+    assert [type_ for type_, text in told.items() if message in text] == ["Failed"]
+    for type_ in ("Preflight", "Succeeded"):
+        assert told[type_].startswith("31 of 300 rows are invalid: d.jsonl line 0")
+        assert told[type_].endswith("… (condition Failed has all of it)")
+        assert len(told[type_]) < 220
+    assert status["failure"]["message"] == message
+    assert [event.note for event in transitions(before, status) if event.reason == "DatasetInvalid"] == [message]
+
+
 RETRY = 'Once that is done: kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry="$(date +%s)"'
 
 

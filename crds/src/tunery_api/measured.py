@@ -1,4 +1,4 @@
-"""What is measured of a run, as a status shows it: losses, what it prefers, how it answers, and how sure that is."""
+"""What is measured of a run, as a status shows it: losses, what it prefers, how it answers, how sure and how far."""
 
 from __future__ import annotations
 
@@ -57,6 +57,15 @@ class MetricsStatus(OpenModel):
     )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
+
+
+class StoppedStatus(OpenModel):
+    """Why a job was stopped, and how far it had come."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=128)] = Field(
+        description="StopRequested, or DeadlineExceeded where a deadline publishes."
+    )
+    after_step: int | None = Field(None, ge=0, description="The optimizer step that was its last.")
 
 
 def share_text(share: float) -> str:

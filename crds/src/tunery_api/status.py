@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number, StoppedStatus
 
 Text = Annotated[str, Field(max_length=1024)]
 
@@ -258,13 +258,6 @@ class FailureStatus(OpenModel):
     message: Text = Field(description="What happened, in a sentence.")
     hint: Text | None = Field(None, description="What to do, in a sentence.")
     exit_code: int | None = Field(None, description="Exit code of the container.")
-
-
-class StoppedStatus(OpenModel):
-    """Why a job was stopped, and how far it had come."""
-
-    reason: Reason = Field(description="StopRequested, or DeadlineExceeded where a deadline publishes.")
-    after_step: int | None = Field(None, ge=0, description="Optimizer steps that what is published was trained for.")
 
 
 ATTEMPTS_KEPT: Final = 20

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.scrub import scrub
+from tunery_api.scrub import scrub, shorten
 from tunery_api.status import ConditionStatus, ConditionType
 from tunery_operator.views.clock import format_time
 
 _ORDER: Final = {type_.value: index for index, type_ in enumerate(ConditionType)}
+
+
+_SHORT: Final = 160
+"""Bytes of a message that may stand in several conditions."""
 
 
 class Conditions:
@@ -36,6 +40,16 @@ class Conditions:
         if message:
             condition["message"] = scrub(message)
         self._by_type[type_.value] = condition
+
+    def abridge(self, message: str, told_by: ConditionType) -> None:
+        """Cut a long message short in every condition but the one that tells it whole."""
+        whole = scrub(message)
+        if len(whole.encode()) <= _SHORT:
+            return
+        short = f"{shorten(whole, _SHORT)} (condition {told_by} has all of it)"
+        for type_, condition in self._by_type.items():
+            if type_ != told_by.value and condition.get("message") == whole:
+                condition["message"] = short
 
     def status(self, type_: ConditionType) -> str | None:
         """Return True, False or Unknown as a string, or None where the condition is not set."""

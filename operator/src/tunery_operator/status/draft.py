@@ -81,6 +81,7 @@ class Draft:
         self.fields["failure"] = shown
         self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
+        self.conditions.abridge(shown["message"], ConditionType.FAILED)
         self._complete(ended)
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
@@ -123,6 +124,7 @@ class Draft:
             self.merge("stopped", {"reason": reason})
         self.conditions.set(ConditionType.STOPPED, True, reason, message)
         self.conditions.set(ConditionType.SUCCEEDED, False, reason, message)
+        self.conditions.abridge(message, ConditionType.STOPPED)
         self._complete(ended)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from tunery_api.names import RETRY_ANNOTATION
@@ -52,7 +53,9 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
             # What a later version of the trainer finds has a word that is not known here.
             warning = reason in _FAILURES or reason in _WARNINGS or condition["type"] == ConditionType.HEALTHY
             note = condition.get("message") or reason
-            events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
+            first = events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
+            # Of several conditions one tells it whole.
+            events[reason] = replace(first, note=max(first.note, note, key=len))
     return tuple(events.values())
 
 
