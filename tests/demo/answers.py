@@ -54,6 +54,12 @@ def main() -> None:
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args()
+    for name, folder, file in (
+        ("model", options.model, "config.json"),
+        ("adapter", options.adapter, "adapter_config.json"),
+    ):
+        if not (folder / file).is_file():
+            parser.error(f"{name}: {folder} has no {file}")
     # PEFT imports it; of a kernel that it offers and that is not installed it warns on some processors.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # of one library about another

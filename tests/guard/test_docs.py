@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import FINDINGS
+from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.status import ConditionType, Phase
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -46,6 +48,24 @@ def broken_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", ["install.md", "operations.md"])
+@pytest.mark.parametrize("prefix", [CHECKPOINTS_PREFIX, REPORTS_PREFIX])
+def test_the_rights_name_every_place_of_the_bucket(page: str, prefix: str) -> None:
+    assert f"`{prefix}/<namespace>/" in (ROOT / "docs" / page).read_text()
+
+
+def test_the_program_that_asks_both_models_says_which_folder_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for folders, problem in (
+        (("nowhere", str(tmp_path)), "model: nowhere has no config.json"),
+        ((str(tmp_path), str(tmp_path)), f"adapter: {tmp_path} has no adapter_config.json"),
+    ):
+        command = [sys.executable, "-m", "demo.answers", *folders, "Why?"]
+        done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"python -m demo.answers: error: {problem}"
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
