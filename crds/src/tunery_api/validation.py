@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.errors import FieldError, InvalidSpec, near
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
@@ -113,7 +112,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "too_long": f"must have at most {context.get('max_length')} entries, has {context.get('actual_length')}",
         "too_short": f"must have at least {context.get('min_length')} entries, has {context.get('actual_length')}",
     }.get(kind, f"{detail['msg']}, is {_shown(value)}")
-    return text + (_near(str(value), _enum_values(context)) if kind == "enum" else "")
+    return text + (near(str(value), _enum_values(context)) if kind == "enum" else "")
 
 
 def _enum_values(context: Mapping[str, Any]) -> list[str]:
@@ -131,15 +130,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 
-def _near(word: str, known: list[str]) -> str:
-    """Return `; did you mean …?` where one of `known` is close to `word`, in any case of letters."""
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
-
-
 def _did_you_mean(word: str, known: list[str]) -> str:
-    return _near(word, known) or (f"; the fields here are {', '.join(known)}" if known else "")
+    return near(word, known) or (f"; the fields here are {', '.join(known)}" if known else "")
 
 
 def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:

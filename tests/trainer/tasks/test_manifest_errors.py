@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 
-from kit.story import Case, environment, run_trainer, write_manifest
+from kit.story import Case, environment, run_here, run_trainer, write_manifest
 
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "boto3", "numpy", "pyarrow", "huggingface_hub")
 
@@ -94,3 +94,45 @@ def test_several_errors_are_told_at_once(case: Case) -> None:
     line = done.stderr.splitlines()[-2]
     assert "spec.lora.rank" in line
     assert "spec.training.batchSize" in line
+
+
+RUN = "usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NAME] manifest.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "hint"),
+    [
+        (
+            ["run", "--nmae", "x", "job.yaml"],
+            "--nmae is no option of python -m tunery_trainer run; did you mean --name?",
+            RUN,
+        ),
+        (["run", "job.yaml", "--name=x", "--seed=3"], "--seed is no option of python -m tunery_trainer run", RUN),
+        (["run", "job.yaml", "other.yaml"], "other.yaml is one argument too many", RUN),
+        (["run"], "the following arguments are required: manifest.yaml", RUN),
+        (
+            ["estimate", "job.yaml", "--gpumemory", "24Gi"],
+            "--gpumemory is no option of python -m tunery_trainer estimate; did you mean --gpu-memory?",
+            "usage: python -m tunery_trainer estimate [-h] ",
+        ),
+        (["rnu", "job.yaml"], "there is no command rnu; did you mean run?", "usage: python -m tunery_trainer [-h] "),
+        (
+            ["distill", "run.json"],
+            "there is no command distill",
+            "usage: python -m tunery_trainer [-h] COMMAND .... Use the trainer image of the operator's version",
+        ),
+        (
+            ["--verbose", "run", "job.yaml"],
+            "--verbose is no option of python -m tunery_trainer",
+            "usage: python -m tunery_trainer [-h] COMMAND",
+        ),
+    ],
+)
+def test_a_wrong_command_line_names_the_word_and_the_usage_of_its_command(
+    words: list[str], problem: str, hint: str
+) -> None:
+    done = run_here(*words)
+    assert done.returncode == ExitCode.USER_ERROR
+    said, todo = done.stderr.splitlines()[-2:]
+    assert said == f"InvalidSpec: {problem}"
+    assert todo.startswith(hint)

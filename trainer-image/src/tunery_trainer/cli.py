@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
+from tunery_api.errors import near
 from tunery_api.exitcodes import ExitCode
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import OnStop, PreflightPolicy
@@ -33,6 +35,8 @@ from tunery_trainer.tasks.question import Asked, Question
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
 _LEAST_MEMORY: Final = 2**20
+_INVALID_CHOICE: Final = re.compile(r"argument COMMAND: invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)")
+"""What argparse says of a command that it does not know."""
 _OTHER_VERSION: Final = "Use the trainer image of the operator's version (trainer.image of the chart)."
 
 
@@ -201,11 +205,25 @@ def _show(error: BaseException) -> ExitCode:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are like any other: a reason, a sentence, and the exit code for what no retry mends."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here, where the command's own options are, and not in the parser of all commands."""
+        found, unknown = super().parse_known_args(args, namespace)
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if options:
+            self.error(f"{options[0]} is no option of {self.prog}{near(options[0], self._option_string_actions)}")
+        if unknown:
+            self.error(f"{unknown[0]} is one argument too many")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        """Raise TrainerError; a command that is not known may be one of a newer operator."""
-        usage = " ".join(self.format_usage().split())
-        hint = _OTHER_VERSION if "invalid choice" in message else f"See {self.prog} --help."
-        raise TrainerError(FailureReason.INVALID_SPEC, f"{message}; {usage}", hint)
+        """Raise TrainerError with the usage of this command; one that is not known may be one of a newer operator."""
+        choice = _INVALID_CHOICE.match(message)
+        hint = " ".join(self.format_usage().split())
+        if choice is not None:
+            close = near(choice["word"], re.findall(r"[\w-]+", choice["known"]))
+            message = f"there is no command {choice['word']}{close}"
+            hint = hint if close else f"{hint}. {_OTHER_VERSION}"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, hint)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -93,7 +93,9 @@ def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | 
         return found
     if uri is None or found is None:
         return found
-    moves = "" if work.lora_job.preflight is PreflightPolicy.ONLY else ", and goes beside the adapter as that is published"
+    moves = (
+        "" if work.lora_job.preflight is PreflightPolicy.ONLY else ", and goes beside the adapter as that is published"
+    )
     print(f"Preflight  data: the report is at {uri}{moves}", flush=True)
     return found.model_copy(update={"report": uri})
 

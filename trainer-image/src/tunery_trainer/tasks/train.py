@@ -39,7 +39,14 @@ from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.card import write_card
-from tunery_trainer.tasks.data_report import add_report, forget_report, name_report, notebook_of, say_where_it_lies, write_report
+from tunery_trainer.tasks.data_report import (
+    add_report,
+    forget_report,
+    name_report,
+    notebook_of,
+    say_where_it_lies,
+    write_report,
+)
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
