@@ -113,7 +113,7 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
         _INFO,
         "lora.rank",
         "the held-out loss has levelled off, and nothing is memorised: a larger adapter may learn more",
-        "twice the rank; `lora.targetModules: [all-linear]`",
+        "a learning rate of the usual span; within it twice the rank, or `lora.targetModules: [all-linear]`",
     ),
     _F.OVERFITTING: Definition(
         _WARNING,

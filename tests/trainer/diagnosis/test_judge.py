@@ -166,6 +166,20 @@ def test_what_is_suggested_are_fields_of_the_method(blocks: dict[str, Any], fiel
             settings_of(**{**blocks, block: {**blocks.get(block, {}), field: int(each.suggest)}})
 
 
+@pytest.mark.parametrize(
+    ("rate", "field", "suggest"),
+    [
+        ("2e-2", "training.learningRate", "6.7e-3"),
+        ("1e-6", "training.learningRate", "3e-6"),
+        ("2e-4", "lora.rank", "32"),
+    ],
+)
+def test_a_plateau_at_an_unusual_rate_is_the_rates_first(rate: str, field: str, suggest: str) -> None:
+    settings = settings_of(training={"learningRate": rate})
+    (advice, *_) = said.plateau(settings, 0.001, largest=True).advice
+    assert (advice.field, advice.suggest) == (field, suggest)
+
+
 def test_another_batch_comes_with_the_passes_that_leave_a_step_its_rows() -> None:
     settings = settings_of(training={"batchSize": 16, "gradientAccumulation": 1})
     advice = said.micro_batch_halved(settings, 2, "memory ran out").advice

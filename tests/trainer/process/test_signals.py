@@ -35,3 +35,18 @@ sys.exit(7)
 def test_the_grace_period_ends_with_what_was_asked_for(does: tuple[str, ...], code: int) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, *does], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
+    assert ("ending at once. The same run started again" in done.stderr) is ("again" in does)
+
+
+def test_an_end_at_once_says_so_and_what_to_do() -> None:
+    program = """
+import os, signal
+from tunery_trainer.process.signals import StopSignal
+StopSignal().install()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == ExitCode.TERMINATED
+    assert done.stderr == (
+        "Told to stop: ending at once. The same run started again goes on from its last checkpoint, if it has one.\n"
+    )

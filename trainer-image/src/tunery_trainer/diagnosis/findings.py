@@ -168,8 +168,14 @@ def still_learning(settings: RunSettings, found: Still) -> Finding:
 
 
 def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
-    """It has levelled off; `largest` tells that all linear layers are adapted."""
+    """It has levelled off; `largest` tells that all linear layers are adapted.
+
+    A rate outside the usual span is the likelier cause, and mended first: a larger adapter would not learn at it either.
+    """
     text = f"The held-out loss has levelled off ({share_text(gained)} in the last quarter), and nothing is memorised."
+    rate, (least, most) = settings.training.learning_rate, usual_rates(settings)
+    if not least <= rate <= most:
+        return Finding(_F.PLATEAU, text, (learning_rate(settings, 3 if rate < least else 1 / 3),))
     wider = () if largest else targets(settings, "all-linear")
     return Finding(_F.PLATEAU, text, (*ranks(settings, 2), *wider))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -17,6 +18,10 @@ from tunery_api.status import CheckpointStatus
 
 GRACE_SECONDS: Final = TRAIN_GRACE_SECONDS - 20.0
 """How long a graceful stop may take, before Kubernetes kills the pod."""
+
+_AT_ONCE: Final = (
+    "Told to stop: ending at once. The same run started again goes on from its last checkpoint, if it has one.\n"
+)
 
 
 class StopRequested(Exception):
@@ -69,16 +74,16 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self._graceful or self.requested:
-            self.leave()
+            self.leave(_AT_ONCE)
         self.requested = True
         self._watchdog = threading.Timer(self._grace_seconds, self.leave)
         self._watchdog.daemon = True
         self._watchdog.start()
         sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 
-    def leave(self) -> None:
+    def leave(self, said: str = "") -> None:
         """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
-        for word in (self.last_word, sys.stdout.flush, sys.stderr.flush):
+        for word in (self.last_word, partial(sys.stderr.write, said), sys.stdout.flush, sys.stderr.flush):
             with suppress(Exception):  # the signal may have come in the middle of a write
                 word()
         os._exit(ExitCode.TERMINATED)
