@@ -112,6 +112,15 @@ def unlike(count: int) -> Rows:
     ]
 
 
+def tossed(count: int) -> Rows:
+    """Return answers by chance: that they are zeros and ones is all that can be learned, or told beforehand."""
+    draw = random.Random(9)
+    return [
+        {"prompt": f"toss {number}", "completion": "".join(draw.choice("01") for _ in range(12))}
+        for number in range(count)
+    ]
+
+
 def is_better(new: Done, old: Done) -> bool:
     assert new.rows is not None
     assert old.rows is not None

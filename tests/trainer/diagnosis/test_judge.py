@@ -73,7 +73,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
             said.still_learning(SETTINGS, Still(0.8)),
             "StillLearning", "training.learningRate", "6e-4", "or training.epochs: 8 (now 4)",
         ),
-        (said.plateau(SETTINGS, 0.001, largest=True), "Plateau", "lora.rank", "32", "0.1 % in the last quarter"),
+        (said.plateau(SETTINGS, 0.001, largest=True), "Plateau", "lora.rank", "32", "(−0.1 % in the last quarter)"),
         (
             said.overfitting(SETTINGS, Overfit(160, 1.412, 1.456, RISEN, 0.41), 320),
             "Overfitting", "training.epochs", "2", "best at step 160 (1.412) and has risen by 2.8 % (± 0.4 %) since",

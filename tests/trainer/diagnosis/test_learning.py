@@ -116,6 +116,8 @@ def test_still_learning_knows_that_a_cosine_is_flat_at_its_end() -> None:
     ("evaluations", "level", "flat"),
     [
         (curve(1.5, 1.2, 1.1, 1.05, 1.01, 1.003, 1.001, 1.0), 1.0, True),
+        (curve(1.5, 1.2, 1.1, 1.0, 0.99, 0.99, 0.991, 0.992), 0.99, True),  # it rises by chance
+        (curve(1.5, 1.2, 1.1, 1.0, 0.99, 0.99, 0.995, 1.0), 0.99, False),  # it rises
         (curve(1.5, 1.2, 1.1, 1.05, 1.02, 1.01, 1.005, 1.0), 1.0, False),  # 1 % in the last quarter
         (curve(1.5, 1.2, 1.1, 1.05, 1.01, 1.003, 1.001, 1.0), 0.5, False),  # it is memorising
         (curve(2.0, 1.99, 1.98, 1.98, 1.98, 1.98, 1.98, 1.98), 1.98, False),  # it has learned nothing

@@ -15,7 +15,7 @@ from tunery_api.exitcodes import ExitCode
 from tunery_trainer.diagnosis.judge import Judge
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
-from kit.explained import Train, is_better, said, swapped, unlike
+from kit.explained import Train, is_better, said, swapped, tossed, unlike
 from kit.story import make_rows
 
 
@@ -84,6 +84,17 @@ def test_what_is_learned_by_heart_is_told_and_a_shorter_run_is_better(train: Tra
     assert done.checks["Dropout"].result == "Warning"
     shorter = {"maxSteps": int(over.suggest or 0), "batchSize": 8, "learningRate": "1e-2"}
     assert is_better(train(unlike(48), "shorter", **blocks, training=shorter), done)
+
+
+def test_a_run_that_has_levelled_off_without_learning_by_heart_is_told(train: Train) -> None:
+    blocks = {
+        "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.05"}},
+        "evaluation": {"everySteps": 30},
+        "lora": {"rank": 8},
+    }
+    done = train(tossed(2500), **blocks, training={"maxSteps": 300, "batchSize": 8, "learningRate": "5e-4"})
+    assert said(done.findings["Plateau"]) == ("Info", 300, "lora.rank", "16")
+    assert not {"StillLearning", "Overfitting", "NotLearning"} & set(done.findings)
 
 
 def test_a_run_that_cannot_learn_is_told_so(train: Train) -> None:

@@ -172,7 +172,8 @@ def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
 
     A rate outside the usual span is the likelier cause, and mended first: a larger adapter would not learn at it either.
     """
-    text = f"The held-out loss has levelled off ({share_text(gained)} in the last quarter), and nothing is memorised."
+    changed = f"{change_text(-gained)} in the last quarter"
+    text = f"The held-out loss has levelled off ({changed}), and nothing is memorised."
     rate, (least, most) = settings.training.learning_rate, usual_rates(settings)
     if not least <= rate <= most:
         return Finding(_F.PLATEAU, text, (learning_rate(settings, 3 if rate < least else 1 / 3),))

@@ -177,7 +177,10 @@ def still_learning(history: History) -> Still | None:
 
 
 def plateau(history: History) -> float | None:
-    """Return what the last quarter gained, of the loss, where the run has levelled off without learning by heart."""
+    """Return what the last quarter gained, of the loss, where the run has levelled off without learning by heart.
+
+    A level loss goes up and down by chance, so it is negative as often as not.
+    """
     if len(history.evaluations) < STILL_EVALUATIONS or still_learning(history):
         return None
     end, before = history.evaluations[-1].loss, at_spent(history, 0.75)
@@ -186,7 +189,7 @@ def plateau(history: History) -> float | None:
     if trained is None or not learned or before <= 0 or end <= 0:
         return None
     gained = (before - end) / before
-    return gained if 0 <= gained < FLAT and trained / end > NOT_MEMORISED else None
+    return gained if abs(gained) < FLAT and trained / end > NOT_MEMORISED else None
 
 
 def overfitting(history: History) -> Overfit | None:
