@@ -24,6 +24,8 @@ ONE_AT_A_TIME = "1"
 PREFLIGHT_CORES = "200m"
 FIGHT_SECONDS = 15
 SHORT: dict[str, Any] = {"training": LONG["training"] | {"maxSteps": 20}}
+ENDLESS: dict[str, Any] = LONG | {"training": LONG["training"] | {"maxSteps": 100_000}}
+"""What must not end by itself while others are looked at."""
 RISES_FOR_ONE_THING = 2
 
 
@@ -96,7 +98,7 @@ def writes_in_peace(job: Job, role: str = "train") -> int:
 
 def test_a_default_queue_holds_jobs_that_name_none(launch: Launch, queues: Queues) -> None:
     queues.make("default")
-    first = launch("first", **LONG)
+    first = launch("first", **ENDLESS)
     checkpointed(first)
     assert first.status["queue"] == "default"
     assert generation(first) <= 1 + RISES_FOR_ONE_THING  # made; admitted
@@ -139,7 +141,7 @@ def test_suspended_while_queued_while_running_and_back(queued: Launch, queues: Q
 
 def test_stopped_while_admitted_and_while_it_waits(kubectl: Kubectl, queued: Launch, queues: Queues, s3: Any) -> None:
     queues.make("team-a")
-    runs = queued("runs", "team-a", training=LONG["training"] | {"maxSteps": 100_000})
+    runs = queued("runs", "team-a", **ENDLESS)
     checkpointed(runs)
     waits, next_one = queued("waits", "team-a"), queued("next", "team-a", **SHORT)
     for job in (waits, next_one):
