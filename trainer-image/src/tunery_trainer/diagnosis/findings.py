@@ -170,7 +170,7 @@ def still_learning(settings: RunSettings, found: Still) -> Finding:
 def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
     """It has levelled off; `largest` tells that all linear layers are adapted.
 
-    A rate outside the usual span is the likelier cause, and mended first: a larger adapter would not learn at it either.
+    A rate outside the usual span is the likelier cause, and mended first: a larger adapter would not learn at it, too.
     """
     changed = f"{change_text(-gained)} in the last quarter"
     text = f"The held-out loss has levelled off ({changed}), and nothing is memorised."
@@ -236,7 +236,7 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
 
 def _rounded_up(rows: float) -> int:
     """Return a number of rows by its first two digits: more of them say more than is known."""
-    digit = 10 ** max(0, len(str(math.ceil(rows))) - 2)
+    digit: int = 10 ** max(0, len(str(math.ceil(rows))) - 2)
     return math.ceil(rows / digit) * digit
 
 
