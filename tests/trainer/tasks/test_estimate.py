@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import yaml
 
 from tunery_api.exitcodes import ExitCode
 from tunery_trainer.cli import main
+from tunery_trainer.plan import look_ahead
 from tunery_trainer.plan.method_table import GPU_CLASSES
+from tunery_trainer.tasks import estimate
 
 from kit.story import Case, manifest, write_manifest
 
@@ -113,3 +116,24 @@ def test_a_file_that_is_not_there_and_a_merge_are_refused(tmp_path: Path, capsys
     path.write_text(yaml.safe_dump(merge))
     assert main(["estimate", str(path)]) != ExitCode.OK
     assert "kind: must be LoRAJob, is AdapterMerge" in capsys.readouterr().err
+
+
+def test_what_takes_longer_than_a_moment_is_told_on_stderr(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = look_ahead.look_ahead
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.3)
+        return plain(*args)
+
+    monkeypatch.setattr(estimate, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(look_ahead, "look_ahead", slow)
+    path = str(case())
+    assert main(["estimate", path, "--json"]) == ExitCode.OK
+    told = capsys.readouterr()
+    assert "Estimate   the model is outlined" in told.err
+    json.loads(told.out)
+    monkeypatch.setattr(estimate, "_MOMENT_SECONDS", 60.0)
+    assert main(["estimate", path]) == ExitCode.OK
+    assert capsys.readouterr().err == ""

@@ -72,7 +72,8 @@ def _rank_too_low(lineage: Lineage) -> str | None:
         return None
     return (
         f"rank {lineage.rank}, the largest that is chosen by itself, leaves a relative error of {error:.2g} "
-        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); set spec.rank, or use KnOTSTIES: its results have a low rank"
+        f"(spec.rank left open aims at {OPEN_RANK_ERROR}); in a new merge set spec.rank above that, or use KnOTSTIES: "
+        "its results have a low rank"
     )
 
 

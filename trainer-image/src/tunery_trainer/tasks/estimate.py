@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import parse_quantity
@@ -21,6 +26,8 @@ from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.storage.credentials import ambient
 from tunery_trainer.tasks.question import Question
 
+_MOMENT_SECONDS: Final = 1.0
+
 
 def run_estimate(question: Question) -> None:
     """Print what the job takes, in parts, and the table of all methods on all kinds of GPU.
@@ -36,13 +43,26 @@ def run_estimate(question: Question) -> None:
     files = _files_here(spec)
     be_quiet()
     go_offline()
-    from tunery_trainer.plan.look_ahead import look_ahead
-
-    found = look_ahead(start, folder, device, files)
+    with _told_where_slow("Estimate   torch and PEFT are being loaded: some seconds, more the first time"):
+        from tunery_trainer.plan.look_ahead import look_ahead
+    with _told_where_slow("Estimate   the model is outlined, and the rows of the data that are here are read"):
+        found = look_ahead(start, folder, device, files)
     if question.machine_readable:
         print(json.dumps(as_json(found, question.tokens_per_second), indent=2), flush=True)
     else:
         print(as_text(found, question.tokens_per_second), flush=True)
+
+
+@contextmanager
+def _told_where_slow(what: str) -> Iterator[None]:
+    """Say on stderr what is done, where it takes longer than a moment."""
+    timer = threading.Timer(_MOMENT_SECONDS, lambda: print(what, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _read(question: Question) -> LoRAJobSpec:
