@@ -90,7 +90,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.evaluation_too_small(12, 0.2, None), "EvaluationTooSmall", "dataset.evaluation", None, "are 20 % of"),
         (
             said.evaluation_too_small(12, 0.21, None),
-            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 would be enough.",
+            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 would tell it.",
         ),
         (
             said.evaluation_too_small(12, 0.1, 0.05),
@@ -98,11 +98,11 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.evaluation_too_small(12, 0.11, 0.05),
-            "EvaluationTooSmall", "dataset.uri", None, "About 59 would be enough, more than can be spared here",
+            "EvaluationTooSmall", "dataset.uri", None, "About 59 would tell it, more than can be spared",
         ),
         (
             said.evaluation_too_small(3, None, 0.25),
-            "EvaluationTooSmall", "dataset.uri", None, "About 8 would be enough, more than can be spared here",
+            "EvaluationTooSmall", "dataset.uri", None, "About 8 would tell it, more than can be spared",
         ),
         (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),

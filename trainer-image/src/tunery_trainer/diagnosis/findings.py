@@ -227,10 +227,10 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
     if fraction is not None and times * fraction <= _MOST_HELD_OUT:
         share = Advice("dataset.evaluation.fraction", decimal_share(times * fraction), f"{fraction:g}")
         return Finding(_F.EVALUATION_TOO_SMALL, text, (share,))
-    text = f"{text} About {_rounded_up(times * max(1, rows))} would be enough"
+    text = f"{text} About {_rounded_up(times * max(1, rows))} would tell it"
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
-    text = f"{text}, more than can be spared here: the data set is too small to measure a small gain; add rows."
+    text = f"{text}, more than can be spared of this data set: add rows."
     return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.uri"),))
 
 
