@@ -180,10 +180,21 @@ def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(case: Case
     done = run_here("train", run, TUNERY_TERMINATION_PATH=str(words))
     assert done.returncode == ExitCode.RETRYABLE
     assert json.loads(words.read_text())["checkpoint"]["step"] == 7
-    assert "OutOfMemory: the container ran out of memory: not even one row of up to 128 tokens fits" in done.stderr
+    assert "OutOfMemory: memory ran out: not even one row of up to 128 tokens fits" in done.stderr
     stored = next((path.parent / "work" / "checkpoints").glob("*/step-000007"))
     assert (stored / "complete.json").exists()
     assert json.loads((stored / "tunery.json").read_text())["split"]["batchSize"] == 1
+
+
+def test_without_a_cluster_nothing_is_said_of_a_container(case: Case, memory: Memory) -> None:
+    path = case(lora=QUIET, training=EXACT)
+    memory.rows, memory.step = 0, 0
+    done = run_here("run", path, "--work-dir", path.parent / "work")
+    assert done.returncode == ExitCode.RETRYABLE
+    message, hint = done.stderr.strip().splitlines()[-2:]
+    assert message.startswith("OutOfMemory: memory ran out: not even one row of up to 128 tokens fits at step 1")
+    assert hint.startswith("End what else takes memory on this machine, lower training.maxLength or training.batchSize")
+    assert not any(word in message + hint for word in ("container", "resources", "pod"))
 
 
 def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case, memory: Memory) -> None:
@@ -193,7 +204,7 @@ def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case,
     memory.rows, memory.step = 2, 7
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.RETRYABLE
-    assert "OutOfMemory: the container ran out of memory at step 8, 4 × 2 rows: CUDA out of memory" in done.stderr
+    assert "OutOfMemory: memory ran out at step 8, 4 × 2 rows: CUDA out of memory" in done.stderr
     assert "Leave out training.onOutOfMemory: Fail" in done.stderr
     assert "going on with" not in done.stdout
     stored = next((path.parent / "work" / "checkpoints").glob("*/step-000007"))

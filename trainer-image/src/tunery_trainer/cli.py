@@ -26,7 +26,7 @@ from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.errors import TrainerError
-from tunery_trainer.process.failures import explain, show, to_failure
+from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
 from tunery_trainer.tasks import answer, check, run_task
@@ -81,7 +81,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     except StopRequested:
         return _publish_stopped(run, stop)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error)
+        return _show(error, here=True)
     return ExitCode.OK
 
 
@@ -93,7 +93,7 @@ def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
     try:
         run_task(Task.PUBLISH, run.model_copy(update={"stop": "it was told to by a signal"}), stop)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error)
+        return _show(error, here=True)
     print("To train on, run the same manifest again: it goes on from its checkpoint, and replaces that.", flush=True)
     return ExitCode.TERMINATED
 
@@ -116,7 +116,7 @@ def _estimate(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error)
+        return _show(error, here=True)
     return ExitCode.OK
 
 
@@ -157,7 +157,7 @@ def _check(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error)
+        return _show(error, here=True)
 
 
 def _read_no_further() -> int:
@@ -194,9 +194,9 @@ def _failed(task: Task, error: TrainerError | None) -> PreflightReport | RunResu
     return failed_message(task, to_failure(error) if error is not None else None, reached)
 
 
-def _show(error: BaseException) -> ExitCode:
-    """Print why it ended, and return the exit code for it."""
-    failure = explain(error)
+def _show(error: BaseException, *, here: bool = False) -> ExitCode:
+    """Print why it ended, `here` where there is no cluster, and return the exit code for it."""
+    failure = explain_here(error) if here else explain(error)
     show(failure, error)
     sys.stdout.flush()
     return failure.exit_code

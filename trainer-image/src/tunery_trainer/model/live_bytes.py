@@ -20,7 +20,7 @@ from tunery_api.methods import QuantizationType
 
 _BLOCK: Final = 512
 """CUDA's allocator hands out multiples of this many bytes."""
-_TILE_TOKENS: Final = {True: 4096, False: 1024}
+TILE_TOKENS: Final = {True: 4096, False: 1024}
 """On a GPU, and on a CPU: positions of a tile of logits (TRL's, and losses/lm_head.py)."""
 _TILE_WORDS: Final = 32_768
 """Words of a tile (trl.trainer.utils)."""
@@ -216,7 +216,7 @@ class _Products(TorchFunctionMode):
     def __init__(self, how: Pass) -> None:
         super().__init__()
         self._dtype = None if how.plain or how.dtype is torch.float32 else how.dtype
-        self._weights = how.quantized or {}
+        self._weights, self._on_gpu = how.quantized or {}, how.on_gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`, or what stands for it."""
@@ -226,7 +226,8 @@ class _Products(TorchFunctionMode):
             args, kwargs = tree_map(lambda value: _cast(value, wanted), (args, kwargs))
         if func is torch.nn.functional.linear and id(args[1]) in self._weights:
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            out = _Product.apply(args[0], args[1], self._weights[id(args[1])])
+            int8 = self._weights[id(args[1])] is QuantizationType.INT8
+            out = _Product.apply(args[0], args[1], int8, int8 and self._on_gpu)
             return out if bias is None else out + bias
         return func(*args, **kwargs)
 
@@ -237,14 +238,19 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class _Product(torch.autograd.Function):
-    """bitsandbytes' product: 4 bits expand the weight both ways, Int8 keeps its input and expands it in backward."""
+    """bitsandbytes' product: 4 bits expand the weight both ways. Int8 keeps its input, and expands the weight in backward;
+    on a CPU (MatMul8bitFp) in forward, too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, kind: QuantizationType) -> torch.Tensor:
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, keeps_input: bool, by_integers: bool
+    ) -> torch.Tensor:
         ctx.weight = weight
         shape = (*inputs.shape[:-1], weight.shape[0])
-        if kind is QuantizationType.INT8:
+        if keeps_input:
             ctx.save_for_backward(inputs)
+        if by_integers:
             sums, rows = inputs.new_empty(shape, dtype=torch.int32), inputs.new_empty(inputs.shape, dtype=torch.int8)
             del rows
             return torch.empty_like(sums, dtype=inputs.dtype)
@@ -254,11 +260,11 @@ class _Product(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         expanded = torch.empty_like(ctx.weight)
         result = gradient.new_empty((*gradient.shape[:-1], ctx.weight.shape[1]))
         del expanded
-        return result, None, None
+        return result, None, None, None
 
 
 class _Head:
@@ -269,7 +275,7 @@ class _Head:
         self._trained = next((p for p in self._head.parameters() if p.requires_grad), None)
         self._plain, self._output = how.plain, None
         words = min(_TILE_WORDS, self._head.weight.shape[0])
-        positions = min(how.rows * how.length, _TILE_TOKENS[how.on_gpu])
+        positions = min(how.rows * how.length, TILE_TOKENS[how.on_gpu])
         self._tile = positions * words * (how.dtype.itemsize + (0 if how.on_gpu else 4 * _TILE_COPIES))
 
     @contextlib.contextmanager

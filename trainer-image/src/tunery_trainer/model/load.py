@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -26,9 +26,10 @@ from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.example_isolation import Isolation, isolation
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
+from tunery_trainer.model.loading import check_complete, loading
 from tunery_trainer.model.quantization import bitsandbytes_config, dtype_of
 from tunery_trainer.model.targets import expert_names, expert_parameters
-from tunery_trainer.process.device import gpu_reason
+from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.settings.stored_quantization import stored_quantization
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
@@ -142,34 +143,45 @@ class Loading:
     """A name of transformers' attention functions; None: what transformers takes."""
 
 
-def load_frozen(folder: Path, loading: Loading) -> PreTrainedModel:
+def load_frozen(folder: Path, how: Loading) -> PreTrainedModel:
     """Return the model in `folder`, loaded by the class that `auto_class` names, without gradients.
 
-    Raises TrainerError(ModelUnsupported).
+    Raises TrainerError(ModelUnsupported), and what `loading` raises.
     """
     config = load_config(folder)
     check_weights(folder)
-    options: dict[str, Any] = {"quantization_config": loading.quantization} if loading.quantization else {}
-    try:
-        model: PreTrainedModel = auto_class(config).from_pretrained(
+    options: dict[str, Any] = {"quantization_config": how.quantization} if how.quantization else {}
+    on_cpu = how.device.type == "cpu"
+    with nothing_hoarded() if on_cpu else nullcontext(), loading():
+        found = auto_class(config).from_pretrained(
             str(folder),
             config=config,
-            dtype=loading.dtype,
-            attn_implementation=loading.attention,
-            device_map={"": str(loading.device)},
+            dtype=how.dtype,
+            attn_implementation=how.attention,
+            device_map={"": str(how.device)},
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        # A GPU that fails, or is too small, says nothing about the model.
-        if gpu_reason(error) is not None:
-            raise
-        raise _unsupported(f"its weights cannot be loaded: {first_line(error)}") from error
+        if on_cpu and getattr(found[0], "is_quantized", False):
+            _let_go_of_files(found[0])
+    model: PreTrainedModel = found[0]
+    check_complete(found[1]["missing_keys"])
     name_backbone(model)
     model.requires_grad_(False)
     return model
+
+
+def _let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what was not quantised.
+
+    As it was not converted it is pages of the weights' file, and holds all of it mapped, of which it is a small part.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def load_base(folder: Path, resolved: RunSettings, device: torch.device | str) -> PreTrainedModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -12,11 +13,11 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunery_api.methods import QuantizationType
 from tunery_api.training import Optimizer, Precision
-from tunery_trainer.model.live_bytes import Counted, Pass, count
+from tunery_trainer.model.live_bytes import TILE_TOKENS, Counted, Pass, count
 from tunery_trainer.model.outline import Outline, Weight
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.model.targets import LINEAR
-from tunery_trainer.settings.memory import Activations, Line, MemoryEstimate
+from tunery_trainer.settings.memory import Activations, Bent, Line, MemoryEstimate
 from tunery_trainer.settings.types import QuantizationSettings
 
 _ABSMAX_PLAIN: Final = 4 / 64
@@ -34,7 +35,8 @@ _ADAPTER_BYTES: Final = 4
 _ADALORA_BYTES: Final = 3 * 4
 """AdaLoRA's importance of each weight, smoothed, and its uncertainty, in float32 (peft.tuners.adalora.layer)."""
 _PROBE: Final = (1, 16)
-"""Batch sizes that are counted. The peak is the largest of several straight lines, so the chord is never below it."""
+"""Batch sizes that are counted. The peak is the largest of several straight lines, so the chord is never below it; but
+for the tile of logits, which grows no more once it is full: that batch size is counted, too."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,9 @@ def _is_adalora(model: PeftModel) -> bool:
 def _activations(model: PeftModel, outline: Outline, plan: MemoryPlan, *, recompute: bool) -> Activations:
     """Return what passes hold, of one batch and of a larger one, as straight lines."""
     quantized = _quantized_weights(model, plan.quantization)
+    full = -(-TILE_TOKENS[plan.on_gpu] // (plan.length * plan.sequences))
+    few, many = _PROBE
+    probes = (few, full, many) if few < full < many else _PROBE
     counted = [
         of_the_whole(
             count(
@@ -178,9 +183,14 @@ def _activations(model: PeftModel, outline: Outline, plan: MemoryPlan, *, recomp
             ),
             outline,
         )
-        for rows in _PROBE
+        for rows in probes
     ]
-    return Activations(_line([each.peak for each in counted]), _line([each.kept for each in counted]))
+    peaks = [
+        _line(pair, (first.peak, last.peak))
+        for pair, (first, last) in zip(pairwise(probes), pairwise(counted), strict=True)
+    ]
+    kept = _line(_PROBE, (counted[0].kept, counted[-1].kept))
+    return Activations(peaks[0] if len(peaks) == 1 else Bent(*peaks, full), kept)
 
 
 def of_the_whole(counted: Counted, outline: Outline) -> Counted:
@@ -191,8 +201,8 @@ def of_the_whole(counted: Counted, outline: Outline) -> Counted:
     return Counted(counted.peak + more, counted.kept + more, counted.by_layer)
 
 
-def _line(bytes_of: Sequence[int]) -> Line:
+def _line(rows: tuple[int, int], bytes_of: tuple[int, int]) -> Line:
     """Return the straight line through the two."""
-    (few, many), (less, more) = _PROBE, bytes_of
+    (few, many), (less, more) = rows, bytes_of
     per_row = max(1, -(-(more - less) // (many - few)))
     return Line(max(0, less - few * per_row), per_row)

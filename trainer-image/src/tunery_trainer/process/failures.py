@@ -8,7 +8,7 @@ import traceback
 from typing import Final
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
 from tunery_trainer.errors import TrainerError, first_line
@@ -22,6 +22,13 @@ _GPU_WORDS: Final = {
     FailureReason.GPU_UNAVAILABLE: "the GPU cannot be used",
     FailureReason.GPU_FAULT: "the GPU failed",
 }
+
+_HINTS_HERE: Final = {
+    FailureReason.OUT_OF_MEMORY: "End what else takes memory on this machine, lower training.maxLength or "
+    "training.batchSize, or use method: QLoRA, and run it again.",
+    FailureReason.DISK_FULL: "Free some of the disk, or name a folder on another one with --work-dir, and run it again.",
+}
+"""Where there is no cluster, and no field that asks it for more."""
 
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
@@ -37,10 +44,17 @@ def explain(error: BaseException) -> TrainerError:
     if on_gpu is not None:
         return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
     if out_of_memory(error):
-        return TrainerError(FailureReason.OUT_OF_MEMORY, "the container ran out of memory")
+        return TrainerError(FailureReason.OUT_OF_MEMORY, f"memory ran out: {first_line(error, _MAX_LINE)}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
     return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
+
+
+def explain_here(error: BaseException) -> TrainerError:
+    """Return the failure that `error` means where there is no cluster: its hint is of this machine."""
+    failure = explain(error)
+    usual = failure.hint == ADVICE[failure.reason].hint
+    return TrainerError(failure.reason, failure.message, _HINTS_HERE.get(failure.reason)) if usual else failure
 
 
 def to_failure(error: TrainerError) -> Failure:

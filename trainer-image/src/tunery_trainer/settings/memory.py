@@ -26,11 +26,24 @@ class Line(NamedTuple):
         return self.once + rows * self.per_row
 
 
+class Bent(NamedTuple):
+    """The same where it grows more slowly from some number of rows on."""
+
+    few: Line
+    many: Line
+    rows: int
+    """Where the two lines meet."""
+
+    def of(self, rows: int) -> int:
+        """Return the bytes of so many rows."""
+        return (self.few if rows <= self.rows else self.many).of(rows)
+
+
 @dataclass(frozen=True)
 class Activations:
     """What a forward and backward pass holds beside parameters, gradients and optimizer."""
 
-    peak: Line
+    peak: Line | Bent
     kept: Line
     """What forward leaves for backward; the rest of the peak is what backward works with."""
 
@@ -84,8 +97,13 @@ class MemoryEstimate:
         room = usable(available)
         if self._with(1) > room:
             return None
-        largest = int((room - self._with(0)) / max(1.0, self.activations.peak.per_row * (1 + ALLOCATOR_SLACK)))
-        return max(1, largest)
+        fits, not_any_more = 1, 2
+        while self._with(not_any_more) <= room:
+            fits, not_any_more = not_any_more, 2 * not_any_more
+        while not_any_more - fits > 1:
+            middle = (fits + not_any_more) // 2
+            fits, not_any_more = (middle, not_any_more) if self._with(middle) <= room else (fits, middle)
+        return fits
 
     def share_of_length(self, available: int) -> float:
         """Return to which share of its length a batch of one row must shrink to fit; 0 where none would.
@@ -93,7 +111,7 @@ class MemoryEstimate:
         A row of half the length takes at most half the memory.
         """
         room = usable(available) - self._with(0)
-        return max(0.0, min(1.0, room / (self.activations.peak.per_row * (1 + ALLOCATOR_SLACK))))
+        return max(0.0, min(1.0, room / max(1, self._with(1) - self._with(0))))
 
     def to_status(self, available: int | None) -> MemoryStatus:
         """Return what status.memory shows."""
@@ -115,7 +133,7 @@ class MemoryEstimate:
             workspace_bytes=max(0, self.activations.peak.of(self.batch_size) - kept),
             overhead_bytes=self.overhead,
             slack_bytes=self.slack,
-            row_bytes=int(self.activations.peak.per_row * (1 + ALLOCATOR_SLACK)),
+            row_bytes=self._with(self.batch_size + 1) - self.total,
             steps=steps,
             tokens=tokens,
         )

@@ -90,7 +90,7 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
         check_origin(source.memo.origin, source.record.step, plan.origin)
     disk = estimate_disk(Path(work.run.work_dir), plan, found.files)
     report = _report(work, found, plan, disk)
-    check_memory(plan)
+    check_memory(plan, local=work.run.local)
     check_disk(work, disk)
     return report
 
@@ -146,12 +146,13 @@ def _check_steps(plan: TrainingPlan) -> None:
         )
 
 
-def check_memory(plan: TrainingPlan) -> None:
-    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
+def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
+    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit; `local`: no cluster."""
     estimate, devices = plan.memory, plan.basis.device
     if estimate is None or devices.memory_bytes is None or plan.fits:
         return
-    device = "the GPU" if devices.kind is DeviceKind.CUDA else "the container"
+    whose = "this machine" if local else "the container"
+    device = "the GPU" if devices.kind is DeviceKind.CUDA else whose
     raise TrainerError(
         FailureReason.WONT_FIT,
         f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "

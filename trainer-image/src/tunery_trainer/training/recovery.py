@@ -136,8 +136,8 @@ def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> Train
 
 
 def _ran_out(text: str, hint: str | None) -> TrainerError:
-    """Return the failure of the GPU, where there is one, else of the container."""
+    """Return the failure of the GPU, where there is one, else of the process."""
     on_gpu = torch.cuda.is_available()
     reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
-    whose = "the GPU" if on_gpu else "the container"
-    return TrainerError(reason, shorten(f"{whose} ran out of memory{text}", 900), hint)
+    what = "the GPU ran out of memory" if on_gpu else "memory ran out"
+    return TrainerError(reason, shorten(f"{what}{text}", 900), hint)
