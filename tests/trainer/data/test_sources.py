@@ -83,8 +83,29 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path: Path)
     (root / "inside.jsonl").symlink_to(root / "blobs.d" / "one.jsonl")
     assert [source.name for source in find_sources(root, "inside.jsonl", "train")] == ["inside.jsonl"]
     (root / "outside.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    with pytest.raises(TrainerError, match=r"outside\.jsonl: is a link that leads out"):
+    with pytest.raises(TrainerError, match=r"outside\.jsonl: is a link that leads out") as caught:
         find_sources(root, "", "train")
+    assert caught.value.hint == (
+        "Put the file itself in the place of the link, as cp -L does; or name the file that it points to."
+    )
+
+
+@pytest.mark.parametrize(("pattern", "target"), [("", "gone.jsonl"), ("*.jsonl", "dead.jsonl"), ("dead.jsonl", "x")])
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path, pattern: str, target: str) -> None:
+    """Also where it points to itself; without its rows it would be another data set."""
+    root = touch(tmp_path, "a.jsonl")
+    (root / "dead.jsonl").symlink_to(target)
+    with pytest.raises(TrainerError, match=rf"dead\.jsonl: is a link to {target}, where nothing is") as caught:
+        find_sources(root, pattern, "train")
+    assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
+    assert caught.value.hint == "Put the file there, or remove the link."
+
+
+def test_links_to_what_is_no_data_are_passed_over(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a.jsonl")
+    (root / "notes.txt").symlink_to("gone.txt")
+    (root / ".hidden.jsonl").symlink_to("gone.jsonl")
+    assert [source.name for source in find_sources(root, "", "train")] == ["a.jsonl"]
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:

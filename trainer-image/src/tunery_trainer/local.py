@@ -124,7 +124,10 @@ def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
     Raises TrainerError.
     """
     if not request.path.exists():
-        raise TrainerError(FailureReason.INVALID_SPEC, f"there is no file or folder {request.path}", _NAME_DATA)
+        what = f"there is no file or folder {request.path}"
+        if request.path.is_symlink():
+            what = f"{request.path} is a link to {os.readlink(request.path)}, where nothing is"
+        raise TrainerError(FailureReason.INVALID_SPEC, what, _NAME_DATA)
     if request.model is not None and not request.model.is_dir():
         hint = "Name a model's folder, with config.json and tokenizer.json, or leave --model out."
         raise TrainerError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", hint)

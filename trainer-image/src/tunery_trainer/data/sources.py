@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,7 @@ def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
         )
     is_glob = any(sign in pattern for sign in "*?[")
     hits = sorted(base.glob(pattern)) if is_glob else [base / pattern]
-    files = [file for hit in hits for file in ([hit] if hit.is_file() else sorted(hit.rglob("*")))]
+    files = [file for hit in hits for file in ([hit] if hit.is_file() or _is_dead(hit) else sorted(hit.rglob("*")))]
     return _sources(files, base), is_glob or hits[0].is_file()
 
 
@@ -87,17 +88,39 @@ def _sources(files: Sequence[Path], base: Path) -> list[DataFile]:
     for file in dict.fromkeys(files):
         relative = file.relative_to(base)
         # A mounted ConfigMap shows each file twice: by its name, and again below the hidden folder `..data`.
-        if any(part.startswith(".") for part in relative.parts) or file.name in _NOT_DATA or not file.is_file():
+        if any(part.startswith(".") for part in relative.parts) or file.name in _NOT_DATA:
             continue
         suffix = _suffix(file.name)
-        if suffix is None:
+        if suffix is not None and _is_dead(file):
+            raise _dead(relative.as_posix(), file)
+        if suffix is None or not file.is_file():
             continue
         if not file.resolve().is_relative_to(base):
-            raise TrainerError(
-                FailureReason.DATASET_INVALID, f"{relative.as_posix()}: is a link that leads out of the data set"
-            )
+            raise _leads_out(relative.as_posix())
         found.append(DataFile(file, relative.as_posix(), suffix))
     return found
+
+
+def _is_dead(path: Path) -> bool:
+    """Tell whether it is a link to nothing, or to itself."""
+    return path.is_symlink() and not path.exists()
+
+
+def _dead(name: str, link: Path) -> TrainerError:
+    """Return the failure for a link to nothing: without its rows it would be another data set."""
+    return TrainerError(
+        FailureReason.DATASET_NOT_FOUND,
+        f"spec.dataset.uri: {name}: is a link to {os.readlink(link)}, where nothing is",
+        "Put the file there, or remove the link.",
+    )
+
+
+def _leads_out(name: str) -> TrainerError:
+    return TrainerError(
+        FailureReason.DATASET_INVALID,
+        f"spec.dataset.uri: {name}: is a link that leads out of the data set's folder",
+        "Put the file itself in the place of the link, as cp -L does; or name the file that it points to.",
+    )
 
 
 def _suffix(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -307,6 +308,9 @@ def _local_path(place: Location, field: str, path: str) -> Path:
         raise _unsupported(place, field)
     if not found.exists():
         missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
+        if found.is_symlink():
+            message = f"{field}: {place.uri} is a link to {os.readlink(found)}, where nothing is"
+            raise TrainerError(missing, message, "Put there what it points to, or let the link point elsewhere.")
         raise TrainerError(missing, f"{field}: {place.uri} does not exist")
     return found
 
