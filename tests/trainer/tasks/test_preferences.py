@@ -217,7 +217,7 @@ def test_the_disk_has_room_for_it(case: Case) -> None:
     def checkpoints(**changes: Any) -> int:
         spec = load_run_spec(job(case, **changes), Path("/work"), None).lora_job
         model: Any = SimpleNamespace(folder=Path("/models"), weight_bytes=0)
-        basis, report = SimpleNamespace(spec=spec, base=model), SimpleNamespace(tokens=None)
+        basis, report = SimpleNamespace(spec=spec, base=model), SimpleNamespace(tokens=None, rows=9, evaluation_rows=0)
         plan: Any = SimpleNamespace(basis=basis, data=report, trainable_parameters=1000)
         files = DataFiles(FetchedDataset(Path("/data"), ""))
         return estimate_disk(Path("/work"), plan, files).checkpoints

@@ -18,6 +18,10 @@ from tunery_trainer.settings.units import human_bytes
 
 _PREPARED_BYTES: Final = 16
 """Of each token while rows are prepared: its id and label as int32, in the flat files and in the Arrow file."""
+_ROW_BYTES: Final = 64
+"""Of each row meanwhile: what finds its equals, in the survey and as rows are put in order (data/seen_rows.py)."""
+_EXAMPLE_BYTES: Final = 40
+"""Of each example, at most: its row and length, and where its texts lie, of which a pair has two (arrange.py, store.py)."""
 _UNCOUNTED: Final = 3
 """Where tokens were not counted: prepared data is taken to be so many times as large as its files."""
 _CHECKPOINT_BYTES: Final = 16
@@ -48,13 +52,16 @@ def estimate_disk(work_dir: Path, plan: TrainingPlan, files: DataFiles) -> DiskU
     downloaded = sum(_size(root) for root in files.roots if root.is_relative_to(work_dir))
     tokens = plan.data.tokens
     prepared = _PREPARED_BYTES * tokens.tokens if tokens else _UNCOUNTED * downloaded
+    rows = plan.data.rows + plan.data.evaluation_rows
+    examples = max(rows, tokens.examples + plan.data.evaluation_rows if tokens else 0)
+    noted = _ROW_BYTES * rows + _EXAMPLE_BYTES * examples
     # The Trainer holds `keep` and the one that it writes; one more may still be on its way to the bucket.
     kept = spec.checkpoint.keep + 2
     compared = spec.task in (TrainingTask.DPO, TrainingTask.KTO) and (spec.continue_from or spec.resume_from)
     parameter = _CHECKPOINT_BYTES + (_START_BYTES if compared else 0)
     return DiskUse(
         model=model.weight_bytes if model.folder.is_relative_to(work_dir) else 0,
-        data=downloaded + prepared,
+        data=downloaded + prepared + noted,
         checkpoints=kept * parameter * plan.trainable_parameters,
     )
 
