@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingType, Severity
+from tunery_api.status import ResolvedValue
 from tunery_trainer.diagnosis import findings as said
 from tunery_trainer.diagnosis.advice import Advice, decimal, learning_rate, length
 from tunery_trainer.diagnosis.findings import Finding, ordered
@@ -20,6 +21,7 @@ from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
 from tunery_trainer.diagnosis.paired import Difference, RowLosses
 from tunery_trainer.diagnosis.speed import Memory, Step
 from tunery_trainer.diagnosis.stability import Rise
+from tunery_trainer.settings.experts import EXPERTS
 
 from kit.diagnosed import cosine, grid, grid_log, judged, logged, settings_of, subject_of
 
@@ -323,3 +325,13 @@ def test_a_log_point_costs_less_than_a_millisecond() -> None:
     for entry in entries:
         judge.log(entry)
     assert time.process_time() - began < 1.0
+
+
+def test_dropout_is_suggested_only_where_the_method_has_it() -> None:
+    """PEFT refuses one for a mixture's experts, and `lora.dropout` with them is refused at the door."""
+    found = Overfit(160, 1.412, 1.456, RISEN, 0.41)
+    told_of = ResolvedValue(name=EXPERTS, value="1 of 2 billion parameters: adapted, never quantised", source="Rule")
+    experts = replace(SETTINGS, values=(*SETTINGS.values, told_of))
+    for settings, has_it in ((SETTINGS, True), (experts, False), (settings_of(method="IA3"), False)):
+        fields = {advice.field for advice in said.overfitting(settings, found, 320).advice}
+        assert ("lora.dropout" in fields) is has_it

@@ -71,7 +71,7 @@ def test_padding_and_waiting(train: Train, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(Collator, "__call__", slow)
         loop = {"maxSteps": 52, "batchSize": 8, "learningRate": "1e-4"}
-        done = train(padded(), evaluation={"everySteps": 60}, training=loop)
+        done = train(padded(), evaluation={"everySteps": 90}, training=loop)
     assert said(done.findings["MuchPadding"])[2:] == ("training.packing", "true")
     assert said(done.findings["WaitingForData"])[2:] == ("resources.cpu", None)
     assert done.checks["Padding"].result == "Warning"
@@ -98,10 +98,10 @@ def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pyte
         return result
 
     monkeypatch.setattr(AdapterTrainer, "training_step", throttled)
-    loop = {"maxSteps": 47, "batchSize": 2, "gradientAccumulation": 2, "learningRate": "1e-4"}
-    done = train(swapped(), evaluation={"everySteps": 60}, training=loop)
+    loop = {"maxSteps": 78, "batchSize": 2, "gradientAccumulation": 2, "learningRate": "1e-4"}
+    done = train(swapped(), evaluation={"everySteps": 90}, training=loop)
     assert said(done.findings["SlowingDown"])[0] == "Info"
     assert "times as long as at first, with as many tokens" in (done.findings["SlowingDown"].message or "")
-    assert said(done.findings["RoomForLargerBatch"]) == ("Info", 47, "training.batchSize", "4")
+    assert said(done.findings["RoomForLargerBatch"]) == ("Info", 78, "training.batchSize", "4")
     assert "training.gradientAccumulation: 1 (now 2)" in (done.findings["RoomForLargerBatch"].message or "")
     assert done.checks["BatchFits"].message == "30 % of the memory was in use at most"

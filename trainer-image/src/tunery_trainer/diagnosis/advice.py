@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.loop import METHOD_LEARNING_RATES
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.types import RunSettings
 
 RATES: Final = (1e-5, 5e-4)
 """The guide's, for the LoRA family."""
+LEAST_DROPOUT: Final = 0.1
 RATE_AROUND: Final = 10.0
 """How far another method's rate may be from its own."""
 
@@ -51,6 +53,22 @@ def learning_rate(settings: RunSettings, factor: float) -> Advice:
 def targets(settings: RunSettings, suggest: str | None = None) -> tuple[Advice, ...]:
     """Return the advice to adapt other modules; none for prompt and prefix tuning, which have no such field."""
     return () if settings.prompt else (Advice("lora.targetModules", suggest),)
+
+
+def experts_adapted(settings: RunSettings) -> bool:
+    """Tell whether the adapter is on a mixture's experts, too."""
+    return any(value.name == EXPERTS and says_adapted(value.value) for value in settings.values)
+
+
+def dropout(settings: RunSettings) -> tuple[Advice, ...]:
+    """Return more dropout; none where there is enough, where the method has none, and where PEFT refuses it.
+
+    That is where a mixture's experts are adapted: they are parameters, and no layers with an input of their own.
+    """
+    now = settings.adapter.dropout
+    if not settings.adapter.rank or experts_adapted(settings) or now >= LEAST_DROPOUT:
+        return ()
+    return (Advice("lora.dropout", decimal(LEAST_DROPOUT), f"{now:g}"),)
 
 
 def ranks(settings: RunSettings, factor: float) -> tuple[Advice, ...]:

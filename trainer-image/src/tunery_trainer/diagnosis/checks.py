@@ -14,7 +14,7 @@ from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.scrub import shorten
 from tunery_api.training import Loss
 from tunery_trainer.data.options import DatasetReport
-from tunery_trainer.diagnosis.advice import decimal, usual_rates
+from tunery_trainer.diagnosis.advice import decimal, experts_adapted, usual_rates
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS, Difference
 from tunery_trainer.diagnosis.speed import FEW_STEPS, PADDING, TIGHT, Memory
 from tunery_trainer.settings.presets import guideline_for
@@ -161,6 +161,8 @@ def _dropout(plan: Planned) -> CheckStatus:
     adapter, epochs, rows = plan.settings.adapter, plan.settings.training.epochs, plan.data.rows
     if not adapter.rank:
         return _skipped(_N.DROPOUT, f"{plan.settings.method} has no dropout")
+    if experts_adapted(plan.settings):
+        return _skipped(_N.DROPOUT, "PEFT has no dropout for a mixture's experts")
     passes = epochs if epochs is not None else _passes(plan)
     many = adapter.dropout == 0 and passes >= MANY_EPOCHS and rows < FEW_ROWS
     if many and plan.settings.task not in PREFERENCE_TASKS:

@@ -11,7 +11,7 @@ from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingTy
 from tunery_api.measured import change_text, share_text
 from tunery_api.scrub import shorten
 from tunery_api.training import Precision
-from tunery_trainer.diagnosis.advice import Advice, batch, decimal, learning_rate, length, ranks, targets, usual_rates
+from tunery_trainer.diagnosis.advice import Advice, batch, decimal, dropout, learning_rate, length, ranks, targets, usual_rates
 from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS
@@ -22,7 +22,6 @@ from tunery_trainer.settings.types import RunSettings
 _F = FindingType
 _MAX_TEXT: Final = 500
 """Bytes."""
-_LEAST_DROPOUT: Final = 0.1
 _LEAST_WARMUP: Final = 0.1
 _NAMED_STEPS: Final = 5
 _MOST_HELD_OUT: Final = 0.2
@@ -194,9 +193,7 @@ def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     shorter = length(settings, found.since / max(1, steps))
     same = shorter.suggest == shorter.now
     stop = Advice("evaluation.earlyStoppingPatience", "2")
-    dropout, rank = settings.adapter.dropout, settings.adapter.rank
-    more = (Advice("lora.dropout", "0.1", f"{dropout:g}"),) if rank and dropout < _LEAST_DROPOUT else ()
-    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *more, *ranks(settings, 1 / 2)))
+    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *dropout(settings), *ranks(settings, 1 / 2)))
 
 
 def too_few_steps(settings: RunSettings, steps: int) -> Finding:
