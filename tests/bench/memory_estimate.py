@@ -1,4 +1,4 @@
-"""The memory estimate beside what others have measured, and how long it takes for a model of 80 layers."""
+"""The memory estimate beside what was measured on GPUs and on a CPU, and how long it takes for a model of 80 layers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kit.published_memory import (
     Compared,
     adapted,
     benchmark_of_peft,
+    measured_on_a_cpu,
     outline_of,
     readme_of_torchtune,
     table_of_the_guide,
@@ -26,6 +27,7 @@ from kit.published_memory import (
 SOURCES: Final[dict[str, Callable[[], Iterator[Compared]]]] = {
     "peft": benchmark_of_peft,
     "torchtune": readme_of_torchtune,
+    "cpu": measured_on_a_cpu,
     "guide": table_of_the_guide,
 }
 _DEEP: Final = "Llama-2-70B"
@@ -34,14 +36,18 @@ _DEEP: Final = "Llama-2-70B"
 def main() -> None:
     """Print one JSON line for each run, one for each half of what was measured, and one with the time."""
     rows: list[Compared] = []
+    own: list[Compared] = []
     for source, compare in SOURCES.items():
         for row in compare():
-            rows += [row] if source != "guide" else []
+            rows += [row] if source in ("peft", "torchtune") else []
+            own += [row] if source == "cpu" else []
             told = {"source": source, "run": row.name, "held_out": row.held_out, "error": round(row.error, 3)}
             told |= {"measured_mib": round(row.measured / 2**20), "estimated_mib": round(row.estimated / 2**20)}
             print(json.dumps(told), flush=True)
     for held_out in (True, False):
-        print(json.dumps({"held_out": held_out} | _summary(row for row in rows if row.held_out is held_out)))
+        for where, some in (("gpu", rows), ("cpu", own)):
+            found = _summary(row for row in some if row.held_out is held_out)
+            print(json.dumps({"where": where, "held_out": held_out} | found))
     print(json.dumps({"model": _DEEP, "cpu_seconds": _seconds()}))
 
 

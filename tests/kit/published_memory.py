@@ -43,7 +43,7 @@ class Compared:
     name: str
     held_out: bool
     measured: float
-    """Bytes, without the context of CUDA."""
+    """Bytes; on a GPU without the context of CUDA."""
     estimated: float
 
     @property
@@ -128,6 +128,33 @@ def readme_of_torchtune() -> Iterator[Compared]:
         in_16_bits = (found.adapter + found.gradients + found.optimizer) / 2
         taken = found.weights + in_16_bits + found.recomputing.peak.of(figures["batchSize"])
         yield Compared(row["name"], is_held_out(row["name"]), row["peakGiB"] * 2**30, taken)
+
+
+def measured_on_a_cpu() -> Iterator[Compared]:
+    """Compare with Tunery's own training on a CPU: what the process had resident at the peak."""
+    figures = read("cpu")
+    shape = outline_of(figures["model"])
+    for row in figures["rows"]:
+        lora = LoraConfig(
+            r=figures["rank"], lora_dropout=figures["dropout"], target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        compute = ComputeType(row["precision"])
+        plan = MemoryPlan(
+            batch_size=row["rows"],
+            length=row["length"],
+            quantization=QuantizationSettings(NF4.type, NF4.double_quant, compute)
+            if row["method"] == "QLoRA"
+            else None,
+            optimizer=Optimizer.ADAMW,
+            gradient_checkpointing=row["gradientCheckpointing"],
+            on_gpu=False,
+            precision=Precision(row["precision"]),
+            recomputable=row["gradientCheckpointing"],
+            keepable=not row["gradientCheckpointing"],
+        )
+        found = estimate_memory(adapted(shape, lora), shape, plan)
+        measured = row["ownBytes"] + row["weightsFileBytes"] + figures["libraryBytes"]
+        yield Compared(row["name"], is_held_out(row["name"]), measured, found.total)
 
 
 def table_of_the_guide() -> Iterator[Compared]:

@@ -24,7 +24,9 @@ from tunery_trainer.process.failures import explain
 
 from kit.training import resolved_for
 
-NO_MEMORY = "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+NO_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tunery_trainer.adapter.attach import attach
 from tunery_trainer.model.load import meta_model
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
 from tunery_trainer.model.outline import outline
-from tunery_trainer.settings.memory import SAFETY, Activations, Line, MemoryEstimate
+from tunery_trainer.settings.memory import SAFETY, Activations, Bent, Line, MemoryEstimate
 from tunery_trainer.settings.types import QuantizationSettings
 from tunery_trainer.settings.units import human_bytes
 
@@ -92,6 +92,18 @@ def test_on_a_cpu_the_tile_of_logits_is_worked_on_in_copies(tiny_model: Path) ->
     gpu, cpu = (estimate(tiny_model, replace(PLAN, on_gpu=on_gpu, batch_size=16)) for on_gpu in (True, False))
     assert cpu.plain.peak.per_row > gpu.plain.peak.per_row
     assert cpu.plain.kept == gpu.plain.kept
+
+
+def test_a_tile_that_is_not_full_is_counted_as_it_is(tiny_model: Path) -> None:
+    """It grows with the rows until it is full: a chord from one row to sixteen would lie below what four take."""
+    plan = replace(PLAN, on_gpu=False, length=256)
+    found = estimate(tiny_model, plan).plain.peak
+    assert isinstance(found, Bent)
+    assert found.rows == 4
+    for rows in (1, 2, 3, 4, 5, 8, 16):
+        exact = estimate(tiny_model, replace(plan, length=256 * rows, masked=False)).plain.peak.of(1)
+        by_rows = estimate(tiny_model, replace(plan, masked=False)).plain.peak.of(rows)
+        assert by_rows == pytest.approx(exact, rel=0.03)
 
 
 def test_a_pair_takes_two_sequences(tiny_model: Path) -> None:
@@ -179,6 +191,19 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert found.of(9, gradient_checkpointing=True).fits(room)
     assert not found.fits(found.total)
     assert found.largest_batch(1200) is None
+
+
+def test_the_largest_batch_where_the_peak_is_bent() -> None:
+    found = made_up(plain=Activations(Bent(Line(60, 120), Line(360, 20), 3), Line(10, 100)))
+    for rows in (1, 2, 3, 4, 9):
+        room = int(found.of(rows, gradient_checkpointing=False).total / (1 - SAFETY)) + 2
+        assert found.largest_batch(room) == rows
+
+
+def test_a_heap_loses_more_than_a_caching_allocator_but_where_it_gives_back() -> None:
+    gpu, cpu = made_up(), made_up(on_gpu=False)
+    assert cpu.total > gpu.total
+    assert cpu.of(8, gradient_checkpointing=True).total == gpu.of(8, gradient_checkpointing=True).total
 
 
 def test_the_parts_make_the_total() -> None:

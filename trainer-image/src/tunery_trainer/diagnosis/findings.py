@@ -11,7 +11,17 @@ from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingTy
 from tunery_api.measured import change_text, share_text
 from tunery_api.scrub import shorten
 from tunery_api.training import Precision
-from tunery_trainer.diagnosis.advice import Advice, batch, decimal, dropout, learning_rate, length, ranks, targets, usual_rates
+from tunery_trainer.diagnosis.advice import (
+    Advice,
+    batch,
+    decimal,
+    dropout,
+    learning_rate,
+    length,
+    ranks,
+    targets,
+    usual_rates,
+)
 from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS
@@ -193,7 +203,9 @@ def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     shorter = length(settings, found.since / max(1, steps))
     same = shorter.suggest == shorter.now
     stop = Advice("evaluation.earlyStoppingPatience", "2")
-    return Finding(_F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *dropout(settings), *ranks(settings, 1 / 2)))
+    return Finding(
+        _F.OVERFITTING, text, (*(() if same else (shorter,)), stop, *dropout(settings), *ranks(settings, 1 / 2))
+    )
 
 
 def too_few_steps(settings: RunSettings, steps: int) -> Finding:

@@ -23,11 +23,11 @@ SLOWER: Final = 1.5
 NO_SLOWER: Final = 1.25
 PERSISTS: Final = 30
 ALIKE: Final = 0.1
-"""The median step of the last 20 against that of steps 6 to 25, where tokens of a step differ by at most 10 %. Told once
-it was above 1.5 for 30 steps and never below 1.25 in between, until it was below 1.25 for as long: another job's 25 slow
-steps are not told, however often they come. Of 600 runs whose steps differ by chance (log-normal, spread 0.1 to 0.3) none
-is told at any step, of 150 that take twice as long from half-time on 95 % are. Info only: another job on the node is no
-fault of the run."""
+"""The median step of the last 20 against that of steps 6 to 25, where tokens of a step differ by at most 10 %. Told
+once it was above 1.5 for 30 steps and never below 1.25 in between, until it was below 1.25 for as long: another job's
+25 slow steps are not told, however often they come. Of 600 runs whose steps differ by chance (log-normal, spread 0.1 to
+0.3) none is told at any step, of 150 that take twice as long from half-time on 95 % are. Info only: another job on the
+node is no fault of the run."""
 
 TIGHT: Final = 0.92
 ROOM: Final = 0.45

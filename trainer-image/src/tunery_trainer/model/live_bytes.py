@@ -238,8 +238,9 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class _Product(torch.autograd.Function):
-    """bitsandbytes' product: 4 bits expand the weight both ways. Int8 keeps its input, and expands the weight in backward;
-    on a CPU (MatMul8bitFp) in forward, too.
+    """bitsandbytes' product: 4 bits expand the weight both ways.
+
+    Int8 keeps its input, and expands the weight in backward; on a CPU (MatMul8bitFp) in forward, too.
     """
 
     @staticmethod

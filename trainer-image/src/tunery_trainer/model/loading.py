@@ -25,7 +25,9 @@ _OF_THE_MODEL: Final = re.compile(
 cannot be read. Any other is of the machine."""
 _ERRNO: Final = re.compile(r"\(os error (\d+)\)")
 """How safetensors tells what the kernel said."""
-_DIFFERS: Final = re.compile(r"^(.+?)\s*\|.*MISMATCH.*ckpt: torch\.Size\((.+?)\) vs model:\s*torch\.Size\((.+?)\)", re.MULTILINE)
+_DIFFERS: Final = re.compile(
+    r"^(.+?)\s*\|.*MISMATCH.*ckpt: torch\.Size\((.+?)\) vs model:\s*torch\.Size\((.+?)\)", re.MULTILINE
+)
 """A line of transformers' report of tensors."""
 _SHOWN: Final = 3
 
@@ -35,8 +37,8 @@ def loading() -> Iterator[None]:
     """Load weights by transformers in the body, and say what went wrong.
 
     Raises TrainerError: ModelUnsupported where the weights are not those of the config.json or cannot be read as
-    safetensors, StorageAccessDenied and StorageUnavailable where the files cannot be read. What is of the GPU, of memory
-    or of threads is raised as it is, and as its own kind also where transformers hides it behind a report.
+    safetensors, StorageAccessDenied and StorageUnavailable where the files cannot be read. What is of the GPU, of
+    memory or of threads is raised as it is, and as its own kind also where transformers hides it behind a report.
     """
     with _report() as said:
         try:

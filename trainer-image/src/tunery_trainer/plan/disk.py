@@ -21,7 +21,7 @@ _PREPARED_BYTES: Final = 16
 _ROW_BYTES: Final = 64
 """Of each row meanwhile: what finds its equals, in the survey and as rows are put in order (data/seen_rows.py)."""
 _EXAMPLE_BYTES: Final = 40
-"""Of each example, at most: its row and length, and where its texts lie, of which a pair has two (arrange.py, store.py)."""
+"""Of each example, at most: its row and length, and where its texts lie, of which a pair has two (data/store.py)."""
 _UNCOUNTED: Final = 3
 """Where tokens were not counted: prepared data is taken to be so many times as large as its files."""
 _CHECKPOINT_BYTES: Final = 16

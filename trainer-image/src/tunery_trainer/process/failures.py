@@ -26,7 +26,7 @@ _GPU_WORDS: Final = {
 _HINTS_HERE: Final = {
     FailureReason.OUT_OF_MEMORY: "End what else takes memory on this machine, lower training.maxLength or "
     "training.batchSize, or use method: QLoRA, and run it again.",
-    FailureReason.DISK_FULL: "Free some of the disk, or name a folder on another one with --work-dir, and run it again.",
+    FailureReason.DISK_FULL: "Free some of the disk, or name a folder on another with --work-dir, and run it again.",
 }
 """Where there is no cluster, and no field that asks it for more."""
 

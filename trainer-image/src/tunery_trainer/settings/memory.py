@@ -11,6 +11,10 @@ from tunery_api.status import MemoryStatus
 ALLOCATOR_SLACK: Final = 0.05
 """Share of its tensors that a caching allocator loses to fragments. Assumed before the published runs of
 docs/estimate.md were looked at, which it fits."""
+HEAP_SLACK: Final = 0.22
+"""The same on a CPU, where glibc keeps freed blocks below 32 MiB with holes between them: the least whole percent
+at which none of two thirds of the runs of docs/estimate.md is said to fit that would not. Where activations are
+recomputed training has freed blocks given back (process/memory.py), and loses what a caching allocator does."""
 SAFETY: Final = 0.06
 """Share of the device that is left free: what the published runs took more than was estimated, at most."""
 
@@ -68,6 +72,7 @@ class MemoryEstimate:
     """Tokens of a row, of both answers of a pair."""
     batch_size: int
     gradient_checkpointing: bool
+    on_gpu: bool = True
 
     @property
     def activations(self) -> Activations:
@@ -143,7 +148,8 @@ class MemoryEstimate:
         return fixed + self.activations.peak.of(batch)
 
     def _with(self, batch: int) -> int:
-        return self.overhead + int(self._tensors(batch) * (1 + ALLOCATOR_SLACK))
+        lost = ALLOCATOR_SLACK if self.on_gpu or self.gradient_checkpointing else HEAP_SLACK
+        return self.overhead + int(self._tensors(batch) * (1 + lost))
 
 
 def usable(available: int) -> int:

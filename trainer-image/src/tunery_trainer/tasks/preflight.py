@@ -147,7 +147,7 @@ def _check_steps(plan: TrainingPlan) -> None:
 
 
 def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
-    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit; `local`: no cluster."""
+    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
     estimate, devices = plan.memory, plan.basis.device
     if estimate is None or devices.memory_bytes is None or plan.fits:
         return

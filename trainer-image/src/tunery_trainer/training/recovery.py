@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from tunery_api.status import ResolvedValue
 from tunery_api.training import OnOutOfMemory
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import RunSettings, SettingSource, TrainingSettings
@@ -103,8 +105,11 @@ def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: M
 
 def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
     """Train, and return None; or what was said as memory ran out in a pass, once its tensors are let go."""
+    # Memory is saved at the cost of time here, and the holes that freed activations leave would take back most of it.
+    saving = trainer.settings.gradient_checkpointing and not torch.cuda.is_available()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with nothing_hoarded() if saving else nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, MemoryError) as error:
         if not (trainer.in_pass and out_of_memory(error)):
             raise
