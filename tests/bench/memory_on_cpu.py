@@ -3,8 +3,8 @@
     python -m bench.memory_on_cpu [--cases QLoRA-BFloat16-2x256 LoRA-Float32-4x256-again ...] | grep case
 
 Prints one JSON line for each case: bytes of the process at the peak of each part of the run (`resident` with mapped
-files, `own` without), and the parts of the estimate. `again` recomputes activations. Set OMP_NUM_THREADS=1: each case is
-a copy of this process, and threads do not survive that. Of libraries' files a copy shows few pages as its own.
+files, `own` without), and the parts of the estimate. `again` recomputes activations. Set OMP_NUM_THREADS=1: each case
+is a copy of this process, and threads do not survive that. Of libraries' files a copy shows few pages as its own.
 """
 
 from __future__ import annotations

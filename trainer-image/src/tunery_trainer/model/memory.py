@@ -191,7 +191,7 @@ def _activations(model: PeftModel, outline: Outline, plan: MemoryPlan, *, recomp
         for pair, (first, last) in zip(pairwise(probes), pairwise(counted), strict=True)
     ]
     kept = _line(_PROBE, (counted[0].kept, counted[-1].kept))
-    return Activations(peaks[0] if len(peaks) == 1 else Bent(*peaks, full), kept)
+    return Activations(peaks[0] if len(peaks) == 1 else Bent(peaks[0], peaks[1], full), kept)
 
 
 def of_the_whole(counted: Counted, outline: Outline) -> Counted:
