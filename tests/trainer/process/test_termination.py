@@ -86,6 +86,21 @@ def test_an_ordinary_preflight_keeps_its_estimate() -> None:
     assert len(said.checks or []) == len(CheckName)
 
 
+def test_what_could_not_be_checked_is_said_longer_than_what_passed() -> None:
+    """Where a job leaves all open: of a dry run nobody has said why before."""
+    document = json.loads((DATA / "preflight.json").read_text())
+    for value in document["resolved"]["values"]:
+        value["source"] = "Default"
+    unknown = "training takes about 1 GB; what a GPU has is not known before training"
+    for check in document["checks"]:
+        if check["name"] == "BatchFits":
+            check |= {"result": "Skipped", "message": unknown}
+    said = json.loads(termination_bytes(PreflightReport.model_validate(document)))
+    assert "estimate" in said
+    assert {check.get("message") for check in said["checks"] if check["result"] == "Passed"} == {None}
+    assert [check["message"] for check in said["checks"] if check["name"] == "BatchFits"] == [unknown]
+
+
 def test_what_the_manifest_sets_makes_room_but_for_the_task() -> None:
     document = json.loads((DATA / "preflight.json").read_text())
     document["dataset"]["report"] = "s3://" + "x" * 200

@@ -14,11 +14,11 @@ from tunery_api.scrub import scrub
 
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
-_SENTENCES: Final = ("checks", "*", "message")
+_SENTENCES: Final = (("checks", "Passed", "message"), ("checks", "Skipped", "message"))
 _DROPPED_FIRST: Final = (
     ("resolved", "values", "lora.rank", "reason"),
-    ("checks", "*", f"message={TRAINING_TELLS}"),
-    _SENTENCES,
+    ("checks", "Skipped", f"message={TRAINING_TELLS}"),
+    *_SENTENCES,
     ("evaluations",),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
@@ -50,7 +50,7 @@ the operator knows."""
 _KEPT_LONGER: Final = ("estimate",)
 """Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will."""
 
-_QUIET: Final = frozenset({CheckResult.PASSED.value, CheckResult.SKIPPED.value})
+_OF_A_LIST: Final = frozenset({"*", *CheckResult})
 _SHOWN: Final = "task"
 """A column of kubectl get is read from it."""
 _COUNTED: Final = frozenset({"rows", "invalidRows"})
@@ -113,8 +113,9 @@ def termination_bytes(message: PreflightReport | RunResult) -> bytes:
 def _dropped_first(message: PreflightReport | RunResult) -> list[tuple[str, ...]]:
     order: list[tuple[str, ...]] = list(_DROPPED_FIRST)
     if isinstance(message, PreflightReport):
-        order.remove(_SENTENCES)
-        order.insert(order.index(_KEPT_LONGER), _SENTENCES)
+        order = [path for path in order if path not in _SENTENCES]
+        place = order.index(_KEPT_LONGER)
+        order[place:place] = _SENTENCES
     return order
 
 
@@ -131,16 +132,16 @@ def _scrubbed(value: Any) -> Any:
 
 
 def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
-    """Drop what stands at `path`; an element of a list by its name, `*` for those in which nothing is wrong or new.
+    """Drop what stands at `path`; an element of a list by its name, `*` for all of them, those of a result by that.
 
-    Of a check that passed or was skipped the name says enough; of a finding the field and its value. `source=` drops
-    the elements of one source, `message=` the messages that say this, `0` the counts that are 0.
+    Of a check that passed the name says enough; of a finding the field and its value. `source=` drops the elements of
+    one source, `message=` the messages that say this, `0` the counts that are 0.
     """
     *parents, last = path
-    if parents[1:] == ["*"]:
+    if len(parents) > 1 and parents[1] in _OF_A_LIST:
         name, _, text = last.partition("=")
         for item in document.get(parents[0], []):
-            if (item.get("result") in _QUIET or "result" not in item) and (not text or item.get(name) == text):
+            if item.get("result", "*") == parents[1] and (not text or item.get(name) == text):
                 item.pop(name, None)
         return
     part: Any = document
