@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from tunery_trainer.merging.deltas import Delta, Factored, blocks
+from tunery_trainer.merging.factorization import qr, svd
 
 OVERSAMPLING: Final = 16
 DENSE_LIMIT: Final = 256
@@ -33,9 +34,9 @@ def truncate_product(a: torch.Tensor, b: torch.Tensor, rank: int) -> Factored:
     B = Q_b R_b and Aᵀ = Q_a R_a, so the singular values of B·A are those of the small core R_b R_aᵀ. In float64,
     so that the error stays at the tail of the singular values even where that is small.
     """
-    q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    q_b, r_b = qr(b.double())
+    q_a, r_a = qr(a.double().T)
+    u, s, vh = svd(r_b @ r_a.T)
     return _split(q_b @ u[:, :rank], s, vh[:rank] @ q_a.T, rank)
 
 
@@ -47,14 +48,14 @@ def truncate_dense(matrix: torch.Tensor, rank: int, seed: int) -> Factored:
     """
     small = min(matrix.shape)
     if small <= max(DENSE_LIMIT, rank + OVERSAMPLING):
-        u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+        u, s, vh = svd(matrix.double())
         return _split(u[:, :rank], s, vh[:rank], rank)
     total = _squared_norm(matrix)
     if total == 0.0:
         return Factored(matrix.new_zeros(rank, matrix.shape[1]), matrix.new_zeros(matrix.shape[0], rank))
     generator = torch.Generator().manual_seed(seed)
     columns = min(small, 2 * rank + OVERSAMPLING)
-    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], columns, generator=generator)).Q
+    basis = qr(matrix @ torch.randn(matrix.shape[1], columns, generator=generator))[0]
     u, s, vh = _iterate(matrix, basis, rank, total)
     root = s[:rank].sqrt()
     a, b = root[:, None] * vh[:rank], u[:, :rank] * root
@@ -67,14 +68,14 @@ def _iterate(
     """Turn the basis towards the leading singular vectors until the error settles; return u, s, vh."""
     before = float("inf")
     for _ in range(MAX_PASSES):
-        q, r = torch.linalg.qr(matrix.T @ basis)
-        u, s, vh = torch.linalg.svd(r.T, full_matrices=False)
+        q, r = qr(matrix.T @ basis)
+        u, s, vh = svd(r.T)
         error = total - float(s[:rank].double().square().sum())
         # float32 products know the error only to about 1e-7 of the whole.
         if before - error <= TOLERANCE * max(error, 0.0) + 1e-7 * total:
             break
         before = error
-        basis = torch.linalg.qr(matrix @ q).Q
+        basis = qr(matrix @ q)[0]
     return basis @ u, s, vh @ q.T
 
 

@@ -48,7 +48,10 @@ _ALWAYS: Final = {
 
 _MAX_LINE: Final = 16 * 1024
 """Bytes of one log record, its trace included."""
-_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP: Final = Path("/sys/fs/cgroup")
+_QUOTA_AND_PERIOD: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Where cgroup version 2 and version 1 say them, below the mount."""
+_NO_QUOTA: Final = frozenset({"max", "-1"})
 
 
 def prepare_environment(work_dir: Path, gpus: int) -> None:
@@ -122,11 +125,14 @@ def go_offline() -> None:
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
-def cpu_limit(cpu_max: Path = _CPU_MAX) -> int:
-    """Return how many CPUs this process may use: the cgroup's quota, else its affinity; at least 1."""
+def cpu_limit(cgroup: Path = _CGROUP) -> int:
+    """Return how many CPUs this process may use: the cgroup's quota (version 2 or 1), else its affinity; at least 1."""
     usable = len(os.sched_getaffinity(0))
-    try:
-        quota, period = cpu_max.read_text().split()
-    except (OSError, ValueError):
-        return usable
-    return usable if quota == "max" else max(1, min(usable, round(int(quota) / int(period))))
+    for files in _QUOTA_AND_PERIOD:
+        try:
+            quota, period = " ".join((cgroup / file).read_text("utf-8") for file in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in _NO_QUOTA:
+            return max(1, min(usable, round(int(quota) / int(period))))
+    return usable

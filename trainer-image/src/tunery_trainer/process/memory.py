@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,10 +84,12 @@ def nothing_hoarded() -> Iterator[None]:
     """Let glibc give each large block back to the kernel as it is freed, in the body and not after it; else nothing.
 
     Left alone it raises by itself what counts as large up to 32 MiB, and keeps smaller blocks that lie between others.
-    As a base was quantised, block by block, these came to several times its 4 bits, for the rest of the run.
+    As a base was quantised, block by block, these came to several times its 4 bits, for the rest of the run. Whoever
+    has set the limits by glibc's own variables keeps them.
     """
     library = ctypes.CDLL(None)
-    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+    is_set = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if is_set or not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield
         return
     library.mallopt(_M_MMAP_THRESHOLD, _LARGE)

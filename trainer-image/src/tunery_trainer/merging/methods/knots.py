@@ -9,6 +9,7 @@ import torch
 
 from tunery_api.adaptermerge import MergeMethod
 from tunery_trainer.merging.deltas import Delta, Factored, Options
+from tunery_trainer.merging.factorization import qr, svd
 from tunery_trainer.merging.low_rank import truncate_product
 from tunery_trainer.merging.methods import dare, ties
 
@@ -49,13 +50,13 @@ def coordinates(deltas: Sequence[Delta]) -> tuple[torch.Tensor, list[Delta]]:
     values are those of the small core R · diag(T₁ᵀ … Tₙᵀ). In float64, so that neither the order of the adapters nor
     rounding moves what is trimmed.
     """
-    q, r = torch.linalg.qr(torch.cat([delta.b.double() * delta.scaling for delta in deltas], dim=1))
-    pairs = [torch.linalg.qr(delta.a.double().T) for delta in deltas]
-    widths = [t.shape[0] for _, t in pairs]
-    core = [rows @ t.T for rows, (_, t) in zip(r.split([delta.rank for delta in deltas], dim=1), pairs, strict=True)]
-    u, s, vh = torch.linalg.svd(torch.cat(core, dim=1), full_matrices=False)
+    q, r = qr(torch.cat([delta.b.double() * delta.scaling for delta in deltas], dim=1))
+    pairs = [qr(delta.a.double().T) for delta in deltas]
+    ranks, widths = torch.split(r, [delta.rank for delta in deltas], dim=1), [t.shape[0] for _, t in pairs]
+    core = [rows @ t.T for rows, (_, t) in zip(ranks, pairs, strict=True)]
+    u, s, vh = svd(torch.cat(core, dim=1))
     kept = int((s > NOTHING * s[0]).sum()) if len(s) else 0
-    shares = (s[:kept, None] * vh[:kept]).split(widths, dim=1)
+    shares = torch.split(s[:kept, None] * vh[:kept], widths, dim=1)
     rows = torch.eye(kept)
     parts = [
         Delta(delta.module, delta.source, delta.weight, (share @ basis.T).float(), rows, 1.0)
