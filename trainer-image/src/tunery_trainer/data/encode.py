@@ -23,6 +23,8 @@ Tokens = npt.NDArray[np.int32]
 
 BATCH_ROWS: Final = 512
 BATCH_CHARACTERS: Final = 1_000_000
+_NOTHING_ELSE: Final = {"return_attention_mask": False, "return_token_type_ids": False}
+"""Lists of as many numbers as there are tokens, which nobody reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +92,26 @@ class Encoder:
             batch = list(group)
             # No truncation here: the full length goes into the report.
             encodings = self._tokenizer(
-                [row.text for row in batch], add_special_tokens=special, verbose=False
+                [row.text for row in batch], add_special_tokens=special, verbose=False, **_NOTHING_ELSE
             ).encodings
             encoded += [self._row(row, encoding) for row, encoding in zip(batch, encodings, strict=True)]
         return encoded
 
     def _row(self, row: Rendered, encoding: Any) -> Encoded:
-        ids: list[int] = encoding.ids
+        ids = np.array(encoding.ids, dtype=np.int32)
         stretches = None if row.spans is None else token_stretches(encoding, row.spans)
-        labels = labels_of(encoding, stretches)
+        labels = labels_of(ids, stretches)
         if row.append_eos and self._eos is not None:
             # Some tokenizers add it themselves, at no place of the text.
-            if not ids or ids[-1] != self._eos:
-                ids, labels = [*ids, self._eos], np.append(labels, np.int32(IGNORED))
+            if not ids.size or ids[-1] != self._eos:
+                ids, labels = np.append(ids, np.int32(self._eos)), np.append(labels, np.int32(IGNORED))
             # The last span ends the text: what comes after the last answer was left out.
             labels[-1] = self._eos
-        cut = self._max_length
+        length, cut = len(ids), self._max_length
+        if length > cut:
+            ids, labels = ids[:cut].copy(), labels[:cut].copy()
         turns = sum(first < cut for first, _ in stretches or ())
-        return Encoded(np.array(ids[:cut], dtype=np.int32), labels[:cut], len(ids), turns)
+        return Encoded(ids, labels, length, turns)
 
 
 def _joined(row: Rendered, encoded: Iterator[Encoded]) -> Encoded:

@@ -12,14 +12,13 @@ IGNORED: Final = -100
 """The label that the loss skips."""
 
 
-def labels_of(encoding: Any, stretches: Sequence[tuple[int, int]] | None) -> npt.NDArray[np.int32]:
-    """Labels of one `tokenizers.Encoding`: the token where it is within one of the `stretches`, else -100.
+def labels_of(ids: npt.NDArray[np.int32], stretches: Sequence[tuple[int, int]] | None) -> npt.NDArray[np.int32]:
+    """Labels of the tokens `ids`: the token where it is within one of the `stretches`, else -100.
 
     Shape (tokens,). None means that every token counts.
     """
-    ids = np.array(encoding.ids, dtype=np.int32)
     if stretches is None:
-        return ids
+        return ids.copy()
     labels = np.full_like(ids, IGNORED)
     for first, last in stretches:
         labels[first : last + 1] = ids[first : last + 1]
@@ -51,7 +50,7 @@ def _last_token(encoding: Any, start: int, end: int) -> int | None:
 
 
 def _starts_within(encoding: Any, token: int, start: int, end: int) -> bool:
-    if token >= len(encoding.ids):
+    if token >= len(encoding):
         return False
     characters = encoding.token_to_chars(token)
     return characters is not None and characters[0] < characters[1] and start <= characters[0] < end

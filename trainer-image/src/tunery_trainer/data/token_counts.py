@@ -55,10 +55,11 @@ class TokenCounts:
         lost = sum(side.full_length - len(side.input_ids) for side in sides)
         self.cut += lost > 0
         self.lost += lost
-        if not all(side.loss_tokens for side in sides) or _alike(sides):
+        taught = [side.loss_tokens for side in sides]
+        if not all(taught) or _alike(sides):
             return False
         self.tokens += sum(len(side.input_ids) for side in sides)
-        self.loss_tokens += sum(side.loss_tokens for side in sides)
+        self.loss_tokens += sum(taught)
         return True
 
     def report(self, template: str, examples: int) -> TokenReport:
