@@ -166,8 +166,8 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
     _F.SLOWING_DOWN: Definition(
         _INFO,
         None,
-        "for 30 steps a step took more than 1.5 times what it took at first, with as many tokens; until it is below 1.25 "
-        "times for as long",
+        "for 30 steps a step took more than 1.5 times what it took at first, with as many tokens; until it is below "
+        "1.25 times for as long",
         "look at the node: another job on it, or a GPU that is throttled",
     ),
 }
