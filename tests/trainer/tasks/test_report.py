@@ -144,6 +144,13 @@ def test_sigterm_writes_a_checkpoint_and_says_so(
     assert f"{folder}/complete.json" in keys_below(s3_server, folder)
 
 
+def catches(pid: int, wanted: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal by now: Python itself starts slowly on a busy machine."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (wanted - 1) & 1)
+
+
 @pytest.mark.parametrize("task", ["preflight", "train"])
 def test_sigterm_before_there_is_anything_to_save(run_file: Run, message: Path, task: str) -> None:
     process = subprocess.Popen(
@@ -152,7 +159,10 @@ def test_sigterm_before_there_is_anything_to_save(run_file: Run, message: Path, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    time.sleep(1.5)
+    while not catches(process.pid, signal.SIGTERM):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == ExitCode.TERMINATED
     model = PreflightReport if task == "preflight" else RunResult
