@@ -40,10 +40,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prepare_environment(Path(folder), 0)
-        import bitsandbytes  # noqa: F401
-        from transformers import LlamaForCausalLM  # noqa: F401
+        # Nothing here uses them: their pages are there before the copies are made.
+        import bitsandbytes  # noqa: F401 (for its pages)
+        from transformers import LlamaForCausalLM  # noqa: F401 (for its pages)
 
-        import tunery_trainer.training.run  # noqa: F401
+        import tunery_trainer.training.run  # noqa: F401 (for its pages)
 
         for case in options.cases:
             # A copy of this process, which has imported all: its pages count as its own.

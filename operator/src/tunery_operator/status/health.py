@@ -51,12 +51,11 @@ def close_checks(draft: Draft) -> None:
     """Say of each check that waits for training that there will be none any more."""
     checks = draft.fields.get("checks")
     if checks:
-        left = {TRAINING_TELLS: NOT_TOLD}
-        draft.put(checks=[{**each, **_said(left.get(each.get(_MESSAGE, "")))} for each in checks])
+        draft.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _waits(each) else each for each in checks])
 
 
-def _said(sentence: str | None) -> dict[str, str]:
-    return {_MESSAGE: sentence} if sentence else {}
+def _waits(check: Mapping[str, Any]) -> bool:
+    return check.get(_MESSAGE) == TRAINING_TELLS
 
 
 def _with_sentences(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
 from tunery_api.scrub import ScrubbingFormatter, hide_credentials
+from tunery_trainer.process.memory import CGROUP
 
 _CACHES: Final = {
     "HF_HOME": "huggingface",
@@ -48,7 +49,6 @@ _ALWAYS: Final = {
 
 _MAX_LINE: Final = 16 * 1024
 """Bytes of one log record, its trace included."""
-_CGROUP: Final = Path("/sys/fs/cgroup")
 _QUOTA_AND_PERIOD: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 """Where cgroup version 2 and version 1 say them, below the mount."""
 _NO_QUOTA: Final = frozenset({"max", "-1"})
@@ -125,7 +125,7 @@ def go_offline() -> None:
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
-def cpu_limit(cgroup: Path = _CGROUP) -> int:
+def cpu_limit(cgroup: Path = CGROUP) -> int:
     """Return how many CPUs this process may use: the cgroup's quota (version 2 or 1), else its affinity; at least 1."""
     usable = len(os.sched_getaffinity(0))
     for files in _QUOTA_AND_PERIOD:

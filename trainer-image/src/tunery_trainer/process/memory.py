@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_CGROUP: Final = Path("/sys/fs/cgroup")
+CGROUP: Final = Path("/sys/fs/cgroup")
+"""What the container may use is told below it."""
 _PROCESS: Final = Path("/proc/self/statm")
 _UNLIMITED: Final = 1 << 60
 """From here on a limit of cgroup v1 is none: it has no word for that, but the largest number that it can hold."""
@@ -43,7 +44,7 @@ _VERSIONS: Final = (
 )
 
 
-def container_memory(asked: int | None = None, cgroup: Path = _CGROUP, process: Path = _PROCESS) -> MemoryUse | None:
+def container_memory(asked: int | None = None, cgroup: Path = CGROUP, process: Path = _PROCESS) -> MemoryUse | None:
     """Return the working set of the container, as the kubelet counts it, and its limit; None where there is no limit.
 
     Without pages of files that the kernel drops when it needs room: a run that reads a large data set fills them.
