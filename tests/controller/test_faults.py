@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -32,6 +32,7 @@ second makes five."""
 _EVENTS = "events"
 
 Kinds = Counter[tuple[str, str]]
+Tried = tuple["Case", Namespace, Rule]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,17 @@ def cases(kinds: Kinds) -> list[Case]:
 def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
     kinds = record(world)
     assert kinds.keys() >= DECISIVE
-    todo, tried = cases(kinds), []
+    tried = _try(world, cases(kinds))
+    # What is told in few patches on a busy machine has no sixth one: such a fault strikes the first.
+    tried += _try(world, [replace(case, nth=1) for case in _missed(tried)])
+    assert not _missed(tried)
+    world.assert_sound()
+    world.assert_quiet([namespace for _, namespace, _ in tried])
+
+
+def _try(world: Adversity, todo: list[Case]) -> list[Tried]:
+    """Begin each case and see it to its end, AT_ONCE at a time; fail with what is wrong."""
+    tried: list[Tried] = []
     wrong: list[str] = []
     while todo and len(wrong) < MAX_WRONG:
         batch, todo = todo[:AT_ONCE], todo[AT_ONCE:]
@@ -93,9 +104,7 @@ def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
         wrong += [found for case, namespace, _ in begun if (found := _problem(world, case, namespace, end))]
         tried += begun
     assert not wrong, "\n".join(wrong)
-    _assert_struck([(case, rule) for case, _, rule in tried])
-    world.assert_sound()
-    world.assert_quiet([namespace for _, namespace, _ in tried])
+    return tried
 
 
 def _start(world: Adversity, case: Case) -> tuple[Namespace, Rule]:
@@ -119,12 +128,11 @@ def _problem(world: Adversity, case: Case, namespace: Namespace, end: float) -> 
     return ""
 
 
-def _assert_struck(tried: list[tuple[Case, Rule]]) -> None:
-    """Fail where a kind of call was never met by a fault; a single one of many reads may not have come."""
-    met = {(case.verb, case.resource, case.fault) for case, rule in tried if rule.struck}
-    all_ = {(case.verb, case.resource, case.fault) for case, _ in tried}
-    missed = {what for what in all_ - met if what[0] != "get" and what[1] != _EVENTS}
-    assert not missed, missed
+def _missed(tried: list[Tried]) -> list[Case]:
+    """Return a case of each kind of call that a fault never met; a single one of many reads may not have come."""
+    met = {(case.verb, case.resource, case.fault) for case, _, rule in tried if rule.struck}
+    missed = {(case.verb, case.resource, case.fault): case for case, _, _ in tried if case.verb != "get"}
+    return [case for what, case in missed.items() if what not in met and case.resource != _EVENTS]
 
 
 @pytest.mark.parametrize(("verb", "resource"), [("create", "jobs"), ("patch", "lorajobs/status")])

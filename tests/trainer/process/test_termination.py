@@ -101,13 +101,14 @@ def test_what_could_not_be_checked_is_said_longer_than_what_passed() -> None:
     assert [check["message"] for check in said["checks"] if check["name"] == "BatchFits"] == [unknown]
 
 
-def test_what_the_manifest_sets_makes_room_but_for_the_task() -> None:
+def test_what_the_manifest_sets_makes_room_but_for_the_task_and_the_checkpoint() -> None:
     document = json.loads((DATA / "preflight.json").read_text())
     document["dataset"]["report"] = "s3://" + "x" * 200
+    document["resolved"]["values"].append({"name": "resumeFrom", "value": "the checkpoint of step 20"})
     for value in document["resolved"]["values"]:
         value["source"] = "Manifest"
     said = json.loads(termination_bytes(PreflightReport.model_validate(document)))
-    assert [value["name"] for value in said["resolved"]["values"]] == ["task"]
+    assert [value["name"] for value in said["resolved"]["values"]] == ["task", "resumeFrom"]
 
 
 def test_of_findings_and_checks_the_sentences_go_and_the_verdicts_stay() -> None:

@@ -51,8 +51,8 @@ _KEPT_LONGER: Final = ("estimate",)
 """Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will."""
 
 _OF_A_LIST: Final = frozenset({"*", *CheckResult})
-_SHOWN: Final = "task"
-"""A column of kubectl get is read from it."""
+_MORE_THAN_SET: Final = frozenset({"task", "resumeFrom"})
+"""Values of the manifest that stay: a column of kubectl get is read from the one, the other says which step it is."""
 _COUNTED: Final = frozenset({"rows", "invalidRows"})
 """Counts of a data set that are told even where they are 0."""
 
@@ -150,7 +150,7 @@ def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:
     if last.startswith("source="):
         if isinstance(part, list):
             source = last.removeprefix("source=")
-            part[:] = [item for item in part if item["source"] != source or item["name"] == _SHOWN]
+            part[:] = [item for item in part if item["source"] != source or item["name"] in _MORE_THAN_SET]
     elif last == "0":
         for name in [name for name, value in part.items() if type(value) is int and not value and name not in _COUNTED]:
             del part[name]
