@@ -115,16 +115,17 @@ RUN = "usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NA
             "--gpumemory is no option of python -m tunery_trainer estimate; did you mean --gpu-memory?",
             "usage: python -m tunery_trainer estimate [-h] ",
         ),
-        (["rnu", "job.yaml"], "there is no command rnu; did you mean run?", "usage: python -m tunery_trainer [-h] "),
+        (["rnu", "job.yaml"], "there is no command rnu; did you mean run?", "The commands are preflight, train, "),
         (
             ["distill", "run.json"],
             "there is no command distill",
-            "usage: python -m tunery_trainer [-h] COMMAND .... Use the trainer image of the operator's version",
+            "The commands are preflight, train, merge, publish, report, run, estimate, check; python -m tunery_trainer "
+            "--help tells of each. In a cluster, use the trainer image of the operator's version",
         ),
         (
             ["--verbose", "run", "job.yaml"],
-            "--verbose is no option of python -m tunery_trainer",
-            "usage: python -m tunery_trainer [-h] COMMAND",
+            "--verbose is no option of python -m tunery_trainer; options of a command come after it",
+            "usage: python -m tunery_trainer [-h] [--version] COMMAND",
         ),
     ],
 )

@@ -155,6 +155,61 @@ def test_by_the_keyboard_and_only_where_it_is_asked_for(case: Case) -> None:
     assert published(path.parent / "out").stopped is not None, "asking for it makes no other run of the same manifest"
 
 
+@pytest.fixture
+def killed_once(case: Case) -> Path:
+    """Returns a manifest whose first run was killed after it had stored a checkpoint."""
+    path = case(training={"maxSteps": 60}, onStop="Publish")
+    running = start(path)
+    while not newest_step(path):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.communicate()
+    return path
+
+
+def test_as_a_run_goes_on_what_is_stored_is_published(killed_once: Path) -> None:
+    step = newest_step(killed_once)
+    running = start(killed_once)
+    assert running.stdout is not None
+    running.stdout.readline()  # preflight has spoken: training has not begun
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.TERMINATED, said
+    assert "Told to stop: publishing what the newest checkpoint holds." in said
+    assert "run the same manifest again" in said
+    stopped = published(killed_once.parent / "out").stopped
+    assert stopped is not None
+    assert (stopped.after_step, stopped.of_steps) == (step, 60)
+
+
+def test_while_the_result_is_written_what_is_stored_is_published(killed_once: Path) -> None:
+    running = start(killed_once)
+    written = killed_once.parent / "work" / "result" / "adapter_model.safetensors"
+    while not written.exists():
+        assert running.poll() is None
+        time.sleep(0.001)
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.TERMINATED, said
+    assert published(killed_once.parent / "out").steps == 60
+    again = run_here("run", killed_once, "--work-dir", killed_once.parent / "work")
+    assert again.returncode == ExitCode.OK, again.stderr
+    assert published(killed_once.parent / "out").stopped is None
+
+
+def test_where_nothing_is_stored_it_is_said_that_nothing_is_published(case: Case) -> None:
+    path = case(**LONG, onStop="Publish")
+    running = start(path)
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == ExitCode.TERMINATED, said
+    assert "Nothing is published: no checkpoint is stored yet.\nTold to stop: ending at once." in said
+    assert not (path.parent / "out").exists()
+
+
 def test_worse_than_asked_for_is_rejected(case: Case) -> None:
     path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
     done = stop_here(path)

@@ -13,6 +13,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -27,17 +29,19 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
-from tunery_trainer.process.signals import StopRequested, StopSignal
+from tunery_trainer.process.signals import GOES_ON, StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
 from tunery_trainer.tasks import answer, check, run_task
 from tunery_trainer.tasks.question import Asked, Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
+_STOPPED: Final = "TUNERY_STOPPED_RUN"
+"""Names the RunSpec of a run without a cluster whose process was told to stop: its successor publishes it."""
 _LEAST_MEMORY: Final = 2**20
 _INVALID_CHOICE: Final = re.compile(r"argument COMMAND: invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)")
 """What argparse says of a command that it does not know."""
-_OTHER_VERSION: Final = "Use the trainer image of the operator's version (trainer.image of the chart)."
+_OTHER_VERSION: Final = "the trainer image of the operator's version (trainer.image of the chart)."
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,23 +76,50 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     """
     from tunery_trainer.local import load_run_spec
 
+    stopped = os.environ.get(_STOPPED)
+    if stopped:
+        return _publish_stopped(_read_run_spec(Path(stopped)), stop)
     try:
         run = load_run_spec(Path(options.path), options.work_dir and Path(options.work_dir), options.name)
+        if run.lora_job is not None:
+            stop.hint = GOES_ON
+        if _publishes_stopped(run):
+            stop.successor = partial(_publish_instead, run, options.path, dict(os.environ))
         for task in _tasks_of(run):
             run_task(task, run, stop)
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
     except StopRequested:
-        return _publish_stopped(run, stop)
+        return _publish_stopped(run, stop) if _publishes_stopped(run) else ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error, here=True)
     return ExitCode.OK
 
 
+def _publishes_stopped(run: RunSpec) -> bool:
+    return run.lora_job is not None and run.lora_job.on_stop is OnStop.PUBLISH
+
+
+def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str]) -> None:
+    """Let a new process publish what the run has stored, in place of this one: it may be anywhere, in any library.
+
+    Returns where nothing is stored yet.
+    """
+    work, uid = Path(run.work_dir), run.identity.uid
+    if not any(work.glob(f"checkpoints/{uid}/step-*/complete.json")):
+        sys.stderr.write("Nothing is published: no checkpoint is stored yet.\n")
+        return
+    with suppress(Exception):  # the signal may have come in the middle of a write
+        sys.stderr.write("Told to stop: publishing what the newest checkpoint holds.\n")
+        sys.stdout.flush()
+    path = work / "stopped.json"
+    path.write_text(run.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
+    again = [sys.executable, "-m", "tunery_trainer", "run", manifest]
+    os.execve(sys.executable, again, environment | {_STOPPED: str(path)})
+
+
 def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
-    """Publish what a run without a cluster had as it was told to stop, where its manifest asks for that."""
-    if run.lora_job is None or run.lora_job.on_stop is not OnStop.PUBLISH:
-        return ExitCode.TERMINATED
+    """Publish what a run without a cluster had as it was told to stop."""
     stop.heeded()
     try:
         run_task(Task.PUBLISH, run.model_copy(update={"stop": "it was told to by a signal"}), stop)
@@ -143,11 +174,13 @@ def _rate(text: str) -> float:
 
 def _check(options: argparse.Namespace) -> int:
     """Read a data set and print what is in it."""
-    from tunery_trainer.local import NO_MODEL, CheckRequest, load_check_spec
+    from tunery_trainer.local import NO_MODEL, CheckRequest, load_check_spec, make_folder
 
     asked = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
     try:
         request = CheckRequest(**asked)
+        if options.output is not None:
+            make_folder("--output", options.output)  # before the data is read, which may take long
         with tempfile.TemporaryDirectory(prefix="tunery-check-") as folder:
             run = load_check_spec(request, Path(folder))
             spec = run.lora_job
@@ -177,6 +210,8 @@ def _tasks_of(run: RunSpec) -> tuple[Task, ...]:
 def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
     """Do what the operator asks for; however it ends, the termination message says what is known."""
     stop.last_word = lambda: write_termination(_failed(task, None))
+    if task is Task.TRAIN:
+        stop.hint = GOES_ON
     message: PreflightReport | RunResult
     try:
         message, code = run_task(task, _read_run_spec(path), stop), ExitCode.OK
@@ -220,14 +255,17 @@ class _Parser(argparse.ArgumentParser):
         choice = _INVALID_CHOICE.match(message)
         hint = " ".join(self.format_usage().split())
         if choice is not None:
-            close = near(choice["word"], re.findall(r"[\w-]+", choice["known"]))
+            known = re.findall(r"[\w-]+", choice["known"])
+            close = near(choice["word"], known)
             message = f"there is no command {choice['word']}{close}"
-            hint = hint if close else f"{hint}. {_OTHER_VERSION}"
+            hint = f"The commands are {', '.join(known)}; {self.prog} --help tells of each."
+            hint = hint if close else f"{hint} In a cluster, use {_OTHER_VERSION}"
         raise TrainerError(FailureReason.INVALID_SPEC, message, hint)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m tunery_trainer", description="Train and merge PEFT adapters.")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     texts = {
         Task.PREFLIGHT: "check data, model, credentials and output on the CPU",
@@ -245,7 +283,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("--name", help="which object, if the manifest holds several")
     _add_estimate(commands)
     _add_check(commands.add_parser("check", help="say what is in a data set, without a cluster"))
+    first = next(iter(arguments), "").partition("=")[0]
+    if first.startswith("-") and first not in ("-h", "--help", "--version"):
+        parser.error(f"{first} is no option of {parser.prog}; options of a command come after it")
     return parser.parse_args(arguments)
+
+
+def _version() -> str:
+    return importlib.metadata.version("tunery-trainer")
 
 
 def _add_estimate(commands: Any) -> None:
@@ -316,8 +361,7 @@ def _misread(path: Path, error: ValidationError) -> TrainerError:
     problems = [(problem["loc"], problem["msg"]) for problem in error.errors()]
     if not all(loc and loc[0] in _SPECS for loc, _ in problems):
         return TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}")
-    version = importlib.metadata.version("tunery-trainer")
     fields = "; ".join(f"{'.'.join(map(str, ('spec', *loc[1:])))}: {text}" for loc, text in problems)
     return TrainerError(
-        FailureReason.INVALID_SPEC, f"this trainer image (version {version}) cannot run it: {fields}", _OTHER_VERSION
+        FailureReason.INVALID_SPEC, f"this trainer image (version {_version()}) cannot run it: {fields}", f"Use {_OTHER_VERSION}"
     )

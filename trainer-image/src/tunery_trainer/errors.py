@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from tunery_api.exitcodes import ExitCode, exit_code_for
@@ -9,6 +10,8 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import RunResult
 from tunery_api.scrub import scrub, shorten
 
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What the kernel says where a disk, or what a user may take of it, is full."""
 _MAX_TEXT: Final = 64 * 1024
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import glob
 import hashlib
 import json
@@ -27,7 +28,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_api.walk import fields, with_fields
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import DISK_FULL, TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
 from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.storage.uris import beside
@@ -87,6 +88,8 @@ def run_spec_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -
         problems.append(FieldError("spec.output.uri", "is required without a cluster"))
     if problems:
         raise InvalidSpec(problems)
+    if work_dir:
+        make_folder("--work-dir", work_dir)  # before anything is read that may take long
     spec = with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
     identity = _identity(manifest, spec)
     own = work_dir.resolve() if work_dir else _private_folder(identity)
@@ -103,6 +106,20 @@ def run_spec_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -
         work_dir=str(own),
         local=True,
     )
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option of the command line names; raises TrainerError(InvalidSpec) where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        why = "it is a file" if folder.is_file() else error.strerror
+        message = f"{option}: {folder} is no folder to write to: {why}"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, "Name a folder, or one that can be made.") from error
 
 
 def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:

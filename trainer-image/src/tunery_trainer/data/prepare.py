@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.store import TokenStore, row_kind
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import DISK_FULL, TrainerError
 
 _TRAIN, _EVALUATION = "train.arrow", "evaluation.arrow"
 
@@ -65,7 +64,7 @@ def prepare(
             with new_entry(cache_dir, key) as folder:
                 _fill(folder, files, options, tokenizer, notebook or Notebook(folder))
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in DISK_FULL:
                 raise
             raise TrainerError(FailureReason.DISK_FULL, "no space left to write the prepared data set") from error
     entry = found or read_entry(cache_dir, key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from typing import Final
@@ -11,7 +10,7 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.errors import DISK_FULL, TrainerError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 
 _MAX_LINE: Final = 400
@@ -45,7 +44,7 @@ def explain(error: BaseException) -> TrainerError:
         return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
     if out_of_memory(error):
         return TrainerError(FailureReason.OUT_OF_MEMORY, f"memory ran out: {first_line(error, _MAX_LINE)}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
     return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
 

@@ -19,9 +19,8 @@ from tunery_api.status import CheckpointStatus
 GRACE_SECONDS: Final = TRAIN_GRACE_SECONDS - 20.0
 """How long a graceful stop may take, before Kubernetes kills the pod."""
 
-_AT_ONCE: Final = (
-    "Told to stop: ending at once. The same run started again goes on from its last checkpoint, if it has one.\n"
-)
+GOES_ON: Final = " The same run started again goes on from its last checkpoint, if it has one."
+"""The hint of what stores checkpoints."""
 
 
 class StopRequested(Exception):
@@ -35,8 +34,9 @@ class StopRequested(Exception):
 class StopSignal:
     """Answers SIGTERM and SIGINT from the first line of the program on.
 
-    Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving. Inside, the
-    first signal sets `requested`; a second one, or GRACE_SECONDS, ends the process whatever it is doing.
+    Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving, though `successor`
+    may have something to do. Inside, the first signal sets `requested`; a second one ends the process at once, whatever
+    it is doing, and GRACE_SECONDS end it as a signal outside does.
     """
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -46,6 +46,10 @@ class StopSignal:
         self.requested = False
         self.last_word: Callable[[], None] = _nothing
         """Said before the process ends at once."""
+        self.successor: Callable[[], None] = _nothing
+        """Takes the place of a process that the first signal ends at once, by exec; may return where there is none."""
+        self.hint = ""
+        """Of what may be done after an end at once."""
 
     def install(self) -> None:
         """Take over SIGTERM and SIGINT; call it from the main thread."""
@@ -58,10 +62,11 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def heeded(self) -> None:
-        """Take note that what was asked for is done: what follows may take its time, and the next signal ends it."""
+        """Take note that what was asked for is done: what follows may take its time, and the next signal just ends it."""
         if self._watchdog is not None:
             self._watchdog.cancel()
         self.requested = False
+        self.successor = _nothing
 
     @contextmanager
     def graceful(self) -> Iterator[None]:
@@ -73,17 +78,25 @@ class StopSignal:
             self._graceful = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self._graceful or self.requested:
-            self.leave(_AT_ONCE)
+        if self.requested:
+            self.leave()
+        if not self._graceful:
+            self._end()
         self.requested = True
-        self._watchdog = threading.Timer(self._grace_seconds, self.leave)
+        self._watchdog = threading.Timer(self._grace_seconds, self._end)
         self._watchdog.daemon = True
         self._watchdog.start()
         sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 
-    def leave(self, said: str = "") -> None:
+    def _end(self) -> None:
+        with suppress(Exception):
+            self.successor()
+        self.leave()
+
+    def leave(self) -> None:
         """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
-        for word in (self.last_word, partial(sys.stderr.write, said), sys.stdout.flush, sys.stderr.flush):
+        said = partial(sys.stderr.write, f"Told to stop: ending at once.{self.hint}\n")
+        for word in (self.last_word, said, sys.stdout.flush, sys.stderr.flush):
             with suppress(Exception):  # the signal may have come in the middle of a write
                 word()
         os._exit(ExitCode.TERMINATED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import glob
 import hashlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_trainer.errors import DISK_FULL, TrainerError
 from tunery_trainer.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
 
 CHUNK_BYTES: Final = 1 << 20
@@ -33,7 +32,6 @@ _WINDOW: Final = 2 * STREAMS
 _MARK_BYTES: Final = 256 << 20
 """So many bytes are downloaded again at most where a process was killed, apart from those of the window."""
 _ATTEMPTS: Final = 5
-_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise TrainerError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}") from error
 
