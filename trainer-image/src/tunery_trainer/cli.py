@@ -115,7 +115,7 @@ def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str]) -
     path = work / "stopped.json"
     path.write_text(run.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
     again = [sys.executable, "-m", "tunery_trainer", "run", manifest]
-    os.execve(sys.executable, again, environment | {_STOPPED: str(path)})
+    os.execve(sys.executable, again, environment | {_STOPPED: str(path)})  # noqa: S606 (this very program)
 
 
 def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
@@ -363,5 +363,7 @@ def _misread(path: Path, error: ValidationError) -> TrainerError:
         return TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}")
     fields = "; ".join(f"{'.'.join(map(str, ('spec', *loc[1:])))}: {text}" for loc, text in problems)
     return TrainerError(
-        FailureReason.INVALID_SPEC, f"this trainer image (version {_version()}) cannot run it: {fields}", f"Use {_OTHER_VERSION}"
+        FailureReason.INVALID_SPEC,
+        f"this trainer image (version {_version()}) cannot run it: {fields}",
+        f"Use {_OTHER_VERSION}",
     )

@@ -190,10 +190,11 @@ def _learning_rate(plan: Planned) -> CheckStatus:
 
 def _accumulation(plan: Planned) -> CheckStatus:
     training, tokens = plan.settings.training, plan.data.tokens
-    rows, there = training.batch_size * training.gradient_accumulation, tokens.sequences if tokens else 0
-    text = f"{training.batch_size} × {training.gradient_accumulation} = {rows} rows a step, {plan.steps} steps"
-    if rows > there:
-        return _judged(_N.GRADIENT_ACCUMULATION, good=False, message=f"{text}; there are {there} rows only")
+    wanted, there = training.batch_size * training.gradient_accumulation, tokens.sequences if tokens else 0
+    unit = "packed sequences" if tokens and tokens.packed else "rows"
+    text = f"{training.batch_size} × {training.gradient_accumulation} = {wanted} {unit} a step, {plan.steps} steps"
+    if wanted > there:
+        return _judged(_N.GRADIENT_ACCUMULATION, good=False, message=f"{text}; there are {there} {unit} only")
     if plan.steps < FEW_STEPS:
         return _judged(_N.GRADIENT_ACCUMULATION, good=False, message=f"{text}: fewer than {FEW_STEPS} teach little")
     return _judged(_N.GRADIENT_ACCUMULATION, good=True, message=text)
@@ -286,7 +287,7 @@ def _batch_fits(found: Measured) -> CheckStatus:
     if found.memory is None:
         unknown = "how much memory is in use, or may be, is not known here"
         return _skipped(_N.BATCH_FITS, _NOTHING_TRAINED if found.padding is None else unknown)
-    text = f"{share_text(found.memory.share)} of the memory was in use at most"
+    text = f"{share_text(found.memory.share)} of {human_bytes(found.memory.available)} was in use at most"
     return _judged(_N.BATCH_FITS, found.memory.share <= TIGHT, text)
 
 

@@ -20,7 +20,7 @@ from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.here import Start
 from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.look import Estimated, TableLine
-from tunery_trainer.settings.types import DeviceFacts
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 _RUN: Final = RunIdentity(kind="LoRAJob", namespace="local", name="estimate", uid="")
 _MANY: Final = 20_000
@@ -54,6 +54,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
         left_out=start.left_out,
         memory=plan.memory,
         available=device.memory_bytes,
+        on_gpu=device.kind is DeviceKind.CUDA,
         rows=data.rows if files else None,
         steps=plan.steps if files or spec.training.max_steps else None,
         tokens=plan.tokens,

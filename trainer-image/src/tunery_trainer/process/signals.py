@@ -34,9 +34,9 @@ class StopRequested(Exception):
 class StopSignal:
     """Answers SIGTERM and SIGINT from the first line of the program on.
 
-    Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving, though `successor`
-    may have something to do. Inside, the first signal sets `requested`; a second one ends the process at once, whatever
-    it is doing, and GRACE_SECONDS end it as a signal outside does.
+    Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving, though
+    `successor` may have something to do. Inside, the first signal sets `requested`; a second one ends the process at
+    once, whatever it is doing, and GRACE_SECONDS end it as a signal outside does.
     """
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -62,7 +62,10 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def heeded(self) -> None:
-        """Take note that what was asked for is done: what follows may take its time, and the next signal just ends it."""
+        """Take note that what was asked for is done: what follows may take its time, and the next signal ends it.
+
+        Nothing takes its place then.
+        """
         if self._watchdog is not None:
             self._watchdog.cancel()
         self.requested = False

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunery_trainer.settings.look import Estimated
 from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usable
+from tunery_trainer.settings.types import SettingSource
 from tunery_trainer.settings.units import human_bytes
 
 _HOUR: Final = 3600
@@ -67,7 +68,10 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     settings, training = found.settings, found.settings.training
     quantised = f" on {settings.quantization.type.value}" if settings.quantization else ""
     size = _parameters(found.parameters)
-    yield _short(f"Model     {found.model}, {size} parameters, computed in {training.precision}")
+    asked = any(each.name == "training.precision" and each.source == SettingSource.MANIFEST for each in settings.values)
+    # Which CPU it will be is not known: of the two the one that takes more is counted.
+    or_less = "" if found.on_gpu or asked else ", or BFloat16 where the CPU has it"
+    yield _short(f"Model     {found.model}, {size} parameters, computed in {training.precision}{or_less}")
     yield _short(f"Method    {settings.method.value}{quantised}. {settings.method_reason}")
     yield _short(f"Adapter   {_adapter(found)}")
     if found.left_out:
@@ -110,7 +114,10 @@ def _parts(found: Estimated) -> Iterable[str]:
     for name, text in _PARTS.items():
         yield f"  {text:<20}{human_bytes(getattr(parts, name)):>10}"
     available = found.available
-    told = f" of {human_bytes(available)}, {human_bytes(usable(available))} of them counted on" if available else ""
+    whose = "" if found.on_gpu else "resources.memory: "
+    told = (
+        f" of {whose}{human_bytes(available)}, {human_bytes(usable(available))} of them counted on" if available else ""
+    )
     yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):

@@ -203,6 +203,14 @@ def _adapter(record: MergeInputRecord) -> str:
     return f"`{record.uri}`" + (f" (rejected: {record.rejected})" if record.rejected else "")
 
 
+def _peak(lineage: Lineage) -> str | None:
+    """Return the most memory of the process; what is judged of a container's leaves out what the kernel can drop."""
+    if not lineage.peak_bytes:
+        return None
+    mapped = ", the files that it had mapped among it" if lineage.device == "cpu" else ""
+    return human_bytes(lineage.peak_bytes) + mapped
+
+
 def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
     rows = (
@@ -216,7 +224,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
         ("Device", lineage.device),
-        ("Peak memory", human_bytes(lineage.peak_bytes) if lineage.peak_bytes else None),
+        ("Peak memory", _peak(lineage)),
         ("Image", f"`{lineage.image}`" if lineage.image else None),
         ("Libraries", versions),
     )

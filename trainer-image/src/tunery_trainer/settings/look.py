@@ -36,7 +36,8 @@ class Estimated:
     """What the job goes on from and could not be read, in a sentence; None: it was, or there is nothing such."""
     memory: MemoryEstimate
     available: int | None
-    """Bytes of the device; None: not known."""
+    """Bytes of the GPU, or of resources.memory; None: not known."""
+    on_gpu: bool
     rows: int | None
     """Of the data set; None where it was not read."""
     steps: int | None

@@ -64,7 +64,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     except TrainerError as error:
         name_report(work, notebook, error)
         raise
-    _print(report)
+    _print(report, local=run.local)
     return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
 
 
@@ -176,7 +176,7 @@ def _what_fits(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> 
     )
 
 
-def _print(report: PreflightReport) -> None:
+def _print(report: PreflightReport, *, local: bool) -> None:
     """Print the report for people: one line for each thing that was checked."""
     dataset, resolved, memory = report.dataset, report.resolved, report.memory
     if dataset:
@@ -205,4 +205,5 @@ def _print(report: PreflightReport) -> None:
         print(f"Preflight  method: {resolved.method} on {targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
         available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
-        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{available}", flush=True)
+        here = " that this machine has; resources.memory counts in a cluster" if local and available else ""
+        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{available}{here}", flush=True)
