@@ -114,6 +114,8 @@ def _conversation(field: str, turns: Sequence[JsonObject], messages: tuple[JsonO
 
 def _mark(turn: JsonObject, at: str, *, answer: bool) -> bool | None:
     """What OpenAI's `weight` (0 or 1) or axolotl's `train` (true or false) says of a turn; None: nothing."""
+    if "weight" not in turn and "train" not in turn:
+        return None
     marks = {name: _switch(turn[name], name, at) for name in ("weight", "train") if turn.get(name) is not None}
     if len(set(marks.values())) > 1:
         raise RowError(f"{at}train", "contradicts weight; keep one of the two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Final
 
@@ -26,6 +27,11 @@ from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowP
 from tunery_trainer.errors import TrainerError
 
 _PREFERENCES: Final = formats_of(TrainingTask.KTO)
+
+
+@lru_cache
+def _is_csv(file: str) -> bool:
+    return ".csv" in PurePath(file).suffixes
 
 
 class ExampleReader:
@@ -67,7 +73,7 @@ class ExampleReader:
 
     def _example(self, value: JsonObject, place: RowPlace) -> Example:
         row = self._renamed(value, place)
-        row = with_turns(row) if ".csv" in PurePath(place.file).suffixes else row
+        row = with_turns(row) if _is_csv(place.file) else row
         if self.format is DatasetFormat.AUTO:
             self.format = self._detected(row)
         if self._template is DatasetTemplate.PLAIN and self.format not in PLAIN_FORMATS:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 JsonObject = dict[str, Any]
+
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +78,4 @@ class Example:
             content += [sorted(self.context), self.completion_at]
         if self.rejected is not None or self.desirable is not None:
             content += [self.rejected and self.rejected.digest().hex(), self.desirable]
-        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
+        return hashlib.blake2b(_CANONICAL(content).encode(), digest_size=16).digest()

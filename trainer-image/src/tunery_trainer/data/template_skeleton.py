@@ -32,7 +32,7 @@ _EDGE: Final = 8
 
 def pieces_of(example: Example) -> Pieces:
     """What of each message is its own."""
-    return tuple(_pieces(message) for message in example.messages)
+    return tuple([_pieces(message) for message in example.messages])
 
 
 def shape_of(example: Example, pieces: Pieces) -> Shape:
@@ -47,18 +47,21 @@ def shape_of(example: Example, pieces: Pieces) -> Shape:
 
 def _look(content: str) -> tuple[bool, str, str]:
     """Tell whether a text holds reasoning, and the white space around it: a template keeps it, and pieces do not."""
+    if not (content[:1].isspace() or content[-1:].isspace()):
+        return THINK_END in content, "", ""
     begin, end = len(content) - len(content.lstrip()), len(content.rstrip())
     return THINK_END in content, content[: min(begin, _EDGE)], content[end : end + _EDGE]
 
 
 def _filled(pieces: tuple[Piece, ...]) -> tuple[tuple[bool, ...], ...]:
-    return tuple(tuple(bool(text) for text in piece) for piece in pieces)
+    return tuple([tuple(map(bool, piece)) for piece in pieces])
 
 
 def _pieces(message: JsonObject) -> tuple[Piece, ...]:
-    calls = (call["function"] for call in message.get("tool_calls") or ())
+    thought, said = thought_and_said(message)
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
     written = [piece for call in calls for piece in ((call["name"],), _arguments(call["arguments"]))]
-    return (*((text,) for text in thought_and_said(message)), *written)
+    return ((thought,), (said,), *written)
 
 
 def _arguments(arguments: JsonObject) -> Piece:
@@ -87,13 +90,13 @@ class Skeleton:
     def spans(self, pieces: Pieces, text: str) -> tuple[Span, ...] | None:
         """The spans in `text`, what a row of the same shape was rendered to; None where the text is another."""
         own = [pieces[message][piece][which] for message, piece, which in self.shown]
-        parts = [part for pair in zip(self.between, [*own, ""], strict=True) for part in pair]
-        if "".join(parts) != text:
-            return None
-        starts, position = [], 0
+        parts, starts, position = [], [], 0
         for before, piece in zip(self.between, [*own, ""], strict=True):
             starts.append(position)
+            parts += (before, piece)
             position += len(before) + len(piece)
+        if position != len(text) or "".join(parts) != text:
+            return None
         return tuple((starts[first] + begin, starts[last] + end) for (first, begin), (last, end) in self.marks)
 
 
