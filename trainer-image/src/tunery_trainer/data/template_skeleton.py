@@ -90,7 +90,8 @@ class Skeleton:
     def spans(self, pieces: Pieces, text: str) -> tuple[Span, ...] | None:
         """The spans in `text`, what a row of the same shape was rendered to; None where the text is another."""
         own = [pieces[message][piece][which] for message, piece, which in self.shown]
-        parts, starts, position = [], [], 0
+        parts: list[str] = []
+        starts, position = [], 0
         for before, piece in zip(self.between, [*own, ""], strict=True):
             starts.append(position)
             parts += (before, piece)
