@@ -143,3 +143,11 @@ def test_a_file_that_is_gone_says_so(folder: Path) -> None:
     with pytest.raises(TrainerError, match=r"spec\.model\.uri: cannot read model-2\.safetensors") as caught:
         begun.wait()
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_waited_for(folder: Path) -> None:
+    (folder / "model-2.safetensors").mkdir()
+    begun = FolderDigest.begin(folder, [*FILES, "model-2.safetensors"])
+    with pytest.raises(TrainerError, match=r"cannot read model-2\.safetensors: Is a directory") as caught:
+        begun.wait()
+    assert caught.value.reason is FailureReason.MODEL_NOT_FOUND

@@ -239,6 +239,42 @@ def test_local_places_refused(place: Location, reason: FailureReason, tmp_path: 
     assert caught.value.reason is reason
 
 
+@pytest.mark.parametrize(
+    ("link", "says"),
+    [
+        (None, "is a folder, and not the file of that name"),
+        ("gone", "is a link to gone, where nothing is"),
+        ("model-00003-of-00003.safetensors", "is a link to .*, which leads back to itself"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_models_file_is_named(tmp_path: Path, link: str | None, says: str) -> None:
+    name = "model-00003-of-00003.safetensors"
+    for known in ("config.json", "model-00001-of-00003.safetensors"):
+        (tmp_path / known).write_text("{}")
+    (tmp_path / name).symlink_to(link) if link else (tmp_path / name).mkdir()
+    with pytest.raises(TrainerError, match=rf"spec\.model\.uri: {name} {says}") as caught:
+        fetch_model(Location(tmp_path.as_uri(), NONE, allow_file=True), tmp_path / "cache")
+    assert caught.value.reason is FailureReason.MODEL_NOT_FOUND
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Put the file itself in its place")
+
+
+@pytest.mark.parametrize("scheme", ["file", "pvc"])
+def test_a_place_that_is_a_link_to_itself_is_told_as_one(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "a.jsonl").symlink_to("a.jsonl")
+    uri = (tmp_path / "a.jsonl").as_uri() if scheme == "file" else "pvc://claim/a.jsonl"
+
+    def find() -> None:
+        found = fetch_dataset(Location(uri, NONE, mount=tmp_path, allow_file=True), tmp_path / "cache")
+        find_sources(found.root, found.pattern, "train")
+
+    with pytest.raises(TrainerError, match=r"is a link to a\.jsonl, which leads back to itself") as caught:
+        find()
+    assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
+    assert caught.value.hint is not None
+    assert "itself in the place of the link" in caught.value.hint
+
+
 ROWS = {
     "train.jsonl": b'{"text": "a"}\n',
     "more/train-1.jsonl.gz": b"gz",

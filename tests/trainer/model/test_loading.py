@@ -83,6 +83,8 @@ def test_a_type_that_nobody_knows_is_the_models(folder: Path) -> None:
         (OSError(errno.EIO, "Input/output error"), FailureReason.STORAGE_UNAVAILABLE),
         (SafetensorError("Input/output error (os error 5)"), FailureReason.STORAGE_UNAVAILABLE),
         (PermissionError(errno.EACCES, "Permission denied"), FailureReason.STORAGE_ACCESS_DENIED),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), FailureReason.MODEL_NOT_FOUND),
+        (SafetensorError("Too many levels of symbolic links (os error 40)"), FailureReason.MODEL_NOT_FOUND),
         (RuntimeError("can't start new thread"), FailureReason.INTERNAL_ERROR),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), FailureReason.GPU_FAULT),
         (RuntimeError("shape '[3, 5]' is invalid for input of size 16"), FailureReason.MODEL_UNSUPPORTED),

@@ -30,6 +30,7 @@ from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_api.walk import fields, with_fields
 from tunery_trainer.errors import DISK_FULL, TrainerError
 from tunery_trainer.inputs.file_selection import data_files, split_pattern
+from tunery_trainer.storage.links import said_of_dead
 from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.storage.uris import beside
 
@@ -143,7 +144,7 @@ def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
     if not request.path.exists():
         what = f"there is no file or folder {request.path}"
         if request.path.is_symlink():
-            what = f"{request.path} is a link to {os.readlink(request.path)}, where nothing is"
+            what = f"{request.path} {said_of_dead(request.path)}"
         raise TrainerError(FailureReason.INVALID_SPEC, what, _NAME_DATA)
     if request.model is not None and not request.model.is_dir():
         hint = "Name a model's folder, with config.json and tokenizer.json, or leave --model out."

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
+from tunery_trainer.data.faults import reading
+from tunery_trainer.data.walk import files_at, leads_out, suffix_of
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.storage.transfer import hash_file, listing_digest
-
-SUFFIXES = frozenset(
-    {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
-)
-"""What is read; .parquet compresses within."""
 
 _NOT_DATA = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
 _OTHER_SPLITS = ("validation", "valid", "val", "dev", "eval", "evaluation", "test")
@@ -29,7 +26,7 @@ class DataFile:
     name: str
     """Relative to the root, for messages."""
     suffix: str
-    """One of SUFFIXES."""
+    """One of walk.SUFFIXES."""
 
 
 def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
@@ -40,7 +37,8 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
     are the split; if nothing is named so, all files that bear no other split's name are the split `train`.
 
     Raises:
-        TrainerError: DatasetNotFound, with what exists, or InvalidSpec for a path that leads out of the root.
+        TrainerError: DatasetNotFound, with what exists, DatasetInvalid for what must not be read and would else be
+            missed, such as a link that leads out of the root, or InvalidSpec for such a path.
     """
     files, named = _matching(root, pattern)
     if not files:
@@ -59,8 +57,15 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
 
 
 def content_digest(sources: Sequence[DataFile]) -> str:
-    """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex."""
-    digests = [(source.name, hash_file(source.path)) for source in sources]
+    """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex.
+
+    Raises:
+        TrainerError: what `faults.reading` makes of a file that cannot be read.
+    """
+    digests = []
+    for source in sources:
+        with reading(source.name):
+            digests.append((source.name, hash_file(source.path)))
     return digests[0][1] if len(digests) == 1 else listing_digest(digests)
 
 
@@ -70,65 +75,51 @@ _SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parqu
 def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
     """The files, sorted by name, and whether the user named them one by one or by a glob (not by a folder)."""
     base = root.resolve()
-    if base.is_file():
+    if base.exists() and not base.is_dir():
         return _sources([base], base.parent), True
-    parts = PurePosixPath(pattern).parts
-    if ".." in parts or PurePosixPath(pattern).is_absolute():
+    if ".." in PurePosixPath(pattern).parts or PurePosixPath(pattern).is_absolute():
         raise TrainerError(
             FailureReason.INVALID_SPEC, f"spec.dataset.uri: '{pattern}' must be a path below its root, without '..'"
         )
+    if not base.is_dir():
+        return [], False
     is_glob = any(sign in pattern for sign in "*?[")
-    hits = sorted(base.glob(pattern)) if is_glob else [base / pattern]
-    files = [file for hit in hits for file in ([hit] if hit.is_file() or _is_dead(hit) else sorted(hit.rglob("*")))]
-    return _sources(files, base), is_glob or hits[0].is_file()
+    return _sources(files_at(base, pattern), base), is_glob or (base / pattern).is_file()
 
 
-def _sources(files: Sequence[Path], base: Path) -> list[DataFile]:
+def _sources(files: Iterable[Path], base: Path) -> list[DataFile]:
     found = []
-    for file in dict.fromkeys(files):
-        relative = file.relative_to(base)
-        # A mounted ConfigMap shows each file twice: by its name, and again below the hidden folder `..data`.
-        if any(part.startswith(".") for part in relative.parts) or file.name in _NOT_DATA:
+    for file in files:
+        name, suffix = file.relative_to(base).as_posix(), suffix_of(file.name)
+        if file.name in _NOT_DATA or suffix is None:
             continue
-        suffix = _suffix(file.name)
-        if suffix is not None and _is_dead(file):
-            raise _dead(relative.as_posix(), file)
-        if suffix is None or not file.is_file():
-            continue
+        with reading(name):
+            is_file = stat.S_ISREG(file.stat().st_mode)
+        if not is_file:
+            raise _no_file(name)
         if not file.resolve().is_relative_to(base):
-            raise _leads_out(relative.as_posix())
-        found.append(DataFile(file, relative.as_posix(), suffix))
+            raise leads_out(name)
+        found.append(DataFile(file, _readable(name), suffix))
     return found
 
 
-def _is_dead(path: Path) -> bool:
-    """Tell whether it is a link to nothing, or to itself."""
-    return path.is_symlink() and not path.exists()
-
-
-def _dead(name: str, link: Path) -> TrainerError:
-    """Return the failure for a link to nothing: without its rows it would be another data set."""
-    return TrainerError(
-        FailureReason.DATASET_NOT_FOUND,
-        f"spec.dataset.uri: {name}: is a link to {os.readlink(link)}, where nothing is",
-        "Put the file there, or remove the link.",
-    )
-
-
-def _leads_out(name: str) -> TrainerError:
+def _no_file(name: str) -> TrainerError:
     return TrainerError(
         FailureReason.DATASET_INVALID,
-        f"spec.dataset.uri: {name}: is a link that leads out of the data set's folder",
-        "Put the file itself in the place of the link, as cp -L does; or name the file that it points to.",
+        f"spec.dataset.uri: {name}: is a pipe, a socket or a device, and no file",
+        "Write what comes from it into a file, and put that in its place; or remove it.",
     )
 
 
-def _suffix(name: str) -> str | None:
-    parts = PurePosixPath(name.lower()).suffixes
-    for length in (2, 1):
-        if (suffix := "".join(parts[-length:])) in SUFFIXES:
-            return suffix
-    return None
+def _readable(name: str) -> str:
+    """Return a file's name; raises TrainerError where it cannot be written down, as bytes that are not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        message = f"spec.dataset.uri: {shown}: has a name that is not valid UTF-8"
+        raise TrainerError(FailureReason.DATASET_INVALID, message, "Give it another name.") from error
+    return name
 
 
 def _bears(name: str, split: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage.links import IN_THE_WAY
 from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 BOOK: Final = ".tunery-digests.json"
@@ -71,7 +72,10 @@ class FolderDigest:
         return new
 
     def wait(self) -> str:
-        """Return the digest in hex; raises TrainerError(StorageUnavailable) where a file cannot be read."""
+        """Return the digest in hex.
+
+        Raises TrainerError where a file cannot be read: StorageUnavailable, or ModelNotFound where it is none.
+        """
         return self._found.result()
 
 
@@ -82,7 +86,9 @@ def _take(found: Future[str], book: DigestBook, names: list[str]) -> None:
         found.set_result(digest)
     except OSError as error:
         message = f"spec.model.uri: cannot read {Path(str(error.filename)).name}: {error.strerror}"
-        found.set_exception(TrainerError(FailureReason.STORAGE_UNAVAILABLE, message))
+        no_file = error.errno in IN_THE_WAY
+        reason = FailureReason.MODEL_NOT_FOUND if no_file else FailureReason.STORAGE_UNAVAILABLE
+        found.set_exception(TrainerError(reason, message))
     except BaseException as error:  # noqa: BLE001 (whoever waits must learn of it)
         found.set_exception(error)
 

@@ -20,6 +20,7 @@ from tunery_trainer.inputs.location import FetchedDataset, FetchedModel, Locatio
 from tunery_trainer.inputs.shared_cache import CacheEntry
 from tunery_trainer.storage import Entry, Store, StorePath, open_store
 from tunery_trainer.storage.base import check_key
+from tunery_trainer.storage.links import is_dead, said_of_dead
 from tunery_trainer.storage.uris import split_uri
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _RECORD: Final = ".tunery-fetched.json"
 _WORKERS: Final = 8
 """Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
 _SHOWN: Final = 8
+_MEND_LINK: Final = "Put what is meant itself in the place of the link, or let the link point to it."
 """So many names of what is there are told."""
 
 
@@ -79,8 +81,23 @@ def fetch_model(
 def claim_model_files(place: Location) -> tuple[Path, list[str]]:
     """Return the folder of a model that is used where it lies, and its files; raises what fetch_model raises."""
     folder = _local_path(place, "spec.model.uri", split_uri(place.uri)[2])
-    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
+    entries = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
+    for name in filter(is_model_file, sorted(entries)):
+        _check_model_file(name, entries[name])
+    names = [name for name, entry in entries.items() if entry.is_file()]
     return folder, model_files(names, place.uri, weights=True)
+
+
+def _check_model_file(name: str, entry: Path) -> None:
+    """Raise MODEL_NOT_FOUND where a file of a model is a link to nothing, or a folder that only has its name."""
+    if is_dead(entry):
+        message = f"spec.model.uri: {name} {said_of_dead(entry)}"
+    elif entry.is_dir() and entry.suffix:
+        message = f"spec.model.uri: {name} is a folder, and not the file of that name"
+    else:
+        return
+    hint = "Put the file itself in its place, or remove what is there if the model has no such file."
+    raise TrainerError(FailureReason.MODEL_NOT_FOUND, message, hint)
 
 
 def begin_digest(place: Location, folder: Path, files: list[str]) -> FolderDigest:
@@ -125,7 +142,8 @@ def _check_mount(place: Location, mount: Path, pattern: str) -> None:
     # operator mounts it as optional, so that this sentence, and not a stuck pod, tells of it.
     found = sorted(entry.name for entry in mount.iterdir() if not entry.name.startswith("."))
     whole, glob = split_pattern(pattern)
-    if found and (glob or (mount / whole).exists()):
+    # A link to nothing is there all the same; who reads the data set says what is wrong with it.
+    if found and (glob or os.path.lexists(mount / whole)):
         return
     if scheme == "configmap":
         lacks = f"has no key '{pattern}'; its keys are: {_shown(found)}"
@@ -309,8 +327,7 @@ def _local_path(place: Location, field: str, path: str) -> Path:
     if not found.exists():
         missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
         if found.is_symlink():
-            message = f"{field}: {place.uri} is a link to {os.readlink(found)}, where nothing is"
-            raise TrainerError(missing, message, "Put there what it points to, or let the link point elsewhere.")
+            raise TrainerError(missing, f"{field}: {place.uri} {said_of_dead(found)}", _MEND_LINK)
         raise TrainerError(missing, f"{field}: {place.uri} does not exist")
     return found
 

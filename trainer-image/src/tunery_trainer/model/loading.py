@@ -29,6 +29,8 @@ _DIFFERS: Final = re.compile(
     r"^(.+?)\s*\|.*MISMATCH.*ckpt: torch\.Size\((.+?)\) vs model:\s*torch\.Size\((.+?)\)", re.MULTILINE
 )
 """A line of transformers' report of tensors."""
+_NO_FILE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the kernel says where something else stands in a file's place: waiting does not mend it."""
 _SHOWN: Final = 3
 
 
@@ -37,8 +39,9 @@ def loading() -> Iterator[None]:
     """Load weights by transformers in the body, and say what went wrong.
 
     Raises TrainerError: ModelUnsupported where the weights are not those of the config.json or cannot be read as
-    safetensors, StorageAccessDenied and StorageUnavailable where the files cannot be read. What is of the GPU, of
-    memory or of threads is raised as it is, and as its own kind also where transformers hides it behind a report.
+    safetensors, StorageAccessDenied and StorageUnavailable where the files cannot be read, ModelNotFound where
+    something else stands in their place. What is of the GPU, of memory or of threads is raised as it is, and as its own
+    kind also where transformers hides it behind a report.
     """
     with _report() as said:
         try:
@@ -120,6 +123,9 @@ def _unreadable(number: int) -> BaseException:
     said = f"spec.model.uri: its weights cannot be read: {os.strerror(number)}"
     if number == errno.ENOMEM:
         return MemoryError(said)
+    if number in _NO_FILE:
+        hint = "Put the files themselves in their places, and leave the model as it is while it is read."
+        return TrainerError(FailureReason.MODEL_NOT_FOUND, said, hint)
     denied = number in (errno.EACCES, errno.EPERM)
     return TrainerError(FailureReason.STORAGE_ACCESS_DENIED if denied else FailureReason.STORAGE_UNAVAILABLE, said)
 

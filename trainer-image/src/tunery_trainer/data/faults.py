@@ -1,0 +1,49 @@
+"""Failures of whole files: what is wrong, where, and what mends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage.links import IN_THE_WAY
+
+AGAIN: Final = "Upload the file again"
+
+_OF_THE_MACHINE: Final = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""What an OSError says that is no fault of the file: told elsewhere as what it is."""
+
+
+def damaged(where: str, why: str, hint: str = AGAIN) -> TrainerError:
+    """Return the failure of a file of which nobody knows how many rows it has; `hint` is without a full stop."""
+    return TrainerError(FailureReason.DATASET_INVALID, f"{where}: {why}", f"{hint}; maxInvalidRows cannot help here.")
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Read a file or a folder of the data set, `name` below its root, in the body.
+
+    Raises TrainerError where the kernel refuses: DatasetNotFound where something else stands in its place,
+    StorageAccessDenied, and StorageUnavailable where trying again may help.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.errno in _OF_THE_MACHINE:
+            raise
+        raise _refused(name, error.errno) from error
+
+
+def _refused(name: str, number: int) -> TrainerError:
+    message = f"spec.dataset.uri: {name}: cannot be read: {os.strerror(number)}"
+    if number in (errno.ENOENT, *IN_THE_WAY):
+        hint = "Put the file itself in its place, and leave the data set as it is while it is read."
+        return TrainerError(FailureReason.DATASET_NOT_FOUND, message, hint)
+    if number in (errno.EACCES, errno.EPERM):
+        hint = "Let every user read it, as `chmod -R a+rX` does, or remove it if it is no data."
+        return TrainerError(FailureReason.STORAGE_ACCESS_DENIED, message, hint)
+    return TrainerError(FailureReason.STORAGE_UNAVAILABLE, message, "Check the disk or the claim that it lies on.")
