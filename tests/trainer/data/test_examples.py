@@ -196,6 +196,26 @@ def bad_call(**changed: Any) -> dict[str, Any]:
             {"messages": [{**USER, "content": "\ud800"}, ASSISTANT]}, "half of a surrogate pair", id="surrogate"
         ),
         pytest.param(
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": ["\ud800"]}}]}]},
+            "messages[1].tool_calls[0].arguments: holds half of a surrogate pair",
+            id="surrogate-in-a-call",
+        ),
+        pytest.param(
+            {"messages": [USER, ASSISTANT], "tools": [{"\ud800": 1}]},
+            "tools: holds half of a",
+            id="surrogate-in-a-tool",
+        ),
+        pytest.param(
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 101 + "]" * 101}]},
+                ]
+            },
+            "messages[1].tool_calls[0].arguments: is nested more than 100 levels deep",
+            id="deep-call",
+        ),
+        pytest.param(
             {"messages": [{**USER, "content": [{"type": "image"}]}, ASSISTANT]},
             "messages[0].content[0].type: must be text, found 'image'",
             id="image",

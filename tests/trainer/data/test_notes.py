@@ -266,7 +266,7 @@ def test_the_rows_before_an_error_are_counted_and_equal_ones_are_looked_for_once
 
     monkeypatch.setattr(SeenRows, "repeated", repeated)
     path = write("a.json", [*rows(3), *rows(1)])
-    path.write_text(f"[{','.join(path.read_text().splitlines())}, oops")
+    path.write_text(f"[{','.join(path.read_text().splitlines())}, {{")
     notebook = Notebook(path.parent / "notes")
     with pytest.raises(TrainerError, match="breaks off here"):
         scan(path, SMALL, tokenizer, notebook)
@@ -278,3 +278,31 @@ def test_the_rows_before_an_error_are_counted_and_equal_ones_are_looked_for_once
     assert notes.lengths is not None
     assert sum(each.examples for each in notes.lengths.histogram) == 4
     assert looked == [4, 0]
+
+
+def test_halves_of_characters_in_names_are_noted_as_escapes(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    odd: list[Any] = ['{"prompt": "p", "completion": "c", "k\\ud800": 1}', '{"k\\ud800": 1}']
+    path = write("a.jsonl", [*rows(20), *odd])
+    notebook = Notebook(tmp_path / "notes")
+    report = prepare(
+        path, dataclasses.replace(SMALL, max_invalid_rows=1), tokenizer, tmp_path / "cache", notebook
+    ).report
+    assert report.ignored_columns == (r"k\ud800",)
+    assert r"columns: k\ud800" in report.first_invalid[0]
+    notes = notebook.read()
+    assert notes is not None
+    assert r"columns: k\ud" in notes.invalid_kinds[0].reason
+
+
+@pytest.mark.parametrize(("levels", "bad"), [(94, 0), (95, 20), (500, 20), (5000, 20)])
+def test_what_is_read_can_be_rendered_however_deep(write: Write, levels: int, bad: int) -> None:
+    """Templates go down a row by the stack, too, and have less of it left."""
+    tokenizer = build_tokenizer(CHATML.replace("{{ m.content }}", "{{ m.content }}{{ (m.tool_calls or []) | tojson }}"))
+    deep = "[" * levels + "1" + "]" * levels
+    call = '{"name": "f", "arguments": {"x": ' + deep + "}}"
+    turns = '{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [' + call + "]}"
+    path = write("a.jsonl", [f'{{"messages": [{turns}], "n": {n}}}' for n in range(20)])
+    notes = scanned(path, tokenizer)
+    assert notes.listed == bad

@@ -36,6 +36,7 @@ def die():
 thread = threading.Thread(target=die)
 thread.start()
 thread.join()
+print("half \\ud800 of a character")
 print("a line with s3cr3t\\nv4lue\\tand a tab")
 sys.stderr.writelines(["s3cr3t\\nv4lue", "\\n"])
 warnings.warn("s3cr3t\\nv4lue")
@@ -61,7 +62,7 @@ def test_what_libraries_write_in_their_own_ways_is_hidden() -> None:
     done = subprocess.run(
         [sys.executable, "-c", OWN_WAYS], env=environment(), capture_output=True, text=True, check=False
     )
-    assert done.stdout == "a line with [redacted]\tand a tab\n"
+    assert done.stdout == "half \\ud800 of a character\na line with [redacted]\tand a tab\n"
     assert "s3cr3t" not in done.stderr
     assert "v4lue" not in done.stderr
     assert done.stderr.count("RuntimeError: b'Bearer [redacted]'") == 2

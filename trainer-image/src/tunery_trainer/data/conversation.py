@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_trainer.data.rows import JsonObject, RowError
-from tunery_trainer.data.validate import list_field, object_value, optional_text, parsed, text_field, text_value
+from tunery_trainer.data.validate import (
+    json_value,
+    list_field,
+    object_value,
+    optional_text,
+    parsed,
+    text_field,
+    text_value,
+)
 
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _SHARE_GPT_ROLES: Final = {
@@ -98,7 +106,7 @@ def _turns_in(cell: Any) -> list[JsonObject] | None:
 
 def tools_of(row: JsonObject) -> tuple[JsonObject, ...]:
     """The tool descriptions in the field `tools` (a list, or JSON in a string); empty where there are none."""
-    return tuple(list_field(row, "tools")) if row.get("tools") else ()
+    return tuple(json_value(list_field(row, "tools"), "tools")) if row.get("tools") else ()
 
 
 def _conversation(field: str, turns: Sequence[JsonObject], messages: tuple[JsonObject, ...]) -> Conversation:
@@ -185,7 +193,7 @@ def _tool_call(call: JsonObject, at: str) -> JsonObject:
     arguments: Any = parsed(function.get("arguments") or {}, f"{inner}arguments")
     checked: JsonObject = {
         "name": text_field(function, "name", inner),
-        "arguments": object_value(arguments, f"{inner}arguments"),
+        "arguments": json_value(object_value(arguments, f"{inner}arguments"), f"{inner}arguments"),
     }
     identity = {"id": text_value(call["id"], f"{at}.id")} if call.get("id") is not None else {}
     return {**identity, "type": "function", "function": checked}

@@ -23,7 +23,7 @@ from tunery_trainer.data.row_formats import (
     formats_of,
     known_fields,
 )
-from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace
+from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace, encodable
 from tunery_trainer.errors import TrainerError
 
 _PREFERENCES: Final = formats_of(TrainingTask.KTO)
@@ -79,7 +79,7 @@ class ExampleReader:
         if self._template is DatasetTemplate.PLAIN and self.format not in PLAIN_FORMATS:
             raise _needs_chat(self.format)
         example = convert(row, self.format, place, self._template)
-        self.ignored.update(set(row).difference(known_fields(self.format)))
+        self.ignored.update(map(encodable, set(row).difference(known_fields(self.format))))
         return example
 
     def _renamed(self, value: JsonObject, place: RowPlace) -> JsonObject:

@@ -25,13 +25,29 @@ class RowPlace:
         return f"{self.file} {self.unit} {self.number}"
 
 
+def encodable(text: str) -> str:
+    """What of the data is named in reports, with halves of surrogate pairs as escapes: nothing could write them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class RowError(Exception):
     """One bad row: the field (may be empty) and why. It never ends the job by itself."""
 
     def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"{field}: {why}" if field else why)
-        self.field = field
-        self.why = why
+        self.field, self.why = encodable(field), encodable(why)
+        super().__init__(f"{self.field}: {self.why}" if field else self.why)
+
+
+def json_type(value: object) -> str:
+    """The name of a value's type as JSON knows it, for messages; of what only parquet has, the name Python has."""
+    names: dict[type, str] = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string"}
+    names |= {list: "array", tuple: "array", dict: "object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def as_object(value: Any) -> JsonObject | RowError:
+    """`value` as the object that a row must be, or why it is none."""
+    return value if isinstance(value, dict) else RowError("", f"must be a JSON object, found {json_type(value)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunery_trainer.data.read import json_type
-from tunery_trainer.data.rows import JsonObject, RowError
+from tunery_trainer.data.nesting import TOO_DEEP, too_deep
+from tunery_trainer.data.rows import JsonObject, RowError, json_type
 
 
 def text_field(row: Mapping[str, Any], key: str, at: str = "", *, blank: bool = False) -> str:
@@ -61,6 +61,22 @@ def parsed(value: Any, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        found = json.loads(value)
+    except ValueError as error:
         raise RowError(field, f"must hold JSON: {error}") from error
+    except RecursionError as error:
+        raise RowError(field, TOO_DEEP) from error
+    if too_deep(found, value.count("[") + value.count("{")):
+        raise RowError(field, TOO_DEEP)
+    return found
+
+
+def json_value(value: Any, field: str) -> Any:
+    """`value` as JSON has it in text that can be encoded: what templates write down, and parquet may hold as dates."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except TypeError as error:
+        raise RowError(field, f"holds what JSON has not: {error}") from error
+    except UnicodeEncodeError as error:
+        raise RowError(field, "holds half of a surrogate pair, which is not text") from error
+    return value

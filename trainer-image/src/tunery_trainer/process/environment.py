@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -91,7 +92,11 @@ def guard_output() -> None:
     """Hide credentials in all that Python code writes to stdout and stderr from now on.
 
     Libraries print, log by handlers of their own, and let threads die with a trace: none of that comes by our log.
+    What cannot be encoded, as half of a surrogate pair in the data, is written as an escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout = cast("TextIO", _HidingStream(sys.stdout))
     sys.stderr = cast("TextIO", _HidingStream(sys.stderr))
 
