@@ -125,6 +125,12 @@ STRANGERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "empty folder": (["folder"], ExitCode.USER_ERROR, "no data file at 'folder'"),
     "picture": (["picture.png"], ExitCode.USER_ERROR, "read are .jsonl, .json, .csv"),
     "binary": (["binary.jsonl"], ExitCode.DATA_ERROR, "is not valid UTF-8"),
+    "half a character": (["half.jsonl"], ExitCode.DATA_ERROR, "k\\ud800"),
+    "of Windows": (["utf-16.jsonl"], ExitCode.DATA_ERROR, "utf-16.jsonl: is UTF-16 and not UTF-8"),
+    "linked folder": (["linked"], ExitCode.USER_ERROR, "sub: is a linked folder that leads out of the data set's"),
+    "loop": (["loop"], ExitCode.USER_ERROR, "sub: is a link to a folder that it lies in itself"),
+    "itself": (["itself.jsonl"], ExitCode.USER_ERROR, "is a link to itself.jsonl, which leads back to itself"),
+    "pipe": (["pipe.jsonl"], ExitCode.USER_ERROR, "pipe.jsonl: is a pipe, a socket or a device"),
     "cut off": (["cut.jsonl.gz"], ExitCode.DATA_ERROR, "the compressed data is damaged or ends too early"),
     "of another task": (["good.jsonl", "--task", "DPO"], ExitCode.DATA_ERROR, "task DPO learns from Preference"),
     "unknown task": (["good.jsonl", "--task", "RL"], ExitCode.USER_ERROR, "spec.task: must be 'SFT'"),
@@ -149,7 +155,13 @@ def test_what_strangers_do_wrong(
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "good.jsonl", make_rows())
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "linked", "loop"):
+        (tmp_path / name).mkdir()
+    for link, target in {"linked/sub": "../folder", "loop/sub": ".", "itself.jsonl": "itself.jsonl"}.items():
+        (tmp_path / link).symlink_to(target)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    write_rows(tmp_path / "half.jsonl", [{"k\ud800": 1}])
+    (tmp_path / "utf-16.jsonl").write_text('{"text": "ü"}', "utf-16")
     for name in ("picture.png", "binary.jsonl"):
         (tmp_path / name).write_bytes(b"\x89PNG\r\n\xff\xfe\n" * 30)
     whole = gzip.compress(json.dumps({"text": os.urandom(4000).hex()}).encode())
