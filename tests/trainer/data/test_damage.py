@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import datetime
 import gzip
 import json
@@ -237,6 +239,7 @@ def test_a_name_that_says_the_wrong_kind_is_told_with_a_better_one(
         (b"\n<!DOCTYPE html>\n<html></html>\n", "is a web page", "Download the file itself"),
         (b"PK\x03\x04\0\0", "is a zip archive", "Unpack it"),
         (b"\xfd7zXZ\0\0", "is compressed by xz", "Unpack it"),
+        (bz2.compress(b"{}"), "is compressed by bzip2", "Unpack it"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -265,6 +268,15 @@ def test_a_row_that_is_nested_too_deeply_is_a_bad_row(tmp_path: Path, name: str,
     assert isinstance(first.value, dict)
     assert str(second.value) == "is nested more than 100 levels deep"
     assert second.place.number == 2
+
+
+def test_turns_in_a_cell_that_are_nested_too_deeply_are_a_bad_row(tmp_path: Path) -> None:
+    call = {"name": "f", "arguments": json.loads(nested(101))}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with (tmp_path / "a.csv").open("w") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(turns)]])
+    with pytest.raises(TrainerError, match=r"a\.csv line 2: messages: is nested more than 100 levels deep"):
+        scan(tmp_path / "a.csv", DataOptions())
 
 
 def test_where_an_array_cannot_be_read_on_the_row_that_is_too_deep_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tunery_trainer.data.nesting import too_deep
 from tunery_trainer.data.rows import JsonObject, RowError
 from tunery_trainer.data.validate import (
     json_value,
@@ -99,6 +100,8 @@ def _turns_in(cell: Any) -> list[JsonObject] | None:
     try:
         turns = json.loads(cell)
     except (ValueError, RecursionError):
+        return None
+    if too_deep(turns, cell.count("[") + cell.count("{")):
         return None
     are_turns = isinstance(turns, list) and all(isinstance(t, dict) and t.get("role") in _ROLES for t in turns)
     return turns if are_turns else None

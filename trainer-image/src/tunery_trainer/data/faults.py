@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -44,6 +45,6 @@ def _refused(name: str, number: int) -> TrainerError:
         hint = "Put the file itself in its place, and leave the data set as it is while it is read."
         return TrainerError(FailureReason.DATASET_NOT_FOUND, message, hint)
     if number in (errno.EACCES, errno.EPERM):
-        hint = "Let every user read it, as `chmod -R a+rX` does, or remove it if it is no data."
+        hint = f"Let every user read it, as `chmod -R a+rX {shlex.quote(name)}` does, or remove it if it is no data."
         return TrainerError(FailureReason.STORAGE_ACCESS_DENIED, message, hint)
     return TrainerError(FailureReason.STORAGE_UNAVAILABLE, message, "Check the disk or the claim that it lies on.")

@@ -17,7 +17,11 @@ BOM: Final = b"\xef\xbb\xbf"
 _GZIP, _PARQUET = b"\x1f\x8b", (b"PAR1", b"PARE")
 _ZSTD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 """A frame, or one to be skipped."""
-_PACKED: Final = {b"PK\x03\x04": "a zip archive", b"\xfd7zXZ\x00": "compressed by xz", b"BZh": "compressed by bzip2"}
+_PACKED: Final = {
+    rb"PK\x03\x04": "a zip archive",
+    rb"\xfd7zXZ\x00": "compressed by xz",
+    rb"BZh[1-9]1AY&SY": "compressed by bzip2",
+}
 _BY_ZEROS: Final = {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}
 _LFS: Final = b"version https://git-lfs"
 _PAGE: Final = re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)
@@ -46,7 +50,7 @@ def check_name(source: DataFile, start: bytes) -> None:
         raise damaged(name, f"is compressed ({found}), and its name does not say so", f"Name it {name}{found}")
     if not packed and start.startswith(_PARQUET):
         raise damaged(name, "is a parquet file, and its name does not say so", "Name it as .parquet")
-    what = next((what for sign, what in _PACKED.items() if start.startswith(sign)), None)
+    what = next((what for sign, what in _PACKED.items() if re.match(sign, start)), None)
     if what is not None:
         raise damaged(name, f"is {what}, which is not read", "Unpack it, and upload what was in it")
 
