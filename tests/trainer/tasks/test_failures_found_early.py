@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def test_model_with_code_of_its_own(case: Case) -> None:
     (path.parent / "model" / "config.json").write_text(json.dumps(config))
     (path.parent / "model" / "model.safetensors").write_bytes(b"")
     assert refused(path).startswith("ModelUnsupported: ")
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"metadata": {}, "weight_map": {"x": "../x.safetensors"}}'])
+def test_an_index_of_weights_that_leads_nowhere(case: Case, index: str) -> None:
+    path = case()
+    source = (path.parent / "model").resolve()
+    (path.parent / "model").unlink()
+    shutil.copytree(source, path.parent / "model")
+    (path.parent / "model" / "model.safetensors").rename(path.parent / "model" / "model-00001-of-00001.safetensors")
+    (path.parent / "model" / "model.safetensors.index.json").write_text(index)
+    said = "ModelUnsupported: spec.model.uri: its weights cannot be loaded: model.safetensors.index.json "
+    assert refused(path).startswith(said)
 
 
 def test_adalora_without_room_for_pruning(case: Case) -> None:

@@ -88,6 +88,21 @@ def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tm
     assert next(each.message for each in told or [] if each.name == CheckName.BATCH_FITS) in (None, TRAINING_TELLS)
 
 
+def test_a_base_in_a_bucket_that_is_a_pointer_is_told_before_a_gpu_is_asked_for(
+    run_file: Run, tmp_path: Path, s3_server: S3Server
+) -> None:
+    path, key = run_file(), f"{tmp_path.name}/model.safetensors"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 364560\n"
+    s3_server.client().put_object(Bucket="models", Key=key, Body=pointer)
+    failure = _preflight(path, tmp_path / "termination").failure
+    assert failure is not None
+    assert failure.reason == "ModelUnsupported"
+    assert "model.safetensors is a pointer of git-LFS, not the file that it stands for" in failure.message
+    assert (failure.hint or "").startswith("Run git lfs pull where the model was cloned, put model.safetensors there ")
+    s3_server.client().upload_file(str(tmp_path / "model" / "model.safetensors"), "models", key)
+    assert _preflight(path, tmp_path / "termination").failure is None, "as the hint says"
+
+
 def test_a_base_in_a_claim_takes_no_disk(run_file: Run, tmp_path: Path) -> None:
     fetched = _preflight(run_file(), tmp_path / "termination").disk
     content = json.loads(run_file().read_text())

@@ -23,14 +23,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.inputs.weight_files import check_weight_files, local_files, read_config
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.example_isolation import Isolation, isolation
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
+from tunery_trainer.model.leftover import check_leftover
 from tunery_trainer.model.loading import check_complete, loading
 from tunery_trainer.model.quantization import bitsandbytes_config, dtype_of
 from tunery_trainer.model.targets import expert_names, expert_parameters
 from tunery_trainer.process.memory import nothing_hoarded
-from tunery_trainer.settings.stored_quantization import stored_quantization
+from tunery_trainer.settings.stored_quantization import check_types, stored_quantization
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
 
@@ -76,8 +78,13 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def check_weights(folder: Path) -> None:
-    """Check that `folder` has safetensors; raises TrainerError(ModelUnsupported) otherwise."""
+    """Check that `folder` has whole safetensors files, of which all is there but the values' being right.
+
+    Raises TrainerError(ModelUnsupported), which names a file that is damaged, and the storage reasons.
+    """
     if any(folder.glob("*.safetensors")):
+        files = local_files(folder)
+        check_types(read_config(files), check_weight_files(files))
         return
     pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     found = f"it has {pickled[0]}, which could run code when loaded" if pickled else "it has no weights"
@@ -169,6 +176,7 @@ def load_frozen(folder: Path, how: Loading) -> PreTrainedModel:
             _let_go_of_files(found[0])
     model: PreTrainedModel = found[0]
     check_complete(found[1]["missing_keys"])
+    check_leftover(model, found[1]["unexpected_keys"])
     name_backbone(model)
     model.requires_grad_(False)
     return model

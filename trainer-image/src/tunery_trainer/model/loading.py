@@ -32,6 +32,11 @@ _DIFFERS: Final = re.compile(
 _NO_FILE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What the kernel says where something else stands in a file's place: waiting does not mend it."""
 _SHOWN: Final = 3
+_HINT: Final = (
+    "Fetch config.json and the weights' files again from where the model comes, all of one version, put them in place "
+    "of these, and retry."
+)
+"""What is whole, as the headers have told before, and does not belong together."""
 
 
 @contextmanager
@@ -72,7 +77,7 @@ def check_complete(missing: set[str] | list[str]) -> None:
 def unusable(cause: str) -> TrainerError:
     """Return the failure for weights that are not those of a model that can be trained."""
     message = f"spec.model.uri: its weights cannot be loaded: {cause}"
-    return TrainerError(FailureReason.MODEL_UNSUPPORTED, message)
+    return TrainerError(FailureReason.MODEL_UNSUPPORTED, message, _HINT)
 
 
 @contextmanager

@@ -22,6 +22,11 @@ _NAMES: Final = {
 }
 """What people call the methods that are met most."""
 
+_QUANTISED: Final = ("I", "U", "F8_", "F6_", "F4")
+"""How the safetensors format's names of types begin that hold no weights as they are."""
+_WEIGHTS: Final = (".weight", "_proj")
+"""How the names of weights end; masks and counters, which are of such types rightly, bear others."""
+
 _DIFFERS: Final = "the base is quantised already, with {}; leave it out"
 
 
@@ -42,6 +47,29 @@ def stored_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
         return StoredQuantization(QuantizationType.INT8, double_quant=False, skipped=skipped)
     four_bit = QuantizationType.NF4 if block.get("bnb_4bit_quant_type") == "nf4" else QuantizationType.FP4
     return StoredQuantization(four_bit, bool(block.get("bnb_4bit_use_double_quant")), skipped)
+
+
+def check_types(config: Mapping[str, Any], types: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that no weight of an unquantised model is of a type of 8 bits or of whole numbers.
+
+    `types` has of each file the safetensors format's name of each tensor's type. Raises TrainerError(ModelUnsupported):
+    what scales such numbers would be left out, and they be taken for the weights themselves.
+    """
+    if _block(config):
+        return
+    told = ((file, name, kind) for file, tensors in types.items() for name, kind in tensors.items())
+    found = [each for each in told if each[1].endswith(_WEIGHTS) and each[2].startswith(_QUANTISED)]
+    if not found:
+        return
+    file, name, kind = found[0]
+    more = f", and so are {len(found) - 1} more" if len(found) > 1 else ""
+    raise TrainerError(
+        FailureReason.MODEL_UNSUPPORTED,
+        f"spec.model.uri: {name} in {file} is of type {kind}{more}: a quantised tensor, and config.json has no "
+        "quantization_config that says how",
+        "Name the 16-bit or 32-bit model that it was made from, in a new job; or, where bitsandbytes has quantised it, "
+        "put quantization_config back into its config.json, and retry.",
+    )
 
 
 def check_stored(spec: LoRAJobSpec, method: Method, stored: StoredQuantization) -> None:

@@ -14,6 +14,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
 from tunery_trainer.inputs.location import DataFiles, FetchedModel
+from tunery_trainer.inputs.weight_files import check_weight_files, files_before_download, read_config
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
@@ -23,6 +24,7 @@ from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.memory import MemoryEstimate, usable
 from tunery_trainer.settings.sizing import FEWEST_STEPS
+from tunery_trainer.settings.stored_quantization import check_types
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
@@ -70,9 +72,17 @@ def run_preflight(run: RunSpec) -> PreflightReport:
 
 def _gather(work: Workspace) -> _Found:
     base = get_model(work, weights=False)
+    _check_weights(work, base)
     cache_model(model_location(work), told_in_percent(_tell, "base model into the cache"))
     start_from = get_starting_adapter(work, weights=False)
     return _Found(base, start_from, peek(work), get_data(work))
+
+
+def _check_weights(work: Workspace, base: FetchedModel) -> None:
+    """Look at the headers of the weights' files; raises TrainerError(ModelUnsupported), and the storage reasons."""
+    files = files_before_download(model_location(work), base.folder)
+    if files:
+        check_types(read_config(files), check_weight_files(files))
 
 
 def _tell(text: str) -> None:
