@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from datasets import concatenate_datasets
+from safetensors.torch import load_file, save_file
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.inputs import DatasetFormat
@@ -124,6 +127,21 @@ def test_one_that_is_no_better_than_asked_is_not_published(tmp_path: Path, input
     assert line.startswith("NotImproved: the evaluation loss went from the base's ")
     assert "and spec.evaluation.minImprovement asks for −99.0 %; the best input reaches " in line
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_a_base_that_holds_no_number_is_named(tmp_path: Path, inputs: list[Path]) -> None:
+    source = (tmp_path / "model").resolve()
+    (tmp_path / "model").unlink()
+    shutil.copytree(source, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    path = merge_file(tmp_path, inputs, model={"uri": "file://model"})
+    done = run_here("run", path, "--work-dir", tmp_path / "merge.work")
+    assert done.returncode == ExitCode.USER_ERROR
+    line, hint = done.stderr.splitlines()[-2:]
+    assert line.startswith("ModelUnsupported: spec.model.uri: model.norm.weight in model.safetensors holds NaN")
+    assert hint.startswith("Fetch model.safetensors again from where the model comes")
 
 
 @pytest.mark.parametrize(

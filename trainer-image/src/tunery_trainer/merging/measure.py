@@ -27,6 +27,7 @@ from tunery_trainer.losses.evaluation import held_out_loss
 from tunery_trainer.merging.adapter_files import Adapter
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import adapter_folder, embedding_rows, quantization_config
+from tunery_trainer.model.finite import not_finite_base
 from tunery_trainer.model.load import Loading, load_frozen, load_tokenizer
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.device import device_facts
@@ -108,13 +109,17 @@ def as_of_a_merge(text: str) -> str:
 def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) -> Losses:
     """Return the losses; the base is loaded once, onto the GPU where there is one.
 
-    Raises TrainerError(LossDiverged) where one is not a number.
+    Raises TrainerError where one is not a number: ModelUnsupported where the base holds values that are none, else
+    LossDiverged.
     """
     base, *others = list(_measured(yardstick, [*inputs, result]))
     for label, loss in zip(
         ("the base", *(adapter.label for adapter in inputs), "the result"), (base, *others), strict=True
     ):
         if not math.isfinite(loss):
+            spoilt = not_finite_base(yardstick.base)
+            if spoilt:
+                raise spoilt
             raise TrainerError(FailureReason.LOSS_DIVERGED, f"spec.evaluation: the loss of {label} is {loss}")
     return Losses(base, others[:-1], others[-1])
 

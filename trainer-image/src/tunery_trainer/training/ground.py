@@ -21,6 +21,7 @@ from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
+from tunery_trainer.training.no_loss import no_loss
 from tunery_trainer.training.recovery import with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
 from tunery_trainer.training.row_order import reached
@@ -47,7 +48,10 @@ class Ground:
 
 
 def ground_of(job: Assignment, model: torch.nn.Module) -> Ground:
-    """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again."""
+    """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again.
+
+    Raises TrainerError(ModelUnsupported) where the model has no loss before it is trained.
+    """
     rows, objective, resumed = task_rows(job.data, job.settings), objective_of(job.settings), job.resumed
     if isinstance(objective, Compared):
         if resumed:
@@ -57,7 +61,9 @@ def ground_of(job: Assignment, model: torch.nn.Module) -> Ground:
         rows = rows.scored(model, Scoring(objective, pass_of(job), job.observers.reporter.scored), _ahead(job))
     if resumed:
         return Ground(rows, resumed.memo.before, evaluations_in(resumed.folder))
-    before = measured(job, model, rows)
+    before = _measured(job, model, rows)
+    if not math.isfinite(before.loss):
+        raise no_loss(job, before)
     evaluations, asked = Evaluations(before.rows), interview(job, rows.evaluation)
     if asked:
         evaluations.said = asked.answers(model)
@@ -73,11 +79,15 @@ def _ahead(job: Assignment) -> list[int]:
 
 def measured(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> Measured:
     """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
-    job.observers.reporter.phase(Phase.EVALUATING)
-    found = rows.measure(model, objective_of(job.settings), pass_of(job))
+    found = _measured(job, model, rows)
     if not math.isfinite(found.loss):
         raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found.loss}")
     return found
+
+
+def _measured(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> Measured:
+    job.observers.reporter.phase(Phase.EVALUATING)
+    return rows.measure(model, objective_of(job.settings), pass_of(job))
 
 
 def pass_of(job: Assignment, split: PassSplit | None = None) -> Pass:

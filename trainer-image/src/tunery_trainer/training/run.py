@@ -44,6 +44,7 @@ from tunery_trainer.training.callbacks import (
 )
 from tunery_trainer.training.diagnosed import Diagnosis, Run, diagnose
 from tunery_trainer.training.ground import Ground, ground_of, held_out, measured, pass_of, tell
+from tunery_trainer.training.no_loss import check_start, looking_at_the_base
 from tunery_trainer.training.recovery import train_to_the_end, with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, without_dropout
 from tunery_trainer.training.trained import Trained
@@ -90,6 +91,12 @@ def train_on(job: Assignment) -> Trained:
 
     Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
     """
+    check_start(job)
+    with looking_at_the_base(job):
+        return _train_on(job)
+
+
+def _train_on(job: Assignment) -> Trained:
     base = load_base(job.plan.basis.base.folder, job.settings, _device(job))
     if job.settings.preference:
         without_dropout(base)

@@ -1,0 +1,114 @@
+"""Why there is no loss before any step is done: values that are no number, or a precision that is too narrow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tunery_api.manifest import WEIGHTS_FILE as ADAPTER_FILE
+from tunery_api.reasons import FailureReason
+from tunery_api.training import Precision
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.losses.evaluation import Measured
+from tunery_trainer.model.finite import not_finite, not_finite_base
+from tunery_trainer.resuming.resume import Resumed
+from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.training.assignment import Assignment
+from tunery_trainer.training.trl_trainer import WEIGHTS_FILE
+
+_NARROW_FIRST: Final = (Precision.FLOAT16, Precision.BFLOAT16, Precision.FLOAT32)
+_OTHER_BASE: Final = "the base computes none of such rows: name another in spec.model.uri, or leave those rows out"
+
+
+def _wider(field: str, precision: Precision) -> str:
+    """Return what to do where a base of finite values computes no loss in a precision that `field` says."""
+    if precision is Precision.FLOAT16:
+        return (
+            "Float16 ends at 65,504, which models made in BFloat16 pass: "
+            f"set {field} to Float32, or to BFloat16 on a GPU that has it, in a new job."
+        )
+    if precision is Precision.BFLOAT16:
+        return f"Set {field} to Float32 in a new job; if there is no loss then either, {_OTHER_BASE}."
+    return f"In full precision, too, {_OTHER_BASE}, in a new job."
+
+
+def check_start(job: Assignment) -> None:
+    """Check that what training begins with beside the base holds numbers; the base is too large to be looked at before
+    there is a reason to.
+
+    Raises TrainerError: AdapterCorrupt for the adapter of continueFrom, CheckpointMissing for the checkpoint of
+    resumeFrom, LossDiverged for one of this job.
+    """
+    source = job.plan.basis.start_from
+    found = not_finite(source.folder / ADAPTER_FILE) if source and not job.resumed else None
+    if found:
+        raise TrainerError(
+            FailureReason.ADAPTER_CORRUPT,
+            f"spec.continueFrom: {found}, so that nothing can be learned from there on",
+            "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job.",
+        )
+    if job.resumed:
+        _check_checkpoint(job.resumed)
+
+
+def _check_checkpoint(resumed: Resumed) -> None:
+    found = not_finite(resumed.folder / WEIGHTS_FILE)
+    if found is None:
+        return
+    said = f"the checkpoint of step {resumed.step} is of a run that had diverged by then: {found}"
+    if resumed.own:
+        raise TrainerError(FailureReason.LOSS_DIVERGED, said)
+    raise TrainerError(
+        FailureReason.CHECKPOINT_MISSING,
+        f"spec.resumeFrom: {said}",
+        "Name a checkpoint of an older step by its URI in spec.resumeFrom.uri, or leave spec.resumeFrom out, in a new "
+        "job.",
+    )
+
+
+@contextmanager
+def looking_at_the_base(job: Assignment) -> Iterator[None]:
+    """Train in the body; where the loss diverged, look for a cause in the base, which takes a pass over its files.
+
+    A row of its embeddings that holds NaN is met by the first training row with that token, whatever the learning rate.
+    Raises TrainerError(ModelUnsupported) then.
+    """
+    try:
+        yield
+    except TrainerError as error:
+        spoilt = not_finite_base(_base(job)) if error.reason is FailureReason.LOSS_DIVERGED else None
+        if spoilt is None:
+            raise
+        raise spoilt from error
+
+
+def no_loss(job: Assignment, found: Measured) -> TrainerError:
+    """Return the failure that what training starts from has no loss on the held-out rows; reads all of the base."""
+    spoilt = not_finite_base(_base(job))
+    if spoilt:
+        return spoilt
+    field, precision = _narrowest(job.settings)
+    sums = found.rows.sums
+    without = sum(not math.isfinite(each) for each in sums)
+    who = "the base with the adapter of spec.continueFrom" if job.plan.basis.start_from else "the base"
+    return TrainerError(
+        FailureReason.MODEL_UNSUPPORTED,
+        f"spec.model.uri: before any step the loss of {who} is not finite on {without} of {len(sums)} held-out rows, "
+        f"computed in {precision}, and its files hold neither NaN nor infinity",
+        _wider(field, precision),
+    )
+
+
+def _base(job: Assignment) -> Path:
+    return job.plan.basis.base.folder
+
+
+def _narrowest(settings: RunSettings) -> tuple[str, Precision]:
+    """Return the narrowest type that the model computes in, and the field that says so."""
+    told = [("spec.training.precision", settings.training.precision)]
+    if settings.quantization:
+        told.append(("spec.quantization.computeType", Precision(settings.quantization.compute_type.value)))
+    return min(told, key=lambda each: _NARROW_FIRST.index(each[1]))
