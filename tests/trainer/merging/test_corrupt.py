@@ -137,6 +137,10 @@ def base_files(folder: Path) -> StoreFiles:
     )
 
 
+def index(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+
+
 def shard(folder: Path) -> Path:
     return min(folder.glob("model-*.safetensors"))
 
@@ -148,8 +152,21 @@ def shard(folder: Path) -> Path:
         (lambda base: cut(shard(base)), r"spec\.model\.uri/model-0.* should have"),
         (lambda base: (base / "config.json").unlink(), r"spec\.model\.uri has no config\.json"),
         (lambda base: save_file({"x": torch.ones(1)}, shard(base)), r"has no tensor .*, against the index"),
+        (lambda base: index(base, "[]"), r"spec\.model\.uri/model\.safetensors\.index\.json is no JSON object"),
+        (lambda base: index(base, "{}"), r"spec\.model\.uri/model\.safetensors\.index\.json has no weight_map"),
+        (lambda base: index(base, '{"weight_map": ["a"]}'), r"index\.json has no weight_map"),
+        (lambda base: index(base, '{"weight_map": {"a": 1}}'), r"index\.json has no weight_map"),
     ],
-    ids=["missing shard", "cut shard", "no config", "tensor missing"],
+    ids=[
+        "missing shard",
+        "cut shard",
+        "no config",
+        "tensor missing",
+        "index a list",
+        "index empty",
+        "map a list",
+        "map of numbers",
+    ],
 )
 def test_a_damaged_base_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)

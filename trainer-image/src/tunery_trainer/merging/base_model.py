@@ -90,7 +90,7 @@ def open_checkpoint(files: Files) -> Checkpoint:
         raise TrainerError(FailureReason.MODEL_NOT_FOUND, f"{files.label} has no {CONFIG}")
     config = read_json(files, CONFIG)
     index = read_json(files, INDEX) if INDEX in sizes else None
-    names = sorted(set(index["weight_map"].values())) if index else [SINGLE]
+    names = _listed(files, index) if index is not None else [SINGLE]
     missing = [name for name in names if name not in sizes]
     if missing and index is None:
         raise TrainerError(FailureReason.MODEL_UNSUPPORTED, f"{files.label} has no {SINGLE} and no {INDEX}")
@@ -101,6 +101,16 @@ def open_checkpoint(files: Files) -> Checkpoint:
     checkpoint = Checkpoint(files, config, index, shards, aliases)
     _check_complete(checkpoint)
     return checkpoint
+
+
+def _listed(files: Files, index: dict[str, Any]) -> list[str]:
+    """Return the shards that an index lists; raises TrainerError with the folder's `damaged` reason."""
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise TrainerError(
+            files.damaged, f"{files.label}/{INDEX} has no weight_map, which says in which file each tensor lies"
+        )
+    return sorted(set(shards.values()))
 
 
 def tensor_name(checkpoint: Checkpoint, module: str, leaf: str) -> str | None:
