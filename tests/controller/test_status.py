@@ -304,6 +304,9 @@ RETRY = 'Once that is done: kubectl annotate lorajob x -n ns --overwrite tunery.
         ("DatasetInvalid", None, True),
         ("DatasetInvalid", "Raise spec.training.maxLength in a new job.", False),
         ("DatasetInvalid", "Add rows, and retry. " + "Look at the report. " * 60, True),
+        # Of a reason that only another spec mends as a rule.
+        ("ModelUnsupported", "Fetch a.safetensors again, and retry; or name another model in a new job.", True),
+        ("ModelUnsupported", None, False),
     ],
 )
 def test_a_retry_is_told_by_its_command(reason: str, hint: str | None, command: bool) -> None:

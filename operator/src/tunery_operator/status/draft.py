@@ -38,9 +38,10 @@ _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
 
 
-def _needs_new_job(hint: str) -> bool:
-    """Tell whether a failure's own hint knows no other way than a new job."""
-    return _NEW_JOB in hint and _RETRY not in hint
+def _mendable(failure: Failure) -> bool:
+    """Tell whether the job can be tried again: as the failure's own hint says it, else as its reason does."""
+    hint = failure.hint or ""
+    return _RETRY in hint or (_NEW_JOB not in hint and advice_for(failure.reason).mendable)
 
 
 class Draft:
@@ -73,7 +74,7 @@ class Draft:
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
         shown = failure_status(failure, exit_code)
-        mendable = advice_for(failure.reason).mendable and not _needs_new_job(failure.hint or "")
+        mendable = _mendable(failure)
         more = f" {self.retry_command()}" if mendable else ""
         more += self._kept(failure, mendable=mendable)
         # What a person is to copy is whole, however long the sentences before it are.
