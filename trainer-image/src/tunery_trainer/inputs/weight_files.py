@@ -1,4 +1,4 @@
-"""The files of a model's weights, looked at by their names, sizes and headers: which of them is damaged, and by what."""
+"""The files of a model's weights, looked at by names, sizes and headers: which of them is damaged, and by what."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class WeightFiles:
 
 
 def local_files(folder: Path) -> WeightFiles:
-    """Return the files of a local folder; to read them raises TrainerError (StorageAccessDenied, StorageUnavailable)."""
+    """Return the files of a local folder; reading raises TrainerError (StorageAccessDenied, StorageUnavailable)."""
 
     def read(name: str, start: int, length: int) -> bytes:
         try:
@@ -106,7 +106,7 @@ def check_weight_files(files: WeightFiles) -> Types:
 
 
 def _loaded(files: WeightFiles) -> list[str]:
-    """Return the files that transformers loads: what config.json names, else the single one, else those of the index."""
+    """Return the files that transformers loads: what config.json names, the single one, or those of the index."""
     named = _named(files)
     if named and named.endswith(_SUFFIX):
         return [named]
