@@ -71,18 +71,19 @@ def test_a_run_that_ended_too_early_is_told_and_three_times_the_rate_is_better(t
 
 
 def test_what_is_learned_by_heart_is_told_and_a_shorter_run_is_better(train: Train) -> None:
+    """At this rate it is so in Float32 and BFloat16 and with other seeds: what a CPU computes in, and in which order."""
     blocks: dict[str, Any] = {
         "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.5"}},
         "lora": {"rank": 64, "dropout": "0"},
-        "evaluation": {"everySteps": 12},
+        "evaluation": {"everySteps": 24},
     }
-    done = train(unlike(48), **blocks, training={"maxSteps": 120, "batchSize": 8, "learningRate": "1e-2"})
+    done = train(unlike(48), **blocks, training={"maxSteps": 240, "batchSize": 8, "learningRate": "3e-3"})
     over = done.findings["Overfitting"]
     assert (over.severity, over.field) == ("Warning", "training.maxSteps")
-    assert int(over.suggest or 0) < 120
+    assert int(over.suggest or 0) < 240
     assert "evaluation.earlyStoppingPatience: 2, or lora.dropout: 0.1 (now 0)" in (over.message or "")
     assert done.checks["Dropout"].result == "Warning"
-    shorter = {"maxSteps": int(over.suggest or 0), "batchSize": 8, "learningRate": "1e-2"}
+    shorter = {"maxSteps": int(over.suggest or 0), "batchSize": 8, "learningRate": "3e-3"}
     assert is_better(train(unlike(48), "shorter", **blocks, training=shorter), done)
 
 
