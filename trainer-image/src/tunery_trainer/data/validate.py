@@ -22,10 +22,10 @@ def text_value(value: Any, field: str, *, blank: bool = False) -> str:
     """`value` as a string that can be encoded; white space alone is refused unless `blank`."""
     if not isinstance(value, str):
         raise RowError(field, f"must be a string, found {json_type(value)}")
-    if not blank and not value.strip():
+    if not blank and (not value or value.isspace()):
         raise RowError(field, "must not be empty")
     try:
-        value.encode()
+        value.isascii() or value.encode()
     except UnicodeEncodeError as error:
         raise RowError(field, "holds half of a surrogate pair, which is not text") from error
     return value
@@ -46,7 +46,7 @@ def list_field(row: Mapping[str, Any], key: str, at: str = "") -> list[JsonObjec
         raise RowError(field, f"must be an array, found {json_type(value)}")
     if not value:
         raise RowError(field, "must not be empty")
-    return [object_value(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    return [item if isinstance(item, dict) else object_value(item, f"{field}[{n}]") for n, item in enumerate(value)]
 
 
 def object_value(value: Any, field: str) -> JsonObject:
