@@ -97,7 +97,7 @@ def test_a_pointer_of_git_lfs_is_told(folder: Path, name: str) -> None:
     path = next(path for path in sorted(folder.iterdir()) if path.name.startswith(name))
     path.write_bytes(POINTER)
     found = refused(folder)
-    assert f": {path.name} is a pointer of git-LFS, not the file that it stands for" in found.message
+    assert f": {path.name} is a pointer of Git LFS, not the file that it stands for" in found.message
     assert found.hint.startswith(f"Run git lfs pull where the model was cloned, put {path.name} there ")
 
 
@@ -201,7 +201,7 @@ def test_in_a_bucket_only_headers_are_read(folder: Path, s3_server: S3Server, bu
     client.put_object(Bucket=bucket, Key=f"base/{shards(folder)[0].name}", Body=POINTER)
     later = files_before_download(place, folder)
     assert later is not None
-    with pytest.raises(TrainerError, match="is a pointer of git-LFS"):
+    with pytest.raises(TrainerError, match="is a pointer of Git LFS"):
         check_weight_files(later)
 
 

@@ -71,7 +71,7 @@ def test_a_run_that_ended_too_early_is_told_and_three_times_the_rate_is_better(t
 
 
 def test_what_is_learned_by_heart_is_told_and_a_shorter_run_is_better(train: Train) -> None:
-    """At this rate it is so in Float32 and BFloat16 and with other seeds: what a CPU computes in, and in which order."""
+    """At this rate it is so in Float32 and BFloat16, and with other seeds: CPUs differ in what they compute in."""
     blocks: dict[str, Any] = {
         "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.5"}},
         "lora": {"rank": 64, "dropout": "0"},

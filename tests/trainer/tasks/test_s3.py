@@ -97,7 +97,7 @@ def test_a_base_in_a_bucket_that_is_a_pointer_is_told_before_a_gpu_is_asked_for(
     failure = _preflight(path, tmp_path / "termination").failure
     assert failure is not None
     assert failure.reason == "ModelUnsupported"
-    assert "model.safetensors is a pointer of git-LFS, not the file that it stands for" in failure.message
+    assert "model.safetensors is a pointer of Git LFS, not the file that it stands for" in failure.message
     assert (failure.hint or "").startswith("Run git lfs pull where the model was cloned, put model.safetensors there ")
     s3_server.client().upload_file(str(tmp_path / "model" / "model.safetensors"), "models", key)
     assert _preflight(path, tmp_path / "termination").failure is None, "as the hint says"

@@ -12,6 +12,8 @@ from tunery_api.scrub import scrub, shorten
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """What the kernel says where a disk, or what a user may take of it, is full."""
+IN_THE_WAY: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What it says where something stands there that is no file, and will not become one by waiting."""
 _MAX_TEXT: Final = 64 * 1024
 
 

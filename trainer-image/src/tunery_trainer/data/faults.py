@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.links import IN_THE_WAY
+from tunery_trainer.errors import IN_THE_WAY, TrainerError
 
 AGAIN: Final = "Upload the file again"
 

@@ -10,6 +10,7 @@ from typing import Final
 from tunery_trainer.data.faults import AGAIN, damaged
 from tunery_trainer.data.sources import DataFile
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.storage.mistaken import is_page, is_pointer
 
 LENGTH: Final = 64
 BOM: Final = b"\xef\xbb\xbf"
@@ -23,18 +24,16 @@ _PACKED: Final = {
     rb"BZh[1-9]1AY&SY": "compressed by bzip2",
 }
 _BY_ZEROS: Final = {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}
-_LFS: Final = b"version https://git-lfs"
-_PAGE: Final = re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)
 _UNPACK: Final = {".gz": ("gzip -dc", " | gzip"), ".zst": ("zstd -dc", " | zstd")}
 
 
 def check_name(source: DataFile, start: bytes) -> None:
     """Raise TrainerError (DatasetInvalid) where a file's first bytes, as they lie on the disk, are of another kind."""
     name, packed = source.name, _packing(source.suffix)
-    if start.startswith(_LFS):
+    if is_pointer(start):
         hint = "Fetch the file itself, as `git lfs pull` does, and upload that"
         raise damaged(name, "is a pointer of Git LFS to the file, and not the file", hint)
-    if _PAGE.match(start):
+    if is_page(start):
         raise damaged(name, "is a web page, and no data", "Download the file itself, and upload that")
     if source.suffix == ".parquet":
         if start and not start.startswith(_PARQUET):

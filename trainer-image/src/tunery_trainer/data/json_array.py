@@ -16,7 +16,8 @@ from tunery_trainer.data.rows import Record, RowError, RowPlace, as_object
 from tunery_trainer.errors import TrainerError
 
 TOO_LONG_NUMBER: Final = f"holds a number of more than {sys.get_int_max_str_digits():,} digits"
-_SPACE = " \t\r\n"
+_DECODER: Final = json.JSONDecoder()
+_SPACE: Final = " \t\r\n"
 _WORDS: Final = ("true", "false", "null", "NaN", "-Infinity", "Infinity")
 _CUT: Final = re.compile(r"\.|[eE][+-]?|\\?u[0-9a-fA-F]{0,4}")
 """What is left over where a number, or an escape in a text, is cut off."""
@@ -99,9 +100,6 @@ class _Array:
                 f"row {row} is not valid JSON: a quoted text holds {sign!r} as it is (or its closing quote is missing)"
             )
         return damaged(self.where(error.pos), why, _THERE)
-
-
-_DECODER: Final = json.JSONDecoder()
 
 
 def _text(stream: IO[bytes], name: str) -> str:

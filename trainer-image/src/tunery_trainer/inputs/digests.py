@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.links import IN_THE_WAY
+from tunery_trainer.errors import IN_THE_WAY, TrainerError
 from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 BOOK: Final = ".tunery-digests.json"

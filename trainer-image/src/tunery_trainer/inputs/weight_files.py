@@ -14,6 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.location import Location
 from tunery_trainer.storage import open_store
+from tunery_trainer.storage.mistaken import is_page, is_pointer
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -29,10 +30,7 @@ _LONGEST: Final = 100_000_000
 _LARGEST_JSON: Final = 200_000_000
 _BEGINNING: Final = 64
 _READERS: Final = 8
-_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _KINDS: Final = (
-    (b"<!doctype html", "is an HTML page, such as that of an error or of a login"),
-    (b"<html", "is an HTML page, such as that of an error or of a login"),
     (b"<?xml", "is an XML text, such as the error of an object store"),
     (b"<error", "is an XML text, such as the error of an object store"),
     (b"pk\x03\x04", "is a ZIP archive, such as a pickle of PyTorch"),
@@ -204,13 +202,15 @@ def _types(files: WeightFiles, name: str) -> dict[str, str]:
 def _kind(content: bytes) -> str | None:
     """Return what a file is by how it begins, None where that is not known."""
     begin = content[:_BEGINNING].lstrip().lower()
-    if begin.startswith(_POINTER):
-        return "is a pointer of git-LFS, not the file that it stands for"
+    if is_pointer(begin):
+        return "is a pointer of Git LFS, not the file that it stands for"
+    if is_page(begin):
+        return "is an HTML page, such as that of an error or of a login"
     return next((what for start, what in _KINDS if begin.startswith(start)), None)
 
 
 def _damaged(name: str, what: str, content: bytes = b"") -> TrainerError:
-    if content.startswith(_POINTER):
+    if is_pointer(content):
         hint = f"Run git lfs pull where the model was cloned, put {name} there from that clone, and retry."
     else:
         hint = f"Fetch {name} again from where the model comes, put it in place of this one, and retry."

@@ -13,7 +13,7 @@ from typing import Final
 from safetensors import SafetensorError
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError, first_line
+from tunery_trainer.errors import IN_THE_WAY, TrainerError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 
 _LOADER: Final = "transformers.modeling_utils"
@@ -29,8 +29,6 @@ _DIFFERS: Final = re.compile(
     r"^(.+?)\s*\|.*MISMATCH.*ckpt: torch\.Size\((.+?)\) vs model:\s*torch\.Size\((.+?)\)", re.MULTILINE
 )
 """A line of transformers' report of tensors."""
-_NO_FILE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-"""What the kernel says where something else stands in a file's place: waiting does not mend it."""
 _SHOWN: Final = 3
 _HINT: Final = (
     "Fetch config.json and the weights' files again from where the model comes, all of one version, put them in place "
@@ -128,7 +126,7 @@ def _unreadable(number: int) -> BaseException:
     said = f"spec.model.uri: its weights cannot be read: {os.strerror(number)}"
     if number == errno.ENOMEM:
         return MemoryError(said)
-    if number in _NO_FILE:
+    if number in IN_THE_WAY:
         hint = "Put the files themselves in their places, and leave the model as it is while it is read."
         return TrainerError(FailureReason.MODEL_NOT_FOUND, said, hint)
     denied = number in (errno.EACCES, errno.EPERM)

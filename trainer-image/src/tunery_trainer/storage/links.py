@@ -1,14 +1,10 @@
-"""What is said of links, and of files that the kernel does not let be read."""
+"""What is said of links that lead to nothing."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
-from typing import Final
-
-IN_THE_WAY: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-"""What the kernel says where something stands there that is no file, and will not become one by waiting."""
 
 
 def is_dead(path: Path) -> bool:
