@@ -15,6 +15,7 @@ from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.location import Location
 from tunery_trainer.inputs.weight_files import INDEX, SINGLE, check_weight_files, files_before_download, local_files
+from tunery_trainer.model.load import load_config, load_tokenizer
 
 from cluster.s3 import S3Server
 from kit.s3 import credentials
@@ -213,3 +214,26 @@ def test_a_file_without_metadata_is_whole(folder: Path) -> None:
     for path in shards(folder):
         save_file(load_file(path), path)
     assert check_weight_files(local_files(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("spoil", "said", "hint"),
+    [
+        (lambda _: POINTER, "is a pointer of Git LFS", "Run git lfs pull where the model was cloned, put {} there"),
+        (lambda whole: whole[: len(whole) // 2], "is not JSON: ", "Fetch {} again from where the model comes"),
+        (lambda whole: b"\xef\xbb\xbf" + whole, "begins with a byte order mark", "Save {} as UTF-8 without it"),
+    ],
+    ids=["pointer", "cut-off", "byte-order-mark"],
+)
+def test_a_damaged_text_beside_the_weights_is_named(
+    tiny_model: Path, tmp_path: Path, name: str, spoil: Callable[[bytes], bytes], said: str, hint: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / name).write_bytes(spoil((folder / name).read_bytes()))
+    load = load_config if name == "config.json" else load_tokenizer
+    with pytest.raises(TrainerError) as caught:
+        load(folder)
+    assert caught.value.reason == "ModelUnsupported"
+    assert caught.value.message.startswith(f"spec.model.uri: {name} {said}")
+    assert (caught.value.hint or "").startswith(hint.format(name))

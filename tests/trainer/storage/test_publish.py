@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -118,14 +119,19 @@ def test_what_was_published_of_a_stop_gives_way_to_the_run_that_goes_on(store: S
         make_folder(tmp_path / "one"), Target(place, run()), lineage().model_copy(update={"stopped": record})
     )
     assert published_before(Target(place, run())) == stopped, "who only publishes it again finds it"
-    assert publish(make_folder(tmp_path / "two", "2"), Target(place, run()), lineage()) == stopped
-    goes_on = Target(place, run(), goes_on=True)
+    for beyond in (0, 40):
+        assert (
+            publish(make_folder(tmp_path / f"two-{beyond}", "2"), Target(place, run(), beyond=beyond), lineage())
+            == stopped
+        )
+    assert published_before(Target(place, run(), beyond=41)) is None, "a later stop has come further"
+    goes_on = Target(place, run(), beyond=math.inf)
     assert published_before(goes_on) is None
     whole = publish(make_folder(tmp_path / "three", "3"), goes_on, lineage())
     assert whole.manifest.lineage.stopped is None
     assert verify(place).sha256 == whole.manifest_sha256
     assert published_before(goes_on) == whole, "its own result stays"
-    assert published_before(Target(place, run("uid-2"), goes_on=True)) is None
+    assert published_before(Target(place, run("uid-2"), beyond=math.inf)) is None
 
 
 def test_rerun_repairs_its_own_damaged_result(store: Store, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer.tasks.test_training import QUANTIZATIONS
 from tunery_api.exitcodes import ExitCode
@@ -25,6 +25,7 @@ from tunery_api.manifest import Lineage, Manifest
 from tunery_api.runspec import RunResult
 from tunery_trainer.storage import open_store
 from tunery_trainer.storage.published_folder import verify
+from tunery_trainer.storage.transfer import hash_file
 
 from cluster.s3 import S3Server
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
@@ -130,6 +131,10 @@ def test_the_same_manifest_goes_on_and_replaces_it(case: Case) -> None:
     assert "evalLoss" not in stopped.metrics, "nothing was measured, and nothing is said"
     assert "| Evaluation loss | not measured after step" in (path.parent / "out" / "README.md").read_text()
     assert "run the same manifest again" in said
+    stop_here(path)
+    later = published(path.parent / "out").stopped
+    assert later is not None
+    assert later.after_step > stopped.stopped.after_step, "a second stop publishes what there is by then"
     again = run_here("run", path, "--work-dir", path.parent / "work")
     assert again.returncode == ExitCode.OK, again.stderr
     assert "Resuming from the checkpoint" in again.stdout
@@ -210,10 +215,68 @@ def test_where_nothing_is_stored_it_is_said_that_nothing_is_published(case: Case
     assert not (path.parent / "out").exists()
 
 
+def test_whoever_reads_along_may_end_first(case: Case) -> None:
+    """A terminal's Ctrl-C reaches all of a pipe, and `tee` is gone before the run has stored its checkpoint."""
+    path = case(**LONG, onStop="Publish")
+    running = start(path)
+    assert running.stdout is not None
+    while newest_step(path) < STEPS:
+        assert running.stdout.readline()
+    running.stdout.close()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=120) == ExitCode.TERMINATED
+    assert published(path.parent / "out").stopped is not None
+
+
+def test_two_signals_close_together_are_one(killed_once: Path) -> None:
+    running = start(killed_once)
+    assert running.stdout is not None
+    running.stdout.readline()
+    for _ in range(3):
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+    said, _ = running.communicate(timeout=120)
+    assert (running.returncode, "Traceback" in said) == (ExitCode.TERMINATED, False), said
+    assert published(killed_once.parent / "out").stopped is not None
+
+
+def test_what_is_published_is_not_said_to_be_nothing(case: Case) -> None:
+    running = start(case(onStop="Publish"))
+    assert running.stdout is not None
+    assert next(line for line in running.stdout if line.startswith("Published"))
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode in (ExitCode.OK, ExitCode.TERMINATED), said
+    assert "Nothing is published" not in said
+
+
+def test_weights_that_are_no_numbers_are_not_published(killed_once: Path) -> None:
+    for marker in (killed_once.parent / "work").glob("checkpoints/*/step-*/complete.json"):
+        file = marker.parent / "trainable.safetensors"
+        tensors = load_file(file)
+        save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, file)
+        content = json.loads(marker.read_text())
+        content["files"][file.name] |= {"sha256": hash_file(file), "size": file.stat().st_size}
+        marker.write_text(json.dumps(content))
+    running = start(killed_once)
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert "LossDiverged: the weights of step" in said
+    assert not (killed_once.parent / "out").exists()
+
+
 def test_worse_than_asked_for_is_rejected(case: Case) -> None:
     path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
     done = stop_here(path)
+    earlier = published(path.parent / "out-rejected").stopped
+    done = stop_here(path)
     assert done.returncode == ExitCode.USER_ERROR
+    later = published(path.parent / "out-rejected").stopped
+    assert earlier is not None
+    assert later is not None
+    assert earlier.after_step < later.after_step
     assert "NotImproved: the evaluation loss went from" in done.stderr
     assert not (path.parent / "out" / "manifest.json").exists()
     assert {file.name for file in (path.parent / "out-rejected").iterdir()} >= REPORT

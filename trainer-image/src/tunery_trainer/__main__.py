@@ -6,10 +6,21 @@ import faulthandler
 import os
 import signal
 import sys
+from contextlib import suppress
+
+from tunery_trainer import STOPPED_RUN_ENV
+
+
+def _end(*_: object) -> None:
+    with suppress(OSError):  # nobody may read it any more
+        os.write(2, b"Told to stop: ending at once; nothing was begun, and nothing is published.\n")
+    os._exit(143)
+
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):  # the imports below take a second, until others take them over
-        signal.signal(number, lambda *_: os._exit(143))
+        # What takes the place of a process that was told to stop (cli.py) heeds none until then.
+        signal.signal(number, signal.SIG_IGN if STOPPED_RUN_ENV in os.environ else _end)
 
     from tunery_trainer.process.environment import guard_output
     from tunery_trainer.process.supervise import die_with_parent, supervise, to_supervise
@@ -23,4 +34,7 @@ if __name__ == "__main__":
     die_with_parent()
     faulthandler.enable()
     guard_output()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):  # what is done is done, however long the end takes
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

@@ -21,8 +21,10 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import OTHER_IMAGE, parse, version
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, StopRequested, StopSignal
 from tunery_trainer.process.termination import failed_message, write_termination
@@ -31,8 +33,6 @@ from tunery_trainer.tasks.question import Asked, Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
 """The parts of run.json that hold what a user wrote: the spec of the manifest."""
-_STOPPED: Final = "TUNERY_STOPPED_RUN"
-"""Names the RunSpec of a run without a cluster whose process was told to stop: its successor publishes it."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +67,8 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     """
     from tunery_trainer.local import load_run_spec
 
-    stopped = os.environ.get(_STOPPED)
+    outlive_readers()
+    stopped = os.environ.get(STOPPED_RUN_ENV)
     if stopped:
         return _publish_stopped(_read_run_spec(Path(stopped)), stop)
     try:
@@ -78,10 +79,14 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
             stop.successor = partial(_publish_instead, run, options.path, dict(os.environ))
         for task in _tasks_of(run):
             run_task(task, run, stop)
+        stop.disarm()
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
     except StopRequested:
-        return _publish_stopped(run, stop) if _publishes_stopped(run) else ExitCode.TERMINATED
+        if _publishes_stopped(run):
+            return _publish_stopped(run, stop)
+        print(f"Nothing is published: that takes onStop: Publish.{GOES_ON}", flush=True)
+        return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error, here=True)
     return ExitCode.OK
@@ -96,6 +101,9 @@ def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str]) -
 
     Returns where nothing is stored yet.
     """
+    with suppress(ValueError):  # of a thread, where the main one hangs: it will handle none
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # until the new process takes them over: it was told already
     work, uid = Path(run.work_dir), run.identity.uid
     if not any(work.glob(f"checkpoints/{uid}/step-*/complete.json")):
         sys.stderr.write("Nothing is published: no checkpoint is stored yet.\n")
@@ -106,7 +114,7 @@ def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str]) -
     path = work / "stopped.json"
     path.write_text(run.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
     again = [sys.executable, "-m", "tunery_trainer", "run", manifest]
-    os.execve(sys.executable, again, environment | {_STOPPED: str(path)})  # noqa: S606 (this very program)
+    os.execve(sys.executable, again, environment | {STOPPED_RUN_ENV: str(path)})  # noqa: S606 (this very program)
 
 
 def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:

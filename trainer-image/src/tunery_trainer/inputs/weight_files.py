@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,18 @@ from tunery_trainer.storage.mistaken import is_page, is_pointer
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+CONFIG: Final = "config.json"
 Types = Mapping[str, Mapping[str, str]]
 """Of each file the format's name of each tensor's type, such as BF16."""
 
 _SUFFIX: Final = ".safetensors"
-_CONFIG: Final = "config.json"
 _LENGTH: Final = 8
 """Bytes that say how long the header is."""
 _LONGEST: Final = 100_000_000
 """Bytes of a header; the limit of the reference implementation."""
 _LARGEST_JSON: Final = 200_000_000
 _BEGINNING: Final = 64
+_BOM: Final = b"\xef\xbb\xbf"
 _READERS: Final = 8
 _KINDS: Final = (
     (b"<?xml", "is an XML text, such as the error of an object store"),
@@ -86,7 +87,7 @@ def files_before_download(place: Location, folder: Path) -> WeightFiles | None:
 def read_config(files: WeightFiles) -> dict[str, Any]:
     """Return what config.json says; nothing where it is no JSON object, which is told where the model is built."""
     try:
-        found = json.loads(files.read(_CONFIG, 0, _LARGEST_JSON))
+        found = json.loads(files.read(CONFIG, 0, _LARGEST_JSON))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -148,6 +149,29 @@ def _indexed(files: WeightFiles, index: str) -> list[str]:
     return names
 
 
+def damaged_text(folder: Path, names: Iterable[str]) -> TrainerError | None:
+    """Return the failure for the first of these JSON files that is damaged; None: none is, or none is there."""
+    for name in names:
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b"{}"
+        problem = _text_problem(content) or _json_problem(content)
+        if problem:
+            return TrainerError(
+                FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {name} {problem}", _again(name, content)
+            )
+    return None
+
+
+def _json_problem(content: bytes) -> str | None:
+    if content.startswith(_BOM):
+        return "begins with a byte order mark, which is not read"
+    try:
+        json.loads(content)
+    except ValueError as error:
+        return f"is not JSON: {error}"
+    return None
+
+
 def _text_problem(content: bytes) -> str | None:
     """Return what a file is that should be a JSON text, None where it may be one."""
     if not content:
@@ -157,10 +181,10 @@ def _text_problem(content: bytes) -> str | None:
 
 
 def _index_problem(content: bytes, index: str) -> str | None:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        return f"is not JSON: {error}"
+    problem = _json_problem(content)
+    if problem:
+        return problem
+    found = json.loads(content)
     if not isinstance(found, dict):
         return "is not a JSON object"
     shards = found.get("weight_map")
@@ -210,11 +234,16 @@ def _kind(content: bytes) -> str | None:
 
 
 def _damaged(name: str, what: str, content: bytes = b"") -> TrainerError:
+    return _refused(f"{name} {what}", _again(name, content))
+
+
+def _again(name: str, content: bytes) -> str:
+    """Return how a damaged file is mended."""
     if is_pointer(content):
-        hint = f"Run git lfs pull where the model was cloned, put {name} there from that clone, and retry."
-    else:
-        hint = f"Fetch {name} again from where the model comes, put it in place of this one, and retry."
-    return _refused(f"{name} {what}", hint)
+        return f"Run git lfs pull where the model was cloned, put {name} there from that clone, and retry."
+    if content.startswith(_BOM):
+        return f"Save {name} as UTF-8 without it, as `sed -i '1s/^\\xEF\\xBB\\xBF//' {name}` does, and retry."
+    return f"Fetch {name} again from where the model comes, put it in place of this one, and retry."
 
 
 def _refused(cause: str, hint: str) -> TrainerError:

@@ -7,7 +7,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError, first_line
-from tunery_trainer.inputs.weight_files import check_weight_files, local_files, read_config
+from tunery_trainer.inputs.weight_files import CONFIG, check_weight_files, damaged_text, local_files, read_config
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.example_isolation import Isolation, isolation
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
@@ -35,6 +35,8 @@ from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.settings.stored_quantization import check_types, stored_quantization
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", CONFIG)
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model in `folder`, with a padding token but no token added.
@@ -45,7 +47,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise TrainerError(
+        raise damaged_text(folder, _TOKENIZER_FILES) or TrainerError(
             FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: the folder has no usable tokenizer: {first_line(error)}"
         ) from error
     if tokenizer.pad_token is None:
@@ -250,7 +252,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise _unsupported("the folder has no config.json") from error
     except ValueError as error:
-        raise _unsupported(f"config.json is not JSON: {error}") from error
+        raise damaged_text(folder, [CONFIG]) or _unsupported(f"config.json is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise _unsupported("config.json is not a JSON object")
     return raw

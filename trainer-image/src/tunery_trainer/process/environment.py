@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
@@ -94,11 +95,18 @@ def guard_output() -> None:
     Libraries print, log by handlers of their own, and let threads die with a trace: none of that comes by our log.
     What cannot be encoded, as half of a surrogate pair in the data, is written as an escape.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (it is closed with the process)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout = cast("TextIO", _HidingStream(sys.stdout))
-    sys.stderr = cast("TextIO", _HidingStream(sys.stderr))
+        setattr(sys, name, cast("TextIO", _HidingStream(stream)))
+
+
+def outlive_readers() -> None:
+    """Go on where nobody reads what is printed any more: a Ctrl-C ends the `tee` of a pipe before what it waits for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, _HidingStream):
+            stream.outlives = True
 
 
 class _HidingStream:
@@ -106,11 +114,28 @@ class _HidingStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.outlives = False
+        """Whether what cannot be written any more, as nobody reads it, is dropped."""
 
     def write(self, text: str) -> int:
         """Write `text` without credentials."""
-        self._stream.write(hide_credentials(text))
+        with self._heard():
+            self._stream.write(hide_credentials(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        with self._heard():
+            self._stream.flush()
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if not self.outlives:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is waiting goes there, too
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each of `lines` without credentials."""

@@ -41,8 +41,8 @@ class Target:
     place: StorePath
     run: RunIdentity
     overwrite: bool = False
-    goes_on: bool = False
-    """What this very run published as it was stopped is not its result: it goes on, and replaces that."""
+    beyond: float = 0
+    """What this very run published as it was stopped after fewer steps than these is not its result: it gives way."""
 
     @property
     def uri(self) -> str:
@@ -112,7 +112,8 @@ def published_by(target: Target) -> Published:
 def published_before(target: Target) -> Published | None:
     """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole.
 
-    None, too, where that is of a stop and the run goes on. A claim that such an attempt could not give back is removed.
+    None, too, where that is of a stop, and the run has come further. A claim that such an attempt could not give back
+    is removed.
     """
     try:
         found = published_by(target)
@@ -122,7 +123,8 @@ def published_before(target: Target) -> Published | None:
         elif error.reason is not FailureReason.ADAPTER_MISSING:
             raise
         return None
-    if target.goes_on and found.manifest.lineage.stopped:
+    stopped = found.manifest.lineage.stopped
+    if stopped and stopped.after_step < target.beyond:
         return None
     _give_back(target)
     return found

@@ -33,13 +33,13 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     return result
 
 
-def output_target(work: Workspace, *, goes_on: bool = False) -> Target:
+def output_target(work: Workspace, beyond: float = 0) -> Target:
     """Return the place of the result, of a training run or of a merge; nothing is contacted yet.
 
-    `goes_on`: what the run published as it was stopped gives way, as it goes on.
+    What the run published as it was stopped gives way where that was after fewer steps than `beyond`.
     """
     spec = work.run.adapter_merge or work.lora_job
-    return Target(work.output, work.run.identity, spec.output.overwrite, goes_on)
+    return Target(work.output, work.run.identity, spec.output.overwrite, beyond)
 
 
 def refuse_own_input(run: RunSpec) -> None:

@@ -21,7 +21,7 @@ from tunery_trainer.resuming.draft import Draft, read_draft
 from tunery_trainer.resuming.may_resume import base_of, check_base
 from tunery_trainer.resuming.memo import read_memo
 from tunery_trainer.storage.checkpoints import latest_complete, restore
-from tunery_trainer.storage.publisher import Published, publish, published_before
+from tunery_trainer.storage.publisher import Published, Target, publish, published_before
 from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report, say_where_it_lies
 from tunery_trainer.tasks.frame import output_target, probe_places
@@ -41,17 +41,20 @@ class _Kept(NamedTuple):
 
 
 def run_publish(run: RunSpec) -> RunResult:
-    """Publish what is best in the newest checkpoint of `run`, or say again what it has published.
+    """Publish what is best in the newest checkpoint of `run`, or say again what it has published of it.
 
-    Its checkpoints stay: another job may go on from them. The data report goes along. A rerun publishes once.
+    Its checkpoints stay: another job may go on from them. The data report goes along. A rerun publishes once; what an
+    earlier stop published gives way to a newer checkpoint.
     Raises TrainerError: CheckpointMissing, NotImproved once it is published as rejected, and what a training run raises
     as it publishes.
     """
     work = Workspace(run)
-    published = published_before(output_target(work)) or _publish_newest(work)
+    newest = _newest(work)
+    target = output_target(work, newest.step if newest else 0)
+    published = published_before(target) or _publish_newest(work, target)
     forget_report(work)
     say_where_it_lies(published)
-    return result_of(published, _newest(work))
+    return result_of(published, newest)
 
 
 def _newest(work: Workspace) -> CheckpointStatus | None:
@@ -59,7 +62,7 @@ def _newest(work: Workspace) -> CheckpointStatus | None:
     return CheckpointStatus(uri=newest.place.uri, step=newest.step) if newest else None
 
 
-def _publish_newest(work: Workspace) -> Published:
+def _publish_newest(work: Workspace, target: Target) -> Published:
     probe_places(work)
     kept = _restored(work)
     base = get_model(work, weights=False)
@@ -79,7 +82,7 @@ def _publish_newest(work: Workspace) -> Published:
     add_report(work, work.result)
     if lineage.rejected:
         raise reject(work, work.result, lineage)
-    return publish(work.result, output_target(work), lineage)
+    return publish(work.result, target, lineage)
 
 
 def _stopped(lineage: Lineage, run: RunSpec) -> Lineage:

@@ -6,6 +6,7 @@ URI; what names its LoRAJob never gets it, as that has failed.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +57,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
     """
     uri = rejected_uri(work.run)
     try:
-        published = publish(folder, _target(work, uri), lineage)
+        published = publish(folder, _target(work, uri, lineage), lineage)
     except TrainerError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
         return TrainerError(FailureReason.NOT_IMPROVED, text)
@@ -67,12 +68,13 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
     return failure
 
 
-def _target(work: Workspace, uri: str) -> Target:
+def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
     if any(adapter.uri.rstrip("/") == uri for adapter in work.run.adapters):
         message = "that is the adapter of spec.continueFrom, which stays"
         raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
     place = work.open(Purpose.OUTPUT, uri, "spec.output.uri")
-    return Target(place, work.run.identity, overwrite=_gives_way(place))
+    beyond = lineage.stopped.after_step if lineage.stopped else math.inf
+    return Target(place, work.run.identity, _gives_way(place), beyond)
 
 
 def _gives_way(place: StorePath) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,11 +74,13 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
 
 def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
     check_secrets(work)
-    published = published_before(output_target(work, goes_on=True))
+    published = published_before(output_target(work, math.inf))
     if published is None:
         published = _train_and_publish(work, stop, reporter)
     else:
         print("This very run has published before: nothing is left to train", flush=True)
+    stop.heeded()
+    stop.hint = " What was asked for is published."
     forget_report(work)
     say_where_it_lies(published)
     kept = settle_checkpoints(work)
@@ -103,7 +106,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     add_report(work, folder)
     if lineage.rejected:
         raise reject(work, folder, lineage)
-    return publish(folder, output_target(work, goes_on=True), lineage)
+    return publish(folder, output_target(work, math.inf), lineage)
 
 
 class _Ready(NamedTuple):
