@@ -18,6 +18,7 @@ from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.failures import show, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
 from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
+from tunery_trainer.tasks.frame import tell_of_loading
 from tunery_trainer.tasks.question import Asked
 
 
@@ -49,6 +50,7 @@ def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
         return
     prepare_environment(Path(run.work_dir), 0)
     base = FetchedModel(asked.model, None, 0) if asked.model else get_model(work, weights=False)
+    tell_of_loading("Check")
     from tunery_trainer.plan.request import read_data
 
     read_data(run, base, expected_device(run, spec.resources.gpus), files, notebook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from tunery_api.reasons import FailureReason
@@ -31,6 +32,11 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     finally:
         reporter.close()
     return result
+
+
+def tell_of_loading(task: str) -> None:
+    """Say on stderr, to whoever waits before a terminal, why nothing is said for a while."""
+    print(f"{task:<11}torch and PEFT are being loaded: some seconds, more the first time", file=sys.stderr, flush=True)
 
 
 def output_target(work: Workspace, beyond: float = 0) -> Target:

@@ -28,7 +28,7 @@ from tunery_trainer.settings.stored_quantization import check_types
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
-from tunery_trainer.tasks.frame import probe_places
+from tunery_trainer.tasks.frame import probe_places, tell_of_loading
 
 if TYPE_CHECKING:
     from tunery_trainer.plan.disk import DiskUse
@@ -60,6 +60,8 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     probe_places(work)
     found = _gather(work)
     go_offline()
+    if run.local:
+        tell_of_loading("Preflight")
     notebook = notebook_of(work)
     try:
         report = _check(work, found, notebook)
