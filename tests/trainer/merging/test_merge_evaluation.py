@@ -42,24 +42,30 @@ def rows_of(task: str, count: int, seed: int) -> list[dict[str, str]]:
     return [{"prompt": f"{task} {word}", "completion": word * 2 if task == "twice" else word[::-1]} for word in words]
 
 
-@pytest.fixture
-def inputs(case: Case, tmp_path: Path) -> list[Path]:
-    """Two adapters, each trained on a task of its own, and test.jsonl with rows of both."""
-    case()
-    write_rows(tmp_path / "test.jsonl", rows_of("twice", 20, 3) + rows_of("back", 4, 3))
-    places = []
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two adapters, each trained on a task of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "model").symlink_to(tiny_model)
     for task in ("twice", "back"):
-        write_rows(tmp_path / f"{task}.jsonl", rows_of(task, 80, 1))
+        write_rows(folder / f"{task}.jsonl", rows_of(task, 80, 1))
         data, place = {"uri": f"file://{task}.jsonl"}, {"uri": f"file://{task}"}
         # The last weights: the best of two rows held out may be those of a very early step.
         last = {"publish": "Last"}
-        spec = manifest(tmp_path, dataset=data, output=place, training=LONGER, evaluation=last)
-        path = tmp_path / f"{task}.yaml"
+        spec = manifest(folder, dataset=data, output=place, training=LONGER, evaluation=last)
+        path = folder / f"{task}.yaml"
         path.write_text(yaml.safe_dump(spec))
-        done = run_here("run", path, "--work-dir", tmp_path / f"{task}.work")
+        done = run_here("run", path, "--work-dir", folder / f"{task}.work")
         assert done.returncode == ExitCode.OK, done.stderr
-        places.append(tmp_path / task)
-    return places
+    return folder
+
+
+@pytest.fixture
+def inputs(case: Case, trained: Path, tmp_path: Path) -> list[Path]:
+    """Both adapters, beside their base and test.jsonl, which has rows of both tasks."""
+    case()
+    write_rows(tmp_path / "test.jsonl", rows_of("twice", 20, 3) + rows_of("back", 4, 3))
+    return [shutil.copytree(trained / task, tmp_path / task) for task in ("twice", "back")]
 
 
 def merge_file(folder: Path, inputs: list[Path], evaluation: Spec | None = None, **spec: Any) -> Path:
