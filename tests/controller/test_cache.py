@@ -256,7 +256,8 @@ class TestPods:
     def test_pods_outlive_their_job(self, cache: Cache) -> None:
         cache.forget_job("team", "one-train", "j1")
         assert [found.uid for found in cache.pods_named("team", "one-train")] == ["p1"]
-        assert cache.owner_of_pod("team", "one-train-p1", "p1") is None
+        assert cache.owner_of_pod("team", "one-train-p1", "p1") == (ONE, "u1"), "it stores a checkpoint, and says so"
+        assert cache.owner_of_pod("other", "one-train-p1", "p1") is None
         assert cache.forget_pod(pod(10)) == {ONE}, "who waits for it is looked at"
         assert cache.pods_named("team", "one-train") == ()
         assert [lost.uid for lost in cache.lost_named("team", "one-train")] == ["p1"]

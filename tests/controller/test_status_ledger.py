@@ -218,6 +218,31 @@ def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
     assert totals(raised) == totals(status)
 
 
+def test_a_pod_that_stores_a_checkpoint_as_it_ends_is_waited_for_until_its_grace_is_over() -> None:
+    late = snapshot(running(started=-170), deadline_seconds=60, status=judge(running(started=-170)))
+    saves = dataclasses.replace(late, main=None, leftovers=(running(started=-170, meta=deleting(100)),))
+    status = compute_status(saves)
+    assert (status["phase"], condition(status, "Running")) == ("Stopping", ("True", "OutOfTime"))
+    assert next_look(saves, status) == 116
+    for leftover in (
+        running(started=-170, meta=deleting(-20)),
+        running(started=-170, meta=deleting(100), disruption="DeletionByTaintManager"),
+        running(started=-170),
+    ):
+        over = compute_status(dataclasses.replace(saves, leftovers=(leftover,)))
+        assert over["failure"]["reason"] == "DeadlineExceeded", leftover
+
+
+def test_a_pod_that_is_gone_counts_before_its_end_is_written_down() -> None:
+    trained = judge(running(started=-70))
+    lost = LostPod("p1", "p1", at(-70), 70.0, NOW - timedelta(seconds=70), NODE)
+    gone = snapshot(main=None, status=trained, deadline_seconds=60, lost_pods=(lost,))
+    assert deadline_left(gone) == -10
+    written = again(gone, main=None)
+    assert written.status["runSeconds"] == 70
+    assert deadline_left(written) == -10
+
+
 def test_a_pod_on_a_lost_node_does_not_use_up_the_deadline() -> None:
     assert run_seconds({}, [running(started=-300, meta=deleting(-200))], NOW) == 100
 

@@ -225,7 +225,9 @@ def test_a_deadline_without_a_checkpoint_fails_and_can_be_raised(namespace: Name
 
 
 def test_a_deadline_fails_as_ever_where_nothing_is_said(namespace: Namespace) -> None:
-    train(namespace, "e", activeDeadlineSeconds=2)
+    pod = train(namespace, "e", activeDeadlineSeconds=2)
+    namespace.wait_phase("e", "Stopping")
+    namespace.stop_pod(pod)
     assert namespace.wait_phase("e", "Failed")["failure"]["reason"] == "DeadlineExceeded"
     time.sleep(1)
     assert jobs(namespace) == []

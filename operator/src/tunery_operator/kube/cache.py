@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_operator.kube.children import Children
@@ -20,6 +20,8 @@ from tunery_operator.views.job import JobView, controller_of, parse_job
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import LostPod, PodView, parse_pod
 
+GOING_SECONDS: Final = 60.0
+"""How long the garbage collector may take to tell the pods of a deleted Job to end; most often it is one second."""
 _KINDS = {kind.value: kind for kind in Kind}
 
 
@@ -181,6 +183,17 @@ class Cache:
         """
         with self._lock:
             return self._unfinished_among(self._children.forget_job(uid))
+
+    def note_removed(self, uid: str) -> None:
+        """Take note that the operator itself has deleted a Job with its pods."""
+        with self._lock:
+            self._children.note_removed(uid, self._clock())
+
+    def is_going(self, job_uid: str) -> bool:
+        """Tell whether the pods of a Job are about to be told to end, as the operator has just deleted it."""
+        with self._lock:
+            removed = self._children.removed_at(job_uid)
+            return removed is not None and self._clock() - removed < GOING_SECONDS
 
     def _unfinished_among(self, keys: set[Key]) -> set[Key]:
         """Return those of the keys whose objects have not ended: nothing is left to do for the others."""

@@ -38,6 +38,8 @@ class Family:
     pods: dict[str, PodView] = field(default_factory=dict)
     left: dict[str, LostPod] = field(default_factory=dict)
     """Pods, by uid, that left the watch: they have ended, or were deleted."""
+    removed_at: float | None = None
+    """When the operator itself has deleted the Job with its pods."""
     departures: int = 0
     asked: Mark = _NOTHING
     answered: Mark = _NOTHING
@@ -87,6 +89,17 @@ class Children:
             return set()
         self._drop(family)
         return _keys(family)
+
+    def note_removed(self, uid: str, at: float) -> None:
+        """Take note that the operator itself has deleted a Job with its pods, where one of them is left."""
+        family = self._families.get(uid)
+        if family is not None:
+            family.removed_at = at
+
+    def removed_at(self, uid: str) -> float | None:
+        """Return when the operator itself has deleted a Job; None where it has not, or none of its pods is left."""
+        family = self._families.get(uid)
+        return None if family is None else family.removed_at
 
     def _drop(self, family: Family) -> None:
         """Forget the Job; its pods that have not ended stay known until they are gone, and whose they are."""
@@ -227,12 +240,15 @@ class Children:
                 del family.left[uid]
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[Key, str] | None:
-        """Return the key and uid of the object that a pod works for, or None."""
+        """Return the key and uid of the object that a pod works for, or None.
+
+        Its Job may be gone: a pod that was told to end tells of the checkpoint that it stores then.
+        """
         family = self._families.get(self._job_of_pod.get(uid, ""))
-        if family is None or family.key is None or family.view is None or family.namespace != namespace:
+        if family is None or family.key is None or {family.namespace, family.key.namespace} != {namespace}:
             return None
         pod = family.pods.get(name)
-        return (family.key, family.view.owner_uid) if pod is not None and pod.uid == uid else None
+        return (family.key, family.owner_uid) if pod is not None and pod.uid == uid else None
 
     # The dicts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from tunery_operator.errors import StaleObject
@@ -12,6 +13,7 @@ from tunery_operator.kube.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.job import JobView
 from tunery_operator.views.owner import Key, Owner
+from tunery_operator.views.pod import PodView, parse_pod
 
 MAX_EVENTS: Final = 100
 """Events of one object that are read: the kubelet and the Job controller count repetitions in one event."""
@@ -81,6 +83,19 @@ def _live_pods(client: KubeClient, namespace: str, job: JobView) -> list[Json]:
     selector = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.uid}"}
     items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
     return list(items)
+
+
+def read_ended_pods(
+    client: KubeClient, namespace: str, job_name: str, uids: Collection[str], now: datetime
+) -> tuple[PodView, ...]:
+    """Return those of the named pods that have ended and are still there, with their last words.
+
+    The watch tells that a pod left it, and not what it said; where its Job is gone nobody else asks.
+    """
+    selector = {"labelSelector": f"batch.kubernetes.io/job-name={job_name}"}
+    items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
+    pods = [parse_pod(item, now) for item in items if item["metadata"]["uid"] in uids]
+    return tuple(pod for pod in pods if pod.finished)
 
 
 def read_warnings(

@@ -59,6 +59,7 @@ def _trusts_another(plan: JobPlan, job: JobView) -> bool:
 def remove(services: Services, owner: Owner, job: JobView) -> None:
     """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
     apply.delete_job(services.client, owner.key.namespace, job)
+    services.cache.note_removed(job.uid)
     services.cache.forget_job(owner.key.namespace, job.name, job.uid)
 
 
@@ -109,7 +110,9 @@ def leftovers(services: Services, owner: Owner, name: str) -> tuple[PodView, ...
     """Return the pods of earlier Jobs of that name that have not ended."""
     job = services.cache.job(owner.key.namespace, name)
     pods = services.cache.pods_named(owner.key.namespace, name)
-    return tuple(pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
+    others = (pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
+    # The garbage collector comes a moment after its Job went: who is to end it is known before it shows.
+    return tuple(replace(pod, deleting=True) if services.cache.is_going(pod.job_uid) else pod for pod in others)
 
 
 def _look_again(services: Services, obj: FoundObject) -> None:

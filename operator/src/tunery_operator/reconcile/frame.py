@@ -18,6 +18,7 @@ from tunery_operator.errors import (
     PreflightsFull,
     Rejected,
 )
+from tunery_operator.kube.read import read_ended_pods
 from tunery_operator.reconcile.children import follow, own_leftovers
 from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
@@ -74,6 +75,10 @@ def _reconcile(services: Services, key: Key, steps: KindSteps[Spec]) -> Requeue:
     services.cache.mark_fresh(key)
     others = [pod for pod in remaining if pod.job_uid not in known]
     others.extend(_ended_with(gathered, known))
+    # After the leftovers: a pod that goes meanwhile is among one of the two.
+    lost = services.cache.lost_named(key.namespace, steps.children(key)[0])
+    snapshot = replace(snapshot, lost_pods=lost)
+    others.extend(_with_last_words(services, obj, steps, snapshot))
     return report(services, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
 
 
@@ -82,6 +87,18 @@ def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:
     for attempt in (before.preflight, before.main):
         if attempt is not None and attempt.job.uid not in known:
             yield from (pod for pod in attempt.pods if pod.finished)
+
+
+def _with_last_words(
+    services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot: Snapshot
+) -> tuple[PodView, ...]:
+    """Return the pods that have ended after their Job was gone, as far as they are there and not written down yet."""
+    opened = {entry["uid"] for entry in obj.status.get("attemptHistory") or () if "endTime" not in entry}
+    gone = opened & {lost.uid for lost in snapshot.lost_pods}
+    if snapshot.main is not None or not gone:
+        return ()
+    work = steps.children(obj.owner.key)[0]
+    return read_ended_pods(services.client, obj.owner.key.namespace, work, gone, services.now())
 
 
 def _is_begun(obj: FoundObject, before: Snapshot, after: Snapshot) -> bool:

@@ -14,7 +14,7 @@ from tunery_api.validation import parse_lorajob
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan
-from tunery_operator.reconcile.children import ensure_attempt, follow, remove
+from tunery_operator.reconcile.children import ensure_attempt, follow, own_leftovers, remove
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import KindSteps
 from tunery_operator.reconcile.gathering import find_attempt, gather_main_job, is_overdue, is_silent, report_again
@@ -32,8 +32,12 @@ def _gather(services: Services, obj: FoundObject) -> Snapshot:
     method = obj.spec.get("method", Method.AUTO.value)
     policy = obj.spec.get("preflight")
     needed = policy != PreflightPolicy.SKIP.value and not obj.holds(ConditionType.PREFLIGHT)
+    train = child_name(obj.owner.key.name, Task.TRAIN.value)
     return replace(
         snapshot,
+        # What pods of a Job that is gone have run counts, too; one that goes meanwhile is among one of the two.
+        leftovers=own_leftovers(services, obj.owner, train),
+        lost_pods=services.cache.lost_named(obj.owner.key.namespace, train),
         method=None if method == Method.AUTO.value else method,
         preflight_needed=needed,
         preflight_only=policy == PreflightPolicy.ONLY.value,
@@ -58,6 +62,10 @@ def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: 
         return report_again(
             services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform, _known(obj, None))
         )
+    if snapshot.main is not None and is_overdue(snapshot):
+        # Before the verdict: the pod stores a checkpoint as it ends, and the failure says that it is there.
+        remove(services, obj.owner, snapshot.main.job)
+        return replace(snapshot, main=None)
     inputs = _inputs(services, obj, spec)
     if snapshot.main is None and (inputs.news or inputs.ready is None):
         return inputs.shown_in(snapshot)

@@ -7,7 +7,7 @@ remembered elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -146,7 +146,15 @@ def deadline_left(snapshot: Snapshot) -> float | None:
     """Return how many seconds the pods of an object may still run; None: without end."""
     if snapshot.deadline_seconds is None:
         return None
-    return snapshot.deadline_seconds - run_seconds(snapshot.status, _pods(snapshot), snapshot.now)
+    pods = _pods(snapshot)
+    ran = run_seconds(snapshot.status, pods, snapshot.now) + _seconds_of_lost(snapshot, {pod.uid for pod in pods})
+    return snapshot.deadline_seconds - ran
+
+
+def _seconds_of_lost(snapshot: Snapshot, known: Collection[str]) -> float:
+    """Return how long the pods ran that are gone and whose end is not written down yet."""
+    opened = {entry["uid"] for entry in snapshot.status.get("attemptHistory") or () if _ENDED not in entry}
+    return sum(lost.seconds for lost in snapshot.lost_pods if lost.uid in opened and lost.uid not in known)
 
 
 def last_end(status: Mapping[str, Any]) -> str | None:

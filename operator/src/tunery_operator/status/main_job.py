@@ -20,7 +20,7 @@ from tunery_operator.status.diagnosis import (
 )
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
-from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, POD_STARTED, STOPPING
+from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
@@ -30,6 +30,7 @@ from tunery_operator.views.pod import PodView
 _RUNNING: Final = ConditionType.RUNNING
 SAVES: Final = ", and may write a checkpoint before"
 """What a pod that trains still does when it is told to end, as the end of a sentence."""
+_TOLD_TO_END: Final = (STOPPING, OUT_OF_TIME)
 REPORT_GRACE: Final = timedelta(minutes=10)
 """A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
 _HOPELESS: Final = FailureReason.DISK_FULL
@@ -88,6 +89,7 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
 def show_no_job(draft: Draft) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
     release_quota(draft)
+    take_progress(draft)
     for pod in draft.snapshot.leftovers:
         take_checkpoint(draft, pod)
     leftover = next((pod for pod in draft.snapshot.leftovers if not pod.finished), None)
@@ -201,7 +203,7 @@ def _activity(draft: Draft, pod: PodView) -> str:
     if report is None:
         known = draft.conditions.reason(_RUNNING)
         told = draft.conditions.is_true(_RUNNING) and draft.snapshot.status.get("podName") == pod.name
-        return known if told and known and known != STOPPING else POD_STARTED
+        return known if told and known and known not in _TOLD_TO_END else POD_STARTED
     if report.phase is Phase.STARTING:
         return POD_STARTED
     if report.phase is Phase.SUCCEEDED:

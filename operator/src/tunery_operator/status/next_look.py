@@ -34,8 +34,8 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     attempts = [attempt for attempt in jobs if attempt is not None]
     pods = [pod for attempt in attempts for pod in attempt.pods] + list(snapshot.leftovers)
     left = deadline_left(snapshot)
-    if left is not None and any(pod.running for pod in pods):
-        yield max(0.0, left)
+    if left is not None and left > 0 and any(pod.running for pod in pods):
+        yield left
     silence = until_silence(snapshot)
     if silence is not None and silence >= 0:
         yield silence + 1.0
@@ -44,6 +44,9 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
             grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()
             if grace >= 0:
                 yield grace + 1.0
+        elif pod.deleting and not pod.finished:
+            # Its Job was deleted, and it does not show yet.
+            yield MAX_SECONDS
     for attempt in attempts:
         if _does_not_start(attempt):
             started = attempt.job.started_at or parse_time(attempt.job.created)

@@ -16,6 +16,9 @@ RESULT_LOOKUP: Final = "ResultLookup"
 STOPPING: Final = "Stopping"
 """Reason of Running=True while a pod was told to end, and of Suspended=False and Stopped=False until all have."""
 
+OUT_OF_TIME: Final = "OutOfTime"
+"""Reason of Running=True while the pod that spec.activeDeadlineSeconds has told to end stores its checkpoint."""
+
 PUBLISHING: Final = "Publishing"
 """Reason of Stopped=False while a small Job publishes what was trained."""
 
@@ -37,6 +40,7 @@ _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
     # The pod that was told to end does not train any more, and the next one is to come.
     STOPPING: Phase.STARTING,
+    OUT_OF_TIME: Phase.STOPPING,
     **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)},
 }
 

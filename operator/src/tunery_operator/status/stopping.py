@@ -20,6 +20,7 @@ from tunery_operator.status.results import (
     take_adapter,
     take_checkpoint,
     take_last_words,
+    take_progress,
     take_result,
 )
 from tunery_operator.status.still_there import still_there
@@ -64,6 +65,7 @@ def _show_main(draft: Draft) -> None:
     if attempt is None:
         show_no_job(draft)
         return
+    take_progress(draft)
     take_checkpoint(draft, attempt.last)
     if not attempt.job.finished:
         show_pod(draft, attempt)
