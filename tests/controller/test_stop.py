@@ -25,6 +25,7 @@ NO_CHECKPOINT: Json = {"failure": {"reason": "CheckpointMissing", "message": "th
 NOT_IMPROVED: Json = {
     "failure": {"reason": "NotImproved", "message": "the evaluation loss went from 2.5 to 2.6"},
     "rejectedAdapter": {**RESULT["adapter"], "uri": "s3://adapters/x-rejected"},
+    "stoppedAfterStep": 4,
 }
 
 
@@ -152,11 +153,14 @@ def test_discard_publishes_nothing(namespace: Namespace) -> None:
     pod = train(namespace, "d", onStop="Discard")
     namespace.patch_spec("d", stop="the data was wrong")
     namespace.wait_phase("d", "Stopping")
-    end(namespace, pod)
+    namespace.end_pod(pod, 143, LAST_WORDS)
     status = namespace.wait_phase("d", "Stopped")
     assert "adapter" not in status
+    assert status["checkpoint"] == LAST_WORDS["checkpoint"], "another job may go on from it"
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 40}
     assert namespace.condition("d", "Stopped")["message"] == (
-        "the data was wrong; spec.onStop is Discard: nothing is published, and its checkpoints stay"
+        "the data was wrong; stopped after step 40; spec.onStop is Discard: nothing is published, and its checkpoints "
+        "stay, the newest at s3://adapters/tunery-checkpoints/x/step-000040"
     )
     assert jobs(namespace) == []
 
@@ -242,7 +246,9 @@ def test_what_is_not_better_is_told_and_lies_beside_the_output(namespace: Namesp
     status = namespace.wait_phase("r", "Stopped")
     assert status["rejectedAdapter"]["uri"] == "s3://adapters/x-rejected"
     assert "adapter" not in status
-    assert "the evaluation loss went from 2.5 to 2.6" in namespace.condition("r", "Stopped")["message"]
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 4}
+    message = namespace.condition("r", "Stopped")["message"]
+    assert message == "it does not learn; stopped after step 4; the evaluation loss went from 2.5 to 2.6"
 
 
 def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace) -> None:

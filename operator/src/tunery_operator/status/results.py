@@ -113,11 +113,12 @@ def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
     draft.fail(failure(reason, text, hint), ended=attempt.job.ended_at)
 
 
-def take_last_words(draft: Draft, attempt: Attempt) -> None:
-    """Take over what a pod that failed had reached."""
+def take_last_words(draft: Draft, attempt: Attempt) -> RunResult | None:
+    """Take over what a pod that failed had reached, and return it; None where it says nothing of the kind."""
     result = parse_result(attempt.last.termination_message) if attempt.last else None
     if result is not None:
         take_result(draft, result)
+    return result
 
 
 def take_result(draft: Draft, result: RunResult) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, RunResult
+from tunery_api.runspec import RunResult
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
@@ -45,7 +45,7 @@ def check_stop(draft: Draft) -> bool:
     elif stop.publishes:
         _check_publishing(draft, stop)
     else:
-        _end(draft, stop, _why_nothing(draft))
+        _end_after(draft, stop, _why_nothing(draft), _last_step(draft))
     return True
 
 
@@ -54,9 +54,26 @@ def _end(draft: Draft, stop: Stop, text: str, ended: datetime | None = None) -> 
     draft.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
 
 
+def _end_after(draft: Draft, stop: Stop, text: str, step: int | None) -> None:
+    """End where no adapter is at the output, and say how far it came, as far as that is known."""
+    if step is None:
+        _end(draft, stop, text)
+        return
+    _show_last_step(draft, step)
+    _end(draft, stop, f"stopped after step {step}; {text}")
+
+
+def _last_step(draft: Draft) -> int | None:
+    """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
+    told = [(draft.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
+    return max((step for step in told if step is not None), default=None)
+
+
 def _why_nothing(draft: Draft) -> str:
     if draft.fields.get("attempts"):
-        return "spec.onStop is Discard: nothing is published, and its checkpoints stay"
+        uri = (draft.fields.get("checkpoint") or {}).get("uri")
+        newest = f", the newest at {uri}" if uri else ""
+        return f"spec.onStop is Discard: nothing is published, and its checkpoints stay{newest}"
     return "no pod had begun to train, so there is nothing to publish"
 
 
@@ -78,9 +95,7 @@ def _check_publishing(draft: Draft, stop: Stop) -> None:
     elif attempt.job.complete:
         _check_published(draft, stop, attempt)
     elif attempt.job.failed_reason is not None:
-        take_last_words(draft, attempt)
-        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
-        _end_without(draft, stop, found, exit_code)
+        _check_unpublished(draft, stop, attempt)
     else:
         found_obstacle = obstacle(attempt, draft.snapshot.now) if not attempt.job.suspend else None
         if found_obstacle is not None:
@@ -125,12 +140,15 @@ def _after(result: RunResult) -> str:
     return f"stopped after step {result.stopped_after_step}, {measured}"
 
 
-def _end_without(draft: Draft, stop: Stop, found: Failure, exit_code: int | None) -> None:
+def _check_unpublished(draft: Draft, stop: Stop, attempt: Attempt) -> None:
     """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
+    result = take_last_words(draft, attempt)
+    found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
     if str(found.reason) not in _NOTHING_USABLE:
         text = f"{stop.why}; what was trained could not be published: {found.message}"
         draft.fail(failure(found.reason, text, found.hint), exit_code=exit_code)
     elif stop.reason == REQUESTED:
-        _end(draft, stop, found.message)
+        step = result.stopped_after_step if result is not None else None
+        _end_after(draft, stop, found.message, _last_step(draft) if step is None else step)
     else:
         draft.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")
