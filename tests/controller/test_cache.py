@@ -15,7 +15,7 @@ from controller.api import Json
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.cache import GOING_SECONDS, Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.versions import REMEMBERED
 from tunery_operator.views.owner import Key
@@ -261,6 +261,18 @@ class TestPods:
         assert cache.forget_pod(pod(10)) == {ONE}, "who waits for it is looked at"
         assert cache.pods_named("team", "one-train") == ()
         assert [lost.uid for lost in cache.lost_named("team", "one-train")] == ["p1"]
+
+    def test_the_pods_of_a_job_that_we_deleted_are_going_for_a_minute(self) -> None:
+        now = [NOON]
+        cache = Cache(clock=lambda: now[0])
+        cache.see_owner(Kind.LORAJOB, owner(1))
+        for uid, name in (("j1", "one-train"), ("j2", "one-preflight")):
+            cache.see_job(job(5, uid, name))
+            cache.see_pod(pod(6, f"p-{uid}", uid, job_name=name))
+        cache.note_removed("j1")
+        assert (cache.is_going("j1"), cache.is_going("j2"), cache.is_going("j3")) == (True, False, False)
+        now[0] += GOING_SECONDS
+        assert not cache.is_going("j1")
 
     def test_a_list_tells_who_left(self, cache: Cache) -> None:
         assert cache.retain_pods(None, {"p1"}, "20") == set()

@@ -109,3 +109,22 @@ def test_what_it_posted_as_it_ended_stays_in_the_checklist(trainer: Trainer) -> 
     words = RESULT | {"stoppedAfterStep": 19, "checks": [{"name": "Baseline", "result": "Passed"}]}
     trainer.namespace.end_pod(trainer.namespace.run_pod("told-publish"), message=words)
     assert trainer.namespace.wait_phase("told", "Stopped")["checks"] == REPORT["trainerStatus"]["checks"]
+
+
+def test_nobody_is_told_to_delete_a_pod_that_stores_its_checkpoint(trainer: Trainer) -> None:
+    names = ["s0", "s1", "s2"]
+    pods = [trainer.stop(name).name for name in names]
+    trainer.stop("late", activeDeadlineSeconds=1)
+    events = eventually("all are told", lambda: told if len(told := _stops_told(trainer.namespace)) == 4 else None)
+    for name, pod in zip(names, pods, strict=True):
+        assert events[name] == f"pod {pod} on node n1 was told to end, and may write a checkpoint before"
+    told = str(trainer.namespace.api.items(trainer.namespace.path("lorajobs"))) + str(events)
+    assert "kubectl delete" not in told
+    assert "earlier Job" not in told
+
+
+def _stops_told(namespace: Namespace) -> dict[str, str]:
+    """Return what was told of each LoRAJob as its pod was told to end."""
+    events = namespace.api.items(f"/api/v1/namespaces/{namespace.name}/events")
+    stops = [event for event in events if event["reason"] in ("Stopping", "OutOfTime")]
+    return {event["involvedObject"]["name"]: event["message"] for event in stops}

@@ -32,6 +32,11 @@ def left(**changes: Any) -> Snapshot:
     return snapshot(main=None, stop="enough", status=status, **changes)
 
 
+def messages(status: dict[str, Any]) -> dict[str, str]:
+    """Return the messages of the conditions."""
+    return {condition["type"]: condition.get("message", "") for condition in status["conditions"]}
+
+
 def test_what_is_a_stop() -> None:
     hour = {"deadline_seconds": 3600}
     late = {"deadline_seconds": 60}
@@ -74,6 +79,7 @@ def test_a_pod_that_ends_is_waited_for() -> None:
     status = judge(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
     assert status["phase"] == "Stopping"
     assert condition(status, "Stopped") == ("False", "Stopping")
+    assert messages(status)["Stopped"] == "enough; pod p1 was told to end, and may write a checkpoint before"
     assert condition(status, "Running") == ("True", "Stopping")
     assert condition(status, "Succeeded") == ("Unknown", "InProgress")
 

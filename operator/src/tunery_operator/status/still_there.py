@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tunery_api.names import child_name
+from tunery_api.runspec import Task
 from tunery_operator.status.main_job import SAVES
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.pod import outlives
+from tunery_operator.views.pod import PodView, outlives
 
 
 def still_there(snapshot: Snapshot) -> Iterator[str]:
@@ -18,7 +20,16 @@ def still_there(snapshot: Snapshot) -> Iterator[str]:
         yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
     for pod in snapshot.leftovers:
         if not pod.finished:
-            yield f"pod {pod.name} of an earlier Job {'ends' if pod.deleting else outlives(pod)}"
+            yield f"pod {pod.name} {_what_it_does(pod, snapshot)}"
+
+
+def _what_it_does(pod: PodView, snapshot: Snapshot) -> str:
+    """Return what a pod does whose Job is gone: it ends, or somebody has deleted the Job without its pods."""
+    if not pod.deleting:
+        return f"of an earlier Job {outlives(pod)}"
+    trains = pod.job != child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
+    saves = pod.running and trains and snapshot.definition.holds("checkpoint")
+    return f"was told to end{SAVES if saves else ''}"
 
 
 def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
