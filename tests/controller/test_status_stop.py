@@ -12,6 +12,7 @@ from controller.statuskit import NOW, again, at, condition, deleting, ended, job
 from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
 from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.status.stop import stop_of
 from tunery_operator.views.attempt import Attempt, ClusterWarning
@@ -114,9 +115,40 @@ def test_a_publishing_pod_that_does_not_start_says_why() -> None:
     warning = ClusterWarning("FailedCreate", "exceeded quota: limit", at(0), "Job")
     publisher = Attempt(publish_job(), (), (warning,))
     status = compute_status(left(publishing=publisher))
-    assert status["phase"] == "Uploading"
+    assert status["phase"] == "Stopping", "nothing is uploaded"
     assert status["failure"]["reason"] == "QuotaExceeded"
-    assert condition(status, "Stopped") == ("False", "Publishing")
+    assert condition(status, "Stopped") == ("False", "QuotaExceeded")
+    assert "exceeded quota: limit" in messages(status)["Stopped"]
+    again_fits = compute_status(left(publishing=Attempt(publish_job(), (running(),))))
+    assert (again_fits["phase"], condition(again_fits, "Stopped")) == ("Uploading", ("False", "Publishing"))
+
+
+def test_a_publishing_pod_without_room_is_told_beside_what_the_training_pod_waited_for() -> None:
+    full = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes fit"}
+    waits = pod(conditions=[full])
+    trained = again(snapshot(waits), running())
+    told = [event for event in transitions({}, trained.status) if event.reason == "Unschedulable"]
+    publishes = left(publishing=Attempt(publish_job(), ()))
+    stuck = compute_status(dataclasses.replace(publishes, publishing=Attempt(publish_job(), (waits,))))
+    assert stuck["phase"] == "Stopping"
+    told += [event for event in transitions(compute_status(publishes), stuck) if event.reason == "Unschedulable"]
+    assert len({event.note for event in told}) == 2, "a repeated warning is known by its words"
+    assert told[1].warning
+    assert "Job x-publish" in told[1].note
+    assert "This is the publish pod" in stuck["failure"]["hint"]
+
+
+def test_no_checkpoint_is_named_that_nobody_told_of() -> None:
+    publisher = Attempt(publish_job(), (running(),))
+    before = left(publishing=publisher)
+    assert messages(compute_status(before))["Stopped"] == (
+        "enough; Job x-publish is to look whether a checkpoint was stored, as none was told of, and publish what is "
+        "best in it"
+    )
+    known = {**before.status, "checkpoint": {"uri": "s3://c/step-000040", "step": 40}}
+    assert messages(compute_status(dataclasses.replace(before, status=known)))["Stopped"] == (
+        "enough; Job x-publish is to publish what is best in the newest checkpoint, of step 40"
+    )
 
 
 def test_a_publishing_pod_that_runs_out_of_memory_names_the_platforms_setting() -> None:

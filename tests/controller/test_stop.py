@@ -70,8 +70,9 @@ def test_while_it_trains_its_best_becomes_the_adapter(namespace: Namespace) -> N
     assert set(run["secrets"]) == {"output"}
     assert "nvidia.com/gpu" not in str(job["spec"]["template"]["spec"]["containers"])
     assert job["spec"]["suspend"] is False
+    publishing = namespace.run_pod("a-publish")
     namespace.wait_phase("a", "Uploading")
-    publish(namespace, "a")
+    namespace.end_pod(publishing, 0, KEPT)
     status = namespace.wait_phase("a", "Stopped")
     assert status["adapter"] == RESULT["adapter"]
     assert status["metrics"]["evalLoss"] == "1.4"

@@ -20,7 +20,7 @@ OUT_OF_TIME: Final = "OutOfTime"
 """Reason of Running=True while the pod that spec.activeDeadlineSeconds has told to end stores its checkpoint."""
 
 PUBLISHING: Final = "Publishing"
-"""Reason of Stopped=False while a small Job publishes what was trained."""
+"""Reason of Stopped=False while a small Job publishes what was trained; another where its pod cannot run yet."""
 
 HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""

@@ -91,21 +91,35 @@ def _show_main(draft: Draft) -> None:
 def _check_publishing(draft: Draft, stop: Stop) -> None:
     attempt = draft.snapshot.publishing
     if attempt is None:
-        _show(draft, stop, "what is best in its newest checkpoint is to be published")
+        _show(draft, stop, f"a Job is to {_errand(draft)}")
     elif attempt.job.complete:
         _check_published(draft, stop, attempt)
     elif attempt.job.failed_reason is not None:
         _check_unpublished(draft, stop, attempt)
     else:
-        found_obstacle = obstacle(attempt, draft.snapshot.now) if not attempt.job.suspend else None
-        if found_obstacle is not None:
-            draft.show_obstacle(found_obstacle)
-        said = f": {found_obstacle.message}" if found_obstacle is not None else ""
-        _show(draft, stop, f"Job {attempt.job.name} publishes what is best in its newest checkpoint{said}")
+        _show_publishing(draft, stop, attempt)
 
 
-def _show(draft: Draft, stop: Stop, text: str) -> None:
-    draft.conditions.set(_STOPPED, False, PUBLISHING, f"{stop.why}; {text}")
+def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
+    found = obstacle(attempt, draft.snapshot.now) if not attempt.job.suspend else None
+    text = f"Job {attempt.job.name} is to {_errand(draft)}"
+    if found is None:
+        _show(draft, stop, text)
+        return
+    draft.show_obstacle(found)
+    _show(draft, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
+
+
+def _errand(draft: Draft) -> str:
+    """Return what the publishing Job is for: a checkpoint that nobody told of may be there all the same."""
+    step = (draft.fields.get("checkpoint") or {}).get("step")
+    if step is None:
+        return "look whether a checkpoint was stored, as none was told of, and publish what is best in it"
+    return f"publish what is best in the newest checkpoint, of step {step}"
+
+
+def _show(draft: Draft, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
+    draft.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
 
 
 def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
