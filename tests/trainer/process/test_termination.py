@@ -130,6 +130,16 @@ def test_of_findings_and_checks_the_sentences_go_and_the_verdicts_stay() -> None
     assert [each.get("message") for each in passing["checks"]] == [None] * 14 + ["512 is 64 times the rank"]
 
 
+def test_what_a_stopped_run_found_is_said_longer_than_what_was_posted_before() -> None:
+    text = "3.052 before training; stopped before the held-out loss was measured again"
+    checks = [CheckStatus(name=f"C{place}", result="Passed", message="y" * 60) for place in range(14)]
+    checks.append(CheckStatus(name=CheckName.BASELINE, result="Skipped", message=text))
+    values = [ResolvedValue(name=f"n{place}", value="v" * 60, source="Manifest") for place in range(40)]
+    result = RunResult(checks=checks, resolved=ResolvedStatus(values=values))
+    said = [json.loads(termination_bytes(result.model_copy(update={"stopped_after_step": step}))) for step in (None, 4)]
+    assert [each["checks"][-1].get("message") for each in said] == [None, text]
+
+
 def test_small_termination_message_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "termination-log"
     monkeypatch.setenv("TUNERY_TERMINATION_PATH", str(path))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.tasks.test_training import QUANTIZATIONS
 from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.manifest import Lineage, Manifest
+from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import RunResult
 from tunery_trainer.storage import open_store
 from tunery_trainer.storage.published_folder import verify
@@ -369,7 +371,31 @@ def test_what_was_not_measured_is_no_improvement_where_one_is_asked_for(
     assert said.failure.reason == "NotImproved"
     assert "was not measured, and spec.evaluation.minImprovement asks for 0.01" in said.failure.message
     assert said.rejected_adapter is not None
+    assert said.stopped_after_step is not None
     assert said.adapter is None
+
+
+def test_its_checklist_is_posted_with_each_checkpoint(
+    stopped_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["trainerStatus"])
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv(PROGRESS_URL_ENV, f"http://127.0.0.1:{server.server_port}/")
+        path = stopped_run()
+        monkeypatch.delenv(PROGRESS_URL_ENV)
+        server.shutdown()
+    _, said = say(path, tmp_path / "words")
+    assert posts[-1]["checkpoint"]["step"] == said.stopped_after_step
+    assert posts[-1]["checks"] == [each.to_json_dict() for each in said.checks or ()]
+    assert not [each for each in posts[-1]["checks"] if each.get("message") == TRAINING_TELLS]
 
 
 def test_a_finished_result_is_said_again_and_not_replaced(run_file: Run, tmp_path: Path) -> None:

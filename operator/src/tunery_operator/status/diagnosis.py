@@ -36,8 +36,9 @@ _IMAGE_REASONS: Final = frozenset(
 _CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _ROOM_HINTS: Final = {
     task.value: (
-        f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the platform "
-        "says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever spec.resources is."
+        f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the "
+        "platform says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever "
+        "spec.resources is."
     )
     for task in (Task.PREFLIGHT, Task.REPORT, Task.PUBLISH)
 }

@@ -48,7 +48,8 @@ findings and checks were posted while it ran, what the manifest sets stands in t
 none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training says
 the operator knows."""
 _KEPT_LONGER: Final = ("estimate",)
-"""Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will."""
+"""Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will. Those of a
+stopped run do, too: its pod may not have come to post them."""
 
 _OF_A_LIST: Final = frozenset({"*", *CheckResult})
 _MORE_THAN_SET: Final = frozenset({"task", "resumeFrom"})
@@ -112,7 +113,7 @@ def termination_bytes(message: PreflightReport | RunResult) -> bytes:
 
 def _dropped_first(message: PreflightReport | RunResult) -> list[tuple[str, ...]]:
     order: list[tuple[str, ...]] = list(_DROPPED_FIRST)
-    if isinstance(message, PreflightReport):
+    if isinstance(message, PreflightReport) or message.stopped_after_step is not None:
         order = [path for path in order if path not in _SENTENCES]
         place = order.index(_KEPT_LONGER)
         order[place:place] = _SENTENCES

@@ -86,8 +86,13 @@ class Diagnosis:
         return done
 
     def checks_so_far(self, model: PeftModel, after: float, change: Difference | None) -> list[CheckStatus]:
-        """Return the checklist of a run that is stopped now, as `checks`; `after` is NaN where it was not measured."""
-        return measured_checks(self.run.plan.checklist(self.run.held_out), self._measured(model, after, change))
+        """Return the checklist of a run that is stopped now, as `checks`; `after` is NaN where it was not measured.
+
+        Told, too: the few words of the pod that publishes a stopped run have no room for its sentences.
+        """
+        done = measured_checks(self.run.plan.checklist(self.run.held_out), self._measured(model, after, change))
+        self.reporter.checks(done)
+        return done
 
     def _measured(self, model: PeftModel, after: float, change: Difference | None) -> Measured:
         return Measured(
