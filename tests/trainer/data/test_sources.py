@@ -94,7 +94,19 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path: Path)
     with pytest.raises(TrainerError, match=r"outside\.jsonl: is a link that leads out") as caught:
         find_sources(root, "", "train")
     assert caught.value.hint == (
-        "Put the file itself in the place of the link, as cp -L does; or name the file that it points to."
+        "Put the file itself in the place of the link, as cp -L does; or, where there is no cluster, name the link itself."
+    )
+
+
+def test_a_link_that_is_named_itself_is_read_by_its_own_name_wherever_it_leads(tmp_path: Path) -> None:
+    """Those of the hub's cache lead out of their folder, to files whose names have no ending."""
+    touch(tmp_path, "blobs/abc", "snapshots/x/test.jsonl")
+    link = tmp_path / "snapshots" / "x" / "train.jsonl"
+    link.symlink_to("../../blobs/abc")
+    (source,) = find_sources(link, "", "train")
+    assert (source.name, source.suffix, source.path.read_text()) == ("train.jsonl", ".jsonl", "blobs/abc")
+    assert refused(tmp_path / "blobs" / "abc").message.startswith(
+        "spec.dataset.uri: abc: has not the name of a data file (read are .jsonl, "
     )
 
 

@@ -332,7 +332,7 @@ def test_dataset_in_mounts_and_folders(tmp_path: Path) -> None:
         (Location("configmap://rows/train.jsonl", NONE, mount=tmp_path / "d"), (tmp_path / "d", "train.jsonl")),
         (Location("pvc://claim/d/*.jsonl", NONE, mount=tmp_path), (tmp_path, "d/*.jsonl")),
         (Location(f"{(tmp_path / 'd').as_uri()}/*.jsonl", NONE, allow_file=True), (tmp_path / "d", "*.jsonl")),
-        (Location((tmp_path / "d/train.jsonl").as_uri(), NONE, allow_file=True), (tmp_path / "d", "train.jsonl")),
+        (Location((tmp_path / "d/train.jsonl").as_uri(), NONE, allow_file=True), (tmp_path / "d/train.jsonl", "")),
     ):
         found = fetch_dataset(place, tmp_path / "cache")
         assert found == FetchedDataset(*expected)

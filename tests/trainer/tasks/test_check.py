@@ -104,6 +104,30 @@ def test_other_columns_and_a_csv(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.OK, done.stderr
 
 
+def test_a_link_of_the_hubs_cache_is_read_by_its_name_in_check_estimate_and_run_alike(case: Case) -> None:
+    path = case(dataset={"uri": "file://snapshots/x/train.jsonl"}, preflight="Only")
+    for folder in ("snapshots/x", "blobs"):
+        (path.parent / folder).mkdir(parents=True)
+    link = path.parent / "snapshots" / "x" / "train.jsonl"
+    write_rows(path.parent / "blobs" / "abc", make_rows())
+    link.symlink_to("../../blobs/abc")
+    for arguments in (("check", link), ("check", path), ("estimate", path), ("run", path)):
+        done = run_here(*arguments)
+        assert done.returncode == ExitCode.OK, done.stderr
+
+
+def test_what_comes_out_of_a_pipe_is_refused_as_that() -> None:
+    reading, writing = os.pipe()
+    try:
+        done = run_here("check", f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    *_, line, hint = done.stderr.splitlines()
+    assert f"{reading}: is a pipe, a socket or a device, and no file" in line
+    assert "a file such as data.jsonl, and name that" in hint
+
+
 def test_names_with_signs_of_a_glob(tmp_path: Path) -> None:
     folder = tmp_path / "a [b] 100%*"
     folder.mkdir()
@@ -124,7 +148,7 @@ STRANGERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "no such file": (["nowhere.jsonl"], ExitCode.USER_ERROR, "there is no file or folder nowhere.jsonl"),
     "empty": (["empty.jsonl"], ExitCode.DATA_ERROR, "has no row"),
     "empty folder": (["folder"], ExitCode.USER_ERROR, "no data file at 'folder'"),
-    "picture": (["picture.png"], ExitCode.USER_ERROR, "read are .jsonl, .json, .csv"),
+    "picture": (["picture.png"], ExitCode.USER_ERROR, "picture.png: has not the name of a data file (read are .jsonl"),
     "binary": (["binary.jsonl"], ExitCode.DATA_ERROR, "is not valid UTF-8"),
     "half a character": (["half.jsonl"], ExitCode.DATA_ERROR, "k\\ud800"),
     "of Windows": (["utf-16.jsonl"], ExitCode.DATA_ERROR, "utf-16.jsonl: is UTF-16 and not UTF-8"),

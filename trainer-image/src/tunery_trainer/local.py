@@ -199,7 +199,8 @@ def _changed(spec: dict[str, Any], request: CheckRequest) -> dict[str, Any]:
 
 
 def _uri(path: Path) -> str:
-    return f"file://{quote(glob.escape(str(path.resolve())))}"
+    """Return the URI of what was named; of a link its own, as the file that it leads to may have no ending."""
+    return f"file://{quote(glob.escape(os.path.abspath(path)))}"
 
 
 def _read(path: Path) -> list[Any]:

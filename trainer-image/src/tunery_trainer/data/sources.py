@@ -74,9 +74,9 @@ _SUPPORTED = "read are .jsonl, .json, .csv, each also as .gz or .zst, and .parqu
 
 def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
     """The files, sorted by name, and whether the user named them one by one or by a glob (not by a folder)."""
+    if root.exists() and not root.is_dir():
+        return [_named(root)], True
     base = root.resolve()
-    if base.exists() and not base.is_dir():
-        return _sources([base], base.parent), True
     if ".." in PurePosixPath(pattern).parts or PurePosixPath(pattern).is_absolute():
         raise TrainerError(
             FailureReason.INVALID_SPEC, f"spec.dataset.uri: '{pattern}' must be a path below its root, without '..'"
@@ -87,15 +87,30 @@ def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
     return _sources(files_at(base, pattern), base), is_glob or (base / pattern).is_file()
 
 
+def _named(file: Path) -> DataFile:
+    """Return the one file that was named, by its own name: a link may lead anywhere, as those of the hub's cache do."""
+    suffix = suffix_of(file.name)
+    if not _is_file(file, file.name):
+        raise _no_file(file.name)
+    if suffix is None:
+        message = f"spec.dataset.uri: {file.name}: has not the name of a data file ({_SUPPORTED})"
+        hint = "If it is one, name it by its kind, such as data.jsonl, or name a link to it that is called so."
+        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message, hint)
+    return DataFile(file, _readable(file.name), suffix)
+
+
+def _is_file(file: Path, name: str) -> bool:
+    with reading(name):
+        return stat.S_ISREG(file.stat().st_mode)
+
+
 def _sources(files: Iterable[Path], base: Path) -> list[DataFile]:
     found = []
     for file in files:
         name, suffix = file.relative_to(base).as_posix(), suffix_of(file.name)
         if file.name in _NOT_DATA or suffix is None:
             continue
-        with reading(name):
-            is_file = stat.S_ISREG(file.stat().st_mode)
-        if not is_file:
+        if not _is_file(file, name):
             raise _no_file(name)
         if not file.resolve().is_relative_to(base):
             raise leads_out(name)
@@ -107,7 +122,7 @@ def _no_file(name: str) -> TrainerError:
     return TrainerError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset.uri: {name}: is a pipe, a socket or a device, and no file",
-        "Write what comes from it into a file, and put that in its place; or remove it.",
+        "Write what comes from it into a file such as data.jsonl, and name that or put it in its place; or remove it.",
     )
 
 

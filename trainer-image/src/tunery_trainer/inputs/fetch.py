@@ -127,7 +127,7 @@ def fetch_dataset(place: Location, cache: Path, progress: OnBytesOfTotal | None 
     if scheme == "file":
         folder, pattern = split_pattern(path)
         local = _local_path(place, place.field, folder)
-        return FetchedDataset(local.parent, local.name) if local.is_file() else FetchedDataset(local, pattern)
+        return FetchedDataset(local, pattern)
     if place.mount is None:
         raise _unsupported(place, place.field)
     pattern = check_key(path, f"{place.field}: {place.uri}") if path else ""
