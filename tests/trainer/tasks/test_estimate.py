@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tunery_trainer.plan import look_ahead
 from tunery_trainer.plan.method_table import GPU_CLASSES
 from tunery_trainer.tasks import estimate
 
-from kit.story import Case, manifest, write_manifest
+from kit.story import Case, make_rows, manifest, write_manifest, write_rows
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "workspace", "overhead", "slack")
 
@@ -68,6 +69,56 @@ def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.Captur
     assert told["seconds"] == pytest.approx(estimate["tokens"] / 10)
     assert {row["quantization"] for row in told["table"]} == {None, "Int8", "NF4", "NF4 double"}
     assert all(set(row["largestBatch"]) == {gpu.name for gpu in GPU_CLASSES} for row in told["table"])
+
+
+@pytest.mark.parametrize(("packing", "unit"), [(True, "packed sequences"), (False, "rows")])
+def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
+    case: Case, capsys: pytest.CaptureFixture[str], packing: bool, unit: str
+) -> None:
+    """Held-out rows are not trained: with an evaluation set of its own, too."""
+    path = case(training={"packing": packing})
+    write_rows(path.parent / "own.jsonl", make_rows(60))
+    told = {}
+    for name, evaluation in {"fraction": {"fraction": "0.5"}, "own": {"uri": "file://own.jsonl"}}.items():
+        job = yaml.safe_load(path.read_text())
+        job["spec"]["dataset"]["evaluation"] = evaluation
+        path.write_text(yaml.safe_dump(job))
+        assert main(["estimate", str(path)]) == ExitCode.OK
+        out = capsys.readouterr().out
+        assert re.search(rf"^Batch     4 {unit} of \d+ tokens", out, re.MULTILINE), out
+        (said,) = re.findall(r"about (\d+) tokens", out)
+        told[name] = int(said)
+    assert told["fraction"] == pytest.approx(told["own"], rel=0.1), "of 20 steps of 4, whatever is held out"
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [("1", r"[\d.]+ hours"), ("100", r"[\d.]+ minutes"), ("1000", r"\d+ seconds")]
+)
+def test_time_is_told_in_the_unit_that_says_something(
+    case: Case, capsys: pytest.CaptureFixture[str], rate: str, said: str
+) -> None:
+    path = case(training={"maxSteps": 100})
+    assert main(["estimate", str(path), "--tokens-per-second", rate]) == ExitCode.OK
+    assert re.search(rf"^Time      {said} at {rate} tokens a second", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("memory", "said"), [(None, "24.0 GiB (the default), "), ("6Gi", "6.0 GiB, ")])
+def test_the_memory_that_the_manifest_leaves_open_is_told_as_the_default(
+    case: Case, capsys: pytest.CaptureFixture[str], memory: str | None, said: str
+) -> None:
+    path = case(resources={"memory": memory} if memory else {})
+    assert main(["estimate", str(path)]) == ExitCode.OK
+    assert f" of resources.memory: {said}" in capsys.readouterr().out
+
+
+def test_no_line_loses_its_end(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "s3://models/" + "a-long-folder/" * 6 + "base"
+    path = job(tmp_path, model={"uri": uri, "secretRef": {"name": "s3"}}, resources={"gpus": 0})
+    assert main(["estimate", str(path), "--model", str(bare)]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert f"Model     {uri}, " in out
+    assert "or BFloat16 where the CPU has it\n" in out
+    assert "…" not in out
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

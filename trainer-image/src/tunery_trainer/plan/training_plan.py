@@ -90,15 +90,23 @@ class TrainingPlan:
         return row_length(self.settings, required(self.data))
 
     @property
+    def packed(self) -> bool:
+        """Whether a sequence to train on holds several examples."""
+        return required(self.data).packed
+
+    @property
     def tokens(self) -> int | None:
-        """Tokens that all steps see, about: rows of the mean length; None where the rows were not read."""
+        """Tokens that all steps see, about: rows of the mean length; None where the rows were not read.
+
+        Of pairs both answers count.
+        """
         found, training = required(self.data), self.settings.training
         if not found.sequences or not found.tokens:
             return None
         rows = self.steps * training.batch_size * training.gradient_accumulation
         if training.epochs is not None:  # the last step of a pass is of what is left
             rows = math.ceil(training.epochs * found.sequences)
-        return round(found.tokens / found.sequences * rows)
+        return round(found.tokens / (1 + (found.held_out_share or 0.0)) / found.sequences * rows)
 
     @cached_property
     def origin(self) -> Origin:

@@ -11,7 +11,8 @@ from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usab
 from tunery_trainer.settings.types import SettingSource
 from tunery_trainer.settings.units import human_bytes
 
-_HOUR: Final = 3600
+_WIDTH: Final = 120
+_MINUTE, _HOUR = 60, 3600
 _PARTS: Final = {
     "weights_bytes": "base weights",
     "adapter_bytes": "adapter",
@@ -60,7 +61,7 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
 
 
 def as_text(found: Estimated, rate: float | None) -> str:
-    """Return it for people, in lines of at most 120 characters; `rate` in tokens a second, where it is known."""
+    """Return it for people, in lines of at most 120 characters, but for a longer URI; `rate` in tokens a second."""
     return "\n".join([*_head(found, rate), "", *_parts(found), "", *_table(found)])
 
 
@@ -71,21 +72,38 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     asked = any(each.name == "training.precision" and each.source == SettingSource.MANIFEST for each in settings.values)
     # Which CPU it will be is not known: of the two the one that takes more is counted.
     or_less = "" if found.on_gpu or asked else ", or BFloat16 where the CPU has it"
-    yield _short(f"Model     {found.model}, {size} parameters, computed in {training.precision}{or_less}")
-    yield _short(f"Method    {settings.method.value}{quantised}. {settings.method_reason}")
-    yield _short(f"Adapter   {_adapter(found)}")
+    yield from _said("Model", f"{found.model}, {size} parameters, computed in {training.precision}{or_less}")
+    yield from _said("Method", f"{settings.method.value}{quantised}. {settings.method_reason}")
+    yield from _said("Adapter", _adapter(found))
     if found.left_out:
-        yield from textwrap.wrap(
-            f"Left out  {found.left_out}.", 119, subsequent_indent=" " * 10, break_on_hyphens=False
-        )
+        yield from _said("Left out", f"{found.left_out}.")
     kept = "recomputed" if training.gradient_checkpointing else "kept"
-    yield f"Batch     {training.batch_size} rows of {found.memory.length} tokens, activations {kept}"
-    yield f"Data      {_data(found)}"
+    unit = "packed sequences" if found.packed else "rows"
+    yield from _said("Batch", f"{training.batch_size} {unit} of {found.memory.length} tokens, activations {kept}")
+    yield from _said("Data", _data(found))
     seconds = found.seconds(rate)
     if seconds is not None:
-        yield f"Time      {seconds / _HOUR:.1f} hours at {rate:g} tokens a second"
+        yield from _said("Time", f"{_duration(seconds)} at {rate:g} tokens a second")
     elif rate is not None:
-        yield "Time      not known: the data was not read"
+        yield from _said("Time", "not known: the data was not read")
+
+
+def _said(what: str, text: str) -> list[str]:
+    """Return a line, or several where it is long: nothing is cut off."""
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"{what:<10}",
+        subsequent_indent=" " * 10,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= _HOUR:
+        return f"{seconds / _HOUR:.1f} hours"
+    return f"{seconds / _MINUTE:.1f} minutes" if seconds >= _MINUTE else f"{seconds:.0f} seconds"
 
 
 def _parameters(count: int) -> str:
@@ -115,9 +133,9 @@ def _parts(found: Estimated) -> Iterable[str]:
         yield f"  {text:<20}{human_bytes(getattr(parts, name)):>10}"
     available = found.available
     whose = "" if found.on_gpu else "resources.memory: "
-    told = (
-        f" of {whose}{human_bytes(available)}, {human_bytes(usable(available))} of them counted on" if available else ""
-    )
+    default = " (the default)" if found.by_default and not found.on_gpu else ""
+    counted = f"{human_bytes(usable(available))} of them counted on" if available else ""
+    told = f" of {whose}{human_bytes(available)}{default}, {counted}" if available else ""
     yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):
@@ -147,6 +165,3 @@ def _table(found: Estimated) -> Iterable[str]:
 def _line(method: str, base: str, total: str, cells: Iterable[str]) -> str:
     return f"{method:<13}{base:<11}{total:>10}" + "".join(f"{cell:>8}" for cell in cells)
 
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -37,9 +37,13 @@ class Estimated:
     memory: MemoryEstimate
     available: int | None
     """Bytes of the GPU, or of resources.memory; None: not known."""
+    by_default: bool
+    """Whether resources.memory is what it is where a manifest does not name it."""
     on_gpu: bool
     rows: int | None
     """Of the data set; None where it was not read."""
+    packed: bool
+    """Whether what is trained on are sequences of several rows."""
     steps: int | None
     """None where they depend on data that was not read."""
     tokens: int | None
