@@ -52,7 +52,7 @@ def test_field_is_named_before_anything_heavy_is_imported(case: Case, changes: d
     reason, hint = done.stderr.strip().splitlines()[-2:]
     assert reason.startswith("InvalidSpec: ")
     assert message in reason
-    assert hint == "Correct the named field and apply the manifest under a new name."
+    assert hint == "Correct the named field in the manifest, and run it again."
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,27 @@ def test_what_is_no_manifest(tmp_path: Path, content: str, message: str) -> None
     done = run_trainer("run", write_manifest(tmp_path, content))
     assert done.returncode == ExitCode.USER_ERROR
     assert message in done.stderr.splitlines()[-2]
+
+
+TWO = "kind: LoRAJob\nmetadata: {name: a}\n---\nkind: LoRAJob\nmetadata: {name: b}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said", "hint"),
+    [
+        (TWO, (), "holds a, b", "Say which of them with --name, such as --name a."),
+        (TWO, ("--name", "c"), "holds a, b; none of them is called c", "Say which of them with --name, such as"),
+        (TWO.replace("b}", "a}"), ("--name", "a"), "holds a, a", "Give each a metadata.name of its own"),
+    ],
+)
+def test_which_of_several_is_asked_for_by_the_option(
+    tmp_path: Path, content: str, arguments: tuple[str, ...], said: str, hint: str
+) -> None:
+    path = write_manifest(tmp_path, content)
+    for command in ("run", "estimate", "check"):
+        *_, line, told = run_here(command, path, *arguments).stderr.splitlines()
+        assert said in line
+        assert told.startswith(hint)
 
 
 def test_missing_file(tmp_path: Path) -> None:

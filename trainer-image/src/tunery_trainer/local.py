@@ -217,7 +217,10 @@ def _read(path: Path) -> list[Any]:
 
 
 def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
-    """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over."""
+    """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over.
+
+    Raises InvalidSpec where there is none, and TrainerError where it is not said which.
+    """
     mappings = [document for document in documents if isinstance(document, dict)]
     ours = [document for document in mappings if document.get("kind") in KINDS]
     if not ours:
@@ -225,8 +228,13 @@ def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any
         raise InvalidSpec([FieldError("kind", f"must be LoRAJob or AdapterMerge; {path} holds {kinds}")])
     chosen = [document for document in ours if name is None or _name(document) == name]
     if len(chosen) != 1:
-        names = ", ".join(map(_name, ours))
-        raise InvalidSpec([FieldError("metadata.name", f"name one of them with --name: {path} holds {names}")])
+        names = [_name(document) for document in ours]
+        hint = f"Say which of them with --name, such as --name {names[0]}."
+        if chosen and (name or len(set(names)) == 1):
+            hint = f"Give each a metadata.name of its own, and say which with --name: {len(chosen)} have the same."
+        lacks = f"; none of them is called {name}" if name and not chosen else ""
+        message = f"metadata.name: {path} holds {', '.join(names)}{lacks}"
+        raise TrainerError(FailureReason.INVALID_SPEC, message, hint)
     return chosen[0]
 
 
@@ -299,7 +307,8 @@ def _private_folder(identity: RunIdentity) -> Path:
     folder = Path(tempfile.gettempdir()) / f"tunery-{os.getuid()}-{identity.uid}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise InvalidSpec([FieldError("--work-dir", f"is required: {folder} belongs to another user")])
+        what = f"--work-dir is required: {folder} belongs to another user"
+        raise TrainerError(FailureReason.INVALID_SPEC, what, "Name a folder of yours with --work-dir.")
     return folder
 
 

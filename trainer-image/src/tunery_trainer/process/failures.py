@@ -7,11 +7,12 @@ import traceback
 from typing import Final
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
 from tunery_trainer.errors import DISK_FULL, TrainerError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
+from tunery_trainer.process.hints_here import said_here
 
 _MAX_LINE: Final = 400
 """Bytes of what another's exception says."""
@@ -21,13 +22,6 @@ _GPU_WORDS: Final = {
     FailureReason.GPU_UNAVAILABLE: "the GPU cannot be used",
     FailureReason.GPU_FAULT: "the GPU failed",
 }
-
-_HINTS_HERE: Final = {
-    FailureReason.OUT_OF_MEMORY: "End what else takes memory on this machine, lower training.maxLength or "
-    "training.batchSize, or use method: QLoRA, and run it again.",
-    FailureReason.DISK_FULL: "Free some of the disk, or name a folder on another with --work-dir, and run it again.",
-}
-"""Where there is no cluster, and no field that asks it for more."""
 
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
@@ -52,8 +46,8 @@ def explain(error: BaseException) -> TrainerError:
 def explain_here(error: BaseException) -> TrainerError:
     """Return the failure that `error` means where there is no cluster: its hint is of this machine."""
     failure = explain(error)
-    usual = failure.hint == ADVICE[failure.reason].hint
-    return TrainerError(failure.reason, failure.message, _HINTS_HERE.get(failure.reason)) if usual else failure
+    message, hint = (said_here(text, failure.reason) for text in (failure.message, failure.hint))
+    return TrainerError(failure.reason, message, hint)
 
 
 def to_failure(error: TrainerError) -> Failure:

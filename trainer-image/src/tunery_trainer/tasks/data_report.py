@@ -14,7 +14,7 @@ from tunery_api.status import DatasetStatus
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.failures import explain, explain_here, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.status_parts import dataset_status
@@ -105,7 +105,8 @@ def _write(work: Workspace, notebook: Notebook, refused: TrainerError | None) ->
     spec = work.lora_job.dataset
     own = spec.evaluation.uri if spec.evaluation else None
     subject = Subject(spec.uri, own, work.run.identity)
-    report = data_report(subject, notebook, to_failure(refused) if refused else None)
+    shown = explain_here(refused) if refused and work.run.local else refused
+    report = data_report(subject, notebook, to_failure(shown) if shown else None)
     return write_data_report(report, notebook, work.folder("report")) if report else []
 
 
