@@ -337,8 +337,32 @@ def test_the_limit_counts_all_and_names_five() -> None:
     assert message.startswith(
         "7 of 100 rows are invalid, spec.dataset.maxInvalidRows allows 6: a.jsonl line 1: text: is"
     )
-    assert "line 5" in message
-    assert "line 6" not in message
+    assert message.endswith("text: is missing (the same in lines 2, 3, 4, 5 and 2 more)")
+
+
+def test_what_is_wrong_with_several_rows_is_said_once() -> None:
+    rows = InvalidRows(limit=0)
+    for number, why in enumerate(["is missing", "is missing", "must not be empty", "is missing", "is missing"], 1):
+        rows.add(RowPlace("a.jsonl", number), RowError("text", why))
+    rows.add(RowPlace("b.jsonl", 1), RowError("text", "is missing"))
+    with pytest.raises(TrainerError) as caught:
+        rows.check(valid=94)
+    assert caught.value.message.endswith(
+        ": a.jsonl line 1: text: is missing (the same in lines 2, 4, 5); a.jsonl line 3: text: must not be empty; ..."
+    )
+    assert str(caught.value.hint).startswith("Mend the named lines")
+
+
+def test_where_no_row_has_the_columns_the_hint_is_of_their_names() -> None:
+    rows = InvalidRows(limit=0)
+    for number in (1, 2):
+        rows.add(RowPlace("a.jsonl", number), RowError("", "is in no known format; columns: question, answer"))
+    with pytest.raises(TrainerError) as caught:
+        rows.check(valid=0)
+    assert "by spec.dataset.columns, such as {prompt: question, completion: answer}" in str(caught.value.hint)
+    with pytest.raises(TrainerError) as caught:
+        rows.check(valid=1)
+    assert "are right" not in str(caught.value.hint), "those that are read show that the columns are known"
 
 
 def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,13 +50,15 @@ def test_all_bad_rows_are_told(write: Write, tmp_path: Path) -> None:
     done = run_here("check", write("data.jsonl", rows), "--output", tmp_path / "report")
     assert done.returncode == ExitCode.DATA_ERROR
     assert done.stderr.splitlines()[-2].startswith("DatasetInvalid: 1501 of 1621 rows are invalid")
-    assert "data.jsonl line 121: completion: is missing; columns: prompt" in done.stdout
+    assert "data.jsonl lines 121 to 1120: completion: is missing; columns: prompt\n" in done.stdout
     assert "501 more are not shown here; data-report.json lists 1,501" in done.stdout
     document = json.loads((tmp_path / "report" / "data-report.json").read_text())
     assert document["format"] == "tunery.dev/data-report"
     assert [row["line"] for row in document["invalidRows"]] == list(range(121, 1622))
     assert document["invalid"]["leftOut"] == 0
-    assert (tmp_path / "report" / "data-report.md").read_text().count("\ndata.jsonl line ") >= 1501
+    text = (tmp_path / "report" / "data-report.md").read_text()
+    assert "\ndata.jsonl lines 121 to 1620: completion: is missing" in text
+    assert "\ndata.jsonl line 1621: " in text
 
 
 def test_with_a_model_tokens_are_counted(write: Write, tiny_model: Path) -> None:
@@ -126,6 +129,35 @@ def test_what_comes_out_of_a_pipe_is_refused_as_that() -> None:
     *_, line, hint = done.stderr.splitlines()
     assert f"{reading}: is a pipe, a socket or a device, and no file" in line
     assert "a file such as data.jsonl, and name that" in hint
+
+
+def test_other_columns_are_told_once_with_the_option_that_helps(write: Write) -> None:
+    path = write("qa.jsonl", [{"question": f"{n}?", "answer": "yes"} for n in range(40)])
+    done = run_here("check", path)
+    assert done.returncode == ExitCode.DATA_ERROR
+    *_, line, hint = done.stderr.splitlines()
+    assert line.count("is in no known format; columns: question, answer") == 1
+    assert "(the same in lines 2, 3, 4, 5 and 35 more)" in line
+    assert "qa.jsonl lines 1 to 40: is in no known format" in done.stdout
+    (option,) = re.findall(r"--columns \S+", hint)
+    assert "spec." not in hint
+    followed = run_here("check", path, *option.split())
+    assert followed.returncode == ExitCode.OK, followed.stderr
+
+
+def test_hints_of_data_without_a_manifest_name_no_field_of_one(tmp_path: Path, write: Write) -> None:
+    good, labels = make_rows(), [{"prompt": f"{n}", "completion": "x", "label": True} for n in range(30)]
+    for arguments in (
+        (write("good.jsonl", good), "--columns", "prompt=q"),
+        (write("good.jsonl", good), "--task", "DPO"),
+        (write("label.jsonl", labels),),
+        (write("bad.jsonl", [*good, {}]),),
+        (tmp_path, "--split", "dev"),
+    ):
+        done = run_here("check", *arguments)
+        assert done.returncode != ExitCode.OK, arguments
+        hint = done.stderr.splitlines()[-1]
+        assert not re.search(r"spec\.|manifest|new job|run it", hint), hint
 
 
 def test_names_with_signs_of_a_glob(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_columns_that_nothing_is_known_of(case: Case) -> None:
     """Many bad rows make a long message: it ends with a whole word, and the hint says what helps."""
     path, message = case(), case().parent / "termination"
     long = " and ".join(["What the customer asked"] * 8)
-    write_rows(path.parent / "data.jsonl", [{long: "?", "What they got told": "!"}] * 9)
+    write_rows(path.parent / "data.jsonl", [{f"{n} {long}": "?", "What they got told": "!"} for n in range(9)])
     spec = manifest(path.parent)["spec"] | {"dataset": {"uri": f"file://{path.parent}/data.jsonl"}}
     spec["model"] = {"uri": f"file://{path.parent}/model"}
     run = {
@@ -80,7 +80,7 @@ def test_columns_that_nothing_is_known_of(case: Case) -> None:
             "ORPO",
             {"prompt": "Hi", "chosen": "Hello", "rejected": "Hello"},
             "DatasetInvalid: 30 of 30 rows are invalid, spec.dataset.maxInvalidRows allows 0: data.jsonl line 1: "
-            "rejected: is the same as chosen, so there is nothing to prefer; ",
+            "rejected: is the same as chosen, so there is nothing to prefer (the same in lines 2, 3, 4, 5 and 25 more)",
         ),
         (
             "KTO",

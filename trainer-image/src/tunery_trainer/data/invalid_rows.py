@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -29,6 +30,10 @@ _SHOWN_KIND: Final = 160
 _VARYING: Final = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
 """What differs from row to row in one and the same fault."""
 _OTHER: Final = "other faults"
+_NAME_COLUMNS: Final = (
+    "Where the rows are right, and only their columns have other names, say so in a new job by spec.dataset.columns, "
+    "such as {prompt: question, completion: answer}. Else mend the rows, and retry."
+)
 
 
 class Listing:
@@ -78,6 +83,8 @@ class InvalidRows:
         self._limit = limit
         self.listing = listing
         self._kinds: Counter[tuple[str, str]] = Counter()
+        self._alike: dict[str, list[RowPlace]] = {}
+        """Of the first ones, by what is said of them."""
         self.count = 0
         self.first: list[str] = []
 
@@ -86,6 +93,7 @@ class InvalidRows:
         self.count += 1
         if len(self.first) < SHOWN_INVALID:
             self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
+            self._alike.setdefault(str(error), []).append(place)
         if self.listing is not None:
             self.listing.add(place, error)
         kind = (_kind(error.field), _kind(error.why))
@@ -102,16 +110,38 @@ class InvalidRows:
         """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""
         if self.count <= self._limit and valid:
             return
-        named = "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
+        named, hint = self._named(), None if valid else self._of_columns()
         if self.count <= self._limit:
             if not named:
                 raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", "Add rows, and retry.")
-            raise TrainerError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}")
+            raise TrainerError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}", hint)
         total = self.count + valid
         raise TrainerError(
             FailureReason.DATASET_INVALID,
             f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
+            hint,
         )
+
+    def _named(self) -> str:
+        """Return the first ones with what is wrong with them, which is said once where it is the same."""
+        more = self.count - len(self.first)
+        said, rest = [], ""
+        for text, (first, *others) in self._alike.items():
+            rest = f" and {more} more" if more and len(self._kinds) == len(self._alike) == 1 else ""
+            same = f" (the same in {_places(others, first)}{rest})" if others else ""
+            said.append(shorten(f"{first}: {text}", _MAX_MESSAGE) + same)
+        return "; ".join(said) + ("; ..." if more and not rest else "")
+
+    def _of_columns(self) -> str | None:
+        """Return what to do where all rows have the same columns, and not those that are looked for; else None."""
+        return _NAME_COLUMNS if len(self._kinds) == 1 and all("columns: " in text for text in self._alike) else None
+
+
+def _places(rows: Sequence[RowPlace], first: RowPlace) -> str:
+    """Return where rows stand; the file's name is said once."""
+    if any(row.file != first.file for row in rows):
+        return ", ".join(map(str, rows))
+    return f"{first.unit}{'s' if len(rows) > 1 else ''} {', '.join(str(row.number) for row in rows)}"
 
 
 def _kind(text: str) -> str:

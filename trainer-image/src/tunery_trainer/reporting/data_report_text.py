@@ -127,16 +127,33 @@ def _invalid(report: DataReport, rows: Iterable[Mapping[str, Any]]) -> Iterator[
         yield f"{kind.rows:>9,}  {_line(field + kind.reason)}\n"
     yield "```\n\nEach of them:\n\n```\n"
     shown = 0
-    for row in rows:
-        shown += 1
-        place = f"{row['file']} line {row['line']}" if "line" in row else f"{row['file']} row {row['row']}"
-        field = f"{row['field']}: " if "field" in row else ""
-        yield _line(f"{place}: {field}{row['reason']}") + "\n"
+    for first, last, count in _stretches(rows):
+        shown += count
+        unit = "line" if "line" in first else "row"
+        place = f"{unit} {first[unit]}" if count == 1 else f"{unit}s {first[unit]} to {last[unit]}"
+        field = f"{first['field']}: " if "field" in first else ""
+        yield _line(f"{first['file']} {place}: {field}{first['reason']}") + "\n"
     left = report.invalid.rows - shown
     yield "```\n\n"
     if left:
         listed = report.invalid.rows - report.invalid.left_out
         yield f"{left:,} more are not shown here; {DATA_REPORT_JSON} lists {listed:,}.\n\n"
+
+
+def _stretches(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], int]]:
+    """Yield the first, the last and the number of bad rows that follow each other with the same fault."""
+    first: Mapping[str, Any] = {}
+    last, count = first, 0
+    for row in rows:
+        unit = "line" if "line" in row else "row"
+        if count and row == {**last, unit: last.get(unit, row[unit]) + 1}:
+            last, count = row, count + 1
+            continue
+        if count:
+            yield first, last, count
+        first, last, count = row, row, 1
+    if count:
+        yield first, last, count
 
 
 def _lengths(lengths: LengthNotes, max_length: int) -> str:

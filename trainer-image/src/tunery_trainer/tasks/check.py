@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Final
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
@@ -15,11 +17,30 @@ from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.inputs.workspace import Workspace, get_data, get_model
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import prepare_environment
-from tunery_trainer.process.failures import show, to_failure
+from tunery_trainer.process.failures import explain_here, show, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
 from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
 from tunery_trainer.tasks.frame import tell_of_loading
 from tunery_trainer.tasks.question import Asked
+
+_OPTIONS: Final = (
+    (
+        r"spec\.dataset\.columns, such as \{prompt: question, completion: answer\}",
+        "--columns prompt=question,completion=answer (field left, your column right)",
+    ),
+    (r"spec\.dataset\.columns", "--columns"),
+    (r"spec\.dataset\.maxInvalidRows", "--max-invalid-rows"),
+    (r"spec\.dataset\.(format|template|split): (\w+)", r"--\1 \2"),
+    (r"spec\.dataset\.(format|template|split)", r"--\1"),
+    (r"(spec\.)?training\.maxLength", "--max-length"),
+    (r"\b(spec\.)?task: (\w+)", r"--task \2"),
+    (r"name another spec\.dataset\.uri or --split", "name another place, or its --split,"),
+    (r",? (is |are )?(said |told )?in the manifest", ""),
+    (r"goes into the manifest, as does", "is another way, as is"),
+    (r"goes into the manifest", "is another way"),
+    (r"run it again", "check again"),
+)
+"""What the manifest's fields are on the command line, in the words of process/hints_here.py."""
 
 
 def run_check(run: RunSpec, asked: Asked) -> ExitCode:
@@ -28,16 +49,26 @@ def run_check(run: RunSpec, asked: Asked) -> ExitCode:
     Returns DATA_ERROR where preflight would refuse the rows. Raises TrainerError where there was nothing to read.
     """
     notebook = Notebook(Path(run.work_dir, "notes"), max_bytes=None)
+    by_manifest = asked.name == Workspace(run).lora_job.dataset.uri
     try:
         _read(run, asked, notebook)
     except TrainerError as error:
+        failure = _in_options(explain_here(error)) if not by_manifest else explain_here(error)
         if notebook.read() is None:
-            raise
-        _tell(run, asked, notebook, error)
-        show(error, error)
+            raise failure from error
+        _tell(run, asked, notebook, failure)
+        show(failure, error)
         return ExitCode.DATA_ERROR if error.reason is FailureReason.DATASET_INVALID else error.exit_code
     _tell(run, asked, notebook, None)
     return ExitCode.OK
+
+
+def _in_options(failure: TrainerError) -> TrainerError:
+    """Return the failure of data without a manifest, with a hint that names the options that say the same."""
+    hint = failure.hint
+    for manifest, options in _OPTIONS:
+        hint = re.sub(manifest, options, hint)
+    return TrainerError(failure.reason, failure.message, hint)
 
 
 def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
