@@ -280,7 +280,7 @@ def _row_of(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
 
 def test_one_row_is_too_few_however_many_examples_it_becomes(write: Write) -> None:
     path = write("train.jsonl", [conversations(3)[2]])
-    with pytest.raises(TrainerError, match="has 1 different row"):
+    with pytest.raises(TrainerError, match="has one row to train on, too few to hold one out"):
         scan(path, dataclasses.replace(SMALL, max_length=512), build_tokenizer(REWRITING))
 
 
@@ -328,6 +328,11 @@ def test_plain_completions_use_no_template(write: Write, tokenizer: PreTrainedTo
     assert dataset_status(scan(write("t.jsonl", rows(20)), text, tokenizer)).assistant_turns is None
 
 
+def test_rows_that_are_all_the_same_are_told_as_that(write: Write) -> None:
+    with pytest.raises(TrainerError, match="all 5 rows to train on are the same, too few to hold one out"):
+        scan(write("train.jsonl", rows(1) * 5), SMALL)
+
+
 def test_a_set_too_small_to_split_says_so_in_preflight(write: Write) -> None:
-    with pytest.raises(TrainerError, match="has 1 different row"):
+    with pytest.raises(TrainerError, match="has one row to train on, too few to hold one out"):
         scan(write("train.jsonl", rows(1)), SMALL)

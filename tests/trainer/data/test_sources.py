@@ -150,7 +150,8 @@ def test_a_link_to_itself_is_told_as_one(tmp_path: Path, name: str) -> None:
 
 def test_links_to_what_is_no_data_are_passed_over(tmp_path: Path) -> None:
     root = touch(tmp_path, "a.jsonl", "x/b.csv")
-    (root / "notes.txt").symlink_to("gone.txt")
+    for name in ("notes.txt", "README.md", "dataset.yaml", "card.yml", "settings.toml"):
+        (root / name).symlink_to(f"gone-{name}")
     (root / ".hidden.jsonl").symlink_to("gone.jsonl")
     (root / ".hidden").symlink_to("gone")
     assert [source.name for source in find_sources(root, "", "train")] == ["a.jsonl", "x/b.csv"]

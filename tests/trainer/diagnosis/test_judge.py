@@ -335,3 +335,12 @@ def test_dropout_is_suggested_only_where_the_method_has_it() -> None:
     for settings, has_it in ((SETTINGS, True), (experts, False), (settings_of(method="IA3"), False)):
         fields = {advice.field for advice in said.overfitting(settings, found, 320).advice}
         assert ("lora.dropout" in fields) is has_it
+
+
+def test_advice_without_a_value_says_which_way_its_field_is_turned() -> None:
+    spared = said.evaluation_too_small(3, None, 0.25).to_status(step=9).message
+    assert spared is not None
+    assert spared.endswith("more than can be spared of this data set. Try other data, or more of it (dataset.uri).")
+    own = said.evaluation_too_small(12, None, None).to_status(step=9).message
+    assert own is not None
+    assert own.endswith(" would tell it. Try more held-out rows (dataset.evaluation).")

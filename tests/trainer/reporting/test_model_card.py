@@ -34,6 +34,17 @@ def test_card_of_a_trained_adapter() -> None:
     assert "## Inputs" not in card
 
 
+def test_a_change_has_a_standard_error_where_one_is_known() -> None:
+    for metrics, row in (
+        ({"improvement": 1.0}, "| Change of the evaluation loss | −100.0 % |"),
+        (
+            {"improvement": 0.3, "improvementError": 0.05},
+            "| Change of the evaluation loss (± standard error) | −30.0 % (± 5.0 %) |",
+        ),
+    ):
+        assert row in model_card(run(), lineage().model_copy(update={"metrics": metrics}), "s3://a/b")
+
+
 def test_what_was_before_training_is_called_by_its_name() -> None:
     answer = Answer(prompt="p", expected="e", before="b", after="a")
     made = lineage().model_copy(update={"metrics": {"baseEvalLoss": 2.0, "baseRougeL": 0.5}})

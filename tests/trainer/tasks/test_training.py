@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import BitsAndBytesConfig
 
 from tunery_api.exitcodes import ExitCode
@@ -50,6 +51,13 @@ def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[s
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     model = plain_peft(path.parent, QUANTIZATIONS.get(quantization))
     assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(metrics["evalLoss"], rel=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own(case: Case) -> None:
+    done = run_here("run", case(resources={"gpus": 1}, training={"maxSteps": 1}))
+    assert "\nDevice     the CPU: spec.resources.gpus is 1, and this machine has no GPU that works\n" in done.stdout
+    assert "gpus" not in done.stderr
 
 
 def test_published_folder_is_whole(case: Case) -> None:

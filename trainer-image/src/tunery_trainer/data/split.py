@@ -37,9 +37,10 @@ def held_out(rows: SeenRows, fraction: float, seed: int) -> npt.NDArray[np.int64
     for groups in rows.groups():
         draw.add(groups, seed)
     if draw.different < 2:
+        there = f"all {len(rows)} rows to train on are the same" if len(rows) > 1 else "has one row to train on"
         raise TrainerError(
             FailureReason.DATASET_INVALID,
-            f"spec.dataset: has {draw.different} different row(s) to train on, too few to hold one out for evaluation",
+            f"spec.dataset: {there}, too few to hold one out for evaluation",
             "Add rows; a set of its own, named in spec.dataset.evaluation, needs a new job.",
         )
     return rows.ordinals(draw.chosen())

@@ -24,6 +24,8 @@ _NOT_FILES: Final = frozenset({"lost+found"})
 """What a file system keeps for itself in a volume's root, and lets only root enter."""
 
 _KINDS: Final = mimetypes.MimeTypes()
+for _suffix in (".md", ".rst", ".yaml", ".yml", ".toml", ".log", ".lock"):  # not every version of Python knows them
+    _KINDS.add_type("text/plain", _suffix)
 
 _Rest: TypeAlias = tuple[str, ...]
 """What is left of a pattern; empty: all that is below."""

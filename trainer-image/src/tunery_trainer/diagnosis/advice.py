@@ -18,6 +18,17 @@ RATE_AROUND: Final = 10.0
 """How far another method's rate may be from its own."""
 
 
+_TURNED: Final = {
+    "dataset.uri": "other data, or more of it (dataset.uri)",
+    "dataset.evaluation": "more held-out rows (dataset.evaluation)",
+    "lora.targetModules": "other lora.targetModules",
+    "resources.cpu": "more resources.cpu",
+    "resources.memory": "more resources.memory",
+    "training.maxLength": "a lower training.maxLength",
+}
+"""Where no value is known to be better: which way the field is turned."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """A field of the spec, and a value for it."""
@@ -30,7 +41,7 @@ class Advice:
 
     def __str__(self) -> str:
         """As a message tells it: training.learningRate: 6e-4 (now 2e-4)."""
-        text = self.field if self.suggest is None else f"{self.field}: {self.suggest}"
+        text = _TURNED.get(self.field, self.field) if self.suggest is None else f"{self.field}: {self.suggest}"
         text = text if self.now is None or self.now == self.suggest else f"{text} (now {self.now})"
         return text if self.beside is None else f"{text} with {self.beside}"
 

@@ -239,7 +239,7 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
     text = f"{text} About {_rounded_up(times * max(1, rows))} would tell it"
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
-    text = f"{text}, more than can be spared of this data set: add rows."
+    text = f"{text}, more than can be spared of this data set."
     return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.uri"),))
 
 

@@ -113,8 +113,9 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         if name not in ("improvement", "improvementError")
     ]
     if "improvement" in lineage.metrics:
-        change = change_text(-lineage.metrics["improvement"], lineage.metrics.get("improvementError"))
-        rows.append(("Change of the evaluation loss (± standard error)", change))
+        error = lineage.metrics.get("improvementError")
+        beside = " (± standard error)" if error is not None else ""
+        rows.append((f"Change of the evaluation loss{beside}", change_text(-lineage.metrics["improvement"], error)))
     if lineage.stopped is not None and "evalLoss" not in lineage.metrics:
         rows.insert(0, (_METRIC_NAMES["evalLoss"], f"not measured after step {lineage.step}"))
     if lineage.verification is not None:

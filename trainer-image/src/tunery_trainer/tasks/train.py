@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
 
 _MOST: Final = 1000
 """Evaluations that a manifest tells of."""
-
-_log = logging.getLogger(__name__)
 
 
 def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
@@ -131,7 +128,7 @@ def _gather(work: Workspace, notebook: Notebook) -> _Ready:
     from tunery_trainer.plan.training_plan import plan_training
 
     if gpus and device.kind is DeviceKind.CPU:
-        _log.warning("spec.resources.gpus is %s, but no GPU is here: training on the CPU", gpus)
+        print(f"Device     the CPU: spec.resources.gpus is {gpus}, and this machine has no GPU that works", flush=True)
     basis = Basis(work.run.identity, spec, base, device, start_from, taken)
     request = request_data(basis, files)
     data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
