@@ -191,7 +191,12 @@ def test_what_is_left_open_is_no_mistake() -> None:
 @pytest.mark.parametrize(
     ("name", "measured", "result", "words"),
     [
-        (CheckName.BASE_FROZEN, Measured(base_compared=3), "Passed", "compared were 3, of its first, a middle and its last layer: bit for bit"),
+        (
+            CheckName.BASE_FROZEN,
+            Measured(base_compared=3),
+            "Passed",
+            "compared were 3, of its first, a middle and its last layer: bit for bit",
+        ),
         (CheckName.BASE_FROZEN, Measured(("layers.0.q",), 3), "Warning", "changed in training: layers.0.q"),
         (CheckName.BASE_FROZEN, Measured(), "Skipped", "no matrix"),
         (CheckName.ONLY_ADAPTER_TRAINS, Measured(), "Passed", "nothing else"),

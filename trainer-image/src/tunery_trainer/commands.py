@@ -70,7 +70,10 @@ def _add_estimate(commands: Any) -> None:
     )
     estimate.add_argument("--gpu-memory", type=_bytes, metavar="24Gi", help="memory of the GPU that it shall train on")
     estimate.add_argument(
-        "--tokens-per-second", type=_rate, metavar="N", help="as an earlier run's status.progress has it: tells the time"
+        "--tokens-per-second",
+        type=_rate,
+        metavar="N",
+        help="as an earlier run's status.progress has it: tells the time",
     )
     estimate.add_argument("--json", action="store_true", help="for programs, in bytes")
 

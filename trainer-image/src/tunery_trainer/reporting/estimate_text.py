@@ -164,4 +164,3 @@ def _table(found: Estimated) -> Iterable[str]:
 
 def _line(method: str, base: str, total: str, cells: Iterable[str]) -> str:
     return f"{method:<13}{base:<11}{total:>10}" + "".join(f"{cell:>8}" for cell in cells)
-
