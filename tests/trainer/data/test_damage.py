@@ -232,6 +232,42 @@ def test_a_name_that_says_the_wrong_kind_is_told_with_a_better_one(
     assert values(tmp_path / better) == ROWS
 
 
+@pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(
+    ("name", "text", "better"),
+    [
+        ("a.csv", LINES, "a.jsonl"),
+        ("a.csv", ARRAY, "a.jsonl"),
+        ("a.jsonl", CSV, "a.csv"),
+        ("a.json", CSV.replace("prompt,completion", '"prompt","completion"'), "a.csv"),
+    ],
+)
+def test_csv_in_the_name_of_json_and_json_in_that_of_csv_are_read_by_the_better_name(
+    tmp_path: Path, name: str, text: str, better: str, ending: str, pack: Callable[[bytes], bytes]
+) -> None:
+    content = pack(text.encode())
+    found = refused(tmp_path / (name + ending), content)
+    assert "and its name says that it is" in found.message
+    assert re.findall(r"Name it (\S+?)[,;]", str(found.hint)) == [better + ending]
+    (tmp_path / (better + ending)).write_bytes(content)
+    assert len(values(tmp_path / (better + ending))) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "{a,b\nx,y\n"),
+        ("a.csv", "a\n[1]\n"),
+        ("a.jsonl", "true\n"),
+        ("a.jsonl", "no JSON, but a sentence.\n"),
+        ("a.jsonl", '{"text": "a"}, {"text": "b"}\n'),
+    ],
+)
+def test_what_only_looks_a_little_like_another_kind_is_read_by_its_name(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert len(values(tmp_path / name)) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "said", "hint"),
     [

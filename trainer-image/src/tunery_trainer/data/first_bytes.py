@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 from typing import Final
@@ -24,6 +25,8 @@ _PACKED: Final = {
     rb"BZh[1-9]1AY&SY": "compressed by bzip2",
 }
 _BY_ZEROS: Final = {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}
+_CSV_HEADER: Final = re.compile(rb'"?[A-Za-z_][\w -]{0,63}"?(,"?[A-Za-z_][\w -]{0,63}"?)+')
+"""Two names of columns or more, of letters: what no line of JSON is."""
 _UNPACK: Final = {".gz": ("gzip -dc", " | gzip"), ".zst": ("zstd -dc", " | zstd")}
 
 
@@ -59,6 +62,31 @@ def check_encoding(source: DataFile, stream: io.BufferedReader) -> None:
     encoding = _encoding(stream.peek(LENGTH)[:LENGTH])
     if encoding is not None:
         raise not_utf8(source.name, f"is {encoding} and not UTF-8", encoding)
+
+
+def check_text(source: DataFile, stream: io.BufferedReader) -> None:
+    """Raise TrainerError (DatasetInvalid) where a file named as CSV begins as JSON, or one named as JSON as CSV."""
+    line, end, _ = stream.peek(LENGTH).removeprefix(BOM).lstrip().partition(b"\n")
+    if not end:
+        return
+    kind = source.suffix.removesuffix(packed := _packing(source.suffix))
+    named = source.name[: -len(source.suffix)]
+    if kind == ".csv" and _is_json(line):
+        name = f"{named}.jsonl{packed}"
+        raise damaged(source.name, "holds JSON, and its name says that it is CSV", f"Name it {name}")
+    if kind != ".csv" and _CSV_HEADER.fullmatch(line.strip()) and not _is_json(line):
+        why = "begins as CSV does, with names of columns, and its name says that it is JSON"
+        raise damaged(source.name, why, f"Name it {named}.csv{packed}, if it is CSV")
+
+
+def _is_json(line: bytes) -> bool:
+    """Tell whether a line is one of JSON lines, or the first one of an array."""
+    if line.strip() == b"[":
+        return True
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def not_utf8(name: str, why: str, encoding: str) -> TrainerError:

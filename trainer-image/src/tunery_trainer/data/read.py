@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from tunery_trainer.data.faults import AGAIN, damaged, reading
-from tunery_trainer.data.first_bytes import BOM, LENGTH, check_encoding, check_name
+from tunery_trainer.data.first_bytes import BOM, LENGTH, check_encoding, check_name, check_text
 from tunery_trainer.data.json_array import TOO_LONG_NUMBER, rows_of_array
 from tunery_trainer.data.nesting import TOO_DEEP, too_deep
 from tunery_trainer.data.read_csv import rows_of_csv
@@ -54,6 +54,7 @@ def _read(source: DataFile) -> Iterator[Record]:
         return
     with _open(source.path, source.suffix) as stream:
         check_encoding(source, stream)
+        check_text(source, stream)
         if source.suffix.startswith(".csv"):
             yield from rows_of_csv(stream, source.name, MAX_LINE_BYTES)
         elif _first_sign(stream) == b"[":
