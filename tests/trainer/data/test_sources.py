@@ -94,7 +94,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path: Path)
     with pytest.raises(TrainerError, match=r"outside\.jsonl: is a link that leads out") as caught:
         find_sources(root, "", "train")
     assert caught.value.hint == (
-        "Put the file itself in the place of the link, as cp -L does; or, where there is no cluster, name the link itself."
+        "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
     )
 
 

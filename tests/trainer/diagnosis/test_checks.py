@@ -195,7 +195,7 @@ def test_what_is_left_open_is_no_mistake() -> None:
             CheckName.BASE_FROZEN,
             Measured(base_compared=3),
             "Passed",
-            "compared were 3, of its first, a middle and its last layer: bit for bit",
+            "3 matrices, of its first, a middle and its last layer, were compared: they are bit for bit",
         ),
         (CheckName.BASE_FROZEN, Measured(("layers.0.q",), 3), "Warning", "changed in training: layers.0.q"),
         (CheckName.BASE_FROZEN, Measured(), "Skipped", "no matrix"),

@@ -116,7 +116,7 @@ def leads_out(name: str, *, folder: bool = False) -> TrainerError:
     hint = (
         "Put the folder itself in the place of the link, as cp -rL does; or remove the link, if it is not meant."
         if folder
-        else "Put the file itself in the place of the link, as cp -L does; or, where there is no cluster, name the link itself."
+        else "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
     )
     message = f"spec.dataset.uri: {name}: is a {what} leads out of the data set's folder"
     return TrainerError(FailureReason.DATASET_INVALID, message, hint)

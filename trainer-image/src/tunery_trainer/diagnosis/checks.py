@@ -269,7 +269,8 @@ def _measured(found: Measured) -> Iterator[CheckStatus]:
     elif changed:
         yield _judged(_N.BASE_FROZEN, good=False, message=f"changed in training: {changed}")
     else:
-        text = f"compared were {found.base_compared}, of its first, a middle and its last layer: bit for bit what they were"
+        whose = "of its first, a middle and its last layer"
+        text = f"{found.base_compared} matrices, {whose}, were compared: they are bit for bit what they were"
         yield _judged(_N.BASE_FROZEN, good=True, message=text)
     strangers = ", ".join(found.strangers[:_SHOWN])
     text = f"trained beside the adapter: {strangers}" if strangers else "nothing else was trained"
