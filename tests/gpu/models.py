@@ -21,6 +21,8 @@ from tunery_trainer.settings.types import RunSettings
 from cluster.tiny import make_tokenizer
 from gpu.verdicts import Machine
 
+NO_TENSORS: Final = len(b"{}").to_bytes(8, "little") + b"{}"
+"""A safetensors file with a header, and nothing else."""
 _LLAMA: Final = {
     "vocab_size": 128256,
     "max_position_embeddings": 131072,
@@ -79,7 +81,7 @@ def write_model(machine: Machine, shape: str, name: str = "", **changes: Any) ->
         AutoConfig.for_model("llama", **sizes).save_pretrained(folder)
         make_tokenizer().save_pretrained(folder)
         # The trainer looks at the header of its weights before it loads them: it is whole, and has no tensor.
-        (folder / "model.safetensors").write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
+        (folder / "model.safetensors").write_bytes(NO_TENSORS)
     return folder
 
 

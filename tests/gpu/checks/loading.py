@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from tunery_trainer.model.load import load_base
 
-from gpu.models import random_model, random_weights, write_model
+from gpu.models import NO_TENSORS, random_model, random_weights, write_model
 from gpu.runs import peak, prepare, random_examples, scratch, single_rows
 from gpu.verdicts import Case, Check, Machine, Outcome, judged
 
@@ -75,7 +75,7 @@ def _apart(machine: Machine, model: Any, name: str) -> float:
 def _on_disk(machine: Machine) -> Path:
     """Return a folder with the weights that a model of random weights has."""
     folder = write_model(machine, "1B", name="-on-disk")
-    if (folder / "model.safetensors").stat().st_size == 0:
+    if (folder / "model.safetensors").stat().st_size == len(NO_TENSORS):
         model = random_model(AutoConfig.from_pretrained(folder), machine.device, torch.bfloat16, {})
         model.save_pretrained(folder)
     return folder
