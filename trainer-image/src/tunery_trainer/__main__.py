@@ -14,7 +14,7 @@ from tunery_trainer import STOPPED_RUN_ENV
 def _end(*_: object) -> None:
     with suppress(OSError):  # nobody may read it any more
         os.write(2, b"Told to stop: ending at once; nothing was begun, and nothing is published.\n")
-    os._exit(143)
+    os._exit(143)  # ExitCode.TERMINATED, which is not imported yet
 
 
 if __name__ == "__main__":
@@ -30,11 +30,11 @@ if __name__ == "__main__":
         sys.exit(supervise(task, [sys.executable, "-m", "tunery_trainer", *sys.argv[1:]]))
 
     from tunery_trainer.cli import main
+    from tunery_trainer.process.signals import StopSignal
 
     die_with_parent()
     faulthandler.enable()
     guard_output()
     code = main(sys.argv[1:])
-    for number in (signal.SIGTERM, signal.SIGINT):  # what is done is done, however long the end takes
-        signal.signal(number, signal.SIG_IGN)
+    StopSignal().disarm()  # what is done is done, however long the end takes
     sys.exit(code)

@@ -76,7 +76,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         if run.lora_job is not None:
             stop.hint = GOES_ON
         if _publishes_stopped(run):
-            stop.successor = partial(_publish_instead, run, options.path, dict(os.environ))
+            stop.successor = partial(_publish_instead, run, options.path, dict(os.environ), stop)
         for task in _tasks_of(run):
             run_task(task, run, stop)
         stop.disarm()
@@ -96,14 +96,13 @@ def _publishes_stopped(run: RunSpec) -> bool:
     return run.lora_job is not None and run.lora_job.on_stop is OnStop.PUBLISH
 
 
-def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str]) -> None:
+def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str], stop: StopSignal) -> None:
     """Let a new process publish what the run has stored, in place of this one: it may be anywhere, in any library.
 
     Returns where nothing is stored yet.
     """
     with suppress(ValueError):  # of a thread, where the main one hangs: it will handle none
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # until the new process takes them over: it was told already
+        stop.disarm()  # until the new process takes them over: it was told already
     work, uid = Path(run.work_dir), run.identity.uid
     if not any(work.glob(f"checkpoints/{uid}/step-*/complete.json")):
         sys.stderr.write("Nothing is published: no checkpoint is stored yet.\n")

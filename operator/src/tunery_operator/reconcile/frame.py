@@ -27,6 +27,7 @@ from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.compute import SCHEDULING
+from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.views.attempt import Attempt
@@ -93,8 +94,7 @@ def _with_last_words(
     services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot: Snapshot
 ) -> tuple[PodView, ...]:
     """Return the pods that have ended after their Job was gone, as far as they are there and not written down yet."""
-    opened = {entry["uid"] for entry in obj.status.get("attemptHistory") or () if "endTime" not in entry}
-    gone = opened & {lost.uid for lost in snapshot.lost_pods}
+    gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
     if snapshot.main is not None or not gone:
         return ()
     work = steps.children(obj.owner.key)[0]

@@ -153,8 +153,13 @@ def deadline_left(snapshot: Snapshot) -> float | None:
 
 def _seconds_of_lost(snapshot: Snapshot, known: Collection[str]) -> float:
     """Return how long the pods ran that are gone and whose end is not written down yet."""
-    opened = {entry["uid"] for entry in snapshot.status.get("attemptHistory") or () if _ENDED not in entry}
-    return sum(lost.seconds for lost in snapshot.lost_pods if lost.uid in opened and lost.uid not in known)
+    unwritten = open_attempts(snapshot.status) - set(known)
+    return sum(lost.seconds for lost in snapshot.lost_pods if lost.uid in unwritten)
+
+
+def open_attempts(status: Mapping[str, Any]) -> set[str]:
+    """Return the uids of the attempts whose end is not written down yet."""
+    return {entry["uid"] for entry in status.get("attemptHistory") or () if _ENDED not in entry}
 
 
 def last_end(status: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,15 @@ class WeightFiles:
     read: Callable[[str, int, int], bytes]
     """Returns so many bytes of a file from a place on, fewer only at its end."""
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says; nothing where it is no JSON object, which is told where the model is built."""
+        try:
+            found = json.loads(self.read(CONFIG, 0, _LARGEST_JSON))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
 
 def local_files(folder: Path) -> WeightFiles:
     """Return the files of a local folder; reading raises TrainerError (StorageAccessDenied, StorageUnavailable)."""
@@ -84,15 +94,6 @@ def files_before_download(place: Location, folder: Path) -> WeightFiles | None:
     )
 
 
-def read_config(files: WeightFiles) -> dict[str, Any]:
-    """Return what config.json says; nothing where it is no JSON object, which is told where the model is built."""
-    try:
-        found = json.loads(files.read(CONFIG, 0, _LARGEST_JSON))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def check_weight_files(files: WeightFiles) -> Types:
     """Return the types of all tensors, of no more than the headers of the files that are loaded.
 
@@ -116,7 +117,7 @@ def _loaded(files: WeightFiles) -> list[str]:
 
 def _named(files: WeightFiles) -> str | None:
     """Return the file that config.json names, which may be another than the usual."""
-    named = read_config(files).get("transformers_weights")
+    named = files.config.get("transformers_weights")
     return named if isinstance(named, str) and named in files.sizes else None
 
 

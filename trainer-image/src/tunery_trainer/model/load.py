@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
 from tunery_trainer.errors import TrainerError, first_line
-from tunery_trainer.inputs.weight_files import CONFIG, check_weight_files, damaged_text, local_files, read_config
+from tunery_trainer.inputs.weight_files import CONFIG, check_weight_files, damaged_text, local_files
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.example_isolation import Isolation, isolation
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
@@ -86,7 +86,7 @@ def check_weights(folder: Path) -> None:
     """
     if any(folder.glob("*.safetensors")):
         files = local_files(folder)
-        check_types(read_config(files), check_weight_files(files))
+        check_types(files.config, check_weight_files(files))
         return
     pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     found = f"it has {pickled[0]}, which could run code when loaded" if pickled else "it has no weights"

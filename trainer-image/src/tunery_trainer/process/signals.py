@@ -57,7 +57,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, self._handle)
 
     def disarm(self) -> None:
-        """Heed no signal from now on: the work is done, and only the process's own end is left."""
+        """Heed no signal from now on: the work is done, and only the process's own end, or another one, is left."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

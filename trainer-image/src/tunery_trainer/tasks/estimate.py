@@ -24,6 +24,7 @@ from tunery_trainer.reporting.estimate_text import as_json, as_text
 from tunery_trainer.resuming.here import start_here
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.storage.credentials import ambient
+from tunery_trainer.tasks.frame import of_loading
 from tunery_trainer.tasks.question import Question
 
 _MOMENT_SECONDS: Final = 1.0
@@ -43,7 +44,7 @@ def run_estimate(question: Question) -> None:
     files = _files_here(spec)
     be_quiet()
     go_offline()
-    with _told_where_slow("Estimate   torch and PEFT are being loaded: some seconds, more the first time"):
+    with _told_where_slow(of_loading("Estimate")):
         from tunery_trainer.plan.look_ahead import look_ahead
     with _told_where_slow("Estimate   the model is outlined, and the rows of the data that are here are read"):
         found = look_ahead(start, folder, device, files)

@@ -34,9 +34,14 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     return result
 
 
+def of_loading(task: str) -> str:
+    """Return why nothing is said for a while."""
+    return f"{task:<11}torch and PEFT are being loaded: some seconds, more the first time"
+
+
 def tell_of_loading(task: str) -> None:
-    """Say on stderr, to whoever waits before a terminal, why nothing is said for a while."""
-    print(f"{task:<11}torch and PEFT are being loaded: some seconds, more the first time", file=sys.stderr, flush=True)
+    """Say so on stderr, to whoever waits before a terminal."""
+    print(of_loading(task), file=sys.stderr, flush=True)
 
 
 def output_target(work: Workspace, beyond: float = 0) -> Target:

@@ -14,7 +14,7 @@ from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
 from tunery_trainer.inputs.location import DataFiles, FetchedModel
-from tunery_trainer.inputs.weight_files import check_weight_files, files_before_download, read_config
+from tunery_trainer.inputs.weight_files import check_weight_files, files_before_download
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
@@ -84,7 +84,7 @@ def _check_weights(work: Workspace, base: FetchedModel) -> None:
     """Look at the headers of the weights' files; raises TrainerError(ModelUnsupported), and the storage reasons."""
     files = files_before_download(model_location(work), base.folder)
     if files:
-        check_types(read_config(files), check_weight_files(files))
+        check_types(files.config, check_weight_files(files))
 
 
 def _tell(text: str) -> None:
