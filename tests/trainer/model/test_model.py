@@ -106,6 +106,8 @@ def test_other_unusable_folders_are_refused(tmp_path: Path, llama: Path) -> None
     assert "it has no weights" in refused(check_weights, tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert "it has pytorch_model.bin, which could run code" in refused(check_weights, tmp_path)
+    assert "config.json is not JSON" in refused(load_tokenizer, tmp_path)
+    write_config(tmp_path, model_type="llama")
     assert "no usable tokenizer" in refused(load_tokenizer, tmp_path)
 
 

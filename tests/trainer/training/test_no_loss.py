@@ -89,7 +89,7 @@ def test_what_only_a_row_of_training_meets_is_found_in_the_base_too(case: Case) 
     ("changes", "precision", "hint"),
     [
         ({"training": EXACT}, "Float32", "In full precision, too, the base computes none of such rows: name another"),
-        ({"training": {"precision": "BFloat16"}}, "BFloat16", "Set spec.training.precision to Float32 in a new job"),
+        ({"training": {"precision": "BFloat16"}}, "BFloat16", "Set spec.training.precision to Float32 in the manifest"),
         (
             {"method": "QLoRA", "quantization": {"computeType": "Float16"}, "training": EXACT},
             "Float16",
@@ -129,7 +129,7 @@ def test_an_adapter_that_is_trained_on_is_looked_at_itself(case: Case) -> None:
     later = case(continueFrom={"uri": "file://out"}, output={"uri": "file://out2"}, lora=None)
     message, hint = failed(later, "work2")
     assert message.startswith(f"AdapterCorrupt: spec.continueFrom: {name} in adapter_model.safetensors holds NaN")
-    assert hint.startswith("Publish the named adapter again from a run that did not diverge, and retry")
+    assert hint.startswith("Publish the named adapter again from a run that did not diverge, and run it again")
 
 
 def test_a_checkpoint_of_a_run_that_had_diverged_is_not_gone_on_from(case: Case) -> None:
