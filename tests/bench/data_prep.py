@@ -142,20 +142,26 @@ def as_chat(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     }
 
 
-class CountingTokenizer:
-    """A tokenizer that counts the texts which it is given."""
+class Counting:
+    """A tokenizer, or the one below it, that counts the texts which it is given."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self.texts = 0
+    def __init__(self, counted: Any, texts: list[int]) -> None:
+        self._counted = counted
+        self._texts = texts
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+        found = getattr(self._counted, name)
+        return Counting(found, self._texts) if name == "backend_tokenizer" else found
 
     def __call__(self, text: list[str], **options: Any) -> Any:
         """Tokenize."""
-        self.texts += len(text)
-        return self._tokenizer(text, **options)
+        self._texts.append(len(text))
+        return self._counted(text, **options)
+
+    def encode_batch_fast(self, text: list[str], **options: Any) -> Any:
+        """Tokenize."""
+        self._texts.append(len(text))
+        return self._counted.encode_batch_fast(text, **options)
 
 
 class PreparedCache:
@@ -164,18 +170,19 @@ class PreparedCache:
     def __init__(self, path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self._path = path
         self._folder = folder
-        self._tokenizer = CountingTokenizer(tokenizer)
+        self._texts: list[int] = []
+        self._tokenizer = Counting(tokenizer, self._texts)
 
     def figures(self) -> dict[str, Any]:
         """Return what packing has filled and lost, and what a miss and a hit take."""
         seconds: dict[str, list[float]] = {"miss": [], "hit": []}
         texts: dict[str, int] = {}
         for name in seconds:
-            before = self._tokenizer.texts
+            self._texts.clear()
             prepared = timed(partial(self._prepare, OPTIONS, "entry"), seconds[name])
             if prepared.from_cache != (name == "hit"):
                 raise SystemExit(f"what should have been a {name} was none")
-            texts[name] = self._tokenizer.texts - before
+            texts[name] = sum(self._texts)
         single = self._prepare(dataclasses.replace(OPTIONS, packing=False), "single")
         cache = {name: round(values[0], 3) for name, values in seconds.items()}
         return packed(prepared, single) | {
