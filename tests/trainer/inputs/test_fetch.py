@@ -177,7 +177,7 @@ def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: 
 @pytest.mark.parametrize(
     ("uri", "revision", "reason", "says"),
     [
-        ("hf://owner/none", None, FailureReason.MODEL_NOT_FOUND, "hf://owner/none does not exist.*secretRef"),
+        ("hf://owner/none", None, FailureReason.MODEL_NOT_FOUND, "hf://owner/none does not exist on the hub"),
         ("hf://owner/model", "v9", FailureReason.MODEL_NOT_FOUND, r"spec\.model\.revision.*'v9'"),
         ("hf://owner/a/b", None, FailureReason.MODEL_NOT_FOUND, r"hf://owner/a/b"),
         ("hf://owner/pickled", None, FailureReason.MODEL_UNSUPPORTED, "no safetensors files.*pickles"),
@@ -190,6 +190,7 @@ def test_hub_refusals(
     with pytest.raises(TrainerError, match=says) as caught:
         fetch_model(Location(uri, _hub_credentials(hub), revision=revision), tmp_path)
     assert caught.value.reason is reason
+    assert ("If it is private, name a Secret with HF_TOKEN in secretRef." in caught.value.hint) is ("none" in uri)
 
 
 def test_hub_that_fails_or_is_gone_is_worth_a_retry(

@@ -56,3 +56,8 @@ def test_no_other_hint_asks_for_another_job(piece: str) -> None:
 def test_an_own_hint_stays_what_it_is_but_for_its_words() -> None:
     error = TrainerError(FailureReason.DATASET_INVALID, "too few", "Add rows, and retry; or name others in a new job.")
     assert explain_here(error).hint == "Add rows, and run it again; or name others in the manifest."
+
+
+def test_what_a_message_quotes_is_left_alone() -> None:
+    error = TrainerError(FailureReason.DATASET_INVALID, "line 3: label 'a new job, and retry' is not true or false")
+    assert explain_here(error).message == error.message

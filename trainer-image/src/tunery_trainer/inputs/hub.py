@@ -26,7 +26,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
     http_stream_backoff,
 )
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ADVICE, FailureReason
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.storage import transfer
 from tunery_trainer.storage.base import Entry
@@ -190,8 +190,9 @@ class Hub:
         if isinstance(error, RevisionNotFoundError):
             return TrainerError(missing, f"{self._field}.revision: hf://{name} has no revision {revision or 'main'!r}")
         if isinstance(error, RepositoryNotFoundError):
-            private = "" if self._token else "; if it is private, name a Secret with HF_TOKEN in secretRef"
-            return TrainerError(missing, f"{self._field}.uri: hf://{name} does not exist on the hub{private}")
+            private = "" if self._token else " If it is private, name a Secret with HF_TOKEN in secretRef."
+            message = f"{self._field}.uri: hf://{name} does not exist on the hub"
+            return TrainerError(missing, message, ADVICE[missing].hint + private)
         if isinstance(error, (HFValidationError, EntryNotFoundError)):
             return TrainerError(missing, f"{self._field}.uri: hf://{name}: {first_line(error)}")
         if status in (401, 403):

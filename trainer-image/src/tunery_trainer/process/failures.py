@@ -46,8 +46,7 @@ def explain(error: BaseException) -> TrainerError:
 def explain_here(error: BaseException) -> TrainerError:
     """Return the failure that `error` means where there is no cluster: its hint is of this machine."""
     failure = explain(error)
-    message, hint = (said_here(text, failure.reason) for text in (failure.message, failure.hint))
-    return TrainerError(failure.reason, message, hint)
+    return TrainerError(failure.reason, failure.message, said_here(failure.hint, failure.reason))
 
 
 def to_failure(error: TrainerError) -> Failure:

@@ -70,9 +70,9 @@ def usual_here(reason: FailureReason) -> str:
     return _USUAL.get(reason, ADVICE[reason].hint)
 
 
-def said_here(text: str, reason: FailureReason) -> str:
-    """Return a hint, or a message, in the words of a machine without a cluster."""
-    text = text.replace(ADVICE[reason].hint, usual_here(reason))
+def said_here(hint: str, reason: FailureReason) -> str:
+    """Return a hint in the words of a machine without a cluster; what a message says may be a user's own words."""
+    text = hint.replace(ADVICE[reason].hint, usual_here(reason))
     for cluster, here in _WORDS:
         text = re.sub(cluster, here, text)
     return text
