@@ -274,14 +274,14 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_a_process_that_really_has_no_more_memory_goes_on_with_fewer_rows(case: Case) -> None:
-    """Nothing is simulated: the activations of 256 rows alone take more than the system gives."""
-    asked = {"batchSize": 256, "gradientAccumulation": 1, "maxSteps": 1, "packing": True, "maxLength": 512}
+    """Nothing is simulated: the activations of 128 rows alone take more than the system gives."""
+    asked = {"batchSize": 128, "gradientAccumulation": 1, "maxSteps": 1, "packing": True, "maxLength": 512}
     path = case(training=asked | {"gradientCheckpointing": False}, evaluation={"minImprovement": "-9"})
-    write_rows(path.parent / "data.jsonl", make_rows(2600))
+    write_rows(path.parent / "data.jsonl", make_rows(1300))
     # What is given back is given back to the system, not kept for later.
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "600", "run", str(path), "--work-dir", str(path.parent / "work")],
+        [sys.executable, "-c", LIMITED, "400", "run", str(path), "--work-dir", str(path.parent / "work")],
         env=environment(**allocator),
         capture_output=True,
         text=True,
@@ -289,5 +289,5 @@ def test_a_process_that_really_has_no_more_memory_goes_on_with_fewer_rows(case: 
         check=False,
     )
     assert done.returncode == ExitCode.OK, done.stderr
-    assert "Memory     memory ran out with 256 × 1 rows at step 1: going on with 128 × 2 rows" in done.stdout
+    assert "Memory     memory ran out with 128 × 1 rows at step 1: going on with 64 × 2 rows" in done.stdout
     assert (path.parent / "out" / "manifest.json").exists()
