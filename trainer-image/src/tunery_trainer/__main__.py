@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -17,7 +18,18 @@ def _end(*_: object) -> None:
     os._exit(143)  # ExitCode.TERMINATED, which is not imported yet
 
 
+def _leave(ended: list[int]) -> None:
+    """End the process with the code in `ended`, if it came to one: to take the libraries apart takes seconds more."""
+    for code in ended:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody may read it any more
+                stream.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
+    ended: list[int] = []
+    atexit.register(_leave, ended)  # what is registered first is called last: all others have done their part then
     for number in (signal.SIGTERM, signal.SIGINT):  # the imports below take a second, until others take them over
         # What takes the place of a process that was told to stop (cli.py) heeds none until then.
         signal.signal(number, signal.SIG_IGN if STOPPED_RUN_ENV in os.environ else _end)
@@ -37,4 +49,5 @@ if __name__ == "__main__":
     guard_output()
     code = main(sys.argv[1:])
     StopSignal().disarm()  # what is done is done, however long the end takes
+    ended.append(code)
     sys.exit(code)
