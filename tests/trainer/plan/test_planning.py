@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def dataset(sequences: int, *, packed: bool = True, length: int = 400) -> Datase
     """Return the report of a data set of so many sequences."""
     counts = dict.fromkeys(TokenReport.__dataclass_fields__, 0)
     tokens = TokenReport(
-        **counts | {"p99_length": length, "template": "tokenizer", "sequences": sequences, "packed": packed}
+        **counts | {"longest": length, "template": "tokenizer", "sequences": sequences, "packed": packed}
     )
     return DatasetReport(sequences, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
 
@@ -124,6 +125,34 @@ def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str,
     asked = {"batchSize": 3, "gradientAccumulation": 5, "gradientCheckpointing": True}
     training = planned(shapes["8B"], 80, method="LoRA", training=asked).settings.training
     assert (training.batch_size, training.gradient_accumulation, training.gradient_checkpointing) == (3, 5, True)
+
+
+def test_a_batch_that_the_manifest_names_is_recomputed_where_it_would_not_fit_otherwise(
+    shapes: dict[str, Path],
+) -> None:
+    """On a CPU, too, where more rows than the default are never chosen: more memory takes no fit away."""
+    asked, data = {"batchSize": 8, "gradientAccumulation": 1}, dataset(4000, packed=False, length=1500)
+    device = DeviceFacts(DeviceKind.CPU, None, bfloat16=True)
+    spec = spec_of({"method": "QLoRA", "resources": {"gpus": 0}, "training": asked})
+    needed = plan_training(basis_of(spec, shapes["8B"], device), 20_000, data).memory
+    assert needed is not None
+    least, most = (needed.of(8, again).total for again in (True, False))
+    for memory in range(int(least * 1.07), int(most * 1.2), (most - least) // 12):
+        plan = plan_training(basis_of(spec, shapes["8B"], replace(device, memory_bytes=memory)), 20_000, data)
+        assert (plan.settings.training.batch_size, plan.fits) == (8, True), memory / GIB
+
+
+def test_one_long_row_among_many_is_counted(shapes: dict[str, Path]) -> None:
+    """Some step trains on it, however few such rows there are."""
+    few_long = dataset(4000, packed=False, length=1900)
+    assert few_long.tokens is not None
+    few_long = replace(few_long, tokens=replace(few_long.tokens, p50_length=40, p99_length=45))
+    plan = planned(shapes["8B"], 80, few_long)
+    assert plan.row_length == 1900
+    assert plan.memory is not None
+    assert plan.memory.length == 1900
+    cut = planned(shapes["8B"], 80, few_long, training={"maxLength": 512})
+    assert cut.row_length == 512
 
 
 def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:

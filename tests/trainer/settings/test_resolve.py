@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.methods import RANK_GUIDELINES, ComputeType, LoraInit, LoraSpec, Method, Preset, QuantizationType
 from tunery_api.preference import PreferenceLoss
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
+from tunery_api.validation import parse_lorajob
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.presets import PRESETS, guideline_for, rank_reason
@@ -201,6 +203,27 @@ def test_auto_prefers_by_the_guides_tree(
     choices = method_choices(spec_of(blocks), rows, DeviceFacts(DeviceKind.CUDA, gpu and gpu * GIB, bfloat16=True))
     assert [choice.method.value for choice in choices] == methods.split()
     assert why in choices[0].reason
+
+
+@pytest.mark.parametrize(
+    ("blocks", "field"),
+    [
+        ({"training": {"packing": True}}, "spec.training.packing"),
+        ({"lora": {"rank": 8}}, "spec.lora.rank"),
+        ({"lora": {"targetModules": ["q_proj"], "init": "EVA"}}, "spec.lora.init, spec.lora.targetModules"),
+        ({"training": {"scaleLearningRateWithRank": True}}, "spec.training.scaleLearningRateWithRank"),
+    ],
+)
+def test_auto_takes_no_method_that_would_be_refused_by_name(blocks: dict[str, Any], field: str) -> None:
+    """What the manifest sets is used, or the method is another."""
+    device = DeviceFacts(DeviceKind.CUDA, 80 * GIB, bfloat16=True)
+    choices = method_choices(spec_of(blocks), 60, device)
+    assert [choice.method.value for choice in choices] == ["LoRA", "QLoRA"]
+    assert choices[0].reason.endswith(f"60 rows are fewer than 100, but prompt tuning does not go with {field}.")
+    given = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}, "method": "PromptTuning"}
+    with pytest.raises(InvalidSpec) as refused:
+        parse_lorajob({"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "spec": given | blocks})
+    assert {error.path for error in refused.value.errors} == set(field.split(", "))
 
 
 def test_auto_on_a_cpu_without_a_limit_is_lora() -> None:

@@ -72,7 +72,7 @@ def _read(basis: Basis, files: DataFiles) -> tuple[int | None, DatasetReport]:
 
 def _unread(length: int) -> DatasetReport:
     counts: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(TokenReport)), 0)
-    tokens = TokenReport(**counts | {"p99_length": length, "template": "", "sequences": _MANY, "packed": False})
+    tokens = TokenReport(**counts | {"longest": length, "template": "", "sequences": _MANY, "packed": False})
     return DatasetReport(0, 0, 0, (), 0, 0, "", DatasetFormat.MESSAGES, (), tokens)
 
 

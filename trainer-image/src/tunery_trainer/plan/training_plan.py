@@ -86,7 +86,7 @@ class TrainingPlan:
 
     @property
     def row_length(self) -> int:
-        """Tokens of the longest sequence, or a little more."""
+        """Tokens of the longest sequence that training will see."""
         return row_length(self.settings, required(self.data))
 
     @property
@@ -246,12 +246,12 @@ class _Candidate:
 def _largest(basis: Basis, resolved: RunSettings, estimate: MemoryEstimate, chosen: Chosen) -> Chosen:
     """Return `chosen` with the largest batch that fits, without recomputing activations where enough tokens do.
 
-    A CPU gains nothing from more rows at once than the default.
+    A CPU gains nothing from more rows at once than the default. What the manifest asks for is tried as it is.
     """
     training, available = resolved.training, basis.device.memory_bytes or 0
     rows = training.batch_size * training.gradient_accumulation
     most = rows if basis.on_gpu else min(rows, DEFAULT_BATCH_SIZE)
-    wanted = min(most, basis.spec.training.batch_size or math.ceil(_BUSY_TOKENS / estimate.length))
+    wanted = basis.spec.training.batch_size or min(most, math.ceil(_BUSY_TOKENS / estimate.length))
     kept, recomputed = (estimate.of(1, again).largest_batch(available) or 0 for again in (False, True))
     asked = basis.spec.training.gradient_checkpointing
     again = kept < wanted if asked is None else asked
@@ -268,6 +268,6 @@ def required(data: DatasetReport) -> TokenReport:
 
 
 def row_length(resolved: RunSettings, tokens: TokenReport) -> int:
-    """Return the tokens of the longest sequence that training will see, or a little more."""
-    longest = resolved.training.max_length if tokens.packed else 2 * tokens.p99_length
+    """Return the tokens of the longest sequence that training will see: each row comes once in every pass."""
+    longest = resolved.training.max_length if tokens.packed else tokens.longest
     return max(1, min(resolved.training.max_length, longest))

@@ -160,6 +160,7 @@ def _table(found: Estimated) -> Iterable[str]:
         cells = ["-" if size is None else str(size) for size in line.largest.values()]
         yield _line(line.method, line.quantization or "16 bits", human_bytes(line.total_bytes), cells)
     yield f"Activations are recomputed, {ALLOCATOR_SLACK:.0%} are slack of the allocator. FP4 takes what NF4 takes."
+    yield "Where training.optimizer is open it is AdamW here; a job that would not fit so takes PagedAdamW8bit."
 
 
 def _line(method: str, base: str, total: str, cells: Iterable[str]) -> str:

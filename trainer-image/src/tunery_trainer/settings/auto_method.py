@@ -8,6 +8,7 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.rules import LORAJOB_RULES
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, StoredQuantization
 
 FEW_ROWS: Final = 100
@@ -40,8 +41,7 @@ def method_choices(
     if spec.task in PREFERENCE_TASKS:
         preferred = MethodChoice(Method.LORA, "The model fits unquantised, and LoRA keeps to it while it learns.")
     elif rows is not None and rows < FEW_ROWS and spec.continue_from is None:
-        why = f"{rows} rows are fewer than {FEW_ROWS}: prompt tuning makes the most of them."
-        preferred = MethodChoice(Method.PROMPT_TUNING, why)
+        preferred = _for_few_rows(spec, rows)
     if stored is not None:
         quantised = MethodChoice(Method.QLORA, "The base is quantised already, and LoRA on such a one is QLoRA.")
         return (quantised,) if preferred.method is Method.LORA else (preferred, quantised)
@@ -50,3 +50,14 @@ def method_choices(
     if devices.kind is DeviceKind.CUDA and preferred.method is Method.LORA:
         return (MethodChoice(Method.QLORA, "The GPU's memory is not known, and QLoRA trains wherever LoRA does."),)
     return (preferred,)
+
+
+def _for_few_rows(spec: LoRAJobSpec, rows: int) -> MethodChoice:
+    """Return prompt tuning, unless the manifest says what is refused of it: that would be read over."""
+    few = f"{rows} rows are fewer than {FEW_ROWS}"
+    as_prompt = spec.model_copy(update={"method": Method.PROMPT_TUNING})
+    fields = sorted({error.path for rule in LORAJOB_RULES for error in rule(as_prompt)})
+    if not fields:
+        return MethodChoice(Method.PROMPT_TUNING, f"{few}: prompt tuning makes the most of them.")
+    why = f"The model fits unquantised; {few}, but prompt tuning does not go with {', '.join(fields)}."
+    return MethodChoice(Method.LORA, why)
