@@ -78,6 +78,22 @@ def test_a_disk_that_is_too_small_is_refused_before_a_gpu_is_asked_for(run_file:
     assert "Set spec.resources.ephemeralStorage to 1Gi or more, which may change" in (failure.hint or "")
 
 
+def test_a_refusal_for_want_of_memory_keeps_the_numbers_and_the_method(run_file: Run, tmp_path: Path) -> None:
+    path = run_file(method="Auto", resources={"gpus": 1}, own={"gpuMemoryBytes": 100 * 2**20})
+    refused = _preflight(path, tmp_path / "termination")
+    assert refused.failure is not None
+    assert refused.failure.reason == "WontFit"
+    assert refused.memory is not None
+    assert refused.memory.available_bytes == 100 * 2**20
+    assert (refused.memory.estimate_bytes or 0) > 100 * 2**20
+    assert refused.estimate is not None
+    assert refused.resolved is not None
+    assert refused.resolved.method == "QLoRA"
+    assert "LoRA would take" in (refused.resolved.method_reason or "")
+    assert refused.dataset is not None
+    assert refused.dataset.rows == 120
+
+
 def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tmp_path: Path) -> None:
     checks = _preflight(run_file(resources={"gpus": 1}), tmp_path / "termination").checks
     said = next(each.message or "" for each in checks or [] if each.name == CheckName.BATCH_FITS)

@@ -7,7 +7,7 @@ from typing import Final
 
 from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.runspec import RunResult
+from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import scrub, shorten
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -28,8 +28,8 @@ class TrainerError(Exception):
         self.reason = reason
         self.message = message
         self.hint = hint if hint is not None else ADVICE[reason].hint
-        self.reached: RunResult | None = None
-        """What the run had reached all the same, for its last words."""
+        self.reached: PreflightReport | RunResult | None = None
+        """What preflight had found, or the run had reached, all the same, for its last words."""
 
     @property
     def exit_code(self) -> ExitCode:

@@ -69,12 +69,11 @@ def termination_file() -> Path | None:
 
 
 def failed_message(
-    task: Task, failure: Failure | None, reached: RunResult | None = None
+    task: Task, failure: Failure | None, reached: PreflightReport | RunResult | None = None
 ) -> PreflightReport | RunResult:
     """Return the message of a task that did not come to its end; `reached` is what it has all the same."""
-    if task is Task.PREFLIGHT:
-        return PreflightReport(failure=failure, dataset=reached.dataset if reached else None)
-    return (reached or RunResult()).model_copy(update={"failure": failure})
+    nothing = PreflightReport() if task is Task.PREFLIGHT else RunResult()
+    return (reached or nothing).model_copy(update={"failure": failure})
 
 
 def clear_termination() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
-from tunery_api.runspec import RunResult
+from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_api.status import DatasetStatus
 from tunery_trainer.data.notebook import Notebook
@@ -62,10 +62,12 @@ def add_report(work: Workspace, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> None:
+def name_report(
+    work: Workspace, notebook: Notebook, error: TrainerError, otherwise: PreflightReport | RunResult
+) -> None:
     """Store the report of refused data, name its place in the failure's hint, and put what was found into its reach.
 
-    Whatever stands in the way of the report, the failure stays what it is.
+    That is `otherwise` where it has none yet. Whatever stands in the way of the report, the failure stays what it is.
     """
     uri = None
     try:
@@ -75,7 +77,7 @@ def name_report(work: Workspace, notebook: Notebook, error: TrainerError) -> Non
         said = f"The data report could not be stored: {explain(refusal).message}"
     if notebook.report is not None:
         found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
-        error.reached = (error.reached or RunResult()).model_copy(update={"dataset": found})
+        error.reached = (error.reached or otherwise).model_copy(update={"dataset": found})
     room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
     error.hint = f"{shorten(error.hint, room)} {said}".strip()
 

@@ -66,7 +66,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     try:
         report = _check(work, found, notebook)
     except TrainerError as error:
-        name_report(work, notebook, error)
+        name_report(work, notebook, error, PreflightReport())
         raise
     _print(report, local=run.local)
     return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
@@ -102,8 +102,12 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
         check_origin(source.memo.origin, source.record.step, plan.origin)
     disk = estimate_disk(Path(work.run.work_dir), plan, found.files)
     report = _report(work, found, plan, disk)
-    check_memory(plan, local=work.run.local)
-    check_disk(work, disk)
+    try:
+        check_memory(plan, local=work.run.local)
+        check_disk(work, disk)
+    except TrainerError as error:
+        error.reached = report  # what would fit is told by the method, and by what it takes
+        raise
     return report
 
 

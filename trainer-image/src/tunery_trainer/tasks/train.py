@@ -94,7 +94,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
         ready = _gather(work, notebook)
         write_report(work, notebook)
     except TrainerError as error:
-        name_report(work, notebook, error)
+        name_report(work, notebook, error, RunResult())
         raise
     trained = _train_on(work, ready, stop, reporter)
     lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
