@@ -74,13 +74,12 @@ def spanned(draw: st.DrawFn) -> tuple[str, Spans]:
 
 def by_bytes(tokenizer: PreTrainedTokenizerBase, text: str, spans: Spans, special: bool) -> Spans | None:
     """Return what is found, None where nothing is; the tokens have to be the usual ones."""
-    bytes_of = ByteLevel(tokenizer)
-    encodings = bytes_of.encode([text], special_tokens=special)
-    if encodings is None:
+    row = Rendered(text, tuple(spans), special_tokens=special, append_eos=False)
+    (found,) = ByteLevel(tokenizer).located([row], special_tokens=special)
+    if found is None:
         return None
-    ids = np.array(encodings[0].ids, np.int32)
-    assert ids.tolist() == tokenizer(text, add_special_tokens=special)["input_ids"]
-    return bytes_of.stretches(ids, encodings[0].special_tokens_mask if special else None, text, spans)
+    assert found[0].tolist() == tokenizer(text, add_special_tokens=special)["input_ids"]
+    return found[1]
 
 
 def by_characters(tokenizer: PreTrainedTokenizerBase, text: str, spans: Spans, special: bool) -> Spans:
@@ -148,6 +147,22 @@ def test_tokens_that_are_not_the_text_from_end_to_end_are_asked_for_their_charac
     for row, encoded in zip(rows, encoder.encode(rows), strict=True):
         ((first, last),) = by_characters(tokenizer, text, list(row.spans or ()), False)
         assert np.flatnonzero(encoded.labels != -100).tolist() == list(range(first, last + 1))
+
+
+def test_what_is_found_of_a_row_does_not_hang_on_its_neighbours() -> None:
+    tokenizer = as_qwen()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    plain_row, decomposed = (
+        Rendered(text, ((5, len(text)),), special_tokens=False, append_eos=False)
+        for text in ("Hello there  ", "Hello e\u0301  ")
+    )
+    encoder = Encoder(tokenizer, 64)
+    (alone,) = encoder.encode([plain_row])
+    for together in (encoder.encode([decomposed, plain_row])[1], encoder.encode([plain_row, decomposed])[0]):
+        assert (together.input_ids.tolist(), together.labels.tolist()) == (
+            alone.input_ids.tolist(),
+            alone.labels.tolist(),
+        )
 
 
 def test_what_a_tokenizer_json_cuts_or_pads_is_neither() -> None:

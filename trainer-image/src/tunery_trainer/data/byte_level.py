@@ -12,7 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import pre_tokenizers
 
+from tunery_trainer.data.render import Rendered, Span
 from tunery_trainer.data.tokenizer import Tokenizer
+
+Located = tuple[npt.NDArray[np.int32], list[tuple[int, int]] | None]
+"""A text's tokens, and those stretches of them that count (`mask.token_stretches`), or None where all do."""
 
 _ADDS_NOTHING: Final = frozenset(["ByteLevel", "Digits", "Split"])
 """Pre-tokenizers that cut a text, and put no character into it."""
@@ -23,8 +27,8 @@ class ByteLevel:
     """A tokenizer of which each token stands for bytes of the text, as those of Llama 3, Qwen and SmolLM2 do.
 
     It need not keep note of every token's characters then, which is a seventh of its work: tokens that have together
-    as many bytes as their text stand for it from end to end. Where they have not (a mark that swallows the white space
-    beside it), it says so, and the tokenizer is to be asked for the characters.
+    as many bytes as their text stand for it from end to end. Where they have not, it says so, and the tokenizer is to be
+    asked for the characters of that text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -34,20 +38,32 @@ class ByteLevel:
         self._composes = told["normalizer"] is not None
         self._lengths = _byte_lengths(told) if _is_byte_level(told) else None
 
-    def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[Any] | None:
-        """Return a `tokenizers.Encoding` for each text, without characters.
+    def located(self, rows: Sequence[Rendered], *, special_tokens: bool) -> list[Located | None]:
+        """Return what is found of each row, whatever rows are beside it; None where characters are to be asked for."""
+        known = [self._knows(row.text) for row in rows]
+        texts = [row.text for row, own in zip(rows, known, strict=True) if own]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens) if texts else ())
+        return [
+            self._found(row, next(encodings), special_tokens) if own else None
+            for row, own in zip(rows, known, strict=True)
+        ]
 
-        None where the tokens stand for something else than bytes, or where a text would be changed.
-        """
+    def _knows(self, text: str) -> bool:
+        """Tell whether the tokens of a text stand for its own bytes, as far as can be known before."""
         if self._lengths is None:
-            return None
-        if self._composes and not all(text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts):
-            return None
-        encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
-        return encodings
+            return False
+        return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text)
+
+    def _found(self, row: Rendered, encoding: Any, special_tokens: bool) -> Located | None:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if row.spans is None:
+            return ids, None
+        added = encoding.special_tokens_mask if special_tokens else None
+        stretches = self.stretches(ids, added, row.text, row.spans)
+        return None if stretches is None else (ids, stretches)
 
     def stretches(
-        self, ids: npt.NDArray[np.int32], added: Sequence[int] | None, text: str, spans: Sequence[tuple[int, int]]
+        self, ids: npt.NDArray[np.int32], added: Sequence[int] | None, text: str, spans: Sequence[Span]
     ) -> list[tuple[int, int]] | None:
         """Return what `mask.token_stretches` does; None where the tokens are not the text from end to end.
 
@@ -89,6 +105,8 @@ def _is_byte_level(told: Mapping[str, Any]) -> bool:
         model["type"] == "BPE"
         and not any(model[name] for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
         and (normalizer is None or normalizer["type"] == "NFC")
+        # What swallows the white space beside it would be found wanting in nearly every row of a chat.
+        and not any(token["lstrip"] or token["rstrip"] for token in told["added_tokens"])
         and all(cut.get("type") in _ADDS_NOTHING for cut in cuts)
         and [cut["add_prefix_space"] for cut in cuts if cut["type"] == "ByteLevel"] == [False]
         # Without a token for what is not known, such bytes are left out, and then the sum is short.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.data.byte_level import ByteLevel
+from tunery_trainer.data.byte_level import ByteLevel, Located
 from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
 from tunery_trainer.data.render import Rendered, RenderedRow
 from tunery_trainer.data.rows import RowPlace
@@ -24,8 +24,6 @@ from tunery_trainer.data.tokenizer import Tokenizer
 from tunery_trainer.errors import TrainerError
 
 Tokens = npt.NDArray[np.int32]
-_Located = tuple[Tokens, list[tuple[int, int]] | None]
-"""A text's tokens, and those stretches of them that count (`mask.token_stretches`), or None where all do."""
 
 BATCH_ROWS: Final = 512
 BATCH_CHARACTERS: Final = 1_000_000
@@ -83,7 +81,6 @@ class Encoder:
                 "Use a model whose folder has a tokenizer.json.",
             )
         self._tokenizer = tokenizer
-        self._counts_bytes = True
         self._max_length = max_length
         self._eos: int | None = tokenizer.eos_token_id
 
@@ -101,28 +98,13 @@ class Encoder:
         encoded: list[Encoded] = []
         for special, group in groupby(texts, key=lambda row: row.special_tokens):
             batch = list(group)
-            located = (self._counts_bytes and self._by_bytes(batch, special)) or self._by_characters(batch, special)
-            encoded += [self._row(row, *found) for row, found in zip(batch, located, strict=True)]
+            located = self._byte_level.located(batch, special_tokens=special)
+            others = [row for row, found in zip(batch, located, strict=True) if found is None]
+            asked = iter(self._by_characters(others, special) if others else ())
+            encoded += [self._row(row, *(found or next(asked))) for row, found in zip(batch, located, strict=True)]
         return encoded
 
-    def _by_bytes(self, batch: Sequence[Rendered], special: bool) -> list[_Located] | None:
-        """None where the tokenizer has to be asked for characters; once told by tokens, it always is from then on."""
-        encodings = self._byte_level.encode([row.text for row in batch], special_tokens=special)
-        if encodings is None:
-            return None
-        located: list[_Located] = []
-        for row, encoding in zip(batch, encodings, strict=True):
-            ids, stretches = np.array(encoding.ids, dtype=np.int32), None
-            if row.spans is not None:
-                added = encoding.special_tokens_mask if special else None
-                stretches = self._byte_level.stretches(ids, added, row.text, row.spans)
-                if stretches is None:
-                    self._counts_bytes = False
-                    return None
-            located.append((ids, stretches))
-        return located
-
-    def _by_characters(self, batch: Sequence[Rendered], special: bool) -> list[_Located]:
+    def _by_characters(self, batch: Sequence[Rendered], special: bool) -> list[Located]:
         # No truncation here: the full length goes into the report.
         encodings = self._tokenizer(
             [row.text for row in batch], add_special_tokens=special, verbose=False, **_NOTHING_ELSE
