@@ -125,7 +125,7 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
         _WARNING,
         "training.epochs",
         "the run has fewer than 20 optimizer steps",
-        "more epochs; a smaller `gradientAccumulation`",
+        "more epochs, or steps where `maxSteps` is set; else a smaller `gradientAccumulation`",
     ),
     _F.EVALUATION_TOO_SMALL: Definition(
         _INFO,

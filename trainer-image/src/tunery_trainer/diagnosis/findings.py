@@ -213,11 +213,11 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
     text = f"The run has {steps} optimizer steps: below {FEW_STEPS} the rate has hardly risen before it falls again."
     training = settings.training
     if training.max_steps is not None:
+        # So many steps are taken, whatever a step holds.
         longer = Advice("training.maxSteps", str(FEW_STEPS), str(training.max_steps))
-    else:
-        epochs = training.epochs or 1.0
-        longer = Advice("training.epochs", str(math.ceil(FEW_STEPS * epochs / steps)), f"{epochs:g}")
-    passes = training.gradient_accumulation
+        return Finding(_F.TOO_FEW_STEPS, text, (longer,))
+    epochs, passes = training.epochs or 1.0, training.gradient_accumulation
+    longer = Advice("training.epochs", str(math.ceil(FEW_STEPS * epochs / steps)), f"{epochs:g}")
     fewer = (Advice("training.gradientAccumulation", "1", str(passes)),) if passes > 1 else ()
     return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
 
