@@ -225,14 +225,6 @@ def test_a_run_measured_in_steps_is_made_longer_in_steps() -> None:
     assert length(settings_of(training={"epochs": "1"}), 0.4) == Advice("training.epochs", "0.4", "1")
 
 
-def test_smaller_steps_are_suggested_only_where_there_are_more_of_them() -> None:
-    """With maxSteps there are so many, whatever a step holds."""
-    loop = {"batchSize": 4, "gradientAccumulation": 4}
-    for training, asked in (({"epochs": "1"}, ["epochs", "gradientAccumulation"]), ({"maxSteps": 4}, ["maxSteps"])):
-        advice = said.too_few_steps(settings_of(training=loop | training), 4).advice
-        assert [each.field for each in advice] == [f"training.{field}" for field in asked]
-
-
 def test_findings_are_shown_the_gravest_first_and_no_more_than_a_status_holds() -> None:
     def of(kind: str, severity: str, step: int) -> FindingStatus:
         return FindingStatus(type=kind, severity=severity, step=step)

@@ -19,11 +19,11 @@ from kit.explained import Train, is_better, said, swapped, tossed, unlike
 from kit.story import make_rows
 
 
-def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_a_fifth_of_it_is_better(train: Train) -> None:
+def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest_usual_one_is_better(train: Train) -> None:
     done = train(make_rows(160), training={"learningRate": "0.1"})
     assert done.code == ExitCode.OK, done.error
-    assert said(done.findings["WorseThanBase"]) == ("Problem", 5, "training.learningRate", "0.02")
-    assert said(done.findings["LossRising"]) == ("Problem", 10, "training.learningRate", "0.033")
+    assert said(done.findings["WorseThanBase"]) == ("Problem", 5, "training.learningRate", "5e-4")
+    assert said(done.findings["LossRising"]) == ("Problem", 10, "training.learningRate", "5e-4")
     assert "Finding    Problem WorseThanBase at step 5: The held-out loss is" in done.out
     assert done.checks["LearningRate"].result == "Warning"
     assert [name for name in ("## What to know", "## Checklist") if name not in done.card] == []
@@ -37,7 +37,7 @@ def test_a_problem_ends_a_run_that_is_to_stop(train: Train) -> None:
     assert done.words.failure is not None
     assert (done.words.failure.reason, done.code) == ("NotImproved", ExitCode.USER_ERROR)
     assert "stopped at step 10 by diagnosis.action, WorseThanBase: The held-out loss is" in done.words.failure.message
-    assert "training.learningRate: 0.02 (now 0.1)" in (done.words.failure.hint or "")
+    assert "training.learningRate: 5e-4 (now 0.1)" in (done.words.failure.hint or "")
     assert [each.type for each in done.words.findings or ()] == list(done.findings)
     assert not (done.folder / "out" / "manifest.json").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,8 @@ RATES: Final = (1e-5, 5e-4)
 LEAST_DROPOUT: Final = 0.1
 RATE_AROUND: Final = 10.0
 """How far another method's rate may be from its own."""
+FAR: Final = 3.0
+"""Times the upper end of the usual span: of a rate above that a third lies outside, too, and is as likely to fail."""
 
 
 _TURNED: Final = {
@@ -56,9 +59,13 @@ def decimal(value: float) -> str:
 
 def learning_rate(settings: RunSettings, factor: float) -> Advice:
     """Return the learning rate times `factor`, as the manifest says it: before any scaling with the rank."""
-    said = {value.name: value.value for value in settings.values}.get("training.learningRate")
-    now = float(said) if said is not None else settings.training.learning_rate
+    now = _said_rate(settings)
     return Advice("training.learningRate", decimal(now * factor), decimal(now))
+
+
+def _said_rate(settings: RunSettings) -> float:
+    said = {value.name: value.value for value in settings.values}.get("training.learningRate")
+    return float(said) if said is not None else settings.training.learning_rate
 
 
 def targets(settings: RunSettings, suggest: str | None = None) -> tuple[Advice, ...]:
@@ -105,6 +112,31 @@ def usual_rates(settings: RunSettings) -> tuple[float, float]:
     least, most = (own / RATE_AROUND, own * RATE_AROUND) if own else RATES
     share = PREFERENCE_RATE if settings.task in PREFERENCE_TASKS else 1.0
     return share * least, share * most
+
+
+def is_far_above(settings: RunSettings) -> bool:
+    """Tell whether the learning rate lies so far above the usual span that nothing else is worth a try first."""
+    return settings.training.learning_rate > FAR * usual_rates(settings)[1]
+
+
+def lower_rate(settings: RunSettings, factor: float) -> Advice:
+    """Return the learning rate times `factor`, or of one far above the usual span what is known to work, if lower.
+
+    That is the upper end of the guide's span; of another method, whose span is a guess, its own rate.
+    """
+    if not is_far_above(settings):
+        return learning_rate(settings, factor)
+    most = usual_rates(settings)[1]
+    works = most / RATE_AROUND if settings.method in METHOD_LEARNING_RATES else most
+    now = _said_rate(settings)
+    wanted = now * min(factor, works / settings.training.learning_rate)
+    return Advice("training.learningRate", decimal(_rounded_down(wanted)), decimal(now))
+
+
+def _rounded_down(value: float) -> float:
+    """Return two digits of a rate, none of them above it: rounded up, the end of a span lies outside of it."""
+    digit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / digit * (1 + 1e-9)) * digit
 
 
 def length(settings: RunSettings, factor: float) -> Advice:

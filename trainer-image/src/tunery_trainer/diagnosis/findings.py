@@ -16,8 +16,10 @@ from tunery_trainer.diagnosis.advice import (
     batch,
     decimal,
     dropout,
+    is_far_above,
     learning_rate,
     length,
+    lower_rate,
     ranks,
     targets,
     usual_rates,
@@ -26,12 +28,14 @@ from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
 from tunery_trainer.diagnosis.paired import FEWEST_ROWS
 from tunery_trainer.diagnosis.speed import FEW_STEPS, UNSURE, Memory
-from tunery_trainer.diagnosis.stability import Rise
+from tunery_trainer.diagnosis.stability import Level, Rise
 from tunery_trainer.settings.types import RunSettings
 
 _F = FindingType
 _MAX_TEXT: Final = 500
 """Bytes."""
+FAR_ABOVE: Final = 2.0
+"""Times the base's loss: from there on that says more of a rise than what it was at its best."""
 _LEAST_WARMUP: Final = 0.1
 _NAMED_STEPS: Final = 5
 _MOST_HELD_OUT: Final = 0.2
@@ -86,7 +90,7 @@ def _rise(value: float, error: float, of: float) -> str:
 def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:
     """The held-out loss is above the base's."""
     above = f"The held-out loss is {_rise(found.value, found.error, base)} above the base model's {base:.4g}"
-    rate = learning_rate(settings, 1 / 5)
+    rate = lower_rate(settings, 1 / 5)
     if found.learned:
         text = (
             f"{above}, while the training loss fell: the held-out rows may be of another kind than the training rows."
@@ -95,15 +99,22 @@ def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding
     return Finding(_F.WORSE_THAN_BASE, f"{above}.", (rate,))
 
 
-def loss_rising(settings: RunSettings, found: Rise | None) -> Finding:
-    """The loss rises; without `found` by the training loss alone."""
+def loss_rising(settings: RunSettings, found: Rise | None, level: Level | None = None) -> Finding:
+    """The loss rises; without `found` by the training loss alone, whose `level` says where it is now."""
     text = "The training loss has risen for good: it lies more than 1.3 times above its best."
     if found is not None:
         text = (
             f"The held-out loss was {found.best:.4g} at step {found.since} and is "
             f"{_rise(found.value, found.error, found.best)} above that now, and the training loss rose, too."
         )
-    return Finding(_F.LOSS_RISING, text, (learning_rate(settings, 1 / 3), *_calmer(settings)))
+    elif level is not None and level.times > FAR_ABOVE:
+        text = (
+            f"The training loss has risen for good: it is {level.loss:.4g}, {decimal(level.times)} times the held-out "
+            f"loss of the base model ({level.base:.4g})."
+        )
+    # At such a rate clipping or a longer warm-up alone would end the same.
+    others = () if is_far_above(settings) else _calmer(settings)
+    return Finding(_F.LOSS_RISING, text, (lower_rate(settings, 1 / 3), *others))
 
 
 def _calmer(settings: RunSettings) -> tuple[Advice, ...]:
@@ -150,7 +161,7 @@ def gradient_not_finite(settings: RunSettings, gradient: float | None) -> Findin
     half = settings.training.precision is Precision.FLOAT16
     wider = (Advice("training.precision", "BFloat16", "Float16"),) if half else ()
     text = f"The norm of the gradient became {math.nan if gradient is None else gradient}."
-    return Finding(_F.GRADIENT_NOT_FINITE, text, (*wider, learning_rate(settings, 1 / 3)))
+    return Finding(_F.GRADIENT_NOT_FINITE, text, (*wider, lower_rate(settings, 1 / 3)))
 
 
 def too_slow(settings: RunSettings, found: Slow) -> Finding:

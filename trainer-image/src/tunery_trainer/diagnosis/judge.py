@@ -154,7 +154,8 @@ class Judge:
     def _judge_stability(self, step: int) -> None:
         settings, episodes, risen = self._subject.settings, self._spikes.episodes, stability.rise(self.history)
         rising = risen is not None or self._blocks.rising
-        self._set(_F.LOSS_RISING, step, said.loss_rising(settings, risen) if rising else None)
+        told = said.loss_rising(settings, risen, stability.level(self.history)) if rising else None
+        self._set(_F.LOSS_RISING, step, told)
         many = self._spikes.many
         self._set(_F.LOSS_SPIKES, step, said.loss_spikes(settings, episodes, many=many) if episodes else None)
 

@@ -187,6 +187,27 @@ def _training_rose(history: History, since: int) -> bool:
     return now_y > before_y + math.log(RISE_TRAINING)
 
 
+@dataclass(frozen=True)
+class Level:
+    """Where the training loss is now."""
+
+    loss: float
+    """The median of the last points."""
+    base: float
+    """The held-out loss before training."""
+
+    @property
+    def times(self) -> float:
+        """How many times that of the base it is; 0 where the base's is not known."""
+        return self.loss / self.base if self.base > 0 else 0.0
+
+
+def level(history: History) -> Level | None:
+    """Return where the training loss is now; None before its first point."""
+    losses = [point.loss for point in history.points if math.isfinite(point.loss)][-RISE_POINTS:]
+    return Level(statistics.median(losses), history.base) if losses else None
+
+
 def no_gradient(history: History) -> bool:
     """Tell whether the gradient was zero at the last three points, at a rate that is not."""
     return _all_of_the_last(history, lambda point: point.gradient is not None and point.gradient < GRADIENT_ZERO)
