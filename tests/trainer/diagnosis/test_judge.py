@@ -50,6 +50,10 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
             "WorseThanBase", "training.learningRate", "4e-5", "held-out rows may be of another kind",
         ),
         (
+            said.worse_than_base(SETTINGS, Worse(26.75, None, learned=False, in_a_row=1), 2.05),
+            "WorseThanBase", "training.learningRate", "4e-5", "loss is 28.8, 14 times the base model's 2.05.",
+        ),
+        (
             said.loss_rising(SETTINGS, Rise(40, 1.0, 0.2, 0.02)),
             "LossRising", "training.learningRate", "6.7e-5", "was 1 at step 40 and is 20.0 % (± 2.0 %) above that now",
         ),

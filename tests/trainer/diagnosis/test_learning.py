@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
 from tunery_trainer.diagnosis.learning import (
@@ -55,6 +58,27 @@ def test_worse_than_the_base_tells_a_high_rate_from_other_data() -> None:
     assert learned is not None
     assert diverged is not None
     assert (learned.learned, diverged.learned) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("base", "loss", "losses", "worse"),
+    [
+        (2.05, 28.8, RISING, True),
+        (2.05, 5.9, RISING, False),  # 2.9 times
+        (2.05, 28.8, FALLING, False),  # it learns, what these few rows do not hold
+        (0.02, 0.9, RISING, False),  # near zero a factor says nothing
+        (2.05, math.inf, RISING, False),
+    ],
+)
+def test_a_few_rows_tell_only_what_no_chance_explains(
+    base: float, loss: float, losses: list[float], worse: bool
+) -> None:
+    entries: list[dict[str, Any]] = list(logged(losses[:10]))
+    few = history_of(iter([*entries, {"step": 10, "eval_loss": loss}]), STEPS, base)
+    found = worse_than_base(few)
+    assert (found is not None) == worse
+    if found is not None:
+        assert (found.value, found.error, found.in_a_row) == (pytest.approx(loss - base), None, 1)
 
 
 LITTLE = {10: 1.999, 20: 1.998, 30: 1.997, 40: 1.996, 60: 1.994, 80: 1.992}

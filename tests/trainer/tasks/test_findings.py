@@ -32,6 +32,16 @@ def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest
     assert is_better(lower, done)
 
 
+def test_a_few_held_out_rows_tell_a_rate_that_ruins_the_model_as_early(train: Train) -> None:
+    """Below 8 rows nothing is known of chance, and the training loss alone takes until step 24 to be sure."""
+    held_out = {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.05"}}
+    done = train(make_rows(80), dataset=held_out, training={"learningRate": "0.5", "maxGradNorm": "0"})
+    assert done.rows is not None
+    assert len(done.rows.sums) < 8
+    assert said(done.findings["WorseThanBase"]) == ("Problem", 5, "training.learningRate", "5e-4")
+    assert " times the base model's " in (done.findings["WorseThanBase"].message or "")
+
+
 def test_a_problem_ends_a_run_that_is_to_stop(train: Train) -> None:
     done = train(make_rows(160), diagnosis={"action": "Stop"}, training={"learningRate": "0.1"})
     assert done.words.failure is not None

@@ -81,15 +81,19 @@ def ordered(found: Iterable[FindingStatus]) -> list[FindingStatus]:
     return sorted(found, key=lambda each: (ranks.get(each.severity, len(ranks)), each.step))[:MAX_FINDINGS]
 
 
-def _rise(value: float, error: float, of: float) -> str:
-    """Return a rise as a share, with one standard error."""
+def _rise(value: float, error: float | None, of: float) -> str:
+    """Return a rise as a share, with one standard error where it is known."""
     whole = of or _NOTHING
-    return change_text(value / whole, error / whole, signed=False)
+    return change_text(value / whole, None if error is None else error / whole, signed=False)
 
 
 def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:
     """The held-out loss is above the base's."""
-    above = f"The held-out loss is {_rise(found.value, found.error, base)} above the base model's {base:.4g}"
+    now = base + found.value
+    if now > FAR_ABOVE * base:
+        above = f"The held-out loss is {now:.4g}, {decimal(now / (base or _NOTHING))} times the base model's {base:.4g}"
+    else:
+        above = f"The held-out loss is {_rise(found.value, found.error, base)} above the base model's {base:.4g}"
     rate = lower_rate(settings, 1 / 5)
     if found.learned:
         text = (

@@ -18,6 +18,11 @@ WORSE_FROM: Final = 1 / 16
 their first evaluation, one at its second, none of the best quarter. A run may come back: the best of 91 such took place
 129."""
 
+FAR_WORSE: Final = 3.0
+FAR_NATS: Final = 1.0
+"""With fewer than 8 held-out rows no error is known. Three times the base's loss, and 1 nat above it, beside a training
+loss that has not fallen are no chance: of the 468 without their errors none is told, the worst was 2.2 times it."""
+
 GAIN: Final = 0.01
 GAIN_Z: Final = 2.0
 HALF: Final = 0.5
@@ -55,7 +60,8 @@ class Worse:
     """A held-out loss above the base's."""
 
     value: float
-    error: float
+    error: float | None
+    """None: too few rows."""
     learned: bool
     """The training loss has fallen meanwhile: it learns, something else than the held-out rows hold."""
     in_a_row: int
@@ -101,15 +107,18 @@ def worse_than_base(history: History) -> Worse | None:
         found += 1
     if not found:
         return None
-    base = history.evaluations[-1].base
-    if base is None:
-        return None
-    return Worse(base.value, base.error, _training_fell(history), found)
+    last = history.evaluations[-1]
+    if last.base is None:
+        return Worse(last.loss - history.base, None, learned=False, in_a_row=found)
+    return Worse(last.base.value, last.base.error, _training_fell(history), found)
 
 
 def _is_worse(history: History, each: Evaluation) -> bool:
-    if each.base is None or each.step < WORSE_FROM * history.steps:
+    if each.step < WORSE_FROM * history.steps:
         return False
+    if each.base is None:
+        far = max(FAR_WORSE * history.base, history.base + FAR_NATS)
+        return far < each.loss < math.inf and not _training_fell(history)
     return each.base.value > WORSE * history.base and each.base.z > WORSE_Z
 
 
