@@ -129,6 +129,20 @@ def test_a_failed_run_keeps_what_it_found() -> None:
     assert condition(status, "Healthy") == ("False", "WorseThanBase")
 
 
+def test_a_result_that_was_rejected_is_not_called_as_good_as_it_could_be() -> None:
+    def message(status: dict[str, Any]) -> str:
+        return next(str(each["message"]) for each in status["conditions"] if each["type"] == "Healthy")
+
+    seen = snapshot(running(), progress=posted(HINT))
+    assert message(compute_status(seen)) == "no finding is a Warning or a Problem"
+    adapter = {"uri": "s3://b/o-rejected", "manifestSha256": "0" * 64, "sizeBytes": 1}
+    words = {"failure": {"reason": "NotImproved", "message": "m"}, "rejectedAdapter": adapter}
+    over = ended(code=40, says=words)
+    status = compute_status(again(seen, over, train=job(failed_reason="PodFailurePolicy")))
+    assert (status["phase"], condition(status, "Healthy")) == ("Failed", ("True", "Healthy"))
+    assert message(status).endswith("; the result was rejected all the same, as status.failure says")
+
+
 def test_a_post_of_more_than_a_status_holds_is_no_post() -> None:
     body = {"findings": [HINT.to_json_dict()] * 13}
     with pytest.raises(ValueError, match="at most 12"):

@@ -28,6 +28,8 @@ def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest
     assert done.checks["LearningRate"].result == "Warning"
     assert [name for name in ("## What to know", "## Checklist") if name not in done.card] == []
     assert "| WorseThanBase | Problem | 5 |" in done.card
+    assert done.checks["Baseline"].result == "Warning"
+    assert "| Baseline | Warning | " in done.card
     lower = train(make_rows(160), "lower", training={"learningRate": done.findings["WorseThanBase"].suggest})
     assert is_better(lower, done)
 

@@ -19,6 +19,8 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import HEALTHY
 
 _MESSAGE: Final = "message"
+_FINE: Final = "no finding is a Warning or a Problem"
+"""Of the run; what its result is worth is known later, and is not claimed."""
 
 
 def take_diagnosis(
@@ -37,6 +39,13 @@ def take_diagnosis(
     if checks:
         told = [check.to_json_dict() for check in checks]
         draft.put(checks=_with_sentences(told, draft.fields.get("checks"), ("name", "result")))
+
+
+def tell_rejection(draft: Draft) -> None:
+    """Let Healthy say of a result that was rejected that nothing in the run explains it."""
+    if draft.fields.get("rejectedAdapter") and draft.conditions.is_true(ConditionType.HEALTHY):
+        text = f"{_FINE}; the result was rejected all the same, as status.failure says"
+        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, text)
 
 
 def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
@@ -76,7 +85,7 @@ def _judge(draft: Draft) -> None:
     gravest = worst([each["severity"] for each in findings])
     found = next((each for each in findings if each["severity"] == gravest), None)
     if found is None:
-        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, "nothing was found that makes the result less")
+        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, _FINE)
         return
     todo = ": ".join(part for part in (found.get("field"), found.get("suggest")) if part)
     text = found.get(_MESSAGE) or todo or found["type"]

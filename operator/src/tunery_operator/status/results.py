@@ -11,7 +11,7 @@ from tunery_api.status import AdapterStatus, ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
-from tunery_operator.status.health import take_diagnosis
+from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
 from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
@@ -133,6 +133,7 @@ def take_result(draft: Draft, result: RunResult) -> None:
     if holds("rejected_adapter"):
         rejected = result.rejected_adapter
         draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
+        tell_rejection(draft)
     if holds("evaluations") and result.evaluations:
         draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])
     if holds("inputs"):

@@ -312,4 +312,6 @@ def _baseline(found: Measured) -> CheckStatus:
         return _skipped(_N.BASELINE, text)
     error = found.change.error / found.before if found.change else None
     text = f"{found.before:.4g} → {found.after:.4g}, {change_text(found.after / found.before - 1, error)}"
+    if found.after > found.before:
+        return _judged(_N.BASELINE, good=False, message=f"{text}: on the held-out rows it is worse than before training")
     return _judged(_N.BASELINE, good=True, message=text)
