@@ -60,3 +60,21 @@ def test_a_loss_that_has_risen_far_above_the_bases_is_told_as_so_many_times_that
     assert "it is 9, 4.5 times the held-out loss of the base model (2)." in message
     little = judged(logged([1.0] * 8 + [2.8] * 24), subject_of(32))
     assert "more than 1.3 times above its best." in (little.findings[0].message or "")
+
+
+@pytest.mark.parametrize("total", [41, 50, 60, 69, 700, 100_000])
+def test_the_fraction_that_is_suggested_holds_out_the_rows_that_are_needed(total: int) -> None:
+    """3 of 51 rows are 0.05 as well as 3 of 69; by the one 0.133 would be 7 rows, and found too few again."""
+    rows = 3
+    fraction = round(rows / total, 3) or 0.001
+    finding = said.evaluation_too_small(rows, None, fraction, total)
+    (advice,) = finding.advice
+    assert advice.field == "dataset.evaluation.fraction"
+    assert round(total * float(advice.suggest or 0)) >= 8
+    assert "From 8 rows on it is measured how many would be enough; that may be a hundred or more." in finding.message
+
+
+def test_so_many_rows_as_the_error_asks_for_are_suggested_where_it_is_known() -> None:
+    (advice,) = said.evaluation_too_small(20, 0.0612, 0.05, 401).advice
+    asked = math.ceil(20 * max(2.0, (0.0612 / 0.05) ** 2))
+    assert round(401 * float(advice.suggest or 0)) >= asked

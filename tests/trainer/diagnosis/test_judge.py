@@ -108,7 +108,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.evaluation_too_small(3, None, 0.25),
-            "EvaluationTooSmall", "dataset.uri", None, "About 8 would tell it, more than can be spared",
+            "EvaluationTooSmall", "dataset.uri", None, "At least 8 are needed, more than can be spared",
         ),
         (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),
@@ -347,4 +347,4 @@ def test_advice_without_a_value_says_which_way_its_field_is_turned() -> None:
     assert spared.endswith("more than can be spared of this data set. Try other data, or more of it (dataset.uri).")
     own = said.evaluation_too_small(12, None, None).to_status(step=9).message
     assert own is not None
-    assert own.endswith(" would tell it. Try more held-out rows (dataset.evaluation).")
+    assert own.endswith(" are needed. Try more held-out rows (dataset.evaluation).")

@@ -28,7 +28,7 @@ def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPat
         training={"maxSteps": 12, "gradientAccumulation": 2},
     )
     assert said(done.findings["TooFewSteps"]) == ("Warning", 0, "training.maxSteps", "20")
-    assert said(done.findings["EvaluationTooSmall"]) == ("Info", 0, "dataset.evaluation.fraction", "0.08")
+    assert said(done.findings["EvaluationTooSmall"]) == ("Info", 0, "dataset.evaluation.fraction", "0.067")
     assert done.findings["MemoryTight"].field == "resources.memory"
     results = {name: done.checks[name].result for name in ("GradientAccumulation", "HeldOut", "BatchFits")}
     assert set(results.values()) == {"Warning"}

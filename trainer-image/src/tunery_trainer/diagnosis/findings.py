@@ -237,9 +237,14 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
     return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
 
 
-def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None) -> Finding:
-    """The held-out rows tell too little; `fraction` is what is held out, None for rows of their own."""
-    text = f"{rows} rows are held out: a small gain cannot be told from chance."
+def evaluation_too_small(
+    rows: int, unsure: float | None, fraction: float | None, total: int | None = None
+) -> Finding:
+    """The held-out rows tell too little; `fraction` is what of `total` rows is held out, None for rows of their own."""
+    text = (
+        f"{rows} rows are held out: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured "
+        "how many would be enough; that may be a hundred or more."
+    )
     if unsure is not None:
         # Of a change the error is smaller, as it is measured row by row.
         text = (
@@ -248,10 +253,14 @@ def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None
         )
     # An error shrinks with the root of the rows.
     times = max(2.0, FEWEST_ROWS / max(1, rows), (unsure / UNSURE) ** 2 if unsure is not None else 0.0)
-    if fraction is not None and times * fraction <= _MOST_HELD_OUT:
-        share = Advice("dataset.evaluation.fraction", decimal_share(times * fraction), f"{fraction:g}")
+    wanted = math.ceil(round(times * max(1, rows), 6))
+    # A fraction is of all rows, and `rows` is rounded.
+    larger = None if fraction is None else wanted / total if total else times * fraction
+    if larger is not None and larger <= _MOST_HELD_OUT:
+        share = Advice("dataset.evaluation.fraction", decimal_share(larger), f"{fraction:g}")
         return Finding(_F.EVALUATION_TOO_SMALL, text, (share,))
-    text = f"{text} About {_rounded_up(times * max(1, rows))} would tell it"
+    enough = _rounded_up(times * max(1, rows))
+    text = f"{text} At least {enough} are needed" if unsure is None else f"{text} About {enough} would tell it"
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
     text = f"{text}, more than can be spared of this data set."
@@ -265,8 +274,8 @@ def _rounded_up(rows: float) -> int:
 
 
 def decimal_share(share: float) -> str:
-    """Return a share as a fraction of the API."""
-    return f"{share:.3f}".rstrip("0").rstrip(".")
+    """Return a share as a fraction of the API, rounded up: of less it would be a row too few."""
+    return f"{math.ceil(share * 1000 - 1e-6) / 1000:.3f}".rstrip("0").rstrip(".")
 
 
 def micro_batch_halved(settings: RunSettings, rows: int, reason: str) -> Finding:

@@ -39,6 +39,8 @@ class Subject:
     """Held-out rows."""
     fraction: float | None = None
     """What share of the data they are; None: a set of their own."""
+    total: int | None = None
+    """Rows of which that is the share; None: not known."""
     on_gpu: bool = False
     packable: bool = False
     """Whether packing could be asked for."""
@@ -136,12 +138,13 @@ class Judge:
         subject = self._subject
         if subject.steps < speed.FEW_STEPS:
             self._set(_F.TOO_FEW_STEPS, 0, said.too_few_steps(subject.settings, subject.steps))
-        few = subject.held_out is not None and subject.held_out < FEWEST_ROWS
-        small = speed.is_too_small(subject.rows) if subject.rows else few
+        few_held_out = subject.held_out is not None and subject.held_out < FEWEST_ROWS
+        small = speed.is_too_small(subject.rows) if subject.rows else few_held_out
         if small:
             rows = len(subject.rows.sums) if subject.rows else subject.held_out or 0
             unsure = speed.uncertainty(subject.rows) if subject.rows else None
-            self._set(_F.EVALUATION_TOO_SMALL, 0, said.evaluation_too_small(rows, unsure, subject.fraction))
+            few = said.evaluation_too_small(rows, unsure, subject.fraction, subject.total)
+            self._set(_F.EVALUATION_TOO_SMALL, 0, few)
 
     def _judge_gradient(self, step: int) -> None:
         settings, history = self._subject.settings, self.history

@@ -127,6 +127,7 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         rows=run.ground.evaluations.before,
         held_out=run.held_out,
         fraction=plan.fraction,
+        total=plan.data.rows,
         on_gpu=plan.basis.on_gpu,
         packable=_packable(plan),
         since=resumed.step if resumed and not resumed.own else 0,
