@@ -118,7 +118,10 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
             said.memory_tight(SETTINGS, Memory(95, 100), on_gpu=True),
             "MemoryTight", "training.batchSize", "2", "95 % of the GPU's memory",
         ),
-        (said.memory_tight(SETTINGS, Memory(95, 100), on_gpu=False), "MemoryTight", "resources.memory", None, "95 %"),
+        (
+            said.memory_tight(SETTINGS, Memory(95, 100), on_gpu=False),
+            "MemoryTight", "resources.memory", None, "95 % of the container's memory was in use, without file pages",
+        ),
         (
             said.room_for_larger_batch(SETTINGS, Memory(30, 100)),
             "RoomForLargerBatch", "training.batchSize", "8", "30 % of the GPU's memory",

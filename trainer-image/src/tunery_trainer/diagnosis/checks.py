@@ -74,6 +74,8 @@ class Measured:
     padding: float | None = None
     """Share of padding in what was trained on, 0 to 1; None: nothing was."""
     memory: Memory | None = None
+    on_gpu: bool = False
+    """Whether that is a GPU's."""
     ends: Ends | None = None
     before: float = math.nan
     after: float = math.nan
@@ -288,7 +290,10 @@ def _batch_fits(found: Measured) -> CheckStatus:
     if found.memory is None:
         unknown = "how much memory is in use, or may be, is not known here"
         return _skipped(_N.BATCH_FITS, _NOTHING_TRAINED if found.padding is None else unknown)
-    text = f"{share_text(found.memory.share)} of {human_bytes(found.memory.available)} was in use at most"
+    used, available = human_bytes(found.memory.used), human_bytes(found.memory.available)
+    # Beside it the card has the peak of the process, which counts mapped files.
+    what = "by tensors" if found.on_gpu else "without file pages that can be given back"
+    text = f"{used} of {available} was in use, {what}: {share_text(found.memory.share)}"
     return _judged(_N.BATCH_FITS, found.memory.share <= TIGHT, text)
 
 
@@ -313,5 +318,7 @@ def _baseline(found: Measured) -> CheckStatus:
     error = found.change.error / found.before if found.change else None
     text = f"{found.before:.4g} → {found.after:.4g}, {change_text(found.after / found.before - 1, error)}"
     if found.after > found.before:
-        return _judged(_N.BASELINE, good=False, message=f"{text}: on the held-out rows it is worse than before training")
+        return _judged(
+            _N.BASELINE, good=False, message=f"{text}: on the held-out rows it is worse than before training"
+        )
     return _judged(_N.BASELINE, good=True, message=text)

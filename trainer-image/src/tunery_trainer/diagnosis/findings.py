@@ -237,9 +237,7 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
     return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
 
 
-def evaluation_too_small(
-    rows: int, unsure: float | None, fraction: float | None, total: int | None = None
-) -> Finding:
+def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None, total: int | None = None) -> Finding:
     """The held-out rows tell too little; `fraction` is what of `total` rows is held out, None for rows of their own."""
     text = (
         f"{rows} rows are held out: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured "
@@ -291,8 +289,8 @@ def _sentence(text: str) -> str:
 
 def memory_tight(settings: RunSettings, memory: Memory, *, on_gpu: bool) -> Finding:
     """Hardly any memory is left."""
-    what = "GPU's" if on_gpu else "container's"
-    text = f"{share_text(memory.share)} of the {what} memory was in use: a longer row may not fit."
+    whose, kind = ("GPU's", "") if on_gpu else ("container's", ", without file pages that can be given back")
+    text = f"{share_text(memory.share)} of the {whose} memory was in use{kind}: a longer row may not fit."
     rows = settings.training.batch_size
     less = (batch(settings, rows // 2),) if rows > 1 else (Advice("training.maxLength"),)
     return Finding(_F.MEMORY_TIGHT, text, less if on_gpu else (Advice("resources.memory"), *less))

@@ -99,6 +99,7 @@ class Diagnosis:
             strangers=strangers(model),
             padding=self.callback.padding,
             memory=self.callback.memory,
+            on_gpu=self.run.plan.basis.on_gpu,
             ends=self.ends,
             before=self.run.before,
             after=after,
