@@ -58,6 +58,14 @@ def test_what_was_before_training_is_called_by_its_name() -> None:
     assert "| Held-out row | Its answer | Adapter it continues | This adapter |" in card
 
 
+def test_every_row_of_the_results_says_for_itself_what_it_counts() -> None:
+    """The base's stands rows below the adapter's, so it is no end of that sentence."""
+    metrics = {"exactMatch": 0.5, "rougeL": 0.6, "baseExactMatch": 0.0, "baseRougeL": 0.1}
+    card = model_card(run(), lineage().model_copy(update={"metrics": metrics}), "s3://a/b")
+    assert "| Answers that are word for word the row's | 0.5 |" in card
+    assert "| Answers of the base model that are word for word the row's | 0 |" in card
+
+
 def test_card_says_what_the_run_found_and_the_checklist() -> None:
     found = FindingStatus(type="Overfitting", severity="Warning", step=108, field="training.epochs", suggest="2")
     spoken = FindingStatus(type="StillLearning", severity="Info", step=120, message="It ended too early.")

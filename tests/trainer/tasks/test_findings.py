@@ -19,7 +19,9 @@ from kit.explained import Train, is_better, said, swapped, tossed, unlike
 from kit.story import make_rows
 
 
-def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest_usual_one_is_better(train: Train) -> None:
+def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest_usual_one_is_better(
+    train: Train,
+) -> None:
     done = train(make_rows(160), training={"learningRate": "0.1"})
     assert done.code == ExitCode.OK, done.error
     assert said(done.findings["WorseThanBase"]) == ("Problem", 5, "training.learningRate", "5e-4")

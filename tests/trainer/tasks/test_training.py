@@ -60,6 +60,13 @@ def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own(case: Case) ->
     assert "gpus" not in done.stderr
 
 
+def test_a_method_that_adapts_no_modules_is_told_without_a_word_for_them(case: Case) -> None:
+    done = run_here("run", case(method="PromptTuning", lora=None, training={"maxSteps": 1}))
+    line = next(line for line in done.stdout.splitlines() if line.startswith("Preflight  method: "))
+    assert line.startswith("Preflight  method: PromptTuning; ")
+    assert line.endswith(" parameters trained")
+
+
 def test_published_folder_is_whole(case: Case) -> None:
     path = case(tracking={"tensorboard": True}, evaluation={"everySteps": 5})
     manifest = train(path)

@@ -31,7 +31,7 @@ _METRIC_NAMES = {
     "baseEvalRewardAccuracy": "Reward accuracy of {start}",
     "baseEvalRewardMargin": "Reward margin of {start}",
     "exactMatch": "Answers that are word for word the row's",
-    "baseExactMatch": "Answers of {start} that are",
+    "baseExactMatch": "Answers of {start} that are word for word the row's",
     "rougeL": "ROUGE-L of the answers",
     "baseRougeL": "ROUGE-L of the answers of {start}",
 }

@@ -217,8 +217,9 @@ def _print(report: PreflightReport, *, local: bool) -> None:
         if check.result == CheckResult.WARNING or (check.message != TRAINING_TELLS and check.name in TOLD_BY_TRAINING):
             print(f"Preflight  check {check.name}: {check.message}")
     if resolved:
-        targets = ", ".join(resolved.target_modules or []) or "none"
-        print(f"Preflight  method: {resolved.method} on {targets}; {resolved.trainable_parameters} parameters trained")
+        # Prompt and prefix tuning adapt no modules.
+        targets = f" on {', '.join(resolved.target_modules)}" if resolved.target_modules else ""
+        print(f"Preflight  method: {resolved.method}{targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
         available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
         here = " that this machine has; resources.memory counts in a cluster" if local and available else ""
