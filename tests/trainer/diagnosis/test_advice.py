@@ -10,6 +10,7 @@ import pytest
 from tunery_trainer.diagnosis import findings as said
 from tunery_trainer.diagnosis.advice import decimal, usual_rates
 from tunery_trainer.diagnosis.learning import Worse
+from tunery_trainer.diagnosis.paired import Difference
 
 from kit.diagnosed import judged, logged, settings_of, subject_of
 
@@ -47,7 +48,7 @@ def test_of_a_rate_far_above_the_usual_span_no_share_is_suggested_but_what_works
     far = float(rate) > 3 * 5e-4 and suggest != "1e-2"
     assert [each.field for each in advice[1:]] == ([] if far else ["training.maxGradNorm", "training.warmup"])
     assert said.gradient_not_finite(settings, math.inf).advice[-1].suggest == suggest
-    worse = said.worse_than_base(settings, Worse(9.0, 1.0, learned=False, in_a_row=1), 2.0).advice[0]
+    worse = said.worse_than_base(settings, Worse(11.0, Difference(9.0, 1.0), learned=False, in_a_row=1), 2.0).advice[0]
     assert float(worse.suggest or 0) <= float(suggest)
     followed = settings_of(**{**blocks, "training": {**training, "learningRate": suggest}})
     assert followed.training.learning_rate <= usual_rates(followed)[1] * (1 + 1e-9)

@@ -78,7 +78,7 @@ def test_a_few_rows_tell_only_what_no_chance_explains(
     found = worse_than_base(few)
     assert (found is not None) == worse
     if found is not None:
-        assert (found.value, found.error, found.in_a_row) == (pytest.approx(loss - base), None, 1)
+        assert (found.loss, found.rise, found.in_a_row) == (loss, None, 1)
 
 
 LITTLE = {10: 1.999, 20: 1.998, 30: 1.997, 40: 1.996, 60: 1.994, 80: 1.992}

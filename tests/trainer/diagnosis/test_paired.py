@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -57,10 +58,39 @@ def test_its_error_is_what_other_rows_of_the_kind_would_move_it_by() -> None:
     assert math.fsum(errors) / len(errors) == pytest.approx(spread, rel=0.1)
 
 
+@pytest.mark.parametrize(("share", "noise"), [(0.03, 0.05), (0.36, 0.3), (0.95, 0.02), (-0.2, 0.3)])
+def test_the_error_of_a_share_is_what_resampled_rows_say(share: float, noise: float) -> None:
+    draw = random.Random(6)
+    before = rows(draw, 60)
+    now = learned(before, share, draw, noise)
+    found = paired(now, before)
+    assert found is not None
+    shares = []
+    for _ in range(2000):
+        drawn = draw.choices(range(60), k=60)
+        shares.append(math.fsum(now.sums[at] for at in drawn) / math.fsum(before.sums[at] for at in drawn) - 1)
+    assert found.share_error(before.loss) == pytest.approx(statistics.stdev(shares), rel=0.1)
+
+
+def test_where_every_row_lost_the_same_share_that_share_is_certain() -> None:
+    before = rows(random.Random(7), 20)
+    found = paired(RowLosses(tuple(0.5 * loss for loss in before.sums), before.counts), before)
+    assert found is not None
+    assert found.value == pytest.approx(-0.5 * before.loss)
+    assert found.error > 0.01
+    assert found.share_error(before.loss) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_share_that_an_older_version_measured_has_the_error_of_the_difference() -> None:
+    assert Difference(-0.5, 0.1).share_error(2.0) == 0.05
+    nothing = RowLosses((0.0,) * 9, (1.0,) * 9)
+    assert paired(nothing, nothing) == Difference(0.0, 0.0, None)
+
+
 def test_what_did_not_change_is_no_difference() -> None:
     before = rows(random.Random(3), 12)
     found = paired(before, before)
-    assert found == Difference(0.0, 0.0)
+    assert found == Difference(0.0, 0.0, 0.0)
     assert found is not None
     assert found.z == 0.0
     assert Difference(-0.1, 0.0).z == -math.inf

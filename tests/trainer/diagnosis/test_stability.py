@@ -113,7 +113,7 @@ def test_one_block_is_not_enough_and_a_high_level_from_the_start_counts() -> Non
 
 def risen(losses: list[float], evaluations: dict[int, float]) -> tuple[int, float] | None:
     found = rise(history_of(logged(losses, evaluations, base=BASE), len(losses), BASE))
-    return (found.since, round(found.value, 3)) if found else None
+    return (found.since, round(found.since_then.value, 3)) if found else None
 
 
 FELL_AND_ROSE = [*quiet(40, 1.0), *quiet(40, 1.3)]

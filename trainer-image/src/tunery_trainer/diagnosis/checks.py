@@ -315,7 +315,7 @@ def _baseline(found: Measured) -> CheckStatus:
     if not math.isfinite(found.after):
         text = f"{found.before:.4g} before training; stopped before the held-out loss was measured again"
         return _skipped(_N.BASELINE, text)
-    error = found.change.error / found.before if found.change else None
+    error = found.change.share_error(found.before) if found.change else None
     text = f"{found.before:.4g} → {found.after:.4g}, {change_text(found.after / found.before - 1, error)}"
     if found.after > found.before:
         return _judged(

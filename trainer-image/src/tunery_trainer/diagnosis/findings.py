@@ -26,7 +26,7 @@ from tunery_trainer.diagnosis.advice import (
 )
 from tunery_trainer.diagnosis.history import Point
 from tunery_trainer.diagnosis.learning import Overfit, Slow, Still, Worse
-from tunery_trainer.diagnosis.paired import FEWEST_ROWS
+from tunery_trainer.diagnosis.paired import FEWEST_ROWS, Difference
 from tunery_trainer.diagnosis.speed import FEW_STEPS, UNSURE, Memory
 from tunery_trainer.diagnosis.stability import Level, Rise
 from tunery_trainer.settings.types import RunSettings
@@ -81,19 +81,19 @@ def ordered(found: Iterable[FindingStatus]) -> list[FindingStatus]:
     return sorted(found, key=lambda each: (ranks.get(each.severity, len(ranks)), each.step))[:MAX_FINDINGS]
 
 
-def _rise(value: float, error: float | None, of: float) -> str:
-    """Return a rise as a share, with one standard error where it is known."""
+def _rise(found: Difference, of: float) -> str:
+    """Return a rise as a share, with one standard error."""
     whole = of or _NOTHING
-    return change_text(value / whole, None if error is None else error / whole, signed=False)
+    return change_text(found.value / whole, found.share_error(whole), signed=False)
 
 
 def worse_than_base(settings: RunSettings, found: Worse, base: float) -> Finding:
     """The held-out loss is above the base's."""
-    now = base + found.value
-    if now > FAR_ABOVE * base:
-        above = f"The held-out loss is {now:.4g}, {decimal(now / (base or _NOTHING))} times the base model's {base:.4g}"
+    if found.rise is None or found.loss > FAR_ABOVE * base:
+        times = decimal(found.loss / (base or _NOTHING))
+        above = f"The held-out loss is {found.loss:.4g}, {times} times the base model's {base:.4g}"
     else:
-        above = f"The held-out loss is {_rise(found.value, found.error, base)} above the base model's {base:.4g}"
+        above = f"The held-out loss is {_rise(found.rise, base)} above the base model's {base:.4g}"
     rate = lower_rate(settings, 1 / 5)
     if found.learned:
         text = (
@@ -109,7 +109,7 @@ def loss_rising(settings: RunSettings, found: Rise | None, level: Level | None =
     if found is not None:
         text = (
             f"The held-out loss was {found.best:.4g} at step {found.since} and is "
-            f"{_rise(found.value, found.error, found.best)} above that now, and the training loss rose, too."
+            f"{_rise(found.since_then, found.best)} above that now, and the training loss rose, too."
         )
     elif level is not None and level.times > FAR_ABOVE:
         text = (
@@ -208,7 +208,7 @@ def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
 def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     """It learns by heart."""
     if found.rise.value > 0:
-        since = f"has risen by {_rise(found.rise.value, found.rise.error, found.best)} since"
+        since = f"has risen by {_rise(found.rise, found.best)} since"
     else:
         since = f"has gained nothing since ({found.now:.4g})"
     text = (

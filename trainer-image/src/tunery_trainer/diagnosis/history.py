@@ -15,6 +15,8 @@ batches were found as spikes, and 3 that were none: near zero it blows noise up.
 UNCHANGED: Final = "adapter_unchanged"
 """What the log of training says beside what the Trainer says, while it is so."""
 _KEYS: Final = ("base_difference", "base_error", "mark_difference", "mark_error", "mark_step")
+_RATIO_KEYS: Final = ("base_ratio_error", "mark_ratio_error")
+"""Left out where there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Evaluation:
         if self.base is None or self.mark is None:
             return {}
         values = (self.base.value, self.base.error, self.mark.value, self.mark.error, self.mark_step)
-        return dict(zip(_KEYS, values, strict=True))
+        ratios = zip(_RATIO_KEYS, (self.base.ratio_error, self.mark.ratio_error), strict=True)
+        return dict(zip(_KEYS, values, strict=True)) | {name: error for name, error in ratios if error is not None}
 
 
 @dataclass
@@ -107,4 +110,6 @@ def _evaluation(step: int, entry: Mapping[str, Any]) -> Evaluation:
     if not all(name in entry for name in _KEYS):
         return Evaluation(step, loss)
     base, base_error, mark, mark_error, mark_step = (float(entry[name]) for name in _KEYS)
-    return Evaluation(step, loss, Difference(base, base_error), Difference(mark, mark_error), int(mark_step))
+    of_base, of_mark = (entry.get(name) for name in _RATIO_KEYS)
+    against = Difference(base, base_error, of_base), Difference(mark, mark_error, of_mark)
+    return Evaluation(step, loss, *against, int(mark_step))

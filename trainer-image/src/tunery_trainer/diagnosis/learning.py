@@ -59,9 +59,9 @@ OVER_POINTS: Final = 8
 class Worse:
     """A held-out loss above the base's."""
 
-    value: float
-    error: float | None
-    """None: too few rows."""
+    loss: float
+    rise: Difference | None
+    """None: too few rows to tell its error."""
     learned: bool
     """The training loss has fallen meanwhile: it learns, something else than the held-out rows hold."""
     in_a_row: int
@@ -108,9 +108,8 @@ def worse_than_base(history: History) -> Worse | None:
     if not found:
         return None
     last = history.evaluations[-1]
-    if last.base is None:
-        return Worse(last.loss - history.base, None, learned=False, in_a_row=found)
-    return Worse(last.base.value, last.base.error, _training_fell(history), found)
+    learned = last.base is not None and _training_fell(history)
+    return Worse(last.loss, last.base, learned, found)
 
 
 def _is_worse(history: History, each: Evaluation) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,9 @@ class Difference:
     """In the unit of the loss; negative where the newer one is lower."""
     error: float
     """Its standard error: how far it would move with other rows of the same kind."""
+    ratio_error: float | None = None
+    """Standard error of the difference as a share of the older loss, which would move with other rows, too; None where
+    that loss is 0, or an older version measured it."""
 
     @property
     def z(self) -> float:
@@ -42,18 +46,34 @@ class Difference:
             return self.value / self.error
         return math.copysign(math.inf, self.value) if self.value else 0.0
 
+    def share_error(self, of: float) -> float:
+        """Return the standard error of the difference as a share of `of`, the older loss."""
+        return self.error / abs(of) if self.ratio_error is None else self.ratio_error
+
 
 def paired(now: RowLosses, before: RowLosses) -> Difference | None:
     """Return how `now` differs from `before`; None where the rows are fewer than FEWEST_ROWS, or not the same.
 
     The ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, 6.4): a row with many tokens weighs
-    as much as it does in the loss, and what both evaluations have in common cancels row by row.
+    as much as it does in the loss, and what both evaluations have in common cancels row by row. As a share it is the
+    ratio of the two losses, in which the counts cancel: where each row lost the same share of its loss, it is certain.
     """
     rows, total = len(now.counts), math.fsum(now.counts)
     if rows < FEWEST_ROWS or now.counts != before.counts or not total:
         return None
     changes = [new - old for new, old in zip(now.sums, before.sums, strict=True)]
     value = math.fsum(changes) / total
-    residuals = (change - value * count for change, count in zip(changes, now.counts, strict=True))
+    return Difference(value, _error(changes, value, now.counts), _ratio_error(now.sums, before.sums))
+
+
+def _ratio_error(now: Sequence[float], before: Sequence[float]) -> float | None:
+    whole = math.fsum(before)
+    return _error(now, math.fsum(now) / whole, before) if whole else None
+
+
+def _error(parts: Sequence[float], ratio: float, of: Sequence[float]) -> float:
+    """Return the standard error of `ratio`, which is sum(parts) / sum(of), by the delta method."""
+    rows = len(of)
+    residuals = (part - ratio * each for part, each in zip(parts, of, strict=True))
     spread = math.fsum(residual * residual for residual in residuals) * rows / (rows - 1)
-    return Difference(value, math.sqrt(spread) / abs(total))
+    return math.sqrt(spread) / abs(math.fsum(of))

@@ -15,6 +15,7 @@ from typing import Final
 
 from tunery_api.training import Precision
 from tunery_trainer.diagnosis.history import History, Point
+from tunery_trainer.diagnosis.paired import Difference
 
 SPIKE_WINDOW: Final = 64
 SPIKE_LEVEL: Final = 15
@@ -157,9 +158,8 @@ class Rise:
     since: int
     """The step of the best evaluation."""
     best: float
-    value: float
-    error: float
-    """By how much it has risen since, and the standard error."""
+    since_then: Difference
+    """By how much it has risen."""
 
 
 def rise(history: History) -> Rise | None:
@@ -174,7 +174,7 @@ def rise(history: History) -> Rise | None:
         return None
     if not _training_rose(history, last.mark_step):
         return None
-    return Rise(last.mark_step, last.loss - last.mark.value, last.mark.value, last.mark.error)
+    return Rise(last.mark_step, last.loss - last.mark.value, last.mark)
 
 
 def _training_rose(history: History, since: int) -> bool:

@@ -39,8 +39,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
     if after == before:
         text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
         raise TrainerError(FailureReason.NOT_IMPROVED, text)
-    error = lineage.metrics.get("improvementError")
-    rejected = shortfall(before, after, asked, error=error * abs(before) if error is not None else None)
+    rejected = shortfall(before, after, asked, error=lineage.metrics.get("improvementError"))
     return lineage.model_copy(update={"rejected": rejected})
 
 

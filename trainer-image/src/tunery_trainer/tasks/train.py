@@ -193,7 +193,7 @@ def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
     if trained.eval_loss is not None:
         metrics |= {"evalLoss": trained.eval_loss, "improvement": 1 - trained.eval_loss / trained.base_eval_loss}
     if trained.eval_loss is not None and trained.change:
-        metrics["improvementError"] = trained.change.error / abs(trained.base_eval_loss)
+        metrics["improvementError"] = trained.change.share_error(trained.base_eval_loss)
     if trained.answers:
         metrics |= answer_metrics(trained.answers)
     for name in ("reward_accuracy", "reward_margin"):
