@@ -274,6 +274,10 @@ def test_what_can_be_said_before_the_first_step() -> None:
         told(judge)["EvaluationTooSmall"].message or ""
     )
     assert told(Judge(replace(subject_of(20), held_out=8))) == {}
+    judge = Judge(replace(subject_of(40), rows=RowLosses((20.0,), (40.0,)), held_out=20))
+    assert "20 rows are held out, 1 if copies count once: a small gain cannot be told from chance." in (
+        told(judge)["EvaluationTooSmall"].message or ""
+    )
 
 
 def test_time_and_memory_are_judged_while_it_goes() -> None:

@@ -12,7 +12,9 @@ import torch
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
-from tunery_trainer.losses.evaluation import held_out_loss
+from tunery_trainer.losses.answers import content
+from tunery_trainer.losses.evaluation import Pass, held_out_loss, measure
+from tunery_trainer.losses.objectives import Sft
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.settings.auto_method import method_choices
@@ -66,6 +68,27 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model(**Collator(0)(examples())).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def test_copies_of_a_row_are_one_observation_with_what_all_of_them_add(tiny_model: Path) -> None:
+    model, (one, other, third) = adapted(tiny_model), examples()
+    relabelled = {"input_ids": one["input_ids"], "labels": [-100, -100, *one["labels"][2:]]}
+    rows = [one, other, one, third, relabelled, other, one]
+    alone = measure(model, [one, other, third, relabelled], Sft(), Pass(0)).rows
+    found = measure(model, rows, Sft(), Pass(0)).rows
+    assert found.counts == (24.0, 32.0, 4.0, 7.0)
+    times = (3, 2, 1, 1)
+    assert found.sums == pytest.approx([loss * count for loss, count in zip(alone.sums, times, strict=True)], rel=1e-5)
+    assert found.loss == pytest.approx(held_out_loss(model, rows, 0))
+
+
+def test_rows_that_a_task_tells_apart_are_no_copies() -> None:
+    pair = {"input_ids": [1, 2], "labels": [-100, 2], "rejected_input_ids": [1, 3], "rejected_labels": [-100, 3]}
+    liked = {"input_ids": [1, 2], "labels": [-100, 2], "desirable": True}
+    different = [pair, pair | {"rejected_input_ids": [1, 4]}, liked, liked | {"desirable": False}, packed([pair])]
+    assert len({content(row) for row in different}) == len(different)
+    assert content(pair | {"reference": [-1.5, -2.5], "row": 3}) == content(pair)
+    assert content(liked | {"mismatched_with": 7}) == content(liked)
 
 
 def test_an_evaluation_takes_no_gradient_from_4_bit_layers(tiny_model: Path) -> None:

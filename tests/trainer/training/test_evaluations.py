@@ -81,17 +81,33 @@ def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case:
 
     def measured(model: Any) -> RowLosses:
         sums = [single_row_loss(model, rows.select([at])) * count for at, count in enumerate(counts)]
-        return RowLosses(tuple(sums), tuple(float(count) for count in counts))
+        found = RowLosses(tuple(sums), tuple(float(count) for count in counts))
+        return found.merged([json.dumps([row["input_ids"], row["labels"]]).encode() for row in rows])
 
     before, after = measured(plain_base(folder).eval()), measured(plain_peft(folder))
     change = paired(after, before)
     assert change is not None
     assert metrics["improvement"] == pytest.approx(-change.value / before.loss, rel=1e-3)
-    ratio, whole, count = math.fsum(after.sums) / math.fsum(before.sums), math.fsum(before.sums), len(rows)
+    ratio, whole, count = math.fsum(after.sums) / math.fsum(before.sums), math.fsum(before.sums), len(before.sums)
     spread = math.fsum((now - ratio * old) ** 2 for now, old in zip(after.sums, before.sums, strict=True))
     assert metrics["improvementError"] == pytest.approx(math.sqrt(spread * count / (count - 1)) / whole, rel=1e-2)
     card = (folder / "out" / "README.md").read_text()
     assert change_text(-metrics["improvement"], metrics["improvementError"]) in card
+
+
+def test_copies_of_one_row_tell_no_more_than_it_does_also_after_a_resume(case: Case) -> None:
+    dataset = {"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}}
+    path = case(dataset=dataset, training=WILD, evaluation={"everySteps": 20, "minImprovement": "-10"}, checkpoint=KEPT)
+    line = (path.parent / "data.jsonl").read_text().splitlines(keepends=True)[0]
+    (path.parent / "held.jsonl").write_text(line * 20)
+    for attempt in ("run", "resumed"):
+        told = run(path)
+        assert "improvementError" not in told["metrics"]
+        (small,) = [each for each in told["findings"] if each["type"] == "EvaluationTooSmall"]
+        assert "20 rows are held out, 1 if copies count once" in small["message"], attempt
+        shutil.rmtree(path.parent / "out")
+        for step in ("000030", "000040"):
+            shutil.rmtree(next((path.parent / "work" / "checkpoints").glob(f"*/step-{step}")))
 
 
 def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(case: Case) -> None:

@@ -237,16 +237,22 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
     return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
 
 
-def evaluation_too_small(rows: int, unsure: float | None, fraction: float | None, total: int | None = None) -> Finding:
-    """The held-out rows tell too little; `fraction` is what of `total` rows is held out, None for rows of their own."""
+def evaluation_too_small(
+    rows: int, unsure: float | None, fraction: float | None, total: int | None = None, copies: int = 0
+) -> Finding:
+    """The held-out rows tell too little; `fraction` is what of `total` rows is held out, None for rows of their own.
+
+    `rows` are those that differ; of them so many `copies` are held out, too.
+    """
+    held_out = f"{rows + copies} rows are held out" + (f", {rows} if copies count once" if copies else "")
     text = (
-        f"{rows} rows are held out: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured "
-        "how many would be enough; that may be a hundred or more."
+        f"{held_out}: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured how many would "
+        "be enough; that may be a hundred or more."
     )
     if unsure is not None:
         # Of a change the error is smaller, as it is measured row by row.
         text = (
-            f"{rows} rows are held out; two standard errors are {share_text(unsure)} of the loss, so what it will be "
+            f"{held_out}; two standard errors are {share_text(unsure)} of the loss, so what it will be "
             "on other rows is hardly known. A change since the start is known better."
         )
     # An error shrinks with the root of the rows.

@@ -142,8 +142,9 @@ class Judge:
         small = speed.is_too_small(subject.rows) if subject.rows else few_held_out
         if small:
             rows = len(subject.rows.sums) if subject.rows else subject.held_out or 0
+            copies = max(0, (subject.held_out or 0) - rows)
             unsure = speed.uncertainty(subject.rows) if subject.rows else None
-            few = said.evaluation_too_small(rows, unsure, subject.fraction, subject.total)
+            few = said.evaluation_too_small(rows, unsure, subject.fraction, subject.total, copies)
             self._set(_F.EVALUATION_TOO_SMALL, 0, few)
 
     def _judge_gradient(self, step: int) -> None:

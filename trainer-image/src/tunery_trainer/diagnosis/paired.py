@@ -13,7 +13,10 @@ FEWEST_ROWS: Final = 8
 
 @dataclass(frozen=True)
 class RowLosses:
-    """What each held-out row adds to the loss, always in the same order; the loss is sum(sums) / sum(counts)."""
+    """What each held-out row adds to the loss, always in the same order; the loss is sum(sums) / sum(counts).
+
+    Copies of a row stand there once, with what all of them add: they move alike, and tell no more than one does.
+    """
 
     sums: tuple[float, ...]
     """Nats of each row; of a preference task, its loss."""
@@ -25,6 +28,19 @@ class RowLosses:
         """The loss on all rows; NaN where nothing counts."""
         total = math.fsum(self.counts)
         return math.fsum(self.sums) / total if total else math.nan
+
+    def merged(self, contents: Sequence[bytes]) -> RowLosses:
+        """Return the same with rows of one content as one, where the first of them stands."""
+        copies: dict[bytes, list[int]] = {}
+        for at, each in enumerate(contents):
+            copies.setdefault(each, []).append(at)
+        if len(copies) == len(contents):
+            return self
+        sums, counts = (
+            tuple(math.fsum(values[at] for at in group) for group in copies.values())
+            for values in (self.sums, self.counts)
+        )
+        return RowLosses(sums, counts)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.model.collator import Collator
 
 Row = Mapping[str, Any]
+_CONTENT: Final = ("input_ids", "labels", "seq_lengths", "rejected_input_ids", "rejected_labels", "desirable")
 
 
 class Rows(Protocol):
@@ -106,6 +107,15 @@ def stranger(row: Row, rows: Rows) -> int:
 def _prompt(row: Row) -> bytes:
     ids = np.asarray(row["input_ids"][: answer_start(row["labels"])], dtype=np.int32)
     return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+
+def content(row: Row) -> bytes:
+    """Return a digest of what a row teaches, the same for its copies; what stands beside it for a task is left out."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in _CONTENT:
+        values = np.atleast_1d(np.asarray(row.get(name, []), dtype=np.int64))
+        digest.update(len(values).to_bytes(8) + values.tobytes())
+    return digest.digest()
 
 
 def sequences_per_row(task: TrainingTask) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from tunery_trainer.diagnosis.paired import RowLosses
-from tunery_trainer.losses.answers import Rows, width
+from tunery_trainer.losses.answers import Rows, content, width
 from tunery_trainer.losses.lm_head import autocast, head
 from tunery_trainer.losses.objectives import Batch, Collate, Compared, Objective, Sft, Tally
 from tunery_trainer.model.attention import computes_by_example
@@ -34,7 +34,7 @@ class Measured:
     metrics: dict[str, float]
     """`loss`, NaN where there is nothing to take the mean of; of a preference task also what `Tally.rewards` tells."""
     rows: RowLosses
-    """What each row adds to it, in the order of the rows."""
+    """What each row adds to it, in the order of the rows; copies of a row are one with it."""
 
     @property
     def loss(self) -> float:
@@ -87,6 +87,7 @@ def measure(
             losses.append(outcome.losses.double())
             tally.add(outcome)
     found = _row_losses(order, torch.cat(losses).cpu(), torch.cat(counts).cpu().double()) if order else _NO_ROWS
+    found = found.merged([content(rows[index]) for index in range(len(rows))])
     return Measured({"loss": found.loss, **tally.rewards()}, found)
 
 
