@@ -192,6 +192,15 @@ def test_an_evaluation_split_of_its_own(write: Write, tmp_path: Path, tokenizer:
     assert (len(documents(prepared.train)), len(documents(prepared.evaluation))) == (30, 5)
 
 
+def test_copies_are_counted_on_both_sides_and_those_to_measure_on_apart(write: Write) -> None:
+    made = rows(30)
+    root = write("train.jsonl", [*made, *made[:5]]).parent
+    write("test.jsonl", rows(1, seed=9) * 20)
+    report = scan(root, dataclasses.replace(SMALL, evaluation_split="test"))
+    assert (report.rows, report.evaluation_rows) == (35, 20)
+    assert (report.duplicates, report.evaluation_duplicates) == (24, 19)
+
+
 def test_an_evaluation_place_of_its_own(write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write("train.jsonl", rows(30))
     other = write("held/validation.jsonl", rows(4, seed=9))

@@ -48,6 +48,8 @@ DATA = DatasetReport(
     ignored_columns=(),
     tokens=TOKENS,
 )
+COPIES = {"evaluation_rows": 20, "duplicates": 19, "evaluation_duplicates": 19}
+"""A set of its own of one row, 20 times."""
 
 
 def plan(
@@ -161,6 +163,19 @@ LORA = {"lora": {"rank": 8, "dropout": "0.05"}}
             "50 rows; 3 of them are training rows, too",
         ),
         (CheckName.HELD_OUT, plan(data={"duplicates": 101}), "Warning", "101 of 2000 rows stand there more than once"),
+        (
+            CheckName.HELD_OUT,
+            replace(plan(data=COPIES | {"rows": 300, "duplicates": 54}), fraction=None),
+            "Warning",
+            "20 rows; fewer than 8 different ones tell no gain from chance; 19 of them are copies of others; "
+            "35 of 300 training rows stand there more than once",
+        ),
+        (
+            CheckName.HELD_OUT,
+            replace(plan(data=COPIES | {"evaluation_rows": 400, "duplicates": 119}), fraction=None, held_out=400),
+            "Passed",
+            "400 rows",
+        ),
     ],
 )
 def test_a_box_before_training(name: CheckName, planned: Planned, result: str, words: str) -> None:

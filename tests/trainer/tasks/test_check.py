@@ -160,6 +160,15 @@ def test_hints_of_data_without_a_manifest_name_no_field_of_one(tmp_path: Path, w
         assert not re.search(r"spec\.|manifest|new job|run it", hint), hint
 
 
+def test_copies_are_told_as_a_share_of_the_rows_of_both_sides(case: Case) -> None:
+    path = case(dataset={"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}})
+    (path.parent / "held.jsonl").write_text('{"prompt": "Held?", "completion": "Out."}\n' * 20)
+    done = run_here("check", path)
+    assert done.returncode == ExitCode.OK, done.stderr
+    again = 120 - len({json.dumps(row) for row in make_rows()}) + 19
+    assert re.search(rf"\| Duplicates +\| {again} \({100 * again / 140:.3g} %\) \|", done.stdout), done.stdout
+
+
 def test_names_with_signs_of_a_glob(tmp_path: Path) -> None:
     folder = tmp_path / "a [b] 100%*"
     folder.mkdir()

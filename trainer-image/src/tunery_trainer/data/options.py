@@ -149,3 +149,5 @@ class DatasetReport:
     tokens: TokenReport | None = None
     evaluation_sha256: str | None = None
     """The same of an evaluation set of its own, or of the files of its split; None where a fraction is held out."""
+    evaluation_duplicates: int = 0
+    """Of `duplicates` those within an evaluation set of its own."""

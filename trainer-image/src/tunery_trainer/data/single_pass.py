@@ -190,18 +190,20 @@ class Survey:
     def counted(self) -> DatasetReport:
         """What was counted so far, whether it is good or not."""
         train, evaluation = self.train, self.evaluation
+        of_train, of_evaluation = (same.rows for same in self._repeated().within)
         return DatasetReport(
             rows=train.rows,
             evaluation_rows=evaluation.rows,
             invalid_rows=self._invalid.count,
             first_invalid=tuple(self._invalid.first),
-            duplicates=sum(same.rows for same in self._repeated().within),
+            duplicates=of_train + of_evaluation,
             overlap=self._repeated().overlap.rows,
             sha256=self._files.sha256,
             format=self._reader.format,
             ignored_columns=tuple(sorted(self._reader.ignored)),
             tokens=self._counts.report(self._template, train.kept) if self._counts else None,
             evaluation_sha256=self._files.evaluation_sha256 or None,
+            evaluation_duplicates=of_evaluation,
         )
 
     def notes(self) -> DataNotes:

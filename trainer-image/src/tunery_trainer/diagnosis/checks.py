@@ -233,19 +233,25 @@ def _labels(plan: Planned) -> CheckStatus:
 
 
 def _held_out(plan: Planned) -> CheckStatus:
-    data = plan.data
+    data, copies = plan.data, plan.data.evaluation_duplicates
+    about = ""
     if plan.held_out is not None:
-        text, few = f"{plan.held_out} rows", plan.held_out < FEWEST_ROWS
+        rows = plan.held_out
     elif plan.fraction is not None:
-        expected = max(1, round(data.rows * plan.fraction))
-        text, few = f"about {expected} rows", expected < FEWEST_ROWS
+        rows, about = max(1, round(data.rows * plan.fraction)), "about "
     else:
-        text, few = f"{data.evaluation_rows} rows", data.evaluation_rows < FEWEST_ROWS
-    problems = [f"fewer than {FEWEST_ROWS} tell no gain from chance"] if few else []
+        rows = data.evaluation_rows
+    text, problems = f"{about}{rows} rows", []
+    if rows - copies < FEWEST_ROWS:
+        problems.append(f"fewer than {FEWEST_ROWS} {'different ones ' if copies else ''}tell no gain from chance")
+    if copies > DUPLICATES * data.evaluation_rows:
+        problems.append(f"{copies} of them are copies of others")
     if data.overlap:
         problems.append(f"{data.overlap} of them are training rows, too")
-    if data.duplicates > DUPLICATES * max(1, data.rows):
-        problems.append(f"{data.duplicates} of {data.rows} rows stand there more than once")
+    again = data.duplicates - copies
+    if again > DUPLICATES * max(1, data.rows):
+        side = "rows" if plan.fraction is not None else "training rows"
+        problems.append(f"{again} of {data.rows} {side} stand there more than once")
     return _judged(_N.HELD_OUT, not problems, "; ".join([text, *problems]))
 
 

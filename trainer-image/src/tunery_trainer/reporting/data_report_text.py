@@ -74,7 +74,8 @@ def _rows_of(report: DataReport) -> Iterator[tuple[str, str]]:
     if data.evaluation_files:
         yield "Evaluation rows", f"{report.evaluation_rows:,}"
     yield "Invalid rows", f"{invalid.rows:,}" + (f" (at most {invalid.allowed:,} allowed)" if invalid.rows else "")
-    yield "Duplicates", f"{report.duplicates.rows:,}{_share(report.duplicates.rows, report.rows)}"
+    all_rows = report.rows + report.evaluation_rows
+    yield "Duplicates", f"{report.duplicates.rows:,}{_share(report.duplicates.rows, all_rows)}"
     if data.evaluation_files:
         yield (
             "Evaluation rows that are trained on",
