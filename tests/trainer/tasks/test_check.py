@@ -182,6 +182,7 @@ def test_what_a_terminal_would_obey_is_shown_and_not_sent(write: Write, tiny_mod
     done = run_here("check", write("data.jsonl", [*made, {"pro\x1bmpt": "x"}]), "--model", tiny_model)
     assert "\x1b" not in done.stdout
     assert "\\x1b[2J0" in done.stdout
+    assert "\\u202e" in done.stdout
     assert "\x1b" not in done.stderr
 
 

@@ -200,7 +200,12 @@ def _marked(text: ShownText) -> str:
 
 
 def _shown(text: str) -> str:
-    return _CONTROL.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
+    return _CONTROL.sub(lambda sign: _escaped(ord(sign[0])), text)
+
+
+def _escaped(code: int) -> str:
+    """Return a character of _CONTROL as Python writes it: of as many digits as its letter says."""
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _line(text: str) -> str:
