@@ -13,10 +13,13 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_trainer.errors import TrainerError
+from tunery_trainer.process.failures import explain, explain_here
 from tunery_trainer.storage import LocalStore, Store, StorePath, open_store, s3_client, transfer
 from tunery_trainer.storage import credentials as credentials_module
 from tunery_trainer.storage.cleanup import remove_stale_uploads
@@ -137,7 +140,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     assert mounted.returncode == 0, mounted.stderr
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # The trace of an error may still hold a file open.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_full_disk_while_downloading(store: Store, small_disk: Path) -> None:
@@ -166,8 +170,34 @@ def test_full_disk_while_publishing(small_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="no space left") as caught:
         publish(folder, Target(StorePath(store, "p"), run()), lineage())
     assert caught.value.reason is FailureReason.DISK_FULL
+    assert explain_here(caught.value).hint == (
+        "Free some of the disk there and run it again, or name another spec.output.uri in the manifest."
+    )
     assert store.head("p/manifest.json") is None
     assert not list(small_disk.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("left", [0, 1 << 14])
+@pytest.mark.parametrize("save", [torch.save, save_file], ids=["torch", "safetensors"])
+def test_a_disk_that_is_full_as_a_checkpoint_is_written(
+    small_disk: Path, save: Callable[[dict[str, torch.Tensor], Path], None], left: int
+) -> None:
+    with (small_disk / "other").open("wb") as file:
+        file.truncate(0)
+        os.posix_fallocate(file.fileno(), 0, (1 << 20) - left)
+    with pytest.raises(Exception, match=r"unexpected pos|iostream|No space left") as caught:
+        save({"weights": torch.ones(1 << 16)}, small_disk / "checkpoint")
+    failure = explain_here(caught.value)
+    assert failure.reason is FailureReason.DISK_FULL
+    assert failure.message.startswith("no space left on the disk: ")
+    assert "--work-dir" in failure.hint
+
+
+def test_a_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04" * 9)
+    with pytest.raises(RuntimeError, match="PytorchStreamReader") as caught:
+        torch.load(tmp_path / "bad.pt")
+    assert explain(caught.value).reason is FailureReason.INTERNAL_ERROR
 
 
 def test_folder_that_may_not_be_written(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Workspace:
     def checkpoints(self) -> StorePath | None:
         """Where checkpoints are kept; None where the platform named no place."""
         uri = self.run.checkpoint_uri
-        return self.open(Purpose.OUTPUT, uri, "spec.output.uri") if uri is not None else None
+        field = "--work-dir" if self.run.local else "spec.output.uri"
+        return self.open(Purpose.OUTPUT, uri, field) if uri is not None else None
 
     @property
     def reports(self) -> StorePath | None:

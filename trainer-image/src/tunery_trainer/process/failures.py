@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from typing import Final
@@ -23,6 +24,12 @@ _GPU_WORDS: Final = {
     FailureReason.GPU_FAULT: "the GPU failed",
 }
 
+_UNWRITTEN: Final = re.compile(
+    r"\binline_container\.cc\b.*\bunexpected pos\b|PytorchStreamWriter failed writing|basic_ios::clear: iostream error"
+    r"|No space left on device|Disk quota exceeded"
+)
+"""What torch and safetensors say without the kernel's number; torch only that it stands where it should not."""
+
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
 
@@ -38,9 +45,16 @@ def explain(error: BaseException) -> TrainerError:
         return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
     if out_of_memory(error):
         return TrainerError(FailureReason.OUT_OF_MEMORY, f"memory ran out: {first_line(error, _MAX_LINE)}")
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if _is_of_a_full_disk(error):
         return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
     return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    """Tell whether a file could not be written to its end, as the kernel, torch or safetensors say it."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return _UNWRITTEN.search(str(error)) is not None
 
 
 def explain_here(error: BaseException) -> TrainerError:

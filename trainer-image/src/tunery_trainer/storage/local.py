@@ -27,6 +27,8 @@ from tunery_trainer.storage.base import (
 from tunery_trainer.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
 
 _TEMPORARY: Final = ".tunery-"
+_OUTPUT_FULL: Final = "Free some of the disk there and retry, or name another spec.output.uri in a new job."
+"""What to do where the disk of the result is full, which is none of the pod's own."""
 
 
 class LocalStore:
@@ -130,7 +132,8 @@ class LocalStore:
 
     def _write(self, key: str, chunks: Iterator[bytes], *, exclusive: bool) -> None:
         path = self.path(key)
-        with self._errors("write", key), disk_errors(path):
+        hint = _OUTPUT_FULL if self._field == "spec.output.uri" else None
+        with self._errors("write", key), disk_errors(path, hint):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}.tmp")
             try:

@@ -37,14 +37,14 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'no space left on device' into DISK_FULL; other errors pass."""
+def disk_errors(path: Path, hint: str | None = None) -> Iterator[None]:
+    """Turn 'no space left on device' into DISK_FULL, with `hint` or the usual one; other errors pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise TrainerError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}") from error
+        raise TrainerError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}", hint) from error
 
 
 def listing_digest(digests: Iterable[tuple[str, str]]) -> str:
