@@ -7,6 +7,7 @@ import io
 import ipaddress
 import itertools
 import json
+import re
 import socket
 import ssl
 import threading
@@ -24,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer import training
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.progress_client import Pace, interval_seconds, retry_after
 
 
@@ -226,6 +228,33 @@ def test_without_a_server_lines_are_printed() -> None:
     reporter.metrics({"loss": 2.25})
     reporter.close()
     assert out.getvalue().splitlines()[-1] == "Training  step 5/10 (50 %)  loss 2.25  00:01:05 left"
+
+
+class Yielding(io.StringIO):
+    """A stream that lets another thread write after each piece, as a busy machine may."""
+
+    def write(self, text: str, /) -> int:
+        done = super().write(text)
+        time.sleep(0.001)
+        return done
+
+
+def test_no_line_comes_into_another_threads_line() -> None:
+    out = Yielding()
+    reporter = ProgressReporter({}, out)
+    for step in range(1, 51):
+        reporter.step(step, 50)
+        reporter.findings([])  # told at once, and the step with it
+        say(f"Finding    at step {step}.", out)
+    reporter.close()
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("Finding")] == [f"Finding    at step {n}." for n in range(1, 51)]
+    assert all(re.fullmatch(r"Finding    at step \d+\.|step \d+/50 \(\d+ %\)", line) for line in lines), lines
+
+
+def test_what_goes_on_beside_the_progress_prints_in_one_piece() -> None:
+    for path in sorted(Path(training.__file__).parent.glob("*.py")):
+        assert not re.search(r"\bprint\(", path.read_text()), f"{path.name}: `say` writes a line in one piece"
 
 
 def test_what_was_measured_after_another_step_is_told_with_its_step() -> None:

@@ -32,6 +32,13 @@ _MAX_NUMBER: Final = 32
 _log = logging.getLogger(__name__)
 
 
+def say(line: str, out: TextIO | None = None) -> None:
+    """Print a line in one piece: `print` writes its end by itself, and the line of another thread comes between."""
+    out = out if out is not None else sys.stdout
+    out.write(f"{line}\n")
+    out.flush()
+
+
 @dataclass(frozen=True)
 class Report:
     """One state of a run, as it is told."""
@@ -231,9 +238,7 @@ class _Lines:
         line, now, phase = _line(report), time.monotonic(), report.status.phase
         if line != self._printed and (phase != self._phase or now - self._last >= self._every):
             self._printed, self._phase, self._last = line, phase, now
-            # In one piece: the run prints, too, from another thread.
-            self._out.write(f"{line}\n")
-            self._out.flush()
+            say(line, self._out)
 
 
 def _status(state: Mapping[str, Any], metrics: Mapping[str, float]) -> TrainerStatus:

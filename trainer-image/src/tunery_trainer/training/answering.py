@@ -10,6 +10,7 @@ from tunery_trainer.diagnosis.answers import Answer
 from tunery_trainer.losses.answers import Rows
 from tunery_trainer.losses.generation import Question, Speaker, questions
 from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.reporting.progress import say
 from tunery_trainer.training.assignment import Assignment
 
 
@@ -22,7 +23,7 @@ class Interview:
 
     def answers(self, model: Any) -> list[str]:
         """Return what `model` says to each."""
-        print(f"Answering  {len(self.asked)} held-out rows", flush=True)
+        say(f"Answering  {len(self.asked)} held-out rows")
         return self.speaker.answers(model, self.asked)
 
     def compared(self, before: list[str] | None, after: list[str]) -> list[Answer]:

@@ -21,7 +21,7 @@ from tunery_trainer.diagnosis.checks import Ends, Measured, measured_checks
 from tunery_trainer.diagnosis.judge import Judge, Subject
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.training.diagnosing import DiagnosisCallback, Watched
 from tunery_trainer.training.frozen import changed, fingerprints, strangers
@@ -82,7 +82,7 @@ class Diagnosis:
         self.reporter.checks(done)
         for check in done:
             if check.name in TOLD_BY_TRAINING and check.result == CheckResult.WARNING:
-                print(f"Check      {check.name}: {check.message}", flush=True)
+                say(f"Check      {check.name}: {check.message}")
         return done
 
     def checks_so_far(self, model: PeftModel, after: float, change: Difference | None) -> list[CheckStatus]:

@@ -21,6 +21,7 @@ from tunery_trainer.diagnosis.judge import DIVERGED, Judge
 from tunery_trainer.diagnosis.speed import Memory, Step
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.memory import MemoryUse, container_memory
+from tunery_trainer.reporting.progress import say
 from tunery_trainer.training.frozen import levels
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
@@ -192,7 +193,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
             return
         for each in found:
             if each.type not in self._printed:
-                print(f"Finding    {each.severity} {each.type} at step {each.step}: {each.message}", flush=True)
+                say(f"Finding    {each.severity} {each.type} at step {each.step}: {each.message}")
         self._printed = {each.type for each in found} | {""}
         self._told = found
         self._watched.tell(found)

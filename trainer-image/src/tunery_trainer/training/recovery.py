@@ -18,6 +18,7 @@ from tunery_api.training import OnOutOfMemory
 from tunery_trainer.errors import TrainerError, first_line
 from tunery_trainer.process.device import out_of_memory
 from tunery_trainer.process.memory import nothing_hoarded
+from tunery_trainer.reporting.progress import say
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import RunSettings, SettingSource, TrainingSettings
@@ -99,7 +100,7 @@ def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: M
                 trainer.save_now()
             raise _nothing_helps(trainer, method, cause) if wanted else _unwanted(trainer, cause)
         reason = f"memory ran out with {_told(before)} at step {trainer.state.global_step + 1}"
-        print(f"Memory     {reason}: going on with {_told(training)} ({cause})", flush=True)
+        say(f"Memory     {reason}: going on with {_told(training)} ({cause})")
         checkpoint = trainer.shrink(training, reason)
 
 

@@ -24,6 +24,7 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners, stranger
 from tunery_trainer.losses.evaluation import Measured, Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
+from tunery_trainer.reporting.progress import say
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.trl_trainer import put_state
 
@@ -76,7 +77,7 @@ class TaskRows:
         total, done = sum(map(len, wanted.values())), 0
         if total:
             scoring.told(0, total)
-            print(f"Reference  scoring {total} rows before training", flush=True)
+            say(f"Reference  scoring {total} rows before training")
         for side, numbers in wanted.items():
             for count in self._score(side, numbers, model, scoring):
                 scoring.told(done := done + count, total)

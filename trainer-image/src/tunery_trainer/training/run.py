@@ -26,6 +26,7 @@ from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
 from tunery_trainer.process.device import peak_bytes
 from tunery_trainer.process.signals import StopRequested
+from tunery_trainer.reporting.progress import say
 from tunery_trainer.reporting.status_parts import hyperparameters
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
@@ -275,7 +276,7 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
         train_to_the_end(trainer, resumed.folder if resumed else None, job.settings.method)
         if observers.stop.requested:
             stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
-            print("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.", flush=True)
+            say("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.")
             raise StopRequested(_newest_checkpoint(job))
     state = trainer.state
     return _Course(list(state.log_history), state.global_step, state.epoch)
