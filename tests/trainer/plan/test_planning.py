@@ -22,14 +22,23 @@ from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.plan.wont_fit import check_memory
+from tunery_trainer.process.failures import explain_here
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
-from tunery_trainer.tasks.preflight import check_memory
 
 from kit.training import spec_of
 
 GIB = 2**30
 SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
     "8B": {
         "vocab_size": 128_256,
         "hidden_size": 4096,
@@ -187,10 +196,10 @@ def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) ->
     assert plan.settings.training.batch_size == 1
 
 
-def wont_fit(plan: TrainingPlan) -> str:
+def wont_fit(plan: TrainingPlan, *, local: bool = False) -> str:
     """Return the hint of the refusal of a plan."""
     with pytest.raises(TrainerError) as refused:
-        check_memory(plan)
+        check_memory(plan, local=local)
     assert refused.value.reason is FailureReason.WONT_FIT
     return refused.value.hint or ""
 
@@ -210,13 +219,68 @@ def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, 
 def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
     long, data = {"maxLength": 8192}, dataset(4000, length=8192)
     hint = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
-    named = re.search(r"spec\.training\.maxLength to (\d+) ", hint)
+    named = re.search(r"^Set spec\.training\.maxLength to (\d+), or ask for a GPU with (\d+) GiB of memory", hint)
     assert named is not None
     check_memory(planned(shapes["70B"], 56, data, method="QLoRA", training={"maxLength": int(named[1])}))
 
 
-def test_without_a_hope_the_usual_hint_stays(shapes: dict[str, Path]) -> None:
-    assert wont_fit(planned(shapes["70B"], 24)).startswith("Lower training.batchSize")
+def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str, Path]) -> None:
+    named = re.match(
+        r"Ask for a GPU with (\d+) GiB of memory, in a new job: nothing", wont_fit(planned(shapes["70B"], 24))
+    )
+    assert named is not None
+    check_memory(planned(shapes["70B"], int(named[1])))
+
+
+def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, **blocks: Any) -> TrainingPlan:
+    """Return the plan of a job without a GPU, of 60 rows that are packed."""
+    device = DeviceFacts(DeviceKind.CPU, int(gibibytes * GIB), bfloat16=False)
+    spec = spec_of({"method": "LoRA", "resources": {"gpus": 0}, **blocks})
+    return plan_training(basis_of(spec, folder, device), 60, dataset(60, length=length))
+
+
+KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 1, "maxLength": 2048, "gradientCheckpointing": False}
+
+
+def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(shapes: dict[str, Path]) -> None:
+    hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT))
+    named = re.match(
+        r"Raise spec\.resources\.memory to (\d+)Gi, and retry; or leave spec\.training\.gradientCheckpointing and "
+        r"spec\.training\.batchSize out, in a new job\.$",
+        hint,
+    )
+    assert named is not None, hint
+    check_memory(on_cpu(shapes["small"], int(named[1]), training=KEPT))
+    check_memory(on_cpu(shapes["small"], 4, training={"gradientAccumulation": 1, "maxLength": 2048}))
+
+
+def test_nothing_is_named_that_would_not_fit_either(shapes: dict[str, Path]) -> None:
+    quantised = on_cpu(shapes["small"], 4, training={**KEPT, "batchSize": None}, method="QLoRA")
+    assert not quantised.fits, "which is why QLoRA is not in the hint above"
+
+
+@pytest.mark.parametrize("gibibytes", [2.8, 3.6])
+def test_each_change_that_is_named_fits(shapes: dict[str, Path], gibibytes: float) -> None:
+    hint = wont_fit(on_cpu(shapes["small"], gibibytes, training={"maxLength": 8192, "batchSize": 2}))
+    named = re.search(r"; or leave spec\.training\.batchSize out, and (.*), in a new job\.$", hint)
+    assert named is not None, hint
+    for change in named[1].split(" or "):
+        length = re.fullmatch(r"set spec\.training\.maxLength to (\d+)", change)
+        assert length or change == "take QLoRA"
+        training = {"maxLength": int(length[1]) if length else 8192}
+        check_memory(on_cpu(shapes["small"], gibibytes, method="LoRA" if length else "QLoRA", training=training))
+
+
+def test_on_this_machine_it_is_the_machine_that_has_too_little(shapes: dict[str, Path]) -> None:
+    hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT), local=True)
+    said = explain_here(TrainerError(FailureReason.WONT_FIT, "it failed", hint)).hint
+    assert re.fullmatch(
+        r"Leave spec\.training\.gradientCheckpointing and spec\.training\.batchSize out, in the manifest; or take a "
+        r"machine with \d+ GiB of memory\.",
+        said or "",
+    ), said
+    small = wont_fit(on_cpu(shapes["8B"], 4), local=True)
+    assert re.match(r"Take a machine with \d+ GiB of memory: nothing else", small), small
 
 
 def test_auto_names_what_the_others_would_have_taken(shapes: dict[str, Path]) -> None:

@@ -13,12 +13,14 @@ from typing import Final
 from peft import PeftModel
 
 from tunery_api.findings import CheckStatus
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_api.training import Optimizer, Precision
 from tunery_trainer.adapter.attach import attach, target_modules
 from tunery_trainer.adapter.methods.lora_init import check_init
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.diagnosis.checks import Planned, planned_checks
+from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
 from tunery_trainer.model.outline import Outline
@@ -127,6 +129,14 @@ class TrainingPlan:
     def with_settings(self, settings: RunSettings) -> TrainingPlan:
         """Return the plan with other settings of the same steps."""
         return dataclasses.replace(self, settings=settings)
+
+    def of_another(self, spec: LoRAJobSpec, method: Method) -> TrainingPlan | None:
+        """Return the plan of the same rows by another manifest; None where the model cannot do what that asks for."""
+        other = self.basis.planned_for(spec, self.basis.device)
+        try:
+            return plan_method(other, MethodChoice(method, ""), self.data)
+        except TrainerError:
+            return None
 
 
 def plan_training(basis: Basis, rows: int | None, data: DatasetReport) -> TrainingPlan:

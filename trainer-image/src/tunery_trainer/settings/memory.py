@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -155,3 +156,8 @@ class MemoryEstimate:
 def usable(available: int) -> int:
     """Return how much of a device's memory an estimate may take."""
     return int(available * (1 - SAFETY))
+
+
+def needed_for(total: int) -> int:
+    """Return the memory of a device that an estimate of so many bytes fits."""
+    return math.ceil(total / (1 - SAFETY)) + 1

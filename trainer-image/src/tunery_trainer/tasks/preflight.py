@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
+from tunery_api.status import DiskStatus
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
@@ -22,20 +23,14 @@ from tunery_trainer.reporting.status_parts import dataset_status, resolved_statu
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
-from tunery_trainer.settings.memory import MemoryEstimate, usable
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
-from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.frame import probe_places, tell_of_loading
 
 if TYPE_CHECKING:
-    from tunery_trainer.plan.disk import DiskUse
     from tunery_trainer.plan.training_plan import TrainingPlan
-
-_SHORTEST: Final = 64
-"""Tokens: shorter rows are not worth a suggestion."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,8 @@ def _tell(text: str) -> None:
 
 
 def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightReport:
-    from tunery_trainer.plan.disk import check_disk, estimate_disk
+    from tunery_trainer.plan.disk import check_disk, disk_status, estimate_disk
+    from tunery_trainer.plan.wont_fit import check_memory
 
     plan = _plan(work, found, notebook)
     _check_steps(plan)
@@ -101,7 +97,7 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
         _tell(f"goes on from {told(source.record)}")
         check_origin(source.memo.origin, source.record.step, plan.origin)
     disk = estimate_disk(Path(work.run.work_dir), plan, found.files)
-    report = _report(work, found, plan, disk)
+    report = _report(found, plan, disk_status(work, disk))
     try:
         check_memory(plan, local=work.run.local)
         check_disk(work, disk)
@@ -129,15 +125,13 @@ def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
     return plan_training(basis, request.rows, survey(request, basis.tokenizer, work.cache, notebook))
 
 
-def _report(work: Workspace, found: _Found, plan: TrainingPlan, disk: DiskUse) -> PreflightReport:
-    from tunery_trainer.plan.disk import disk_status
-
+def _report(found: _Found, plan: TrainingPlan, disk: DiskStatus) -> PreflightReport:
     return PreflightReport(
         checks=plan.checklist(),
         dataset=dataset_status(plan.data, plan.settings),
         memory=plan.memory.to_status(plan.basis.device.memory_bytes) if plan.memory else None,
         estimate=plan.memory.in_parts(plan.steps, plan.tokens) if plan.memory else None,
-        disk=disk_status(work, disk),
+        disk=disk,
         resolved=resolved_status(
             with_resumed(plan.settings, found.source.record if found.source else None),
             {
@@ -160,36 +154,6 @@ def _check_steps(plan: TrainingPlan) -> None:
             f"fewer than {FEWEST_STEPS} teach nothing",
             "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.",
         )
-
-
-def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
-    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
-    estimate, devices = plan.memory, plan.basis.device
-    if estimate is None or devices.memory_bytes is None or plan.fits:
-        return
-    whose = "this machine" if local else "the container"
-    device = "the GPU" if devices.kind is DeviceKind.CUDA else whose
-    raise TrainerError(
-        FailureReason.WONT_FIT,
-        f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
-        f"which {human_bytes(usable(devices.memory_bytes))} are counted on",
-        _what_fits(plan, estimate, devices.memory_bytes),
-    )
-
-
-def _what_fits(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> str | None:
-    """Return the change to the manifest by which it would fit; None: the usual hint."""
-    largest = estimate.largest_batch(available)
-    if largest:
-        return f"Set spec.training.batchSize to {largest}, or leave it out, in a new job."
-    shorter = int(plan.row_length * estimate.share_of_length(available))
-    if shorter < _SHORTEST:
-        return None
-    quantised = "" if plan.settings.quantization else "take QLoRA, or "
-    return (
-        f"Not even one row fits: {quantised}set spec.training.maxLength to {shorter} and leave spec.training.batchSize "
-        "out, or ask for a GPU with more memory, in a new job."
-    )
 
 
 def _print(report: PreflightReport, *, local: bool) -> None:

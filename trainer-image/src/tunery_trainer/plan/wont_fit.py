@@ -1,0 +1,122 @@
+"""WontFit: what takes more memory than there is, with the changes that the same estimate says would fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.methods import Method
+from tunery_api.reasons import FailureReason
+from tunery_api.rules import LORAJOB_RULES
+from tunery_trainer.errors import TrainerError
+from tunery_trainer.plan.training_plan import TrainingPlan
+from tunery_trainer.resuming.taken_settings import NOTHING
+from tunery_trainer.settings.memory import MemoryEstimate, needed_for, usable
+from tunery_trainer.settings.types import DeviceKind
+from tunery_trainer.settings.units import human_bytes
+
+_SHORTEST: Final = 64
+"""Tokens: shorter rows are not worth a suggestion."""
+_HALVINGS: Final = 4
+"""Lengths between the shortest and the asked one that are tried: of 64 to 8,192 within a third."""
+_QUANTISED: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
+_GIB: Final = 2**30
+_NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} tokens neither"
+
+
+def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
+    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
+    estimate, devices = plan.memory, plan.basis.device
+    if estimate is None or devices.memory_bytes is None or plan.fits:
+        return
+    whose = "this machine" if local else "the container"
+    device = "the GPU" if devices.kind is DeviceKind.CUDA else whose
+    change = _change(plan, estimate, devices.memory_bytes)
+    raise TrainerError(
+        FailureReason.WONT_FIT,
+        f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
+        f"which {human_bytes(usable(devices.memory_bytes))} are counted on",
+        _said_here(plan, estimate, change) if local else _said_in_a_cluster(plan, estimate, change),
+    )
+
+
+def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
+    """Return the hint: a container's memory may grow by a retry, another GPU or setting is another job."""
+    enough = -(-needed_for(estimate.total) // _GIB)
+    if not plan.basis.on_gpu:
+        other = f"; or {change}, in a new job" if change else ""
+        return f"Raise spec.resources.memory to {enough}Gi, and retry{other}."
+    if change is None:
+        return f"Ask for a GPU with {enough} GiB of memory, in a new job: {_NOTHING_ELSE}."
+    return f"{change[0].upper()}{change[1:]}, or ask for a GPU with {enough} GiB of memory, in a new job."
+
+
+def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
+    """Return the hint where there is no cluster: of this machine's memory nothing in a manifest makes more."""
+    enough = -(-needed_for(estimate.total) // _GIB)
+    other = f"a GPU with {enough} GiB of memory" if plan.basis.on_gpu else f"a machine with {enough} GiB of memory"
+    if change is None:
+        return f"Take {other}: {_NOTHING_ELSE}."
+    return f"{change[0].upper()}{change[1:]}, in a new job; or take {other}."
+
+
+def _change(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> str | None:
+    """Return the change to the manifest by which it would fit, as a clause; None where none was found."""
+    largest = estimate.largest_batch(available)
+    if largest:
+        return f"set spec.training.batchSize to {largest}, or leave it out"
+    asked = plan.basis.spec.training
+    named = ["gradientCheckpointing"] if asked.gradient_checkpointing is False else []
+    named += ["batchSize"] if asked.batch_size is not None else []
+    leave = f"leave {' and '.join(f'spec.training.{name}' for name in named)} out" if named else ""
+    spec = _changed(plan.basis.spec, batch_size=None, gradient_checkpointing=asked.gradient_checkpointing or None)
+    freed = plan.of_another(spec, plan.settings.method)
+    if leave and _fits(freed):
+        return leave
+    others = " or ".join(_others(freed or plan))
+    if not others:
+        return None
+    return f"{leave}, and {others}" if leave else others
+
+
+def _others(plan: TrainingPlan) -> Iterator[str]:
+    """Yield what fits of a plan of one row: a quantised base, shorter rows, or else both."""
+    if plan.basis.taken is not NOTHING:  # a checkpoint goes on by its own method, in rows of its own length
+        return
+    spec, named = plan.basis.spec, _QUANTISED.get(plan.basis.spec.method)
+    stored = spec.model_copy(update={"method": named}) if named else None
+    if stored and any(True for rule in LORAJOB_RULES for _ in rule(stored)):
+        stored = None
+    quantised = plan.of_another(stored, stored.method) if stored else None
+    if _fits(quantised):
+        yield f"take {named}"
+    shorter = _shorter(plan)
+    if shorter:
+        yield f"set spec.training.maxLength to {shorter}"
+    elif quantised is not None and not _fits(quantised) and (shorter := _shorter(quantised)):
+        yield f"take {named} and set spec.training.maxLength to {shorter}"
+
+
+def _shorter(plan: TrainingPlan) -> int | None:
+    """Return about the largest maxLength with which a plan of one row fits; None where no row worth having does."""
+    if not _fits(_cut(plan, _SHORTEST)):
+        return None
+    fits, not_any_more = _SHORTEST, plan.row_length
+    for _ in range(_HALVINGS):
+        middle = 8 * (math.isqrt(fits * not_any_more) // 8)
+        fits, not_any_more = (middle, not_any_more) if _fits(_cut(plan, middle)) else (fits, middle)
+    return fits
+
+
+def _cut(plan: TrainingPlan, length: int) -> TrainingPlan | None:
+    return plan.of_another(_changed(plan.basis.spec, max_length=length), plan.settings.method)
+
+
+def _fits(plan: TrainingPlan | None) -> bool:
+    return plan is not None and plan.memory is not None and plan.fits
+
+
+def _changed(spec: LoRAJobSpec, **training: Any) -> LoRAJobSpec:
+    return spec.model_copy(update={"training": spec.training.model_copy(update=training)})
