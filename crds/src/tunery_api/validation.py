@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +24,10 @@ Rule = Callable[[Spec], Iterable[FieldError]]
 _MAX_SHOWN: Final = 60
 """Characters of a bad value that a message repeats."""
 
+_GLOBS: Final = "/*?[]"
+"""Signs that a path keeps as it becomes a URI."""
+_PLACES: Final = {"model": "file://folder", "dataset": "file://data.jsonl", "storage": "file://folder"}
+"""Places on this machine, where a URI gives no better example."""
 _URI_SCHEMES: Final = {
     "model": "hf://owner/name, s3://bucket/prefix or pvc://claim/path",
     "dataset": "hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key",
@@ -53,7 +58,7 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
     try:
         spec = model.model_validate(obj["spec"])
     except ValidationError as error:
-        raise InvalidSpec(_field_error(detail, model) for detail in error.errors()) from error
+        raise InvalidSpec(_field_error(detail, model, local) for detail in error.errors()) from error
     problems = list(itertools.chain.from_iterable(rule(spec) for rule in rules))
     problems += () if local else _file_uris(spec)
     if problems:
@@ -74,10 +79,23 @@ def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
             yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
 
 
-def _field_error(detail: ErrorDetails, model: type[BaseModel]) -> FieldError:
+def _field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> FieldError:
     location = [part for part in detail["loc"] if part != "[key]"]
     path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    # A URI may be too short for any scheme, which is not yet empty.
+    if detail["type"] in ("string_pattern_mismatch", "string_too_short") and location[-1] == "uri" and detail["input"]:
+        return FieldError(path, _uri_message(str(detail["input"]), _uri_kind(location), local))
     return FieldError(path, _message(detail, location, model))
+
+
+def _uri_message(uri: str, kind: str, local: bool) -> str:
+    """Return what a URI must be; without a cluster with the scheme of this machine's own files."""
+    here = ""
+    if local:
+        path = uri.strip().removeprefix("./")
+        named = path and "://" not in path and not path.startswith("~")
+        here = f", or {f'file://{quote(path, safe=_GLOBS)}' if named else _PLACES[kind]} for a place on this machine"
+    return f"must be {_URI_SCHEMES[kind]}{here}, is {_shown(uri)}"
 
 
 def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseModel]) -> str:
@@ -88,8 +106,6 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return f'must be a string: write it in quotes, "{value}"'
     if kind == "string_pattern_mismatch" and location[-1] == "stop":
         return "must say why, in a word or a sentence"
-    if kind == "string_pattern_mismatch" and location[-1] == "uri":
-        return f"must be {_URI_SCHEMES[_uri_kind(location)]}, is {_shown(value)}"
     if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
         return f"must be a number of bytes above 0, such as 24Gi, is {_shown(value)}"
     text = {

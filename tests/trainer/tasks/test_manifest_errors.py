@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.exitcodes import ExitCode
+from tunery_api.names import API_VERSION
+from tunery_api.validation import parse_lorajob
+from tunery_trainer.cli import main
 
 from kit.story import Case, environment, run_here, run_trainer, write_manifest
 
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "boto3", "numpy", "pyarrow", "huggingface_hub")
+
+LEAST = {name: {"uri": "file://here"} for name in ("model", "dataset", "output")}
 
 WITH_MODULES = """
 import json, sys
@@ -53,6 +59,38 @@ def test_field_is_named_before_anything_heavy_is_imported(case: Case, changes: d
     assert reason.startswith("InvalidSpec: ")
     assert message in reason
     assert hint == "Correct the named field in the manifest, and run it again."
+
+
+@pytest.mark.parametrize("command", ["run", "estimate", "check"])
+@pytest.mark.parametrize(
+    ("block", "uri", "place"),
+    [
+        pytest.param("output", "out", "file://out", id="shorter-than-any-scheme"),
+        pytest.param("output", "./my out", "file://my%20out", id="output"),
+        pytest.param("dataset", "./chat*.jsonl", "file://chat*.jsonl", id="dataset"),
+        pytest.param("dataset", "htp://x/chat.jsonl", "file://data.jsonl", id="another-scheme"),
+        pytest.param("model", "/models/base", "file:///models/base", id="model"),
+    ],
+)
+def test_without_a_cluster_a_path_is_told_as_the_uri_that_it_becomes(
+    case: Case, capsys: pytest.CaptureFixture[str], command: str, block: str, uri: str, place: str
+) -> None:
+    path = str(case(**{block: {"uri": uri}}))
+    if command == "check" and block == "output":
+        pytest.skip("check publishes nothing")
+    assert main([command, path]) == ExitCode.USER_ERROR
+    message = capsys.readouterr().err.strip().splitlines()[-2]
+    assert f"spec.{block}.uri: must be " in message
+    assert message.endswith(f", or {place} for a place on this machine, is {uri!r}")
+    followed = {"apiVersion": API_VERSION, "spec": {**LEAST, block: {"uri": place}}}
+    assert getattr(parse_lorajob(followed, local=True), block).uri == place
+
+
+def test_an_empty_uri_is_called_empty_and_a_cluster_is_told_of_no_files() -> None:
+    for uri, said in {"": "must not be empty", "out": "must be s3://bucket/prefix, is 'out'"}.items():
+        with pytest.raises(InvalidSpec) as refused:
+            parse_lorajob({"apiVersion": API_VERSION, "spec": {**LEAST, "output": {"uri": uri}}})
+        assert str(refused.value) == f"spec.output.uri: {said}"
 
 
 @pytest.mark.parametrize(
