@@ -275,36 +275,54 @@ def test_plain_shows_no_conversation(write: Write, options: DataOptions, row: di
 
 
 @pytest.mark.parametrize(
-    ("options", "row", "found", "needed", "tasks"),
+    ("options", "row", "found", "needed", "todo"),
     [
-        (DPO, {"messages": [USER, GOOD]}, "Messages (columns: messages)", "Preference: chosen, rejected", "SFT"),
-        (DPO, ONE, "UnpairedPreference (columns: prompt, completion, label)", "Preference: chosen, rejected", "KTO"),
-        (ORPO, {"text": "x"}, "Text (columns: text)", "Preference: chosen, rejected", "SFT"),
+        (
+            DPO,
+            {"messages": [USER, GOOD]},
+            "Messages (columns: messages)",
+            "Preference: chosen, rejected",
+            "or set task: SFT, in a new job.",
+        ),
+        (
+            DPO,
+            ONE,
+            "UnpairedPreference (columns: prompt, completion, label)",
+            "Preference: chosen, rejected",
+            "Set task: KTO in a new job.",
+        ),
+        (
+            ORPO,
+            {"text": "x"},
+            "Text (columns: text)",
+            "Preference: chosen, rejected",
+            "or set task: SFT, in a new job.",
+        ),
         (
             KTO,
             {"prompt": "Hi", "completion": "Hello"},
             "PromptCompletion (columns: prompt, completion)",
             "UnpairedPreference: prompt, completion, label; Preference: chosen, rejected",
-            "SFT",
+            "or set task: SFT, in a new job.",
         ),
         (
             DataOptions(),
             PAIR,
             "Preference (columns: prompt, chosen, rejected)",
             "Messages: messages; ShareGPT: conversations; ",
-            "DPO or ORPO or KTO",
+            "Set task: DPO (or ORPO) in a new job. If other columns",
         ),
     ],
 )
 def test_rows_of_another_task_are_refused_at_once(
-    write: Write, options: DataOptions, row: dict[str, Any], found: str, needed: str, tasks: str
+    write: Write, options: DataOptions, row: dict[str, Any], found: str, needed: str, todo: str
 ) -> None:
     with pytest.raises(TrainerError) as caught:
         convert(write("a.jsonl", [row, row]), options)
     assert caught.value.reason is FailureReason.DATASET_INVALID
     said = f"spec.dataset: the rows are {found}, task {options.task} learns from {needed}"
     assert caught.value.message.startswith(said)
-    assert f"task: {tasks}." in str(caught.value.hint)
+    assert todo in str(caught.value.hint)
 
 
 def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
@@ -312,7 +330,8 @@ def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
     path = write("a.jsonl", [ONE, {**ONE, "label": False}])
     with pytest.raises(TrainerError, match="the rows are UnpairedPreference") as caught:
         convert(path, DataOptions())
-    assert "name spec.dataset.format: PromptCompletion in a new job" in str(caught.value.hint)
+    hint = str(caught.value.hint)
+    assert hint.startswith("Set task: KTO in a new job. To leave the others aside, name spec.dataset.format: Prompt")
     examples, _, reader = convert(path, DataOptions(format=DatasetFormat.PROMPT_COMPLETION))
     assert (len(examples), reader.ignored) == (2, {"label"})
 

@@ -91,6 +91,37 @@ def test_preferences_without_a_model(write: Write) -> None:
     assert "DPO, Preference" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("row", "said", "options"),
+    [
+        ({"prompt": "?", "chosen": "yes", "rejected": "no"}, "Set --task DPO (or ORPO).", ("--task", "DPO")),
+        ({"prompt": "?", "completion": "no", "label": False}, "Set --task KTO. To leave", ("--task", "KTO")),
+        (
+            {"prompt": "?", "completion": "no", "label": False},
+            "name --format PromptCompletion. If other columns are meant, name them in --columns.",
+            ("--format", "PromptCompletion"),
+        ),
+    ],
+)
+def test_rows_of_preferences_are_told_with_the_option_that_reads_them(
+    write: Write, row: dict[str, Any], said: str, options: tuple[str, str]
+) -> None:
+    path = write("data.jsonl", [{**row, "prompt": f"{n}?"} for n in range(9)])
+    refused = run_here("check", path)
+    assert refused.returncode == ExitCode.DATA_ERROR
+    assert said in refused.stderr.splitlines()[-1]
+    assert run_here("check", path, *options).returncode == ExitCode.OK
+
+
+def test_a_settings_file_in_a_folder_of_data_is_told_to_go_or_the_data_to_be_named(write: Write) -> None:
+    path = write("data.jsonl", make_rows())
+    (path.parent / "adapter_config.json").write_text(json.dumps({"r": 8}, indent=2))
+    refused = run_here("check", path.parent)
+    assert refused.returncode == ExitCode.DATA_ERROR
+    assert "take it out of the folder, and check again, or name the data file itself;" in refused.stderr
+    assert run_here("check", path).returncode == ExitCode.OK
+
+
 def test_of_a_pair_both_answers_are_shown(write: Write, tiny_model: Path) -> None:
     made = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(9)]
     done = run_here("check", write("data.jsonl", made), "--task", "DPO", "--model", tiny_model)

@@ -27,6 +27,11 @@ from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowP
 from tunery_trainer.errors import TrainerError
 
 _PREFERENCES: Final = formats_of(TrainingTask.KTO)
+_LIKELY: Final = {
+    DatasetFormat.PREFERENCE: f"{TrainingTask.DPO} (or {TrainingTask.ORPO})",
+    DatasetFormat.UNPAIRED_PREFERENCE: f"{TrainingTask.KTO}",
+}
+"""The tasks for which rows that have these columns were written."""
 
 
 @lru_cache
@@ -132,13 +137,22 @@ class ExampleReader:
         return "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
 
     def _of_another_task(self, found: DatasetFormat, too: DatasetFormat | None, row: JsonObject) -> TrainerError:
-        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
         return TrainerError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {self._known()}",
-            (f"To leave the others aside, name spec.dataset.format: {too} in a new job. " if too else "")
-            + "Use such rows; spec.dataset.columns for other names of the columns needs a new job, as does "
-            f"task: {fitting}.",
+            self._with_that_task(found, too),
+        )
+
+    def _with_that_task(self, found: DatasetFormat, too: DatasetFormat | None) -> str:
+        """Return what to do about rows of another task: pairs and labels are written for one, other rows for any."""
+        if found in _LIKELY:
+            aside = f" To leave the others aside, name spec.dataset.format: {too} in a new job." if too else ""
+            columns = " If other columns are meant, name them in spec.dataset.columns in a new job."
+            return f"Set task: {_LIKELY[found]} in a new job.{aside}{columns}"
+        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
+        return (
+            f"Put rows that task {self._task} learns from in their place, and retry; or name the columns that hold "
+            f"them in spec.dataset.columns, or set task: {fitting}, in a new job."
         )
 
 
