@@ -157,6 +157,19 @@ def test_objects_over_several_lines_are_put_on_lines_by_the_command(tmp_path: Pa
     assert values(path) == ROWS
 
 
+def test_a_settings_file_in_a_folder_of_data_may_be_taken_out_or_passed_by(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    stray = tmp_path / "adapter_config.json"
+    stray.write_text(json.dumps({"r": 8}, indent=2))
+    with pytest.raises(TrainerError) as refused:
+        scan(tmp_path, DataOptions())
+    said = "where this file is no data, take it out of the folder, and retry, or name the data file itself"
+    assert said in (refused.value.hint or "")
+    assert scan(tmp_path / "data.jsonl", DataOptions()).rows == len(ROWS)
+    stray.unlink()
+    assert scan(tmp_path, DataOptions()).rows == len(ROWS)
+
+
 def write_twice(path: Path, names: list[str]) -> None:
     if path.suffix == ".csv":
         path.write_text(f"{','.join(names)}\n1,2,3\n")

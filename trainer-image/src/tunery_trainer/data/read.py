@@ -101,7 +101,8 @@ def _over_several_lines(name: str, number: int) -> TrainerError:
     path = shlex.quote(name)
     hint = (
         f"Put what `jq -c . {path}` prints in the place of the file; where the rows are an array within the object, "
-        f"what `jq -c '.NAME[]' {path}` prints, with the array's name"
+        f"what `jq -c '.NAME[]' {path}` prints, with the array's name; or, where this file is no data, take it out of "
+        "the folder, and retry, or name the data file itself in a new job"
     )
     return damaged(f"{name} line {number}", "a JSON object goes on over several lines, and a row is one line", hint)
 
