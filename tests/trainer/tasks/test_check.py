@@ -79,6 +79,20 @@ def test_a_manifest_says_how_rows_are_read(case: Case) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.jsonl", "job.yaml", "model"], "nothing is left"
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_each_valid_row_is_trained_on_or_told_as_held_out(case: Case, own: bool) -> None:
+    evaluation = {"uri": "file://own.jsonl"} if own else {"fraction": "0.1"}
+    path = case(dataset={"uri": "file://data.jsonl", "evaluation": evaluation}, training={"packing": False})
+    write_rows(path.parent / "own.jsonl", make_rows(8))
+    write_rows(path.parent / "data.jsonl", make_rows(40))
+    told = run_here("check", path, "--output", path.parent / "report").stdout
+    tokens = json.loads((path.parent / "report" / "data-report.json").read_text())["tokens"]
+    rows = dict(re.findall(r"^\| ([\w ]+?) +\| (\d+)", told, re.MULTILINE))
+    assert rows["Valid rows"] == "40"
+    assert rows.get("Rows held out for evaluation") == (None if own else "4")
+    assert int(rows["Sequences to train on"]) + tokens.get("heldOutRows", 0) == 40
+
+
 def test_a_manifest_needs_no_output(case: Case) -> None:
     path = case(output=None)
     assert run_here("check", path).returncode == ExitCode.OK

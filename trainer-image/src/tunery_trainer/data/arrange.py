@@ -109,7 +109,8 @@ def arrange(files: Files, options: DataOptions, report: DatasetReport, rows: Cou
     layout = _layout(train, trained, options)
     report = with_layout(report, layout, trained.labels)
     check_held_out(kept_back.labels, files.held_field)
-    return Arrangement(train, layout, held, _with_tokens(report, trained.tokens, kept_back.tokens))
+    report = _with_tokens(report, trained.tokens, kept_back.tokens)
+    return Arrangement(train, layout, held, _with_held_out(report, len(drawn)))
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,12 @@ def _layout(part: Part, sums: _Sums, options: DataOptions) -> Layout:
         if sequences >= options.min_sequences:
             return Layout(options.max_length, sequences)
     return Layout(None, sums.examples)
+
+
+def _with_held_out(report: DatasetReport, rows: int) -> DatasetReport:
+    if report.tokens is None:
+        return report
+    return dataclasses.replace(report, tokens=dataclasses.replace(report.tokens, held_out_rows=rows))
 
 
 def _with_tokens(report: DatasetReport, training: int, held_out: int) -> DatasetReport:

@@ -120,6 +120,8 @@ class TokenReport:
     """Of `tokens` those to train on; of a pair, those of the chosen answer."""
     held_out_tokens: int = 0
     """Of `tokens` those held out; of a pair, those of the chosen answer."""
+    held_out_rows: int = 0
+    """Rows held out of those to train on; 0 where the evaluation set is one of its own."""
 
     @property
     def held_out_share(self) -> float | None:

@@ -72,6 +72,8 @@ class Tokens(OpenModel):
     """Rows that became several examples, since the chat template rewrites earlier turns."""
     repeated: int
     """Tokens that splitting made stand there once more."""
+    held_out_rows: int | None = None
+    """Valid rows that are held out for evaluation; null where that was not reached, or none is drawn from them."""
     sequences: int | None = None
     """Sequences to train on; null where that was not reached."""
     packed: bool | None = None

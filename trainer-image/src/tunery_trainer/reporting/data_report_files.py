@@ -119,6 +119,7 @@ def _tokens(tokens: TokenReport, notes: DataNotes, max_length: int) -> Tokens:
         examples=tokens.examples,
         split_rows=tokens.split_rows,
         repeated=tokens.repeated_tokens,
+        held_out_rows=tokens.held_out_rows or None,
         sequences=tokens.sequences or None,
         packed=tokens.packed if tokens.sequences else None,
         answers=tokens.assistant_turns,

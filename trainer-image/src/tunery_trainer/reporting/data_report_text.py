@@ -28,7 +28,9 @@ def as_text(report: DataReport, invalid: Iterable[Mapping[str, Any]], shown: int
         yield f"{_line(report.refused.hint)}\n\n" if report.refused.hint else ""
     if not report.complete:
         yield "The data were not read to their end: what follows holds for the rows that were.\n\n"
-    yield _table([*_rows_of(report), *(_tokens_of(report.tokens) if report.tokens else ()), *_pairs_of(report)])
+    yield _table(
+        [*_rows_of(report), *(_tokens_of(report.tokens, report.rows) if report.tokens else ()), *_pairs_of(report)]
+    )
     yield _section("Worth a look", [f"- {_line(warning)}" for warning in report.warnings])
     yield from _invalid(report, islice(invalid, shown))
     if report.tokens and report.tokens.lengths:
@@ -85,7 +87,7 @@ def _rows_of(report: DataReport) -> Iterator[tuple[str, str]]:
         yield "Columns ignored", _line(", ".join(data.ignored_columns))
 
 
-def _tokens_of(tokens: Tokens) -> Iterator[tuple[str, str]]:
+def _tokens_of(tokens: Tokens, rows: int) -> Iterator[tuple[str, str]]:
     yield "Tokens", f"{tokens.all:,}, of which {tokens.taught:,} are taught ({tokens.taught_percent:.4g} %)"
     if tokens.answers:
         wanted = tokens.answers - tokens.context_answers
@@ -100,6 +102,8 @@ def _tokens_of(tokens: Tokens) -> Iterator[tuple[str, str]]:
         yield "Rows split by the template", f"{tokens.split_rows:,}, {tokens.repeated:,} tokens repeated"
     if tokens.lost_reasoning:
         yield "Answers whose reasoning is left out", f"{tokens.lost_reasoning:,}"
+    if tokens.held_out_rows:
+        yield "Rows held out for evaluation", f"{tokens.held_out_rows:,}{_share(tokens.held_out_rows, rows)}"
     if tokens.sequences:
         yield "Sequences to train on", f"{tokens.sequences:,}, {'packed' if tokens.packed else 'one example each'}"
 
