@@ -92,6 +92,28 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
 
 
 @pytest.mark.parametrize(
+    ("training", "batch"),
+    [
+        ({"packing": False, "batchSize": 1}, r"1 row of (\d+) tokens, twice what 99 % of the rows have at most; "),
+        ({"packing": False, "maxLength": 40}, r"4 rows of (40) tokens, as maxLength allows; "),
+        ({"packing": True, "batchSize": 1}, r"1 packed sequence of (256) tokens, as maxLength allows; "),
+    ],
+)
+def test_the_tokens_that_a_row_is_counted_with_are_explained(
+    case: Case, capsys: pytest.CaptureFixture[str], training: dict[str, Any], batch: str
+) -> None:
+    path = case(training={"maxSteps": 1, "maxLength": 256, **training})
+    assert main(["estimate", str(path)]) == ExitCode.OK
+    out = capsys.readouterr().out
+    counted = re.search(rf"^Batch     {batch}activations ", out, re.MULTILINE)
+    assert counted, out
+    assert "Data      120 rows, 1 step, about " in out
+    assert main(["check", str(path), "--output", str(path.parent)]) == ExitCode.OK
+    lengths = json.loads((path.parent / "data-report.json").read_text())["tokens"]["lengths"]
+    assert "twice" not in batch or int(counted[1]) == 2 * lengths["p99"]
+
+
+@pytest.mark.parametrize(
     ("rate", "said"), [("1", r"[\d.]+ hours"), ("100", r"[\d.]+ minutes"), ("1000", r"\d+ seconds")]
 )
 def test_time_is_told_in_the_unit_that_says_something(

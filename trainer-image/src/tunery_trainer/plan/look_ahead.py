@@ -57,6 +57,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
         on_gpu=device.kind is DeviceKind.CUDA,
         by_default="memory" not in spec.resources.model_fields_set,
         rows=data.rows if files else None,
+        capped=plan.row_length == plan.settings.training.max_length,
         packed=plan.packed,
         steps=plan.steps if files or spec.training.max_steps else None,
         tokens=plan.tokens,

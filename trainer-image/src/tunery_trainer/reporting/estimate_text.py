@@ -77,15 +77,26 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     yield from _said("Adapter", _adapter(found))
     if found.left_out:
         yield from _said("Left out", f"{found.left_out}.")
-    kept = "recomputed" if training.gradient_checkpointing else "kept"
-    unit = "packed sequences" if found.packed else "rows"
-    yield from _said("Batch", f"{training.batch_size} {unit} of {found.memory.length} tokens, activations {kept}")
+    yield from _said("Batch", _batch(found))
     yield from _said("Data", _data(found))
     seconds = found.seconds(rate)
     if seconds is not None:
         yield from _said("Time", f"{_duration(seconds)} at {rate:g} tokens a second")
     elif rate is not None:
         yield from _said("Time", "not known: the data was not read")
+
+
+def _batch(found: Estimated) -> str:
+    """Return how many rows a pass has, what each is counted with, and why with so many tokens."""
+    training = found.settings.training
+    rows = _counted(training.batch_size, "packed sequence" if found.packed else "row")
+    why = "as maxLength allows" if found.capped else "twice what 99 % of the rows have at most"
+    kept = "recomputed" if training.gradient_checkpointing else "kept"
+    return f"{rows} of {found.memory.length} tokens, {why}; activations {kept}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _said(what: str, text: str) -> list[str]:
@@ -122,9 +133,9 @@ def _adapter(found: Estimated) -> str:
 
 
 def _data(found: Estimated) -> str:
-    read = f"{found.rows} rows" if found.rows is not None else "not read; rows taken to be of maxLength"
-    steps = f", {found.steps} steps" if found.steps is not None else ""
-    return read + steps + (f", about {found.tokens} tokens" if found.tokens is not None else "")
+    read = _counted(found.rows, "row") if found.rows is not None else "not read; rows taken to be of maxLength"
+    steps = f", {_counted(found.steps, 'step')}" if found.steps is not None else ""
+    return read + steps + (f", about {_counted(found.tokens, 'token')}" if found.tokens is not None else "")
 
 
 def _parts(found: Estimated) -> Iterable[str]:

@@ -42,6 +42,8 @@ class Estimated:
     on_gpu: bool
     rows: int | None
     """Of the data set; None where it was not read."""
+    capped: bool
+    """Whether a row is counted with as many tokens as maxLength allows."""
     packed: bool
     """Whether what is trained on are sequences of several rows."""
     steps: int | None
