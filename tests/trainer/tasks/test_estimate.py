@@ -94,7 +94,7 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
 @pytest.mark.parametrize(
     ("training", "batch"),
     [
-        ({"packing": False, "batchSize": 1}, r"1 row of (\d+) tokens, twice what 99 % of the rows have at most; "),
+        ({"packing": False, "batchSize": 1}, r"1 row of (\d+) tokens, as the longest row has; "),
         ({"packing": False, "maxLength": 40}, r"4 rows of (40) tokens, as maxLength allows; "),
         ({"packing": True, "batchSize": 1}, r"1 packed sequence of (256) tokens, as maxLength allows; "),
     ],
@@ -110,7 +110,7 @@ def test_the_tokens_that_a_row_is_counted_with_are_explained(
     assert "Data      120 rows, 1 step, about " in out
     assert main(["check", str(path), "--output", str(path.parent)]) == ExitCode.OK
     lengths = json.loads((path.parent / "data-report.json").read_text())["tokens"]["lengths"]
-    assert "twice" not in batch or int(counted[1]) == 2 * lengths["p99"]
+    assert "longest" not in batch or int(counted[1]) == lengths["longest"]
 
 
 @pytest.mark.parametrize(

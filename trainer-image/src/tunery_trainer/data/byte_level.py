@@ -27,8 +27,8 @@ class ByteLevel:
     """A tokenizer of which each token stands for bytes of the text, as those of Llama 3, Qwen and SmolLM2 do.
 
     It need not keep note of every token's characters then, which is a seventh of its work: tokens that have together
-    as many bytes as their text stand for it from end to end. Where they have not, it says so, and the tokenizer is to be
-    asked for the characters of that text.
+    as many bytes as their text stand for it from end to end. Where they have not, the tokenizer is to be asked for the
+    characters of that text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

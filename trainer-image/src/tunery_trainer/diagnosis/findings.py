@@ -246,8 +246,8 @@ def evaluation_too_small(
     """
     held_out = f"{rows + copies} rows are held out" + (f", {rows} if copies count once" if copies else "")
     text = (
-        f"{held_out}: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured how many would "
-        "be enough; that may be a hundred or more."
+        f"{held_out}: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured how many "
+        "would be enough; that may be a hundred or more."
     )
     if unsure is not None:
         # Of a change the error is smaller, as it is measured row by row.

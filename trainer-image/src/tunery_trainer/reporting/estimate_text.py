@@ -90,7 +90,7 @@ def _batch(found: Estimated) -> str:
     """Return how many rows a pass has, what each is counted with, and why with so many tokens."""
     training = found.settings.training
     rows = _counted(training.batch_size, "packed sequence" if found.packed else "row")
-    why = "as maxLength allows" if found.capped else "twice what 99 % of the rows have at most"
+    why = "as maxLength allows" if found.capped else "as the longest row has"
     kept = "recomputed" if training.gradient_checkpointing else "kept"
     return f"{rows} of {found.memory.length} tokens, {why}; activations {kept}"
 
