@@ -13,7 +13,7 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     folder = case().parent
     uris = {name: {"uri": f"file://{folder}/{file}"} for name, file in (("model", "model"), ("dataset", "data.jsonl"))}
     # Long enough that the loop says something of its own: what follows within a second takes a line's place.
-    spec = manifest(folder, training={"maxSteps": 80}, **uris)["spec"]
+    spec = manifest(folder, training={"maxSteps": 240}, **uris)["spec"]
     content = {
         "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": "u-1"},
         "loraJob": spec,
@@ -30,9 +30,9 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
         "Starting",
         f"Model      {uris['model']['uri']}, ",
         f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 12 held out",
-        "Method     LoRA, 80 steps on the CPU",
+        "Method     LoRA, 240 steps on the CPU",
         "Training  step ",
-        "Succeeded  step 80/80 (100 %)  ",
+        "Succeeded  step 240/240 (100 %)  ",
         f"Published {spec['output']['uri']}",
     ]
     found = [next((index for index, line in enumerate(lines) if line.startswith(start)), -1) for start in expected]
