@@ -5,6 +5,7 @@ A pass that runs out of memory all the same is taken again in halves, and so is 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Measured:
     """`loss`, NaN where there is nothing to take the mean of; of a preference task also what `Tally.rewards` tells."""
     rows: RowLosses
     """What each row adds to it, in the order of the rows; copies of a row are one with it."""
+    without_loss: int
+    """Rows whose loss is not finite, each copy counted."""
 
     @property
     def loss(self) -> float:
@@ -87,8 +90,9 @@ def measure(
             losses.append(outcome.losses.double())
             tally.add(outcome)
     found = _row_losses(order, torch.cat(losses).cpu(), torch.cat(counts).cpu().double()) if order else _NO_ROWS
-    found = found.merged([content(rows[index]) for index in range(len(rows))])
-    return Measured({"loss": found.loss, **tally.rewards()}, found)
+    once = found.merged([content(rows[index]) for index in range(len(rows))])
+    without = sum(not math.isfinite(each) for each in found.sums)
+    return Measured({"loss": once.loss, **tally.rewards()}, once, without)
 
 
 _NO_ROWS: Final = RowLosses((), ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,13 +90,12 @@ def no_loss(job: Assignment, found: Measured) -> TrainerError:
     if spoilt:
         return spoilt
     field, precision = _narrowest(job.settings)
-    sums = found.rows.sums
-    without = sum(not math.isfinite(each) for each in sums)
     who = "the base with the adapter of spec.continueFrom" if job.plan.basis.start_from else "the base"
     return TrainerError(
         FailureReason.MODEL_UNSUPPORTED,
-        f"spec.model.uri: before any step the loss of {who} is not finite on {without} of {len(sums)} held-out rows, "
-        f"computed in {precision}, and its files hold neither NaN nor infinity",
+        f"spec.model.uri: before any step the loss of {who} is not finite on {found.without_loss} of "
+        f"{len(job.data.evaluation)} held-out rows, computed in {precision}, and its files hold neither NaN nor "
+        "infinity",
         _wider(field, precision),
     )
 
