@@ -53,7 +53,7 @@ class MetricsStatus(OpenModel):
     )
     improvement_error: Number | None = Field(
         None,
-        description="Standard error of improvement, from the held-out rows one by one; left out below 8 different ones.",
+        description="Standard error of improvement, from the held-out rows one by one; left out below 8 that differ.",
     )
     learning_rate: Number | None = Field(None, description="Learning rate.")
     grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")

@@ -25,7 +25,9 @@ class Method(StrEnum):
 
 
 LORA_FAMILY: Final = frozenset({Method.LORA, Method.QLORA, Method.DORA, Method.QDORA})
-QUANTIZED: Final = frozenset({Method.QLORA, Method.QDORA})
+QUANTIZED_TWIN: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
+"""The names of methods on a quantised base, where they have one of their own."""
+QUANTIZED: Final = frozenset(QUANTIZED_TWIN.values())
 PROMPT_LEARNING: Final = frozenset({Method.PREFIX_TUNING, Method.PROMPT_TUNING})
 
 

@@ -17,6 +17,7 @@ from tunery_api.methods import (
     LORA_FAMILY,
     PROMPT_LEARNING,
     QUANTIZED,
+    QUANTIZED_TWIN,
     READ_OF_LORA,
     TARGET_WORDS,
     LoraInit,
@@ -97,7 +98,7 @@ def quantization(spec: LoRAJobSpec) -> Errors:
     """A quantised base has method names of its own, and one pair that the libraries cannot train."""
     if spec.quantization is None:
         return
-    quantized = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}.get(spec.method)
+    quantized = QUANTIZED_TWIN.get(spec.method)
     if quantized:
         yield FieldError(
             "spec.quantization",
@@ -113,7 +114,7 @@ def initialization(spec: LoRAJobSpec) -> Errors:
     if method is Method.AUTO and init in _NEEDS_NAMED_METHOD:
         yield _init_error(f"{init} does not suit every method that Auto may choose; name the method")
     elif method in QUANTIZED and init in (LoraInit.PISSA, LoraInit.OLORA):
-        plain = {Method.QLORA: Method.LORA, Method.QDORA: Method.DORA}[method]
+        plain = next(plain for plain, twin in QUANTIZED_TWIN.items() if twin is method)
         yield _init_error(
             f"{init} changes the base weights, which {method} has quantised; use method: {plain} or LoftQ"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.methods import Method, QuantizationSpec, QuantizationType
+from tunery_api.methods import QUANTIZED_TWIN, Method, QuantizationSpec, QuantizationType
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.memory import weights_bytes
@@ -43,8 +43,6 @@ GPU_CLASSES: Final = (
 )
 """By name and GB as they are sold."""
 _METHODS: Final = (Method.LORA, Method.DORA, Method.ADALORA, Method.IA3, Method.PREFIX_TUNING, Method.PROMPT_TUNING)
-_QUANTISED: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
-"""The names of methods on a quantised base, where they have one of their own."""
 _FOUR_BITS: Final = QuantizationSpec(type=QuantizationType.NF4, double_quant=True)
 _EIGHT_BITS: Final = QuantizationSpec(type=QuantizationType.INT8)
 
@@ -71,7 +69,7 @@ def method_table(basis: Basis, data: DatasetReport) -> Iterator[TableRow]:
     """
     stored = basis.facts.stored
     for method in _METHODS:
-        named = _QUANTISED.get(method, method)
+        named = QUANTIZED_TWIN.get(method, method)
         if stored is not None:
             yield from _rows(_plan(basis, named, None, data), f"{stored.type} as stored")
             continue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import Method
+from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
 from tunery_api.rules import LORAJOB_RULES
 from tunery_trainer.errors import TrainerError
@@ -21,7 +21,6 @@ _SHORTEST: Final = 64
 """Tokens: shorter rows are not worth a suggestion."""
 _HALVINGS: Final = 4
 """Lengths between the shortest and the asked one that are tried: of 64 to 8,192 within a third."""
-_QUANTISED: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
 _GIB: Final = 2**30
 _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} tokens neither"
 
@@ -85,7 +84,7 @@ def _others(plan: TrainingPlan) -> Iterator[str]:
     """Yield what fits of a plan of one row: a quantised base, shorter rows, or else both."""
     if plan.basis.taken is not NOTHING:  # a checkpoint goes on by its own method, in rows of its own length
         return
-    spec, named = plan.basis.spec, _QUANTISED.get(plan.basis.spec.method)
+    spec, named = plan.basis.spec, QUANTIZED_TWIN.get(plan.basis.spec.method)
     stored = spec.model_copy(update={"method": named}) if named else None
     if stored and any(True for rule in LORAJOB_RULES for _ in rule(stored)):
         stored = None
