@@ -44,6 +44,11 @@ def parse_lorajob(obj: Any, *, local: bool = False) -> LoRAJobSpec:
     return _parse(obj, LoRAJobSpec, LORAJOB_RULES, local)
 
 
+def lorajob_errors(spec: LoRAJobSpec) -> list[FieldError]:
+    """Return what a spec says that the schema allows and that cannot be."""
+    return [error for rule in LORAJOB_RULES for error in rule(spec)]
+
+
 def parse_adaptermerge(obj: Any, *, local: bool = False) -> AdapterMergeSpec:
     """Return the spec of an AdapterMerge object; see parse_lorajob."""
     return _parse(obj, AdapterMergeSpec, ADAPTERMERGE_RULES, local)

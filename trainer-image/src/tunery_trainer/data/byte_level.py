@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import pre_tokenizers
 
-from tunery_trainer.data.render import Rendered, Span
+from tunery_trainer.data.render import Rendered
 from tunery_trainer.data.tokenizer import Tokenizer
 
 Located = tuple[npt.NDArray[np.int32], list[tuple[int, int]] | None]
@@ -20,7 +20,6 @@ Located = tuple[npt.NDArray[np.int32], list[tuple[int, int]] | None]
 
 _ADDS_NOTHING: Final = frozenset(["ByteLevel", "Digits", "Split"])
 """Pre-tokenizers that cut a text, and put no character into it."""
-_SETTLED: Final = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
 
 
 class ByteLevel:
@@ -32,7 +31,7 @@ class ByteLevel:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer([""], **_SETTLED)  # transformers sets truncation and padding at a call
+        tokenizer([""])  # transformers sets truncation and padding at a call
         self._tokenizer = tokenizer.backend_tokenizer
         told = json.loads(self._tokenizer.to_str())
         self._composes = told["normalizer"] is not None
@@ -40,52 +39,40 @@ class ByteLevel:
 
     def located(self, rows: Sequence[Rendered], *, special_tokens: bool) -> list[Located | None]:
         """Return what is found of each row, whatever rows are beside it; None where characters are to be asked for."""
-        known = [self._knows(row.text) for row in rows]
+        if self._lengths is None:
+            return [None] * len(rows)
+        known = [self._is_composed(row.text) for row in rows]
         texts = [row.text for row, own in zip(rows, known, strict=True) if own]
         encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens) if texts else ())
         return [
-            self._found(row, next(encodings), special_tokens) if own else None
+            _found(row, next(encodings), special_tokens, self._lengths) if own else None
             for row, own in zip(rows, known, strict=True)
         ]
 
-    def _knows(self, text: str) -> bool:
-        """Tell whether the tokens of a text stand for its own bytes, as far as can be known before."""
-        if self._lengths is None:
-            return False
+    def _is_composed(self, text: str) -> bool:
+        """Tell whether the tokenizer takes a text as it is."""
         return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text)
 
-    def _found(self, row: Rendered, encoding: Any, special_tokens: bool) -> Located | None:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        if row.spans is None:
-            return ids, None
-        added = encoding.special_tokens_mask if special_tokens else None
-        stretches = self.stretches(ids, added, row.text, row.spans)
-        return None if stretches is None else (ids, stretches)
 
-    def stretches(
-        self, ids: npt.NDArray[np.int32], added: Sequence[int] | None, text: str, spans: Sequence[Span]
-    ) -> list[tuple[int, int]] | None:
-        """Return what `mask.token_stretches` does; None where the tokens are not the text from end to end.
+def _found(row: Rendered, encoding: Any, special_tokens: bool, lengths: npt.NDArray[np.int32]) -> Located | None:
+    """Return the tokens of a row and its stretches; None where the tokens are not the text from end to end.
 
-        Args:
-            ids: the tokens of `text`. Shape (tokens,).
-            added: 1 for each token that stands for no byte of it (`special_tokens_mask`); None: all of them do.
-            text: what was encoded.
-            spans: characters [start, end) of it.
-        """
-        if self._lengths is None:
-            return None
-        lengths = self._lengths[ids]
-        if added is not None:
-            lengths = lengths * (1 - np.array(added, np.int32))
-        ends = np.cumsum(lengths)
-        size = len(text) if text.isascii() else len(text.encode())
-        if (int(ends[-1]) if ends.size else 0) != size:
-            return None
-        places = [place for start, end in spans if start < end for place in (start, end)]
-        starts, stops = _in_bytes(text, places, size).reshape(-1, 2).T
-        first, last = np.searchsorted(ends, starts, "right"), np.searchsorted(ends, stops - 1, "right")
-        return list(zip(first.tolist(), last.tolist(), strict=True))
+    `lengths` are the bytes of each token of the vocabulary. Shape (vocabulary,).
+    """
+    ids, text = np.array(encoding.ids, dtype=np.int32), row.text
+    if row.spans is None:
+        return ids, None
+    stand_for = lengths[ids]
+    if special_tokens:  # those that were added stand for no byte
+        stand_for = stand_for * (1 - np.array(encoding.special_tokens_mask, np.int32))
+    ends = np.cumsum(stand_for)
+    size = len(text) if text.isascii() else len(text.encode())
+    if (int(ends[-1]) if ends.size else 0) != size:
+        return None
+    places = [place for start, end in row.spans if start < end for place in (start, end)]
+    starts, stops = _in_bytes(text, places, size).reshape(-1, 2).T
+    first, last = np.searchsorted(ends, starts, "right"), np.searchsorted(ends, stops - 1, "right")
+    return ids, list(zip(first.tolist(), last.tolist(), strict=True))
 
 
 def _in_bytes(text: str, places: Sequence[int], size: int) -> npt.NDArray[np.int64]:

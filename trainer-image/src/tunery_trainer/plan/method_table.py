@@ -9,11 +9,9 @@ from typing import Final
 
 from tunery_api.methods import QUANTIZED_TWIN, Method, QuantizationSpec, QuantizationType
 from tunery_trainer.data.options import DatasetReport
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.memory import weights_bytes
 from tunery_trainer.plan.basis import Basis
-from tunery_trainer.plan.training_plan import TrainingPlan, plan_method
-from tunery_trainer.settings.auto_method import MethodChoice
+from tunery_trainer.plan.training_plan import TrainingPlan, plan_if_possible
 from tunery_trainer.settings.memory import MemoryEstimate
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
@@ -84,10 +82,7 @@ def _plan(
 ) -> TrainingPlan | None:
     spec = basis.spec.model_copy(update={"method": method, "quantization": quantization})
     other = basis.planned_for(spec, DeviceFacts(DeviceKind.CUDA, None, bfloat16=True))
-    try:
-        return plan_method(other, MethodChoice(method, ""), data)
-    except TrainerError:
-        return None
+    return plan_if_possible(other, method, data)
 
 
 def _rows(plan: TrainingPlan | None, quantization: str) -> Iterator[TableRow]:

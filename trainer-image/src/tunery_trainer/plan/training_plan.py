@@ -132,11 +132,7 @@ class TrainingPlan:
 
     def of_another(self, spec: LoRAJobSpec, method: Method) -> TrainingPlan | None:
         """Return the plan of the same rows by another manifest; None where the model cannot do what that asks for."""
-        other = self.basis.planned_for(spec, self.basis.device)
-        try:
-            return plan_method(other, MethodChoice(method, ""), self.data)
-        except TrainerError:
-            return None
+        return plan_if_possible(self.basis.planned_for(spec, self.basis.device), method, self.data)
 
 
 def plan_training(basis: Basis, rows: int | None, data: DatasetReport) -> TrainingPlan:
@@ -180,6 +176,14 @@ def plan_method(basis: Basis, choice: MethodChoice, data: DatasetReport) -> Trai
     if basis.on_gpu and basis.spec.training.optimizer is None and not plan.fits:
         return candidate.plan(Optimizer.PAGED_ADAMW_8BIT)
     return plan
+
+
+def plan_if_possible(basis: Basis, method: Method, data: DatasetReport) -> TrainingPlan | None:
+    """Return what `plan_method` does; None where the model cannot do what the manifest asks for."""
+    try:
+        return plan_method(basis, MethodChoice(method, ""), data)
+    except TrainerError:
+        return None
 
 
 def _candidate(basis: Basis, choice: MethodChoice, data: DatasetReport) -> _Candidate:

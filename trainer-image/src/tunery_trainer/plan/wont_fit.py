@@ -9,7 +9,7 @@ from typing import Any, Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
-from tunery_api.rules import LORAJOB_RULES
+from tunery_api.validation import lorajob_errors
 from tunery_trainer.errors import TrainerError
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.taken_settings import NOTHING
@@ -21,7 +21,6 @@ _SHORTEST: Final = 64
 """Tokens: shorter rows are not worth a suggestion."""
 _HALVINGS: Final = 4
 """Lengths between the shortest and the asked one that are tried: of 64 to 8,192 within a third."""
-_GIB: Final = 2**30
 _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} tokens neither"
 
 
@@ -43,7 +42,7 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
 
 def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
     """Return the hint: a container's memory may grow by a retry, another GPU or setting is another job."""
-    enough = -(-needed_for(estimate.total) // _GIB)
+    enough = _gibibytes(estimate)
     if not plan.basis.on_gpu:
         other = f"; or {change}, in a new job" if change else ""
         return f"Raise spec.resources.memory to {enough}Gi, and retry{other}."
@@ -54,11 +53,16 @@ def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str
 
 def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
     """Return the hint where there is no cluster: of this machine's memory nothing in a manifest makes more."""
-    enough = -(-needed_for(estimate.total) // _GIB)
+    enough = _gibibytes(estimate)
     other = f"a GPU with {enough} GiB of memory" if plan.basis.on_gpu else f"a machine with {enough} GiB of memory"
     if change is None:
         return f"Take {other}: {_NOTHING_ELSE}."
     return f"{change[0].upper()}{change[1:]}, in a new job; or take {other}."
+
+
+def _gibibytes(estimate: MemoryEstimate) -> int:
+    """Return how many GiB would be enough."""
+    return -(-needed_for(estimate.total) // 2**30)
 
 
 def _change(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> str | None:
@@ -86,7 +90,7 @@ def _others(plan: TrainingPlan) -> Iterator[str]:
         return
     spec, named = plan.basis.spec, QUANTIZED_TWIN.get(plan.basis.spec.method)
     stored = spec.model_copy(update={"method": named}) if named else None
-    if stored and any(True for rule in LORAJOB_RULES for _ in rule(stored)):
+    if stored and lorajob_errors(stored):
         stored = None
     quantised = plan.of_another(stored, stored.method) if stored else None
     if _fits(quantised):

@@ -8,7 +8,7 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.preference import PREFERENCE_TASKS
-from tunery_api.rules import LORAJOB_RULES
+from tunery_api.validation import lorajob_errors
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, StoredQuantization
 
 FEW_ROWS: Final = 100
@@ -56,7 +56,7 @@ def _for_few_rows(spec: LoRAJobSpec, rows: int) -> MethodChoice:
     """Return prompt tuning, unless the manifest says what is refused of it: that would be read over."""
     few = f"{rows} rows are fewer than {FEW_ROWS}"
     as_prompt = spec.model_copy(update={"method": Method.PROMPT_TUNING})
-    fields = sorted({error.path for rule in LORAJOB_RULES for error in rule(as_prompt)})
+    fields = sorted({error.path for error in lorajob_errors(as_prompt)})
     if not fields:
         return MethodChoice(Method.PROMPT_TUNING, f"{few}: prompt tuning makes the most of them.")
     why = f"The model fits unquantised; {few}, but prompt tuning does not go with {', '.join(fields)}."
