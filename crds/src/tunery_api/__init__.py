@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunery_api.adaptermerge import AdapterMergeSpec
+    from tunery_api.adapterserver import AdapterServerSpec
     from tunery_api.errors import FieldError, InvalidSpec
     from tunery_api.exitcodes import ExitCode
     from tunery_api.kinds import KINDS, Kind, KindDefinition
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from tunery_api.names import API_VERSION, GROUP, VERSION
     from tunery_api.reasons import FailureReason
     from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+    from tunery_api.serverstatus import AdapterServerStatus
     from tunery_api.status import AdapterMergeStatus, ConditionType, LoRAJobStatus, Phase
-    from tunery_api.validation import parse_adaptermerge, parse_lorajob
+    from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
 
 __all__ = [
     "API_VERSION",
@@ -30,6 +32,8 @@ __all__ = [
     "VERSION",
     "AdapterMergeSpec",
     "AdapterMergeStatus",
+    "AdapterServerSpec",
+    "AdapterServerStatus",
     "ConditionType",
     "ExitCode",
     "FailureReason",
@@ -46,11 +50,13 @@ __all__ = [
     "RunSpec",
     "Task",
     "parse_adaptermerge",
+    "parse_adapterserver",
     "parse_lorajob",
 ]
 
 _HOMES = {
     "adaptermerge": ("AdapterMergeSpec",),
+    "adapterserver": ("AdapterServerSpec",),
     "errors": (
         "FieldError",
         "InvalidSpec",
@@ -78,6 +84,7 @@ _HOMES = {
         "RunSpec",
         "Task",
     ),
+    "serverstatus": ("AdapterServerStatus",),
     "status": (
         "AdapterMergeStatus",
         "ConditionType",
@@ -86,6 +93,7 @@ _HOMES = {
     ),
     "validation": (
         "parse_adaptermerge",
+        "parse_adapterserver",
         "parse_lorajob",
     ),
 }

@@ -12,6 +12,18 @@ from tunery_api.adaptermerge import (
     MergeEvaluationSpec,
     MergeInput,
 )
+from tunery_api.adapterserver import (
+    DEFAULT_IN_BATCH,
+    DEFAULT_LOADED,
+    ENGINE_ARGS,
+    ENGINE_RANKS,
+    AdapterSelector,
+    AdapterServerSpec,
+    AdapterSource,
+    EngineSpec,
+    LabelRequirement,
+    RolloutSpec,
+)
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -41,6 +53,7 @@ _IMPROVEMENT: Final = CelRule(
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 
 
+_RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
 _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 
 
@@ -262,6 +275,56 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(
             "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
             "output.uri is one of the adapters, which stay: choose another place",
+        ),
+    ],
+    AdapterSource: [
+        CelRule(
+            "[has(self.loraJobRef), has(self.adapterMergeRef), has(self.uri)].exists_one(set, set)",
+            "takes exactly one of loraJobRef, adapterMergeRef and uri",
+        ),
+        CelRule("!has(self.manifestSha256) || has(self.uri)", "manifestSha256 goes with uri"),
+        CelRule("!self.name.contains('..')", "name must not have two dots in a row"),
+    ],
+    LabelRequirement: [
+        CelRule(
+            "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values)",
+            "values goes with In and NotIn, which need it",
+        ),
+    ],
+    AdapterSelector: [
+        CelRule(
+            "(has(self.matchLabels) && self.matchLabels.size() > 0) || "
+            "(has(self.matchExpressions) && self.matchExpressions.size() > 0)",
+            "names no label: it would select everything",
+        ),
+    ],
+    EngineSpec: [
+        CelRule(f"!has(self.maxRank) || self.maxRank in {list(ENGINE_RANKS)}", f"maxRank must be one of {_RANKS}"),
+        CelRule(
+            f"(has(self.maxLoadedAdapters) ? self.maxLoadedAdapters : {DEFAULT_LOADED}) >= "
+            f"(has(self.maxAdaptersInBatch) ? self.maxAdaptersInBatch : {DEFAULT_IN_BATCH})",
+            f"maxLoadedAdapters must be at least maxAdaptersInBatch, by default {DEFAULT_IN_BATCH}",
+        ),
+        CelRule(
+            "!has(self.gpuMemoryFraction) || double(self.gpuMemoryFraction) > 0.0", "gpuMemoryFraction must be above 0"
+        ),
+        CelRule(
+            f"!has(self.args) || self.args.all(a, {list(ENGINE_ARGS)}.exists(flag, a == flag || "
+            "a.startsWith(flag + '=')))",
+            "args takes --flag or --flag=value, of the flags that `kubectl explain` lists",
+        ),
+    ],
+    RolloutSpec: [
+        CelRule(
+            "(has(self.maxSurge) ? self.maxSurge : 1) + (has(self.maxUnavailable) ? self.maxUnavailable : 0) > 0",
+            "maxSurge and maxUnavailable cannot both be 0",
+        ),
+    ],
+    AdapterServerSpec: [
+        CelRule(
+            "!has(self.adapters) || !has(self.model.servedName) || "
+            "self.adapters.all(a, a.name != self.model.servedName)",
+            "an adapter has the name of the base model",
         ),
     ],
 }

@@ -24,13 +24,15 @@ def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
     """
     spec, rules = kind.spec, []
     for name in _names(spec.model_fields.values()):
+        if name in spec.MUTABLE:
+            continue
         if name == "resources":
             rules += [_resource(kind, field) for field in _names(ResourcesSpec.model_fields.values())]
         elif name in spec.MUTABLE_AT_REST:
             rules.append(_rule(f".spec.{name}", f"{_same(name)} || {_AT_REST}", _wait(name)))
         elif name in spec.SET_ONCE:
             rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {_same(name)}", _stays(kind, name)))
-        elif name not in spec.MUTABLE:
+        else:
             rules.append(_rule(f".spec.{name}", _same(name), _never(kind, name)))
     return rules
 

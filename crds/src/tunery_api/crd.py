@@ -12,8 +12,13 @@ from tunery_api.cel import CEL_RULES, CelRule
 from tunery_api.changes import change_rules
 from tunery_api.fields import SERVER_DEFAULT, ApiModel
 from tunery_api.kinds import KindDefinition
-from tunery_api.names import GROUP, VERSION
+from tunery_api.names import GROUP, HOST_NAME, LONGEST_HOST_NAME, VERSION
 
+_SCALE: Final[Mapping[str, str]] = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
 
 
@@ -45,8 +50,8 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
         "name": VERSION,
         "served": True,
         "storage": True,
-        "subresources": {"status": {}},
-        "selectableFields": [{"jsonPath": ".spec.suspend"}, {"jsonPath": ".status.phase"}],
+        "subresources": {"status": {}} | ({"scale": dict(_SCALE)} if definition.scales else {}),
+        "selectableFields": [{"jsonPath": path} for path in definition.selectable],
         "additionalPrinterColumns": [_column(column) for column in definition.columns],
         "schema": {
             "openAPIV3Schema": {
@@ -60,10 +65,22 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
                     "spec": structural_schema(definition.spec),
                     "status": structural_schema(definition.status),
                 },
-                "x-kubernetes-validations": change_rules(definition),
+                "x-kubernetes-validations": [*_name_rules(definition), *change_rules(definition)],
             }
         },
     }
+
+
+def _name_rules(definition: KindDefinition) -> list[dict[str, str]]:
+    """Return what a name must be that becomes part of a host name."""
+    if not definition.host_name:
+        return []
+    message = (
+        f"the name becomes part of a host name: at most {LONGEST_HOST_NAME} lower-case letters, digits and -, starting "
+        "with a letter and ending with a letter or digit"
+    )
+    rule = f"self.metadata.name.matches('{HOST_NAME}') && self.metadata.name.size() <= {LONGEST_HOST_NAME}"
+    return [{"rule": rule, "message": message}]
 
 
 def _column(column: Any) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.lifecycle import LifecycleFields
+from tunery_api.adapterserver import AdapterServerSpec
+from tunery_api.fields import OpenModel
+from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.status import AdapterMergeStatus, CommonStatus, LoRAJobStatus, Phase
+from tunery_api.serverstatus import AdapterServerStatus
+from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 
 
 class Column(NamedTuple):
@@ -26,6 +29,7 @@ class Kind(StrEnum):
 
     LORAJOB = "LoRAJob"
     ADAPTERMERGE = "AdapterMerge"
+    ADAPTERSERVER = "AdapterServer"
 
     @property
     def singular(self) -> str:
@@ -38,20 +42,33 @@ class Kind(StrEnum):
         return f"{self.singular}s"
 
 
+class Running(NamedTuple):
+    """What is known of a kind that runs a Job to its end."""
+
+    has_preflight: bool
+    """Its main Job waits for a preflight Job."""
+    working_phase: Phase
+    """Where a pod of its main Job runs and says nothing else."""
+
+
 class KindDefinition(NamedTuple):
     """What is known of a kind without a cluster: how it looks, and how its objects live."""
 
     kind: Kind
     short: str
-    spec: type[LifecycleFields]
-    status: type[CommonStatus]
+    spec: type[KindSpec]
+    status: type[OpenModel]
     """What its status holds also decides what is taken over from its pods: progress, checkpoint, rank, …"""
     columns: tuple[Column, ...]
     description: str
-    has_preflight: bool
-    """Its main Job waits for a preflight Job."""
-    working_phase: Phase
-    """Where a pod of its main Job runs and says nothing else."""
+    running: Running | None = None
+    """None: it serves, runs no Job and never ends."""
+    selectable: tuple[str, ...] = (".spec.suspend", ".status.phase")
+    """What `kubectl get --field-selector` may ask for."""
+    scales: bool = False
+    """It has the scale subresource."""
+    host_name: bool = False
+    """Its name becomes part of a host name."""
 
     def holds(self, field: str) -> bool:
         """Tell whether the status of this kind has a field, named as in Python."""
@@ -85,8 +102,7 @@ _LORAJOB: Final = KindDefinition(
         Column("Reason", ".status['failure','stopped'].reason", priority=1),
     ),
     description="A LoRAJob fine-tunes an adapter for a base model and publishes it in S3-compatible storage.",
-    has_preflight=True,
-    working_phase=Phase.TRAINING,
+    running=Running(has_preflight=True, working_phase=Phase.TRAINING),
 )
 
 _ADAPTERMERGE: Final = KindDefinition(
@@ -105,8 +121,29 @@ _ADAPTERMERGE: Final = KindDefinition(
         _REASON,
     ),
     description="An AdapterMerge combines adapters into one, or merges them into their base model.",
-    has_preflight=False,
-    working_phase=Phase.MERGING,
+    running=Running(has_preflight=False, working_phase=Phase.MERGING),
 )
 
-KINDS: Final[Mapping[Kind, KindDefinition]] = {each.kind: each for each in (_LORAJOB, _ADAPTERMERGE)}
+_ADAPTERSERVER: Final = KindDefinition(
+    kind=Kind.ADAPTERSERVER,
+    short="asrv",
+    spec=AdapterServerSpec,
+    status=AdapterServerStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("Ready", ".status.readyText"),
+        Column("Adapters", ".status.adaptersText"),
+        Column("Model", ".spec.model.uri"),
+        _AGE,
+        Column("URL", ".status.url", priority=1),
+        _REASON,
+    ),
+    description="An AdapterServer answers requests for a base model and many adapters on it.",
+    selectable=(".status.phase",),
+    scales=True,
+    host_name=True,
+)
+
+KINDS: Final[Mapping[Kind, KindDefinition]] = {each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER)}
+JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
+"""The kinds that run a Job to its end."""

@@ -1,4 +1,4 @@
-"""What every kind shares with a Job of Kubernetes: stopping, trying again, ending."""
+"""What of a spec may change; and what the kinds that run Jobs share with them: stopping, trying again, ending."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from pydantic import Field
 from tunery_api.fields import ApiModel
 
 
-class LifecycleFields(ApiModel):
-    """The fields of a spec that say how its Jobs live and end."""
+class KindSpec(ApiModel):
+    """The spec of a kind, and what of it may change."""
 
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
+    MUTABLE: ClassVar[frozenset[str]] = frozenset()
     """May change at any time."""
-    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
+    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset()
     """May change while no pod runs: the next pod is made from them."""
     SET_ONCE: ClassVar[frozenset[str]] = frozenset()
     """May be set at any time, and then neither changed nor taken away."""
+    MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `resources` that may change while no pod runs, where not all of it may."""
+
+
+class LifecycleFields(KindSpec):
+    """The fields of a spec that say how its Jobs live and end."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
+    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
     MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
-    """The fields of `resources` that may change while no pod runs."""
 
     suspend: bool = Field(
         False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false goes on."

@@ -13,13 +13,13 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "tunery"
 KIND_LABEL: Final = "tunery.dev/kind"
-"""`lorajob` or `adaptermerge`, on every child."""
+"""`lorajob`, `adaptermerge` or `adapterserver`, on every child."""
 OWNER_LABEL: Final = "tunery.dev/owner"
 """The owner's name, shortened like a child's name where it is longer than a label value may be."""
 OWNER_UID_LABEL: Final = "tunery.dev/owner-uid"
 """The owner's uid, on pods: a pod may outlive its Job, and another object of the same name may come."""
 ROLE_LABEL: Final = "tunery.dev/role"
-"""`preflight`, `train`, `merge`, `report` or `publish`, on Jobs and pods."""
+"""`preflight`, `train`, `merge`, `report` or `publish`, on Jobs and pods; `serve` on a server's."""
 DONE_LABEL: Final = "tunery.dev/done"
 """`true` on a Job whose verdict was taken over: nobody watches it any more."""
 SUSPENDED_BY_ANNOTATION: Final = "tunery.dev/suspended-by"
@@ -80,6 +80,9 @@ TERMINATION_LIMIT: Final = 4096
 TRAIN_GRACE_SECONDS: Final = 120
 """From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
 
+HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+LONGEST_HOST_NAME: Final = 48
+"""What a name must be, and its characters at most, where it becomes part of a Service's: nothing is cut off that."""
 MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
 

@@ -135,8 +135,8 @@ class SchedulingSpec(ApiModel):
     )
     tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
     affinity: Affinity | None = Field(None, description="Node affinity.")
-    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the training pod.")
-    runtime_class_name: ObjectName | None = Field(None, description="RuntimeClass of the training pod.")
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    runtime_class_name: ObjectName | None = Field(None, description="RuntimeClass of the pods.")
     scheduler_name: ObjectName | None = Field(None, description="Scheduler, where it is not the default one.")
     service_account_name: ObjectName | None = Field(
         None, description="ServiceAccount whose workload identity the pods use; its API token is never mounted."

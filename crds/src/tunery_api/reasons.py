@@ -32,6 +32,14 @@ class FailureReason(StrEnum):
     NOT_IMPROVED = "NotImproved"
     ADAPTER_MISSING = "AdapterMissing"
     ADAPTER_CORRUPT = "AdapterCorrupt"
+    ADAPTER_UNSUPPORTED = "AdapterUnsupported"
+    RANK_TOO_HIGH = "RankTooHigh"
+    BASE_MISMATCH = "BaseMismatch"
+    TOO_MANY_ADAPTERS = "TooManyAdapters"
+    ENGINE_REFUSED = "EngineRefused"
+    PROBE_FAILED = "ProbeFailed"
+    ENGINE_FAILED = "EngineFailed"
+    ENGINE_UNSUPPORTED = "EngineUnsupported"
     CHECKPOINT_MISSING = "CheckpointMissing"
     NAME_CONFLICT = "NameConflict"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -145,6 +153,28 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.ADAPTER_MISSING: Advice(False, "Publish the named adapter: its prefix must hold a manifest.json of Tunery."),
     _R.ADAPTER_CORRUPT: Advice(
         False, "Publish the named adapter again: its files do not match the digests of its manifest."
+    ),
+    _R.ADAPTER_UNSUPPORTED: Advice(
+        False, "Merge it alone with an AdapterMerge into: Model, and serve that as the model of a server of its own."
+    ),
+    _R.RANK_TOO_HIGH: Advice(False, "Raise engine.maxRank of the server, or make an adapter of a lower rank."),
+    _R.BASE_MISMATCH: Advice(
+        False, "Serve it from an AdapterServer of the base model that it was trained on, or train it on this one."
+    ),
+    _R.TOO_MANY_ADAPTERS: Advice(
+        False, "Raise engine.maxLoadedAdapters of the server, or let it serve fewer; a second server takes the rest."
+    ),
+    _R.ENGINE_REFUSED: Advice(
+        True, "Look at the engine's own words in the message; it is tried again every five minutes."
+    ),
+    _R.PROBE_FAILED: Advice(
+        False, "Look at the adapter: it does not answer as one that has learned something; train and publish it again."
+    ),
+    _R.ENGINE_FAILED: Advice(
+        True, "Look at the log of the container engine; resources, and engine of the server, may be changed."
+    ),
+    _R.ENGINE_UNSUPPORTED: Advice(
+        False, "Use an image of a newer vLLM, in engine.image or as the platform's; the message names the oldest."
     ),
     _R.CHECKPOINT_MISSING: Advice(
         False,

@@ -31,7 +31,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=128)]
 """A word in CamelCase. Open, as the API conventions want it: a later version may know more."""
 
 
-def _words(known: type[StrEnum]) -> str:
+def words(known: type[StrEnum]) -> str:
     """Return what an open string may be, for its description; the schema itself stays open."""
     return ", ".join(member.value for member in known)
 
@@ -91,7 +91,7 @@ class Condition(OpenModel):
     """A condition, as in metav1."""
 
     type: Annotated[str, Field(min_length=1, max_length=64)] = Field(
-        description=f"What it speaks of: {_words(ConditionType)}."
+        description=f"What it speaks of: {words(ConditionType)}."
     )
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Reason = Field(description="Why, in CamelCase.")
@@ -308,7 +308,7 @@ class CommonStatus(OpenModel):
         None, description="The annotation tunery.dev/retry that was heeded last; another value reopens a failed object."
     )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description=f"One word, derived from the conditions: {_words(Phase)}."
+        None, description=f"One word, derived from the conditions: {words(Phase)}."
     )
     conditions: list[Condition] | None = Field(
         None,

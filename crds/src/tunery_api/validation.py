@@ -11,11 +11,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError, InvalidSpec, near
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
+from tunery_api.server_rules import ADAPTERSERVER_RULES
 from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
@@ -52,6 +54,11 @@ def lorajob_errors(spec: LoRAJobSpec) -> list[FieldError]:
 def parse_adaptermerge(obj: Any, *, local: bool = False) -> AdapterMergeSpec:
     """Return the spec of an AdapterMerge object; see parse_lorajob."""
     return _parse(obj, AdapterMergeSpec, ADAPTERMERGE_RULES, local)
+
+
+def parse_adapterserver(obj: Any, *, local: bool = False) -> AdapterServerSpec:
+    """Return the spec of an AdapterServer object; see parse_lorajob."""
+    return _parse(obj, AdapterServerSpec, ADAPTERSERVER_RULES, local)
 
 
 def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:

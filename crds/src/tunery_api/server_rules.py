@@ -1,0 +1,74 @@
+"""What the spec of an AdapterServer must not say although the schema allows it: each rule one small function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tunery_api.adapterserver import ENGINE_ARGS, ENGINE_RANKS, AdapterServerSpec, LabelOperator
+from tunery_api.errors import FieldError, near
+
+Errors = Iterator[FieldError]
+
+
+def adapters(spec: AdapterServerSpec) -> Errors:
+    """Each adapter from one place, under a name of its own that is not the base model's."""
+    seen: set[str] = set()
+    base = spec.model.effective_served_name()
+    for index, item in enumerate(spec.adapters or ()):
+        at = f"spec.adapters[{index}]"
+        sources = [item.lora_job_ref, item.adapter_merge_ref, item.uri]
+        if sum(source is not None for source in sources) != 1:
+            yield FieldError(at, "takes exactly one of loraJobRef, adapterMergeRef and uri")
+        if item.manifest_sha256 is not None and item.uri is None:
+            yield FieldError(f"{at}.manifestSha256", "goes with uri; what a LoRAJob published is pinned by itself")
+        if ".." in item.name:
+            yield FieldError(f"{at}.name", "must not have two dots in a row")
+        if item.name == base:
+            yield FieldError(f"{at}.name", f"{base} is the name of the base model; take another, or set servedName")
+        if item.name in seen:
+            yield FieldError(f"{at}.name", f"{item.name} is the name of another adapter of this server")
+        seen.add(item.name)
+
+
+def selector(spec: AdapterServerSpec) -> Errors:
+    """A selector names labels, and values where its operators need them."""
+    chosen = spec.adapter_selector
+    if chosen is None:
+        return
+    if not chosen.match_labels and not chosen.match_expressions:
+        yield FieldError("spec.adapterSelector", "names no label: it would select everything")
+    for index, item in enumerate(chosen.match_expressions or ()):
+        needs = item.operator in (LabelOperator.IN, LabelOperator.NOT_IN)
+        if needs != bool(item.values) or (item.values is not None and not needs):
+            at = f"spec.adapterSelector.matchExpressions[{index}].values"
+            yield FieldError(at, "goes with In and NotIn, which need it")
+
+
+def engine(spec: AdapterServerSpec) -> Errors:
+    """Limits that vLLM takes, and flags that open nothing."""
+    chosen = spec.engine
+    if chosen.max_rank not in ENGINE_RANKS:
+        ranks = ", ".join(map(str, ENGINE_RANKS))
+        yield FieldError("spec.engine.maxRank", f"must be one of {ranks}, is {chosen.max_rank}")
+    if chosen.max_loaded_adapters < chosen.max_adapters_in_batch:
+        yield FieldError(
+            "spec.engine.maxLoadedAdapters",
+            f"must be at least maxAdaptersInBatch, which is {chosen.max_adapters_in_batch}",
+        )
+    if float(chosen.gpu_memory_fraction) == 0:
+        yield FieldError("spec.engine.gpuMemoryFraction", "must be above 0")
+    for index, argument in enumerate(chosen.args or ()):
+        flag = argument.split("=", 1)[0]
+        if flag not in ENGINE_ARGS:
+            text = f"{flag} is not among the flags that a manifest may give" + near(flag, list(ENGINE_ARGS))
+            yield FieldError(f"spec.engine.args[{index}]", f"{text}; they are {', '.join(ENGINE_ARGS)}")
+
+
+def rollout(spec: AdapterServerSpec) -> Errors:
+    """A change needs room: a replica more, or one fewer meanwhile."""
+    if spec.rollout.max_surge + spec.rollout.max_unavailable == 0:
+        yield FieldError("spec.rollout", "maxSurge and maxUnavailable cannot both be 0: no replica could be replaced")
+
+
+ADAPTERSERVER_RULES: Final = (adapters, selector, engine, rollout)

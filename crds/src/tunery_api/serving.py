@@ -1,0 +1,129 @@
+"""What operator and replicas of an AdapterServer tell each other: serve.json, adapters.json, reports and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from tunery_api.fields import OpenModel
+from tunery_api.inputs import ModelSpec
+from tunery_api.runspec import DiskLimit, MountedSecret, RunIdentity
+from tunery_api.serverstatus import AdapterState
+from tunery_api.status import Reason
+
+SERVE_FILE: Final = "serve.json"
+SERVE_DIR: Final = "/etc/tunery"
+DESIRED_FILE: Final = "adapters.json"
+DESIRED_DIR: Final = "/etc/tunery-adapters"
+MODEL_DIR: Final = "/model"
+ADAPTERS_DIR: Final = "/adapters"
+SOCKET_DIR: Final = "/run/tunery"
+ENGINE_SOCKET: Final = f"{SOCKET_DIR}/engine.sock"
+DOOR_PORT: Final = 8000
+OLDEST_ENGINE: Final = "0.32.0"
+"""The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
+VERSION_DIGITS: Final = 12
+"""Of a manifest's digest, behind the @ of an engine name."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def engine_name(name: str, manifest_sha256: str) -> str:
+    """Return the name that one version of an adapter has in the engine, such as support-bot@3fa9c1d20b7e.
+
+    Each version has its own: an engine that reloads a name may answer from what it kept of the old content.
+    """
+    return f"{name}@{manifest_sha256[:VERSION_DIGITS]}"
+
+
+class ServeSpec(OpenModel):
+    """serve.json: all that a replica needs to know and that a new replica is made for; nothing in it is secret."""
+
+    identity: RunIdentity
+    model: ModelSpec
+    served_name: str
+    """The name of the base model."""
+    model_secret: MountedSecret | None = None
+    model_mount: str | None = None
+    """The folder that a claim of a pvc:// model is mounted at."""
+    adapter_secret: MountedSecret | None = None
+    api_keys: MountedSecret | None = None
+    """A folder with one file for each client, its name that of the client; None: no key is asked for."""
+    max_rank: int = 64
+    max_adapters_in_batch: int = 8
+    max_loaded_adapters: int = 32
+    disk: DiskLimit | None = None
+    """What model and adapters may take."""
+    port: int = DOOR_PORT
+    model_dir: str = MODEL_DIR
+    adapters_dir: str = ADAPTERS_DIR
+    engine_socket: str = ENGINE_SOCKET
+    desired_file: str = f"{DESIRED_DIR}/{DESIRED_FILE}"
+
+
+class DesiredAdapter(OpenModel):
+    """One adapter that is to be served."""
+
+    name: str
+    """The name that requests give."""
+    uri: str
+    manifest_sha256: Sha256 | None = None
+    """The content to serve: vouched for by a status, or pinned. None: what is published there, looked at again and
+    again."""
+    source: str = "uri"
+    """LoRAJob/name, AdapterMerge/name or uri, for messages."""
+
+
+class Desired(OpenModel):
+    """adapters.json: what every replica is to serve. A replica takes the highest revision it has seen."""
+
+    revision: int = 0
+    """Raised by the operator with each change."""
+    adapters: list[DesiredAdapter] = Field(default_factory=list)
+
+
+class ReportedAdapter(OpenModel):
+    """One adapter, as one replica has it."""
+
+    name: Annotated[str, Field(max_length=253)]
+    state: AdapterState
+    manifest_sha256: Sha256 | None = None
+    """What is served; None: nothing."""
+    wanted_sha256: Sha256 | None = None
+    """What is to be served, while that is another."""
+    rank: int | None = Field(None, ge=0)
+    size_bytes: int | None = Field(None, ge=0)
+    reason: Reason | None = None
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    hint: Annotated[str, Field(max_length=1024)] | None = None
+
+
+class ReplicaState(OpenModel):
+    """What one replica says of itself."""
+
+    revision: int = Field(0, ge=0)
+    """Of the newest Desired that it has read."""
+    engine_ready: bool = False
+    engine_version: Annotated[str, Field(max_length=64)] | None = None
+    engine_restarts: int = Field(0, ge=0)
+    """How often it has seen the engine go away."""
+    reason: Reason | None = None
+    """What stands in the way of the replica as a whole."""
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
+
+
+class ReplicaReport(OpenModel):
+    """The body of a replica's post; it goes to the endpoint that training pods report to."""
+
+    replica_status: ReplicaState
+
+
+class ReplicaReply(OpenModel):
+    """The answer to a replica's post."""
+
+    desired: Desired | None = None
+    """None: the reported revision is the newest."""
+    interval_seconds: float = 5.0
+    """When to post again, unless something changes."""
