@@ -24,6 +24,7 @@ class Image:
     name: str
     folder: str
     packages: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ("crds/pyproject.toml", "crds/src")
 
     @property
     def repository(self) -> str:
@@ -32,12 +33,14 @@ class Image:
     def copied(self) -> list[str]:
         """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
         own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
-        return [*own, "crds/pyproject.toml", "crds/src"]
+        return [*own, *self.beside]
 
 
 # The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
 IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER))
+# 5 GB, and none of the product's: it is made only where somebody asks for it.
+ENGINE = Image("engine", "tests/engine", ("libnuma1",), beside=())
 
 
 @dataclass(frozen=True)
