@@ -10,7 +10,7 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 # What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
-PROJECTS := crds operator trainer-image/common trainer-image tests
+PROJECTS := crds operator trainer-image/common trainer-image tests tests/engine
 PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
@@ -65,7 +65,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
 CLOCKED := api chart controller
-AFTER_THEM := common trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
+AFTER_THEM := common server trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \
@@ -81,6 +81,11 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 	$(PYTHON) -m pytest guard || failed=1; \
 	OMP_NUM_THREADS=1 $(COVERED) $(AFTER_THEM) || failed=1; \
 	wait $$other || failed=1; cat "$$log"; exit $$failed
+
+.PHONY: test-engine
+test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)
+	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
+	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract.py
 
 # Some twenty minutes more: run them before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py
@@ -143,6 +148,10 @@ cluster-env: setup ## Print exports for the running cluster: eval "$(make -s clu
 .PHONY: images
 images: setup ## Build the operator and trainer images
 	@$(CLUSTER_CLI) images
+
+.PHONY: engine-image
+engine-image: setup ## Build the image of vLLM for CPUs, 5 GB, and push it to the local cluster's registry
+	@$(CLUSTER_CLI) engine
 
 .PHONY: push
 push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery

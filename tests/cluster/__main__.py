@@ -72,6 +72,13 @@ def push(options: argparse.Namespace) -> None:
         sys.stdout.write(f'export TUNERY_{name.upper()}_IMAGE="{reference}"\n')
 
 
+def engine(options: argparse.Namespace) -> None:
+    """build the image of vLLM for CPUs and push it to the cluster's registry"""
+    with Progress() as progress:
+        reference = LocalCluster(options.state).bring_engine(progress)
+    sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')
+
+
 def build_neighbours(_: argparse.Namespace) -> None:
     """build Kueue, which only the end-to-end tests need"""
     binaries.kueue()
@@ -96,6 +103,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "status": status,
     "images": build_images,
     "push": push,
+    "engine": engine,
     "neighbours": build_neighbours,
     "control-plane-up": control_plane_up,
     "control-plane-down": control_plane_down,

@@ -24,8 +24,8 @@ class Image:
     name: str
     folder: str
     packages: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    """The projects that it installs beside the API and its own."""
+    shared: tuple[str, ...] = ("crds",)
+    """The projects that it installs beside its own."""
 
     @property
     def repository(self) -> str:
@@ -34,14 +34,16 @@ class Image:
     def copied(self) -> list[str]:
         """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
         own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
-        others = (f"{project}/{name}" for project in ("crds", *self.shared) for name in ("pyproject.toml", "src"))
+        others = (f"{project}/{name}" for project in self.shared for name in ("pyproject.toml", "src"))
         return [*own, *others]
 
 
 # The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
 COMMON = "trainer-image/common"
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
-IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER, (COMMON,)))
+IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER, ("crds", COMMON)))
+# 5 GB, and none of the product's: it is made only where somebody asks for it.
+ENGINE = Image("engine", "tests/engine", ("libnuma1",), shared=())
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,13 @@ class LocalCluster:
             self._delete_pods()
             cleanup.clean(self.state_dir)
 
+    def bring_engine(self, progress: Progress) -> str:
+        """Build the engine's image where the cluster's registry lacks it, and return its reference."""
+        if not self.registry.daemon.is_running():
+            raise NotRunning("the local cluster does not run: make cluster-up")
+        with progress.step("Image tunery-engine (minutes the first time)"):
+            return images.push_one(images.ENGINE, self.registry)
+
     def environment(self) -> dict[str, str]:
         """Return the variables for kubectl, helm, AWS tools, the demo and the tests."""
         if not self.is_running():
