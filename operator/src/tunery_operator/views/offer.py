@@ -1,4 +1,4 @@
-"""What a LoRAJob or AdapterMerge offers to a server: the little that is kept of every object, also of a finished one."""
+"""What a LoRAJob or AdapterMerge offers to a server: the little that is kept of each, also of a finished one."""
 
 from __future__ import annotations
 
