@@ -21,8 +21,9 @@ class UnknownModel(Exception):
 class NotServed(Exception):
     """The model is wanted, and cannot answer now."""
 
-    def __init__(self, reason: str, message: str, retry_after: int = RETRY_SECONDS) -> None:
+    def __init__(self, name: str, reason: str, message: str, retry_after: int = RETRY_SECONDS) -> None:
         super().__init__(message)
+        self.name = name
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
@@ -72,7 +73,7 @@ class Routes:
             return served
         held = self._held.get(name)
         if held is not None and (model == name or model == held.engine_name):
-            raise NotServed(held.reason, held.message)
+            raise NotServed(name, held.reason, held.message)
         raise UnknownModel
 
     def names(self) -> list[str]:
