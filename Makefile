@@ -9,7 +9,9 @@ TESTS  := $(ROOT)/tests
 VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
-PROJECTS := crds operator trainer-image tests
+# What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
+PROJECTS := crds operator trainer-image/common trainer-image tests
+PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
@@ -29,7 +31,7 @@ $(UV):
 	$(@D)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 # The stamp changes with the locks, so that a pull is followed by a sync.
-STAMP = $(VENV)/.synced-$(shell cat */pyproject.toml */uv.lock | sha256sum | cut -c1-12)
+STAMP = $(VENV)/.synced-$(shell cat $(PROJECTS:%=%/pyproject.toml) $(PROJECTS:%=%/uv.lock) | sha256sum | cut -c1-12)
 $(STAMP): | $(UV)
 	@echo "Making tests/.venv (the first time some 5 GB of packages, a few minutes)" >&2
 	@cd $(TESTS) && $(UV) sync --frozen --quiet --compile-bytecode
@@ -52,7 +54,7 @@ format: setup ## Format the code
 verify: setup ## Lint, types, layers, locks and generated files
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
-	$(VENV)/bin/mypy -p tunery_api -p tunery_operator -p tunery_trainer
+	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
 	$(VENV)/bin/mypy tests/cluster tests/gpu tests/release tests/rooms
 	$(VENV)/bin/lint-imports --no-cache
 	cd $(TESTS) && $(PYTHON) -m rooms --check
@@ -63,8 +65,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
 CLOCKED := api chart controller
-AFTER_THEM := trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
-	trainer/storage \
+AFTER_THEM := common trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \

@@ -1,19 +1,23 @@
-"""Servers that a test session shares: a real Kubernetes API server with our CRDs, and a real S3 server."""
+"""Servers that a test session shares: a real Kubernetes API server with our CRDs, a real S3 server; its buckets."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tunery_api import scrub
+from tunery_common.storage import LocalStore, Store, open_store
 
 from cluster.controlplane import ControlPlane
 from cluster.s3 import S3Server
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+from kit.s3 import credentials
 
 # A test is no stopwatch: beside other work any example may take longer than Hypothesis's 200 ms.
 settings.register_profile("unhurried", deadline=None)
@@ -61,3 +65,36 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> Iterator[str]:
+    """A bucket of the test's own."""
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    client = s3_server.client()
+    client.create_bucket(Bucket=name)
+    yield name
+    # Each bucket takes volumes of the server's, and there are not many.
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server, bucket: str) -> Store:
+    store, _ = open_store(f"s3://{bucket}", credentials(s3_server), "spec.output.uri")
+    return store
+
+
+@pytest.fixture
+def local_store(tmp_path: Path) -> Store:
+    (tmp_path / "store").mkdir()
+    return LocalStore(tmp_path / "store", (tmp_path / "store").as_uri(), "spec.output.uri")
+
+
+@pytest.fixture(params=["s3", "local"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Both stores: what is promised holds for each."""
+    found: Store = request.getfixturevalue(f"{request.param}_store")
+    return found

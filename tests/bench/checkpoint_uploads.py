@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from tunery_trainer.cli import main as trainer
-from tunery_trainer.storage.checkpoints import CheckpointUploader
+from tunery_trainer.resuming.checkpoints import CheckpointUploader
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 from cluster.s3 import S3Server

@@ -26,12 +26,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from tunery_common.inputs.fetch import fetch_model
+from tunery_common.inputs.location import Location
+from tunery_common.inputs.shared_cache import SharedCache
+from tunery_common.storage import Store, open_store
+from tunery_common.storage.credentials import Credentials
 from tunery_trainer.inputs.cached_model import cache_model
-from tunery_trainer.inputs.fetch import fetch_model
-from tunery_trainer.inputs.location import Location
-from tunery_trainer.inputs.shared_cache import SharedCache
-from tunery_trainer.storage import Store, open_store
-from tunery_trainer.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
 

@@ -19,11 +19,13 @@ from cluster.shell import run, succeeds
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the product, the folder of its Dockerfile, and what its base has beside Python."""
+    """One image of the product, the folder of its Dockerfile, what its base has beside Python, what it shares."""
 
     name: str
     folder: str
     packages: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    """The projects that it installs beside the API and its own."""
 
     @property
     def repository(self) -> str:
@@ -32,12 +34,14 @@ class Image:
     def copied(self) -> list[str]:
         """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
         own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
-        return [*own, "crds/pyproject.toml", "crds/src"]
+        others = (f"{project}/{name}" for project in ("crds", *self.shared) for name in ("pyproject.toml", "src"))
+        return [*own, *others]
 
 
 # The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
+COMMON = "trainer-image/common"
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
-IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER))
+IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER, (COMMON,)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _PLATFORMS: Final = tuple(
 _LIMIT: Final = 60 * 2**20
 """Bytes that a machine which is lent takes along in one call, less what the repository itself needs."""
 _SERVICES: Final = ("s3", "sts", "sso", "sso-oidc")
-_OWN: Final = {"tunery_trainer": "trainer-image", "tunery_api": "crds"}
+_OWN: Final = {"tunery_trainer": "trainer-image", "tunery_common": "trainer-image/common", "tunery_api": "crds"}
 
 
 def collect(folder: Path, python: str, cuda: str) -> int:

@@ -22,11 +22,11 @@ from transformers import TrainerCallback
 from tunery_api.inputs import DatasetFormat
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunIdentity
+from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.pack import pack
-from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from kit.installation import ROOT
+from projects import PROJECTS
 
-TRAINER = ROOT / "trainer-image" / "src" / "tunery_trainer"
 FIXED = re.compile(r"spec\.(model|dataset|output|training|lora|evaluation|method|preset|quantization|adapters)\b")
 
 
 def hints(path: Path) -> Iterator[str]:
-    """Yield the hints that a file gives to TrainerError, what is filled in left out."""
+    """Yield the hints that a file gives to TuneryError, what is filled in left out."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "TrainerError" and len(node.args) > 2:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "TuneryError" and len(node.args) > 2:
             parts = [part.value for part in ast.walk(node.args[2]) if isinstance(part, ast.Constant)]
             yield "".join(part for part in parts if isinstance(part, str))
 
 
-ALL = [hint for path in sorted(TRAINER.rglob("*.py")) for hint in hints(path)]
+ALL = [hint for project in PROJECTS for path in sorted(project.source.rglob("*.py")) for hint in hints(path)]
 
 
 def test_hints_are_found() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from projects import PROJECTS, ROOT
+
 API = ROOT / "crds" / "src" / "tunery_api"
-PACKAGES = (API, ROOT / "operator" / "src" / "tunery_operator", ROOT / "trainer-image" / "src" / "tunery_trainer")
+PACKAGES = tuple(project.source for project in PROJECTS)
 BY_NAME = {"import_module", "__import__", "spec_from_file_location"}
 FACE = "tunery_api/__init__.py"
 """Loads each name of the API when it is asked for."""

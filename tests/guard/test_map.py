@@ -1,4 +1,4 @@
-"""docs/architecture.md is the map of the three packages: every folder and top module stands there, and nothing else."""
+"""docs/architecture.md is the map of the packages: every folder and top module stands there, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from projects import PROJECTS, ROOT
+
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-PACKAGES = {
-    "The API": ROOT / "crds" / "src" / "tunery_api",
-    "The operator": ROOT / "operator" / "src" / "tunery_operator",
-    "The trainer": ROOT / "trainer-image" / "src" / "tunery_trainer",
-}
+PACKAGES = {project.heading: project.source for project in PROJECTS}
 TOLD_BESIDE = 12
 """A line that begins further to the right goes on with what the line above it says."""
 

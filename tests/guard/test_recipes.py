@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from projects import PROJECTS, ROOT
+
 PAGE = ROOT / "docs" / "contributing.md"
-CODE = tuple(ROOT / name / "src" for name in ("crds", "operator", "trainer-image"))
+CODE = tuple(project.source for project in PROJECTS)
 LINK = re.compile(r"\[([^\]]+)\](?:\(([^)#\s]+)(?:#[^)\s]*)?\))?")
 """`[text](target)`, or `[text]` whose target stands at the end of the section."""
 TARGET = re.compile(r"^\[([^\]]+)\]: (\S+)$", re.MULTILINE)

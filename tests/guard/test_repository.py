@@ -7,9 +7,11 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from projects import PROJECTS, ROOT
+
 TOP_LEVEL = {"crds", "operator", "trainer-image", "charts", "tests", "docs", "Makefile", "README.md", "LICENSE"}
 # Locks name where packages come from; this file names what it looks for.
 LOCKS = {"uv.lock", "go.sum"}
@@ -51,8 +53,10 @@ def folders(path: Path) -> set[str]:
     return {child.name for child in path.iterdir() if child.is_dir() and any(child.glob("*.py"))}
 
 
-def test_the_trainers_tests_stand_where_their_subject_stands() -> None:
-    assert folders(ROOT / "tests" / "trainer") <= folders(ROOT / "trainer-image" / "src" / "tunery_trainer")
+@pytest.mark.parametrize("package", ["tunery_common", "tunery_trainer"])
+def test_tests_stand_where_their_subject_stands(package: str) -> None:
+    (source,) = (project.source for project in PROJECTS if project.package == package)
+    assert folders(ROOT / "tests" / package.removeprefix("tunery_")) <= folders(source)
 
 
 def test_no_file_names_a_registry_host() -> None:
@@ -68,8 +72,8 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 def test_the_chart_and_the_projects_have_one_version() -> None:
     chart = yaml.safe_load((ROOT / "charts" / "tunery" / "Chart.yaml").read_text())
     versions = {
-        project: tomllib.loads((ROOT / project / "pyproject.toml").read_text())["project"]["version"]
-        for project in ("crds", "operator", "trainer-image")
+        project.folder: tomllib.loads((ROOT / project.folder / "pyproject.toml").read_text())["project"]["version"]
+        for project in PROJECTS
     }
     assert set(versions.values()) == {chart["version"]} == {chart["appVersion"]}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("crds/src/tunery_api", "operator/src/tunery_operator", "trainer-image/src/tunery_trainer")
+from projects import PROJECTS, ROOT
+
+PACKAGES = tuple(project.source for project in PROJECTS)
 LINES_OF_A_FUNCTION = 40
 LINES_OF_A_FILE = 400
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -21,12 +21,11 @@ LONG_FILES: dict[str, int] = {}
 
 
 def sources() -> dict[str, ast.Module]:
-    """Return every module of the three packages, by its dotted name."""
+    """Return every module of the packages, by its dotted name."""
     found = {}
     for package in PACKAGES:
-        root = (ROOT / package).parent
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(package.rglob("*.py")):
+            name = ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
             found[name] = ast.parse(path.read_text())
     return found
 
@@ -106,7 +105,7 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    paths = [path for package in PACKAGES for path in package.rglob("*.py")]
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
     assert {name: count for name, count in lines.items() if count > LINES_OF_A_FILE} == LONG_FILES
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunery_trainer.storage.credentials import Credentials
+from tunery_common.storage.credentials import Credentials
 
 from cluster.s3 import Identity, S3Server
 

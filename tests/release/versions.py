@@ -7,8 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import Final, NamedTuple
 
-PROJECTS: Final = ("crds", "operator", "trainer-image")
-LOCKED: Final = (*PROJECTS, "tests")
+from projects import PROJECTS
+
+FOLDERS: Final = tuple(project.folder for project in PROJECTS)
+LOCKED: Final = (*FOLDERS, "tests")
 """The projects whose locks name a version of ours."""
 CHART: Final = "charts/tunery/Chart.yaml"
 CHANGELOG: Final = "docs/changelog.md"
@@ -53,8 +55,8 @@ def current(root: Path) -> Version:
 
 def set_version(root: Path, version: Version) -> None:
     """Write `version` into the projects and into the chart, as its own and as that of the images."""
-    for project in PROJECTS:
-        _rewrite(root / project / "pyproject.toml", _PROJECT_VERSION, f'version = "{version}"', 1)
+    for folder in FOLDERS:
+        _rewrite(root / folder / "pyproject.toml", _PROJECT_VERSION, f'version = "{version}"', 1)
     _rewrite(root / CHART, _CHART_VERSIONS, rf"\1: {version}", 2)
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from projects import PROJECTS, ROOT
 from rooms import ceilings
 from rooms.house import House, survey
 from rooms.imports import read_package
 from rooms.index import index
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {
-    "tunery_api": ROOT / "crds" / "src" / "tunery_api",
-    "tunery_operator": ROOT / "operator" / "src" / "tunery_operator",
-    "tunery_trainer": ROOT / "trainer-image" / "src" / "tunery_trainer",
-}
+PACKAGES = {project.package: project.source for project in PROJECTS}
 
 TEMPLATES = ROOT / "charts" / "tunery" / "templates"
 INDEX = ROOT / "docs" / "files.md"

@@ -1,4 +1,4 @@
-"""docs/files.md: every file of the three packages and of the chart's templates, each in one line, from its own head."""
+"""docs/files.md: every file of the packages and of the chart's templates, each in one line, from its own head."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What the trainer's tests share: tiny models, a manifest beside its model and data, buckets of a real S3 server."""
+"""What the trainer's tests share: tiny models, a manifest beside its model and data."""
 
 from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tunery_trainer.storage import LocalStore, Store, open_store
-
-from cluster.s3 import S3Server
-from kit.s3 import credentials
 from kit.story import Case, Write, make_rows, manifest, write_manifest, write_rows
 from kit.tiny_models import CHATML, build_tokenizer, write_chat_model, write_family
 
@@ -86,36 +81,3 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write_rows
-
-
-@pytest.fixture
-def bucket(s3_server: S3Server) -> Iterator[str]:
-    """A bucket of the test's own."""
-    name = f"b-{uuid.uuid4().hex[:12]}"
-    client = s3_server.client()
-    client.create_bucket(Bucket=name)
-    yield name
-    # Each bucket takes volumes of the server's, and there are not many.
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        for item in page.get("Contents", []):
-            client.delete_object(Bucket=name, Key=item["Key"])
-    client.delete_bucket(Bucket=name)
-
-
-@pytest.fixture
-def s3_store(s3_server: S3Server, bucket: str) -> Store:
-    store, _ = open_store(f"s3://{bucket}", credentials(s3_server), "spec.output.uri")
-    return store
-
-
-@pytest.fixture
-def local_store(tmp_path: Path) -> Store:
-    (tmp_path / "store").mkdir()
-    return LocalStore(tmp_path / "store", (tmp_path / "store").as_uri(), "spec.output.uri")
-
-
-@pytest.fixture(params=["s3", "local"])
-def store(request: pytest.FixtureRequest) -> Store:
-    """Both stores: what is promised holds for each."""
-    found: Store = request.getfixturevalue(f"{request.param}_store")
-    return found

@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.adapter.continue_from import attach_published, settings_from
 from tunery_trainer.adapter.methods.adalora import ORTHOGONALITY_WEIGHT, schedule
 from tunery_trainer.adapter.save import published_rank, save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base
 from tunery_trainer.settings.types import AdaLoraSettings
 
@@ -135,5 +135,5 @@ def test_the_schedule(asked: tuple[Any, Any, Any], total: int, steps: tuple[int,
 
 
 def test_a_schedule_without_room_is_refused() -> None:
-    with pytest.raises(TrainerError, match=r"spec\.adalora: warmupSteps \(10\) and finalSteps \(10\) leave none of"):
+    with pytest.raises(TuneryError, match=r"spec\.adalora: warmupSteps \(10\) and finalSteps \(10\) leave none of"):
         schedule(AdaLoraSettings(6, 4, 10, 10, None), 20)

@@ -14,12 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
 from tunery_trainer.adapter.methods import lora_init
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.adapter.methods.lora_init import leading_directions, lora_layers
 from tunery_trainer.adapter.save import published_rank, save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, load_tokenizer, meta_model
 
 from kit.training import logits_of, resolved_for, start_for, train
@@ -189,7 +189,7 @@ def test_eva_that_cannot_work_ends(
     monkeypatch.setattr(lora_init, "MAX_EVA_BATCHES", 3)
     resolved = resolved_for(llama, {"method": "LoRA", "lora": {"init": "EVA", "rank": rank}})
     start = dataclasses.replace(start_for(llama), batches=[{"input_ids": torch.tensor(batch)}])
-    with pytest.raises(TrainerError, match=said) as caught:
+    with pytest.raises(TuneryError, match=said) as caught:
         attach(load_base(llama, resolved, "cpu"), resolved, start)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
@@ -219,7 +219,7 @@ def test_prompt_tuning_starts_from_real_embeddings(llama: Path, text: str | None
 
 def test_a_text_without_tokens_is_refused(llama: Path) -> None:
     resolved = resolved_for(llama, {"method": "PromptTuning", "promptTuning": {"initText": "  "}})
-    with pytest.raises(TrainerError, match=r"spec\.promptTuning\.initText"):
+    with pytest.raises(TuneryError, match=r"spec\.promptTuning\.initText"):
         attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama))
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.continue_from import attach_published, settings_from
 from tunery_trainer.adapter.save import save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, meta_model
 
 from kit.training import logits_of, resolved_for, start_for, take_steps, train
@@ -111,7 +111,7 @@ def test_a_word_that_means_the_same_modules_agrees(llama: Path, tmp_path: Path) 
 def test_what_disagrees_is_named(llama: Path, tmp_path: Path, blocks: dict[str, Any], served: str, said: str) -> None:
     publish(llama, tmp_path, {"method": "LoRA", "lora": {"rank": 4, "targetModules": ["attention"]}})
     resolved = resolved_for(llama, {"method": "LoRA"} | blocks)
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         settings_from(resolved, meta_model(llama), tmp_path, served)
     assert caught.value.message.startswith(said)
     assert caught.value.reason is FailureReason.INVALID_SPEC
@@ -119,11 +119,11 @@ def test_what_disagrees_is_named(llama: Path, tmp_path: Path, blocks: dict[str, 
 
 def test_a_missing_or_broken_adapter_is_named(llama: Path, tmp_path: Path) -> None:
     resolved = resolved_for(llama, {"method": "LoRA"})
-    with pytest.raises(TrainerError, match=r"there is no adapter_config\.json") as caught:
+    with pytest.raises(TuneryError, match=r"there is no adapter_config\.json") as caught:
         settings_from(resolved, meta_model(llama), tmp_path, SERVED)
     assert caught.value.reason is FailureReason.ADAPTER_MISSING
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(TrainerError, match="is not JSON") as caught:
+    with pytest.raises(TuneryError, match="is not JSON") as caught:
         settings_from(resolved, meta_model(llama), tmp_path, SERVED)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 
@@ -133,6 +133,6 @@ def test_weights_of_another_shape_are_corrupt(llama: Path, tmp_path: Path) -> No
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 5}))
     resolved = settings_from(resolved_for(llama, {"method": "LoRA"}), meta_model(llama), tmp_path, SERVED)
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         attach_published(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT

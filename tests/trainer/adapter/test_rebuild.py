@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import training_hooks
 from tunery_trainer.adapter.rebuild import first_delta, rebuilt, recipe_of
 from tunery_trainer.adapter.save import published_rank, save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import meta_model
 from tunery_trainer.training.trl_trainer import trained_state
 
@@ -73,9 +73,9 @@ def test_what_is_of_another_base_is_refused(family_folder: Callable[[str], Path]
     name = next(iter(tensors))
     tensor = tensors.pop(name)
     base, recipe = meta_model(family_folder("llama")), recipe_of(run.model)
-    with pytest.raises(TrainerError, match="it lacks") as lacking:
+    with pytest.raises(TuneryError, match="it lacks") as lacking:
         rebuilt(base, recipe, tensors)
     assert lacking.value.reason is FailureReason.ADAPTER_CORRUPT
     base = meta_model(family_folder("llama"))
-    with pytest.raises(TrainerError, match="the base has no"):
+    with pytest.raises(TuneryError, match="the base has no"):
         rebuilt(base, recipe, {**tensors, name: tensor, "base_model.other.weight": tensor})

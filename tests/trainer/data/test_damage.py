@@ -20,12 +20,12 @@ import zstandard
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Record, RowError
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.sources import find_sources
-from tunery_trainer.errors import TrainerError
 
 ROWS = [{"prompt": f"ünï {number}", "completion": "c, d"} for number in range(4)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -42,17 +42,17 @@ def values(path: Path) -> list[Any]:
     return [record.value for record in records(path)]
 
 
-def refused(path: Path, content: bytes | str) -> TrainerError:
+def refused(path: Path, content: bytes | str) -> TuneryError:
     """Return the failure of a file with that content; it is one that is not tried again."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         records(path)
     assert caught.value.reason is FailureReason.DATASET_INVALID
     assert caught.value.exit_code is ExitCode.USER_ERROR
     return caught.value
 
 
-def follow(found: TrainerError, path: Path, number: int = 0) -> None:
+def follow(found: TuneryError, path: Path, number: int = 0) -> None:
     """Put what the command in the hint prints in the place of the file, as the hint says."""
     command = re.findall(r"`([^`]+)`", found.hint)[number]
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=path.parent, check=True, capture_output=True)
@@ -161,7 +161,7 @@ def test_a_settings_file_in_a_folder_of_data_may_be_taken_out_or_passed_by(tmp_p
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     stray = tmp_path / "adapter_config.json"
     stray.write_text(json.dumps({"r": 8}, indent=2))
-    with pytest.raises(TrainerError) as refused:
+    with pytest.raises(TuneryError) as refused:
         scan(tmp_path, DataOptions())
     said = "where this file is no data, take it out of the folder, and retry, or name the data file itself"
     assert said in (refused.value.hint or "")
@@ -324,7 +324,7 @@ def test_turns_in_a_cell_that_are_nested_too_deeply_are_a_bad_row(tmp_path: Path
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     with (tmp_path / "a.csv").open("w") as file:
         csv.writer(file).writerows([["messages"], [json.dumps(turns)]])
-    with pytest.raises(TrainerError, match=r"a\.csv line 2: messages: is nested more than 100 levels deep"):
+    with pytest.raises(TuneryError, match=r"a\.csv line 2: messages: is nested more than 100 levels deep"):
         scan(tmp_path / "a.csv", DataOptions())
 
 
@@ -374,7 +374,7 @@ def test_what_json_has_not_is_told_where_a_template_would_write_it(tmp_path: Pat
     call = {"name": "f", "arguments": {"at": value}}
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "a.parquet")
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         scan(tmp_path / "a.parquet", DataOptions())
     assert caught.value.reason is FailureReason.DATASET_INVALID
     assert "a.parquet row 1: messages[1].tool_calls[0].arguments: holds what JSON has not" in caught.value.message

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
+from tunery_common.errors import TuneryError
 from tunery_trainer.data import encode as encode_module
 from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.render import RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError, RowPlace
-from tunery_trainer.errors import TrainerError
 
 from kit.tiny_models import CHATML, build_tokenizer
 
@@ -290,7 +290,7 @@ def test_while_one_batch_is_tokenized_the_next_is_read_and_an_error_loses_none(
             read.append(text)
             place = RowPlace("a", len(read))
             yield ValidRow(text.encode(), place, render(Example(place, text=text)))
-        raise TrainerError(FailureReason.DATASET_INVALID, "too many bad rows")
+        raise TuneryError(FailureReason.DATASET_INVALID, "too many bad rows")
 
     found: list[tuple[str, str, list[str]]] = []
 
@@ -299,7 +299,7 @@ def test_while_one_batch_is_tokenized_the_next_is_read_and_an_error_loses_none(
             text = tokenizer.decode(encoded.input_ids, skip_special_tokens=True)
             found.append((batch[0].digest.decode(), text, list(read)))
 
-    with pytest.raises(TrainerError, match="too many bad rows"):
+    with pytest.raises(TuneryError, match="too many bad rows"):
         look()
     assert found == [
         ("one", "one", ["one", "two"]),
@@ -315,11 +315,11 @@ def test_an_error_in_the_middle_of_a_batch_loses_no_row_before_it(tokenizer: Pre
         for number in range(3):
             place = RowPlace("a", number + 1)
             yield ValidRow(bytes([number]), place, render(Example(place, text="one")))
-        raise TrainerError(FailureReason.DATASET_INVALID, "too many bad rows")
+        raise TuneryError(FailureReason.DATASET_INVALID, "too many bad rows")
 
     ahead = encoded_ahead(rows(), encoder.encode)
     batch, examples = next(ahead)
     assert [row.place.number for row in batch] == [1, 2, 3]
     assert len(examples) == 3
-    with pytest.raises(TrainerError, match="too many bad rows"):
+    with pytest.raises(TuneryError, match="too many bad rows"):
         next(ahead)

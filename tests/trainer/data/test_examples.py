@@ -10,13 +10,13 @@ import pytest
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Example, RowError, RowPlace
 from tunery_trainer.data.sources import find_sources
-from tunery_trainer.errors import TrainerError
 
 from kit.story import Write
 
@@ -159,7 +159,7 @@ def test_plain_rows_stay_as_they_are(write: Write, row: dict[str, Any], prompt: 
 
 def test_plain_is_not_for_conversations_and_not_for_tools(write: Write) -> None:
     plain = DataOptions(template=DatasetTemplate.PLAIN)
-    with pytest.raises(TrainerError, match=r"spec\.dataset\.template: Plain is for prompts.*is Messages") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.dataset\.template: Plain is for prompts.*is Messages") as caught:
         convert(write("a.jsonl", [{"messages": [USER, ASSISTANT]}]), plain)
     assert caught.value.reason is FailureReason.INVALID_SPEC
     _, turns, _ = convert(write("t.jsonl", [{"prompt": [USER], "completion": [ASSISTANT]}]), plain)
@@ -313,7 +313,7 @@ def test_columns_rename_and_say_what_is_meant(write: Write) -> None:
 
 def test_a_column_that_does_not_exist_lists_those_that_do(write: Write) -> None:
     path = write("a.jsonl", [{"question": "Hi", "answer": "Hello"}])
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         convert(path, DataOptions(columns={"prompt": "query", "completion": "reply"}))
     assert caught.value.reason is FailureReason.DATASET_INVALID
     assert caught.value.message == (
@@ -323,7 +323,7 @@ def test_a_column_that_does_not_exist_lists_those_that_do(write: Write) -> None:
 
 
 def test_an_unknown_field_of_columns_is_an_invalid_spec(write: Write) -> None:
-    with pytest.raises(TrainerError, match=r"spec\.dataset\.columns: there is no field 'promt'; fields: messages"):
+    with pytest.raises(TuneryError, match=r"spec\.dataset\.columns: there is no field 'promt'; fields: messages"):
         convert(write("a.jsonl", [{"a": 1}]), DataOptions(columns={"promt": "a"}))
 
 
@@ -331,7 +331,7 @@ def test_the_limit_counts_all_and_names_five() -> None:
     rows = InvalidRows(limit=6)
     for number in range(1, 8):
         rows.add(RowPlace("a.jsonl", number), RowError("text", "is missing"))
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         rows.check(valid=93)
     message = caught.value.message
     assert message.startswith(
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_several_rows_is_said_once() -> None:
     for number, why in enumerate(["is missing", "is missing", "must not be empty", "is missing", "is missing"], 1):
         rows.add(RowPlace("a.jsonl", number), RowError("text", why))
     rows.add(RowPlace("b.jsonl", 1), RowError("text", "is missing"))
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         rows.check(valid=94)
     assert caught.value.message.endswith(
         ": a.jsonl line 1: text: is missing (the same in lines 2, 4, 5); a.jsonl line 3: text: must not be empty; ..."
@@ -357,21 +357,21 @@ def test_where_no_row_has_the_columns_the_hint_is_of_their_names() -> None:
     rows = InvalidRows(limit=0)
     for number in (1, 2):
         rows.add(RowPlace("a.jsonl", number), RowError("", "is in no known format; columns: question, answer"))
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         rows.check(valid=0)
     assert "by spec.dataset.columns, such as {prompt: question, completion: answer}" in str(caught.value.hint)
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         rows.check(valid=1)
     assert "are right" not in str(caught.value.hint), "those that are read show that the columns are known"
 
 
 def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:
     rows = InvalidRows(limit=10)
-    with pytest.raises(TrainerError, match=r"spec\.dataset: has no row$") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.dataset: has no row$") as caught:
         rows.check(valid=0)
     assert caught.value.hint == "Add rows, and retry.", "there are no lines to mend"
     rows.add(RowPlace("a.jsonl", 1), RowError("text", "is missing"))
-    with pytest.raises(TrainerError, match=r"spec\.dataset: has no valid row: a\.jsonl line 1: text: is missing"):
+    with pytest.raises(TuneryError, match=r"spec\.dataset: has no valid row: a\.jsonl line 1: text: is missing"):
         rows.check(valid=0)
 
 

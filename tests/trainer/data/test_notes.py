@@ -16,6 +16,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tunery_api.preference import TrainingTask
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.encode import Encoded
 from tunery_trainer.data.invalid_rows import InvalidRows, Listing
 from tunery_trainer.data.lengths import Lengths
@@ -28,7 +29,6 @@ from tunery_trainer.data.rows import RowError, RowPlace
 from tunery_trainer.data.samples import stretches_of
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.seen_rows import Pairs, SeenRows
-from tunery_trainer.errors import TrainerError
 
 from kit.story import Write
 from kit.tiny_models import CHATML, build_tokenizer
@@ -44,7 +44,7 @@ def rows(count: int) -> list[Any]:
 def scanned(path: Path, tokenizer: PreTrainedTokenizerBase | None, options: DataOptions = SMALL) -> DataNotes:
     """Scan, whether the data are good or not, and return what was found."""
     notebook = Notebook(path.parent / "notes")
-    with contextlib.suppress(TrainerError):
+    with contextlib.suppress(TuneryError):
         scan(path, options, tokenizer, notebook)
     notes = notebook.read()
     assert notes is not None
@@ -268,7 +268,7 @@ def test_the_rows_before_an_error_are_counted_and_equal_ones_are_looked_for_once
     path = write("a.json", [*rows(3), *rows(1)])
     path.write_text(f"[{','.join(path.read_text().splitlines())}, {{")
     notebook = Notebook(path.parent / "notes")
-    with pytest.raises(TrainerError, match="breaks off here"):
+    with pytest.raises(TuneryError, match="breaks off here"):
         scan(path, SMALL, tokenizer, notebook)
     notes = notebook.read()
     assert notes is not None

@@ -19,6 +19,7 @@ from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.cache import cache_key
 from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.examples import ExampleReader, InvalidRows
@@ -32,7 +33,6 @@ from tunery_trainer.data.rows import Example, RowPlace
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.single_pass import find_files
 from tunery_trainer.data.sources import find_sources
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.reporting.status_parts import dataset_status
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
@@ -176,7 +176,7 @@ def test_a_pair_of_other_columns(write: Write) -> None:
 
 
 def test_columns_are_those_of_the_task(write: Write) -> None:
-    with pytest.raises(TrainerError, match="there is no field 'completion'; fields: prompt, chosen, rejected, system"):
+    with pytest.raises(TuneryError, match="there is no field 'completion'; fields: prompt, chosen, rejected, system"):
         convert(write("a.jsonl", []), dataclasses.replace(DPO, columns={"completion": "a"}))
 
 
@@ -317,7 +317,7 @@ def test_plain_shows_no_conversation(write: Write, options: DataOptions, row: di
 def test_rows_of_another_task_are_refused_at_once(
     write: Write, options: DataOptions, row: dict[str, Any], found: str, needed: str, todo: str
 ) -> None:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         convert(write("a.jsonl", [row, row]), options)
     assert caught.value.reason is FailureReason.DATASET_INVALID
     said = f"spec.dataset: the rows are {found}, task {options.task} learns from {needed}"
@@ -328,7 +328,7 @@ def test_rows_of_another_task_are_refused_at_once(
 def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
     """To SFT an answer that is not wanted would be as good as any."""
     path = write("a.jsonl", [ONE, {**ONE, "label": False}])
-    with pytest.raises(TrainerError, match="the rows are UnpairedPreference") as caught:
+    with pytest.raises(TuneryError, match="the rows are UnpairedPreference") as caught:
         convert(path, DataOptions())
     hint = str(caught.value.hint)
     assert hint.startswith("Set task: KTO in a new job. To leave the others aside, name spec.dataset.format: Prompt")
@@ -482,7 +482,7 @@ def test_kto_needs_both_kinds(write: Write, tokenizer: PreTrainedTokenizerBase, 
     made = [{"prompt": f"Hello {number}?", "completion": "Fine", "label": label} for number in range(20)]
     path = write("train.jsonl", made)
     for attempt in (lambda: scan(path, KTO, tokenizer), lambda: prepare(path, KTO, tokenizer, path.parent / "cache")):
-        with pytest.raises(TrainerError, match=f"all 19 rows to train on have label {str(label).lower()}") as caught:
+        with pytest.raises(TuneryError, match=f"all 19 rows to train on have label {str(label).lower()}") as caught:
             attempt()
         assert f"Add rows with label {other}" in str(caught.value.hint)
 
@@ -505,7 +505,7 @@ def test_a_pair_that_is_cut(write: Write, tokenizer: PreTrainedTokenizerBase) ->
     warnings = dataset_status(data.report).warnings
     assert warnings is not None
     assert "2 rows are left out: spec.training.maxLength leaves not both answers, or no difference" in warnings
-    with pytest.raises(TrainerError, match=r"spec\.training\.maxLength: 8 tokens leave nothing of any answer"):
+    with pytest.raises(TuneryError, match=r"spec\.training\.maxLength: 8 tokens leave nothing of any answer"):
         scan(write("b.jsonl", rows(5)), dataclasses.replace(DPO, max_length=8), tokenizer)
 
 

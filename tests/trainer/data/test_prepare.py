@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
+from tunery_common.errors import TuneryError
 from tunery_trainer.data import prepare as prepare_module
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.reporting.status_parts import dataset_status
 
 from kit.story import Write
@@ -91,7 +91,7 @@ def test_a_bad_line_17_is_named(write: Write, tmp_path: Path, tokenizer: PreTrai
     made[16] = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]}
     path = write("train.jsonl", made)
     for attempt in (lambda: scan(path, SMALL), lambda: prepare(path, SMALL, tokenizer, tmp_path / "cache")):
-        with pytest.raises(TrainerError) as caught:
+        with pytest.raises(TuneryError) as caught:
             attempt()
         assert caught.value.reason is FailureReason.DATASET_INVALID
         assert "train.jsonl line 17: messages[1].content: must be a string, found null" in caught.value.message
@@ -102,9 +102,7 @@ def test_rows_that_the_template_refuses_count_as_bad(write: Write) -> None:
     refusing = build_tokenizer("{% if messages|length > 2 %}{{ raise_exception('too many') }}{% endif %}{{ messages }}")
     long = {"system": "Be brief", "prompt": "Hello", "completion": "Hi"}
     path = write("train.jsonl", [*rows(5), long])
-    with pytest.raises(
-        TrainerError, match=r"1 of 6 rows are invalid.*line 6: messages: the chat template refuses them"
-    ):
+    with pytest.raises(TuneryError, match=r"1 of 6 rows are invalid.*line 6: messages: the chat template refuses them"):
         scan(path, dataclasses.replace(SMALL, loss=Loss.ALL), refusing)
 
 
@@ -138,7 +136,7 @@ def test_rows_without_an_answer_after_cutting_are_left_out(write: Write, tmp_pat
     report = prepare(path, SMALL, tokenizer, tmp_path / "cache").report
     assert report.tokens is not None
     assert (report.rows, report.tokens.unlearnable_rows, report.tokens.template) == (6, 1, "chatml")
-    with pytest.raises(TrainerError, match=r"spec\.training\.maxLength: 4 tokens leave nothing of any answer"):
+    with pytest.raises(TuneryError, match=r"spec\.training\.maxLength: 4 tokens leave nothing of any answer"):
         scan(path, dataclasses.replace(SMALL, max_length=4), tokenizer)
 
 
@@ -208,7 +206,7 @@ def test_an_evaluation_place_of_its_own(write: Write, tmp_path: Path, tokenizer:
     prepared = prepare(path, options, tokenizer, tmp_path / "cache")
     assert (prepared.report.evaluation_rows, len(documents(prepared.evaluation))) == (4, 4)
     other.write_text("")
-    with pytest.raises(TrainerError, match=r"spec\.dataset\.evaluation: has no valid row"):
+    with pytest.raises(TuneryError, match=r"spec\.dataset\.evaluation: has no valid row"):
         scan(path, options)
 
 
@@ -289,7 +287,7 @@ def _row_of(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
 
 def test_one_row_is_too_few_however_many_examples_it_becomes(write: Write) -> None:
     path = write("train.jsonl", [conversations(3)[2]])
-    with pytest.raises(TrainerError, match="has one row to train on, too few to hold one out"):
+    with pytest.raises(TuneryError, match="has one row to train on, too few to hold one out"):
         scan(path, dataclasses.replace(SMALL, max_length=512), build_tokenizer(REWRITING))
 
 
@@ -338,10 +336,10 @@ def test_plain_completions_use_no_template(write: Write, tokenizer: PreTrainedTo
 
 
 def test_rows_that_are_all_the_same_are_told_as_that(write: Write) -> None:
-    with pytest.raises(TrainerError, match="all 5 rows to train on are the same, too few to hold one out"):
+    with pytest.raises(TuneryError, match="all 5 rows to train on are the same, too few to hold one out"):
         scan(write("train.jsonl", rows(1) * 5), SMALL)
 
 
 def test_a_set_too_small_to_split_says_so_in_preflight(write: Write) -> None:
-    with pytest.raises(TrainerError, match="has one row to train on, too few to hold one out"):
+    with pytest.raises(TuneryError, match="has one row to train on, too few to hold one out"):
         scan(write("train.jsonl", rows(1)), SMALL)

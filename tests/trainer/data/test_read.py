@@ -13,11 +13,11 @@ import pytest
 import zstandard
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data import read
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.rows import Record, RowError
 from tunery_trainer.data.sources import find_sources
-from tunery_trainer.errors import TrainerError
 
 ROWS = [
     {"prompt": "Why?", "completion": 'Because of ünïcode, "quotes"\nand lines.'},
@@ -106,7 +106,7 @@ def test_a_bad_row_is_one_record(tmp_path: Path, name: str, content: bytes, said
 )
 def test_a_damaged_file_ends_the_job(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         records(tmp_path / name)
     assert caught.value.reason is FailureReason.DATASET_INVALID
     assert said in caught.value.message
@@ -115,7 +115,7 @@ def test_a_damaged_file_ends_the_job(tmp_path: Path, name: str, content: bytes, 
 def test_an_endless_line_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES + b" " * (3 << 20)))
-    with pytest.raises(TrainerError, match=r"a\.jsonl\.gz line 3: is longer than 1 MiB"):
+    with pytest.raises(TuneryError, match=r"a\.jsonl\.gz line 3: is longer than 1 MiB"):
         records(tmp_path / "a.jsonl.gz")
 
 

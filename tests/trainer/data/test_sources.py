@@ -14,10 +14,10 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.faults import reading
 from tunery_trainer.data.read import read_records
 from tunery_trainer.data.sources import content_digest, find_sources
-from tunery_trainer.errors import TrainerError
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -79,7 +79,7 @@ def test_the_root_may_be_a_file(tmp_path: Path) -> None:
 )
 def test_refused(tmp_path: Path, pattern: str, split: str, reason: FailureReason, said: str) -> None:
     root = touch(tmp_path, "a.jsonl", "notes.txt")
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         find_sources(root, pattern, split)
     assert caught.value.reason is reason
     assert said in caught.value.message
@@ -91,7 +91,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path: Path)
     (root / "inside.jsonl").symlink_to(root / "blobs.d" / "one.jsonl")
     assert [source.name for source in find_sources(root, "inside.jsonl", "train")] == ["inside.jsonl"]
     (root / "outside.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    with pytest.raises(TrainerError, match=r"outside\.jsonl: is a link that leads out") as caught:
+    with pytest.raises(TuneryError, match=r"outside\.jsonl: is a link that leads out") as caught:
         find_sources(root, "", "train")
     assert caught.value.hint == (
         "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
@@ -110,9 +110,9 @@ def test_a_link_that_is_named_itself_is_read_by_its_own_name_wherever_it_leads(t
     )
 
 
-def refused(root: Path, pattern: str = "") -> TrainerError:
+def refused(root: Path, pattern: str = "") -> TuneryError:
     """Return the failure of a data set that is refused."""
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         find_sources(root, pattern, "train")
     return caught.value
 
@@ -245,7 +245,7 @@ def test_a_name_that_cannot_be_written_down_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_kernel_says_of_a_file_is_told_with_its_name(number: int, reason: FailureReason) -> None:
-    with pytest.raises(TrainerError) as caught, reading("x/a.jsonl"):
+    with pytest.raises(TuneryError) as caught, reading("x/a.jsonl"):
         raise OSError(number, os.strerror(number))
     assert caught.value.reason is reason
     assert caught.value.message == f"spec.dataset.uri: x/a.jsonl: cannot be read: {os.strerror(number)}"
@@ -265,20 +265,20 @@ def test_a_file_that_is_gone_once_it_was_listed_ends_the_job_for_good(
     sources[0].path.unlink()
     become(sources[0].path)
     for read in (content_digest, lambda files: list(read_records(files))):
-        with pytest.raises(TrainerError, match=r"a\.jsonl: cannot be read: ") as caught:
+        with pytest.raises(TuneryError, match=r"a\.jsonl: cannot be read: ") as caught:
             read(sources)
         assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
         assert caught.value.exit_code is ExitCode.USER_ERROR
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match="there are: nothing"):
+    with pytest.raises(TuneryError, match="there are: nothing"):
         find_sources(tmp_path / "missing", "", "train")
 
 
 def test_hidden_entries_are_not_told_of(tmp_path: Path) -> None:
     touch(tmp_path, "..data/a.txt", ".git/x", "a.txt")
-    with pytest.raises(TrainerError, match=r"there are: a\.txt$"):
+    with pytest.raises(TuneryError, match=r"there are: a\.txt$"):
         find_sources(tmp_path, "", "train")
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.seen_rows import SeenRows
 from tunery_trainer.data.split import UNWANTED, WANTED, held_out
-from tunery_trainer.errors import TrainerError
 
 
 def digests(count: int) -> list[bytes]:
@@ -54,7 +54,7 @@ def test_equal_rows_stay_together_and_both_sides_have_some(numbers: list[int], s
 
 @pytest.mark.parametrize("rows", [[], [b"a" * 16], [b"a" * 16] * 3], ids=["none", "one", "all-equal"])
 def test_too_small(rows: list[bytes]) -> None:
-    with pytest.raises(TrainerError, match="too few to hold one out") as caught:
+    with pytest.raises(TuneryError, match="too few to hold one out") as caught:
         drawn(rows, 0.05, 42)
     assert caught.value.reason is FailureReason.DATASET_INVALID
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.runspec import PreflightReport, RunSpec
-from tunery_trainer.inputs.location import FetchedDataset
+from tunery_common.inputs.location import FetchedDataset
 from tunery_trainer.inputs.workspace import Workspace, get_data
 
 from kit.story import Case, make_rows, manifest, run_here, write_rows

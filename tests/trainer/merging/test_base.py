@@ -12,7 +12,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging import merged_blocks
 from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint
@@ -202,7 +202,7 @@ def test_an_adapter_for_another_base_is_refused(
 ) -> None:
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_TIED)
     adapter = write_adapter(tmp_path / "adapter", {name: factors(4, *shape, 1)})
-    with pytest.raises(TrainerError, match=message) as caught:
+    with pytest.raises(TuneryError, match=message) as caught:
         merge(base, adapter, tmp_path / "out")
     assert caught.value.reason == "InvalidSpec"
     assert list((tmp_path / "out").iterdir()) == []

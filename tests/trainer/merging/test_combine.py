@@ -13,7 +13,7 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig
 from safetensors.torch import load_file
 
 from tunery_api.adaptermerge import MergeMethod
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.combine import Combined, combine
 from tunery_trainer.merging.deltas import Options
@@ -89,14 +89,14 @@ def test_linear_is_the_sum_of_the_true_deltas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [MergeMethod.LINEAR, MergeMethod.MAGNITUDE_PRUNE])
 def test_a_merge_that_is_nothing_is_refused(tmp_path: Path, method: MergeMethod) -> None:
     source = write_adapter(tmp_path / "in", {Q: factors(8, 48, 32, 1)})
-    with pytest.raises(TrainerError, match=r"spec\.adapters: what is merged is zero everywhere"):
+    with pytest.raises(TuneryError, match=r"spec\.adapters: what is merged is zero everywhere"):
         merge(tmp_path / "out", (source, 0.0), (source, 0.0), method=method)
 
 
 def test_a_merge_that_cancels_is_refused(tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "in", {Q: factors(8, 48, 32, 1)})
     other = write_adapter(tmp_path / "other", {Q: factors(8, 48, 32, 2)})
-    with pytest.raises(TrainerError, match=r"spec\.adapters: what is merged is zero everywhere"):
+    with pytest.raises(TuneryError, match=r"spec\.adapters: what is merged is zero everywhere"):
         merge(tmp_path / "out", (source, 1.0), (source, -1.0))
     merge(tmp_path / "little", (source, 1.0), (source, -0.9999))
     merge(tmp_path / "both", (source, 1.0), (source, -1.0), (other, 0.001))
@@ -207,7 +207,7 @@ def test_a_module_that_only_some_adapters_replace_is_refused_by_name(tmp_path: P
         tmp_path / "one", {Q: factors(4, 16, 16, 1)}, {"base_model.model.lm_head.weight": torch.ones(4, 4)}
     )
     two = write_adapter(tmp_path / "two", {Q: factors(4, 16, 16, 2)})
-    with pytest.raises(TrainerError, match=r"two: has no lm_head\.weight") as caught:
+    with pytest.raises(TuneryError, match=r"two: has no lm_head\.weight") as caught:
         merge(tmp_path / "out", (one, 0.5), (two, 0.5))
     assert caught.value.reason == "InvalidSpec"
     assert not list((tmp_path / "out").iterdir())
@@ -216,5 +216,5 @@ def test_a_module_that_only_some_adapters_replace_is_refused_by_name(tmp_path: P
 def test_shapes_that_differ_are_refused_with_both_names(tmp_path: Path) -> None:
     one = write_adapter(tmp_path / "one", {Q: factors(4, 16, 16, 1)})
     two = write_adapter(tmp_path / "two", {Q: factors(4, 24, 16, 2)})
-    with pytest.raises(TrainerError, match=r"q_proj has shape \(16, 16\) in one and \(24, 16\) in two"):
+    with pytest.raises(TuneryError, match=r"q_proj has shape \(16, 16\) in one and \(24, 16\) in two"):
         merge(tmp_path / "out", (one, 0.5), (two, 0.5))

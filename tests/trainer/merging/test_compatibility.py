@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.compatibility import Facts, check, find_problems
 
 ADAPTER, MODEL = MergeTarget.ADAPTER, MergeTarget.MODEL
@@ -126,7 +126,7 @@ def test_quantisation_must_agree_only_for_a_model() -> None:
 
 def test_everything_is_told_at_once() -> None:
     facts = [fact("a", use_dora=True, task_type="SEQ_CLS"), fact("b", base_model_name_or_path="org/other")]
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         check(facts, MergeMethod.LINEAR, None, ADAPTER)
     assert caught.value.reason == "InvalidSpec"
     for part in ("a: a DoRA adapter", "base_model_name_or_path differs", "task_type differs"):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import LocalStore, StorePath
 from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.combine import combine
@@ -20,7 +21,6 @@ from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
 from tunery_trainer.merging.into_base import merge_into_base
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
-from tunery_trainer.storage import LocalStore, StorePath
 
 from kit.adapters import factors, write_adapter
 from kit.tiny_models import Tiny, save_tiny
@@ -65,7 +65,7 @@ def overlapping(path: Path) -> None:
 def test_a_damaged_weights_file_is_corrupt(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = write_adapter(tmp_path / "tone", {Q: factors(4, 16, 16, 1)})
     damage(folder / WEIGHTS)
-    with pytest.raises(TrainerError, match=r"tone/adapter_model\.safetensors") as caught:
+    with pytest.raises(TuneryError, match=r"tone/adapter_model\.safetensors") as caught:
         open_adapter(LocalFiles(folder))
     assert caught.value.reason == FailureReason.ADAPTER_CORRUPT
 
@@ -74,7 +74,7 @@ def test_a_damaged_weights_file_is_corrupt(tmp_path: Path, damage: Callable[[Pat
 def test_a_missing_file_is_a_missing_adapter(tmp_path: Path, name: str) -> None:
     folder = write_adapter(tmp_path / "tone", {Q: factors(4, 16, 16, 1)})
     (folder / name).unlink()
-    with pytest.raises(TrainerError, match=f"tone has no {name}") as caught:
+    with pytest.raises(TuneryError, match=f"tone has no {name}") as caught:
         open_adapter(LocalFiles(folder))
     assert caught.value.reason == FailureReason.ADAPTER_MISSING
 
@@ -83,14 +83,14 @@ def test_a_missing_file_is_a_missing_adapter(tmp_path: Path, name: str) -> None:
 def test_a_config_that_is_no_object_is_corrupt(tmp_path: Path, content: str) -> None:
     folder = write_adapter(tmp_path / "tone", {Q: factors(4, 16, 16, 1)})
     (folder / CONFIG).write_text(content)
-    with pytest.raises(TrainerError, match=r"tone/adapter_config\.json is no JSON") as caught:
+    with pytest.raises(TuneryError, match=r"tone/adapter_config\.json is no JSON") as caught:
         open_adapter(LocalFiles(folder))
     assert caught.value.reason == FailureReason.ADAPTER_CORRUPT
 
 
 def test_a_rank_that_the_config_does_not_promise_is_corrupt(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "tone", {Q: factors(4, 16, 16, 1)}, r=8)
-    with pytest.raises(TrainerError, match=r"tone: .*q_proj has rank 4, adapter_config\.json says 8"):
+    with pytest.raises(TuneryError, match=r"tone: .*q_proj has rank 4, adapter_config\.json says 8"):
         open_adapter(LocalFiles(folder))
 
 
@@ -98,7 +98,7 @@ def test_half_a_pair_of_factors_is_corrupt(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "tone", {Q: factors(4, 16, 16, 1)})
     weights = load_file(folder / WEIGHTS)
     save_file({k: v for k, v in weights.items() if "lora_A" in k}, folder / WEIGHTS)
-    with pytest.raises(TrainerError, match=r"q_proj has only one of lora_A and lora_B"):
+    with pytest.raises(TuneryError, match=r"q_proj has only one of lora_A and lora_B"):
         open_adapter(LocalFiles(folder))
 
 
@@ -113,7 +113,7 @@ def test_nan_names_adapter_and_tensor(tmp_path: Path, method: MergeMethod, part:
     save_file(weights, folder / WEIGHTS)
     sound = write_adapter(tmp_path / "sound", {Q: factors(4, 16, 16, 2)})
     adapters = [open_adapter(LocalFiles(sound)), open_adapter(LocalFiles(folder))]
-    with pytest.raises(TrainerError, match=f"tone: tensor {key} holds NaN or infinite values") as caught:
+    with pytest.raises(TuneryError, match=f"tone: tensor {key} holds NaN or infinite values") as caught:
         combine(adapters, method, Options(), tmp_path / "out", torch.float32)
     assert caught.value.reason == FailureReason.ADAPTER_CORRUPT
     assert not (tmp_path / "out" / CONFIG).exists()
@@ -124,7 +124,7 @@ def test_nan_is_found_on_the_way_into_the_base(tmp_path: Path) -> None:
     a, b = factors(4, 32, 32, 1)
     a[0, 0] = float("nan")
     folder = write_adapter(tmp_path / "tone", {Q: (a, b)})
-    with pytest.raises(TrainerError, match=r"tone: tensor .*q_proj\.lora_A\.weight holds NaN"):
+    with pytest.raises(TuneryError, match=r"tone: tensor .*q_proj\.lora_A\.weight holds NaN"):
         merge_into_base(open_checkpoint(LocalFiles(base)), open_adapter(LocalFiles(folder)), tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
 
@@ -171,7 +171,7 @@ def shard(folder: Path) -> Path:
 def test_a_damaged_base_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_UNTIED)
     damage(base)
-    with pytest.raises(TrainerError, match=message) as caught:
+    with pytest.raises(TuneryError, match=message) as caught:
         open_checkpoint(base_files(base))
     assert caught.value.reason == FailureReason.MODEL_NOT_FOUND
 
@@ -182,11 +182,11 @@ def test_a_base_without_safetensors_or_with_packed_weights_is_unsupported(tmp_pa
     save_file({name: torch.ones(8, 1, dtype=torch.uint8)}, shard(base))
     index = {"weight_map": {name: shard(base).name}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(TrainerError, match="is quantised already") as caught:
+    with pytest.raises(TuneryError, match="is quantised already") as caught:
         open_checkpoint(base_files(base))
     assert caught.value.reason == FailureReason.MODEL_UNSUPPORTED
     (base / "model.safetensors.index.json").unlink()
-    with pytest.raises(TrainerError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"):
+    with pytest.raises(TuneryError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"):
         open_checkpoint(base_files(base))
 
 

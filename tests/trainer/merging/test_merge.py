@@ -22,11 +22,11 @@ from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import LocalStore, StorePath
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.storage import LocalStore, StorePath
-from tunery_trainer.storage.published_folder import verify
-from tunery_trainer.storage.publisher import Target, publish
 from tunery_trainer.tasks.frame import refuse_own_input
 
 from kit.adapters import deltas64, logits, relative, trained_adapter
@@ -284,6 +284,6 @@ def test_a_merge_onto_an_adapter_that_it_reads_is_refused(inputs: list[Path]) ->
         output_uri=f"{inputs[0].as_uri()}/",
         adapters=[ResolvedAdapter(uri=place.as_uri()) for place in inputs],
     )
-    with pytest.raises(TrainerError, match=r"spec\.output\.uri: .* is where an adapter lies") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.output\.uri: .* is where an adapter lies") as caught:
         refuse_own_input(run_spec)
     assert caught.value.reason is FailureReason.INVALID_SPEC

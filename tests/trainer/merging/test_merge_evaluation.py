@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from tunery_api.exitcodes import ExitCode
 from tunery_api.inputs import DatasetFormat
 from tunery_api.manifest import Manifest
+from tunery_common.storage.publisher import Published
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
 from tunery_trainer.merging.measure import as_of_a_merge
 from tunery_trainer.reporting.result import result_of
-from tunery_trainer.storage.publisher import Published
 
 from kit.peft_reader import held_out_rows, plain_base, plain_peft, single_row_loss
 from kit.story import WORDS, Case, manifest, run_here, write_rows

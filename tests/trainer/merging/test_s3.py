@@ -11,11 +11,11 @@ from peft import LoraConfig
 
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
+from tunery_common.storage import StorePath, open_store
+from tunery_common.storage.published_folder import download_published
+from tunery_common.storage.publisher import Publisher, Target, publish
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.merging import run
-from tunery_trainer.storage import StorePath, open_store
-from tunery_trainer.storage.published_folder import download_published
-from tunery_trainer.storage.publisher import Publisher, Target, publish
 from tunery_trainer.tasks.merge import run_merge
 
 from cluster.s3 import S3Server

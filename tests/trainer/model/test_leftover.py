@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.load import Loading, load_base, load_frozen
 
 from kit.models_of_today import MIXTURES, MULTIMODAL, TEXT_CLASSES, write_mixture, write_multimodal
@@ -57,7 +57,7 @@ def test_every_family_loads_without_a_word_and_a_layer_too_many_is_refused(
     added = one_more_layer(folder)
     assert len(added) >= 6
     add(folder, added)
-    with pytest.raises(TrainerError, match=r"its files have 3 layers \(.*\.2\), and config\.json says 2: ") as caught:
+    with pytest.raises(TuneryError, match=r"its files have 3 layers \(.*\.2\), and config\.json says 2: ") as caught:
         load_frozen(folder, ON_CPU)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert caught.value.hint.startswith("Put the config.json there that came with these weights")
@@ -72,7 +72,7 @@ def test_a_tower_beside_a_text_model_is_left_out_and_told(
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert all("vis" in said for said in told if "no place for" in said)
     add(folder, one_more_layer(folder))
-    with pytest.raises(TrainerError, match="its files have 3 layers"):
+    with pytest.raises(TuneryError, match="its files have 3 layers"):
         load_frozen(folder, ON_CPU)
 
 
@@ -122,7 +122,7 @@ def test_a_quantised_tensor_among_others_is_refused(folder: Path, dtype: torch.d
     weights = load_file(folder / "model.safetensors")
     add(folder, {name: (weights[name] * 10).to(dtype)})
     with pytest.raises(
-        TrainerError, match=rf"{re.escape(name)} in model\.safetensors is of type \w+: a quant"
+        TuneryError, match=rf"{re.escape(name)} in model\.safetensors is of type \w+: a quant"
     ) as caught:
         load_base(folder, resolved_for(folder, {"method": "LoRA"}), "cpu")
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED

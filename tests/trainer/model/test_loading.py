@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.load import load_base
 from tunery_trainer.process.failures import explain
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, llama: Path) -> Path:
     return shutil.copytree(llama, tmp_path / "model")
 
 
-def failure(folder: Path, **blocks: Any) -> TrainerError:
+def failure(folder: Path, **blocks: Any) -> TuneryError:
     """Return what the user is told where the model in `folder` is loaded."""
     with pytest.raises(Exception) as caught:  # noqa: PT011 (any, as the program takes any)
         load_base(folder, resolved_for(folder, {"method": "LoRA"} | blocks), "cpu")

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters
 from tunery_trainer.adapter.continue_from import attach_published, settings_from
 from tunery_trainer.adapter.save import save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory
 from tunery_trainer.model.outline import outline
@@ -176,7 +176,7 @@ def test_the_status_tells_of_the_adapter_that_is_trained_on(folder_of: Folder, t
     ],
 )
 def test_what_does_not_go_with_experts_is_refused(folder_of: Folder, blocks: dict[str, Any], said: str) -> None:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         resolved_for(folder_of("qwen3_moe"), {"method": "LoRA"} | blocks)
     assert caught.value.reason is FailureReason.INVALID_SPEC
     assert caught.value.message.startswith(said)
@@ -185,9 +185,9 @@ def test_what_does_not_go_with_experts_is_refused(folder_of: Folder, blocks: dic
 
 
 def test_names_that_peft_would_take_for_experts_are_refused(folder_of: Folder) -> None:
-    with pytest.raises(TrainerError, match=r"'gate_proj' matches no module of Deepseek.*; it has: .*gate_up_proj"):
+    with pytest.raises(TuneryError, match=r"'gate_proj' matches no module of Deepseek.*; it has: .*gate_up_proj"):
         lora_targets(meta_model(folder_of("deepseek_v3")), ["gate_proj"], experts=True)
-    with pytest.raises(TrainerError, match=r"'experts\.down_proj' matches no module"):
+    with pytest.raises(TuneryError, match=r"'experts\.down_proj' matches no module"):
         lora_targets(meta_model(folder_of("deepseek_v3")), ["experts.down_proj"], experts=False)
 
 

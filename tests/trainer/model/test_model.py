@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.load import check_weights, load_base, load_config, load_tokenizer, meta_model, model_facts
 
 from kit.tiny_models import FAMILIES
@@ -77,7 +77,7 @@ def test_the_tokenizer_pads_without_a_new_token(llama: Path) -> None:
 
 
 def refused(check: Callable[[Path], object], folder: Path) -> str:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         check(folder)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert caught.value.message.startswith("spec.model.uri: ")

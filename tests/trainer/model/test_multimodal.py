@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, trainable_parameters
 from tunery_trainer.adapter.save import save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, decoder_layers
 from tunery_trainer.model.load import load_base, load_config, meta_model, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
@@ -130,22 +130,22 @@ def test_names_of_the_tower_are_refused(folder_of: Folder) -> None:
     model = meta_model(folder_of("mistral3"))
     assert any("vision_tower" in path for path, _ in model.named_modules())
     assert all(path.startswith("model.language_model.") for path in linear_layers(model))
-    with pytest.raises(TrainerError, match="'linear_1' matches no module"):
+    with pytest.raises(TuneryError, match="'linear_1' matches no module"):
         resolve_targets(model, ["linear_1"])
     check_modules_to_save(model, ["embed_tokens", "language_model.norm", "lm_head"])
-    with pytest.raises(TrainerError, match=r"modulesToSave\[0\]: 'norm' is also the ending of .*multi_modal_projector"):
+    with pytest.raises(TuneryError, match=r"modulesToSave\[0\]: 'norm' is also the ending of .*multi_modal_projector"):
         check_modules_to_save(model, ["norm"])
 
 
 def test_a_tower_that_needs_a_library_of_its_own_is_refused(tmp_path: Path) -> None:
     AutoConfig.for_model("gemma3n").save_pretrained(tmp_path)
-    with pytest.raises(TrainerError, match=r"model type 'gemma3n' needs a library that is not here: .*timm") as caught:
+    with pytest.raises(TuneryError, match=r"model type 'gemma3n' needs a library that is not here: .*timm") as caught:
         meta_model(tmp_path)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
 
 
 def test_what_is_not_known_to_train_on_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
-    with pytest.raises(TrainerError, match=r"'paligemma' reads images, .* those of aya_vision, ") as caught:
+    with pytest.raises(TuneryError, match=r"'paligemma' reads images, .* those of aya_vision, ") as caught:
         load_config(tmp_path)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from tunery_api.methods import Method, QuantizationType
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.save import save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_base, load_config, load_tokenizer, model_facts
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory
 from tunery_trainer.model.outline import outline
@@ -160,7 +160,7 @@ def test_auto_takes_qlora_there(folder_of: Folder) -> None:
     ],
 )
 def test_what_it_cannot_do_is_refused(folder_of: Folder, kind: str, blocks: dict[str, Any], said: str) -> None:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         resolved_for(folder_of(kind), blocks)
     assert caught.value.reason is FailureReason.INVALID_SPEC
     assert caught.value.message.startswith(said)
@@ -191,7 +191,7 @@ def test_every_other_kind_is_refused_by_its_name(
     config = json.loads((llama / "config.json").read_text())
     config |= {"text_config": {"quantization_config": block}} if nested else {"quantization_config": block}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         load_config(tmp_path)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert f"already quantised by {name}, which no adapter is trained on here" in caught.value.message

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.load import load_base, meta_model
 from tunery_trainer.model.targets import check_modules_to_save, check_patterns, ia3_targets, resolve_targets
 
@@ -100,7 +100,7 @@ def test_names_are_taken_as_they_are(llama: Path) -> None:
 
 @pytest.mark.parametrize("name", ["q_prj", "self_attn", "lm_head", "proj"])
 def test_a_name_that_matches_nothing_is_refused_with_those_that_exist(llama: Path, name: str) -> None:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         resolve_targets(meta_model(llama), ["q_proj", name])
     assert caught.value.reason is FailureReason.INVALID_SPEC
     assert caught.value.message == (
@@ -117,7 +117,7 @@ def test_a_name_that_matches_nothing_is_refused_with_those_that_exist(llama: Pat
     ],
 )
 def test_a_pattern_must_match_a_target(llama: Path, pattern: str, said: str) -> None:
-    with pytest.raises(TrainerError, match=said) as caught:
+    with pytest.raises(TuneryError, match=said) as caught:
         check_patterns(meta_model(llama), ["q_proj", "k_proj"], ["layers.0.self_attn.q_proj", pattern], "spec.x")
     assert caught.value.message.startswith("spec.x: ")
 
@@ -125,5 +125,5 @@ def test_a_pattern_must_match_a_target(llama: Path, pattern: str, said: str) -> 
 def test_modules_to_save_must_exist(llama: Path) -> None:
     model: Any = meta_model(llama)
     check_modules_to_save(model, ["embed_tokens", "lm_head", "norm"])
-    with pytest.raises(TrainerError, match=r"spec\.lora\.modulesToSave\[1\]: 'embed' matches no module"):
+    with pytest.raises(TuneryError, match=r"spec\.lora\.modulesToSave\[1\]: 'embed' matches no module"):
         check_modules_to_save(model, ["norm", "embed"])

@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.data.test_prepare import SMALL, documents, rows
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.shared_cache import SharedCache
 from tunery_trainer.data import prepare as prepare_module
 from tunery_trainer.data import single_pass
 from tunery_trainer.data.encode import Encoder
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.prepare import prepare
 from tunery_trainer.data.scan import scan
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.shared_cache import SharedCache
 from tunery_trainer.plan.prepared_rows import PREPARED, prepare_rows, survey
 from tunery_trainer.plan.request import DataRequest
 
@@ -56,7 +56,7 @@ def test_bad_rows_are_refused_and_leave_nothing(
     path = write("train.jsonl", [*rows(5), {"prompt": "x", "completion": None}])
     messages = []
     for cache in (None, SharedCache(tmp_path / "claim")):
-        with pytest.raises(TrainerError) as caught:
+        with pytest.raises(TuneryError) as caught:
             survey(DataRequest(path, SMALL, rows=0), tokenizer, cache)
         assert caught.value.reason is FailureReason.DATASET_INVALID
         messages.append(caught.value.message)

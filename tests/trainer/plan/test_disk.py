@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tunery_common.inputs.location import DataFiles, FetchedDataset
 from tunery_trainer.data import arrange, seen_rows, store
-from tunery_trainer.inputs.location import DataFiles, FetchedDataset
 from tunery_trainer.plan import disk
 
 from kit.training import spec_of

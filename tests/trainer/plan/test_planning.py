@@ -16,9 +16,9 @@ from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.data.options import DatasetReport, TokenReport
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
@@ -198,7 +198,7 @@ def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) ->
 
 def wont_fit(plan: TrainingPlan, *, local: bool = False) -> str:
     """Return the hint of the refusal of a plan."""
-    with pytest.raises(TrainerError) as refused:
+    with pytest.raises(TuneryError) as refused:
         check_memory(plan, local=local)
     assert refused.value.reason is FailureReason.WONT_FIT
     return refused.value.hint or ""
@@ -273,7 +273,7 @@ def test_each_change_that_is_named_fits(shapes: dict[str, Path], gibibytes: floa
 
 def test_on_this_machine_it_is_the_machine_that_has_too_little(shapes: dict[str, Path]) -> None:
     hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT), local=True)
-    said = explain_here(TrainerError(FailureReason.WONT_FIT, "it failed", hint)).hint
+    said = explain_here(TuneryError(FailureReason.WONT_FIT, "it failed", hint)).hint
     assert re.fullmatch(
         r"Leave spec\.training\.gradientCheckpointing and spec\.training\.batchSize out, in the manifest; or take a "
         r"machine with \d+ GiB of memory\.",
@@ -320,11 +320,11 @@ def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them
     LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64).save_pretrained(tmp_path)
     load_tokenizer(llama).save_pretrained(tmp_path)
     lora: dict[str, Any] = {"rank": 64, "init": init}
-    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
+    with pytest.raises(TuneryError, match=r"spec\.lora\.rank: 64, but k_proj is 32 x 256: .* lower lora.rank to 32"):
         planned(tmp_path, 24, method=method, lora=lora)
     assert planned(tmp_path, 24, method=method, lora=lora | {"rank": 32}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"rankPattern": {"k_proj": 32, "v_proj": 32}}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"init": "Default"}).steps
     assert planned(tmp_path, 24, method=method, lora=lora | {"init": "EVA"}).steps, "only the inputs count"
-    with pytest.raises(TrainerError, match=r"spec\.lora\.rank: 300, but .* EVA finds 256 directions there"):
+    with pytest.raises(TuneryError, match=r"spec\.lora\.rank: 300, but .* EVA finds 256 directions there"):
         planned(tmp_path, 24, method=method, lora={"rank": 300, "init": "EVA"})

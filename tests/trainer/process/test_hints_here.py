@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.process.failures import explain_here
 
-from kit.installation import ROOT
+from projects import PROJECTS
 
-TRAINER = ROOT / "trainer-image" / "src" / "tunery_trainer"
-CODE = {path: path.read_text() for path in sorted(TRAINER.rglob("*.py")) if path.name != "hints_here.py"}
+IN_THE_TRAINER = [project.source for project in PROJECTS if project.package in ("tunery_common", "tunery_trainer")]
+FILES = sorted(path for source in IN_THE_TRAINER for path in source.rglob("*.py") if path.name != "hints_here.py")
+CODE = {path: path.read_text() for path in FILES}
 RAISED = [reason for reason in FailureReason if any(f"FailureReason.{reason.name}" in code for code in CODE.values())]
 """What the trainer raises itself; the others are the operator's."""
 OF_A_CLUSTER = re.compile(
@@ -40,24 +41,24 @@ def test_most_reasons_are_raised_here() -> None:
 
 @pytest.mark.parametrize("reason", RAISED)
 def test_a_usual_hint_asks_for_nothing_that_only_a_cluster_has(reason: FailureReason) -> None:
-    failure = explain_here(TrainerError(reason, "it failed"))
+    failure = explain_here(TuneryError(reason, "it failed"))
     assert failure.hint
     assert not OF_A_CLUSTER.search(failure.hint), failure.hint
-    followed = explain_here(TrainerError(reason, "it failed", f"{ADVICE[reason].hint} The data report: file:///x"))
+    followed = explain_here(TuneryError(reason, "it failed", f"{ADVICE[reason].hint} The data report: file:///x"))
     assert followed.hint == f"{failure.hint} The data report: file:///x"
 
 
 @pytest.mark.parametrize("piece", sorted(set(pieces())))
 def test_no_other_hint_asks_for_another_job(piece: str) -> None:
-    found = explain_here(TrainerError(FailureReason.INVALID_SPEC, "it failed", piece)).hint
+    found = explain_here(TuneryError(FailureReason.INVALID_SPEC, "it failed", piece)).hint
     assert not re.search(r"new (job|merge|name)|retry|kubectl", found), found
 
 
 def test_an_own_hint_stays_what_it_is_but_for_its_words() -> None:
-    error = TrainerError(FailureReason.DATASET_INVALID, "too few", "Add rows, and retry; or name others in a new job.")
+    error = TuneryError(FailureReason.DATASET_INVALID, "too few", "Add rows, and retry; or name others in a new job.")
     assert explain_here(error).hint == "Add rows, and run it again; or name others in the manifest."
 
 
 def test_what_a_message_quotes_is_left_alone() -> None:
-    error = TrainerError(FailureReason.DATASET_INVALID, "line 3: label 'a new job, and retry' is not true or false")
+    error = TuneryError(FailureReason.DATASET_INVALID, "line 3: label 'a new job, and retry' is not true or false")
     assert explain_here(error).message == error.message

@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
+from tunery_common.progress_client import Pace, interval_seconds, retry_after
 from tunery_trainer import training
 from tunery_trainer.reporting.progress import ProgressReporter, say
-from tunery_trainer.reporting.progress_client import Pace, interval_seconds, retry_after
 
 
 @dataclass

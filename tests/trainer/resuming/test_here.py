@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.resuming.here import start_here
 from tunery_trainer.resuming.taken_settings import NOTHING
 
@@ -54,6 +54,6 @@ def test_a_copy_may_be_named_and_its_configuration_is_enough(tmp_path: Path) -> 
     ],
 )
 def test_a_folder_that_holds_nothing_such_is_refused(tmp_path: Path, block: dict[str, Any], said: str) -> None:
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         start_here(spec_of(block), tmp_path)
     assert caught.value.message.startswith(said.format(folder=tmp_path, folder_uri=tmp_path.as_uri()))

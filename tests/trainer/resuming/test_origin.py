@@ -23,7 +23,7 @@ from tunery_api.methods import (
 from tunery_api.preference import PreferenceSpec
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer, TrainingSpec
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.load import model_facts
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own, rows_of, settings_of
@@ -140,7 +140,7 @@ def simple(folder: Path, **blocks: Any) -> TrainingPlan:
 
 def refused(check: Any, *arguments: Any, **named: Any) -> str:
     """Return why a check refuses."""
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(TuneryError) as caught:
         check(*arguments, **named)
     assert caught.value.reason == "InvalidSpec"
     return caught.value.message

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_common.inputs.digests import BOOK
+from tunery_common.storage.transfer import hash_file
 from tunery_trainer.cli import main
-from tunery_trainer.inputs.digests import BOOK
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
-from tunery_trainer.storage.transfer import hash_file
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
 from kit.adapters import distance
@@ -260,7 +260,7 @@ def test_the_weights_of_the_base_are_compared_while_it_trains(
         return hash_file(path)
 
     monkeypatch.setattr(AdapterTrainer, "training_step", first_step)
-    monkeypatch.setattr("tunery_trainer.inputs.digests.hash_file", late)
+    monkeypatch.setattr("tunery_common.inputs.digests.hash_file", late)
     path = later(case, place / "step-000010", model={"uri": "file://other"})
     if not other:
         assert distance(straight, train(path, "b")[0]) == 0.0

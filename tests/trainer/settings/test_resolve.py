@@ -17,7 +17,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
 from tunery_api.validation import parse_lorajob
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.presets import PRESETS, guideline_for, rank_reason
 from tunery_trainer.settings.resolve import resolve
@@ -328,7 +328,7 @@ def test_a_model_that_cannot_pack_is_not_packed() -> None:
     plan = resolved({"method": "LoRA"}, facts=BLOOM)
     assert plan.training.packing is False
     assert sources(plan)["training.packing"] == "Rule"
-    with pytest.raises(TrainerError, match=r"spec\.training\.packing: BloomForCausalLM was not measured") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.training\.packing: BloomForCausalLM was not measured") as caught:
         resolved({"method": "LoRA", "training": {"packing": True}}, facts=BLOOM)
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
@@ -338,7 +338,7 @@ def test_max_length_stays_within_the_models_positions() -> None:
     assert resolved({"method": "LoRA"}, facts=short).training.max_length == 1024
     assert resolved({"method": "PromptTuning"}, facts=short).training.max_length == 1004
     assert resolved({"method": "LoRA"}, facts=BLOOM).training.max_length == 2048
-    with pytest.raises(TrainerError, match=r"spec\.training\.maxLength: must be at most 1024, is 1025"):
+    with pytest.raises(TuneryError, match=r"spec\.training\.maxLength: must be at most 1024, is 1025"):
         resolved({"method": "LoRA", "training": {"maxLength": 1025}}, facts=short)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.cli import main
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.local import load_run_spec
@@ -120,7 +120,7 @@ def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
     assert get_starting_adapter(work, weights=False)
     path = folder / "out" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(TrainerError, match=r"spec\.continueFrom: .*adapter_model\.safetensors") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.continueFrom: .*adapter_model\.safetensors") as caught:
         get_starting_adapter(work, weights=False)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
 

@@ -11,9 +11,9 @@ import pytest
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import RunResult
+from tunery_common.storage import open_store
+from tunery_common.storage.published_folder import verify
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.storage import open_store
-from tunery_trainer.storage.published_folder import verify
 
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, run_here

@@ -12,9 +12,9 @@ import pytest
 from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.runspec import PreflightReport, RunResult
-from tunery_trainer.inputs.fetch import fetch_model
-from tunery_trainer.inputs.location import Location
-from tunery_trainer.storage.credentials import Credentials
+from tunery_common.inputs.fetch import fetch_model
+from tunery_common.inputs.location import Location
+from tunery_common.storage.credentials import Credentials
 
 from cluster.s3 import S3Server
 from kit.s3 import keys_below

@@ -25,9 +25,9 @@ from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.manifest import Lineage, Manifest
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import RunResult
-from tunery_trainer.storage import open_store
-from tunery_trainer.storage.published_folder import verify
-from tunery_trainer.storage.transfer import hash_file
+from tunery_common.storage import open_store
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.transfer import hash_file
 
 from cluster.s3 import S3Server
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunery_api.exitcodes import ExitCode
+from tunery_common.storage.transfer import hash_file
 from tunery_trainer.model.finite import not_finite
-from tunery_trainer.storage.transfer import hash_file
 
 from kit.story import Case, make_rows, run_here, write_rows
 

@@ -14,8 +14,8 @@ from torch.utils.data import RandomSampler
 from trl import SFTTrainer
 
 from tunery_api.methods import Method
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses import objectives
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.load import load_base
@@ -274,7 +274,7 @@ def test_one_row_that_cannot_be_scored_ends_the_job_as_one_that_cannot_be_traine
     resolved = resolved_task(llama, "DPO")
     begin = begun(llama, resolved, prepared("DPO"))
     trainer = trainer_on(llama, resolved, begin, tmp_path)
-    with room_for(0, monkeypatch), pytest.raises(TrainerError, match="not even one row of up to 64 tokens fits"):
+    with room_for(0, monkeypatch), pytest.raises(TuneryError, match="not even one row of up to 64 tokens fits"):
         train_to_the_end(trainer, None, Method.LORA)
 
 

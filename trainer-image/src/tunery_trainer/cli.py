@@ -21,9 +21,9 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
+from tunery_common.errors import TuneryError
 from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import OTHER_IMAGE, parse, version
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, StopRequested, StopSignal
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], stop: StopSignal) -> int:
     try:
         options = parse(arguments)
-    except TrainerError as error:
+    except TuneryError as error:
         write_termination(RunResult(failure=to_failure(error)))
         return _show(error)
     if options.command == "run":
@@ -201,7 +201,7 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
     return code
 
 
-def _failed(task: Task, error: TrainerError | None) -> PreflightReport | RunResult:
+def _failed(task: Task, error: TuneryError | None) -> PreflightReport | RunResult:
     reached = error.reached if error is not None else None
     return failed_message(task, to_failure(error) if error is not None else None, reached)
 
@@ -218,14 +218,14 @@ def _read_run_spec(path: Path) -> RunSpec:
     try:
         return RunSpec.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
-        raise TrainerError(FailureReason.INVALID_SPEC, f"{path} does not exist") from error
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{path} does not exist") from error
     except ValidationError as error:
         raise _misread(path, error) from error
     except ValueError as error:
-        raise TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}") from error
+        raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}") from error
 
 
-def _misread(path: Path, error: ValidationError) -> TrainerError:
+def _misread(path: Path, error: ValidationError) -> TuneryError:
     """Say which fields this image cannot run.
 
     run.json holds what the user set and no defaults: to read over a setting that is not known here would train
@@ -233,9 +233,9 @@ def _misread(path: Path, error: ValidationError) -> TrainerError:
     """
     problems = [(problem["loc"], problem["msg"]) for problem in error.errors()]
     if not all(loc and loc[0] in _SPECS for loc, _ in problems):
-        return TrainerError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}")
+        return TuneryError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}")
     fields = "; ".join(f"{'.'.join(map(str, ('spec', *loc[1:])))}: {text}" for loc, text in problems)
-    return TrainerError(
+    return TuneryError(
         FailureReason.INVALID_SPEC,
         f"this trainer image (version {version()}) cannot run it: {fields}",
         f"Use {OTHER_IMAGE}",

@@ -15,7 +15,7 @@ from tunery_api.fields import parse_quantity
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 
 OTHER_IMAGE: Final = "the trainer image of the operator's version (trainer.image of the chart)."
 """What to use for what is not known here."""
@@ -30,7 +30,7 @@ def version() -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the command and its options; raises TrainerError(InvalidSpec) with what is wrong, and the usage."""
+    """Return the command and its options; raises TuneryError(InvalidSpec) with what is wrong, and the usage."""
     parser = _Parser(prog="python -m tunery_trainer", description="Train and merge PEFT adapters.")
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -121,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Raise TrainerError with the usage of this command; one that is not known may be one of a newer operator."""
+        """Raise TuneryError with the usage of this command; one that is not known may be one of a newer operator."""
         choice = _INVALID_CHOICE.match(message)
         hint = " ".join(self.format_usage().split())
         if choice is not None:
@@ -130,7 +130,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"there is no command {choice['word']}{close}"
             hint = f"The commands are {', '.join(known)}; {self.prog} --help tells of each."
             hint = hint if close else f"{hint} In a cluster, use {OTHER_IMAGE}"
-        raise TrainerError(FailureReason.INVALID_SPEC, message, hint)
+        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
 
 
 def _bytes(text: str) -> int:

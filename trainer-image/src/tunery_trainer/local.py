@@ -28,11 +28,11 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_api.walk import fields, with_fields
-from tunery_trainer.errors import DISK_FULL, TrainerError
-from tunery_trainer.inputs.file_selection import data_files, split_pattern
-from tunery_trainer.storage.links import said_of_dead
-from tunery_trainer.storage.transfer import hash_file
-from tunery_trainer.storage.uris import beside
+from tunery_common.errors import DISK_FULL, TuneryError
+from tunery_common.inputs.file_selection import data_files, split_pattern
+from tunery_common.storage.links import said_of_dead
+from tunery_common.storage.transfer import hash_file
+from tunery_common.storage.uris import beside
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
 """What runs without a cluster."""
@@ -74,7 +74,7 @@ def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpe
     """Return the RunSpec that the operator would have written for the LoRAJob or AdapterMerge in `path`.
 
     Relative file:// URIs are relative to it. Without `work_dir` a folder below the system's temporary one is used, the
-    same for the same manifest, so that a rerun after a crash resumes. Raises InvalidSpec, and TrainerError where there
+    same for the same manifest, so that a rerun after a crash resumes. Raises InvalidSpec, and TuneryError where there
     is no such file.
     """
     return run_spec_of(_select(_read(path), path, name), path.resolve().parent, work_dir)
@@ -110,7 +110,7 @@ def run_spec_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -
 
 
 def make_folder(option: str, folder: Path) -> None:
-    """Make the folder that an option of the command line names; raises TrainerError(InvalidSpec) where it cannot be."""
+    """Make the folder that an option of the command line names; raises TuneryError(InvalidSpec) where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -120,13 +120,13 @@ def make_folder(option: str, folder: Path) -> None:
             raise
         why = "it is a file" if folder.is_file() else error.strerror
         message = f"{option}: {folder} is no folder to write to: {why}"
-        raise TrainerError(FailureReason.INVALID_SPEC, message, "Name a folder, or one that can be made.") from error
+        raise TuneryError(FailureReason.INVALID_SPEC, message, "Name a folder, or one that can be made.") from error
 
 
 def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
     """Return the spec of the LoRAJob in `path`, for a look at it: nothing that it names need be here.
 
-    Relative file:// URIs are relative to the file. Raises InvalidSpec, and TrainerError where there is no such file.
+    Relative file:// URIs are relative to the file. Raises InvalidSpec, and TuneryError where there is no such file.
     """
     manifest = _select(_read(path), path, name)
     if manifest["kind"] != Kind.LORAJOB:
@@ -139,20 +139,20 @@ def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
 def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
     """Return the RunSpec of the LoRAJob whose data is to be checked; nothing is published by it.
 
-    Raises TrainerError.
+    Raises TuneryError.
     """
     if not request.path.exists():
         what = f"there is no file or folder {request.path}"
         if request.path.is_symlink():
             what = f"{request.path} {said_of_dead(request.path)}"
-        raise TrainerError(FailureReason.INVALID_SPEC, what, _NAME_DATA)
+        raise TuneryError(FailureReason.INVALID_SPEC, what, _NAME_DATA)
     if request.model is not None and not request.model.is_dir():
         hint = "Name a model's folder, with config.json and tokenizer.json, or leave --model out."
-        raise TrainerError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", hint)
+        raise TuneryError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", hint)
     try:
         return run_spec_of(*_checked_manifest(request), work_dir)
     except InvalidSpec as error:
-        raise TrainerError(FailureReason.INVALID_SPEC, str(error), "Correct it, and check again.") from error
+        raise TuneryError(FailureReason.INVALID_SPEC, str(error), "Correct it, and check again.") from error
 
 
 def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
@@ -163,7 +163,7 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
             request.path.resolve().parent,
         )
         if manifest["kind"] != Kind.LORAJOB:
-            raise TrainerError(FailureReason.INVALID_SPEC, f"{request.path} holds no LoRAJob", _NAME_DATA)
+            raise TuneryError(FailureReason.INVALID_SPEC, f"{request.path} holds no LoRAJob", _NAME_DATA)
     else:
         data = {"uri": _uri(request.path)}
         manifest, base = _lorajob({"model": {"uri": NO_MODEL}, "dataset": data, "resources": {"gpus": 0}}), Path.cwd()
@@ -207,10 +207,10 @@ def _read(path: Path) -> list[Any]:
     try:
         return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
     except FileNotFoundError as error:
-        raise TrainerError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
+        raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
-        raise TrainerError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
+        raise TuneryError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
@@ -219,7 +219,7 @@ def _read(path: Path) -> list[Any]:
 def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
     """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over.
 
-    Raises InvalidSpec where there is none, and TrainerError where it is not said which.
+    Raises InvalidSpec where there is none, and TuneryError where it is not said which.
     """
     mappings = [document for document in documents if isinstance(document, dict)]
     ours = [document for document in mappings if document.get("kind") in KINDS]
@@ -234,7 +234,7 @@ def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any
             hint = f"Give each a metadata.name of its own, and say which with --name: {len(chosen)} have the same."
         lacks = f"; none of them is called {name}" if name and not chosen else ""
         message = f"metadata.name: {path} holds {', '.join(names)}{lacks}"
-        raise TrainerError(FailureReason.INVALID_SPEC, message, hint)
+        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
     return chosen[0]
 
 
@@ -308,7 +308,7 @@ def _private_folder(identity: RunIdentity) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         what = f"--work-dir is required: {folder} belongs to another user"
-        raise TrainerError(FailureReason.INVALID_SPEC, what, "Name a folder of yours with --work-dir.")
+        raise TuneryError(FailureReason.INVALID_SPEC, what, "Name a folder of yours with --work-dir.")
     return folder
 
 

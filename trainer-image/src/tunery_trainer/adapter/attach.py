@@ -21,7 +21,7 @@ def attach(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) 
     """Return `model` with a fresh adapter, its weights in float32, everything else frozen.
 
     The same settings and seed give the same weights. Call it on the loaded base: PiSSA and OLoRA change its weights.
-    Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    Raises TuneryError(InvalidSpec) for what the manifest names and the model does not have.
     """
     parts = METHODS[resolved.method]
     torch.manual_seed(resolved.training.seed)

@@ -17,9 +17,9 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import (
     ends_with,
     expert_names,
@@ -48,7 +48,7 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     """Return `resolved` with rank, alpha, targets and the like as the adapter published in `folder` has them.
 
     `model` may be on the meta device. Call it before attaching, in preflight and in training alike.
-    Raises TrainerError: AdapterMissing, AdapterCorrupt, or InvalidSpec naming what the manifest and the adapter
+    Raises TuneryError: AdapterMissing, AdapterCorrupt, or InvalidSpec naming what the manifest and the adapter
     disagree about.
     """
     config = _read_config(folder)
@@ -73,7 +73,7 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
 def attach_published(model: PreTrainedModel, resolved: RunSettings, start: MethodContext, folder: Path) -> PeftModel:
     """Return `model` with the adapter published in `folder` attached, trainable; `resolved` comes from settings_from.
 
-    Raises TrainerError(AdapterCorrupt) when its tensors are not those of its configuration.
+    Raises TuneryError(AdapterCorrupt) when its tensors are not those of its configuration.
     """
     adapted = attach(model, resolved, start)
     try:
@@ -94,7 +94,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"spec.continueFrom: there is no {CONFIG_FILE}") from error
+        raise TuneryError(FailureReason.ADAPTER_MISSING, f"spec.continueFrom: there is no {CONFIG_FILE}") from error
     except ValueError as error:
         raise _corrupt(f"{CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -212,13 +212,13 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _disagree(field: str, message: str) -> TrainerError:
-    return TrainerError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}")
+def _disagree(field: str, message: str) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}")
 
 
-def _differs(field: str, ours: Any, theirs: Any) -> TrainerError:
+def _differs(field: str, ours: Any, theirs: Any) -> TuneryError:
     return _disagree(field, f"is {ours}, but the adapter of continueFrom has {theirs}; leave it out")
 
 
-def _corrupt(message: str) -> TrainerError:
-    return TrainerError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}")
+def _corrupt(message: str) -> TuneryError:
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}")

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, FIRST_A, FIRST_B, lora_layers
-from tunery_trainer.errors import TrainerError
 
 _STARTS: Final = {"init_lora_weights": True, "eva_config": None}
 """Fields of PEFT's configurations that say how an adapter begins, with what needs no weights of the base."""
@@ -47,7 +47,7 @@ def first_delta(model: PeftModel) -> dict[str, torch.Tensor]:
 def rebuilt(base: PreTrainedModel, recipe: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PeftModel:
     """Return `base`, which may be on the meta device, with the adapter of `recipe` and its `tensors` by full name.
 
-    Those are trained parameters, and what `first_delta` told. Raises TrainerError(AdapterCorrupt) where the three do
+    Those are trained parameters, and what `first_delta` told. Raises TuneryError(AdapterCorrupt) where the three do
     not go together.
     """
     model = get_peft_model(base, PeftConfig.from_peft_type(**recipe))
@@ -72,5 +72,5 @@ def _put(model: PeftModel, name: str, tensor: torch.Tensor) -> None:
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _corrupt(message: str) -> TrainerError:
-    return TrainerError(FailureReason.ADAPTER_CORRUPT, f"the checkpoint's adapter is not of this base: {message}")
+def _corrupt(message: str) -> TuneryError:
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"the checkpoint's adapter is not of this base: {message}")

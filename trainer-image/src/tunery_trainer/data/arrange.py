@@ -99,7 +99,7 @@ def arrange(files: Files, options: DataOptions, report: DatasetReport, rows: Cou
     """Return how the examples of `rows` and of an evaluation set of its own, `apart`, are used.
 
     Raises:
-        TrainerError: DatasetInvalid where too few rows, or of KTO none of one kind, are left on a side.
+        TuneryError: DatasetInvalid where too few rows, or of KTO none of one kind, are left on a side.
     """
     nothing = np.empty(0, np.int64)
     drawn = nothing if files.evaluation else held_out(rows.rows, options.evaluation_fraction, options.seed)

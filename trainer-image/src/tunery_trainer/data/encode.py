@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.byte_level import ByteLevel, Located
 from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
 from tunery_trainer.data.render import Rendered, RenderedRow
 from tunery_trainer.data.rows import RowPlace
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import TrainerError
 
 Tokens = npt.NDArray[np.int32]
 
@@ -70,12 +70,12 @@ class Encoder:
     """Tokenizes rendered rows, many in one call.
 
     Raises:
-        TrainerError: ModelUnsupported when the tokenizer does not know which characters a token stands for.
+        TuneryError: ModelUnsupported when the tokenizer does not know which characters a token stands for.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         if not tokenizer.is_fast:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.MODEL_UNSUPPORTED,
                 f"spec.model.uri: the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json",
                 "Use a model whose folder has a tokenizer.json.",
@@ -170,10 +170,10 @@ def encoded_ahead(
 ) -> Iterator[tuple[list[ValidRow], list[Encoded]]]:
     """Yield the rows in batches, with their examples; while the tokenizer works on one batch, the next is read.
 
-    Where reading ends with a TrainerError, every row before it is yielded all the same, and then it is raised.
+    Where reading ends with a TuneryError, every row before it is yielded all the same, and then it is raised.
     """
     waiting: list[tuple[list[ValidRow], Future[list[Encoded]]]] = []
-    ended: list[TrainerError] = []
+    ended: list[TuneryError] = []
     with _nothing_older_examined(), ThreadPoolExecutor(1, "tokenize") as thread:
         for batch in _in_batches(_until_error(rows, ended)):
             texts = [example for row in batch for example in row.rendered.examples]
@@ -199,11 +199,11 @@ def _nothing_older_examined() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _until_error(rows: Iterable[ValidRow], ended: list[TrainerError]) -> Iterator[ValidRow]:
-    """Yield the rows up to a TrainerError, which is put into `ended`."""
+def _until_error(rows: Iterable[ValidRow], ended: list[TuneryError]) -> Iterator[ValidRow]:
+    """Yield the rows up to a TuneryError, which is put into `ended`."""
     try:
         yield from rows
-    except TrainerError as error:
+    except TuneryError as error:
         ended.append(error)
 
 

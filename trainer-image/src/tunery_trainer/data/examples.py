@@ -10,6 +10,7 @@ from typing import Final
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.conversation import with_turns
 from tunery_trainer.data.invalid_rows import InvalidRows
 from tunery_trainer.data.options import DataOptions
@@ -24,7 +25,6 @@ from tunery_trainer.data.row_formats import (
     known_fields,
 )
 from tunery_trainer.data.rows import Example, JsonObject, Record, RowError, RowPlace, encodable
-from tunery_trainer.errors import TrainerError
 
 _PREFERENCES: Final = formats_of(TrainingTask.KTO)
 _LIKELY: Final = {
@@ -56,7 +56,7 @@ class ExampleReader:
         known = list(dict.fromkeys(field for name in self._formats for field in known_fields(name)))
         unknown = [field for field in self._columns if field not in known]
         if unknown:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"spec.dataset.columns: there is no field '{unknown[0]}'; fields: {', '.join(known)}",
             )
@@ -65,7 +65,7 @@ class ExampleReader:
         """The valid rows of `records`; bad ones go to the InvalidRows given at the start.
 
         Raises:
-            TrainerError: DatasetInvalid when `columns` names a column that the first row lacks, or when the rows are
+            TuneryError: DatasetInvalid when `columns` names a column that the first row lacks, or when the rows are
                 for another task; InvalidSpec when they are conversations and `template` is PLAIN.
         """
         for record in records:
@@ -103,7 +103,7 @@ class ExampleReader:
             if column not in value and field not in OPTIONAL_FIELDS
         ]
         if missing:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.DATASET_INVALID,
                 f"{'; '.join(missing)}; {columns_text(value)}",
                 "Correct spec.dataset.columns (field left, the data set's column right) in a new job.",
@@ -136,8 +136,8 @@ class ExampleReader:
     def _known(self) -> str:
         return "; ".join(f"{name}: {', '.join(fields)}" for name, fields in self._formats.items())
 
-    def _of_another_task(self, found: DatasetFormat, too: DatasetFormat | None, row: JsonObject) -> TrainerError:
-        return TrainerError(
+    def _of_another_task(self, found: DatasetFormat, too: DatasetFormat | None, row: JsonObject) -> TuneryError:
+        return TuneryError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {self._known()}",
             self._with_that_task(found, too),
@@ -156,8 +156,8 @@ class ExampleReader:
         )
 
 
-def _needs_chat(name: DatasetFormat) -> TrainerError:
-    return TrainerError(
+def _needs_chat(name: DatasetFormat) -> TuneryError:
+    return TuneryError(
         FailureReason.INVALID_SPEC,
         f"spec.dataset.template: Plain is for prompts with completions, the data set is {name}: only a chat template "
         "can say who speaks",

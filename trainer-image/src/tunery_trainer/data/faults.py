@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import IN_THE_WAY, TrainerError
+from tunery_common.errors import IN_THE_WAY, TuneryError
 
 AGAIN: Final = "Upload the file again"
 
@@ -18,16 +18,16 @@ _OF_THE_MACHINE: Final = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE
 """What an OSError says that is no fault of the file: told elsewhere as what it is."""
 
 
-def damaged(where: str, why: str, hint: str = AGAIN) -> TrainerError:
+def damaged(where: str, why: str, hint: str = AGAIN) -> TuneryError:
     """Return the failure of a file of which nobody knows how many rows it has; `hint` is without a full stop."""
-    return TrainerError(FailureReason.DATASET_INVALID, f"{where}: {why}", f"{hint}; maxInvalidRows cannot help here.")
+    return TuneryError(FailureReason.DATASET_INVALID, f"{where}: {why}", f"{hint}; maxInvalidRows cannot help here.")
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Read a file or a folder of the data set, `name` below its root, in the body.
 
-    Raises TrainerError where the kernel refuses: DatasetNotFound where something else stands in its place,
+    Raises TuneryError where the kernel refuses: DatasetNotFound where something else stands in its place,
     StorageAccessDenied, and StorageUnavailable where trying again may help.
     """
     try:
@@ -38,12 +38,12 @@ def reading(name: str) -> Iterator[None]:
         raise _refused(name, error.errno) from error
 
 
-def _refused(name: str, number: int) -> TrainerError:
+def _refused(name: str, number: int) -> TuneryError:
     message = f"spec.dataset.uri: {name}: cannot be read: {os.strerror(number)}"
     if number in (errno.ENOENT, *IN_THE_WAY):
         hint = "Put the file itself in its place, and leave the data set as it is while it is read."
-        return TrainerError(FailureReason.DATASET_NOT_FOUND, message, hint)
+        return TuneryError(FailureReason.DATASET_NOT_FOUND, message, hint)
     if number in (errno.EACCES, errno.EPERM):
         hint = f"Let every user read it, as `chmod -R a+rX {shlex.quote(name)}` does, or remove it if it is no data."
-        return TrainerError(FailureReason.STORAGE_ACCESS_DENIED, message, hint)
-    return TrainerError(FailureReason.STORAGE_UNAVAILABLE, message, "Check the disk or the claim that it lies on.")
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, hint)
+    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message, "Check the disk or the claim that it lies on.")

@@ -8,10 +8,10 @@ import re
 import shlex
 from typing import Final
 
+from tunery_common.errors import TuneryError
+from tunery_common.storage.mistaken import is_page, is_pointer
 from tunery_trainer.data.faults import AGAIN, damaged
 from tunery_trainer.data.sources import DataFile
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.mistaken import is_page, is_pointer
 
 LENGTH: Final = 64
 BOM: Final = b"\xef\xbb\xbf"
@@ -31,7 +31,7 @@ _UNPACK: Final = {".gz": ("gzip -dc", " | gzip"), ".zst": ("zstd -dc", " | zstd"
 
 
 def check_name(source: DataFile, start: bytes) -> None:
-    """Raise TrainerError (DatasetInvalid) where a file's first bytes, as they lie on the disk, are of another kind."""
+    """Raise TuneryError (DatasetInvalid) where a file's first bytes, as they lie on the disk, are of another kind."""
     name, packed = source.name, _packing(source.suffix)
     if is_pointer(start):
         hint = "Fetch the file itself, as `git lfs pull` does, and upload that"
@@ -58,14 +58,14 @@ def check_name(source: DataFile, start: bytes) -> None:
 
 
 def check_encoding(source: DataFile, stream: io.BufferedReader) -> None:
-    """Raise TrainerError (DatasetInvalid) where the text of a file begins in UTF-16 or UTF-32."""
+    """Raise TuneryError (DatasetInvalid) where the text of a file begins in UTF-16 or UTF-32."""
     encoding = _encoding(stream.peek(LENGTH)[:LENGTH])
     if encoding is not None:
         raise not_utf8(source.name, f"is {encoding} and not UTF-8", encoding)
 
 
 def check_text(source: DataFile, stream: io.BufferedReader) -> None:
-    """Raise TrainerError (DatasetInvalid) where a file named as CSV begins as JSON, or one named as JSON as CSV."""
+    """Raise TuneryError (DatasetInvalid) where a file named as CSV begins as JSON, or one named as JSON as CSV."""
     line, end, _ = stream.peek(LENGTH).removeprefix(BOM).lstrip().partition(b"\n")
     if not end:
         return
@@ -89,7 +89,7 @@ def _is_json(line: bytes) -> bool:
         return False
 
 
-def not_utf8(name: str, why: str, encoding: str) -> TrainerError:
+def not_utf8(name: str, why: str, encoding: str) -> TuneryError:
     """Return the failure of a file of which `encoding` is, or may be, the encoding."""
     unpack, pack = _UNPACK.get(_packing(name.lower()), ("", ""))
     path = shlex.quote(name)

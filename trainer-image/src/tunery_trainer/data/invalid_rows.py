@@ -12,9 +12,9 @@ from typing import IO, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.notes import InvalidKind, Place
 from tunery_trainer.data.rows import RowError, RowPlace
-from tunery_trainer.errors import TrainerError
 
 SHOWN_INVALID: Final = 5
 """So many bad rows are named in a message; all are counted."""
@@ -113,10 +113,10 @@ class InvalidRows:
         named, hint = self._named(), None if valid else self._of_columns()
         if self.count <= self._limit:
             if not named:
-                raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", "Add rows, and retry.")
-            raise TrainerError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}", hint)
+                raise TuneryError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", "Add rows, and retry.")
+            raise TuneryError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}", hint)
         total = self.count + valid
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
             hint,

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.faults import damaged
 from tunery_trainer.data.first_bytes import not_utf8
 from tunery_trainer.data.nesting import TOO_DEEP, too_deep
 from tunery_trainer.data.rows import Record, RowError, RowPlace, as_object
-from tunery_trainer.errors import TrainerError
 
 TOO_LONG_NUMBER: Final = f"holds a number of more than {sys.get_int_max_str_digits():,} digits"
 _DECODER: Final = json.JSONDecoder()
@@ -29,7 +29,7 @@ def rows_of_array(stream: IO[bytes], name: str) -> Iterator[Record]:
     """Yield the rows of an array, which is one JSON value: its text is in memory at once, rows are decoded one by one.
 
     Raises:
-        TrainerError: DatasetInvalid where the text is no JSON array.
+        TuneryError: DatasetInvalid where the text is no JSON array.
     """
     array = _Array(_text(stream, name), name)
     text, position, line, row = array.text, array.skip(array.text.index("[") + 1), 1, 0
@@ -51,7 +51,7 @@ class _Array:
     name: str
 
     def decoded(self, position: int, place: RowPlace, row: int) -> tuple[dict[str, Any] | RowError, int]:
-        """Return the value that begins at `position`, and where it ends; raises TrainerError where none does."""
+        """Return the value that begins at `position`, and where it ends; raises TuneryError where none does."""
         try:
             value, end = _DECODER.raw_decode(self.text, position)
         except json.JSONDecodeError as error:
@@ -87,7 +87,7 @@ class _Array:
         line = self.text.count("\n", 0, position) + 1
         return f"{self.name} line {line} column {position - self.text.rfind(chr(10), 0, position)}"
 
-    def _fault(self, error: json.JSONDecodeError, place: RowPlace, row: int) -> TrainerError:
+    def _fault(self, error: json.JSONDecodeError, place: RowPlace, row: int) -> TuneryError:
         """Return what is wrong: the text ends too early, or holds a wrong character at a place."""
         rest = self.text[error.pos :].strip()
         if "Unterminated" in error.msg or _CUT.fullmatch(rest) or any(word.startswith(rest) for word in _WORDS):

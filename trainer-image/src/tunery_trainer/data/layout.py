@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.data.pack import pack
-from tunery_trainer.errors import TrainerError
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def sequences_of(lengths: Sequence[int], capacity: int | None) -> list[list[int]
 def with_layout(report: DatasetReport, layout: Layout, labels: Labels) -> DatasetReport:
     """Return `report` with what is known of the sequences to train on; `labels` are those of their examples.
 
-    Raises TrainerError(DatasetInvalid) where all of them are wanted, or none is.
+    Raises TuneryError(DatasetInvalid) where all of them are wanted, or none is.
     """
     if report.tokens is None:
         return report
@@ -56,12 +56,12 @@ def with_layout(report: DatasetReport, layout: Layout, labels: Labels) -> Datase
 
 
 def check_held_out(labels: Labels, field: str) -> None:
-    """Check that KTO is measured on both kinds of answers; raises TrainerError(DatasetInvalid) naming `field`."""
+    """Check that KTO is measured on both kinds of answers; raises TuneryError(DatasetInvalid) naming `field`."""
     if labels.none or (labels.wanted > 0) == (labels.unwanted > 0):
         return
     label, other = ("true", "false") if labels.wanted else ("false", "true")
     drawn = ": there have to be two at least, one to train on and one to hold out" if field == "spec.dataset" else ""
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.DATASET_INVALID,
         f"{field}: all {labels.wanted + labels.unwanted} rows that are held out have label {label}; "
         "task KTO is measured on both kinds",
@@ -74,7 +74,7 @@ def _both_kinds(labels: Labels) -> int:
     if labels.wanted and labels.unwanted:
         return labels.wanted
     label, other = ("true", "false") if labels.wanted else ("false", "true")
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset: all {labels.wanted + labels.unwanted} rows to train on have label {label}; "
         "task KTO learns from both kinds",

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_trainer.data.arrange import arrange
 from tunery_trainer.data.cache import cache_key, new_entry, read_entry, write_report
 from tunery_trainer.data.notebook import Notebook
@@ -16,7 +17,6 @@ from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.single_pass import Files, Survey, find_files
 from tunery_trainer.data.store import TokenStore, row_kind
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import DISK_FULL, TrainerError
 
 _TRAIN, _EVALUATION = "train.arrow", "evaluation.arrow"
 
@@ -53,7 +53,7 @@ def prepare(
     prepared before.
 
     Raises:
-        TrainerError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.
+        TuneryError: DatasetNotFound, DatasetInvalid, InvalidSpec, ModelUnsupported (no fast tokenizer) or DiskFull.
     """
     files = find_files(root, options)
     key = cache_key(files, options, tokenizer)
@@ -66,10 +66,10 @@ def prepare(
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise TrainerError(FailureReason.DISK_FULL, "no space left to write the prepared data set") from error
+            raise TuneryError(FailureReason.DISK_FULL, "no space left to write the prepared data set") from error
     entry = found or read_entry(cache_dir, key)
     if entry is None:
-        raise TrainerError(FailureReason.INTERNAL_ERROR, f"the prepared data in {cache_dir.name} is gone")
+        raise TuneryError(FailureReason.INTERNAL_ERROR, f"the prepared data in {cache_dir.name} is gone")
     path, report = entry
     if found is not None and notebook is not None:
         notebook.take(path, report, options)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.faults import AGAIN, damaged, reading
 from tunery_trainer.data.first_bytes import BOM, LENGTH, check_encoding, check_name, check_text
 from tunery_trainer.data.json_array import TOO_LONG_NUMBER, rows_of_array
@@ -20,7 +21,6 @@ from tunery_trainer.data.read_parquet import rows_of_parquet
 from tunery_trainer.data.rows import Record, RowError, RowPlace, as_object
 from tunery_trainer.data.sources import DataFile
 from tunery_trainer.data.zstd import ZstdReader
-from tunery_trainer.errors import TrainerError
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no row of text but a damaged or hostile file."""
@@ -34,7 +34,7 @@ def read_records(sources: Sequence[DataFile]) -> Iterator[Record]:
     Blank lines are no rows. A JSON file that begins with `[` is read as one array, whatever its name says.
 
     Raises:
-        TrainerError: DatasetInvalid when a file is damaged, so that nobody knows how many rows it had; what
+        TuneryError: DatasetInvalid when a file is damaged, so that nobody knows how many rows it had; what
             `faults.reading` makes of one that cannot be read.
     """
     for source in sources:
@@ -96,7 +96,7 @@ def _json_lines(stream: IO[bytes], name: str) -> Iterator[Record]:
             yield Record(RowPlace(name, number), _parse(line))
 
 
-def _over_several_lines(name: str, number: int) -> TrainerError:
+def _over_several_lines(name: str, number: int) -> TuneryError:
     """Return the failure for rows that are written over several lines, or stand within an object: each line is bad."""
     path = shlex.quote(name)
     hint = (

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.faults import damaged
 from tunery_trainer.data.rows import Record, RowError, RowPlace
-from tunery_trainer.errors import TrainerError
 
 _SEPARATORS: Final = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _HALF: Final = re.compile("[\udc80-\udcff]")
@@ -26,7 +26,7 @@ def rows_of_csv(stream: io.BufferedReader, name: str, max_cell: int) -> Iterator
     """Yield the rows; blank lines are none. A cell has at most `max_cell` characters.
 
     Raises:
-        TrainerError: DatasetInvalid where the columns cannot be told apart, or where quotes do not end.
+        TuneryError: DatasetInvalid where the columns cannot be told apart, or where quotes do not end.
     """
     # Bytes that are not UTF-8 become lone surrogates, so that one bad row does not end the file.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
@@ -53,7 +53,7 @@ def _said(error: csv.Error) -> str:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    """Raise TrainerError where two columns have the same name, or where something other than commas is between them."""
+    """Raise TuneryError where two columns have the same name, or where something other than commas is between them."""
     between = next((sign for sign in _SEPARATORS if len(header) == 1 and sign in header[0]), None)
     if between is not None:
         why = f"the cells are separated by {_SEPARATORS[between]}, not by commas"
@@ -66,7 +66,7 @@ def _check_header(header: list[str], where: str) -> None:
         raise columns_twice(where, name, header)
 
 
-def columns_twice(where: str, name: str, columns: list[str]) -> TrainerError:
+def columns_twice(where: str, name: str, columns: list[str]) -> TuneryError:
     """Return the failure for a name that several columns have."""
     numbers = [str(number) for number, column in enumerate(columns, 1) if column == name]
     which = f"columns {', '.join(numbers[:-1])} and {numbers[-1]}"

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from tunery_common.errors import first_line
 from tunery_trainer.data.faults import AGAIN, damaged
 from tunery_trainer.data.read_csv import columns_twice
 from tunery_trainer.data.rows import Record, RowError, RowPlace
 from tunery_trainer.data.sources import DataFile
-from tunery_trainer.errors import first_line
 
 _BATCH = 1024
 _UNREADABLE = (ValueError, ArithmeticError, LookupError)
@@ -22,7 +22,7 @@ def rows_of_parquet(source: DataFile) -> Iterator[Record]:
     """Yield the rows; one with a cell that cannot be read is a Record with its RowError.
 
     Raises:
-        TrainerError: DatasetInvalid where the file is damaged, or has a column's name twice.
+        TuneryError: DatasetInvalid where the file is damaged, or has a column's name twice.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

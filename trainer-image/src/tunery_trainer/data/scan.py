@@ -6,6 +6,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.arrange import Counted, arrange
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
@@ -15,7 +16,6 @@ from tunery_trainer.data.read import read_records
 from tunery_trainer.data.single_pass import Survey, find_files
 from tunery_trainer.data.split import held_out
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import TrainerError
 
 
 def scan(
@@ -26,7 +26,7 @@ def scan(
     What is found on the way stands in `notebook`, also where the data are refused.
 
     Raises:
-        TrainerError: DatasetNotFound, DatasetInvalid or InvalidSpec, exactly where `prepare` would.
+        TuneryError: DatasetNotFound, DatasetInvalid or InvalidSpec, exactly where `prepare` would.
     """
     files = find_files(root, options)
     survey = Survey(files, options, notebook)
@@ -55,11 +55,11 @@ def count_rows(root: Path, options: DataOptions) -> int:
     What is wrong with them the pass that tokenises tells, which finds all of it.
 
     Raises:
-        TrainerError: DatasetNotFound or InvalidSpec.
+        TuneryError: DatasetNotFound or InvalidSpec.
     """
     files, rows = find_files(root, options), 0
     reader = ExampleReader(options, InvalidRows(options.max_invalid_rows))
-    with suppress(TrainerError):
+    with suppress(TuneryError):
         for _ in reader.examples(read_records(files.train)):
             rows += 1
     return rows

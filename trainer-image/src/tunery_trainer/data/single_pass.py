@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
@@ -26,7 +27,6 @@ from tunery_trainer.data.seen_rows import SeenRows
 from tunery_trainer.data.sources import DataFile, content_digest, find_sources
 from tunery_trainer.data.token_counts import NAMED_ROWS, TokenCounts
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import TrainerError
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def find_files(root: Path, options: DataOptions) -> Files:
     """What `options` names below `root`, hashed.
 
     Raises:
-        TrainerError: DatasetNotFound or InvalidSpec.
+        TuneryError: DatasetNotFound or InvalidSpec.
     """
     train = find_sources(root, options.path, options.split)
     evaluation: list[DataFile] = []
@@ -176,12 +176,12 @@ class Survey:
         """What was found.
 
         Raises:
-            TrainerError: DatasetInvalid: too many bad rows, or no row that is left.
+            TuneryError: DatasetInvalid: too many bad rows, or no row that is left.
         """
         train, evaluation = self.train, self.evaluation
         self._invalid.check(train.rows)
         if evaluation.sources and not evaluation.rows:
-            raise TrainerError(FailureReason.DATASET_INVALID, "spec.dataset.evaluation: has no valid row")
+            raise TuneryError(FailureReason.DATASET_INVALID, "spec.dataset.evaluation: has no valid row")
         found = self.counted()
         if found.tokens is not None and not (train.kept and (evaluation.kept or not evaluation.sources)):
             raise self._nothing_left(found.tokens)
@@ -252,9 +252,9 @@ class Survey:
             yield digest, example.place, rendered
         self._read += 1
 
-    def _nothing_left(self, tokens: TokenReport) -> TrainerError:
+    def _nothing_left(self, tokens: TokenReport) -> TuneryError:
         side = "training" if not self.train.kept else "evaluation"
-        return TrainerError(
+        return TuneryError(
             FailureReason.DATASET_INVALID,
             f"spec.training.maxLength: {self.options.max_length} tokens leave nothing of any answer in the {side} rows "
             f"(half of all rows have {tokens.p50_length} tokens or more)",

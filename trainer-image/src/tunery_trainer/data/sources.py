@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage.transfer import hash_file, listing_digest
 from tunery_trainer.data.faults import reading
 from tunery_trainer.data.walk import files_at, leads_out, suffix_of
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.transfer import hash_file, listing_digest
 
 _NOT_DATA = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
 _OTHER_SPLITS = ("validation", "valid", "val", "dev", "eval", "evaluation", "test")
@@ -37,7 +37,7 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
     are the split; if nothing is named so, all files that bear no other split's name are the split `train`.
 
     Raises:
-        TrainerError: DatasetNotFound, with what exists, DatasetInvalid for what must not be read and would else be
+        TuneryError: DatasetNotFound, with what exists, DatasetInvalid for what must not be read and would else be
             missed, such as a link that leads out of the root, or InvalidSpec for such a path.
     """
     files, named = _matching(root, pattern)
@@ -50,7 +50,7 @@ def find_sources(root: Path, pattern: str, split: str | None) -> list[DataFile]:
         chosen = [file for file in files if named or not any(_bears(file.name, other) for other in _OTHER_SPLITS)]
     if not chosen:
         listed = _listing([file.name for file in files])
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.DATASET_NOT_FOUND, f"spec.dataset.split: no file of split '{split}'; there are: {listed}"
         )
     return chosen
@@ -60,7 +60,7 @@ def content_digest(sources: Sequence[DataFile]) -> str:
     """SHA-256 of the one file's bytes, or of the `sha256sum` listing (digest, two spaces, name) of several; hex.
 
     Raises:
-        TrainerError: what `faults.reading` makes of a file that cannot be read.
+        TuneryError: what `faults.reading` makes of a file that cannot be read.
     """
     digests = []
     for source in sources:
@@ -78,7 +78,7 @@ def _matching(root: Path, pattern: str) -> tuple[list[DataFile], bool]:
         return [_named(root)], True
     base = root.resolve()
     if ".." in PurePosixPath(pattern).parts or PurePosixPath(pattern).is_absolute():
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC, f"spec.dataset.uri: '{pattern}' must be a path below its root, without '..'"
         )
     if not base.is_dir():
@@ -95,7 +95,7 @@ def _named(file: Path) -> DataFile:
     if suffix is None:
         message = f"spec.dataset.uri: {file.name}: has not the name of a data file ({_SUPPORTED})"
         hint = "If it is one, name it by its kind, such as data.jsonl, or name a link to it that is called so."
-        raise TrainerError(FailureReason.DATASET_NOT_FOUND, message, hint)
+        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, hint)
     return DataFile(file, _readable(file.name), suffix)
 
 
@@ -118,8 +118,8 @@ def _sources(files: Iterable[Path], base: Path) -> list[DataFile]:
     return found
 
 
-def _no_file(name: str) -> TrainerError:
-    return TrainerError(
+def _no_file(name: str) -> TuneryError:
+    return TuneryError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset.uri: {name}: is a pipe, a socket or a device, and no file",
         "Write what comes from it into a file such as data.jsonl, and name that or put it in its place; or remove it.",
@@ -127,13 +127,13 @@ def _no_file(name: str) -> TrainerError:
 
 
 def _readable(name: str) -> str:
-    """Return a file's name; raises TrainerError where it cannot be written down, as bytes that are not UTF-8."""
+    """Return a file's name; raises TuneryError where it cannot be written down, as bytes that are not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
         shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         message = f"spec.dataset.uri: {shown}: has a name that is not valid UTF-8"
-        raise TrainerError(FailureReason.DATASET_INVALID, message, "Give it another name.") from error
+        raise TuneryError(FailureReason.DATASET_INVALID, message, "Give it another name.") from error
     return name
 
 
@@ -144,11 +144,11 @@ def _bears(name: str, split: str) -> bool:
     return stem == split or stem.startswith((f"{split}-", f"{split}_")) or split in path.parts[:-1] or in_data_folder
 
 
-def _not_found(what: str, root: Path) -> TrainerError:
+def _not_found(what: str, root: Path) -> TuneryError:
     entries = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
     existing = [name for name in entries if not name.startswith(".")]
     listed = _listing(existing) if existing else "nothing"
-    return TrainerError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {what}; there are: {listed}")
+    return TuneryError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {what}; there are: {listed}")
 
 
 def _listing(names: Sequence[str]) -> str:

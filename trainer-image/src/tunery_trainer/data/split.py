@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.data.seen_rows import Digest, SeenRows
 from tunery_trainer.data.spill import Records
-from tunery_trainer.errors import TrainerError
 
 MAX_EVALUATION_ROWS: Final = 1000
 WANTED, UNWANTED = 1, 2
@@ -29,7 +29,7 @@ def held_out(rows: SeenRows, fraction: float, seed: int) -> npt.NDArray[np.int64
     changing their order moves few others.
 
     Raises:
-        TrainerError: DatasetInvalid when there are fewer than two different rows.
+        TuneryError: DatasetInvalid when there are fewer than two different rows.
     """
     if fraction == 0:
         return np.empty(0, np.int64)
@@ -38,7 +38,7 @@ def held_out(rows: SeenRows, fraction: float, seed: int) -> npt.NDArray[np.int64
         draw.add(groups, seed)
     if draw.different < 2:
         there = f"all {len(rows)} rows to train on are the same" if len(rows) > 1 else "has one row to train on"
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: {there}, too few to hold one out for evaluation",
             "Add rows; a set of its own, named in spec.dataset.evaluation, needs a new job.",

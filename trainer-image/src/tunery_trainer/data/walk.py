@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage.links import is_dead, leads_to_itself, said_of_dead
 from tunery_trainer.data.faults import reading
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.links import is_dead, leads_to_itself, said_of_dead
 
 SUFFIXES: Final = frozenset(
     {".parquet"} | {kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst")}
@@ -47,7 +47,7 @@ def files_at(base: Path, pattern: str) -> Iterator[Path]:
     file twice, by its name, which is a link, and again below the hidden folder `..data`.
 
     Raises:
-        TrainerError: DatasetInvalid for a linked folder that leads out of `base` or into itself, and for a folder with
+        TuneryError: DatasetInvalid for a linked folder that leads out of `base` or into itself, and for a folder with
             a data file's name and none in it; DatasetNotFound for a link to nothing that may be meant for data.
     """
     rest = PurePosixPath(pattern).parts
@@ -95,14 +95,14 @@ class _Walk:
         return [folder / name for name in names if not name.startswith(".") and name not in _NOT_FILES]
 
     def _entered(self, path: Path, above: tuple[Path, ...]) -> Path:
-        """Return where a folder really lies; raises TrainerError for a link that must not be followed."""
+        """Return where a folder really lies; raises TuneryError for a link that must not be followed."""
         if not path.is_symlink():
             return above[-1] / path.name
         real = path.resolve()
         if not real.is_relative_to(self.base):
             raise leads_out(self._name(path), folder=True)
         if real in above:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.DATASET_INVALID,
                 f"spec.dataset.uri: {self._name(path)}: is a link to a folder that it lies in itself",
                 "Remove the link, or let it lead elsewhere.",
@@ -110,7 +110,7 @@ class _Walk:
         return real
 
 
-def leads_out(name: str, *, folder: bool = False) -> TrainerError:
+def leads_out(name: str, *, folder: bool = False) -> TuneryError:
     """Return the failure for a link that leads out of the data set."""
     what = "linked folder that" if folder else "link that"
     hint = (
@@ -119,7 +119,7 @@ def leads_out(name: str, *, folder: bool = False) -> TrainerError:
         else "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
     )
     message = f"spec.dataset.uri: {name}: is a {what} leads out of the data set's folder"
-    return TrainerError(FailureReason.DATASET_INVALID, message, hint)
+    return TuneryError(FailureReason.DATASET_INVALID, message, hint)
 
 
 def _after(name: str, rest: _Rest) -> Iterator[_Rest]:
@@ -141,16 +141,16 @@ def _may_be_meant(name: str, *, named: bool) -> bool:
     return named if suffix_of(name) is not None else not any(_KINDS.guess_type(name))
 
 
-def _dead(name: str, link: Path) -> TrainerError:
+def _dead(name: str, link: Path) -> TuneryError:
     """Return the failure for a link to nothing: without its rows it would be another data set."""
     hint = "Put there what it points to, or remove the link."
     if leads_to_itself(link):
         hint = "Put the file or the folder itself in the place of the link, or remove it."
-    return TrainerError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {name}: {said_of_dead(link)}", hint)
+    return TuneryError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {name}: {said_of_dead(link)}", hint)
 
 
-def _empty(name: str) -> TrainerError:
-    return TrainerError(
+def _empty(name: str) -> TuneryError:
+    return TuneryError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset.uri: {name}: is a folder, and no data file is in it",
         "Put the file itself in its place, or data files into it, or remove it.",

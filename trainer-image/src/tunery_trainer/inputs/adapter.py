@@ -10,10 +10,10 @@ from typing import Final
 from tunery_api.manifest import CONFIG_FILE, MergeInputRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import ObjectMissing, StorePath
+from tunery_common.storage.published_folder import PublishedManifest, download_published, verify
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.storage import ObjectMissing, StorePath
-from tunery_trainer.storage.published_folder import PublishedManifest, download_published, verify
 
 _FIELD: Final = "spec.continueFrom"
 
@@ -37,7 +37,7 @@ class StartingAdapter:
 def get_starting_adapter(work: Workspace, *, weights: bool) -> StartingAdapter | None:
     """Return the adapter that training starts from, or None where the job starts a new one.
 
-    Without `weights` every byte is compared with its manifest, and only the configuration is kept. Raises TrainerError:
+    Without `weights` every byte is compared with its manifest, and only the configuration is kept. Raises TuneryError:
     AdapterMissing, AdapterCorrupt, SecretNotFound, and the reasons of the storage; each message names the field.
     """
     if not work.run.adapters:
@@ -51,7 +51,7 @@ def get_starting_adapter(work: Workspace, *, weights: bool) -> StartingAdapter |
         else:
             found = verify(place, adapter.manifest_sha256)
             _write_config(place, found, folder)
-    except TrainerError as error:
+    except TuneryError as error:
         raise error.about(_FIELD) from error
     return StartingAdapter(adapter.uri, found.sha256, folder, found.manifest.lineage.rejected)
 
@@ -62,8 +62,8 @@ def _write_config(place: StorePath, found: PublishedManifest, folder: Path) -> N
     try:
         content = place.read_bytes(CONFIG_FILE)
     except ObjectMissing as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {CONFIG_FILE}") from error
+        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {CONFIG_FILE}") from error
     if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
         message = f"{place.uri}: {CONFIG_FILE} does not match the digest in its manifest"
-        raise TrainerError(FailureReason.ADAPTER_CORRUPT, message)
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
     (folder / CONFIG_FILE).write_bytes(content)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import (
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import (
     MODELS,
     ModelIdentity,
     OnBytesOfTotal,
@@ -21,9 +21,9 @@ from tunery_trainer.inputs.fetch import (
     fetch_model,
     identify_model,
 )
-from tunery_trainer.inputs.location import Location
-from tunery_trainer.inputs.shared_cache import CacheUnusable, SharedCache, as_unusable
-from tunery_trainer.storage.transfer import hash_file
+from tunery_common.inputs.location import Location
+from tunery_common.inputs.shared_cache import CacheUnusable, SharedCache, as_unusable
+from tunery_common.storage.transfer import hash_file
 
 _HASHERS: Final = 4
 
@@ -56,7 +56,7 @@ def _fill(place: Location, cache: SharedCache, wanted: ModelIdentity, progress: 
         plain = dataclasses.replace(place, cache=None, disk=None)
         try:
             found = fetch_model(plain, draft, progress=progress)
-        except TrainerError as error:
+        except TuneryError as error:
             if error.reason is not FailureReason.DISK_FULL:
                 raise
             shutil.rmtree(draft, ignore_errors=True)
@@ -83,7 +83,7 @@ def _compare(wanted: ModelIdentity, digests: dict[str, str], folder: Path) -> No
         if digests.get(name) != digest:
             (folder / name).unlink(missing_ok=True)
             message = f"spec.model.uri: {name} came with another SHA-256 than the hub says"
-            raise TrainerError(FailureReason.STORAGE_UNAVAILABLE, message)
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
 
 
 def _without_bookkeeping(folder: Path, names: tuple[str, ...]) -> None:

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from huggingface_hub import try_to_load_from_cache
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage.uris import split_uri
+from tunery_common.errors import TuneryError
+from tunery_common.storage.uris import split_uri
 
 CONFIG = "config.json"
 
@@ -17,7 +17,7 @@ CONFIG = "config.json"
 def local_model(uri: str, revision: str | None, given: Path | None) -> Path:
     """Return the folder of the model: `given`, else that of a file:// URI, else of a snapshot in the hub's cache.
 
-    Raises TrainerError(ModelNotFound) with what to do.
+    Raises TuneryError(ModelNotFound) with what to do.
     """
     if given is not None:
         return _checked(given, f"--model {given}")
@@ -26,7 +26,7 @@ def local_model(uri: str, revision: str | None, given: Path | None) -> Path:
         return _checked(Path(unquote(uri.removeprefix("file://"))), f"spec.model.uri: {uri}")
     if scheme == "hf":
         return _snapshot(f"{authority}/{path}", revision)
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.MODEL_NOT_FOUND,
         f"spec.model.uri: {uri} is not read here, where nothing but this machine's files is",
         f"Name a folder with the model's {CONFIG}: --model FOLDER. Its weights are not needed.",
@@ -37,7 +37,7 @@ def _checked(folder: Path, named: str) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     what = f"has no {CONFIG}" if folder.is_dir() else "is not a folder"
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.MODEL_NOT_FOUND, f"{named} {what}", f"Name the folder that holds the model's {CONFIG}."
     )
 
@@ -46,7 +46,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
     found = try_to_load_from_cache(name, CONFIG, revision=revision)
     if isinstance(found, str):
         return Path(found).parent
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.MODEL_NOT_FOUND,
         f"spec.model.uri: the hub's cache on this machine has no {CONFIG} of {name}",
         f"Fetch it, without the weights: hf download {name} --include '*.json'; or name a folder: --model FOLDER.",

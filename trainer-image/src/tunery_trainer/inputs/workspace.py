@@ -10,12 +10,12 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import CACHE_FOLDER
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
-from tunery_trainer.inputs.location import DataFiles, FetchedModel, Location
-from tunery_trainer.inputs.shared_cache import SharedCache
-from tunery_trainer.storage import StorePath, open_store
-from tunery_trainer.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
+from tunery_common.inputs.location import DataFiles, FetchedModel, Location
+from tunery_common.inputs.shared_cache import SharedCache
+from tunery_common.storage import StorePath, open_store
+from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     Purpose.WANDB: ("WANDB_API_KEY",),
@@ -35,9 +35,9 @@ class Workspace:
 
     @property
     def lora_job(self) -> LoRAJobSpec:
-        """The spec of the LoRAJob; raises TrainerError if the run is of another kind."""
+        """The spec of the LoRAJob; raises TuneryError if the run is of another kind."""
         if self.run.lora_job is None:
-            raise TrainerError(FailureReason.INTERNAL_ERROR, "run.json holds no LoRAJob")
+            raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no LoRAJob")
         return self.run.lora_job
 
     def folder(self, name: str) -> Path:
@@ -54,7 +54,7 @@ class Workspace:
     def credentials(self, purpose: str, uri: str = "") -> Credentials:
         """Return what opens `uri`: the Secret that is mounted for `purpose`, else the process's own identity.
 
-        Raises TrainerError(SecretNotFound), naming the field, the Secret and the missing keys.
+        Raises TuneryError(SecretNotFound), naming the field, the Secret and the missing keys.
         """
         secret = self.run.secrets.get(purpose)
         if secret is None:
@@ -105,7 +105,7 @@ class Workspace:
 
 
 def check_secrets(work: Workspace) -> None:
-    """Read every Secret that the job names; raises TrainerError(SecretNotFound)."""
+    """Read every Secret that the job names; raises TuneryError(SecretNotFound)."""
     run, spec = work.run, work.lora_job
     uris = {Purpose.MODEL: spec.model.uri, Purpose.DATASET: spec.dataset.uri, Purpose.OUTPUT: run.output_uri}
     if run.adapters:

@@ -13,7 +13,7 @@ import torch
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
@@ -76,15 +76,15 @@ class Adapter:
         return str(self.config.get("peft_type", "")).upper()
 
     def read(self, key: str) -> torch.Tensor:
-        """Return a tensor as stored. Raises TrainerError(AdapterCorrupt) where it is not finite."""
+        """Return a tensor as stored. Raises TuneryError(AdapterCorrupt) where it is not finite."""
         tensor = read_tensor(self.files, self.tensors[key])
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise self.corrupt(f"tensor {key} holds NaN or infinite values")
         return tensor
 
-    def corrupt(self, what: str) -> TrainerError:
+    def corrupt(self, what: str) -> TuneryError:
         """An error that names this adapter."""
-        return TrainerError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}")
+        return TuneryError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}")
 
     def rank(self, module: Module) -> int:
         """The rank of a module, as its factors have it."""
@@ -136,13 +136,13 @@ class Adapter:
 def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
     """Read the config and the header of an adapter.
 
-    Raises TrainerError: AdapterMissing when a file is missing, AdapterCorrupt when one is cut or unreadable, or
+    Raises TuneryError: AdapterMissing when a file is missing, AdapterCorrupt when one is cut or unreadable, or
     when the tensors do not fit the config.
     """
     sizes = files.sizes()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in sizes:
-            raise TrainerError(FailureReason.ADAPTER_MISSING, f"{files.label} has no {name}")
+            raise TuneryError(FailureReason.ADAPTER_MISSING, f"{files.label} has no {name}")
     config = read_json(files, CONFIG_FILE)
     tensors = read_header(files, WEIGHTS_FILE)
     modules, full = _sort_keys(tensors)
@@ -192,7 +192,7 @@ def _check_shapes(adapter: Adapter, module: Module) -> None:
         return
     a, b = (adapter.tensors[key].shape for key in keys)
     if len(a) != 2 or len(b) != 2:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC, f"{adapter.label}: {module.name} is a convolution, which cannot be merged"
         )
     if a[0] != b[1]:

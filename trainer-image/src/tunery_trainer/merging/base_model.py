@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.file_selection import is_model_file
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.file_selection import is_model_file
 from tunery_trainer.merging.files import Files, read_json
 from tunery_trainer.merging.names import model_names
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header
@@ -82,20 +82,20 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 def open_checkpoint(files: Files) -> Checkpoint:
     """Read config, index and headers.
 
-    Raises TrainerError: ModelNotFound for a missing or damaged file, ModelUnsupported without safetensors or
+    Raises TuneryError: ModelNotFound for a missing or damaged file, ModelUnsupported without safetensors or
     where the weights are quantised already.
     """
     sizes = files.sizes()
     if CONFIG not in sizes:
-        raise TrainerError(FailureReason.MODEL_NOT_FOUND, f"{files.label} has no {CONFIG}")
+        raise TuneryError(FailureReason.MODEL_NOT_FOUND, f"{files.label} has no {CONFIG}")
     config = read_json(files, CONFIG)
     index = read_json(files, INDEX) if INDEX in sizes else None
     names = _listed(files, index) if index is not None else [SINGLE]
     missing = [name for name in names if name not in sizes]
     if missing and index is None:
-        raise TrainerError(FailureReason.MODEL_UNSUPPORTED, f"{files.label} has no {SINGLE} and no {INDEX}")
+        raise TuneryError(FailureReason.MODEL_UNSUPPORTED, f"{files.label} has no {SINGLE} and no {INDEX}")
     if missing:
-        raise TrainerError(FailureReason.MODEL_NOT_FOUND, f"{files.label}: {INDEX} lists {', '.join(missing)}, missing")
+        raise TuneryError(FailureReason.MODEL_NOT_FOUND, f"{files.label}: {INDEX} lists {', '.join(missing)}, missing")
     shards = {name: read_header(files, name) for name in names}
     aliases = model_names(config, [tensor for tensors in shards.values() for tensor in tensors])
     checkpoint = Checkpoint(files, config, index, shards, aliases)
@@ -104,10 +104,10 @@ def open_checkpoint(files: Files) -> Checkpoint:
 
 
 def _listed(files: Files, index: dict[str, Any]) -> list[str]:
-    """Return the shards that an index lists; raises TrainerError with the folder's `damaged` reason."""
+    """Return the shards that an index lists; raises TuneryError with the folder's `damaged` reason."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise TrainerError(
+        raise TuneryError(
             files.damaged, f"{files.label}/{INDEX} has no weight_map, which says in which file each tensor lies"
         )
     return sorted(set(shards.values()))
@@ -131,14 +131,12 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     label = checkpoint.files.label
     for name, shard in (checkpoint.index or {"weight_map": {}})["weight_map"].items():
         if name not in checkpoint.shards[shard]:
-            raise TrainerError(
-                FailureReason.MODEL_NOT_FOUND, f"{label}/{shard} has no tensor {name}, against the index"
-            )
+            raise TuneryError(FailureReason.MODEL_NOT_FOUND, f"{label}/{shard} has no tensor {name}, against the index")
     packed = next(
         (n for n, info in checkpoint.tensors.items() if n.endswith(".weight") and info.dtype.itemsize == 1), None
     )
     if packed:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.MODEL_UNSUPPORTED,
             f"{label}: {packed} is quantised already; name the original 16-bit or 32-bit model in spec.model.uri",
         )

@@ -14,7 +14,7 @@ import torch
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging import full_tensors
 from tunery_trainer.merging.adapter_config import ModuleRank, ia3_config, lora_config
 from tunery_trainer.merging.adapter_files import PREFIX, Adapter, Module
@@ -76,7 +76,7 @@ def combine(
 
     Holds one module's factors and, for the methods that need it, one dense delta in float32. Where the rank is left
     open and costs something, what is merged lies beside `target` until the rank is known.
-    Raises TrainerError: InvalidSpec where shapes disagree, AdapterCorrupt for a tensor that is not finite.
+    Raises TuneryError: InvalidSpec where shapes disagree, AdapterCorrupt for a tensor that is not finite.
     """
     check_tensors(adapters)
     if adapters[0].peft_type == "IA3":
@@ -122,7 +122,7 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
                 writer.write(_merged_bias(part, merged).to(job.dtype))
         full_tensors.write(job.adapters, writer, job.dtype)
     if nothing:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             "spec.adapters: what is merged is zero everywhere, and would change nothing",
             "Weights that cancel, or a density that keeps nothing: change spec.adapters[].weight or "

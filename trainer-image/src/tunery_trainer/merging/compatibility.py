@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.adapter_files import Adapter
 
 MAX_ADAPTERS: Final = 32
@@ -50,10 +50,10 @@ class Facts:
 
 
 def check(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> None:
-    """Raise TrainerError(InvalidSpec) that lists everything that speaks against the merge."""
+    """Raise TuneryError(InvalidSpec) that lists everything that speaks against the merge."""
     problems = find_problems(facts, method, rank, into)
     if problems:
-        raise TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems))
+        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems))
 
 
 def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
@@ -83,7 +83,7 @@ def check_tensors(adapters: Sequence[Adapter]) -> None:
             problems.append(f"{', '.join(missing)}: has no {name}, which other adapters replace as a whole")
     problems += _shape_problems(adapters)
     if problems:
-        raise TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems))
+        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems))
 
 
 def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:

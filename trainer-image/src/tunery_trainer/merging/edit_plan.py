@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.adapter_files import Adapter, Module
 from tunery_trainer.merging.base_model import Checkpoint, embedding_name, tensor_name
 from tunery_trainer.merging.files import Files
@@ -42,7 +42,7 @@ class Plan:
 def plan_edits(checkpoint: Checkpoint, adapter: Adapter) -> Plan:
     """Decide what happens to each tensor.
 
-    Raises TrainerError(InvalidSpec) when the adapter changes a module that the base model does not have.
+    Raises TuneryError(InvalidSpec) when the adapter changes a module that the base model does not have.
     """
     shards = {
         shard: [Edit(name, checkpoint.files, info, info.dtype) for name, info in tensors.items()]
@@ -71,14 +71,14 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
     weight = _required(_locate(edits, checkpoint, f"{module.name}.weight"), adapter, module.name)
     shape, outer = edits[weight].source.shape, adapter.outer_shape(module)
     if not fits(shape, outer[::-1]) and (module.embedding or not fits(shape, outer)):
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{adapter.label}: {module.name} has shape {shape} in the base model, {outer} in the adapter",
         )
     edits[weight] = replace(edits[weight], module=module)
     bias = _locate(edits, checkpoint, f"{module.name}.bias")
     if "lora_B.bias" in module.keys and bias is None:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{adapter.label}: lora_bias cannot be merged into {module.name}, which has no bias in the base model",
         )
@@ -151,7 +151,7 @@ def _locate(edits: dict[str, Edit], checkpoint: Checkpoint, name: str) -> str | 
 
 def _required(found: str | None, adapter: Adapter, name: str) -> str:
     if found is None:
-        raise TrainerError(FailureReason.INVALID_SPEC, f"{adapter.label}: the base model has no {name}")
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: the base model has no {name}")
     return found
 
 

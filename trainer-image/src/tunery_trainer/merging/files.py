@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.storage import StorePath
+from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath
 
 CHUNK = 4 << 20
 """Bytes read, hashed or copied at once."""
@@ -61,7 +61,7 @@ class LocalFiles:
             while view.nbytes:
                 got = file.readinto(view)
                 if not got:
-                    raise TrainerError(self.damaged, f"{self.label}/{name} ends {view.nbytes} bytes too early")
+                    raise TuneryError(self.damaged, f"{self.label}/{name} ends {view.nbytes} bytes too early")
                 view = view[got:]
         return buffer
 
@@ -87,16 +87,16 @@ class StoreFiles:
         """Read a range of the object."""
         data = self.place.store.read_range(self.place.key(name), start, length)
         if len(data) != length:
-            raise TrainerError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
+            raise TuneryError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
         return data
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
-    """Return a JSON object; raises TrainerError with the folder's `damaged` reason where the file is none."""
+    """Return a JSON object; raises TuneryError with the folder's `damaged` reason where the file is none."""
     try:
         value = json.loads(bytes(files.read(name, 0, files.sizes()[name])))
     except ValueError as error:
-        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON") from error
+        raise TuneryError(files.damaged, f"{files.label}/{name} is no JSON") from error
     if not isinstance(value, dict):
-        raise TrainerError(files.damaged, f"{files.label}/{name} is no JSON object")
+        raise TuneryError(files.damaged, f"{files.label}/{name} is no JSON object")
     return value

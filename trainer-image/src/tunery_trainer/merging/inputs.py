@@ -15,8 +15,10 @@ from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import fetch_model
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import fetch_model
+from tunery_common.storage import ObjectMissing, StorePath
+from tunery_common.storage.published_folder import download_published, read_manifest
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import Checkpoint, open_checkpoint
@@ -24,8 +26,6 @@ from tunery_trainer.merging.compatibility import Facts
 from tunery_trainer.merging.files import LocalFiles, StoreFiles
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.quantization import dtype_of
-from tunery_trainer.storage import ObjectMissing, StorePath
-from tunery_trainer.storage.published_folder import download_published, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class MergeBase:
 def read_sources(work: Workspace, spec: AdapterMergeSpec) -> list[MergeSource]:
     """Read manifest and config of every adapter.
 
-    Raises TrainerError: SecretNotFound, AdapterMissing, AdapterCorrupt (each names the field), storage reasons.
+    Raises TuneryError: SecretNotFound, AdapterMissing, AdapterCorrupt (each names the field), storage reasons.
     """
     return [_read_source(work, index, weight) for index, weight in enumerate(spec.effective_weights())]
 
@@ -94,10 +94,10 @@ def _read_source(work: Workspace, index: int, weight: str) -> MergeSource:
         found = read_manifest(place, adapter.manifest_sha256)
         config = json.loads(place.read_bytes(CONFIG_FILE))
     except ObjectMissing as error:
-        raise TrainerError(FailureReason.ADAPTER_MISSING, f"{field}: {adapter.uri} has no {CONFIG_FILE}") from error
+        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{field}: {adapter.uri} has no {CONFIG_FILE}") from error
     except ValueError as error:
-        raise TrainerError(FailureReason.ADAPTER_CORRUPT, f"{field}: {CONFIG_FILE} is no JSON") from error
-    except TrainerError as error:
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{field}: {CONFIG_FILE} is no JSON") from error
+    except TuneryError as error:
         raise error.about(field) from error
     return MergeSource(place, adapter.uri, field, weight, found.manifest, found.sha256, config)
 
@@ -109,7 +109,7 @@ def fetch_adapters(work: Workspace, sources: Sequence[MergeSource]) -> list[Adap
         folder = work.folder(f"adapters/{index}")
         try:
             download_published(source.place, folder, source.manifest_sha256)
-        except TrainerError as error:
+        except TuneryError as error:
             raise error.about(source.field) from error
         opened.append(open_adapter(LocalFiles(folder, source.label), float(source.weight)))
     return opened
@@ -118,7 +118,7 @@ def fetch_adapters(work: Workspace, sources: Sequence[MergeSource]) -> list[Adap
 def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
     """Return how the base was quantised when the adapters were trained; all agree, as was checked.
 
-    Raises TrainerError(InvalidSpec) where that is a word of a later version.
+    Raises TuneryError(InvalidSpec) where that is a word of a later version.
     """
     record = sources[0].quantization
     if record is None:
@@ -128,20 +128,20 @@ def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
     except ValueError as error:
         message = f"{sources[0].label} was trained on a base quantised as {record}, which this version does not know"
         hint = "Use an operator and trainer of the version that published it."
-        raise TrainerError(FailureReason.INVALID_SPEC, message, hint) from error
+        raise TuneryError(FailureReason.INVALID_SPEC, message, hint) from error
     return Quantization(kind, record.double_quant is not False, dtype_of(loaded_as))
 
 
 def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelSpec:
     """Return spec.model, else the base that the adapters' lineage names.
 
-    Raises TrainerError(InvalidSpec) where neither tells.
+    Raises TuneryError(InvalidSpec) where neither tells.
     """
     if spec.model is not None:
         return spec.model
     named = sources[0].manifest.lineage.model
     if named is None:
-        raise TrainerError(FailureReason.INVALID_SPEC, f"spec.model: is required, {sources[0].label} names no base")
+        raise TuneryError(FailureReason.INVALID_SPEC, f"spec.model: is required, {sources[0].label} names no base")
     served = sources[0].manifest.lineage.served_name
     return ModelSpec(uri=named.uri, revision=named.revision, served_name=served)
 

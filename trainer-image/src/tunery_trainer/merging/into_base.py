@@ -56,7 +56,7 @@ def merge_into_base(checkpoint: Checkpoint, adapter: Adapter, target: Path, how:
 
     The delta is added in float32 and rounded once: for plain LoRA the result is bit-equal to PEFT's
     `merge_and_unload`. Returns the largest relative error that `verify` found, else 0.
-    Raises TrainerError: InvalidSpec where the adapter does not fit the base, AdapterCorrupt for NaN.
+    Raises TuneryError: InvalidSpec where the adapter does not fit the base, AdapterCorrupt for NaN.
     """
     how = how or IntoBase()
     plan = plan_edits(checkpoint, adapter)

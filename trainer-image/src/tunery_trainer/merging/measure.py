@@ -18,10 +18,10 @@ from tunery_api.manifest import SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_api.status import DatasetStatus
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import fetch_dataset, fetch_model
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.prepare import PreparedData, prepare
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import fetch_dataset, fetch_model
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.losses.evaluation import held_out_loss
 from tunery_trainer.merging.adapter_files import Adapter
@@ -79,7 +79,7 @@ def prepare_yardstick(
 ) -> Yardstick:
     """Fetch the data set and the base model, and read every row.
 
-    Raises TrainerError: those of fetch_dataset, fetch_model and the data layer, which name fields of
+    Raises TuneryError: those of fetch_dataset, fetch_model and the data layer, which name fields of
     spec.evaluation.dataset.
     """
     location = work.location(Purpose.MODEL, model.uri, model.revision)
@@ -87,13 +87,13 @@ def prepare_yardstick(
     tokenizer = load_tokenizer(folder)
     try:
         data = _rows(work, spec, tokenizer)
-    except TrainerError as error:
+    except TuneryError as error:
         hint = (
             "Use such rows, or name theirs in spec.evaluation.dataset.format."
             if _OTHER_TASK in error.hint
             else as_of_a_merge(error.hint)
         )
-        raise TrainerError(error.reason, as_of_a_merge(error.message), hint) from error
+        raise TuneryError(error.reason, as_of_a_merge(error.message), hint) from error
     found = _status(data.report)
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
     return Yardstick(folder, data.train, int(tokenizer.pad_token_id), source, found, quantization)
@@ -109,7 +109,7 @@ def as_of_a_merge(text: str) -> str:
 def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) -> Losses:
     """Return the losses; the base is loaded once, onto the GPU where there is one.
 
-    Raises TrainerError where one is not a number: ModelUnsupported where the base holds values that are none, else
+    Raises TuneryError where one is not a number: ModelUnsupported where the base holds values that are none, else
     LossDiverged.
     """
     base, *others = list(_measured(yardstick, [*inputs, result]))
@@ -120,15 +120,15 @@ def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) ->
             spoilt = not_finite_base(yardstick.base)
             if spoilt:
                 raise spoilt
-            raise TrainerError(FailureReason.LOSS_DIVERGED, f"spec.evaluation: the loss of {label} is {loss}")
+            raise TuneryError(FailureReason.LOSS_DIVERGED, f"spec.evaluation: the loss of {label} is {loss}")
     return Losses(base, others[:-1], others[-1])
 
 
 def check_improvement(spec: MergeEvaluationSpec, losses: Losses) -> None:
-    """Raise TrainerError(NotImproved) if the result is not better than the base by the share that was asked for."""
+    """Raise TuneryError(NotImproved) if the result is not better than the base by the share that was asked for."""
     missed = shortfall(losses.base, losses.result, spec.min_improvement, "the base's ")
     if missed:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.NOT_IMPROVED,
             f"{missed}; the best input reaches {min(losses.inputs):.4f}",
             "Compare methods, densities and weights, or lower evaluation.minImprovement, in a new merge.",

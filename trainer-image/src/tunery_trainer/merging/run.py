@@ -16,7 +16,8 @@ from tunery_api.manifest import SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.runspec import RunSpec
 from tunery_api.status import Phase
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Publisher
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import is_tokenizer_file
@@ -39,7 +40,6 @@ from tunery_trainer.merging.verify import Verification, verify_adapter, verify_l
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.progress import ProgressReporter
-from tunery_trainer.storage.publisher import Publisher
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.measure import Losses, Yardstick
@@ -114,12 +114,12 @@ def _yardstick(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeS
 
 
 def merge(job: MergeInputs) -> Merged:
-    """Merge as spec.into asks; raises TrainerError."""
+    """Merge as spec.into asks; raises TuneryError."""
     return _into_adapter(job) if job.spec.into is MergeTarget.ADAPTER else _into_model(job)
 
 
 def _measure(job: MergeInputs, result: Adapter) -> Losses | None:
-    """Measure the result beside its inputs; raises TrainerError(NotImproved)."""
+    """Measure the result beside its inputs; raises TuneryError(NotImproved)."""
     if job.yardstick is None or job.spec.evaluation is None:
         return None
     from tunery_trainer.merging.measure import check_improvement, measure
@@ -128,7 +128,7 @@ def _measure(job: MergeInputs, result: Adapter) -> Losses | None:
     losses = measure(job.yardstick, job.adapters, result)
     try:
         check_improvement(job.spec.evaluation, losses)
-    except TrainerError:
+    except TuneryError:
         job.publisher.give_back()
         raise
     job.reporter.phase(Phase.MERGING)

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.files import CHUNK, Files
 
 DTYPES: Final[dict[str, torch.dtype]] = {
@@ -67,7 +67,7 @@ class Layout:
 def read_header(files: Files, file: str) -> dict[str, TensorInfo]:
     """Return the tensors of a file, in the order of their bytes.
 
-    Raises TrainerError with the folder's `damaged` reason when the file is cut, has bytes too many, or is none.
+    Raises TuneryError with the folder's `damaged` reason when the file is cut, has bytes too many, or is none.
     """
     size = files.sizes()[file]
     length = int.from_bytes(files.read(file, 0, 8), "little") if size >= 8 else 0
@@ -99,8 +99,8 @@ def _check_spans(files: Files, file: str, infos: dict[str, TensorInfo], size: in
         raise _corrupt(files, file, f"should have {position} bytes and has {size}")
 
 
-def _corrupt(files: Files, file: str, what: str) -> TrainerError:
-    return TrainerError(files.damaged, f"{files.label}/{file} {what}")
+def _corrupt(files: Files, file: str, what: str) -> TuneryError:
+    return TuneryError(files.damaged, f"{files.label}/{file} {what}")
 
 
 def read_tensor(files: Files, info: TensorInfo) -> torch.Tensor:

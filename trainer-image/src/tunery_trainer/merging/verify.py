@@ -13,7 +13,7 @@ import torch
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.methods import ComputeType
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import EMBEDDINGS
 from tunery_trainer.merging.combine import Combined, list_parts, merged_scale, read_delta
@@ -50,7 +50,7 @@ def verify_adapter(
 ) -> Verification:
     """Compare the change that each written module makes with the method's, computed anew from the inputs.
 
-    Raises TrainerError(InternalError) where the error is larger than what the rank costs and rounding explains.
+    Raises TuneryError(InternalError) where the error is larger than what the rank costs and rounding explains.
     """
     written = open_adapter(LocalFiles(folder))
     if written.peft_type == "IA3":
@@ -96,7 +96,7 @@ def verify_logits(base: Path, adapter: Adapter, merged: Path, quantization: Quan
     """Compare the logits of the merged model with those of base + adapter, on fixed tokens, in float32.
 
     Loads one model after the other; all three lie in local folders.
-    Raises TrainerError(InternalError) where they differ by more than rounding explains.
+    Raises TuneryError(InternalError) where they differ by more than rounding explains.
     """
     expected = _logits(base, adapter, quantization)
     actual = _logits(merged, None, None)
@@ -175,5 +175,5 @@ def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return distance / scale if scale else distance
 
 
-def _wrong(what: str) -> TrainerError:
-    return TrainerError(FailureReason.INTERNAL_ERROR, f"the merged result does not match its inputs: {what}")
+def _wrong(what: str) -> TuneryError:
+    return TuneryError(FailureReason.INTERNAL_ERROR, f"the merged result does not match its inputs: {what}")

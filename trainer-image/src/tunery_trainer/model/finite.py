@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.weight_files import check_weight_files, local_files
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.weight_files import check_weight_files, local_files
 
 _BLOCK: Final = 1 << 24
 """Elements that are looked at at once."""
@@ -28,7 +28,7 @@ class NotFinite(NamedTuple):
         return f"{self.tensor} in {self.file} holds {self.value}"
 
 
-def not_finite_base(folder: Path) -> TrainerError | None:
+def not_finite_base(folder: Path) -> TuneryError | None:
     """Return the failure that the weights of the model in `folder` hold values that are no number.
 
     None where none do, and where the files cannot be read any more, which is no answer to what went wrong before.
@@ -36,11 +36,11 @@ def not_finite_base(folder: Path) -> TrainerError | None:
     try:
         files = check_weight_files(local_files(folder))
         found = next((bad for name in files if (bad := not_finite(folder / name))), None)
-    except (OSError, SafetensorError, TrainerError):
+    except (OSError, SafetensorError, TuneryError):
         return None
     if found is None:
         return None
-    return TrainerError(
+    return TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: {found}, so that no loss can be computed with this base",
         f"Fetch {found.file} again from where the model comes, put it in place of this one, and retry; if it is the "

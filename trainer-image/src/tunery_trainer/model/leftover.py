@@ -11,7 +11,7 @@ from typing import Final
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.language_part import decoder_layers
 
 _SHOWN: Final = 3
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def check_leftover(model: PreTrainedModel, unexpected: Iterable[str]) -> None:
     """Say in the log which tensors are left out; `unexpected` are their names as the model would call them.
 
-    transformers has taken away what it knows to be of no use. Raises TrainerError(ModelUnsupported) where they are
+    transformers has taken away what it knows to be of no use. Raises TuneryError(ModelUnsupported) where they are
     layers like those of the model: one of fewer layers is another model than that of the files.
     """
     left = sorted(unexpected)
@@ -63,8 +63,8 @@ def _last_alike(model: PreTrainedModel, path: str, count: int, left: Iterable[st
     return max((number for (_, number), names in beyond.items() if names <= known), default=None)
 
 
-def _too_many(path: str, count: int, there: int) -> TrainerError:
-    return TrainerError(
+def _too_many(path: str, count: int, there: int) -> TuneryError:
+    return TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: its files have {there} layers ({path}.0 to {path}.{there - 1}), and config.json says "
         f"{count}: the others would be left out, and another model be trained",

@@ -22,8 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError, first_line
-from tunery_trainer.inputs.weight_files import CONFIG, check_weight_files, damaged_text, local_files
+from tunery_common.errors import TuneryError, first_line
+from tunery_common.inputs.weight_files import CONFIG, check_weight_files, damaged_text, local_files
 from tunery_trainer.model.attention import BY_EXAMPLE, works_on
 from tunery_trainer.model.example_isolation import Isolation, isolation
 from tunery_trainer.model.language_part import TEXT_OF_IMAGE_TEXT, auto_class, model_class, name_backbone
@@ -42,18 +42,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model in `folder`, with a padding token but no token added.
 
     Padding is masked out of attention and loss, so the end-of-text token serves where there is no other.
-    Raises TrainerError(ModelUnsupported).
+    Raises TuneryError(ModelUnsupported).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise damaged_text(folder, _TOKENIZER_FILES) or TrainerError(
+        raise damaged_text(folder, _TOKENIZER_FILES) or TuneryError(
             FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: the folder has no usable tokenizer: {first_line(error)}"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.MODEL_UNSUPPORTED, "spec.model.uri: the tokenizer has neither a padding nor an end token"
         )
     return tokenizer
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_config(folder: Path) -> PreTrainedConfig:
     """Return the configuration in `folder`, checked to be of a language model that can be trained.
 
-    With its quantization_config, where its weights are quantised already. Raises TrainerError(ModelUnsupported).
+    With its quantization_config, where its weights are quantised already. Raises TuneryError(ModelUnsupported).
     """
     raw = _read_config(folder)
     try:
@@ -82,7 +82,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def check_weights(folder: Path) -> None:
     """Check that `folder` has whole safetensors files, of which all is there but the values' being right.
 
-    Raises TrainerError(ModelUnsupported), which names a file that is damaged, and the storage reasons.
+    Raises TuneryError(ModelUnsupported), which names a file that is damaged, and the storage reasons.
     """
     if any(folder.glob("*.safetensors")):
         files = local_files(folder)
@@ -96,7 +96,7 @@ def check_weights(folder: Path) -> None:
 def meta_model(folder: Path) -> PreTrainedModel:
     """Return the model built from config.json on the meta device: its structure, without memory for weights.
 
-    Raises TrainerError(ModelUnsupported).
+    Raises TuneryError(ModelUnsupported).
     """
     config = _unquantized(load_config(folder))
     try:
@@ -111,13 +111,13 @@ def meta_model(folder: Path) -> PreTrainedModel:
         raise _impossible(error) from error
 
 
-def _impossible(error: BaseException) -> TrainerError:
+def _impossible(error: BaseException) -> TuneryError:
     """Return the failure for a config.json with values that no model can have."""
     return _unsupported(f"no model can be built from config.json: {first_line(error)}")
 
 
 def model_facts(folder: Path) -> ModelFacts:
-    """Return what config.json tells about the model in `folder`; raises TrainerError(ModelUnsupported)."""
+    """Return what config.json tells about the model in `folder`; raises TuneryError(ModelUnsupported)."""
     return facts_of(meta_model(folder), folder)
 
 
@@ -155,7 +155,7 @@ class Loading:
 def load_frozen(folder: Path, how: Loading) -> PreTrainedModel:
     """Return the model in `folder`, loaded by the class that `auto_class` names, without gradients.
 
-    Raises TrainerError(ModelUnsupported), and what `loading` raises.
+    Raises TuneryError(ModelUnsupported), and what `loading` raises.
     """
     config = load_config(folder)
     check_weights(folder)
@@ -197,7 +197,7 @@ def _let_go_of_files(model: PreTrainedModel) -> None:
 def load_base(folder: Path, resolved: RunSettings, device: torch.device | str) -> PreTrainedModel:
     """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
 
-    Raises TrainerError(ModelUnsupported).
+    Raises TuneryError(ModelUnsupported).
     """
     place, dtype, quantization = torch.device(device), dtype_of(resolved.training.precision), resolved.quantization
     stored = quantization is not None and quantization.stored
@@ -309,5 +309,5 @@ def _no_language_model(config: PreTrainedConfig) -> str:
     )
 
 
-def _unsupported(cause: str) -> TrainerError:
-    return TrainerError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {cause}")
+def _unsupported(cause: str) -> TuneryError:
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {cause}")

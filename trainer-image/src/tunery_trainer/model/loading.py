@@ -13,7 +13,7 @@ from typing import Final
 from safetensors import SafetensorError
 
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import IN_THE_WAY, TrainerError, first_line
+from tunery_common.errors import IN_THE_WAY, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 
 _LOADER: Final = "transformers.modeling_utils"
@@ -41,7 +41,7 @@ _HINT: Final = (
 def loading() -> Iterator[None]:
     """Load weights by transformers in the body, and say what went wrong.
 
-    Raises TrainerError: ModelUnsupported where the weights are not those of the config.json or cannot be read as
+    Raises TuneryError: ModelUnsupported where the weights are not those of the config.json or cannot be read as
     safetensors, StorageAccessDenied and StorageUnavailable where the files cannot be read, ModelNotFound where
     something else stands in their place. What is of the GPU, of memory or of threads is raised as it is, and as its own
     kind also where transformers hides it behind a report.
@@ -65,17 +65,17 @@ def loading() -> Iterator[None]:
 
 
 def check_complete(missing: set[str] | list[str]) -> None:
-    """Raise TrainerError(ModelUnsupported) where weights are missing: transformers would draw them at random."""
+    """Raise TuneryError(ModelUnsupported) where weights are missing: transformers would draw them at random."""
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise unusable(f"the files lack {', '.join(names[:_SHOWN])}{more}, which config.json asks for")
 
 
-def unusable(cause: str) -> TrainerError:
+def unusable(cause: str) -> TuneryError:
     """Return the failure for weights that are not those of a model that can be trained."""
     message = f"spec.model.uri: its weights cannot be loaded: {cause}"
-    return TrainerError(FailureReason.MODEL_UNSUPPORTED, message, _HINT)
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, message, _HINT)
 
 
 @contextmanager
@@ -128,9 +128,9 @@ def _unreadable(number: int) -> BaseException:
         return MemoryError(said)
     if number in IN_THE_WAY:
         hint = "Put the files themselves in their places, and leave the model as it is while it is read."
-        return TrainerError(FailureReason.MODEL_NOT_FOUND, said, hint)
+        return TuneryError(FailureReason.MODEL_NOT_FOUND, said, hint)
     denied = number in (errno.EACCES, errno.EPERM)
-    return TrainerError(FailureReason.STORAGE_ACCESS_DENIED if denied else FailureReason.STORAGE_UNAVAILABLE, said)
+    return TuneryError(FailureReason.STORAGE_ACCESS_DENIED if denied else FailureReason.STORAGE_UNAVAILABLE, said)
 
 
 def _differing(report: str) -> str | None:

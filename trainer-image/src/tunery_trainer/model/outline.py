@@ -61,7 +61,7 @@ class Outline:
 
 
 def outline(folder: Path, *, whole: bool = False) -> Outline:
-    """Return the structure of the model in `folder`, with every layer if `whole`; raises TrainerError."""
+    """Return the structure of the model in `folder`, with every layer if `whole`; raises TuneryError."""
     model = meta_model(folder)
     facts = facts_of(model, folder)
     weights = tuple(_weights(model))

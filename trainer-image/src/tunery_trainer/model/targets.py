@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunery_api.methods import TARGET_WORDS
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.model.language_part import language_prefix
 from tunery_trainer.settings.experts import EXPERT_WORDS
 
@@ -36,7 +36,7 @@ def resolve_targets(model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, 
     """Return the names that `asked` (module names, or one word of the API) stands for in `model`, sorted.
 
     A name is the shortest ending of module paths that means the chosen linear modules and no other module.
-    Raises TrainerError(InvalidSpec) for a name that matches no linear module, listing those that exist.
+    Raises TuneryError(InvalidSpec) for a name that matches no linear module, listing those that exist.
     """
     layers = linear_layers(model)
     names = list(asked)
@@ -54,7 +54,7 @@ def lora_targets(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what `asked` stands for as PEFT's LoRA takes it: target_modules, and target_parameters, sorted.
 
-    The latter are a mixture's experts, with `experts`. Raises TrainerError(InvalidSpec) as resolve_targets does.
+    The latter are a mixture's experts, with `experts`. Raises TuneryError(InvalidSpec) as resolve_targets does.
     """
     names, parameters = list(asked), expert_parameters(model)
     if not parameters:
@@ -113,7 +113,7 @@ def ia3_targets(model: PreTrainedModel, asked: Iterable[str] | None) -> tuple[tu
     """Return IA3's target modules and those of them whose input is scaled, not their output: the feed-forward ones.
 
     Without `asked`: keys, values and the last layer of each feed-forward network (Liu et al. 2022).
-    Raises TrainerError(InvalidSpec) as resolve_targets does.
+    Raises TuneryError(InvalidSpec) as resolve_targets does.
     """
     layers = linear_layers(model)
     paths = language_paths(model)
@@ -131,7 +131,7 @@ def ia3_targets(model: PreTrainedModel, asked: Iterable[str] | None) -> tuple[tu
 def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Check that each name is the ending of some module's path, of none beside the language model and its head.
 
-    Raises TrainerError(InvalidSpec) otherwise.
+    Raises TuneryError(InvalidSpec) otherwise.
     """
     paths = [path for path, module in model.named_modules() if path and list(module.parameters(recurse=False))]
     prefix, head = language_prefix(model), model.get_output_embeddings()
@@ -141,7 +141,7 @@ def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
             raise _matches_nothing(field, name, paths, model)
         outside = [path for path in found if not path.startswith(prefix) and model.get_submodule(path) is not head]
         if outside:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"{field}: {name!r} is also the ending of {outside[0]}, which rows of text never reach; give more of "
                 f"the path, such as {prefix}{name}",
@@ -151,7 +151,7 @@ def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
 def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Iterable[str], field: str) -> None:
     """Check that each key of rankPattern or alphaPattern matches a target module, read as PEFT reads it.
 
-    Raises TrainerError(InvalidSpec).
+    Raises TuneryError(InvalidSpec).
     """
     endings = list(targets)
     layers = (*linear_layers(model), *expert_parameters(model))
@@ -160,11 +160,11 @@ def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Ite
         try:
             compiled = re.compile(rf"(.*\.)?({pattern})$")
         except re.error as error:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC, f"{field}: {pattern!r} is not a regular expression: {error}"
             ) from error
         if not any(compiled.match(path) for path in paths):
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"{field}: {pattern!r} matches no target module; they are {', '.join(_short(paths))}",
             )
@@ -259,8 +259,8 @@ def _writes_hidden(path: str, layer: torch.nn.Module, model: PreTrainedModel) ->
     return path.endswith(f".{siblings[-1]}")
 
 
-def _matches_nothing(field: str, name: str, paths: Iterable[str], model: PreTrainedModel) -> TrainerError:
-    return TrainerError(
+def _matches_nothing(field: str, name: str, paths: Iterable[str], model: PreTrainedModel) -> TuneryError:
+    return TuneryError(
         FailureReason.INVALID_SPEC,
         f"{field}: {name!r} matches no module of {type(model).__name__}; it has: {', '.join(_short(paths))}",
     )

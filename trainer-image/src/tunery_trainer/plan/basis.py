@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunIdentity
+from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.adapter.continue_from import settings_from
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.inputs.adapter import StartingAdapter
-from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.model.load import load_tokenizer, meta_model
 from tunery_trainer.model.outline import Outline, outline
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
@@ -45,12 +45,12 @@ class Basis:
 
     @cached_property
     def outline(self) -> Outline:
-        """The model's structure, by a few of its layers; raises TrainerError(ModelUnsupported)."""
+        """The model's structure, by a few of its layers; raises TuneryError(ModelUnsupported)."""
         return outline(self.base.folder)
 
     @property
     def facts(self) -> ModelFacts:
-        """What config.json tells; raises TrainerError(ModelUnsupported)."""
+        """What config.json tells; raises TuneryError(ModelUnsupported)."""
         return self.outline.facts
 
     def outline_for(self, settings: RunSettings) -> Outline:
@@ -61,7 +61,7 @@ class Basis:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's; raises TrainerError(ModelUnsupported)."""
+        """The base model's; raises TuneryError(ModelUnsupported)."""
         return load_tokenizer(self.base.folder)
 
     def planned_for(self, spec: LoRAJobSpec, device: DeviceFacts) -> Basis:
@@ -86,7 +86,7 @@ class Basis:
     def settings(self, choice: MethodChoice, chosen: Chosen | None) -> RunSettings:
         """Return every setting; without `chosen` as far as they do not depend on tokens.
 
-        What the manifest leaves open is the starting adapter's, where there is one. Raises TrainerError(InvalidSpec).
+        What the manifest leaves open is the starting adapter's, where there is one. Raises TuneryError(InvalidSpec).
         """
         resolved = self.taken.marked(resolve(self.spec, self.facts, self.device, choice, chosen))
         if self.start_from is None:

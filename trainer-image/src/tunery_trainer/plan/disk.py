@@ -10,8 +10,8 @@ from tunery_api.fields import parse_quantity
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.status import DiskStatus
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import DataFiles
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import DataFiles
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.settings.units import human_bytes
@@ -72,7 +72,7 @@ def disk_status(work: Workspace, use: DiskUse) -> DiskStatus:
 
 
 def check_disk(work: Workspace, use: DiskUse) -> None:
-    """Raise TrainerError(WontFit) where the manifest itself asks for a disk that is too small.
+    """Raise TuneryError(WontFit) where the manifest itself asks for a disk that is too small.
 
     Where it leaves the size open the operator takes the estimate; without a cluster nothing limits the disk.
     """
@@ -80,7 +80,7 @@ def check_disk(work: Workspace, use: DiskUse) -> None:
     if asked is None or use.total <= asked:
         return
     needed = f"{-(-use.total // 2**30)}Gi"
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.WONT_FIT,
         f"spec.resources.ephemeralStorage: training needs about {human_bytes(use.total)} of disk (model "
         f"{human_bytes(use.model)}, data {human_bytes(use.data)}, checkpoints {human_bytes(use.checkpoints)}, and a "

@@ -9,9 +9,9 @@ from typing import Any, Final
 from tunery_api.inputs import DatasetFormat
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.data.options import DatasetReport, TokenReport
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.method_table import GPU_CLASSES, method_table
 from tunery_trainer.plan.prepared_rows import survey
@@ -31,7 +31,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
     """Return what the job of `start` would take; without `files` its rows are taken to be many, and of maxLength.
 
     `folder` holds the model's config.json, and where there are `files` its tokenizer.
-    Raises TrainerError as preflight does, and ModelUnsupported for a model that cannot be counted without weights.
+    Raises TuneryError as preflight does, and ModelUnsupported for a model that cannot be counted without weights.
     """
     spec = start.spec
     basis = Basis(
@@ -40,7 +40,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
     rows, data = _read(basis, files) if files else (None, _unread(spec.training.max_length))
     plan = plan_training(basis, rows, data)
     if plan.memory is None:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.MODEL_UNSUPPORTED,
             f"spec.model.uri: {basis.facts.architecture} cannot be counted without its weights",
             "Jobs on it run all the same: what cannot be known beforehand refuses none.",

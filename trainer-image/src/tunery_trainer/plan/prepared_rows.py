@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.shared_cache import CacheUnusable, SharedCache, as_unusable
 from tunery_trainer.data.cache import cache_key, read_entry
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DatasetReport
@@ -15,8 +17,6 @@ from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.data.scan import scan
 from tunery_trainer.data.single_pass import find_files
 from tunery_trainer.data.tokenizer import Tokenizer
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.shared_cache import CacheUnusable, SharedCache, as_unusable
 from tunery_trainer.plan.request import DataRequest
 
 PREPARED: Final = "prepared"
@@ -67,7 +67,7 @@ def _prepared(
             cache.make_room(_TIMES * size, PREPARED, key)
             try:
                 prepare(request.root, request.options, tokenizer, draft, notebook)
-            except TrainerError as error:
+            except TuneryError as error:
                 shutil.rmtree(draft, ignore_errors=True)
                 if error.reason is FailureReason.DISK_FULL:
                     raise CacheUnusable(error.message) from error

@@ -11,11 +11,11 @@ from tunery_api.methods import Method
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.scan import count_rows, scan
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import DataFiles, FetchedModel
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.settings.sizing import sequences_to_pack
 from tunery_trainer.settings.types import DeviceFacts, RunSettings
@@ -32,7 +32,7 @@ class DataRequest:
 
 
 def request_data(basis: Basis, files: DataFiles) -> DataRequest:
-    """Return what preflight and training ask for alike. Raises TrainerError: InvalidSpec, and those of `count_rows`."""
+    """Return what preflight and training ask for alike. Raises TuneryError: InvalidSpec, and those of `count_rows`."""
     rows = _count_rows(basis.spec, files)
     # As far as they do not depend on tokens.
     settings = basis.settings(basis.choices(rows)[0], None)
@@ -63,10 +63,10 @@ def read_data(
 ) -> DatasetReport:
     """Read every row as preflight does, and prepare none; `base` is a folder with configuration and tokenizer.
 
-    Raises TrainerError: InvalidSpec, ModelUnsupported, and those of `scan`.
+    Raises TuneryError: InvalidSpec, ModelUnsupported, and those of `scan`.
     """
     if run.lora_job is None:
-        raise TrainerError(FailureReason.INTERNAL_ERROR, "the run holds no LoRAJob")
+        raise TuneryError(FailureReason.INTERNAL_ERROR, "the run holds no LoRAJob")
     basis = Basis(run.identity, run.lora_job, base, device)
     request = request_data(basis, files)
     return scan(request.root, request.options, basis.tokenizer, notebook)

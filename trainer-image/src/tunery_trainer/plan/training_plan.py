@@ -16,11 +16,11 @@ from tunery_api.findings import CheckStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_api.training import Optimizer, Precision
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, target_modules
 from tunery_trainer.adapter.methods.lora_init import check_init
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.diagnosis.checks import Planned, planned_checks
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
 from tunery_trainer.model.outline import Outline
@@ -139,7 +139,7 @@ def plan_training(basis: Basis, rows: int | None, data: DatasetReport) -> Traini
     """Return the plan for the first method that fits into the memory, or for the last one if none does.
 
     `rows` counts the rows of the data set (DataRequest.rows; None: not known), `data` is what was found in them. Raises
-    TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    TuneryError(InvalidSpec) for what the manifest names and the model does not have.
     """
     tried: list[TrainingPlan] = []
     for choice in basis.choices(rows):
@@ -168,7 +168,7 @@ def _with_numbers(tried: Sequence[TrainingPlan]) -> TrainingPlan:
 def plan_method(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPlan:
     """Return the plan of one method, with the largest batch and the least recomputing that fit.
 
-    Raises TrainerError(InvalidSpec) for what the manifest names and the model does not have.
+    Raises TuneryError(InvalidSpec) for what the manifest names and the model does not have.
     """
     candidate = _candidate(basis, choice, data)
     plan = candidate.plan(Optimizer.ADAMW)
@@ -182,12 +182,12 @@ def plan_if_possible(basis: Basis, method: Method, data: DatasetReport) -> Train
     """Return what `plan_method` does; None where the model cannot do what the manifest asks for."""
     try:
         return plan_method(basis, MethodChoice(method, ""), data)
-    except TrainerError:
+    except TuneryError:
         return None
 
 
 def _candidate(basis: Basis, choice: MethodChoice, data: DatasetReport) -> _Candidate:
-    """Return a method with its adapter on a model without weights; raises TrainerError(InvalidSpec)."""
+    """Return a method with its adapter on a model without weights; raises TuneryError(InvalidSpec)."""
     tokens = required(data)
     facts = DataFacts(tokens.sequences, tokens.packed, tokens.held_out_share, basis.taken.rows)
     resolved = basis.settings(choice, Chosen(facts))

@@ -10,7 +10,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
 from tunery_api.validation import lorajob_errors
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.memory import MemoryEstimate, needed_for, usable
@@ -25,14 +25,14 @@ _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} toke
 
 
 def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
-    """Raise TrainerError(WontFit) where a plan takes more than its device has, with what would fit."""
+    """Raise TuneryError(WontFit) where a plan takes more than its device has, with what would fit."""
     estimate, devices = plan.memory, plan.basis.device
     if estimate is None or devices.memory_bytes is None or plan.fits:
         return
     whose = "this machine" if local else "the container"
     device = "the GPU" if devices.kind is DeviceKind.CUDA else whose
     change = _change(plan, estimate, devices.memory_bytes)
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.WONT_FIT,
         f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
         f"which {human_bytes(usable(devices.memory_bytes))} are counted on",

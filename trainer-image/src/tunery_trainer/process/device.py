@@ -10,7 +10,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
-from tunery_trainer.errors import TrainerError, first_line
+from tunery_common.errors import TuneryError, first_line
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 _MEMORY: Final = re.compile(
@@ -90,7 +90,7 @@ def device_facts(memory_bytes: int | None) -> DeviceFacts:
 
 
 def require_gpu() -> None:
-    """Compute one product on the GPU; raises TrainerError(GPUUnavailable) with the driver's words where that fails.
+    """Compute one product on the GPU; raises TuneryError(GPUUnavailable) with the driver's words where that fails.
 
     A job that asked for a GPU must never train on the CPU while it holds one.
     """
@@ -117,10 +117,10 @@ def triton_compiles() -> bool:
         return False
 
 
-def _unavailable(cause: str) -> TrainerError:
+def _unavailable(cause: str) -> TuneryError:
     import torch
 
-    return TrainerError(
+    return TuneryError(
         FailureReason.GPU_UNAVAILABLE,
         f"spec.resources.gpus asks for a GPU, and CUDA {torch.version.cuda} cannot use one here: {cause} "
         f"({_driver_words()})",
@@ -148,7 +148,7 @@ def expected_device(run: RunSpec, gpus: int) -> DeviceFacts:
 def actual_device(run: RunSpec, gpus: int) -> DeviceFacts:
     """Return the device of this process: the GPU that the job asked for; without a cluster what there is.
 
-    Raises TrainerError(GPUUnavailable): a pod that holds a GPU never trains on the CPU.
+    Raises TuneryError(GPUUnavailable): a pod that holds a GPU never trains on the CPU.
     """
     import torch
 

@@ -11,7 +11,7 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_trainer.errors import DISK_FULL, TrainerError, first_line
+from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 from tunery_trainer.process.hints_here import said_here
 
@@ -34,20 +34,20 @@ _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
 
 
-def explain(error: BaseException) -> TrainerError:
+def explain(error: BaseException) -> TuneryError:
     """Return the failure that `error` means; what is not foreseen is InternalError."""
-    if isinstance(error, TrainerError):
+    if isinstance(error, TuneryError):
         return error
     if isinstance(error, InvalidSpec):
-        return TrainerError(FailureReason.INVALID_SPEC, str(error))
+        return TuneryError(FailureReason.INVALID_SPEC, str(error))
     on_gpu = gpu_reason(error)
     if on_gpu is not None:
-        return TrainerError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
+        return TuneryError(on_gpu, f"{_GPU_WORDS[on_gpu]}: {first_line(error, _MAX_LINE)}")
     if out_of_memory(error):
-        return TrainerError(FailureReason.OUT_OF_MEMORY, f"memory ran out: {first_line(error, _MAX_LINE)}")
+        return TuneryError(FailureReason.OUT_OF_MEMORY, f"memory ran out: {first_line(error, _MAX_LINE)}")
     if _is_of_a_full_disk(error):
-        return TrainerError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
-    return TrainerError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
+        return TuneryError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error, _MAX_LINE)}")
+    return TuneryError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error, _MAX_LINE)}")
 
 
 def _is_of_a_full_disk(error: BaseException) -> bool:
@@ -57,18 +57,18 @@ def _is_of_a_full_disk(error: BaseException) -> bool:
     return _UNWRITTEN.search(str(error)) is not None
 
 
-def explain_here(error: BaseException) -> TrainerError:
+def explain_here(error: BaseException) -> TuneryError:
     """Return the failure that `error` means where there is no cluster: its hint is of this machine."""
     failure = explain(error)
-    return TrainerError(failure.reason, failure.message, said_here(failure.hint, failure.reason))
+    return TuneryError(failure.reason, failure.message, said_here(failure.hint, failure.reason))
 
 
-def to_failure(error: TrainerError) -> Failure:
+def to_failure(error: TuneryError) -> Failure:
     """Return `error` as it stands in a termination message."""
     return Failure(reason=error.reason, message=scrub(error.message), hint=scrub(error.hint) if error.hint else None)
 
 
-def show(failure: TrainerError, cause: BaseException) -> None:
+def show(failure: TuneryError, cause: BaseException) -> None:
     """Print the failure to stderr: the trace where it helps, then `Reason: message` and the hint as the last lines."""
     if failure.reason is FailureReason.INTERNAL_ERROR:
         print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)

@@ -19,7 +19,7 @@ from typing import IO, Final
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
-from tunery_trainer.errors import TrainerError, first_line
+from tunery_common.errors import TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.termination import (
@@ -98,7 +98,7 @@ def _last_words(task: Task, code: int, said: Sequence[str]) -> int:
     return error.exit_code
 
 
-def explain_end(code: int, said: Sequence[str]) -> TrainerError:
+def explain_end(code: int, said: Sequence[str]) -> TuneryError:
     """Return why a process ended that has left no word but its last lines on stderr.
 
     `code` as subprocess has it: negative for a signal. A line that speaks of the GPU is believed over the others.
@@ -110,7 +110,7 @@ def explain_end(code: int, said: Sequence[str]) -> TrainerError:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     last = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1] if lines else "")
     text = f"native code failed: the process {how}" + (f": {first_line(RuntimeError(last))}" if last else "")
-    return TrainerError(FailureReason.INTERNAL_ERROR, text)
+    return TuneryError(FailureReason.INTERNAL_ERROR, text)
 
 
 def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:

@@ -20,7 +20,7 @@ from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_E
 from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub
 from tunery_api.status import CheckpointStatus, Phase
-from tunery_trainer.reporting.progress_client import Pace, ProgressClient, Refused
+from tunery_common.progress_client import Pace, ProgressClient, Refused
 
 _CLOSE_SECONDS: Final = 6.0
 """How long the end of a run waits for the last report: one that is under way, or a timeout and one more try."""

@@ -8,7 +8,7 @@ from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatu
 from tunery_api.names import DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MemoryStatus, MergeInputStatus
-from tunery_trainer.storage.publisher import Published
+from tunery_common.storage.publisher import Published
 
 
 def result_of(published: Published, checkpoint: CheckpointStatus | None = None) -> RunResult:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from tunery_api.runspec import Purpose, RunIdentity
 from tunery_api.training import MlflowSpec, TrackingSpec, WandbSpec
-from tunery_trainer.storage.credentials import Credentials
+from tunery_common.storage.credentials import Credentials
 
 RUNS_FOLDER: Final = "runs"
 """Where TensorBoard files lie, beside the adapter."""
@@ -39,7 +39,7 @@ class Tracked:
     spec: TrackingSpec | None
     run: RunIdentity
     credentials: Callable[[Purpose], Credentials]
-    """Returns what opens W&B or MLflow; raises TrainerError(SecretNotFound)."""
+    """Returns what opens W&B or MLflow; raises TuneryError(SecretNotFound)."""
     result: Path
     """Below it TensorBoard writes."""
 

@@ -1,1 +1,1 @@
-"""Going on from a checkpoint: what it remembers, whether a run may go on from it, and how it does."""
+"""Checkpoints in the store, and going on from one: what it remembers, whether a run may, and how it does."""

@@ -10,12 +10,12 @@ from urllib.parse import unquote
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import CONFIG_FILE
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import open_store
+from tunery_common.storage.credentials import ambient
 from tunery_trainer.inputs.adapter import StartingAdapter
 from tunery_trainer.resuming.resume import checkpoint_place, peek_at
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken, with_open_taken
-from tunery_trainer.storage import open_store
-from tunery_trainer.storage.credentials import ambient
 
 _FILE: Final = "file://"
 _COUNTS: Final = {
@@ -40,13 +40,13 @@ class Start:
 def start_here(spec: LoRAJobSpec, given: Path | None) -> Start:
     """Return what `spec` goes on from: read in the folder `given`, else at a file:// URI, else left out.
 
-    Raises TrainerError: InvalidSpec where `given` is for nothing, AdapterMissing or CheckpointMissing where nothing
+    Raises TuneryError: InvalidSpec where `given` is for nothing, AdapterMissing or CheckpointMissing where nothing
     such is there.
     """
     source = spec.continue_from or spec.resume_from
     if source is None:
         if given is not None:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"--from {given}: the manifest has neither continueFrom nor resumeFrom",
                 "Leave --from out, or say in the manifest what the job goes on from.",
@@ -68,7 +68,7 @@ def start_here(spec: LoRAJobSpec, given: Path | None) -> Start:
 def _adapter(uri: str) -> StartingAdapter:
     folder = Path(unquote(uri.removeprefix(_FILE)))
     if not (folder / CONFIG_FILE).is_file():
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.ADAPTER_MISSING,
             f"spec.continueFrom: {folder} has no {CONFIG_FILE}",
             f"Name the folder of a published adapter, or a copy of its {CONFIG_FILE}: --from FOLDER.",

@@ -8,9 +8,9 @@ from typing import Final
 
 from tunery_api.runspec import RunSpec
 from tunery_api.status import CheckpointStatus
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.storage.checkpoints import latest_complete, remove_checkpoints
+from tunery_trainer.resuming.checkpoints import latest_complete, remove_checkpoints
 
 LOCAL_FOLDER: Final = "checkpoints"
 """Below the work directory: what the loop writes, and a resume downloads."""
@@ -29,7 +29,7 @@ def settle_checkpoints(work: Workspace) -> CheckpointStatus | None:
         place = work.checkpoints
         if place is not None:
             remove_checkpoints(place)
-    except TrainerError as error:
+    except TuneryError as error:
         _log.warning("checkpoints were not removed: %s", error.message)
     for folder in work.folder(LOCAL_FOLDER).glob("checkpoint-*"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +43,7 @@ def kept_checkpoint(work: Workspace) -> CheckpointStatus | None:
     try:
         place = work.checkpoints
         newest = latest_complete(place) if place else None
-    except TrainerError as error:
+    except TuneryError as error:
         _log.warning("the kept checkpoints were not looked at: %s", error.message)
         return None
     return CheckpointStatus(uri=newest.place.uri, step=newest.step) if newest else None

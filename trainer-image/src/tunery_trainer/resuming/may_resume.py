@@ -17,9 +17,9 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.data.options import DataOptions, DatasetReport
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.resuming.memo import Base, Origin
 from tunery_trainer.resuming.taken_settings import ROWS
 from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, RunSettings
@@ -115,7 +115,7 @@ def _fields(block: str, settings: AdaLoraSettings | PreferenceSettings | None) -
 
 
 def check_base(theirs: Origin, base: Base, *, own: bool = False) -> None:
-    """Raise TrainerError(InvalidSpec) where a checkpoint, `own` or another run's, was trained on another base.
+    """Raise TuneryError(InvalidSpec) where a checkpoint, `own` or another run's, was trained on another base.
 
     What is not known of it yet is not compared.
     """
@@ -125,7 +125,7 @@ def check_base(theirs: Origin, base: Base, *, own: bool = False) -> None:
 
 
 def check_own(theirs: Origin, now: Origin) -> None:
-    """Raise TrainerError(InvalidSpec) where a run's own checkpoint is of another base or of other rows than are there.
+    """Raise TuneryError(InvalidSpec) where a run's own checkpoint is of another base or of other rows than are there.
 
     Its manifest is the same; what lies at the URIs that it names may not be.
     """
@@ -136,7 +136,7 @@ def check_own(theirs: Origin, now: Origin) -> None:
 
 
 def check_origin(theirs: Origin, step: int, now: Origin) -> None:
-    """Raise TrainerError(InvalidSpec) naming each field in which a run differs that may not go on from a checkpoint."""
+    """Raise TuneryError(InvalidSpec) naming each field in which a run differs that may not go on from a checkpoint."""
     check_base(theirs, now.base)
     problems = [text for _, text in _differences(theirs, now, _OTHER)]
     if step > now.steps:
@@ -148,14 +148,14 @@ def check_origin(theirs: Origin, step: int, now: Origin) -> None:
         raise _refused(problems, own=False)
 
 
-def _refused(problems: list[str], *, own: bool) -> TrainerError:
+def _refused(problems: list[str], *, own: bool) -> TuneryError:
     hint = (
         "Name the model and the data of the checkpoint, and leave such settings out: then they are the checkpoint's. "
         "Or train from the start, without spec.resumeFrom. Either in a new job."
     )
     if own:
         hint = "Put back what was there and retry, or train on what is there now in a new job."
-    return TrainerError(FailureReason.INVALID_SPEC, "; ".join(problems), hint)
+    return TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), hint)
 
 
 def _base(before: Base, now: Base, was: str) -> str | None:

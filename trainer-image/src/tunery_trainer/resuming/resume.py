@@ -15,15 +15,15 @@ from tunery_api.manifest import CheckpointRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_api.status import ResolvedValue
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import ObjectMissing, StorePath
 from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.resuming.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_place
 from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own
 from tunery_trainer.resuming.memo import MEMO_FILE, Memo, Origin, read_memo
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken, with_device_taken, with_open_taken
 from tunery_trainer.settings.decisions import text_of
 from tunery_trainer.settings.types import RunSettings, SettingSource
-from tunery_trainer.storage import ObjectMissing, StorePath
-from tunery_trainer.storage.checkpoints import Checkpoint, complete_checkpoints, restore, step_of, step_place
 
 _FIELD: Final = "spec.resumeFrom"
 
@@ -63,11 +63,11 @@ class CheckpointPlace:
         found = complete_checkpoints(self.place)
         return [each for each in found if self.step in (None, each.step)]
 
-    def missing(self, kind: str) -> TrainerError:
+    def missing(self, kind: str) -> TuneryError:
         """Return the failure that there is none of a kind, `complete` or `intact`."""
         of = f" of step {self.step}" if self.step is not None else ""
         message = f"{_FIELD}: {self.place.uri} holds no {kind} checkpoint{of}"
-        return TrainerError(FailureReason.CHECKPOINT_MISSING, message)
+        return TuneryError(FailureReason.CHECKPOINT_MISSING, message)
 
 
 def source_of(work: Workspace) -> CheckpointPlace | None:
@@ -94,13 +94,13 @@ def peek(work: Workspace) -> Peeked | None:
 def peek_at(source: CheckpointPlace) -> Peeked:
     """Return the newest checkpoint of a place, by its name and its memory alone.
 
-    Raises TrainerError: CheckpointMissing, and the storage reasons.
+    Raises TuneryError: CheckpointMissing, and the storage reasons.
     """
     try:
         return next(_peeked(source))
     except StopIteration:
         raise source.missing("complete") from None
-    except TrainerError as error:
+    except TuneryError as error:
         raise error.about(_FIELD) from error
 
 
@@ -149,7 +149,7 @@ def record_of(uri: str, step: int, memo: Memo) -> CheckpointRecord:
 def resume(work: Workspace, origin: Origin, folder: Path) -> Resumed | None:
     """Download the checkpoint that a run of `origin` goes on from into `folder`; None where it begins anew.
 
-    Its own counts first: an attempt that has gone on from another's needs that no more. Raises TrainerError:
+    Its own counts first: an attempt that has gone on from another's needs that no more. Raises TuneryError:
     CheckpointMissing, InvalidSpec where it is of something else than what is trained here, and the storage reasons. The
     digest of a base that is still being read is not waited for: see `check_weights`.
     """
@@ -167,7 +167,7 @@ def resume(work: Workspace, origin: Origin, folder: Path) -> Resumed | None:
 def _resume_other(source: CheckpointPlace, origin: Origin, folder: Path) -> Resumed:
     try:
         restored = restore(source.place, folder, source.step)
-    except TrainerError as error:
+    except TuneryError as error:
         raise error.about(_FIELD) from error
     if restored is None:
         raise source.missing("intact")
@@ -180,7 +180,7 @@ def _resume_other(source: CheckpointPlace, origin: Origin, folder: Path) -> Resu
 
 
 def check_weights(resumed: Resumed, origin: Origin) -> None:
-    """Raise TrainerError(InvalidSpec) where the base of a checkpoint is another by the digest that is known by now."""
+    """Raise TuneryError(InvalidSpec) where the base of a checkpoint is another by the digest that is known by now."""
     check_base(resumed.memo.origin, origin.base, own=resumed.own)
 
 

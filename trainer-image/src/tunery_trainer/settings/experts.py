@@ -8,7 +8,7 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.settings.types import ModelFacts
 
 EXPERT_METHODS: Final = frozenset({Method.LORA, Method.QLORA})
@@ -33,7 +33,7 @@ def adapts_experts(method: Method, targets: Iterable[str] | None, experts: Itera
 def check_experts(spec: LoRAJobSpec) -> None:
     """Check that what the manifest says goes with adapted experts.
 
-    Raises TrainerError(InvalidSpec) naming the field.
+    Raises TuneryError(InvalidSpec) naming the field.
     """
     instead = "or leave the experts out, with lora.targetModules: [attention]"
     dropout, init = spec.lora.dropout, spec.lora.init
@@ -67,5 +67,5 @@ def _means(name: str, expert: str) -> bool:
     return f".{expert}".endswith(f".{name}") or f".{name}".endswith(f".{expert}")
 
 
-def _invalid(message: str) -> TrainerError:
-    return TrainerError(FailureReason.INVALID_SPEC, message)
+def _invalid(message: str) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, message)

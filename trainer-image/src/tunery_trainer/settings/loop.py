@@ -10,7 +10,7 @@ from tunery_api.methods import PROMPT_LEARNING, Method, PrefixTuningSpec, Prompt
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.settings.decisions import Decisions, Fallback, number
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.sizing import MOST_ROWS, DataFacts, Sizing, size
@@ -165,7 +165,7 @@ def _max_length(decisions: Decisions, facts: ModelFacts) -> int:
         length: int = decisions.plain(block, "training", "max_length")
         return length
     if "max_length" in block.model_fields_set:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.training.maxLength: must be at most {room}, is {block.max_length}: {facts.architecture} has "
             f"{facts.max_positions} positions",
@@ -186,7 +186,7 @@ def _virtual_tokens(decisions: Decisions) -> int:
 def _packing(decisions: Decisions, given: Given) -> bool:
     asked, facts, data = decisions.spec.training.packing, given.facts, given.chosen.data
     if asked and not facts.packable:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.training.packing: {facts.architecture} was not measured to keep the examples of a packed row apart; "
             "leave packing out, or use another base model",

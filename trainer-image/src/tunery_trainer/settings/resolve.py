@@ -21,7 +21,7 @@ from tunery_api.methods import (
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.decisions import Decisions, Fallback, number
 from tunery_trainer.settings.evaluation import evaluation_settings
@@ -55,7 +55,7 @@ def resolve(
     `choice` is the method, which is never Auto; `chosen` is what the data and the memory have decided. A value of the
     manifest always wins, then the preset's, then a rule or default. Before the data is tokenised, and so without
     `chosen`, packing is whether it may be packed, and batches and passes are the largest.
-    Raises TrainerError(InvalidSpec) where the model cannot do what the manifest asks for.
+    Raises TuneryError(InvalidSpec) where the model cannot do what the manifest asks for.
     """
     method = choice.method
     decisions = Decisions(spec, method, PRESETS[spec.preset] if spec.preset else None)
@@ -163,7 +163,7 @@ def _adalora(decisions: Decisions) -> AdaLoraSettings:
         Fallback(math.ceil(INITIAL_RANK_FACTOR * target), SettingSource.RULE),
     )
     if initial <= target:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.adalora.initialRank: must be above targetRank, {target}, is {initial}: AdaLoRA prunes from the one "
             "down to the other",

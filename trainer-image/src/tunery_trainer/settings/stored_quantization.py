@@ -8,7 +8,7 @@ from typing import Any, Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method, QuantizationType
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.settings.types import StoredQuantization
 
 _NAMES: Final = {
@@ -33,7 +33,7 @@ _DIFFERS: Final = "the base is quantised already, with {}; leave it out"
 def stored_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
     """Return how the weights of the model with this config.json are quantised, None where they are not.
 
-    Raises TrainerError(ModelUnsupported) for every other library than bitsandbytes, naming what to use instead.
+    Raises TuneryError(ModelUnsupported) for every other library than bitsandbytes, naming what to use instead.
     """
     block = _block(config)
     if not block:
@@ -52,7 +52,7 @@ def stored_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
 def check_types(config: Mapping[str, Any], types: Mapping[str, Mapping[str, str]]) -> None:
     """Check that no weight of an unquantised model is of a type of 8 bits or of whole numbers.
 
-    `types` has of each file the safetensors format's name of each tensor's type. Raises TrainerError(ModelUnsupported):
+    `types` has of each file the safetensors format's name of each tensor's type. Raises TuneryError(ModelUnsupported):
     what scales such numbers would be left out, and they be taken for the weights themselves.
     """
     if _block(config):
@@ -63,7 +63,7 @@ def check_types(config: Mapping[str, Any], types: Mapping[str, Mapping[str, str]
         return
     file, name, kind = found[0]
     more = f", and so are {len(found) - 1} more" if len(found) > 1 else ""
-    raise TrainerError(
+    raise TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: {name} in {file} is of type {kind}{more}: a quantised tensor, and config.json has no "
         "quantization_config that says how",
@@ -75,7 +75,7 @@ def check_types(config: Mapping[str, Any], types: Mapping[str, Mapping[str, str]
 def check_stored(spec: LoRAJobSpec, method: Method, stored: StoredQuantization) -> None:
     """Check that `method`, which is never Auto, and `spec` fit a base that is quantised already.
 
-    Raises TrainerError(InvalidSpec) naming the field and what to do.
+    Raises TuneryError(InvalidSpec) naming the field and what to do.
     """
     if method in (Method.LORA, Method.DORA):
         raise _invalid(
@@ -106,12 +106,12 @@ def _block(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _invalid(message: str) -> TrainerError:
-    return TrainerError(FailureReason.INVALID_SPEC, f"spec.{message}")
+def _invalid(message: str) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{message}")
 
 
-def _refused(method: str) -> TrainerError:
-    return TrainerError(
+def _refused(method: str) -> TuneryError:
+    return TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: its weights are already quantised by {_NAMES.get(method, method)}, which no adapter is "
         "trained on here; name the 16-bit model that it was made from, with method: QLoRA to hold it in 4 bits, or a "

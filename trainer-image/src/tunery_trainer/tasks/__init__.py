@@ -14,7 +14,7 @@ from tunery_trainer.tasks.question import Asked, Question
 def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | RunResult:
     """Do what the container is asked to do, and return what it has to say at its end.
 
-    The heavy libraries are imported here and not before. Raises TrainerError, and StopRequested after a SIGTERM.
+    The heavy libraries are imported here and not before. Raises TuneryError, and StopRequested after a SIGTERM.
     """
     prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0)
     if task is Task.PREFLIGHT:
@@ -28,14 +28,14 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
 
 
 def answer(question: Question) -> None:
-    """Print what a job would take; raises TrainerError."""
+    """Print what a job would take; raises TuneryError."""
     from tunery_trainer.tasks.estimate import run_estimate
 
     run_estimate(question)
 
 
 def check(run: RunSpec, asked: Asked) -> ExitCode:
-    """Print what is in the data of a run, and return how that ends; raises TrainerError."""
+    """Print what is in the data of a run, and return how that ends; raises TuneryError."""
     from tunery_trainer.tasks.check import run_check
 
     return run_check(run, asked)

@@ -9,11 +9,11 @@ from typing import Final
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.scan import scan
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.location import FetchedModel
 from tunery_trainer.inputs.workspace import Workspace, get_data, get_model
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import prepare_environment
@@ -46,13 +46,13 @@ _OPTIONS: Final = (
 def run_check(run: RunSpec, asked: Asked) -> ExitCode:
     """Read every row, print the report, and write it where that is asked for.
 
-    Returns DATA_ERROR where preflight would refuse the rows. Raises TrainerError where there was nothing to read.
+    Returns DATA_ERROR where preflight would refuse the rows. Raises TuneryError where there was nothing to read.
     """
     notebook = Notebook(Path(run.work_dir, "notes"), max_bytes=None)
     by_manifest = asked.name == Workspace(run).lora_job.dataset.uri
     try:
         _read(run, asked, notebook)
-    except TrainerError as error:
+    except TuneryError as error:
         failure = _in_options(explain_here(error)) if not by_manifest else explain_here(error)
         if notebook.read() is None:
             raise failure from error
@@ -63,12 +63,12 @@ def run_check(run: RunSpec, asked: Asked) -> ExitCode:
     return ExitCode.OK
 
 
-def _in_options(failure: TrainerError) -> TrainerError:
+def _in_options(failure: TuneryError) -> TuneryError:
     """Return the failure of data without a manifest, with a hint that names the options that say the same."""
     hint = failure.hint
     for manifest, options in _OPTIONS:
         hint = re.sub(manifest, options, hint)
-    return TrainerError(failure.reason, failure.message, hint)
+    return TuneryError(failure.reason, failure.message, hint)
 
 
 def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
@@ -87,7 +87,7 @@ def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
     read_data(run, base, expected_device(run, spec.resources.gpus), files, notebook)
 
 
-def _tell(run: RunSpec, asked: Asked, notebook: Notebook, refused: TrainerError | None) -> None:
+def _tell(run: RunSpec, asked: Asked, notebook: Notebook, refused: TuneryError | None) -> None:
     """Print the report, and write its files where that is asked for."""
     own = Workspace(run).lora_job.dataset.evaluation
     report = data_report(

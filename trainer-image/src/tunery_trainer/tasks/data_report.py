@@ -11,14 +11,14 @@ from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_api.status import DatasetStatus
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Published
 from tunery_trainer.data.notebook import Notebook
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.failures import explain, explain_here, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.status_parts import dataset_status
-from tunery_trainer.storage.publisher import Published
 
 _NAMES = (DATA_REPORT_JSON, DATA_REPORT_TEXT)
 _HINT_ROOM = 200
@@ -51,7 +51,7 @@ def fetch_report(work: Workspace) -> None:
     try:
         for name in _NAMES:
             place.store.download(place.key(name), work.folder("report") / name)
-    except TrainerError as error:
+    except TuneryError as error:
         _log.warning("the data report will not lie beside the adapter: %s", error.message)
 
 
@@ -63,7 +63,7 @@ def add_report(work: Workspace, folder: Path) -> None:
 
 
 def name_report(
-    work: Workspace, notebook: Notebook, error: TrainerError, otherwise: PreflightReport | RunResult
+    work: Workspace, notebook: Notebook, error: TuneryError, otherwise: PreflightReport | RunResult
 ) -> None:
     """Store the report of refused data, name its place in the failure's hint, and put what was found into its reach.
 
@@ -102,7 +102,7 @@ def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | 
     return found.model_copy(update={"report": uri})
 
 
-def _write(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> list[Path]:
+def _write(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> list[Path]:
     """Write the report into a folder of the run, and return its files; none where no row was read."""
     spec = work.lora_job.dataset
     own = spec.evaluation.uri if spec.evaluation else None
@@ -112,10 +112,10 @@ def _write(work: Workspace, notebook: Notebook, refused: TrainerError | None) ->
     return write_data_report(report, notebook, work.folder("report")) if report else []
 
 
-def _store(work: Workspace, notebook: Notebook, refused: TrainerError | None) -> str | None:
+def _store(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> str | None:
     """Put the report at the run's own place, over an earlier one, and return the URI of its text.
 
-    None where no row was read, or nobody named a place. Raises TrainerError where it cannot be written.
+    None where no row was read, or nobody named a place. Raises TuneryError where it cannot be written.
     """
     files, place = _write(work, notebook, refused), work.reports
     if place is None or not files:
@@ -132,7 +132,7 @@ def forget_report(work: Workspace) -> None:
         if place is not None:
             for name in _NAMES:
                 place.store.delete(place.key(name))
-    except TrainerError as error:
+    except TuneryError as error:
         _log.warning("the data report of preflight was not removed: %s", error.message)
 
 

@@ -14,16 +14,16 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
-from tunery_trainer.errors import TrainerError
-from tunery_trainer.inputs.fetch import fetch_dataset
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import fetch_dataset
+from tunery_common.inputs.location import DataFiles, Location
+from tunery_common.storage.credentials import ambient
 from tunery_trainer.inputs.local_model import local_model
-from tunery_trainer.inputs.location import DataFiles, Location
 from tunery_trainer.local import read_lorajob
 from tunery_trainer.process.environment import be_quiet, go_offline
 from tunery_trainer.reporting.estimate_text import as_json, as_text
 from tunery_trainer.resuming.here import start_here
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
-from tunery_trainer.storage.credentials import ambient
 from tunery_trainer.tasks.frame import of_loading
 from tunery_trainer.tasks.question import Question
 
@@ -33,7 +33,7 @@ _MOMENT_SECONDS: Final = 1.0
 def run_estimate(question: Question) -> None:
     """Print what the job takes, in parts, and the table of all methods on all kinds of GPU.
 
-    Raises TrainerError for a manifest that is wrong, where the model's config.json is not here, is of no model that can
+    Raises TuneryError for a manifest that is wrong, where the model's config.json is not here, is of no model that can
     be trained, or of one that cannot do what the manifest asks for; and for a data set that is here, what preflight
     would.
     """
@@ -70,7 +70,7 @@ def _read(question: Question) -> LoRAJobSpec:
     try:
         return read_lorajob(question.manifest, question.name)
     except InvalidSpec as error:
-        raise TrainerError(FailureReason.INVALID_SPEC, str(error), "Correct it, and ask again.") from error
+        raise TuneryError(FailureReason.INVALID_SPEC, str(error), "Correct it, and ask again.") from error
 
 
 def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
@@ -79,7 +79,7 @@ def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
         return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True)
     if question.gpu_memory is not None:
         message = "--gpu-memory is of a GPU, and spec.resources.gpus is 0: the job would train on the CPU"
-        raise TrainerError(FailureReason.INVALID_SPEC, message, "Leave it out, or set spec.resources.gpus.")
+        raise TuneryError(FailureReason.INVALID_SPEC, message, "Leave it out, or set spec.resources.gpus.")
     return DeviceFacts(DeviceKind.CPU, int(parse_quantity(spec.resources.memory)), bfloat16=False)
 
 

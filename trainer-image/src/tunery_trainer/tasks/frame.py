@@ -8,23 +8,23 @@ from collections.abc import Callable
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Target, probe
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.progress import ProgressReporter
-from tunery_trainer.storage.checkpoints import probe_checkpoints
-from tunery_trainer.storage.publisher import Target, probe
+from tunery_trainer.resuming.checkpoints import probe_checkpoints
 
 
 def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     """Return what the story of a task returns; who watches is told how far it is, and that it has succeeded.
 
-    A TrainerError that it raises names the newest checkpoint, so that the failure tells what is kept.
+    A TuneryError that it raises names the newest checkpoint, so that the failure tells what is kept.
     """
     reporter = ProgressReporter()
     try:
         result = story(reporter)
         reporter.phase(Phase.SUCCEEDED)
-    except TrainerError as error:
+    except TuneryError as error:
         findings, checks = reporter.diagnosed()
         kept = {"checkpoint": reporter.newest_checkpoint, "findings": findings, "checks": checks}
         error.reached = (error.reached or RunResult()).model_copy(update=kept)
@@ -57,11 +57,11 @@ def refuse_own_input(run: RunSpec) -> None:
     """Raise INVALID_SPEC where the result would replace an adapter that it is made from: a second try had none left."""
     if any(adapter.uri.rstrip("/") == run.output_uri.rstrip("/") for adapter in run.adapters):
         message = f"spec.output.uri: {run.output_uri} is where an adapter lies that this one is made from"
-        raise TrainerError(FailureReason.INVALID_SPEC, message)
+        raise TuneryError(FailureReason.INVALID_SPEC, message)
 
 
 def probe_places(work: Workspace) -> None:
-    """Write and remove a small object where the result and where the checkpoints will lie; raises TrainerError."""
+    """Write and remove a small object where the result and where the checkpoints will lie; raises TuneryError."""
     refuse_own_input(work.run)
     probe(output_target(work))
     place = work.checkpoints

@@ -12,13 +12,13 @@ from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase, VerificationStatus
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Published, Publisher, Target, probe, published_before
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.model_card import CARD_FILE, model_card
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
-from tunery_trainer.storage.publisher import Published, Publisher, Target, probe, published_before
 from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def run_merge(run: RunSpec) -> RunResult:
     """Merge and publish what `run` asks for.
 
-    A rerun starts anew, and succeeds at once if this very run published already. Raises TrainerError.
+    A rerun starts anew, and succeeds at once if this very run published already. Raises TuneryError.
     """
     return with_progress(partial(_merge, Workspace(run)))
 
@@ -36,7 +36,7 @@ def run_merge(run: RunSpec) -> RunResult:
 def _merge(work: Workspace, reporter: ProgressReporter) -> RunResult:
     spec = work.run.adapter_merge
     if spec is None:
-        raise TrainerError(FailureReason.INTERNAL_ERROR, "run.json holds no AdapterMerge")
+        raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no AdapterMerge")
     target = output_target(work)
     return result_of(published_before(target) or _merge_and_publish(work, spec, target, reporter))
 

@@ -10,12 +10,12 @@ from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_api.status import DiskStatus
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.location import DataFiles, FetchedModel
+from tunery_common.inputs.weight_files import check_weight_files, files_before_download
 from tunery_trainer.data.notebook import Notebook
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
-from tunery_trainer.inputs.location import DataFiles, FetchedModel
-from tunery_trainer.inputs.weight_files import check_weight_files, files_before_download
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
@@ -48,7 +48,7 @@ class _Found:
 def run_preflight(run: RunSpec) -> PreflightReport:
     """Check credentials, output, model, every row of the data set, settings and memory, the cheapest first.
 
-    Prints the report. Raises TrainerError for what would fail later.
+    Prints the report. Raises TuneryError for what would fail later.
     """
     work = Workspace(run)
     check_secrets(work)
@@ -60,7 +60,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     notebook = notebook_of(work)
     try:
         report = _check(work, found, notebook)
-    except TrainerError as error:
+    except TuneryError as error:
         name_report(work, notebook, error, PreflightReport())
         raise
     _print(report, local=run.local)
@@ -76,7 +76,7 @@ def _gather(work: Workspace) -> _Found:
 
 
 def _check_weights(work: Workspace, base: FetchedModel) -> None:
-    """Look at the headers of the weights' files; raises TrainerError(ModelUnsupported), and the storage reasons."""
+    """Look at the headers of the weights' files; raises TuneryError(ModelUnsupported), and the storage reasons."""
     files = files_before_download(model_location(work), base.folder)
     if files:
         check_types(files.config, check_weight_files(files))
@@ -101,7 +101,7 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
     try:
         check_memory(plan, local=work.run.local)
         check_disk(work, disk)
-    except TrainerError as error:
+    except TuneryError as error:
         error.reached = report  # what would fit is told by the method, and by what it takes
         raise
     return report
@@ -145,10 +145,10 @@ def _report(found: _Found, plan: TrainingPlan, disk: DiskStatus) -> PreflightRep
 
 
 def _check_steps(plan: TrainingPlan) -> None:
-    """Raise TrainerError(DatasetInvalid) for too few steps to learn anything, unless the manifest asks for so few."""
+    """Raise TuneryError(DatasetInvalid) for too few steps to learn anything, unless the manifest asks for so few."""
     asked = {"epochs", "max_steps", "batch_size", "gradient_accumulation"} & plan.basis.spec.training.model_fields_set
     if plan.steps < FEWEST_STEPS and not asked:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"the rows make {plan.steps} optimizer steps, one row and {plan.settings.training.epochs:g} passes each; "
             f"fewer than {FEWEST_STEPS} teach nothing",

@@ -13,15 +13,15 @@ from tunery_api.manifest import Lineage, StopRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import CheckpointStatus
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Published, Target, publish, published_before
 from tunery_trainer.inputs.workspace import Workspace, get_model
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.result import result_of
+from tunery_trainer.resuming.checkpoints import latest_complete, restore
 from tunery_trainer.resuming.draft import Draft, read_draft
 from tunery_trainer.resuming.may_resume import base_of, check_base
 from tunery_trainer.resuming.memo import read_memo
-from tunery_trainer.storage.checkpoints import latest_complete, restore
-from tunery_trainer.storage.publisher import Published, Target, publish, published_before
 from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report, say_where_it_lies
 from tunery_trainer.tasks.frame import output_target, probe_places
@@ -45,7 +45,7 @@ def run_publish(run: RunSpec) -> RunResult:
 
     Its checkpoints stay: another job may go on from them. The data report goes along. A rerun publishes once; what an
     earlier stop published gives way to a newer checkpoint.
-    Raises TrainerError: CheckpointMissing, NotImproved once it is published as rejected, and what a training run raises
+    Raises TuneryError: CheckpointMissing, NotImproved once it is published as rejected, and what a training run raises
     as it publishes.
     """
     work = Workspace(run)
@@ -98,10 +98,10 @@ def _restored(work: Workspace) -> _Kept:
     if place is None or restored is None:
         where = f" at {place.uri}" if place else ""
         message = f"there is nothing to publish: the run has stored no checkpoint{where}"
-        raise TrainerError(FailureReason.CHECKPOINT_MISSING, message, "Let the next one store them more often.")
+        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, "Let the next one store them more often.")
     draft = read_draft(restored.folder)
     if draft is None:
         message = f"the checkpoint of step {restored.step} is of an earlier version, and cannot be published as it is"
         hint = "Let a new job go on from it by resumeFrom."
-        raise TrainerError(FailureReason.CHECKPOINT_MISSING, message, hint)
+        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, hint)
     return _Kept(restored.folder, draft)

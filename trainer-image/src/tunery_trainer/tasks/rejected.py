@@ -13,14 +13,14 @@ from typing import Final
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath
+from tunery_common.storage.published_folder import read_manifest
+from tunery_common.storage.publisher import Target, publish
+from tunery_common.storage.uris import beside
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.result import result_of
-from tunery_trainer.storage import StorePath
-from tunery_trainer.storage.published_folder import read_manifest
-from tunery_trainer.storage.publisher import Target, publish
-from tunery_trainer.storage.uris import beside
 from tunery_trainer.tasks.data_report import forget_report
 
 _WORD: Final = "rejected"
@@ -30,7 +30,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
     """Return the lineage, with why the adapter is not better than the base by the share `asked`, where it is not.
 
     What was not measured is better by nothing that anybody knows: rejected only where a share above 0 was asked for.
-    Raises TrainerError(NotImproved) where it changes nothing at all: nobody has a use for that.
+    Raises TuneryError(NotImproved) where it changes nothing at all: nobody has a use for that.
     """
     before, after = lineage.metrics["baseEvalLoss"], lineage.metrics.get("evalLoss")
     if after is None:
@@ -38,7 +38,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
         return lineage.model_copy(update={"rejected": text}) if float(asked) > 0 else lineage
     if after == before:
         text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
-        raise TrainerError(FailureReason.NOT_IMPROVED, text)
+        raise TuneryError(FailureReason.NOT_IMPROVED, text)
     rejected = shortfall(before, after, asked, error=lineage.metrics.get("improvementError"))
     return lineage.model_copy(update={"rejected": rejected})
 
@@ -48,7 +48,7 @@ def rejected_uri(run: RunSpec) -> str:
     return beside(run.output_uri, _WORD)
 
 
-def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
+def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
     """Publish what is in `folder`, and return the NotImproved that says where it lies, or why nowhere.
 
     `lineage.rejected` says why it was rejected. An earlier rejected adapter gives way, whosever it is; nothing else
@@ -57,11 +57,11 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
     uri = rejected_uri(work.run)
     try:
         published = publish(folder, _target(work, uri, lineage), lineage)
-    except TrainerError as error:
+    except TuneryError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
-        return TrainerError(FailureReason.NOT_IMPROVED, text)
+        return TuneryError(FailureReason.NOT_IMPROVED, text)
     text = f"{lineage.rejected}; what was trained is published as rejected at {uri}"
-    failure, result = TrainerError(FailureReason.NOT_IMPROVED, text), result_of(published)
+    failure, result = TuneryError(FailureReason.NOT_IMPROVED, text), result_of(published)
     failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
     forget_report(work)
     return failure
@@ -70,7 +70,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TrainerError:
 def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
     if any(adapter.uri.rstrip("/") == uri for adapter in work.run.adapters):
         message = "that is the adapter of spec.continueFrom, which stays"
-        raise TrainerError(FailureReason.OUTPUT_EXISTS, message)
+        raise TuneryError(FailureReason.OUTPUT_EXISTS, message)
     place = work.open(Purpose.OUTPUT, uri, "spec.output.uri")
     beyond = lineage.stopped.after_step if lineage.stopped else math.inf
     return Target(place, work.run.identity, _gives_way(place), beyond)
@@ -79,7 +79,7 @@ def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
 def _gives_way(place: StorePath) -> bool:
     try:
         return read_manifest(place).manifest.lineage.rejected is not None
-    except TrainerError as error:
+    except TuneryError as error:
         if error.reason in (FailureReason.ADAPTER_MISSING, FailureReason.ADAPTER_CORRUPT):
             return False
         raise

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from tunery_api.runspec import RunResult, RunSpec
+from tunery_common.storage.publisher import published_by
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.resuming.kept import kept_checkpoint
-from tunery_trainer.storage.publisher import published_by
 from tunery_trainer.tasks.frame import output_target
 
 
 def run_report(run: RunSpec) -> RunResult:
     """Read back what `run` published, every digest of it.
 
-    Nothing is written to the bucket. Raises TrainerError: AdapterMissing where nothing of this very run is there,
+    Nothing is written to the bucket. Raises TuneryError: AdapterMissing where nothing of this very run is there,
     AdapterCorrupt where it is not whole, and the reasons of the storage.
     """
     work = Workspace(run)

@@ -14,9 +14,10 @@ from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
+from tunery_common.errors import TuneryError
+from tunery_common.storage.publisher import Published, publish, published_before
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
 from tunery_trainer.process.device import actual_device
@@ -32,12 +33,11 @@ from tunery_trainer.reporting.status_parts import (
     resolved_status,
 )
 from tunery_trainer.reporting.trackers import Tracked, trackers
+from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
 from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
-from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, CheckpointUploader
-from tunery_trainer.storage.publisher import Published, publish, published_before
 from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.data_report import (
     add_report,
@@ -64,7 +64,7 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
 
     A rerun resumes from the newest complete checkpoint, and succeeds at once if this very run published already; what
     was published of it as it was stopped gives way.
-    Raises TrainerError, and StopRequested after a SIGTERM once the checkpoint is stored.
+    Raises TuneryError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
     return with_progress(partial(_train, Workspace(run), stop))
 
@@ -93,7 +93,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     try:
         ready = _gather(work, notebook)
         write_report(work, notebook)
-    except TrainerError as error:
+    except TuneryError as error:
         name_report(work, notebook, error, RunResult())
         raise
     trained = _train_on(work, ready, stop, reporter)

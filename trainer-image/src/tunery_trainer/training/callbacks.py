@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunery_api.names import METRICS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
@@ -92,14 +92,12 @@ class DivergenceCallback(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raise TrainerError(LossDiverged)."""
+        """Raise TuneryError(LossDiverged)."""
         for name in ("loss", "eval_loss"):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(value):
                 what = "training loss" if name == "loss" else "evaluation loss"
-                raise TrainerError(
-                    FailureReason.LOSS_DIVERGED, f"the {what} became {value} at step {state.global_step}"
-                )
+                raise TuneryError(FailureReason.LOSS_DIVERGED, f"the {what} became {value} at step {state.global_step}")
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]

@@ -14,12 +14,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunery_api.findings import FindingStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.training import DiagnosisAction
+from tunery_common.errors import TuneryError
 from tunery_trainer.diagnosis.evaluations import Evaluations
 from tunery_trainer.diagnosis.findings import Finding
 from tunery_trainer.diagnosis.history import UNCHANGED
 from tunery_trainer.diagnosis.judge import DIVERGED, Judge
 from tunery_trainer.diagnosis.speed import Memory, Step
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.process.memory import MemoryUse, container_memory
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.training.frozen import levels
@@ -98,7 +98,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Judge; raises TrainerError where a problem is to end the run."""
+        """Judge; raises TuneryError where a problem is to end the run."""
         self._safely(lambda: self._hear(logs or {}, state))
         self._restart()
         problem = None if self._broken else self._judge.problem
@@ -204,8 +204,8 @@ def _gpu_memory() -> MemoryUse:
     return MemoryUse(torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory)
 
 
-def _stopped(problem: Finding, step: int) -> TrainerError:
+def _stopped(problem: Finding, step: int) -> TuneryError:
     reason = FailureReason.LOSS_DIVERGED if problem.type in DIVERGED else FailureReason.NOT_IMPROVED
     tries = " or ".join(map(str, problem.advice))
     hint = f"Try {tries} in a new job; with diagnosis.action: Warn training goes on." if tries else None
-    return TrainerError(reason, f"stopped at step {step} by diagnosis.action, {problem.type}: {problem.message}", hint)
+    return TuneryError(reason, f"stopped at step {step} by diagnosis.action, {problem.type}: {problem.message}", hint)

@@ -11,9 +11,9 @@ from peft import PeftModel
 
 from tunery_api.reasons import FailureReason
 from tunery_api.status import Phase
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.lora_init import RELATIVE
 from tunery_trainer.diagnosis.evaluations import Evaluations, evaluations_in
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Measured, Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
@@ -50,7 +50,7 @@ class Ground:
 def ground_of(job: Assignment, model: torch.nn.Module) -> Ground:
     """Return the rows with what `model` says of them, and how it does; what a checkpoint knows is not asked again.
 
-    Raises TrainerError(ModelUnsupported) where the model has no loss before it is trained.
+    Raises TuneryError(ModelUnsupported) where the model has no loss before it is trained.
     """
     rows, objective, resumed = task_rows(job.data, job.settings), objective_of(job.settings), job.resumed
     if isinstance(objective, Compared):
@@ -78,10 +78,10 @@ def _ahead(job: Assignment) -> list[int]:
 
 
 def measured(job: Assignment, model: torch.nn.Module, rows: TaskRows) -> Measured:
-    """Return how `model` does on the held-out rows; raises TrainerError(LossDiverged) when the loss is not a number."""
+    """Return how `model` does on the held-out rows; raises TuneryError(LossDiverged) when the loss is not a number."""
     found = _measured(job, model, rows)
     if not math.isfinite(found.loss):
-        raise TrainerError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found.loss}")
+        raise TuneryError(FailureReason.LOSS_DIVERGED, f"the loss on the held-out rows is {found.loss}")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from tunery_api.manifest import WEIGHTS_FILE as ADAPTER_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
-from tunery_trainer.errors import TrainerError
+from tunery_common.errors import TuneryError
 from tunery_trainer.losses.evaluation import Measured
 from tunery_trainer.model.finite import not_finite, not_finite_base
 from tunery_trainer.resuming.resume import Resumed
@@ -38,13 +38,13 @@ def check_start(job: Assignment) -> None:
     """Check that what training begins with beside the base holds numbers; the base is too large to be looked at before
     there is a reason to.
 
-    Raises TrainerError: AdapterCorrupt for the adapter of continueFrom, CheckpointMissing for the checkpoint of
+    Raises TuneryError: AdapterCorrupt for the adapter of continueFrom, CheckpointMissing for the checkpoint of
     resumeFrom, LossDiverged for one of this job.
     """
     source = job.plan.basis.start_from
     found = not_finite(source.folder / ADAPTER_FILE) if source and not job.resumed else None
     if found:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.ADAPTER_CORRUPT,
             f"spec.continueFrom: {found}, so that nothing can be learned from there on",
             "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job.",
@@ -59,8 +59,8 @@ def _check_checkpoint(resumed: Resumed) -> None:
         return
     said = f"the checkpoint of step {resumed.step} is of a run that had diverged by then: {found}"
     if resumed.own:
-        raise TrainerError(FailureReason.LOSS_DIVERGED, said)
-    raise TrainerError(
+        raise TuneryError(FailureReason.LOSS_DIVERGED, said)
+    raise TuneryError(
         FailureReason.CHECKPOINT_MISSING,
         f"spec.resumeFrom: {said}",
         "Name a checkpoint of an older step by its URI in spec.resumeFrom.uri, or leave spec.resumeFrom out, in a new "
@@ -73,25 +73,25 @@ def looking_at_the_base(job: Assignment) -> Iterator[None]:
     """Train in the body; where the loss diverged, look for a cause in the base, which takes a pass over its files.
 
     A row of its embeddings that holds NaN is met by the first training row with that token, whatever the learning rate.
-    Raises TrainerError(ModelUnsupported) then.
+    Raises TuneryError(ModelUnsupported) then.
     """
     try:
         yield
-    except TrainerError as error:
+    except TuneryError as error:
         spoilt = not_finite_base(_base(job)) if error.reason is FailureReason.LOSS_DIVERGED else None
         if spoilt is None:
             raise
         raise spoilt from error
 
 
-def no_loss(job: Assignment, found: Measured) -> TrainerError:
+def no_loss(job: Assignment, found: Measured) -> TuneryError:
     """Return the failure that what training starts from has no loss on the held-out rows; reads all of the base."""
     spoilt = not_finite_base(_base(job))
     if spoilt:
         return spoilt
     field, precision = _narrowest(job.settings)
     who = "the base with the adapter of spec.continueFrom" if job.plan.basis.start_from else "the base"
-    return TrainerError(
+    return TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: before any step the loss of {who} is not finite on {found.without_loss} of "
         f"{len(job.data.evaluation)} held-out rows, computed in {precision}, and its files hold neither NaN nor "

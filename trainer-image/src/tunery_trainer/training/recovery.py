@@ -15,7 +15,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
 from tunery_api.training import OnOutOfMemory
-from tunery_trainer.errors import TrainerError, first_line
+from tunery_common.errors import TuneryError, first_line
 from tunery_trainer.process.device import out_of_memory
 from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.reporting.progress import say
@@ -85,7 +85,7 @@ def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: M
     No step is lost, and none is taken with half its rows: weights and moments are those after the last finished
     optimizer step, which is where it goes on, from a checkpoint that remembers the smaller passes. The gradient of a
     step stays the same, as its loss is a sum over the tokens of all its passes; dropout draws other numbers.
-    Raises TrainerError(GPUOutOfMemory, OutOfMemory) where one row does not fit with its activations recomputed, or
+    Raises TuneryError(GPUOutOfMemory, OutOfMemory) where one row does not fit with its activations recomputed, or
     nothing of it is wanted.
     """
     while (cause := _attempt(trainer, checkpoint)) is not None:
@@ -123,14 +123,14 @@ def _told(training: TrainingSettings) -> str:
     return f"{training.batch_size} × {training.gradient_accumulation} rows{again}"
 
 
-def _unwanted(trainer: AdapterTrainer, cause: str) -> TrainerError:
+def _unwanted(trainer: AdapterTrainer, cause: str) -> TuneryError:
     text = f" at step {trainer.state.global_step + 1}, {_told(trainer.settings)}: {cause}"
     hint = "Leave out training.onOutOfMemory: Fail, or lower training.batchSize, in a new job"
     stored = ", with spec.resumeFrom to go on from the last finished step." if trainer.state.global_step else "."
     return _ran_out(text, hint + stored)
 
 
-def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TrainerError:
+def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TuneryError:
     training, step = trainer.settings, trainer.state.global_step + 1
     text = f": not even one row of up to {training.max_length} tokens fits at step {step}, {_told(training)}: {cause}"
     quantised = {Method.LORA: "use method: QLoRA, ", Method.DORA: "use method: QDoRA, "}.get(method, "")
@@ -141,9 +141,9 @@ def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> Train
     return _ran_out(text, hint if torch.cuda.is_available() else None)
 
 
-def _ran_out(text: str, hint: str | None) -> TrainerError:
+def _ran_out(text: str, hint: str | None) -> TuneryError:
     """Return the failure of the GPU, where there is one, else of the process."""
     on_gpu = torch.cuda.is_available()
     reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
     what = "the GPU ran out of memory" if on_gpu else "memory ran out"
-    return TrainerError(reason, shorten(f"{what}{text}", 900), hint)
+    return TuneryError(reason, shorten(f"{what}{text}", 900), hint)

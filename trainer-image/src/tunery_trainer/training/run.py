@@ -28,10 +28,10 @@ from tunery_trainer.process.device import peak_bytes
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.reporting.status_parts import hyperparameters
+from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, step_place
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
-from tunery_trainer.storage.checkpoints import CLOSE_SECONDS, step_place
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
@@ -90,7 +90,7 @@ class _Loop:
 def train_on(job: Assignment) -> Trained:
     """Load, adapt, train and evaluate; goes on from the checkpoint of `job.resumed`.
 
-    Raises TrainerError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
+    Raises TuneryError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
     """
     check_start(job)
     with looking_at_the_base(job):
@@ -130,7 +130,7 @@ def _device(job: Assignment) -> str:
 def _memory(job: Assignment, ground: Ground) -> Callable[[], Memo]:
     """Return what tells, once it is asked for, what every checkpoint of the run remembers.
 
-    That raises TrainerError(InvalidSpec) where the run was resumed on a base with other weights.
+    That raises TuneryError(InvalidSpec) where the run was resumed on a base with other weights.
     """
     before, source = job.resumed.memo if job.resumed else None, job.plan.basis.start_from
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tunery_api.manifest import Lineage
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods import METHODS
 from tunery_trainer.adapter.rebuild import first_delta, rebuilt, recipe_of
 from tunery_trainer.adapter.save import published_rank, save_published
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.load import load_tokenizer, meta_model
 from tunery_trainer.resuming.draft import Draft
 from tunery_trainer.training.best_weights import read_best
@@ -45,7 +45,7 @@ def save_unfinished(checkpoint: Path, draft: Draft, base: Path, folder: Path) ->
     """Write into `folder` the adapter that `draft` says is the best of a checkpoint, and return its rank, if any.
 
     As training would have written it: the same bytes. `base` is the base model's folder, which needs no weights.
-    Raises TrainerError: ModelUnsupported, AdapterCorrupt; LossDiverged where the weights hold what is no number.
+    Raises TuneryError: ModelUnsupported, AdapterCorrupt; LossDiverged where the weights hold what is no number.
     """
     lineage = draft.lineage
     tensors, hooks_state = _weights(checkpoint, lineage)
@@ -63,11 +63,11 @@ def save_unfinished(checkpoint: Path, draft: Draft, base: Path, folder: Path) ->
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], lineage: Lineage) -> None:
-    """Raise TrainerError where the weights are of a run that had diverged: nobody could use them, or train them on."""
+    """Raise TuneryError where the weights are of a run that had diverged: nobody could use them, or train them on."""
     bad = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
     if bad is not None:
         message = f"the weights of step {lineage.step} hold NaN or infinity ({bad}): the run had diverged by then"
-        raise TrainerError(FailureReason.LOSS_DIVERGED, message)
+        raise TuneryError(FailureReason.LOSS_DIVERGED, message)
 
 
 def _weights(checkpoint: Path, lineage: Lineage) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:

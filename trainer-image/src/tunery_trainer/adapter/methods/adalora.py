@@ -14,10 +14,10 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora import common_options
 from tunery_trainer.adapter.methods.lora_init import ADAPTER, lora_layers
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.model.targets import lora_targets
 from tunery_trainer.settings.types import AdaLoraSettings, RunSettings
 
@@ -44,13 +44,13 @@ class Schedule:
 def schedule(settings: AdaLoraSettings, total_steps: int) -> Schedule:
     """Return the steps of each phase: as asked, else a tenth before, a third after, a hundred prunings between.
 
-    Raises TrainerError(InvalidSpec) when nothing is left between the first and the last phase.
+    Raises TuneryError(InvalidSpec) when nothing is left between the first and the last phase.
     """
     warmup = total_steps // 10 if settings.warmup_steps is None else settings.warmup_steps
     final = total_steps // 3 if settings.final_steps is None else settings.final_steps
     every = max(1, total_steps // 100) if settings.update_every_steps is None else settings.update_every_steps
     if warmup >= total_steps - final:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.adalora: warmupSteps ({warmup}) and finalSteps ({final}) leave none of the {total_steps} steps to "
             "prune in; lower them, or train longer",
@@ -59,7 +59,7 @@ def schedule(settings: AdaLoraSettings, total_steps: int) -> Schedule:
 
 
 def adalora_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> AdaLoraConfig:
-    """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names or a schedule that cannot be."""
+    """Return PEFT's configuration; raises TuneryError(InvalidSpec) for names or a schedule that cannot be."""
     settings = resolved.adalora
     if settings is None:
         raise ValueError("AdaLoRA needs its settings")

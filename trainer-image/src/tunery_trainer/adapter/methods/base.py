@@ -55,7 +55,7 @@ class TrainingMethod:
     """One method."""
 
     config: Callable[[PreTrainedModel, RunSettings, MethodContext], PeftConfig]
-    """Build PEFT's configuration; raises TrainerError(InvalidSpec) for what this model cannot do."""
+    """Build PEFT's configuration; raises TuneryError(InvalidSpec) for what this model cannot do."""
     begin: Callable[[PeftModel, RunSettings, MethodContext], None] | None = None
     """Give the fresh adapter its first weights where PEFT cannot do it alone."""
     hooks: Callable[[PeftModel], Hooks] | None = None

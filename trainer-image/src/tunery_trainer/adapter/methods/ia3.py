@@ -15,7 +15,7 @@ from tunery_trainer.settings.types import RunSettings
 
 
 def ia3_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> IA3Config:
-    """Return PEFT's configuration; raises TrainerError(InvalidSpec) for names that do not exist."""
+    """Return PEFT's configuration; raises TuneryError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     targets, feedforward = ia3_targets(model, adapter.target_modules)
     check_modules_to_save(model, adapter.modules_to_save)

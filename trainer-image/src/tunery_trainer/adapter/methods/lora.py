@@ -38,7 +38,7 @@ PiSSA by 16 iterations of the randomised decomposition keeps more than 99 % of w
 
 
 def lora_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> LoraConfig:
-    """Return PEFT's configuration of the LoRA family; raises TrainerError(InvalidSpec) for names that do not exist."""
+    """Return PEFT's configuration of the LoRA family; raises TuneryError(InvalidSpec) for names that do not exist."""
     adapter = resolved.adapter
     asked = adapter.target_modules or ("all-linear",)
     targets, experts = lora_targets(model, asked, experts=resolved.method in EXPERT_METHODS)

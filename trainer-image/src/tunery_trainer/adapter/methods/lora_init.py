@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from tunery_api.methods import LoraInit
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import RunSettings
 
 ADAPTER: Final = "default"
@@ -52,7 +52,7 @@ def begin_lora(model: PeftModel, resolved: RunSettings, start: MethodContext) ->
 def check_init(model: PeftModel, resolved: RunSettings) -> None:
     """Check that each adapted weight has as many directions as the start takes; `model` may be on the meta device.
 
-    Raises TrainerError(InvalidSpec).
+    Raises TuneryError(InvalidSpec).
     """
     init = resolved.adapter.init
     if init not in DECOMPOSED | {LoraInit.EVA}:
@@ -61,7 +61,7 @@ def check_init(model: PeftModel, resolved: RunSettings) -> None:
         inputs, outputs = layer.in_features, layer.out_features
         rank, most = layer.r[ADAPTER], inputs if init is LoraInit.EVA else min(inputs, outputs)
         if rank > most:
-            raise TrainerError(
+            raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"spec.lora.rank: {rank}, but {path.rpartition('.')[2]} is {outputs} x "
                 f"{inputs}: {init} finds {most} directions there; lower lora.rank to {most}, give that "
@@ -90,7 +90,7 @@ def _begin_eva(model: PeftModel, start: MethodContext) -> None:
     rank = max([config.r, *config.rank_pattern.values()])
     large = [batch for batch in start.batches if _tokens(batch) >= rank]
     if not large:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.lora.init: EVA needs batches of at least as many tokens as the rank, {rank}; raise "
             "training.batchSize, or use another init",
@@ -114,7 +114,7 @@ class _Bounded:
 
     def __iter__(self) -> Iterator[Batch]:
         yield from islice(cycle(self._batches), MAX_EVA_BATCHES)
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.lora.init: EVA's directions have not settled after {MAX_EVA_BATCHES} batches; use a lower rank, "
             "or another init",
@@ -169,7 +169,7 @@ class _FullWeights:
         """Return the tensor of that name, or of that name without the `model.` before it, as some files have it."""
         key = next((key for key in (name, name.partition(".")[2]) if key in self._places), None)
         if key is None:
-            raise TrainerError(FailureReason.MODEL_UNSUPPORTED, f"spec.lora.init: LoftQ finds no tensor {name!r}")
+            raise TuneryError(FailureReason.MODEL_UNSUPPORTED, f"spec.lora.init: LoftQ finds no tensor {name!r}")
         with safe_open(self._places[key], "pt") as file:
             tensor: torch.Tensor = file.get_tensor(key)
         return tensor

@@ -9,15 +9,15 @@ from peft import PeftModel, PrefixTuningConfig, TaskType
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.adapter.methods.prompt_tuning import prompt_settings, start_tokens
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import RunSettings
 
 
 def prefix_config(model: PreTrainedModel, resolved: RunSettings, start: MethodContext) -> PrefixTuningConfig:
-    """Return PEFT's configuration; raises TrainerError(InvalidSpec) for a model whose layers differ in their heads."""
+    """Return PEFT's configuration; raises TuneryError(InvalidSpec) for a model whose layers differ in their heads."""
     settings = prompt_settings(resolved)
     heads, width = _heads(model)
     return PrefixTuningConfig(
@@ -39,7 +39,7 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
         (layer.keys.shape[1], layer.keys.shape[3]) for layer in layers if getattr(layer, "keys", None) is not None
     }
     if len(shapes) != 1:
-        raise TrainerError(
+        raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.method: PrefixTuning needs the same heads in every layer, which {type(model).__name__} does not "
             "have; use PromptTuning or LoRA",

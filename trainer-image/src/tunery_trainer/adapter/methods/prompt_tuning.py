@@ -9,9 +9,9 @@ from peft import PeftModel, PromptTuningConfig, PromptTuningInit, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.methods.base import MethodContext, TrainingMethod
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
-from tunery_trainer.errors import TrainerError
 from tunery_trainer.settings.types import PromptSettings, RunSettings
 
 
@@ -26,7 +26,7 @@ def start_tokens(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, s
     """Return the ids that the virtual tokens start from, shape [virtual_tokens].
 
     The text, repeated or cut to length; without one, ordinary tokens of the vocabulary, drawn with `seed`.
-    Raises TrainerError(InvalidSpec) for a text that has no tokens.
+    Raises TuneryError(InvalidSpec) for a text that has no tokens.
     """
     count = settings.virtual_tokens
     if settings.init_text is None:
@@ -36,7 +36,7 @@ def start_tokens(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, s
         return ordinary[picks]
     ids = tokenizer(settings.init_text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise TrainerError(FailureReason.INVALID_SPEC, "spec.promptTuning.initText: holds no token of the model")
+        raise TuneryError(FailureReason.INVALID_SPEC, "spec.promptTuning.initText: holds no token of the model")
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 

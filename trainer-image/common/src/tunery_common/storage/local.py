@@ -1,0 +1,202 @@
+"""A folder as a Store: a laptop's disk or a mounted volume claim."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import transfer
+from tunery_common.storage.base import (
+    Entry,
+    ObjectExists,
+    ObjectMissing,
+    ObjectReplaced,
+    OnBytes,
+    PutResult,
+    check_key,
+)
+from tunery_common.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
+
+_TEMPORARY: Final = ".tunery-"
+_OUTPUT_FULL: Final = "Free some of the disk there and retry, or name another spec.output.uri in a new job."
+"""What to do where the disk of the result is full, which is none of the pod's own."""
+
+
+class LocalStore:
+    """Everything below `root`; `base_uri` is how the user named `root`, `field` the manifest field that did."""
+
+    def __init__(self, root: Path, base_uri: str, field: str) -> None:
+        self._root = root
+        self._base_uri = base_uri.rstrip("/")
+        self._field = field
+
+    def uri(self, key: str = "") -> str:
+        return f"{self._base_uri}/{key}" if key else self._base_uri
+
+    def list(self, prefix: str) -> list[Entry]:
+        folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
+        found: list[Entry] = []
+        with self._errors("read", prefix):
+            for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
+                for name in names:
+                    entry = self._entry(Path(parent, name))
+                    if entry is not None and not name.startswith(_TEMPORARY):
+                        found.append(entry)
+        return sorted(found, key=lambda entry: entry.key)
+
+    def head(self, key: str) -> Entry | None:
+        with self._errors("read", key):
+            return self._entry(self.path(key))
+
+    def read_bytes(self, key: str) -> bytes:
+        with self._errors("read", key):
+            return self.path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with self._errors("read", key), self.path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(max(0, length))
+
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        left = entry.size - start if length is None else length
+        with self._errors("read", entry.key), self.path(entry.key).open("rb") as file:
+            if _version(os.fstat(file.fileno())) != entry.version:
+                raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}")
+            file.seek(start)
+            while chunk := file.read(min(CHUNK_BYTES, left)):
+                left -= len(chunk)
+                yield chunk
+
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
+        return transfer.download(self, key, path, progress)
+
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+        sha = hashlib.sha256()
+
+        def chunks() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    sha.update(chunk)
+                    yield chunk
+                    if progress is not None:
+                        progress(len(chunk))
+
+        self._write(key, chunks(), exclusive=False)
+        return sha.hexdigest()
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        self._write(key, iter((data,)), exclusive=if_none_match)
+        return PutResult()
+
+    def delete(self, key: str) -> None:
+        with self._errors("delete", key):
+            path = self.path(key)
+            path.unlink(missing_ok=True)
+            self._remove_empty_parents(path)
+
+    def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
+        limit = time.time() - older_than_seconds
+        folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
+        removed = 0
+        with self._errors("delete", prefix):
+            for leftover in folder.rglob(f"{_TEMPORARY}*"):
+                if leftover.is_file() and leftover.stat().st_mtime < limit:
+                    leftover.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def path(self, key: str) -> Path:
+        """Return the file of `key`; INVALID_SPEC if it lies outside the root, also by a symbolic link."""
+        path = self._root / check_key(key, self.uri())
+        if not path.resolve().is_relative_to(self._root.resolve()):
+            raise TuneryError(FailureReason.INVALID_SPEC, f"{self._field}: {self.uri(key)} leads out of its folder")
+        return path
+
+    def _entry(self, path: Path) -> Entry | None:
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(status.st_mode) or not path.resolve().is_relative_to(self._root.resolve()):
+            return None
+        return Entry(path.relative_to(self._root).as_posix(), status.st_size, _version(status))
+
+    def _write(self, key: str, chunks: Iterator[bytes], *, exclusive: bool) -> None:
+        path = self.path(key)
+        hint = _OUTPUT_FULL if self._field == "spec.output.uri" else None
+        with self._errors("write", key), disk_errors(path, hint):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}.tmp")
+            try:
+                with temporary.open("xb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if exclusive:
+                    self._publish_exclusively(temporary, path)
+                else:
+                    os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+    def _publish_exclusively(self, temporary: Path, path: Path) -> None:
+        """link(2) fails if the name is taken and shows the file only when it is whole, which O_EXCL alone does not."""
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise ObjectExists(self.uri(path.relative_to(self._root).as_posix())) from error
+        except OSError:
+            self._create_exclusively(temporary, path)  # a file system without hard links
+
+    def _create_exclusively(self, temporary: Path, path: Path) -> None:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError as error:
+            raise ObjectExists(self.uri(path.relative_to(self._root).as_posix())) from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(temporary.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _remove_empty_parents(self, path: Path) -> None:
+        """Folders exist only because files do, as in S3."""
+        for parent in path.parents:
+            if parent == self._root or not parent.is_relative_to(self._root):
+                return
+            try:
+                parent.rmdir()
+            except OSError:
+                return
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            message = f"{self._field}: not allowed to {action} {self.uri(key)}"
+            raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message) from error
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise ObjectMissing(self.uri(key)) from error
+        except OSError as error:
+            message = f"{self._field}: cannot {action} {self.uri(key)}: {error.strerror}"
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error

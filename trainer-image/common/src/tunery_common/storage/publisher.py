@@ -1,0 +1,360 @@
+"""Publish a result: claim the place, upload, manifest.json last, read everything back.
+
+A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, the manifest
+is written with `If-None-Match: *` after the last file, and an old manifest goes just before the first file is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunIdentity
+from tunery_common.errors import TuneryError
+from tunery_common.storage import ObjectExists, ObjectMissing, OnBytes, Store, StorePath
+from tunery_common.storage.cleanup import remove_stale_uploads
+from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
+
+CLAIM_NAME: Final = ".tunery-claim.json"
+"""Says who is uploading; removed once the manifest was read back."""
+CLAIM_EXPIRES_SECONDS: Final = 3600
+"""A claim that was not renewed (every uploaded file renews it) for so long belongs to a run that died."""
+_IDENTITY: Final = ("uid", "kind", "namespace", "name")
+_PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The place of a result, and the run that wants it."""
+
+    place: StorePath
+    run: RunIdentity
+    overwrite: bool = False
+    beyond: float = 0
+    """What this very run published as it was stopped after fewer steps than these is not its result: it gives way."""
+
+    @property
+    def uri(self) -> str:
+        return self.place.uri
+
+    @property
+    def store(self) -> Store:
+        return self.place.store
+
+    def key(self, name: str) -> str:
+        return self.place.key(name)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who writes to a place, as its claim says; older claims tell no more than the uid."""
+
+    uid: str
+    owner: tuple[str, ...]
+    """Kind, namespace and name."""
+    expires: float
+    """In seconds since 1970, unless it is renewed."""
+
+    def yields_to(self, run: RunIdentity) -> bool:
+        """Tell whether that run may take the claim: its own, or that of an earlier object of its very name.
+
+        No pod of such an object is left: the operator waits for them. If one were, its next write would fail.
+        """
+        return self.uid == run.uid or self.owner == (run.kind, run.namespace, run.name)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result whose manifest was read back and whose every digest matched."""
+
+    uri: str
+    manifest_sha256: str
+    size_bytes: int
+    manifest: Manifest
+    atomic: bool = True
+    """False where the server has no conditional writes, so that two runs could in theory both have won."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a write probe found out about the place."""
+
+    conditional_writes: bool
+    """Whether the server refuses to replace an object when it is told `If-None-Match: *`."""
+
+
+def published_by(target: Target) -> Published:
+    """Return what the very run of `target` has published there, after every byte was read and matched its digest.
+
+    Raises ADAPTER_MISSING if nothing is there, or another run's result; ADAPTER_CORRUPT if it is not whole; and the
+    reasons of the storage.
+    """
+    found = read_manifest(target.place)
+    if found.manifest.run.uid != target.run.uid:
+        run = found.manifest.run
+        message = f"{target.uri} holds the result of another run: {run.kind} {run.namespace}/{run.name}, uid {run.uid}"
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message)
+    found = verify(target.place, found.sha256)
+    return Published(target.uri, found.sha256, found.manifest.size_bytes, found.manifest)
+
+
+def published_before(target: Target) -> Published | None:
+    """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole.
+
+    None, too, where that is of a stop, and the run has come further. A claim that such an attempt could not give back
+    is removed.
+    """
+    try:
+        found = published_by(target)
+    except TuneryError as error:
+        if error.reason is FailureReason.ADAPTER_CORRUPT:
+            _log.warning("the result of an earlier attempt is not whole, it is made again: %s", error.message)
+        elif error.reason is not FailureReason.ADAPTER_MISSING:
+            raise
+        return None
+    stopped = found.manifest.lineage.stopped
+    if stopped and stopped.after_step < target.beyond:
+        return None
+    _give_back(target)
+    return found
+
+
+def _give_back(target: Target) -> None:
+    """Remove the claim of this run, or of nobody living; the result is there, so that a failure is a warning."""
+    try:
+        claim = _claim_of(target)
+        if claim is None or claim.uid == target.run.uid:
+            target.store.delete(target.key(CLAIM_NAME))
+    except TuneryError as error:
+        _log.warning("the claim beside the result stays: %s", error.message)
+
+
+def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | None = None) -> Published:
+    """Upload every file of `folder` below the target's prefix, the manifest last, and read all of it back.
+
+    A rerun by the same run after a crash is a success. Pickles are left out. Raises OUTPUT_EXISTS if another run's
+    result is there (or being written) and `overwrite` is not set, and the storage reasons.
+    """
+    publisher = Publisher(target)
+    done = publisher.start()
+    if done is not None:
+        return done
+    for path in publishable(folder):
+        publisher.add(path, path.relative_to(folder).as_posix(), progress)
+    return publisher.finish(lineage)
+
+
+def publishable(folder: Path) -> list[Path]:
+    """Return the files of `folder` that are published: all but pickles (code could hide in them), sorted."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == CLAIM_NAME:
+            continue
+        if path.suffix in _PICKLES:
+            _log.info("not published, since a pickle can hold code: %s", path.name)
+            continue
+        found.append(path)
+    return found
+
+
+class Publisher:
+    """`publish` in steps, for results that are made file by file: `start`, `add` for each file, `finish`."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._store = target.store
+        self._files: dict[str, FileRecord] = {}
+        self._stale: set[str] = set()
+        self._replaces = False
+        """Whether an old manifest is still to go."""
+        self._atomic = True
+
+    def start(self) -> Published | None:
+        """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
+        remove_stale_uploads(self._target.place)
+        existing = _existing(self._target)
+        if existing is not None and existing.manifest.run.uid == self._target.run.uid:
+            done = published_before(self._target)
+            if done is not None:
+                return done
+        elif existing is not None and not self._target.overwrite:
+            raise _taken(self._target, existing.manifest)
+        self._claim()
+        # With overwrite, also one that cannot be read.
+        self._replaces = existing is not None or self._target.overwrite
+        self._stale = set(existing.manifest.files) if existing is not None else set()
+        return None
+
+    def add(self, path: Path, name: str, progress: OnBytes | None = None) -> FileRecord:
+        """Upload one file as `name`, relative to the prefix, and return its record."""
+        if name in (MANIFEST_NAME, CLAIM_NAME):
+            raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
+        self._withdraw_old()
+        digest = self._store.upload_file(path, self._target.key(name), progress)
+        record = FileRecord(sha256=digest, size=path.stat().st_size)
+        self._files[name] = record
+        self._renew_claim()
+        return record
+
+    def finish(self, lineage: Lineage) -> Published:
+        """Write the manifest, read it and every file back, and only then say that the result is published."""
+        self._withdraw_old()
+        for name in sorted(self._stale - set(self._files)):
+            self._store.delete(self._target.key(name))
+        manifest = Manifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            run=self._target.run,
+            files=dict(sorted(self._files.items())),
+            lineage=lineage,
+        )
+        self._renew_claim()
+        data = manifest.to_json()
+        self._put_manifest(data)
+        published = self._read_back(manifest, data)
+        self._store.delete(self._target.key(CLAIM_NAME))
+        return published
+
+    def give_back(self) -> None:
+        """Remove the claim, before any file was added: the result is not worth publishing, and another may be."""
+        self._store.delete(self._target.key(CLAIM_NAME))
+
+    def _withdraw_old(self) -> None:
+        """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
+        if self._replaces:
+            self._renew_claim()
+            self._store.delete(self._target.key(MANIFEST_NAME))
+            self._replaces = False
+
+    def _claim(self) -> None:
+        try:
+            put = self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target), if_none_match=True)
+            self._atomic = put.atomic
+        except ObjectExists as error:
+            _heed_claim(self._target, error)
+            self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+        existing = _existing(self._target)
+        if existing is not None and existing.manifest.run.uid != self._target.run.uid and not self._target.overwrite:
+            self._store.delete(self._target.key(CLAIM_NAME))
+            raise _taken(self._target, existing.manifest)
+
+    def _renew_claim(self) -> None:
+        """Another run may have taken an expired claim, or overwritten it: then this one must not write any more."""
+        claim = _claim_of(self._target)
+        if claim is not None and claim.uid != self._target.run.uid:
+            raise _being_written(self._target, claim)
+        self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+
+    def _put_manifest(self, data: bytes) -> None:
+        key = self._target.key(MANIFEST_NAME)
+        try:
+            put = self._store.put_bytes(key, data, if_none_match=not self._target.overwrite)
+            self._atomic = self._atomic and put.atomic
+        except ObjectExists as error:
+            # A PUT that was answered but whose answer got lost is sent again, and then finds itself.
+            if self._store.read_bytes(key) != data:
+                raise _taken(self._target, read_manifest(self._target.place).manifest) from error
+
+    def _read_back(self, manifest: Manifest, data: bytes) -> Published:
+        found = read_manifest(self._target.place)
+        if found.sha256 != hashlib.sha256(data).hexdigest():
+            raise _taken(self._target, found.manifest)
+        for name, record in manifest.files.items():
+            verify_file(self._store, self._target.key(name), record)
+        return Published(self._target.uri, found.sha256, manifest.size_bytes, manifest, self._atomic)
+
+
+def probe(target: Target) -> ProbeResult:
+    """Preflight's check that `publish` will work: write, read back and delete a small object below the prefix.
+
+    Raises OUTPUT_EXISTS if another run's result is there (or being written) and `overwrite` is not set, and the
+    storage reasons, naming the right that is missing.
+    """
+    existing = _existing(target)
+    if existing is not None and existing.manifest.run.uid != target.run.uid and not target.overwrite:
+        raise _taken(target, existing.manifest)
+    _heed_claim(target)
+    key, data = target.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
+    conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
+    try:
+        if target.store.read_bytes(key) != data:
+            message = f"{target.store.uri(key)} does not hold what was just written to it"
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
+        conditional = conditional and _refuses_second_write(target.store, key)
+    finally:
+        target.store.delete(key)
+    return ProbeResult(conditional_writes=conditional)
+
+
+def _refuses_second_write(store: Store, key: str) -> bool:
+    """Some servers take `If-None-Match` and do not heed it."""
+    try:
+        store.put_bytes(key, b"", if_none_match=True)
+    except ObjectExists:
+        return True
+    return False
+
+
+def _existing(target: Target) -> PublishedManifest | None:
+    """Return the manifest at the place, or None. One that cannot be read counts as another's, unless overwritten."""
+    try:
+        return read_manifest(target.place)
+    except TuneryError as error:
+        if error.reason is FailureReason.ADAPTER_MISSING:
+            return None
+        if error.reason is FailureReason.ADAPTER_CORRUPT and target.overwrite:
+            return None
+        if error.reason is FailureReason.ADAPTER_CORRUPT:
+            message = f"{target.uri} holds a {MANIFEST_NAME} that is not Tunery's"
+            raise TuneryError(FailureReason.OUTPUT_EXISTS, message) from error
+        raise
+
+
+def _claim_bytes(target: Target) -> bytes:
+    identity = {name: getattr(target.run, name) for name in _IDENTITY}
+    return json.dumps({**identity, "renewed": time.time()}).encode()
+
+
+def _claim_of(target: Target) -> Claim | None:
+    """Return the claim of the place, or None if nobody living has one."""
+    try:
+        said = json.loads(target.store.read_bytes(target.key(CLAIM_NAME)))
+        uid, *owner = (str(said.get(name, "")) for name in _IDENTITY)
+        claim = Claim(uid, tuple(owner), float(said["renewed"]) + CLAIM_EXPIRES_SECONDS)
+    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return claim if claim.uid and time.time() < claim.expires else None
+
+
+def _heed_claim(target: Target, cause: Exception | None = None) -> None:
+    """Raise OUTPUT_EXISTS where another run holds the claim and neither yields it nor is to be overwritten."""
+    claim = _claim_of(target)
+    if claim is not None and not claim.yields_to(target.run) and not target.overwrite:
+        raise _being_written(target, claim) from cause
+
+
+def _taken(target: Target, manifest: Manifest) -> TuneryError:
+    run = manifest.run
+    message = f"spec.output.uri: {target.uri} already holds the result of {run.kind} {run.namespace}/{run.name}"
+    return TuneryError(FailureReason.OUTPUT_EXISTS, f"{message} (uid {run.uid}, {manifest.created})")
+
+
+def _being_written(target: Target, claim: Claim) -> TuneryError:
+    kind, namespace, name = claim.owner
+    who = f"{kind} {namespace}/{name}, uid {claim.uid}" if name else f"uid {claim.uid}"
+    ends = datetime.fromtimestamp(claim.expires, UTC).isoformat(timespec="seconds")
+    message = (
+        f"spec.output.uri: another run ({who}) is publishing to {target.uri}; if it died, its claim {CLAIM_NAME} there "
+        f"ends at {ends}, and removing that object ends it now"
+    )
+    return TuneryError(FailureReason.OUTPUT_EXISTS, message)

@@ -1,0 +1,222 @@
+"""A bucket as a Store."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import s3_errors, transfer
+from tunery_common.storage.base import (
+    Entry,
+    ObjectExists,
+    ObjectMissing,
+    ObjectReplaced,
+    OnBytes,
+    PutResult,
+    check_key,
+)
+from tunery_common.storage.s3_client import transfer_config
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3.client import S3Client
+
+_CONFLICT_ATTEMPTS: Final = 8
+_AMAZON: Final = ".amazonaws.com"
+"""In the endpoint that boto3 takes where none was named."""
+
+
+class S3Store:
+    """One bucket. `who` names the credentials in messages, `field` the manifest field that led here."""
+
+    def __init__(self, client: S3Client, bucket: str, who: str, field: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._who = who
+        self._field = field
+
+    def uri(self, key: str = "") -> str:
+        return f"s3://{self._bucket}/{key}" if key else f"s3://{self._bucket}"
+
+    def list(self, prefix: str) -> list[Entry]:
+        folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        with self._errors("s3:ListBucket", folder):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=folder)
+            found = [item for page in pages for item in page.get("Contents", [])]
+        entries = [Entry(item["Key"], item["Size"], item.get("ETag", "")) for item in found]
+        # Consoles and some servers mark "folders" with empty objects whose key ends in a slash.
+        return sorted((e for e in entries if not e.key.endswith("/")), key=lambda entry: entry.key)
+
+    def head(self, key: str) -> Entry | None:
+        try:
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+        except ClientError as error:
+            if not s3_errors.is_no_key(error):
+                raise self._translated(error, "s3:GetObject", key) from error
+            self._check_bucket()
+            return None
+        except (BotoCoreError, HTTPError) as error:
+            raise self._translated(error, "s3:GetObject", key) from error
+        return Entry(key, answer["ContentLength"], answer.get("ETag", ""))
+
+    def read_bytes(self, key: str) -> bytes:
+        with self._errors("s3:GetObject", key):
+            return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        if length <= 0:
+            return b""
+        span = f"bytes={start}-{start + length - 1}"
+        try:
+            with self._errors("s3:GetObject", key):
+                return self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"].read()
+        except TuneryError as error:
+            if error.__cause__ is not None and s3_errors.http_status(error.__cause__) == 416:
+                return b""  # starts behind the end
+            raise
+
+    def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        if start >= entry.size or length == 0:
+            return
+        span = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
+        with self._errors("s3:GetObject", entry.key):
+            body = self._get(entry, span)
+            try:
+                yield from body.iter_chunks(transfer.CHUNK_BYTES)
+            finally:
+                body.close()
+
+    def _get(self, entry: Entry, span: str) -> StreamingBody:
+        try:
+            return self._client.get_object(
+                Bucket=self._bucket, Key=self._key(entry.key), Range=span, IfMatch=entry.version or "*"
+            )["Body"]
+        except ClientError as error:
+            if s3_errors.is_precondition_failed(error):
+                raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}") from error
+            raise
+
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
+        return transfer.download(self, key, path, progress)
+
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+        size = path.stat().st_size
+        with path.open("rb") as file, self._errors("s3:PutObject", key):
+            reader = _HashingReader(file, progress)
+            body = cast("IO[bytes]", reader)  # boto3 asks for read() only
+            self._client.upload_fileobj(body, self._bucket, self._key(key), Config=transfer_config(size))
+        if reader.count != size:
+            message = f"{path} changed while it was uploaded: {reader.count:,} bytes sent, it had {size:,}"
+            raise TuneryError(FailureReason.INTERNAL_ERROR, message)
+        return reader.hexdigest()
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        if if_none_match:
+            return self._put_if_absent(key, data)
+        with self._errors("s3:PutObject", key):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+        return PutResult()
+
+    def delete(self, key: str) -> None:
+        with self._errors("s3:DeleteObject", key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
+        limit = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        folder = f"{prefix.strip('/')}/"
+        aborted = 0
+        with self._errors("s3:ListBucketMultipartUploads", folder):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=folder)
+            uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+        for upload in uploads:
+            # Checked again: a server that ignores Prefix must not make us abort someone else's upload.
+            if upload["Key"].startswith(folder) and upload["Initiated"] < limit:
+                with self._errors("s3:AbortMultipartUpload", upload["Key"]):
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                aborted += 1
+        return aborted
+
+    def _put_if_absent(self, key: str, data: bytes) -> PutResult:
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+                return PutResult()
+            except (ClientError, BotoCoreError, HTTPError) as error:
+                if s3_errors.is_precondition_failed(error):
+                    raise ObjectExists(self.uri(key)) from error
+                if s3_errors.is_unconditional_server(error):
+                    return self._head_then_put(key, data)
+                if not s3_errors.is_conflict(error) or attempt == _CONFLICT_ATTEMPTS - 1:
+                    raise self._translated(error, "s3:PutObject", key) from error
+            time.sleep(0.05 * 2**attempt)
+        raise RuntimeError("unreachable: the last attempt returns or raises")
+
+    def _head_then_put(self, key: str, data: bytes) -> PutResult:
+        if self.head(key) is not None:
+            raise ObjectExists(self.uri(key))
+        self.put_bytes(key, data)
+        return PutResult(atomic=False)
+
+    def _check_bucket(self) -> None:
+        """A HEAD has no body, so a missing bucket and a missing object both answer 404; a GET tells them apart."""
+        with self._errors("s3:ListBucket", ""):
+            try:
+                self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            except ClientError as error:
+                if s3_errors.error_code(error) == "NoSuchBucket":
+                    raise
+                # Credentials without the right to list may still read and write objects.
+
+    def _key(self, key: str) -> str:
+        return check_key(key, self.uri())
+
+    def _translated(self, error: Exception, action: str, key: str) -> TuneryError:
+        found = s3_errors.translate(error, action, self.uri(key), self._who)
+        hint = found.hint
+        if _AMAZON in self._client.meta.endpoint_url and s3_errors.may_be_another_server(error):
+            hint = (
+                f"{hint} Amazon's storage was asked; if the bucket is elsewhere, set AWS_ENDPOINT_URL in {self._who}."
+            )
+        return TuneryError(found.reason, f"{self._field}: {found.message}", hint)
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError, HTTPError, ConnectionError) as error:
+            if s3_errors.is_no_key(error) and key:
+                raise ObjectMissing(self.uri(key)) from error
+            raise self._translated(error, action, key) from error
+
+
+class _HashingReader:
+    """A file that can only be read forward, so that the bytes hashed are the bytes sent."""
+
+    def __init__(self, file: BinaryIO, progress: OnBytes | None) -> None:
+        self._file = file
+        self._progress = progress
+        self._sha = hashlib.sha256()
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._sha.update(data)
+        self.count += len(data)
+        if self._progress is not None and data:
+            self._progress(len(data))
+        return data
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()

@@ -1,0 +1,87 @@
+"""Make a boto3 client that works with any S3 server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
+
+from tunery_api.reasons import FailureReason
+from tunery_api.scrub import register_secret
+from tunery_common.errors import TuneryError
+from tunery_common.storage.credentials import Credentials
+from tunery_common.storage.endpoints import check_endpoint
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+MULTIPART_THRESHOLD: Final = 64 << 20
+"""Below this an upload is one atomic PUT; nearly every adapter is."""
+_PART_BYTES: Final = 16 << 20
+_MAX_PARTS: Final = 9_000
+_CONNECT_TIMEOUT_SECONDS: Final = 10
+_READ_TIMEOUT_SECONDS: Final = 60
+_ATTEMPTS: Final = 5
+
+
+def make_client(credentials: Credentials, field: str) -> S3Client:
+    """Return a client for the credentials' endpoint; INVALID_SPEC for an endpoint that is not one.
+
+    `request_checksum_calculation` and `response_checksum_validation` are `when_required`: other S3 servers reject
+    the trailers that newer SDKs send by default.
+    """
+    endpoint = credentials.get("AWS_ENDPOINT_URL_S3") or credentials.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        check_endpoint(endpoint, f"{field}: AWS_ENDPOINT_URL in {credentials.source}")
+    style = credentials.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": _addressing_style(style, field, credentials.source)},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+    )
+    session = boto3.Session(
+        aws_access_key_id=credentials.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=credentials.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=credentials.get("AWS_SESSION_TOKEN"),
+        region_name=credentials.get("AWS_REGION") or credentials.get("AWS_DEFAULT_REGION") or "us-east-1",
+    )
+    _remember(session)
+    try:
+        return session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
+    except ValueError as error:
+        message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
+        raise TuneryError(FailureReason.INVALID_SPEC, message) from error
+
+
+def _remember(session: boto3.Session) -> None:
+    """Have the keys hidden that boto3's own chain has found (in a user's files); those that are renewed are not known
+    before they are asked for."""
+    found = session.get_credentials()
+    if found is not None and not isinstance(found, RefreshableCredentials):
+        for value in (found.access_key, found.secret_key, found.token):
+            register_secret(value or "")
+
+
+def transfer_config(size: int = 0) -> TransferConfig:
+    """Return how to move a file of `size` bytes; never the CRT client, which ignores `endpoint_url`."""
+    return TransferConfig(
+        multipart_threshold=MULTIPART_THRESHOLD,
+        multipart_chunksize=max(_PART_BYTES, -(-size // _MAX_PARTS)),
+        max_concurrency=4,
+        preferred_transfer_client="classic",
+    )
+
+
+def _addressing_style(style: str, field: str, source: str) -> Literal["auto", "virtual", "path"]:
+    if style not in ("auto", "virtual", "path"):
+        message = f"{field}: AWS_S3_ADDRESSING_STYLE in {source} must be auto, virtual or path"
+        raise TuneryError(FailureReason.INVALID_SPEC, message)
+    return cast('Literal["auto", "virtual", "path"]', style)
