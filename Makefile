@@ -10,8 +10,8 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 # What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
-PROJECTS := crds operator trainer-image/common trainer-image tests tests/engine
-PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer
+PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/engine
+PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer tunery_server
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
@@ -64,8 +64,8 @@ verify: setup ## Lint, types, layers, locks and generated files
 # Two processes. One begins with what watches the clock and mostly waits; the other stands back for it (nice), and uses
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
-CLOCKED := api chart controller
-AFTER_THEM := common server trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
+CLOCKED := api chart controller server
+AFTER_THEM := common trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \

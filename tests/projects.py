@@ -27,4 +27,5 @@ PROJECTS: Final = (
     Project("operator", "tunery_operator", "The operator"),
     Project("trainer-image/common", "tunery_common", "What programs share"),
     Project("trainer-image", "tunery_trainer", "The trainer"),
+    Project("trainer-image/server", "tunery_server", "The server"),
 )

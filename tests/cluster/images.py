@@ -41,7 +41,11 @@ class Image:
 # The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
 COMMON = "trainer-image/common"
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
-IMAGES = (Image("operator", "operator"), Image("trainer", "trainer-image", COMPILER, ("crds", COMMON)))
+IMAGES = (
+    Image("operator", "operator"),
+    Image("trainer", "trainer-image", COMPILER, ("crds", COMMON)),
+    Image("server", "trainer-image/server", shared=("crds", COMMON)),
+)
 # 5 GB, and none of the product's: it is made only where somebody asks for it.
 ENGINE = Image("engine", "tests/engine", ("libnuma1",), shared=())
 

@@ -1,0 +1,130 @@
+"""The engine's answer, back to the client: a stream piece by piece as it comes, anything else as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from tunery_api.scrub import scrub
+from tunery_server.door.errors import Refusal
+from tunery_server.door.usage import Usage, UsageReader, usage_in
+from tunery_server.routes import Target
+
+ADAPTER_HEADER: Final = "X-Tunery-Adapter"
+IDLE_SECONDS: Final = 600.0
+"""Between two pieces of a stream: for the engine to give one, and for the client to take one."""
+MAX_ANSWER: Final = 64 << 20
+MAX_ERROR: Final = 512
+"""Bytes of what the engine says of its own failure."""
+_JSON: Final = "application/json"
+_CONTENT_TYPE: Final = re.compile(r"(?:application/json|text/event-stream|text/plain)(?:;[\x20-\x7e]{0,64})?")
+
+
+@dataclass
+class Passage:
+    """A request on its way, and its answer."""
+
+    request: web.Request
+    path: str
+    target: Target
+    begun: web.StreamResponse | None = None
+    """The answer of a stream, from when its head may have gone out."""
+    usage: Usage | None = None
+
+    def headers(self) -> dict[str, str]:
+        """Return the header that says which version answers; the base has none."""
+        return {} if self.target.version is None else {ADAPTER_HEADER: self.target.engine_name}
+
+
+class ClientGone(Exception):
+    """Nobody waits for the rest of the answer."""
+
+    def __init__(self, begun: web.StreamResponse) -> None:
+        super().__init__()
+        self.begun = begun
+
+
+async def stream(
+    passage: Passage, answer: aiohttp.ClientResponse, limit: asyncio.Timeout, *, swallow: bool
+) -> web.StreamResponse:
+    """Pass a stream on, each read at once; raises ClientGone, and what aiohttp raises where the engine breaks off.
+
+    `limit` is moved on with the stream. `swallow`: the client had not asked for the number of tokens.
+    """
+    passage.begun = response = web.StreamResponse(headers={"Content-Type": _content_type(answer), **passage.headers()})
+    now = asyncio.get_running_loop().time
+    moved = 0.0
+    reader = UsageReader(swallow)
+    try:
+        await _client(response, response.prepare(passage.request))
+        async for data in answer.content.iter_any():
+            if now() - moved > 1:  # moving it costs more than all else here
+                moved = now()
+                limit.reschedule(moved + IDLE_SECONDS)
+            if kept := reader.feed(data):
+                await _client(response, response.write(kept))
+        if rest := reader.end():
+            await _client(response, response.write(rest))
+        await _client(response, response.write_eof())
+    finally:
+        passage.usage = reader.usage
+    return response
+
+
+async def _client(response: web.StreamResponse, said: Awaitable[object]) -> None:
+    try:
+        await said
+    except ConnectionResetError as error:
+        raise ClientGone(response) from error
+
+
+async def whole(passage: Passage, answer: aiohttp.ClientResponse) -> web.Response:
+    """Return an answer that is not streamed; raises Refusal where the engine has failed."""
+    read = bytearray()
+    async for data in answer.content.iter_any():
+        read += data
+        if len(read) > MAX_ANSWER:
+            raise Refusal(502, f"The engine's answer takes more than {MAX_ANSWER >> 20} MiB.", "answer_too_large")
+    if answer.status >= 500:
+        raise Refusal(answer.status, _told(bytes(read)), "engine_error")
+    if answer.status < 200 or 300 <= answer.status < 400:
+        raise Refusal(502, f"The engine answered with {answer.status}.", "engine_error")
+    if answer.status == 200:
+        passage.usage = usage_in(bytes(read))
+    headers = {"Content-Type": _content_type(answer), **passage.headers()}
+    return web.Response(body=bytes(read), status=answer.status, headers=headers)
+
+
+async def break_off(request: web.Request, response: web.StreamResponse, error: Exception) -> None:
+    """End a stream so that the client sees that it is not whole: an error is its last event, and it has no end."""
+    transport = request.transport
+    if transport is None:
+        return
+    if isinstance(error, TimeoutError):  # perhaps the client's: what was written to it may never be read
+        transport.abort()
+        return
+    refusal = Refusal(503, "The engine has broken off this answer; ask again.", "engine_error")
+    with suppress(OSError):
+        await response.write(b"data: " + json.dumps(refusal.body()).encode() + b"\n\n")
+    transport.close()
+
+
+def _content_type(answer: aiohttp.ClientResponse) -> str:
+    given = answer.headers.get("Content-Type", "")
+    return given if _CONTENT_TYPE.fullmatch(given) else _JSON
+
+
+def _told(read: bytes) -> str:
+    """Return what the engine says of its failure, short and without credentials."""
+    text = read[: 8 * MAX_ERROR].decode(errors="replace")
+    with suppress(ValueError, RecursionError, TypeError, KeyError):
+        text = str(json.loads(read)["error"]["message"])
+    return scrub(f"The engine failed: {text.strip() or 'it does not say why'}", MAX_ERROR)

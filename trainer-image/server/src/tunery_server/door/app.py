@@ -1,0 +1,161 @@
+"""The door's routes: what is not in this table is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from tunery_api.serving import ReplicaState
+from tunery_server.door.auth import ApiKeys
+from tunery_server.door.body import MAX_BODY
+from tunery_server.door.engine_metrics import engine_metrics
+from tunery_server.door.errors import Refusal, not_found, unavailable, unknown_model
+from tunery_server.door.metrics import Metrics
+from tunery_server.door.models import model, models
+from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
+from tunery_server.door.session import EngineAsked
+from tunery_server.routes import NotServed, Routes, UnknownModel
+
+HEALTH_SECONDS: Final = 2.0
+HEALTH_AGE: Final = 1.0
+"""For how long an engine's health is not asked again: probes need no key."""
+_TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+logger = logging.getLogger(__name__)
+
+
+class LoaderAsked(Protocol):
+    """What the door asks of the loader."""
+
+    def ready(self) -> bool:
+        """Say whether every adapter is served, or has failed for good."""
+
+    def state(self) -> ReplicaState:
+        """Return what the replica says of itself."""
+
+
+@dataclass
+class Door:
+    """What the door is made of."""
+
+    routes: Routes
+    engine: EngineAsked
+    loader: LoaderAsked
+    keys: ApiKeys
+    metrics: Metrics = field(init=False)
+    ending: bool = False
+    """Told to stop: no new request is to come."""
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.routes, self.keys.names)
+
+
+def build_app(door: Door) -> web.Application:
+    """Return the application. Its runner must not decompress bodies, and cancels a handler whose client has gone."""
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_in_openais_shape])
+    app.on_response_prepare.append(_without_server)
+    proxy = Proxy(door.routes, door.engine, door.keys, door.metrics)
+    app.add_routes([web.post(path, proxy.at(path)) for path in (CHAT, COMPLETIONS, RESPONSES)])
+    probes = _Probes(door)
+    shown = _Models(door)
+    for path, handler in (
+        ("/v1/models", shown.all),
+        ("/v1/models/{id:.+}", shown.one),
+        ("/metrics", probes.metrics),
+        ("/livez", probes.live),
+        ("/readyz", probes.ready),
+        ("/healthz/engine", probes.engine),
+    ):
+        app.router.add_get(path, handler, allow_head=False)
+    return app
+
+
+class _Models:
+    """What can be asked for; with a key, as all that is asked."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def all(self, request: web.Request) -> web.Response:
+        self._door.keys.client(request.headers.get("Authorization"))
+        return web.json_response(models(self._door.routes))
+
+    async def one(self, request: web.Request) -> web.Response:
+        self._door.keys.client(request.headers.get("Authorization"))
+        routes = self._door.routes
+        try:
+            return web.json_response(model(routes.resolve(request.match_info["id"]), routes.names()[0]))
+        except UnknownModel as error:
+            raise unknown_model() from error
+        except NotServed as error:
+            raise unavailable(error.reason, error.message, error.retry_after) from error
+
+
+class _Probes:
+    """What the kubelet and Prometheus ask, without a key."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._healthy = False
+        self._asked = -float("inf")
+        self._lock = asyncio.Lock()
+
+    async def live(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def engine(self, _: web.Request) -> web.Response:
+        return _told([] if await self._engine_works() else ["the engine does not answer"])
+
+    async def ready(self, _: web.Request) -> web.Response:
+        door = self._door
+        problems = ["told to stop"] if door.ending else []
+        if problem := door.keys.problem():
+            problems.append(problem)
+        if not await self._engine_works():
+            problems.append("the engine does not answer")
+        if not door.loader.ready():
+            problems.append(door.loader.state().message or "adapters are being loaded")
+        return _told(problems)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        own = self._door.metrics.expose()
+        return web.Response(body=own + await engine_metrics(self._door.engine), headers={"Content-Type": _TEXT_FORMAT})
+
+    async def _engine_works(self) -> bool:
+        async with self._lock:
+            if time.monotonic() - self._asked >= HEALTH_AGE:
+                try:
+                    async with asyncio.timeout(HEALTH_SECONDS):
+                        self._healthy = await self._door.engine.health()
+                except TimeoutError:
+                    self._healthy = False
+                self._asked = time.monotonic()
+            return self._healthy
+
+
+def _told(problems: list[str]) -> web.Response:
+    return web.Response(text="\n".join(problems), status=503) if problems else web.Response(text="ok")
+
+
+@web.middleware
+async def _in_openais_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return refusal.response()
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed):
+        return not_found().response()
+    except Exception:
+        logger.exception("a defect of the door, at %s %s", request.method, request.path)
+        return Refusal(500, "The server has failed at this request; its log says more.", "internal_error").response()
+
+
+async def _without_server(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.pop("Server", None)

@@ -1,0 +1,50 @@
+"""Errors as OpenAI's clients read them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+INVALID: Final = "invalid_request_error"
+FAILED: Final = "server_error"
+
+
+class Refusal(Exception):
+    """A request that the door answers itself, with an error."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers: dict[str, str] = {}
+
+    def body(self) -> dict[str, object]:
+        """Return the error as JSON has it."""
+        kind = INVALID if self.status < 500 else FAILED
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> web.Response:
+        """Return the answer."""
+        return web.json_response(self.body(), status=self.status, headers=self.headers)
+
+
+def unavailable(code: str, message: str, retry_after: int) -> Refusal:
+    """Return the refusal of what may be asked again after `retry_after` seconds."""
+    refusal = Refusal(503, message, code)
+    refusal.headers["Retry-After"] = str(max(1, retry_after))
+    return refusal
+
+
+def not_found() -> Refusal:
+    """Return the refusal of a path, or of a method on it, that is not offered."""
+    return Refusal(404, "There is nothing at this path, or not for this method.", "not_found")
+
+
+def unknown_model() -> Refusal:
+    """Return the refusal of a model; the name is not repeated, so that all get the same text."""
+    return Refusal(
+        404, "There is no such model; GET /v1/models lists those that can be asked.", "model_not_found", "model"
+    )
