@@ -99,6 +99,10 @@ test-e2e-long: setup ## End-to-end: beside a real Kueue, what stands in a job's 
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E)
 
+.PHONY: test-serving
+test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instead of the stand-in of `make test`
+	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py
+
 .PHONY: test
 test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
 	@$(MAKE) verify
@@ -133,6 +137,10 @@ gpu-wheels: ## Collect what a bare GPU machine lacks, for python3 -m gpu --wheel
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing
 	cd $(TESTS) && $(PYTHON) -m demo
 
+.PHONY: demo-serving
+demo-serving: setup ## The demo's adapter and a second one, served side by side by vLLM on the CPU (an image of 5 GB)
+	cd $(TESTS) && $(PYTHON) -m demo.serving
+
 .PHONY: cluster-up
 cluster-up: setup ## Start the local Kubernetes, S3 server and registry; build and push the images
 	@$(CLUSTER_CLI) up
@@ -151,7 +159,7 @@ images: setup ## Build the operator and trainer images
 
 .PHONY: engine-image
 engine-image: setup ## Build the image of vLLM for CPUs, 5 GB, and push it to the local cluster's registry
-	@$(CLUSTER_CLI) engine
+	@$(CLUSTER_CLI) engine vllm
 
 .PHONY: push
 push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery

@@ -73,9 +73,9 @@ def push(options: argparse.Namespace) -> None:
 
 
 def engine(options: argparse.Namespace) -> None:
-    """build the image of vLLM for CPUs and push it to the cluster's registry"""
+    """bring an engine for AdapterServers to the node: vLLM for CPUs, or the stand-in of the tests"""
     with Progress() as progress:
-        reference = LocalCluster(options.state).bring_engine(progress)
+        reference = LocalCluster(options.state).bring_engine(progress, options.engine)
     sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')
 
 
@@ -118,6 +118,8 @@ def main() -> int:
         one = commands.add_parser(name, help=command.__doc__)
         one.add_argument("--state", type=_state_dir, default=default_state_dir(), help="the cluster's state folder")
         one.set_defaults(command=command)
+        if name == "engine":
+            one.add_argument("engine", choices=images.ENGINES)
         if name == "push":
             one.add_argument("registry", help="such as registry.example.com/tunery")
     options = parser.parse_args()
