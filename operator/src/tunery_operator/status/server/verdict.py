@@ -61,5 +61,4 @@ def _of_adapter(problem: Standing | None) -> Failure | None:
     if problem is None:
         return None
     reason = problem.reason or FailureReason.INTERNAL_ERROR.value
-    told = problem.fields
-    return failure(reason, f"adapter {problem.name}: {told.message or reason}", told.hint)
+    return failure(reason, f"adapter {problem.name}: {problem.message or reason}", problem.fields.get("hint"))
