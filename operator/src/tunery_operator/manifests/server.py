@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from tunery_api.names import KIND_LABEL, OWNER_LABEL, PLAN_ANNOTATION, label_value
+from tunery_api.names import PLAN_ANNOTATION
 from tunery_api.serving import DESIRED_FILE, DOOR_PORT, SERVE_FILE, Desired
 from tunery_operator.manifests.metadata import metadata
-from tunery_operator.manifests.server_pod import ROLE, build_server_pod
+from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.manifests.volumes import CA_FILE
 from tunery_operator.plan.adapterserver import ServerPlan
-from tunery_operator.views.owner import Owner
+from tunery_operator.plan.server_names import ROLE, pod_selector
 
 PROGRESS_DEADLINE_SECONDS: Final = 3600
 """Kubernetes' own ten minutes are too short for a large model to be fetched and loaded."""
@@ -62,11 +62,6 @@ def read_desired(body: dict[str, Any] | None) -> Desired:
         return Desired.model_validate_json(text)
     except ValidationError:
         return Desired()
-
-
-def pod_selector(owner: Owner) -> dict[str, str]:
-    """Return the labels by which the pods of a server are found."""
-    return {KIND_LABEL: owner.key.kind.singular, OWNER_LABEL: label_value(owner.key.name)}
 
 
 def _config(plan: ServerPlan) -> dict[str, Any]:

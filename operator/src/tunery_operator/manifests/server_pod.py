@@ -20,13 +20,9 @@ from tunery_operator.manifests.pod import (
 )
 from tunery_operator.manifests.volumes import Mounted, build_mount
 from tunery_operator.plan.adapterserver import ServerPlan
+from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL, ROLE
 from tunery_operator.plan.types import Image, Resources
 
-ROLE: Final = "serve"
-MODEL: Final = "model"
-DOOR: Final = "door"
-ENGINE: Final = "engine"
-"""The containers, in the order in which they start."""
 GRACE_SECONDS: Final = 90
 """preStop, then the engine finishes its requests, then the door ends: it is a sidecar, and so the last."""
 _UNLISTED_SECONDS: Final = 5

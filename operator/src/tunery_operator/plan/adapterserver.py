@@ -18,6 +18,7 @@ from tunery_api.serving import ServeSpec
 from tunery_operator.plan import engine, job, mounts, placing
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.server_names import adapters_name, server_name
 from tunery_operator.plan.types import Image, PodExtras, Progress, Resources, SecretMount, VolumeMount
 from tunery_operator.settings import PodSecurity, Settings
 from tunery_operator.views.owner import Owner
@@ -91,16 +92,6 @@ class ServerPlan:
     def adapters_name(self) -> str:
         """The name of the ConfigMap with adapters.json."""
         return adapters_name(self.owner.key.name)
-
-
-def server_name(owner: str) -> str:
-    """Return the name of a server's Deployment and Service; an owner's name is short enough by a rule of the API."""
-    return f"{owner}-server"
-
-
-def adapters_name(owner: str) -> str:
-    """Return the name of the ConfigMap that says what a server serves."""
-    return f"{owner}-adapters"
 
 
 def _digest(value: Any) -> str:

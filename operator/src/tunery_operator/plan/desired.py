@@ -168,8 +168,9 @@ class _Work:
             self.waiting.append(Waiting(name, source, f"{words} {state}{yet}"))
             return
         self.wanted.append(old)
+        ends = "until spec.adapters drops it" if offer is None else "until it has published anew"
         more = " any more" if offer is None else ""
-        text = f"{words} {state}{more}; what it published before is served until spec.adapters drops it"
+        text = f"{words} {state}{more}; what it published before is served {ends}"
         self.kept.append(Kept(name, source, text))
 
     def _old(self, name: str, source: str) -> DesiredAdapter | None:
