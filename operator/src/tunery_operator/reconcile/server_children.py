@@ -27,8 +27,7 @@ from tunery_operator.kube.rbac import (
 )
 from tunery_operator.kube.rollouts import FOREIGN
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
-from tunery_operator.plan.adapterserver import ServerPlan
-from tunery_operator.plan.server_names import adapters_name
+from tunery_operator.plan.adapterserver import ServerPlan, adapters_name
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.job import controller_of
@@ -110,12 +109,8 @@ def _ensure(services: Services, owner: Owner, resource: Resource, built: Json) -
 def _ensure_deployment(services: Services, owner: Owner, built: Json) -> DeploymentView:
     servers, name = services.cache.servers, built["metadata"]["name"]
     view = servers.deployment(owner.key.namespace, name)
-    if (
-        view is None
-        or view.owner_uid != owner.uid
-        or view.plan != _content(built)
-        or services.cache.is_stale(owner.key)
-    ):
+    wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _content(built))
+    if view is None or not wanted or services.cache.is_stale(owner.key):
         view = _seen(services, _brought(services, owner, DEPLOYMENTS, built))
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
