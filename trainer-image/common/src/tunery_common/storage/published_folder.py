@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +75,20 @@ def verify_file(store: Store, key: str, record: FileRecord) -> None:
 
 
 def download_published(
-    place: StorePath, folder: Path, expected_sha256: str | None = None, progress: OnBytes | None = None
+    place: StorePath,
+    folder: Path,
+    expected_sha256: str | None = None,
+    progress: OnBytes | None = None,
+    only: Collection[str] | None = None,
 ) -> PublishedManifest:
-    """Copy a published folder to `folder`, each file's digest checked on the way; raises what `verify` raises."""
+    """Copy a published folder, or `only` these of its files, to `folder`, each file's digest checked on the way.
+
+    Raises what `verify` raises.
+    """
     found = read_manifest(place, expected_sha256)
     for name, record in found.manifest.files.items():
+        if only is not None and name not in only:
+            continue
         key, path = place.key(name), folder / name
         try:
             digest = place.store.download(key, path, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -28,6 +29,8 @@ CLIENT_GONE: Final = 499
 CONNECT_SECONDS: Final = 10.0
 FIRST_SECONDS: Final = 3600.0
 """For the engine's first word: an answer that is not streamed comes all at once."""
+AT_ONCE_SECONDS: Final = 2.0
+_PAUSES: Final = (0.0, 0.1, 0.5, None)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _ACCEPT: Final = re.compile(r"[\x20-\x7e]{1,256}")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -114,13 +117,19 @@ class Proxy:
         except (aiohttp.ClientError, OSError) as error:
             if passage.begun is None:
                 raise self._is_gone(error) from error
-            logger.warning("an answer of %s was broken off: %r", passage.target.engine_name, error)
+            logger.warning("an answer of %s was broken off: %s", passage.target.engine_name, type(error).__name__)
             await break_off(passage.request, passage.begun, error)
             return passage.begun
 
     async def _ask(self, passage: Passage, data: bytes) -> aiohttp.ClientResponse:
-        """Return the head of the engine's answer; a connection that the engine closed for being idle is no answer."""
-        for last in (False, True):
+        """Return the head of the engine's answer.
+
+        Tried again is what fails at once, so has not been worked at: the engine had closed the connection for being
+        idle, or had too many that it had not taken yet (asyncio believes then to be connected, and fails at the first
+        byte).
+        """
+        begun = time.monotonic()
+        for pause in _PAUSES:
             try:
                 return await self._engine.session.post(
                     url(passage.path),
@@ -130,14 +139,16 @@ class Proxy:
                     allow_redirects=False,
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if last or isinstance(error, aiohttp.ClientConnectorError):
+                late = pause is None or time.monotonic() - begun > AT_ONCE_SECONDS
+                if late or isinstance(error, aiohttp.ClientConnectorError):
                     raise
+                await asyncio.sleep(pause or 0)
         raise AssertionError("the last try returns or raises")
 
     def _is_gone(self, error: Exception) -> Refusal:
         if not self._gone:
             self._gone = True
-            logger.warning("the engine does not answer: %r", error)
+            logger.warning("the engine does not answer: %s: %s", type(error).__name__, error)
         text = "The engine does not answer: it is starting, or has failed and is being started again."
         return unavailable(FailureReason.ENGINE_FAILED, text, RETRY_SECONDS)
 

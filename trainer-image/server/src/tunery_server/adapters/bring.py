@@ -1,0 +1,83 @@
+"""Have a version on the disk: from there, else from its store, four at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from tunery_api.reasons import FailureReason
+from tunery_api.serving import DesiredAdapter
+from tunery_common.errors import TuneryError
+from tunery_server.adapters.cache import AdapterCache, Content
+from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.source import Look, Opener, fetch, look, marks
+from tunery_server.threads import in_thread
+
+DOWNLOADS: Final = 4
+_LOOK_LIMIT: Final = 60.0
+
+Result = TypeVar("Result")
+
+
+class Bringer:
+    """Asks stores in threads; one that hangs holds nobody but those who wait for it."""
+
+    def __init__(self, open_place: Opener, cache: AdapterCache, moved: Callable[[], None]) -> None:
+        """`moved` is called on the event loop whenever bytes have arrived."""
+        self._open = open_place
+        self._cache = cache
+        self._moved = moved
+        self._downloads = asyncio.Semaphore(DOWNLOADS)
+        self._looks = asyncio.Semaphore(DOWNLOADS)
+
+    async def look(self, item: DesiredAdapter, before: Look | None) -> Look:
+        """Return what is published there now; raises what source.look raises."""
+        return await self._ask(lambda: look(self._open(item), before))
+
+    async def bring(self, slot: Slot, sha256: str) -> Content:
+        """Return the version, with every digest compared; raises what source.fetch raises."""
+        content = await in_thread(functools.partial(self._cache.find, sha256))
+        if content is not None:
+            return content
+        await self._check_changed(slot)
+        async with self._downloads:
+            content = self._cache.known(sha256)  # another name may have brought it meanwhile
+            return content or await self._fetch(slot, sha256)
+
+    async def _check_changed(self, slot: Slot) -> None:
+        """Raise the same failure again where nothing has changed since the content was found to be damaged."""
+        item, problem = slot.item, slot.problem
+        if problem is None or problem.error.reason is not FailureReason.ADAPTER_CORRUPT or slot.mark is None:
+            return
+        if await self._ask(lambda: marks(self._open(item))) == slot.mark:
+            raise problem.error
+
+    async def _fetch(self, slot: Slot, sha256: str) -> Content:
+        item, loop = slot.item, asyncio.get_running_loop()
+
+        def moved(_: int) -> None:
+            loop.call_soon_threadsafe(self._moved)
+
+        try:
+            return await in_thread(lambda: fetch(self._open(item), sha256, self._cache, moved))
+        except TuneryError as error:
+            if error.reason is FailureReason.ADAPTER_CORRUPT:
+                slot.mark = await self._mark(item)
+            raise
+
+    async def _mark(self, item: DesiredAdapter) -> tuple[str, ...] | None:
+        try:
+            return await self._ask(lambda: marks(self._open(item)))
+        except TuneryError:
+            return None
+
+    async def _ask(self, question: Callable[[], Result]) -> Result:
+        """Return what a short question to a store is answered with."""
+        async with self._looks:
+            try:
+                return await asyncio.wait_for(in_thread(question), _LOOK_LIMIT)
+            except TimeoutError as error:
+                message = f"the storage did not answer within {_LOOK_LIMIT:.0f} s"
+                raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error

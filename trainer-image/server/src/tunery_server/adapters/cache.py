@@ -1,0 +1,254 @@
+"""The adapters on the disk: one folder for each manifest digest, whole and verified or not there at all.
+
+A folder gets its name by a rename after the last digest matched. Its manifest lies outside of it, and says by its own
+digest what the folder must hold; so nothing is trusted after a restart that was not hashed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import DiskLimit
+from tunery_common.errors import DISK_FULL, TuneryError
+from tunery_common.storage.transfer import hash_file, sync_folder
+from tunery_server.adapters.notes import write_whole
+
+FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
+"""All that a folder holds."""
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_MANIFESTS: Final = ".manifests"
+_DRAFTS: Final = ".drafts"
+_MODE: Final = 0o644
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A verified version of an adapter on the disk."""
+
+    sha256: str
+    """Of its manifest."""
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files that are kept."""
+        return wanted_bytes(self.manifest)
+
+
+def wanted_bytes(manifest: Manifest) -> int:
+    """Return the size of the two files that are brought."""
+    return sum(manifest.files[name].size for name in FILES if name in manifest.files)
+
+
+class AdapterCache:
+    """The folders below `root`; those of which `in_use` is true are never touched. Used from several threads."""
+
+    def __init__(self, root: Path, model_dir: Path, disk: DiskLimit | None, in_use: Callable[[str], bool]) -> None:
+        if not root.is_absolute():
+            raise ValueError(f"{root} is relative: the engine would take such a path for a name on a hub")
+        self._root = root
+        self._model_dir = model_dir
+        self._disk = disk
+        self._in_use = in_use
+        self._trusted: dict[str, Content] = {}
+        self._reserved: dict[Path, int] = {}
+        """Bytes of those that are on their way."""
+        self._lock = threading.RLock()
+
+    def prepare(self) -> None:
+        """Make the folders, and remove what was on its way when an earlier process ended."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._root / _DRAFTS, ignore_errors=True)
+        (self._root / _DRAFTS).mkdir()
+        (self._root / _MANIFESTS).mkdir(exist_ok=True)
+
+    def folder(self, sha256: str) -> Path:
+        """Return where the version `sha256` lies, if it does."""
+        return self._root / sha256
+
+    def on_disk(self) -> list[str]:
+        """Return the digests that have a folder, trusted or not."""
+        return [path.name for path in self._root.iterdir() if _SHA256.fullmatch(path.name)]
+
+    def find(self, sha256: str) -> Content | None:
+        """Return the version if it is there whole; every byte is read the first time, and a bad one is removed.
+
+        A bad folder that is in use stays, and is not trusted.
+        """
+        known = self.known(sha256)
+        if known is not None or not self.folder(sha256).exists():
+            return known
+        manifest = self._manifest(sha256)
+        if manifest is None or not self._matches(sha256, manifest):
+            _log.warning("%s is not what its manifest says: it is brought anew", self.folder(sha256))
+            self._remove(sha256)
+            return None
+        return self._trust(sha256, manifest)
+
+    def known(self, sha256: str) -> Content | None:
+        """Return the version if it was read before, by this process."""
+        with self._lock:
+            return self._trusted.get(sha256)
+
+    def draft(self, sha256: str, manifest: Manifest) -> Path:
+        """Return an empty folder to bring the files into, once there is room for them.
+
+        Older versions that nobody uses leave for it, the least recently used first. Raises TuneryError(DiskFull).
+        """
+        folder = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}"
+        with self._lock:
+            self._make_room(wanted_bytes(manifest))
+            self._reserved[folder] = wanted_bytes(manifest)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise self._explained(error) from error
+        return folder
+
+    def put(self, sha256: str, draft: Path, manifest_bytes: bytes) -> Content:
+        """Give a draft, every digest of which has matched, its name; returns it as it lies there now."""
+        known = self.known(sha256)
+        if known is not None:
+            return known
+        manifest = Manifest.model_validate_json(manifest_bytes)
+        try:
+            for name in FILES:
+                (draft / name).chmod(_MODE)
+            for path in draft.iterdir():
+                if path.name not in FILES:
+                    path.unlink()
+            draft.chmod(0o755)
+            with self._lock:
+                if self.folder(sha256).exists():
+                    self._remove(sha256)
+                write_whole(self._root / _MANIFESTS / f"{sha256}.json", manifest_bytes)
+                os.rename(draft, self.folder(sha256))
+            sync_folder(self._root)
+        except OSError as error:
+            raise self._explained(error) from error
+        return self._trust(sha256, manifest)
+
+    def give_up(self, draft: Path) -> None:
+        """Remove a draft, if it is still one, and give back what was kept free for it."""
+        with self._lock:
+            self._reserved.pop(draft, None)
+        shutil.rmtree(draft, ignore_errors=True)
+
+    def used(self, sha256: str) -> None:
+        """Note that the version was used now."""
+        try:
+            os.utime(self._root / _MANIFESTS / f"{sha256}.json")
+        except OSError:
+            return
+
+    def discard_unused(self) -> None:
+        """Remove every version that nobody uses: the disk is full whatever the limit says."""
+        with self._lock:
+            for sha256 in self._oldest_first():
+                self._remove(sha256)
+
+    def _trust(self, sha256: str, manifest: Manifest) -> Content:
+        content = Content(sha256, self.folder(sha256), manifest)
+        with self._lock:
+            self._trusted[sha256] = content
+        self.used(sha256)
+        return content
+
+    def _manifest(self, sha256: str) -> Manifest | None:
+        path = self._root / _MANIFESTS / f"{sha256}.json"
+        try:
+            if hash_file(path) != sha256:
+                return None
+            return Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def _matches(self, sha256: str, manifest: Manifest) -> bool:
+        folder = self.folder(sha256)
+        try:
+            names = {path.name for path in folder.iterdir()}
+            return names == set(FILES) and all(
+                not (folder / name).is_symlink() and hash_file(folder / name) == manifest.files[name].sha256
+                for name in FILES
+            )
+        except (OSError, KeyError):
+            return False
+
+    def _make_room(self, size: int) -> None:
+        limit = self._disk
+        if limit is None:
+            return
+        room = limit.bytes - _bytes_below(self._model_dir) - sum(self._reserved.values())
+        taken = {each: _bytes_below(self.folder(each)) for each in self.on_disk()}
+        for each in self._oldest_first():
+            if sum(taken.values()) + size <= room:
+                return
+            if self._remove(each):
+                del taken[each]
+        if sum(taken.values()) + size > room:
+            message = (
+                f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) "
+                f"{max(0, room - sum(taken.values())):,} are free, and all adapters that are there are in use"
+            )
+            raise TuneryError(FailureReason.DISK_FULL, message, f"Raise {limit.field}, or serve fewer adapters.")
+
+    def _oldest_first(self) -> list[str]:
+        """Return the versions that may leave, the least recently used first."""
+        free = [sha256 for sha256 in self.on_disk() if not self._in_use(sha256)]
+        return sorted(free, key=lambda sha256: _mtime(self._root / _MANIFESTS / f"{sha256}.json"))
+
+    def _remove(self, sha256: str) -> bool:
+        """Remove a folder unless it is in use; return whether it is gone. What is half removed has another name."""
+        with self._lock:
+            if self._in_use(sha256):
+                return False
+            self._trusted.pop(sha256, None)
+            grave = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}.old"
+            try:
+                os.rename(self.folder(sha256), grave)
+            except OSError:
+                return not self.folder(sha256).exists()
+            (self._root / _MANIFESTS / f"{sha256}.json").unlink(missing_ok=True)
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
+
+    def _explained(self, error: OSError) -> TuneryError:
+        if error.errno in DISK_FULL:
+            return TuneryError(FailureReason.DISK_FULL, f"no space left on the disk of {self._root}")
+        return TuneryError(FailureReason.INTERNAL_ERROR, f"{self._root} cannot be written: {error.strerror}")
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the bytes of the files in a folder; those behind links lie elsewhere."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(Path(parent, name))
+            except OSError:
+                continue
+            total += status.st_size
+    return total
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,155 @@
+"""What an adapter_config.json says of what the engine cannot serve: its method, its rank, its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tunery_api.adapterserver import ENGINE_RANKS
+from tunery_api.manifest import CONFIG_FILE, Lineage
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+
+_LARGEST: Final = 16_000_000
+_ALONE: Final = "Merge it alone with an AdapterMerge into: Model, and serve that as the model of a server of its own."
+_LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
+_PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
+SAVE_AGAIN: Final = "Save it again with PEFT's save_pretrained, and publish that."
+_CONVERT: Final = (
+    "Save it again with PEFT's path_initial_model_for_weight_conversion, which makes a LoRA of it, and publish that."
+)
+_PLAIN_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga", "true", "false", ""})
+"""Ways to begin that leave the base model as it is; after any other the adapter is relative to a changed base."""
+_SERVED_WHOLE: Final = frozenset({"classifier", "score"})
+"""Modules of modules_to_save that the engine takes."""
+_HINTS: Final[Mapping[str, str]] = {
+    "ADALORA": _LINEAR,
+    "IA3": _ALONE,
+    "PROMPT_TUNING": _PEFT_ONLY,
+    "MULTITASK_PROMPT_TUNING": _PEFT_ONLY,
+    "P_TUNING": _PEFT_ONLY,
+    "PREFIX_TUNING": _PEFT_ONLY,
+    "ADAPTION_PROMPT": _PEFT_ONLY,
+}
+_REFUSED: Final[Mapping[str, tuple[str, str]]] = {
+    "use_dora": ("DoRA, which no engine serves as an adapter", _ALONE),
+    "lora_bias": ("a LoRA with biases (lora_bias), which the engine does not serve", _ALONE),
+    "use_qalora": ("QALoRA, which the engine does not serve", _ALONE),
+    "use_bdlora": ("a block-diagonal LoRA (use_bdlora), which the engine does not serve", _ALONE),
+    "layer_replication": (
+        "an adapter that repeats layers (layer_replication), which the engine does not serve",
+        _ALONE,
+    ),
+    "alora_invocation_tokens": (
+        "an activated LoRA (alora_invocation_tokens), which the engine does not serve",
+        "Train a LoRA without alora_invocation_tokens.",
+    ),
+    "trainable_token_indices": (
+        "an adapter with trained tokens (trainable_token_indices), which are not served",
+        _ALONE,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What counts of an adapter_config.json."""
+
+    rank: int
+    """The largest of any module."""
+    ranks: frozenset[int]
+    """Those that its modules may have."""
+    base_name: str | None
+    fan_in_fan_out: bool
+    whole_modules: tuple[str, ...]
+    """Those of modules_to_save."""
+
+
+def unsupported(message: str, hint: str | None = None) -> TuneryError:
+    """Return the failure of an adapter that the engine cannot serve."""
+    return TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)
+
+
+def read_config(path: Path) -> AdapterConfig:
+    """Return what an adapter_config.json says; raises TuneryError(AdapterUnsupported) naming the field."""
+    try:
+        found = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
+    except (ValueError, RecursionError):
+        found = None
+    except OSError as error:
+        raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(found, dict):
+        raise unsupported(f"{CONFIG_FILE} is no JSON object", SAVE_AGAIN)
+    for problem in _problems(found):
+        raise problem
+    ranks = _ranks(found)
+    base = found.get("base_model_name_or_path")
+    return AdapterConfig(
+        max(ranks),
+        frozenset(ranks),
+        base if isinstance(base, str) and base else None,
+        bool(found.get("fan_in_fan_out")),
+        tuple(found.get("modules_to_save") or ()),
+    )
+
+
+def _problems(found: Mapping[str, Any]) -> Iterator[TuneryError]:
+    """Yield what stands in the way, the method first."""
+    method = str(found.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
+    if method != "LORA":
+        yield unsupported(f"its method is {method} ({CONFIG_FILE}: peft_type); only LoRA is served", _HINTS.get(method))
+    for field, (what, hint) in _REFUSED.items():
+        if found.get(field):
+            yield unsupported(f"it is {what} ({CONFIG_FILE}: {field})", hint)
+    init = str(found.get("init_lora_weights", "")).lower()
+    if init not in _PLAIN_INITS:
+        yield unsupported(f"it is relative to a base that PEFT has changed (init_lora_weights: {init[:64]})", _CONVERT)
+    if found.get("bias") not in (None, "none"):
+        yield unsupported(f"it has trained biases ({CONFIG_FILE}: bias), which are not served", _ALONE)
+    whole = found.get("modules_to_save") or []
+    if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
+        yield unsupported(f"{CONFIG_FILE}: modules_to_save is no list of names", SAVE_AGAIN)
+    elif more := sorted(set(whole) - _SERVED_WHOLE):
+        yield unsupported(f"it has whole modules ({CONFIG_FILE}: modules_to_save: {', '.join(more)[:128]})", _ALONE)
+    for field in ("r", "lora_alpha", "target_modules"):
+        if field not in found:
+            yield unsupported(f"{CONFIG_FILE} has no {field}, which the engine needs", SAVE_AGAIN)
+
+
+def _ranks(found: Mapping[str, Any]) -> list[int]:
+    patterns = found.get("rank_pattern") or {}
+    ranks = [found["r"], *(patterns.values() if isinstance(patterns, dict) else ["?"])]
+    if not all(type(rank) is int and rank > 0 for rank in ranks):
+        raise unsupported(f"{CONFIG_FILE}: r and rank_pattern must be whole numbers above 0", SAVE_AGAIN)
+    return ranks
+
+
+def check_rank(rank: int, largest: int, slot: int | None) -> None:
+    """Raise RankTooHigh where `rank` is above `largest`; `slot` are the bytes that one of rank 1 takes."""
+    if rank <= largest:
+        return
+    message = f"its rank is {rank}, engine.maxRank is {largest}"
+    enough = next((each for each in ENGINE_RANKS if each >= rank), None)
+    if enough is None:
+        raise TuneryError(
+            FailureReason.RANK_TOO_HIGH, f"{message}, and none above {ENGINE_RANKS[-1]} is served", _ALONE
+        )
+    room = f", a slot then takes {slot * enough / 2**20:,.0f} MiB" if slot else ""
+    raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one{room})"
+    hint = f"{raised}, or make an adapter of a lower rank."
+    raise TuneryError(FailureReason.RANK_TOO_HIGH, message, hint)
+
+
+def check_base_name(config: AdapterConfig, lineage: Lineage, served_name: str) -> None:
+    """Raise BaseMismatch where the adapter names a base, and another than the server's."""
+    names = [name for name in (lineage.served_name, config.base_name) if name]
+    if names and served_name not in names:
+        message = f"it was trained on {names[0][:200]}, and the model of this server is {served_name}"
+        hint = (
+            f"Serve it from an AdapterServer of {names[0][:200]}; if that is this very model under another name, make "
+            "the server anew with that name as spec.model.servedName."
+        )
+        raise TuneryError(FailureReason.BASE_MISMATCH, message, hint)

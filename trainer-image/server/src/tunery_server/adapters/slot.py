@@ -1,0 +1,174 @@
+"""One wanted name: what it leads to, what it is to lead to, and what stands between."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.scrub import scrub
+from tunery_api.serverstatus import AdapterState
+from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
+from tunery_common.errors import TuneryError
+from tunery_server.adapters.fits import Fit
+from tunery_server.adapters.probe import NoAnswer
+from tunery_server.adapters.source import Look
+
+_R = FailureReason
+TRANSIENT: Final = frozenset({_R.STORAGE_UNAVAILABLE, _R.DISK_FULL, _R.INTERNAL_ERROR})
+"""May heal by itself any moment: tried again soon, and later each time."""
+_MENDABLE: Final = frozenset(
+    {_R.STORAGE_ACCESS_DENIED, _R.STORAGE_NOT_FOUND, _R.SECRET_NOT_FOUND, _R.ADAPTER_MISSING, _R.INVALID_SPEC}
+)
+"""Somebody must act, and nothing tells the replica when they have."""
+LONGEST_BACKOFF: Final = 60.0
+LOOK_SECONDS: Final = 300.0
+"""Between two looks at what may change without a word: what is published at a URI, and what the engine refused."""
+_MESSAGE: Final = 1024
+
+
+@dataclass(frozen=True)
+class Served:
+    """The version that a name leads to."""
+
+    sha256: str
+    engine_name: str
+    fit: Fit
+    size: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a version is not served."""
+
+    error: TuneryError
+    sha256: str | None
+    """The version; None: it is not even known which one is to be served."""
+    retry_at: float
+    settled: bool
+    """Waiting alone will not mend it soon: a replica is ready without it."""
+
+
+@dataclass
+class Slot:
+    """A name of the desired list; everything in it is changed on the event loop only."""
+
+    item: DesiredAdapter
+    served: Served | None = None
+    kept: str | None = None
+    """The version that it led to before the engine went away, or before the door was started anew."""
+    wanted: str | None = None
+    """The version that it is to lead to, as far as that is known."""
+    look: Look | None = None
+    look_at: float = -math.inf
+    problem: Problem | None = None
+    tries: int = 0
+    """Transient failures in a row."""
+    mark: tuple[str, ...] | None = None
+    """What lay in the store when its content was found to be damaged."""
+    about: str | None = None
+    """The version that its task is at; None while it finds out which one that is."""
+    not_before: float = -math.inf
+    """When it is worth to look at it again."""
+    over: str | None = None
+    """Why there is no room for it among the names that may be loaded."""
+    task: asyncio.Task[None] | None = None
+    bringing: bool = False
+    """Its task is at the store, and may be given up."""
+    ready_to_load: bool = False
+    """Brought, and waiting for the engine."""
+    held: tuple[str, str] | None = field(default=None, repr=False)
+    """What the routes were told."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether waiting will not change much soon."""
+        return self.served is not None or self.over is not None or (self.problem is not None and self.problem.settled)
+
+    @property
+    def digests(self) -> set[str]:
+        """The versions whose folders are needed."""
+        served = self.served.sha256 if self.served else None
+        return {sha for sha in (served, self.kept, self.wanted) if sha is not None}
+
+    def engine_name(self, sha256: str) -> str:
+        """Return what the engine knows a version by."""
+        return engine_name(self.item.name, sha256)
+
+    def take(self, item: DesiredAdapter) -> bool:
+        """Take a newer entry of the list; return whether it asks for another content."""
+        other = (item.uri, item.manifest_sha256) != (self.item.uri, self.item.manifest_sha256)
+        self.item = item
+        if other:
+            self.wanted, self.look, self.look_at, self.mark = item.manifest_sha256, None, -math.inf, None
+            self.problem, self.tries, self.ready_to_load = None, 0, False
+        return other
+
+    def succeeded(self) -> None:
+        """What was wanted is served."""
+        self.problem, self.tries, self.mark, self.ready_to_load = None, 0, None, False
+
+    def failed(self, error: TuneryError, sha256: str | None, now: float) -> None:
+        """Note why, and when it is worth another try."""
+        if error.reason in TRANSIENT:
+            wait, settled = min(2.0**self.tries, LONGEST_BACKOFF), False
+            self.tries = min(self.tries + 1, 10)
+        else:
+            self.tries, settled = 0, True
+            if error.reason in _MENDABLE:
+                wait = LONGEST_BACKOFF
+            elif error.reason in (_R.ENGINE_REFUSED, _R.ADAPTER_CORRUPT) or isinstance(error, NoAnswer):
+                wait = LOOK_SECONDS
+            else:
+                wait = math.inf
+        self.problem = Problem(error, sha256, now + wait, settled)
+
+    def due(self, now: float) -> bool:
+        """Tell whether something is to be done for it now, apart from what waits for the engine."""
+        if self.over is not None or now < self.not_before:
+            return False
+        problem = self.problem
+        if self.item.manifest_sha256 is None and now >= self.look_at:
+            return problem is None or problem.sha256 is not None or now >= problem.retry_at
+        if problem is not None:
+            return now >= problem.retry_at
+        return self.served is None or self.served.sha256 != self.wanted
+
+    def rests(self, sha256: str, now: float) -> bool:
+        """Tell whether this version failed, and is not to be tried again yet."""
+        problem = self.problem
+        return problem is not None and problem.sha256 == sha256 and now < problem.retry_at
+
+    def engine_started(self) -> None:
+        """What the engine refused may be taken by another start of it."""
+        if self.problem is not None and (
+            self.problem.error.reason is _R.ENGINE_REFUSED or isinstance(self.problem.error, NoAnswer)
+        ):
+            self.problem = None
+
+    def report(self) -> ReportedAdapter:
+        """Return how it stands, as the operator is told."""
+        served, problem = self.served, self.problem
+        fields: dict[str, object] = {"name": self.item.name, "state": AdapterState.LOADING}
+        if self.wanted is not None and (served is None or served.sha256 != self.wanted):
+            fields["wanted_sha256"] = self.wanted
+        if served is not None:
+            fields |= {"state": AdapterState.SERVED, "manifest_sha256": served.sha256, "rank": served.fit.rank}
+            fields |= {"size_bytes": served.size, "message": served.fit.note}
+        if self.over is not None:
+            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over), None, math.inf, True)
+        if problem is not None and (served is None or problem.sha256 is not None or problem.settled):
+            if served is None and problem.settled:
+                fields["state"] = AdapterState.FAILED
+            fields["reason"], fields["hint"] = problem.error.reason, scrub(problem.error.hint, _MESSAGE)
+            fields["message"] = scrub(self._sentence(problem), _MESSAGE)
+        return ReportedAdapter.model_validate(fields)
+
+    def _sentence(self, problem: Problem) -> str:
+        message = problem.error.message
+        if self.served is None or problem.sha256 is None:
+            return message
+        digits = self.served.sha256[:VERSION_DIGITS]
+        return f"update to {problem.sha256[:VERSION_DIGITS]}: {message}; still serving {digits}"
