@@ -95,15 +95,23 @@ class Offers:
         return {} if wish is None else {place: offers[place] for place in wish.found}
 
 
+_NONE: Final[dict[str, str]] = {}
+
+
 def _small(offer: Offer) -> Offer:
     """Return the offer with every text that others have too kept once: 10,000 of them are to cost little."""
-    labels = {sys.intern(name): sys.intern(value) for name, value in offer.labels.items()}
-    shared = {name: sys.intern(value) for name in _SHARED if (value := getattr(offer, name)) is not None}
-    return replace(offer, labels=labels or _NONE, **shared)
+    return replace(
+        offer,
+        created=sys.intern(offer.created),
+        labels={sys.intern(name): sys.intern(value) for name, value in offer.labels.items()} or _NONE,
+        phase=sys.intern(offer.phase),
+        served_name=_shared(offer.served_name),
+        method=_shared(offer.method),
+    )
 
 
-_SHARED: Final = ("phase", "into", "served_name", "method", "created")
-_NONE: Final[dict[str, str]] = {}
+def _shared(text: str | None) -> str | None:
+    return None if text is None else sys.intern(text)
 
 
 def _names(spec: Mapping[str, Any]) -> frozenset[OfferKey]:

@@ -1,4 +1,4 @@
-"""The frame of every kind that runs Jobs: find the object, let its own steps bring it further, and report what came of it."""
+"""The frame of every kind that runs Jobs: find the object, let its own steps bring it further, and report on it."""
 
 from __future__ import annotations
 

@@ -110,12 +110,8 @@ def _ensure(services: Services, owner: Owner, resource: Resource, built: Json) -
 def _ensure_deployment(services: Services, owner: Owner, built: Json) -> DeploymentView:
     servers, name = services.cache.servers, built["metadata"]["name"]
     view = servers.deployment(owner.key.namespace, name)
-    if (
-        view is None
-        or view.owner_uid != owner.uid
-        or view.plan != _content(built)
-        or services.cache.is_stale(owner.key)
-    ):
+    wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _content(built))
+    if view is None or not wanted or services.cache.is_stale(owner.key):
         view = _seen(services, _brought(services, owner, DEPLOYMENTS, built))
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
