@@ -89,8 +89,9 @@ async def test_only_vllm_without_the_plugin_answers_the_base_with_an_adapter(
     """
     if kind == Kind.VLLM:
         engine = new_engine(VLLM_PLUGINS="").start()
-    await engine.load("one@bare", shelf["one"])
-    names = [BASE, "one@bare"] * 6
+    for name in ("one", "two"):  # one for each slot: the last one is what the base's rows get
+        await engine.load(f"{name}@bare", shelf[name])
+    names = [BASE, "one@bare", "two@bare"] * 4
     answers = await asyncio.gather(
         *(engine.complete(name, PROMPT, max_tokens=8, ignore_eos=True, logprobs=0) for name in names)
     )
