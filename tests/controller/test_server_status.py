@@ -300,7 +300,7 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
     (
         crashed("engine", exit_message="x\nValueError: bad dtype\n"),
         "EngineFailed",
-        "its log ends: ValueError: bad dtype",
+        "its log says: ValueError: bad dtype",
     ),
     (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
     (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
@@ -320,6 +320,27 @@ def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str,
     assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
     assert (reason, True) in told(outcome)
     assert "job" not in status["failure"]["hint"].lower()
+
+
+def test_of_an_engines_log_the_line_is_told_that_says_why() -> None:
+    log = (
+        "INFO start\nValueError: no such dtype\nRuntimeError: Engine core initialization failed. See root cause above."
+    )
+    status = compute(snapshot(crashed("engine", exit_message=log))).status
+    assert status["failure"]["message"].endswith("its log says: ValueError: no such dtype")
+
+
+def test_a_replica_that_was_evicted_says_why_until_its_successor_is_ready() -> None:
+    over = 'Usage of EmptyDir volume "model" exceeds the limit "8Gi".'
+    gone = server_pod("old", ready=False, phase="Failed", status_reason="Evicted", status_message=over, containers=())
+    new = server_pod("new", ready=False, containers=())
+    status = compute(snapshot(gone, new, replicas=1)).status
+    assert (status["failure"]["reason"], status["replicas"]) == ("DiskFull", 1)
+    assert over in status["failure"]["message"]
+    pressed = replace(gone, disruption="TerminationByKubelet")
+    assert compute(snapshot(pressed, new, replicas=1)).status["failure"]["reason"] == "NodePressure"
+    ready = replace(new, ready=True)
+    assert "failure" not in compute(snapshot(gone, ready, replicas=1, reports={"new": heard(reported("bot"))})).status
 
 
 def test_a_rollout_without_a_gpu_to_spare_is_told_how_to_do_without() -> None:
@@ -388,6 +409,19 @@ def test_without_adapters_the_base_is_served() -> None:
 
 
 # Size
+
+
+def test_the_longest_names_fit() -> None:
+    source = f"AdapterMerge/{'n' * 253}"
+    served = Resolution(
+        Desired(adapters=[wanted("a" * 128, source=source)]), skipped=(Skipped(source, "is for base other"),)
+    )
+    broken = reported("a" * 128, "Failed", reason="R" * 128, message="m" * 1024, hint="h" * 1024)
+    pod = server_pod("p" * 253)
+    found = snapshot(pod, served=served, reports={pod.name: heard(broken)})
+    outcome = compute(found)
+    assert outcome.status["adapters"][0]["source"] == outcome.status["skipped"][0]["source"] == source
+    assert all(len(event.note.encode()) <= 1024 for event in outcome.events)
 
 
 @pytest.mark.parametrize("state", ["Served", "Failed"])
