@@ -103,6 +103,14 @@ def test_the_hint_of_a_rank_names_the_one_that_is_enough() -> None:
     assert "AdapterMerge into: Model" in beyond.hint
 
 
+def test_what_was_trained_on_a_quantised_base_is_served_with_a_note() -> None:
+    found = resolved(replace(BOT, method="QLoRA"), adapters=[REF])
+    assert named(found) == ["bot"]
+    ((name, message),) = found.notes
+    assert name == "bot"
+    assert "AdapterMerge into: Model makes of it is exact" in message
+
+
 def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> None:
     stopped = replace(BOT, phase="Stopped")
     assert named(resolved(stopped, adapters=[REF])) == ["bot"]
