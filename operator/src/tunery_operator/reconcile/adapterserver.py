@@ -12,8 +12,9 @@ from tunery_api.serving import Desired
 from tunery_api.validation import parse_adapterserver
 from tunery_operator.errors import ApiFailure, FieldContested, NameTaken, OperatorError, PredecessorRemains, Rejected
 from tunery_operator.kube.status import status_change
-from tunery_operator.plan.adapterserver import plan_server, server_name
+from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.desired import resolve
+from tunery_operator.plan.server_names import server_name
 from tunery_operator.reconcile.found_object import FoundObject, find_object
 from tunery_operator.reconcile.refusals import field_of, refusal_of
 from tunery_operator.reconcile.requeue import DONE, Requeue, earliest
