@@ -13,9 +13,9 @@ from controller.adversity import Adversity, adversity
 from controller.api import Api, eventually
 from controller.conftest import Stage, make_namespace
 from controller.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
+from controller.live_server import SERVERS, Server, served
 from controller.objects import Namespace, adapterserver, lorajob
 from controller.players import Witness
-from controller.servers import SERVERS, Server, served
 
 from cluster.controlplane import ControlPlane
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from controller.api import Json, Refused, eventually
+from controller.live_server import CHILDREN, SERVERS, Server, served
 from controller.objects import RESULT, Namespace, adapterserver, lorajob
 from controller.process import OperatorProcess
-from controller.servers import CHILDREN, SERVERS, Server, served
 
 LABELS = {"team": "support"}
 SELECTOR = {"matchLabels": LABELS}
@@ -214,12 +214,19 @@ class TestReports:
         server.report(pod)
         labels = (namespace.get("pods", pod) or {})["metadata"]["labels"]
         foreign = {"labels": {**labels, "app": "foreign"}}
-        replica_set = {"selector": {"matchLabels": {"app": "foreign"}}, "template": {"metadata": foreign, "spec": CONTAINERS}}
+        replica_set = {
+            "selector": {"matchLabels": {"app": "foreign"}},
+            "template": {"metadata": foreign, "spec": CONTAINERS},
+        }
         meta = {"name": "foreign"}
-        namespace.api.call("POST", namespace.path("replicasets"), {"metadata": meta, "spec": {**replica_set, "replicas": 1}})
+        namespace.api.call(
+            "POST", namespace.path("replicasets"), {"metadata": meta, "spec": {**replica_set, "replicas": 1}}
+        )
         alone = {"metadata": {"name": "alone", "labels": {**labels, "pod-template-hash": "x"}}, "spec": CONTAINERS}
         namespace.api.call("POST", namespace.path("pods"), alone)
-        others = [each for each in eventually("a foreign pod", lambda: server.pods()[2:] and server.pods()) if each != pod]
+        others = [
+            each for each in eventually("a foreign pod", lambda: server.pods()[2:] and server.pods()) if each != pod
+        ]
         assert len(others) == 2
         for other in others:
             poster = server.poster(other)

@@ -10,7 +10,7 @@ from tunery_api.reasons import advice_for
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
-from tunery_operator.plan.desired import Kept, Refused, Resolution, Waiting
+from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.replicas import Replica
 
 _S = AdapterState
@@ -29,10 +29,17 @@ class Standing:
 
     name: str
     state: AdapterState
-    fields: ServedAdapterStatus
+    fields: dict[str, Any]
+    """What the status says of it, named as in Python; texts are as they came."""
     reason: str | None
     needs_mending: bool
     """Somebody has to do something: it is not just on its way."""
+
+    @property
+    def message(self) -> str | None:
+        """What stands in its way, in a sentence."""
+        message: str | None = self.fields.get("message")
+        return message
 
     @property
     def troubled(self) -> bool:
@@ -50,6 +57,7 @@ class _Wanted:
     waiting: Waiting | None = None
     refused: Refused | None = None
     kept: Kept | None = None
+    note: Note | None = None
 
 
 def standings(resolution: Resolution | None, replicas: Sequence[Replica], *, stopped: bool) -> list[Standing]:
@@ -71,13 +79,13 @@ def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Itera
         for name in sorted({name for replica in replicas for name in replica.adapters}):
             yield _Wanted(name, "")
         return
-    desired = {item.name: item for item in resolution.desired.adapters}
-    waiting = {item.name: item for item in resolution.waiting}
-    refused = {item.name: item for item in resolution.refused}
-    kept = {item.name: item for item in resolution.kept}
-    sources = {item.name: item.source for part in (desired, waiting, refused) for item in part.values()}
+    sources = {item.name: item.source for item in resolution.desired.adapters}
+    sources |= {item.name: item.source for item in resolution.waiting}
+    sources |= {item.name: item.source for item in resolution.refused}
+    parts = (resolution.desired.adapters, resolution.waiting, resolution.refused, resolution.kept, resolution.notes)
+    known: list[dict[str, Any]] = [{item.name: item for item in part} for part in parts]
     for name in sorted(sources):
-        yield _Wanted(name, sources[name], desired.get(name), waiting.get(name), refused.get(name), kept.get(name))
+        yield _Wanted(name, sources[name], *(part.get(name) for part in known))
 
 
 def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standing:
@@ -93,30 +101,30 @@ def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standin
 
 
 def _refused(item: _Wanted, why: Refused) -> Standing:
-    fields = ServedAdapterStatus(
-        name=item.name,
-        source=item.source,
-        uri=why.uri,
-        wanted_sha256=why.manifest_sha256,
-        rank=why.rank,
-        state=_S.FAILED.value,
-        reason=why.reason.value,
-        message=_text(why.message),
-        hint=_text(why.hint, _HINT),
-    )
+    fields = {
+        "name": item.name,
+        "source": item.source,
+        "uri": why.uri,
+        "wanted_sha256": why.manifest_sha256,
+        "rank": why.rank,
+        "state": _S.FAILED.value,
+        "reason": why.reason.value,
+        "message": why.message,
+        "hint": why.hint,
+    }
     return Standing(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
 
 
 def _held(item: _Wanted, state: AdapterState, message: str) -> Standing:
     desired = item.desired
-    fields = ServedAdapterStatus(
-        name=item.name,
-        source=item.source,
-        uri=desired.uri if desired is not None else None,
-        wanted_sha256=desired.manifest_sha256 if desired is not None else None,
-        state=state.value,
-        message=_text(message),
-    )
+    fields = {
+        "name": item.name,
+        "source": item.source,
+        "uri": desired.uri if desired is not None else None,
+        "wanted_sha256": desired.manifest_sha256 if desired is not None else None,
+        "state": state.value,
+        "message": message,
+    }
     return Standing(item.name, state, fields, None, needs_mending=False)
 
 
@@ -128,26 +136,27 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
     reason, message, hint = told.reason, told.message, told.hint
     if item.refused is not None:
         reason, message, hint = item.refused.reason.value, item.refused.message, item.refused.hint
-    elif item.kept is not None and message is None:
-        message = item.kept.message
+    elif message is None:
+        said = item.kept or item.note
+        message = said.message if said is not None else None
     served, wanted = _digests(item, [answer for _, answer in answers])
     ready = [replica for replica in asked if replica.ready]
     on = sum(answer.state is _S.SERVED for replica, answer in answers if replica.ready)
-    fields = ServedAdapterStatus(
-        name=item.name,
-        source=item.source or None,
-        uri=item.desired.uri if item.desired is not None else None,
-        manifest_sha256=served,
-        wanted_sha256=wanted,
-        rank=_first(answers, "rank"),
-        size_bytes=_first(answers, "size_bytes"),
-        state=state.value,
-        replicas=f"{on}/{len(ready)}",
-        reason=reason,
-        message=_text(message),
-        hint=_text(hint or (advice_for(reason).hint if reason else None), _HINT),
-        not_served_on=_not_served_on(answers, message),
-    )
+    fields = {
+        "name": item.name,
+        "source": item.source or None,
+        "uri": item.desired.uri if item.desired is not None else None,
+        "manifest_sha256": served,
+        "wanted_sha256": wanted,
+        "rank": _first(answers, "rank"),
+        "size_bytes": _first(answers, "size_bytes"),
+        "state": state.value,
+        "replicas": f"{on}/{len(ready)}",
+        "reason": reason,
+        "message": message,
+        "hint": hint or (advice_for(reason).hint if reason else None),
+        "not_served_on": _not_served_on(answers, message),
+    }
     mending = state is _S.FAILED or (reason is not None and not advice_for(reason).retryable)
     return Standing(item.name, state, fields, reason, needs_mending=mending)
 
@@ -177,19 +186,25 @@ def _digests(item: _Wanted, answers: Sequence[ReportedAdapter]) -> tuple[str | N
     return shown, wanted if wanted != shown else None
 
 
-def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: str | None) -> list[NotServedOn] | None:
+def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: str | None) -> list[dict[str, Any]]:
     others = [(replica, answer) for replica, answer in answers if answer.state is not _S.SERVED]
-    shown = [
-        NotServedOn(
-            pod=replica.pod.name,
-            state=answer.state.value,
-            reason=answer.reason,
+    return [
+        {
+            "pod": replica.pod.name,
+            "state": answer.state.value,
+            "reason": answer.reason,
             # What all of them say stands beside the adapter already.
-            message=_text(answer.message) if answer.message != message else None,
-        )
+            "message": answer.message if answer.message != message else None,
+        }
         for replica, answer in others[:NOT_SERVED_SHOWN]
     ]
-    return shown or None
+
+
+def shown(item: Standing) -> dict[str, Any]:
+    """Return what the status says of an adapter: texts without credentials, and short, since there are many."""
+    fields = {**item.fields, "message": _text(item.message), "hint": _text(item.fields.get("hint"), _HINT)}
+    others = [NotServedOn(**{**each, "message": _text(each["message"])}) for each in fields.pop("not_served_on", ())]
+    return ServedAdapterStatus(**fields, not_served_on=others or None).to_json_dict()
 
 
 def _first(answers: Sequence[tuple[Replica, ReportedAdapter]], field: str) -> Any:

@@ -18,7 +18,7 @@ from tunery_api.serverstatus import (
 )
 from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.adapters import Standing, count, standings
+from tunery_operator.status.server.adapters import Standing, count, shown, standings
 from tunery_operator.status.server.conditions import Seen, set_conditions
 from tunery_operator.status.server.events import server_events
 from tunery_operator.status.server.phase import server_phase
@@ -76,14 +76,14 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
 
 def _of_replicas(seen: Seen) -> dict[str, Any]:
     owner = seen.snapshot.owner
-    shown = [_replica(replica) for replica in seen.replicas[:REPLICAS_SHOWN]]
+    replicas = [_replica(replica) for replica in seen.replicas[:REPLICAS_SHOWN]]
     return {
         "url": server_url(owner.key),
         "selector": ",".join(f"{name}={value}" for name, value in sorted(pod_selector(owner).items())),
         "replicas": len(seen.replicas),
         "readyReplicas": seen.ready,
         "readyText": f"{seen.ready}/{seen.snapshot.replicas}",
-        "replicaStatuses": shown or None,
+        "replicaStatuses": replicas or None,
     }
 
 
@@ -108,23 +108,23 @@ def _replica(replica: Replica) -> dict[str, Any]:
 def _of_adapters(seen: Seen) -> dict[str, Any]:
     skipped = seen.snapshot.resolution.skipped if seen.snapshot.resolution is not None else ()
     counts = count(seen.adapters, len(skipped))
-    shown = [
+    left_out = [
         SkippedSource(source=item.source, reason=shorten(item.reason, _SHORT)).to_json_dict()
         for item in skipped[:SKIPPED_SHOWN]
     ]
     return {
         "adaptersText": f"{counts['served']}/{counts['desired']}",
         "adapterCounts": dict(counts),
-        "adapters": list(_shown(seen.adapters)) or None,
-        "skipped": shown or None,
+        "adapters": list(_listed(seen.adapters)) or None,
+        "skipped": left_out or None,
     }
 
 
-def _shown(adapters: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+def _listed(adapters: Sequence[Standing]) -> Iterator[dict[str, Any]]:
     """Yield the adapters that the status has room for; those with problems come first."""
     room = LIST_BYTES
     for item in adapters[:ADAPTERS_SHOWN]:
-        entry = item.fields.to_json_dict()
+        entry = shown(item)
         room -= len(json.dumps(entry).encode())
         if room < 0:
             return

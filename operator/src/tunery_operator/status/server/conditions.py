@@ -114,7 +114,7 @@ def _served(conditions: Conditions, seen: Seen) -> None:
         conditions.set(type_, True, "NoAdapters", "no adapter is wanted")
     elif problem is not None:
         reason = problem.reason or FailureReason.INTERNAL_ERROR.value
-        conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.fields.message or reason}")
+        conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
     elif not seen.ready:
         conditions.set(type_, False, "NotAvailable", "no replica answers yet")
     elif loading:
