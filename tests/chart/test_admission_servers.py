@@ -148,6 +148,17 @@ def test_what_speaks_of_others_is_refused(
     assert why in (refusal(operator, body) or "")
 
 
+def test_a_pod_of_a_server_is_taken_where_restricted_pod_security_is_enforced(
+    installed: Kubectl, platform: Platform
+) -> None:
+    body = children(plan(platform, adapterSecretRef={"name": "s3"}))["Deployment"]
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod(body)}
+    whole["spec"] |= {"serviceAccountName": "default"}
+    assert refusal(installed, whole) is None
+    container(body, "engine")["securityContext"].pop("allowPrivilegeEscalation")
+    assert "violates PodSecurity" in (refusal(installed, whole) or "")
+
+
 def patched(kubectl: Kubectl, what: str, name: str, patch: Json) -> str | None:
     """Patch an object as a dry run; return why that is refused, or None."""
     try:

@@ -68,6 +68,14 @@ class Pods:
         found = PodIdentity(namespace, name, uid) in self.known
         return (Key(Kind.LORAJOB, namespace, name.removesuffix("-train-x")), "owner") if found else None
 
+    @property
+    def servers(self) -> Pods:
+        """What the endpoint asks of servers' pods: there are none."""
+        return self
+
+    def is_unproven(self, _namespace: str, _name: str, _uid: str) -> bool:
+        return False
+
     def progress(self, key: Key, _uid: str) -> Report | None:
         return self.reports.get(key)
 

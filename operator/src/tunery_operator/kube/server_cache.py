@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_api.names import KIND_LABEL
-from tunery_api.serving import Desired, ReplicaState
+from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState
 from tunery_operator.kube.offers import OfferKey
 from tunery_operator.kube.owner_key import owner_key
 from tunery_operator.kube.owners import Owners
@@ -22,9 +22,6 @@ from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.offer import Offer
 from tunery_operator.views.owner import Key
 from tunery_operator.views.server_pod import ServerPodView, parse_server_pod
-
-SILENT_SECONDS: Final = 30.0
-"""A report that comes after a silence of so long is news, whatever it says."""
 
 
 def is_server_pod(body: Mapping[str, Any]) -> bool:
@@ -162,7 +159,7 @@ class ServerCache:
                 serving.desired = desired
 
     def hear(self, key: Key, uid: str, pod_uid: str, state: ReplicaState) -> bool:
-        """Keep a replica's report; tell whether it is news."""
+        """Keep a replica's report; tell whether it is news, as it is after a long silence, whatever it says."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         with self._lock:
             serving = self._serving(key, make=True)
