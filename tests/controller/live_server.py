@@ -1,4 +1,4 @@
-"""One server of a test: its children are made by the operator and by Kubernetes' own controllers, its replicas played."""
+"""One server of a test: the operator and Kubernetes' own controllers make its children, its replicas are played."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ class Server:
 
     def poster(self, pod: str) -> Poster:
         """Return who reports for a pod."""
-        assert self.operator is not None and self.tls is not None
+        assert self.operator is not None
+        assert self.tls is not None
         return Poster(self.namespace, self.operator, self.tls, pod)
 
     def report(self, pod: str, *adapters: Json, **state: Any) -> Json:
