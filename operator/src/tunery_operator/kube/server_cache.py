@@ -166,9 +166,11 @@ class ServerCache:
             if serving is None or self._owners.key_of(uid) != key:
                 return False
             before = serving.said.get(pod_uid)
-            same = before is not None and before.state == state
-            serving.said[pod_uid] = Said(before.state if before is not None and same else state, now)
-            return not same or before is None or (now - before.at).total_seconds() >= SILENT_SECONDS
+            if before is not None and before.state == state:
+                serving.said[pod_uid] = before._replace(at=now)
+                return (now - before.at).total_seconds() >= SILENT_SECONDS
+            serving.said[pod_uid] = Said(serving.shared(state), now)
+            return True
 
     def said(self, key: Key) -> dict[str, Said]:
         """Return the newest report of each replica, by uid of its pod."""
