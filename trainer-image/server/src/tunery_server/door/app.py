@@ -16,7 +16,7 @@ from tunery_api.serving import ReplicaState
 from tunery_server.door.auth import ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.engine_metrics import engine_metrics
-from tunery_server.door.errors import Refusal, not_found, unavailable, unknown_model
+from tunery_server.door.errors import Refusal, not_found, not_served, unknown_model
 from tunery_server.door.metrics import Metrics
 from tunery_server.door.models import model, models
 from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
@@ -105,7 +105,7 @@ class _Models:
         except UnknownModel as error:
             raise unknown_model() from error
         except NotServed as error:
-            raise unavailable(error.reason, error.message, error.retry_after) from error
+            raise not_served(error) from error
 
 
 class _Probes:
