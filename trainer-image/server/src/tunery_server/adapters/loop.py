@@ -21,7 +21,7 @@ from tunery_api.scrub import scrub
 from tunery_api.serving import OLDEST_ENGINE, VERSION_DIGITS, Desired, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.base import read_base
-from tunery_server.adapters.bring import Bringer
+from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.desired import DesiredSource
 from tunery_server.adapters.fits import ServedBase, check_fit
@@ -71,15 +71,16 @@ class Loader:
         self._residents = Residents(
             engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
         )
-        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._in_use)
+        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self)
         self._taken: Desired | None = None
         """The list that the slots are of."""
         self._base: ServedBase | None = None
         self._bringer = Bringer(self._ways.open, self._cache, self._moved)
-        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self.leaving: dict[str, asyncio.Task[None]] = {}
         self._stuck: dict[str, float] = {}
         """Names that the engine would not forget, and when that is asked again."""
-        self._was_up = False
+        self._was: tuple[bool, str | None] = (False, None)
+        """Whether the engine was up, and which start of it, at the last pass."""
         self._came_up = False
         """Everything was there, or was waited for long enough, since the engine is up."""
         self._progress = self._ways.clock()
@@ -115,7 +116,7 @@ class Loader:
         if self.desired.current is not None:
             self._take(self.desired.current)
         await self._residents.check()
-        if self._residents.up != self._was_up or self._lost():
+        if (self._residents.up, self._residents.birth) != self._was or self._lost():
             self._engine_changed()
         now = self._ways.clock()
         for slot in self._slots.values():
@@ -220,10 +221,11 @@ class Loader:
     def _engine_changed(self) -> None:
         """Route to what the engine holds, and to nothing else."""
         residents, trying = self._residents, self._breaker.trying()
-        if not residents.up:
+        anew = residents.up and self._was != (True, residents.birth)
+        if not residents.up or anew:
             self._came_up = False
-        elif not self._was_up:
-            self._progress = self._ways.clock()
+        if anew:
+            self._moved()
         for slot in self._slots.values():
             served = slot.served
             if served is not None and (not residents.up or served.engine_name not in residents.registered):
@@ -232,10 +234,10 @@ class Loader:
             if residents.up and kept in residents.registered and slot.kept != trying:
                 # It answered its probe before: it stands in the note only since then.
                 residents.answered.add(str(kept))
-            if residents.up and not self._was_up:
+            if anew:
                 slot.engine_started()
                 slot.not_before = -math.inf
-        self._was_up = residents.up
+        self._was = (residents.up, residents.birth)
         self.changed.set()
 
     def _due(self, slot: Slot, now: float) -> bool:
@@ -253,7 +255,7 @@ class Loader:
         item = slot.item
         try:
             await self._advance(slot)
-        except (_Later, EngineGone, EngineRefusal) as error:
+        except (_Later, StillHeld, EngineGone, EngineRefusal) as error:
             _log.debug("%s waits: %r", item.name, error)
             slot.not_before = self._ways.clock() + TICK_SECONDS
         except asyncio.CancelledError:
@@ -369,13 +371,13 @@ class Loader:
             return []
         known = {slot.served.engine_name for slot in self._slots.values() if slot.served}
         known |= {slot.engine_name(slot.kept) for slot in self._slots.values() if slot.kept and not slot.served}
-        known |= {residents.trying or "", *self._leaving}
+        known |= {residents.trying or "", *self.leaving}
         return [name for name in residents.registered - known if now >= self._stuck.get(name, now)]
 
     def _leave(self, engine_name: str, *, drain: bool = False) -> None:
         """Have a version unloaded once nobody is answered by it any more, unless it is wanted again by then."""
-        if engine_name not in self._leaving:
-            self._leaving[engine_name] = asyncio.create_task(self._unload(engine_name, drain=drain))
+        if engine_name not in self.leaving:
+            self.leaving[engine_name] = asyncio.create_task(self._unload(engine_name, drain=drain))
 
     async def _unload(self, engine_name: str, *, drain: bool) -> None:
         try:
@@ -390,14 +392,16 @@ class Loader:
                 else:
                     self._stuck.pop(engine_name, None)
         finally:
-            self._leaving.pop(engine_name, None)
+            self.leaving.pop(engine_name, None)
             self._wake.set()
 
-    def _in_use(self, sha256: str) -> bool:
-        """Tell whether a folder may not be touched; called from threads."""
+    def held(self, sha256: str) -> bool:
+        """Tell whether the engine may read a version's folder; called from threads."""
         names = (*self._residents.registered, self._residents.trying or "")
-        if any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names):
-            return True
+        return any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names)
+
+    def wanted(self, sha256: str) -> bool:
+        """Tell whether some name leads to a version, or is to; called from threads."""
         return any(sha256 in slot.digests for slot in list(self._slots.values()))
 
     def _tell(self) -> None:
@@ -416,7 +420,7 @@ class Loader:
         self.changed.set()
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [*(slot.task for slot in self._slots.values() if slot.task), *self._leaving.values()]
+        return [*(slot.task for slot in self._slots.values() if slot.task), *self.leaving.values()]
 
     async def _step_or_log(self) -> None:
         try:
