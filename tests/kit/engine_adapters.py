@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +43,9 @@ class Shelf:
             self.written[name] = self._edited(name) if name in EDITS else self._trained(name)
         return self.written[name]
 
-    def fresh(self, name: str, copy: str) -> Path:
+    def fresh(self, name: str) -> Path:
         """Return a copy of an adapter in a folder of its own."""
-        return shutil.copytree(self[name], self.folder / copy)
+        return shutil.copytree(self[name], Path(tempfile.mkdtemp(dir=self.folder)) / name)
 
     def _trained(self, name: str) -> Path:
         kinds: dict[str, Any] = {
@@ -61,7 +62,7 @@ class Shelf:
         return trained_adapter(self.base, config, self.folder / name, seed=sum(name.encode()))
 
     def _edited(self, name: str) -> Path:
-        folder = self.fresh("one", name)
+        folder = self.fresh("one")
         file = folder / "adapter_model.safetensors"
         save_file(EDITS[name](load_file(file)), file, metadata={"format": "pt"})
         return folder

@@ -7,7 +7,6 @@ prefix cache, several prompts in a request, `n`, its speed, its memory and its G
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,6 @@ from kit.engine_contract import (
     value,
 )
 from kit.engine_process import EngineProcess, Kind
-
-New = Callable[..., EngineProcess]
 
 
 async def test_the_base_is_listed_with_its_folder_and_its_length(engine: EngineProcess, base: Path) -> None:
@@ -67,7 +64,7 @@ async def test_a_path_that_is_not_absolute_is_404_where_the_engine_is_offline(en
 
 
 async def test_a_folder_without_weights_is_refused(engine: EngineProcess, shelf: Shelf) -> None:
-    folder = shelf.fresh("one", "weightless")
+    folder = shelf.fresh("one")
     (folder / "adapter_model.safetensors").unlink()
     refused(await engine.load("weightless@1", folder), 500, "InternalServerError")
 
@@ -151,7 +148,7 @@ async def test_an_update_under_a_new_name_answers_anew_though_its_prefix_is_cach
 ) -> None:
     """The stand-in has no prefix cache. vLLM's is used here: log-probabilities of the prompt would pass it by."""
     for version, name in enumerate(("one", "two", "one"), 1):
-        await engine.load(f"bot@{version}", shelf.fresh(name, f"bot-{version}"))
+        await engine.load(f"bot@{version}", shelf.fresh(name))
         for _ in range(2):
             answer = await engine.complete(f"bot@{version}", LONG, max_tokens=4, ignore_eos=True, logprobs=0)
             told = answer.body["choices"][0]["logprobs"]["token_logprobs"]
@@ -189,7 +186,7 @@ async def test_a_request_in_flight_outlives_the_unloading_of_its_adapter(engine:
 async def test_files_may_go_after_unloading(engine: EngineProcess, shelf: Shelf, base: Path) -> None:
     """More loads than are held, so that what was unloaded would be read again if anybody still wanted it."""
     for number in range(MAX_HELD + 2):
-        folder = shelf.fresh("two", f"files-{number}")
+        folder = shelf.fresh("two")
         await engine.load(f"files@{number}", folder)
         await asked(engine, f"files@{number}")
         await engine.unload(f"files@{number}")

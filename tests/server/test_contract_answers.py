@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,6 @@ from kit.engine_contract import (
     value,
 )
 from kit.engine_process import EngineProcess
-
-New = Callable[..., EngineProcess]
 
 
 async def test_a_prompt_alone_is_scored_with_echo(engine: EngineProcess) -> None:
@@ -164,6 +162,21 @@ async def test_metrics_count_requests_and_name_the_adapters_in_flight(engine: En
     assert value(seen, "vllm:num_requests_waiting") == 0
     assert f'vllm:num_requests_running{{engine="0",model_name="{BASE}"}} 1.0' in seen
     assert 'max_lora="2"' in seen
+
+
+async def test_requests_for_two_adapters_and_the_base_run_together(engine: EngineProcess, shelf: Shelf) -> None:
+    for name in ("one", "two"):
+        await engine.load(f"{name}@together", shelf[name])
+    body = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    async with AsyncExitStack() as streams:
+        for name in ("one@together", "two@together", BASE):
+            response = await streams.enter_async_context(
+                engine.request("POST", "/v1/completions", body | {"model": name})
+            )
+            await response.content.readuntil(b"\n\n")
+        seen = (await engine.get("/metrics")).body
+    assert value(seen, "vllm:num_requests_running") == 3
+    assert 'running_lora_adapters="one@together,two@together"' in seen
 
 
 async def test_a_client_that_goes_away_frees_its_place(engine: EngineProcess) -> None:

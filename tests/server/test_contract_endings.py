@@ -51,7 +51,7 @@ async def test_files_that_go_while_an_adapter_is_registered_end_the_engine(new_e
     The process ends with 0 even so: a container that is to run on is to be started again after that too.
     """
     engine = new_engine().start()
-    folder = shelf.fresh("one", "vanished")
+    folder = shelf.fresh("one")
     await engine.load("vanished@1", folder)
     for number in range(MAX_HELD):
         await engine.load(f"other@{number}", shelf["two"])
