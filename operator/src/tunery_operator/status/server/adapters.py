@@ -165,9 +165,7 @@ def _answer(replica: Replica, name: str) -> ReportedAdapter:
     """Return how an adapter stands on a replica: nothing is served where no requests come, or that nobody heard of."""
     told = replica.adapters.get(name)
     if replica.silent:
-        return ReportedAdapter(
-            name=name, state=_S.UNKNOWN, manifest_sha256=told and told.manifest_sha256, message=_SILENT
-        )
+        return ReportedAdapter(name=name, state=_S.UNKNOWN, message=_SILENT)
     if told is None:
         return ReportedAdapter(name=name, state=_S.LOADING, message=_NEW if replica.state is not None else None)
     if told.state is _S.SERVED and not replica.ready:

@@ -28,12 +28,12 @@ def pod_obstacle(pod: ServerPodView, *, beside_others: bool) -> Failure | None:
 
     `beside_others`: it waits beside pods that it is to replace.
     """
+    if pod.ready:
+        return None
     if pod.unschedulable is not None:
         claim = "persistentvolumeclaim" in pod.unschedulable.lower()
         hint = REPLACE_IN_PLACE if beside_others and not claim else None
         return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
-    if pod.ready:
-        return None
     return next(_of_containers(pod), None)
 
 

@@ -69,9 +69,8 @@ def _replica(
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    if heard is not None:
-        state: ReplicaState | None = heard.state
-    else:
+    state = heard.state if heard is not None else None
+    if state is None and pod.ready and not silent:
         state = remembered(pod.name, before, snapshot.resolution)
     obstacle = pod_obstacle(pod, beside_others=others)
     return Replica(
