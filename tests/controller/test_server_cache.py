@@ -22,7 +22,7 @@ SERVER = Key(Kind.ADAPTERSERVER, "team", "support")
 JOB = Key(Kind.LORAJOB, "team", "bot")
 MERGE = Key(Kind.ADAPTERMERGE, "team", "both")
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
-OFFER_BYTES = 1500
+OFFER_BYTES = 1100
 """What an object that has ended may cost, on average, with its name, its digest and its place in three tables."""
 
 

@@ -38,13 +38,13 @@ def world(
 
 def from_apply_to_a_change(namespace: Namespace) -> None:
     """A server, an adapter that comes by its label, other settings, and another number of replicas."""
+    namespace.apply(adapterserver("support", adapterSelector={"matchLabels": {"team": "support"}}))
+    server = Server(namespace)
+    eventually("it answers", lambda: server.status.get("readyReplicas") == 1, STORY_SECONDS)
     body = lorajob("bot", preflight="Skip")
     body["metadata"]["labels"] = {"team": "support"}
     namespace.apply(body)
-    namespace.apply(adapterserver("support", adapterSelector={"matchLabels": {"team": "support"}}))
-    server = Server(namespace)
     eventually("the adapter is to be served", lambda: server.wanted() == ["bot"], STORY_SECONDS)
-    eventually("it answers", lambda: server.status.get("readyReplicas") == 1, STORY_SECONDS)
     namespace.patch_spec("support", SERVERS, engine={"maxRank": 128})
     eventually("other settings", lambda: server.argument("--max-lora-rank") == "128", STORY_SECONDS)
     namespace.patch_spec("support", SERVERS, replicas=2)

@@ -94,6 +94,7 @@ def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
     server.apply()
     first.wait_phase("Succeeded")
     server.wait_ready()
+    server.wait_state("first", "Served")
     return server
 
 

@@ -158,7 +158,14 @@ class ServerCache:
             if serving is not None:
                 serving.desired = desired
 
-    def hear(self, key: Key, uid: str, pod_uid: str, state: ReplicaState) -> bool:
+    def said_before(self, key: Key, pod_uid: str, digest: bytes) -> ReplicaState | None:
+        """Return the newest report of a replica if its body has this digest, else None."""
+        with self._lock:
+            serving = self._serving(key)
+            before = None if serving is None else serving.said.get(pod_uid)
+            return before.state if before is not None and before.digest == digest else None
+
+    def hear(self, key: Key, uid: str, pod_uid: str, state: ReplicaState, digest: bytes = b"") -> bool:
         """Keep a replica's report; tell whether it is news, as it is after a long silence, whatever it says."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         with self._lock:
@@ -166,10 +173,10 @@ class ServerCache:
             if serving is None or self._owners.key_of(uid) != key:
                 return False
             before = serving.said.get(pod_uid)
-            if before is not None and before.state == state:
-                serving.said[pod_uid] = before._replace(at=now)
+            if before is not None and (before.state is state or before.state == state):
+                serving.said[pod_uid] = before._replace(at=now, digest=digest)
                 return (now - before.at).total_seconds() >= SILENT_SECONDS
-            serving.said[pod_uid] = Said(serving.shared(state), now)
+            serving.said[pod_uid] = Said(serving.shared(state), now, digest)
             return True
 
     def said(self, key: Key) -> dict[str, Said]:

@@ -15,6 +15,8 @@ class Said(NamedTuple):
     state: ReplicaState
     at: datetime
     """When it came, by our clock."""
+    digest: bytes
+    """Of its body."""
 
 
 @dataclass(slots=True)
