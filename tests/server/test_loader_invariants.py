@@ -33,6 +33,7 @@ class LoaderMachine(RuleBasedStateMachine):
         self.poison: set[str] = set()
         self.refused: set[str] = set()
         self.table.engine.refuse = lambda name: "no" if name in self.refused else None
+        self.write()
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
