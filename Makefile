@@ -10,7 +10,7 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 # What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
-PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests
+PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/engine
 PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer tunery_server
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
@@ -82,6 +82,11 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 	OMP_NUM_THREADS=1 $(COVERED) $(AFTER_THEM) || failed=1; \
 	wait $$other || failed=1; cat "$$log"; exit $$failed
 
+.PHONY: test-engine
+test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)
+	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
+	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
+
 # Some twenty minutes more: run them before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py
 
@@ -93,6 +98,10 @@ test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real ima
 test-e2e-long: setup ## End-to-end: beside a real Kueue, what stands in a job's way, second chances, stops
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E)
+
+.PHONY: test-serving
+test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instead of the stand-in of `make test`
+	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py
 
 .PHONY: test
 test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
@@ -128,6 +137,10 @@ gpu-wheels: ## Collect what a bare GPU machine lacks, for python3 -m gpu --wheel
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing
 	cd $(TESTS) && $(PYTHON) -m demo
 
+.PHONY: demo-serving
+demo-serving: setup ## The demo's adapter and a second one, served side by side by vLLM on the CPU (an image of 5 GB)
+	cd $(TESTS) && $(PYTHON) -m demo.serving
+
 .PHONY: cluster-up
 cluster-up: setup ## Start the local Kubernetes, S3 server and registry; build and push the images
 	@$(CLUSTER_CLI) up
@@ -143,6 +156,10 @@ cluster-env: setup ## Print exports for the running cluster: eval "$(make -s clu
 .PHONY: images
 images: setup ## Build the operator and trainer images
 	@$(CLUSTER_CLI) images
+
+.PHONY: engine-image
+engine-image: setup ## Build the image of vLLM for CPUs, 5 GB, and push it to the local cluster's registry
+	@$(CLUSTER_CLI) engine vllm
 
 .PHONY: push
 push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery

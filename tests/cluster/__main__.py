@@ -72,6 +72,13 @@ def push(options: argparse.Namespace) -> None:
         sys.stdout.write(f'export TUNERY_{name.upper()}_IMAGE="{reference}"\n')
 
 
+def engine(options: argparse.Namespace) -> None:
+    """bring an engine for AdapterServers to the node: vLLM for CPUs, or the stand-in of the tests"""
+    with Progress() as progress:
+        reference = LocalCluster(options.state).bring_engine(progress, options.engine)
+    sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')
+
+
 def build_neighbours(_: argparse.Namespace) -> None:
     """build Kueue, which only the end-to-end tests need"""
     binaries.kueue()
@@ -96,6 +103,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "status": status,
     "images": build_images,
     "push": push,
+    "engine": engine,
     "neighbours": build_neighbours,
     "control-plane-up": control_plane_up,
     "control-plane-down": control_plane_down,
@@ -110,6 +118,8 @@ def main() -> int:
         one = commands.add_parser(name, help=command.__doc__)
         one.add_argument("--state", type=_state_dir, default=default_state_dir(), help="the cluster's state folder")
         one.set_defaults(command=command)
+        if name == "engine":
+            one.add_argument("engine", choices=images.ENGINES)
         if name == "push":
             one.add_argument("registry", help="such as registry.example.com/tunery")
     options = parser.parse_args()

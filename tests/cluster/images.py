@@ -24,8 +24,12 @@ class Image:
     name: str
     folder: str
     packages: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    """The projects that it installs beside the API and its own."""
+    shared: tuple[str, ...] = ("crds",)
+    """The projects that it installs beside its own."""
+    on: Image | None = None
+    """The image that it is built on, in place of a base of Debian and Python."""
+    files: tuple[str, ...] = ()
+    """What its Dockerfile reads, where its folder is no project."""
 
     @property
     def repository(self) -> str:
@@ -33,19 +37,26 @@ class Image:
 
     def copied(self) -> list[str]:
         """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
+        if self.files:
+            return [f"{self.folder}/Dockerfile", *self.files]
         own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
-        others = (f"{project}/{name}" for project in ("crds", *self.shared) for name in ("pyproject.toml", "src"))
+        others = (f"{project}/{name}" for project in self.shared for name in ("pyproject.toml", "src"))
         return [*own, *others]
 
 
 # The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
 COMMON = "trainer-image/common"
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
-IMAGES = (
-    Image("operator", "operator"),
-    Image("trainer", "trainer-image", COMPILER, (COMMON,)),
-    Image("server", "trainer-image/server", shared=(COMMON,)),
-)
+TRAINER = Image("trainer", "trainer-image", COMPILER, ("crds", COMMON))
+IMAGES = (Image("operator", "operator"), TRAINER, Image("server", "trainer-image/server", shared=("crds", COMMON)))
+STAND_IN_FILES = ("__init__.py", "engine.py", "engine_model.py", "engine_protocol.py")
+# None of the product's: each is made only where somebody asks for it. vLLM's has 5 GB.
+ENGINES = {
+    "vllm": Image("engine", "tests/engine", ("libnuma1",), shared=()),
+    "stand-in": Image(
+        "stand-in", "tests/standin", on=TRAINER, files=tuple(f"tests/kit/{name}" for name in STAND_IN_FILES)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,9 @@ class Snapshot:
     def tag(self) -> str:
         """Return a digest of every file, behind a letter: YAML and Helm take a tag that is all digits for a number."""
         digest = hashlib.sha256()
+        if self.image.on is not None:
+            with snapshot(self.image.on) as below:
+                digest.update(below.tag().encode())
         for file in sorted(file for file in self.context.rglob("*") if file.is_file()):
             digest.update(str(file.relative_to(self.context)).encode() + b"\0" + file.read_bytes())
         return f"c{digest.hexdigest()[:12]}"
@@ -86,10 +100,18 @@ def build(taken: Snapshot) -> str:
     local = f"localhost/{taken.image.repository}"
     name = f"{local}:{taken.tag()}"
     if not buildah.has(name):
-        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": baseimage.ensure(taken.image.packages)})
+        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": _base_of(taken.image)})
         # Each has a layer of its own; the lower ones are shared, and stay.
         buildah.remove(set(buildah.names(local)) - {name})
     return name
+
+
+def _base_of(image: Image) -> str:
+    """Return the local name of what an image is built on, made if need be."""
+    if image.on is None:
+        return baseimage.ensure(image.packages)
+    with snapshot(image.on) as below:
+        return build(below)
 
 
 def build_and_push(registry: Registry) -> dict[str, str]:

@@ -102,6 +102,18 @@ class LocalCluster:
             self._delete_pods()
             cleanup.clean(self.state_dir)
 
+    def bring_engine(self, progress: Progress, name: str) -> str:
+        """Bring an engine's image to the node, built where the registry lacks it, and return its reference."""
+        if not self.is_running():
+            raise NotRunning("the local cluster does not run: make cluster-up")
+        image = images.ENGINES[name]
+        with self._lock():
+            with progress.step(f"Image {image.repository} (vLLM's takes minutes the first time)"):
+                reference = images.push_one(image, self.registry)
+            with progress.step("Image on the node"):
+                self.containerd.pull(reference)
+        return reference
+
     def environment(self) -> dict[str, str]:
         """Return the variables for kubectl, helm, AWS tools, the demo and the tests."""
         if not self.is_running():
@@ -113,6 +125,7 @@ class LocalCluster:
             **self.s3.environment(),
             "TUNERY_OPERATOR_IMAGE": pushed["operator"],
             "TUNERY_TRAINER_IMAGE": pushed["trainer"],
+            "TUNERY_SERVER_IMAGE": pushed["server"],
         }
 
     def _start(self, progress: Progress) -> None:

@@ -40,7 +40,7 @@ def main() -> int:
     """Run the demo; return the exit code."""
     began = time.monotonic()
     try:
-        environment = _cluster()
+        environment = cluster()
         kubectl = Kubectl(environment)
         with step("Install the chart with Helm"):
             install(kubectl, images(environment))
@@ -64,7 +64,7 @@ def step(what: str) -> Iterator[None]:
     console.print(f"  done in {time.monotonic() - began:.0f} s")
 
 
-def _cluster() -> dict[str, str]:
+def cluster() -> dict[str, str]:
     if not is_existing():
         with step("Start the local cluster: Kubernetes, S3 server, registry, images, model, data"):
             subprocess.run([sys.executable, "-m", "cluster", "up"], cwd=ROOT / "tests", check=True)
@@ -83,11 +83,11 @@ def _train(kubectl: Kubectl, root: str) -> Job:
         console.print(text, style="cyan", markup=False)
         job.apply()
     with step(f"Fine-tune: kubectl get lorajob {job.name} -n {NAMESPACE} -w"):
-        _follow(job)
+        follow(job)
     return job
 
 
-def _follow(job: Job) -> None:
+def follow(job: Job) -> None:
     """Print a line whenever what `kubectl get lorajob` shows has changed, until the job has ended."""
     console.print("  " + "".join(f"{name.upper():<14}" for name in COLUMNS))
     shown: tuple[str, ...] = ()

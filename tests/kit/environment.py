@@ -17,6 +17,7 @@ NEEDED = (
     "DEMO_BUCKET",
     "TUNERY_OPERATOR_IMAGE",
     "TUNERY_TRAINER_IMAGE",
+    "TUNERY_SERVER_IMAGE",
 )
 
 
@@ -66,5 +67,30 @@ def parse_exports(text: str) -> dict[str, str]:
 
 
 def images(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the images of operator and trainer."""
-    return {"operator": environment["TUNERY_OPERATOR_IMAGE"], "trainer": environment["TUNERY_TRAINER_IMAGE"]}
+    """Return the product's images, by the value of the chart that names each."""
+    return {
+        "operator": environment["TUNERY_OPERATOR_IMAGE"],
+        "trainer": environment["TUNERY_TRAINER_IMAGE"],
+        "serving.server": environment["TUNERY_SERVER_IMAGE"],
+    }
+
+
+def engine_settings(environment: Mapping[str, str], engine: str) -> list[str]:
+    """Return the chart's settings for an engine on CPUs: `vllm` or `stand-in`, of tests/cluster/images.py.
+
+    In a cluster of the user's TUNERY_ENGINE_IMAGE names the image; raises MissingEnvironment where nothing does.
+    """
+    image = environment.get("TUNERY_ENGINE_IMAGE")
+    if image is None and is_existing():
+        raise MissingEnvironment("CLUSTER=existing needs TUNERY_ENGINE_IMAGE, an image of vLLM that its nodes can run")
+    if image is None:
+        command = [sys.executable, "-m", "cluster", "engine", engine]
+        done = subprocess.run(command, cwd=TESTS, check=True, stdout=subprocess.PIPE, text=True)
+        image = parse_exports(done.stdout)["TUNERY_ENGINE_IMAGE"]
+    repository, _, tag = image.rpartition(":")
+    return [
+        f"serving.engine.image.repository={repository}",
+        f"serving.engine.image.tag={tag}",
+        "serving.engine.plugins=tunery_cpu_fix",
+        "serving.engine.runAsUser=null",
+    ]

@@ -134,8 +134,8 @@ def build_tokenizer(
     return tokenizer
 
 
-def write_chat_model(folder: Path) -> Path:
-    """Save a tiny Llama with a byte tokenizer and a chat template; the same weights each time."""
+def write_chat_model(folder: Path, **changes: Any) -> Path:
+    """Save a tiny Llama with a byte tokenizer and a chat template, with `changes` of its config."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {
         token: index for index, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])
@@ -148,18 +148,9 @@ def write_chat_model(folder: Path) -> Path:
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    options = {"num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True}
+    marks = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = LlamaConfig(vocab_size=len(vocabulary), **{**sizes, **options, **marks, **changes})
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -139,7 +139,7 @@ class Operator:
         logger.info("the cluster is known: %d objects have not ended", len(self._cache.unfinished()))
         if self._election is None:
             LEADER.set(1)
-            self._duty.start()
+            self._act()
         else:
             self._election.on_started, self._election.on_lost = self._lead, self._lead_no_more
             self._election_task = asyncio.create_task(self._election.run(), name="election")
@@ -148,6 +148,10 @@ class Operator:
 
     async def _lead(self) -> None:
         self._services.watched_before = self._election.led_before if self._election is not None else None
+        self._act()
+
+    def _act(self) -> None:
+        self._services.acting_since = self._services.now()
         self._duty.start()
 
     async def _lead_no_more(self) -> None:

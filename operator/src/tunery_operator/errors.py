@@ -10,11 +10,11 @@ class OperatorError(Exception):
 
 
 class NameTaken(OperatorError):
-    """A Job's name is borne by one that is not ours; it stays untouched."""
+    """A child's name is borne by an object that is not ours; it stays untouched."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "Job") -> None:
         self.name = name
-        super().__init__(f"Job {name} exists and does not belong to this object")
+        super().__init__(f"{kind} {name} exists and does not belong to this object")
 
 
 class PredecessorRemains(OperatorError):

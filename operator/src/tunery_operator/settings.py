@@ -18,6 +18,8 @@ from tunery_api.placement import LabelKey, LabelValue, Toleration
 PREFIX: Final = "TUNERY_"
 USER: Final = 65532
 """The user and group of the trainer image."""
+ENGINE_USER: Final = 2000
+"""The user of vLLM's own image."""
 GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
 """Memory of one of a node's GPUs in MiB, a label of NVIDIA's GPU feature discovery."""
 
@@ -79,6 +81,33 @@ class PodTemplate(Placement):
     """What is added for pods that ask for a GPU."""
 
 
+class Resources(_Part):
+    """What a container asks for; requests equal limits."""
+
+    cpu: QuantityString = "1"
+    memory: QuantityString = "512Mi"
+    ephemeral_storage: QuantityString = "1Gi"
+
+
+class Serving(_Part):
+    """What the platform says of AdapterServers."""
+
+    server_image: str = ""
+    """The image of the door and of what brings the base model; empty: the platform serves nothing."""
+    server_pull_policy: str = "IfNotPresent"
+    server_resources: Resources = Resources()
+    engine_image: str = ""
+    engine_pull_policy: str = "IfNotPresent"
+    allow_image: bool = True
+    """Whether a manifest may name another image of the engine."""
+    run_as_user: UserId | None = ENGINE_USER
+    """The id of user and group of a server's pod, which door and engine share; None: that of the pods of jobs."""
+    plugins: tuple[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")], ...] = ()
+    """The plugins of vLLM that the engine loads; it loads no other that lies in its image."""
+    network_policy: bool = True
+    """Make a NetworkPolicy that lets nobody in but by the door."""
+
+
 def _without_slash(uri: str) -> str:
     return uri.rstrip("/")
 
@@ -94,6 +123,7 @@ class Settings(BaseSettings):
     trainer_pull_secrets: list[str] = Field(default_factory=list)
     """Names of Secrets in the jobs' namespaces; the kubelet reads them, the operator never does."""
     pod_template: PodTemplate = PodTemplate()
+    serving: Serving = Serving()
     inherit_label_prefixes: list[Annotated[str, Field(min_length=1, max_length=317)]] = Field(default_factory=list)
     """Labels and annotations of an object that begin with one of these are its pods' too."""
     default_output_uri: Annotated[str, AfterValidator(_without_slash)] = ""

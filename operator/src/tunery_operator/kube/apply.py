@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
-from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected
+from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, Rejected, StaleObject
 from tunery_operator.kube.client import HttpError, Json, KubeClient
-from tunery_operator.kube.rbac import CREATE_JOB, DELETE_JOB, GET_JOB, PATCH_JOB, Call, delete_owner
+from tunery_operator.kube.rbac import DELETE_JOB, GET_JOB, JOBS, PATCH_JOB, Call, Resource, delete_owner
 from tunery_operator.views.job import JobView, controller_of, foreign_finalizers, parse_job
 from tunery_operator.views.owner import Owner
 
@@ -15,41 +15,70 @@ _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 
 
 def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
-    """Create a Job, or return the one of that name if it is ours already.
+    """Create a Job, or return the one of that name if it is ours already; errors as `create_child`'s."""
+    return create_child(client, owner, JOBS, body)
+
+
+def create_child(client: KubeClient, owner: Owner, resource: Resource, body: Json) -> Json:
+    """Create a child, or return the one of that name if it is ours already.
 
     Raises NameTaken, PredecessorRemains, OwnerGone, Rejected, ApiFailure.
     """
     namespace, name = owner.key.namespace, body["metadata"]["name"]
     try:
-        return client.request(CREATE_JOB, namespace, body=body, query=_MANAGED)
+        return client.request(resource.create, namespace, body=body, query=_MANAGED)
     except HttpError as error:
         if error.status == 409:
-            return _adopt(client.get(GET_JOB, namespace, name), owner, name)
+            found = client.get(resource.get, namespace, name)
+            if found is None:
+                raise PredecessorRemains(f"{resource.kind} {name}, which was there a moment ago") from error
+            return adopt(found, owner, resource)
         if error.status == 404 or _is_terminating(error):
             raise OwnerGone(f"namespace {namespace} is being deleted") from error
-        fields = _named_fields(error)
-        if fields:
-            raise Rejected(str(error.body.get("message", error)), fields) from error
+        _tell_rejected(error)
         raise
 
 
-def _adopt(found: Json | None, owner: Owner, name: str) -> Json:
-    if found is None:
-        raise PredecessorRemains(f"Job {name}, which was there a moment ago")
-    controller = controller_of(found)
+def adopt(found: Json, owner: Owner, resource: Resource) -> Json:
+    """Return a child that is there already, if it is ours. Raises NameTaken, PredecessorRemains."""
+    controller, child = controller_of(found), f"{resource.kind} {found['metadata']['name']}"
     if controller.get("uid") == owner.uid:
         if "deletionTimestamp" in found["metadata"]:
-            raise PredecessorRemains(f"Job {name}, which is being deleted{_kept(found)}")
+            raise PredecessorRemains(f"{child}, which is being deleted{_kept(found)}")
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
-        raise PredecessorRemains(f"Job {name} of an earlier object of that name to go{_kept(found)}")
-    raise NameTaken(name)
+        raise PredecessorRemains(f"{child} of an earlier object of that name to go{_kept(found)}")
+    raise NameTaken(found["metadata"]["name"], resource.kind)
 
 
-def _kept(job: Json) -> str:
-    """Return who keeps a Job that was deleted, in words; empty where nobody does."""
-    others = foreign_finalizers(job)
+def patch_child(client: KubeClient, resource: Resource, found: Json, change: Json) -> Json:
+    """Change a child of a server as it was read, and return it as it is now; without a version, whatever it is by now.
+
+    Raises StaleObject where it has changed or gone meanwhile, Rejected, ApiFailure.
+    """
+    meta = found["metadata"]
+    same = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
+    body = {**change, "metadata": {**change.get("metadata", {}), **same}}
+    try:
+        return client.request(resource.patch, meta["namespace"], meta["name"], body, _MANAGED)
+    except HttpError as error:
+        if error.status in (404, 409):
+            raise StaleObject(f"{resource.kind} {meta['namespace']}/{meta['name']} changed meanwhile") from error
+        _tell_rejected(error)
+        raise
+
+
+def _kept(child: Json) -> str:
+    """Return who keeps a child that was deleted, in words; empty where nobody does."""
+    others = foreign_finalizers(child)
     return f"; the finalizer {', '.join(others)} keeps it" if others else ""
+
+
+def _tell_rejected(error: HttpError) -> None:
+    """Raise Rejected where a child's own fields are refused."""
+    fields = _named_fields(error)
+    if fields:
+        raise Rejected(str(error.body.get("message", error)), fields) from error
 
 
 def _named_fields(error: HttpError) -> tuple[str, ...]:

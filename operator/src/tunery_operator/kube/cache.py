@@ -1,4 +1,4 @@
-"""What the watches told: the unfinished objects, their Jobs and pods, and who waits for whom.
+"""What the watches told: the unfinished objects, their Jobs and pods, and who waits for whom; of servers: `servers`.
 
 Watches, reads and writes tell it what they saw, in any order and as often as they like: a state that is not newer than
 the known one is refused. One lock makes each method one step, for the event loop and the threads that reconcile.
@@ -15,14 +15,15 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_operator.kube.children import Children
+from tunery_operator.kube.owner_key import owner_key
 from tunery_operator.kube.owners import Owners, Report
-from tunery_operator.views.job import JobView, controller_of, parse_job
+from tunery_operator.kube.server_cache import ServerCache, is_server_pod
+from tunery_operator.views.job import JobView, parse_job
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import LostPod, PodView, parse_pod
 
 GOING_SECONDS: Final = 60.0
 """How long the garbage collector may take to tell the pods of a deleted Job to end; most often it is one second."""
-_KINDS = {kind.value: kind for kind in Kind}
 
 
 class Cache:
@@ -36,6 +37,8 @@ class Cache:
         self._owners = Owners(default_ttl)
         self._children = Children(self._owners.note_lost)
         self._clock = clock
+        self.servers = ServerCache(self._lock, self._owners, clock)
+        """What only concerns AdapterServers."""
         self._owed: set[Key] = set()
 
     # Objects of ours
@@ -219,6 +222,8 @@ class Cache:
 
     def see_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note of a pod; return the keys to reconcile."""
+        if is_server_pod(body):
+            return self.servers.see_pod(body)
         view, namespace = parse_pod(body, self._now()), body["metadata"]["namespace"]
         with self._lock:
             key = self._owners.key_of(view.owner_uid)
@@ -226,6 +231,8 @@ class Cache:
 
     def forget_pod(self, body: dict[str, Any]) -> set[Key]:
         """Take note that a pod left the watch, ended or deleted; return the keys to reconcile."""
+        if is_server_pod(body):
+            return self.servers.forget_pod(body)
         view = parse_pod(body, self._now())
         with self._lock:
             return self._unfinished_among(self._leave(view))
@@ -235,7 +242,7 @@ class Cache:
         with self._lock:
             missing = self._children.missing_pods(namespace, uids, version)
             keys = {key for view in missing for key in self._leave(view)}
-            return self._unfinished_among(keys)
+            return self._unfinished_among(keys) | self.servers.retain_pods(namespace, uids, version)
 
     def _leave(self, view: PodView) -> set[Key]:
         return self._children.leave(view, self._lost(view), self._owners.key_of(view.owner_uid))
@@ -286,16 +293,9 @@ class Cache:
         """Return the key and uid of the unfinished object that a pod works for, or None."""
         with self._lock:
             found = self._children.owner_of_pod(namespace, name, uid)
-            return found if found is not None and self._owners.of_uid(found[1]) is not None else None
-
-
-def owner_key(body: dict[str, Any]) -> Key | None:
-    """Return the key of the object of ours that controls a child, or None."""
-    reference = controller_of(body)
-    kind = _KINDS.get(reference.get("kind", ""))
-    if kind is None or not str(reference.get("apiVersion", "")).startswith("tunery.dev/"):
-        return None
-    return Key(kind, body["metadata"]["namespace"], reference["name"])
+            if found is None:
+                return self.servers.owner_of_pod(namespace, name, uid)
+            return found if self._owners.of_uid(found[1]) is not None else None
 
 
 def _oldest_first(pods: list[PodView]) -> tuple[PodView, ...]:

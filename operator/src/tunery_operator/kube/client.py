@@ -23,7 +23,10 @@ MAX_RETRY_SECONDS: Final = 60.0
 
 _VERSIONS: Final = {
     "": "/api/v1",
+    "apps": "/apis/apps/v1",
     "batch": "/apis/batch/v1",
+    "networking.k8s.io": "/apis/networking.k8s.io/v1",
+    "policy": "/apis/policy/v1",
     "tunery.dev": "/apis/tunery.dev/v1alpha1",
     "authentication.k8s.io": "/apis/authentication.k8s.io/v1",
     "coordination.k8s.io": "/apis/coordination.k8s.io/v1",

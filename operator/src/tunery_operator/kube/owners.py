@@ -1,4 +1,4 @@
-"""What is known of the LoRAJobs and AdapterMerges; not safe for threads by itself, see cache.py."""
+"""What is known of our objects; not safe for threads by itself, see cache.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from tunery_api.kinds import Kind
+from tunery_api.kinds import JOB_KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import FINAL_PHASES, Phase
+from tunery_operator.kube.offers import Offers
+from tunery_operator.kube.serving import Serving
 from tunery_operator.kube.versions import Tombstones, later
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key, retry_mark
@@ -52,6 +54,8 @@ class Unfinished:
     """Its pods that are gone, by name of their Job and by uid."""
     awaited: set[Key] = field(default_factory=set)
     """The objects that this one waits for."""
+    serving: Serving | None = None
+    """What is known of a server beside its children; None: nothing yet, or it is none."""
 
 
 class Owners:
@@ -59,6 +63,7 @@ class Owners:
 
     def __init__(self, default_ttl: int | None = None) -> None:
         self._default_ttl = default_ttl
+        self.offers = Offers()
         self._seen: dict[Key, Seen] = {}
         self._unfinished: dict[Key, Unfinished] = {}
         self._keys: dict[str, Key] = {}
@@ -79,14 +84,20 @@ class Owners:
         before = self._seen.get(key)
         if uid in self._gone or (before is not None and not later(version, before.version)):
             return set()
+        woken = set[Key]()
         if before is not None and before.uid != uid:
-            self._remove(key, before)
+            woken = self._remove(key, before)
             before = None
         phase = sys.intern((body.get("status") or {}).get("phase") or Phase.PENDING.value)
-        over = _is_over(body)
+        over = _is_over(kind, body)
         seen = Seen(uid, version, phase, self._expires(body) if over else None)
         self._put(key, before, seen)
         waiters = set(self._waiters.get(key, ())) if _changed(before, seen) else set()
+        waiters |= woken
+        if kind in JOB_KINDS:
+            waiters |= self.offers.see(key, body)
+        else:
+            self.offers.follow(key, body.get("spec") or {})
         if over:
             # Who ends an object looks after its Jobs; where another has ended it, somebody has to.
             ended = {key} if key in self._unfinished else set()
@@ -124,10 +135,10 @@ class Owners:
             self._gone.add(uid)
         if seen is None or (uid is not None and seen.uid != uid):
             return set()
-        self._remove(key, seen)
-        return set(self._waiters.get(key, ()))
+        return self._remove(key, seen) | self._waiters.get(key, set())
 
-    def _remove(self, key: Key, seen: Seen) -> None:
+    def _remove(self, key: Key, seen: Seen) -> set[Key]:
+        """Forget an object altogether; return the servers that wanted what it offered."""
         self._gone.add(seen.uid)
         self._end(key)
         del self._seen[key]
@@ -135,6 +146,7 @@ class Owners:
         if len(self._expiring) > 64 + 2 * len(self._seen):
             self._expiring = [(when, kept) for when, kept in self._expiring if self._expires_at(kept) == when]
             heapq.heapify(self._expiring)
+        return self.offers.forget(key) if key.kind in JOB_KINDS else set()
 
     def _end(self, key: Key) -> None:
         """Drop what only an unfinished object needs."""
@@ -149,6 +161,8 @@ class Owners:
             waiters.discard(key)
             if not waiters:
                 del self._waiters[target]
+        if key.kind not in JOB_KINDS:
+            self.offers.leave(key)
 
     def _count(self, key: Key, seen: Seen, step: int) -> None:
         entry = (key.kind.value, key.namespace, seen.phase)
@@ -231,13 +245,15 @@ class Owners:
         return None if seen is None else seen.expires
 
 
-def _is_over(body: dict[str, Any]) -> bool:
+def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
     """Tell whether nothing is left to do: it has succeeded, or failed and nobody asked for another try.
+
+    A server never ends, whatever its phase.
 
     A change of its spec is still to be noted then: until status.observedGeneration follows, tools show it as unsettled.
     """
     status = body.get("status") or {}
-    if status.get("phase") not in FINAL_PHASES:
+    if kind not in JOB_KINDS or status.get("phase") not in FINAL_PHASES:
         return False
     if status.get("observedGeneration") not in (None, body["metadata"].get("generation")):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.kinds import Kind
+from tunery_api.kinds import JOB_KINDS, Kind
 from tunery_api.names import GROUP
 
 
@@ -22,11 +22,29 @@ class Call(NamedTuple):
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
 
+class Resource(NamedTuple):
+    """What the operator may do with a resource that children of our objects are of."""
+
+    kind: str
+    get: Call
+    create: Call
+    patch: Call
+
+    @property
+    def plural(self) -> str:
+        """Its name in a URL."""
+        return self.get.resource
+
+
+def _resource(kind: str, group: str, plural: str) -> Resource:
+    return Resource(kind, *(Call(group, plural, verb) for verb in ("get", "create", "patch")))
+
+
 OWNERS: Final = tuple(kind.plural for kind in Kind)
 
-GET_JOB: Final = Call("batch", "jobs", "get")
-CREATE_JOB: Final = Call("batch", "jobs", "create")
-PATCH_JOB: Final = Call("batch", "jobs", "patch")
+JOBS: Final = _resource("Job", "batch", "jobs")
+GET_JOB: Final = JOBS.get
+PATCH_JOB: Final = JOBS.patch
 DELETE_JOB: Final = Call("batch", "jobs", "delete")
 LIST_PODS: Final = Call("", "pods", "list")
 CREATE_EVENT: Final = Call("", "events", "create")
@@ -36,6 +54,16 @@ REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
 GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
 CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
 UPDATE_LEASE: Final = Call("coordination.k8s.io", "leases", "update")
+
+DEPLOYMENTS: Final = _resource("Deployment", "apps", "deployments")
+CONFIG_MAPS: Final = _resource("ConfigMap", "", "configmaps")
+SERVICES: Final = _resource("Service", "", "services")
+DISRUPTION_BUDGETS: Final = _resource("PodDisruptionBudget", "policy", "poddisruptionbudgets")
+NETWORK_POLICIES: Final = _resource("NetworkPolicy", "networking.k8s.io", "networkpolicies")
+GET_REPLICA_SET: Final = Call("apps", "replicasets", "get")
+"""Whose a pod is that says it is a server's: its labels could say anything."""
+
+_CHILDREN: Final = (JOBS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES)
 
 
 def get_owner(plural: str) -> Call:
@@ -53,19 +81,24 @@ def patch_status(plural: str) -> Call:
     return Call(GROUP, plural, "patch", "status")
 
 
-_WATCHED: Final = (*((GROUP, plural) for plural in OWNERS), ("batch", "jobs"), ("", "pods"))
+_WATCHED: Final = (
+    *((GROUP, plural) for plural in OWNERS),
+    ("batch", "jobs"),
+    ("apps", "deployments"),
+    ("", "pods"),
+)
 
 NAMESPACED_PERMISSIONS: Final = frozenset(
     {
-        GET_JOB,
-        CREATE_JOB,
-        PATCH_JOB,
         DELETE_JOB,
         LIST_PODS,
         CREATE_EVENT,
         LIST_EVENTS,
+        GET_REPLICA_SET,
     }
-    | {make(plural) for plural in OWNERS for make in (get_owner, delete_owner, patch_status)}
+    | {call for each in _CHILDREN for call in (each.get, each.create, each.patch)}
+    | {make(plural) for plural in OWNERS for make in (get_owner, patch_status)}
+    | {delete_owner(kind.plural) for kind in JOB_KINDS}
     | {Call(group, resource, verb) for group, resource in _WATCHED for verb in ("list", "watch")}
     # An owner reference that blocks deletion needs the right to set the owner's finalizers.
     | {Call(GROUP, plural, "update", "finalizers") for plural in OWNERS}

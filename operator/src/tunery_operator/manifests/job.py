@@ -17,7 +17,7 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
     It has no activeDeadlineSeconds: Kubernetes counts from the Job's last start, waiting for a node included, while
     spec.activeDeadlineSeconds means the seconds that pods ran, which the operator adds up itself.
     """
-    meta = metadata(plan)
+    meta = metadata(plan.owner, plan.name, plan.task.value)
     meta["labels"] |= plan.kueue_labels
     meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings}
     return {

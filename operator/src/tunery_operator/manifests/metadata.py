@@ -5,28 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.names import KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, ROLE_LABEL, label_value
-from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner
 
 
-def labels(plan: JobPlan) -> dict[str, str]:
-    """Return the labels that a Job and its pod carry."""
-    key = plan.owner.key
+def labels(owner: Owner, role: str) -> dict[str, str]:
+    """Return the labels that a child and its pods carry."""
     return {
         MANAGED_BY_LABEL: MANAGED_BY,
-        KIND_LABEL: key.kind.value.lower(),
-        OWNER_LABEL: label_value(key.name),
-        ROLE_LABEL: plan.task.value,
+        KIND_LABEL: owner.key.kind.singular,
+        OWNER_LABEL: label_value(owner.key.name),
+        ROLE_LABEL: role,
     }
 
 
-def metadata(plan: JobPlan) -> dict[str, Any]:
-    """Return the metadata of the Job."""
+def metadata(owner: Owner, name: str, role: str) -> dict[str, Any]:
+    """Return the metadata of a child."""
     return {
-        "name": plan.name,
-        "namespace": plan.owner.key.namespace,
-        "labels": labels(plan),
-        "ownerReferences": [owner_reference(plan.owner)],
+        "name": name,
+        "namespace": owner.key.namespace,
+        "labels": labels(owner, role),
+        "ownerReferences": [owner_reference(owner)],
     }
 
 

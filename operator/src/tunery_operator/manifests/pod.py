@@ -21,7 +21,7 @@ from tunery_api.names import (
 )
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
-from tunery_operator.plan.types import JobPlan, Progress, Resources
+from tunery_operator.plan.types import Image, JobPlan, Progress, Resources
 from tunery_operator.settings import PodSecurity
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -48,7 +48,7 @@ def _metadata(plan: JobPlan) -> dict[str, Any]:
     run = {RUN_ANNOTATION: json.dumps(plan.run.to_json_dict(), separators=(",", ":"), sort_keys=True)}
     if plan.progress is not None:
         run[PROGRESS_CA_ANNOTATION] = plan.progress.ca_pem
-    own = {**labels(plan), OWNER_UID_LABEL: plan.owner.uid}
+    own = {**labels(plan.owner, plan.task.value), OWNER_UID_LABEL: plan.owner.uid}
     return {"labels": {**plan.pod.labels, **own}, "annotations": {**plan.pod.annotations, **run}}
 
 
@@ -58,14 +58,14 @@ def _pod_spec(plan: JobPlan) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": plan.grace_seconds,
-        "securityContext": _security(plan.pod.security),
+        "securityContext": pod_security(plan.pod.security),
         "containers": [_container(plan)],
         "volumes": build_volumes(plan),
-        **_pull_secrets(plan),
+        **pull_secrets(plan.image),
     }
 
 
-def _security(ids: PodSecurity) -> dict[str, Any]:
+def pod_security(ids: PodSecurity) -> dict[str, Any]:
     """Return the pod's security context; an id that is None is left for the cluster to choose."""
     chosen = {"runAsUser": ids.run_as_user, "runAsGroup": ids.run_as_group, "fsGroup": ids.fs_group}
     return {
@@ -76,8 +76,18 @@ def _security(ids: PodSecurity) -> dict[str, Any]:
     }
 
 
-def _pull_secrets(plan: JobPlan) -> dict[str, Any]:
-    names = plan.image.pull_secrets
+def container_security() -> dict[str, Any]:
+    """Return the security context of every container of ours."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def pull_secrets(image: Image) -> dict[str, Any]:
+    """Return the field of the pod that names the Secrets of the registry; nothing where there are none."""
+    names = image.pull_secrets
     return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
 
 
@@ -87,43 +97,45 @@ def _container(plan: JobPlan) -> dict[str, Any]:
         "image": plan.image.name,
         "imagePullPolicy": plan.image.pull_policy,
         "command": ["python", "-m", "tunery_trainer", plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
-        "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
-        "resources": _resources(plan.resources),
+        "env": env_list(_environment(plan)),
+        "resources": amounts(plan.resources),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": build_volume_mounts(plan),
     }
 
 
+def env_list(variables: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return variables as a container lists them."""
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
 def _environment(plan: JobPlan) -> dict[str, str]:
     """Return the variables: the platform may move a cache, but not where progress is reported to."""
-    progress = {} if plan.progress is None else _progress(plan.progress)
+    progress = {} if plan.progress is None else progress_env(plan.progress, RUN_DIR)
     return {**ENVIRONMENT, **plan.pod.env, **progress}
 
 
-def _progress(progress: Progress) -> dict[str, str]:
+def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
     """Return the variables that transformers' KubeflowCallback reads: a URL and two paths."""
     return {
         PROGRESS_URL_ENV: progress.url,
-        PROGRESS_CA_ENV: f"{RUN_DIR}/{CA_FILE}",
+        PROGRESS_CA_ENV: f"{ca_folder}/{CA_FILE}",
         PROGRESS_TOKEN_ENV: f"{TOKEN_DIR}/{TOKEN_FILE}",
     }
 
 
-def _resources(resources: Resources) -> dict[str, Any]:
-    amounts = {
+def amounts(resources: Resources) -> dict[str, Any]:
+    """Return what a container asks for: requests equal limits."""
+    asked = {
         "cpu": resources.cpu,
         "memory": resources.memory,
         "ephemeral-storage": resources.ephemeral_storage,
     }
     if resources.gpus:
-        amounts[resources.gpu_resource] = str(resources.gpus)
-    return {"requests": amounts, "limits": dict(amounts)}
+        asked[resources.gpu_resource] = str(resources.gpus)
+    return {"requests": asked, "limits": dict(asked)}
 
 
 def _scheduling(plan: JobPlan) -> dict[str, Any]:

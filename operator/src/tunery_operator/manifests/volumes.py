@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE, PROGRESS_CA_ANNOTATION, RUN_ANNOTATION, RUN_DIR, RUN_FILE, WORK_DIR
-from tunery_operator.plan.types import JobPlan, VolumeMount
+from tunery_operator.plan.types import JobPlan, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"
@@ -30,10 +30,11 @@ def build_volumes(plan: JobPlan) -> list[dict[str, Any]]:
 
 def build_volume_mounts(plan: JobPlan) -> list[dict[str, Any]]:
     """Return the mounts of the container."""
-    return [_mount(mounted) for mounted in _mounted(plan)]
+    return [build_mount(mounted) for mounted in _mounted(plan)]
 
 
-def _mount(mounted: Mounted) -> dict[str, Any]:
+def build_mount(mounted: Mounted) -> dict[str, Any]:
+    """Return how a container sees a volume."""
     mount = {"name": mounted.volume["name"], "mountPath": mounted.path}
     return {**mount, "readOnly": True} if mounted.read_only else mount
 
@@ -46,13 +47,11 @@ def _mounted(plan: JobPlan) -> Iterator[Mounted]:
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.pod.shm_size}}
     yield Mounted(shm, "/dev/shm", read_only=False)  # noqa: S108
     for secret in plan.secrets:
-        # optional: a pod that waits for a missing Secret waits forever and only an event says why.
-        volume = {"name": f"secret-{secret.purpose}", "secret": {"secretName": secret.name, "optional": True}}
-        yield Mounted(volume, secret.path)
+        yield secret_mounted(secret)
     for mount in plan.volumes:
-        yield Mounted(_tenant_volume(mount), mount.path, mount.read_only)
+        yield tenant_mounted(mount)
     if plan.progress is not None:
-        yield Mounted(_token_volume(), TOKEN_DIR)
+        yield token_mounted()
 
 
 def _run_volume(plan: JobPlan) -> dict[str, Any]:
@@ -64,14 +63,26 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
     return {"name": "run", "downwardAPI": {"items": items}}
 
 
-def _tenant_volume(mount: VolumeMount) -> dict[str, Any]:
+def secret_mounted(secret: SecretMount) -> Mounted:
+    """Return a Secret of the tenant's, as files."""
+    # optional: a pod that waits for a missing Secret waits forever and only an event says why.
+    volume = {"name": f"secret-{secret.purpose}", "secret": {"secretName": secret.name, "optional": True}}
+    return Mounted(volume, secret.path)
+
+
+def tenant_mounted(mount: VolumeMount) -> Mounted:
+    """Return a claim or a ConfigMap of the tenant's."""
     name = f"volume-{mount.purpose}"
     if mount.claim is not None:
         read_only = {"readOnly": True} if mount.read_only else {}
-        return {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, **read_only}}
-    return {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
+        volume = {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, **read_only}}
+    else:
+        volume = {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
+    return Mounted(volume, mount.path, mount.read_only)
 
 
-def _token_volume() -> dict[str, Any]:
+def token_mounted() -> Mounted:
+    """Return the token that reports are signed with."""
     token = {"audience": PROGRESS_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
-    return {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
+    volume = {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
+    return Mounted(volume, TOKEN_DIR)

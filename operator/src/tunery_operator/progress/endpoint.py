@@ -1,4 +1,4 @@
-"""POST of a progress report: whose pod it is decides which object it is for; nothing in the body can."""
+"""POST of a report: whose pod it is decides which object it is for, and what it may say; nothing in the body can."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import web
 from pydantic import ValidationError
 
+from tunery_api.kinds import JOB_KINDS
 from tunery_api.runspec import ProgressUpdate
 from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.errors import ApiFailure
@@ -21,11 +22,13 @@ from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.progress.pace import Pace
 from tunery_operator.progress.plausible import sane
+from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 * 1024
+"""Bytes of the report of a pod that trains."""
 BODY_SECONDS: Final = 5.0
 
 
@@ -40,10 +43,11 @@ class Endpoint:
         self._queue = queue
         self._acts = acts
         self._pace = Pace()
+        self._replicas = Replicas(cache, queue)
 
     def app(self) -> web.Application:
         """Return the application; the path of the URL does not matter."""
-        app = web.Application(client_max_size=MAX_BODY)
+        app = web.Application()
         app.router.add_post("/{path:.*}", self._post)
         return app
 
@@ -67,8 +71,10 @@ class Endpoint:
         if claim is None:
             return _refuse(401, "a pod's token for this endpoint is needed")
         target = self._cache.owner_of_pod(*claim.pod)
+        if target is None and self._cache.servers.is_unproven(*claim.pod):
+            return _refuse(503, "it is not known yet whose pod this is", retry_after=1)
         if target is None:
-            return _refuse(403, "this pod trains nothing that has not ended")
+            return _refuse(403, "this pod works for no object that has not ended")
         try:
             if not await self._reviewer.proves(token.strip(), claim):
                 return _refuse(401, "the token is not valid here")
@@ -80,17 +86,20 @@ class Endpoint:
         return await self._take(request, *target, claim.pod.uid)
 
     async def _take(self, request: web.Request, key: Key, uid: str, pod_uid: str) -> web.Response:
+        trains = key.kind in JOB_KINDS
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await request.read()
+                body = await request.clone(client_max_size=MAX_BODY if trains else MAX_REPORT).read()
         except (TimeoutError, ConnectionError, web.RequestPayloadError):
             response = _refuse(408, "the report did not arrive whole, or not in time")
             response.force_close()
             return response
         try:
+            if not trains:
+                return self._replicas.take(key, uid, pod_uid, body)
             update = ProgressUpdate.model_validate_json(body)
         except ValidationError as error:
-            return _refuse(400, f"not a progress report: {error.error_count()} errors")
+            return _refuse(400, f"not a report of such a pod: {error.error_count()} errors")
         self._accept(key, uid, Report(sane(update.trainer_status, datetime.now(UTC)), pod_uid))
         return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 

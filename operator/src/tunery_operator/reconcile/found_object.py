@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunery_api.kinds import KINDS, Kind
+from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.placement import ResourcesSpec
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
@@ -23,7 +23,7 @@ from tunery_operator.views.owner import Key, Owner, parse_owner
 
 @dataclass(frozen=True, slots=True)
 class FoundObject:
-    """One LoRAJob or AdapterMerge of the API server."""
+    """One object of ours of the API server."""
 
     owner: Owner
     body: dict[str, Any]
@@ -40,8 +40,8 @@ class FoundObject:
 
     @property
     def finished(self) -> bool:
-        """Tell whether it succeeded or failed."""
-        return self.status.get("phase") in FINAL_PHASES
+        """Tell whether it succeeded or failed; a server never ends."""
+        return self.owner.key.kind in JOB_KINDS and self.status.get("phase") in FINAL_PHASES
 
     @property
     def version(self) -> str:
@@ -80,6 +80,11 @@ class FoundObject:
         return raw.get("gpus", plain.gpus), raw.get("gpuResource", plain.gpu_resource)
 
     @property
+    def replicas(self) -> int:
+        """How many replicas a server is to have."""
+        return int(self.spec.get("replicas", 1))
+
+    @property
     def deadline_seconds(self) -> int | None:
         """How long its pods may run in all; None: for ever."""
         seconds: int | None = self.spec.get("activeDeadlineSeconds")
@@ -97,6 +102,11 @@ class FoundObject:
         passed = self._condition(ConditionType.PREFLIGHT).get("reason") == "PreflightPassed"
         return self.holds(ConditionType.VALIDATED) or passed or "jobName" in self.status
 
+    def judged(self) -> bool:
+        """Tell whether its spec as it is now was found good before."""
+        now = self.status.get("observedGeneration") == self.owner.generation
+        return now and self.holds(ConditionType.VALIDATED)
+
     def _condition(self, type_: ConditionType) -> Mapping[str, Any]:
         conditions = self.status.get("conditions") or ()
         return next((condition for condition in conditions if condition["type"] == type_.value), {})
@@ -110,7 +120,8 @@ def _default(kind: Kind, field: str) -> Any:
 def find_object(services: Services, key: Key) -> FoundObject | None:
     """Return the object, or None where it is gone or on its way.
 
-    One that was deleted and is kept by a finalizer of somebody else counts as suspended: nobody wants its pods.
+    One that was deleted and is kept by a finalizer of somebody else counts as suspended, a server as without replicas:
+    nobody wants its pods.
     """
     body = read_object(services.client, services.cache, key)
     if body is None:
@@ -118,7 +129,8 @@ def find_object(services: Services, key: Key) -> FoundObject | None:
     if "deletionTimestamp" in body["metadata"]:
         if not kept_by(body):
             return None
-        body = {**body, "spec": {**(body.get("spec") or {}), "suspend": True}}
+        none = {"suspend": True} if key.kind in JOB_KINDS else {"replicas": 0}
+        body = {**body, "spec": {**(body.get("spec") or {}), **none}}
     return FoundObject(parse_owner(key.kind, body), body)
 
 

@@ -1,10 +1,10 @@
-"""The frame of every kind: find the object, let its own steps bring it further, and report what came of it."""
+"""The frame of every kind that runs Jobs: find the object, let its own steps bring it further, and report on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.lifecycle import LifecycleFields
@@ -22,20 +22,16 @@ from tunery_operator.kube.read import read_ended_pods
 from tunery_operator.reconcile.children import follow, own_leftovers
 from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
-from tunery_operator.reconcile.refusals import refusal_of
+from tunery_operator.reconcile.refusals import field_of, refusal_of
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
-from tunery_operator.status.compute import SCHEDULING
 from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import PodView
-
-_PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
-"""What of a Job comes from spec.scheduling alone, or from the platform's own settings, which the chart checks."""
 
 Spec = TypeVar("Spec", bound=LifecycleFields)
 
@@ -54,14 +50,8 @@ class KindSteps(Generic[Spec]):
     """The names of the Jobs whose pods must end before a new one is made."""
 
 
-def reconcile_object(services: Services, key: Key, steps: KindSteps[Spec]) -> Requeue:
-    """Bring one object a step further; gives the same answer however often it is asked."""
-    requeue = _reconcile(services, key, steps)
-    owed = services.cache.take_owed()
-    return replace(requeue, wake=requeue.wake | owed) if owed else requeue
-
-
-def _reconcile(services: Services, key: Key, steps: KindSteps[Spec]) -> Requeue:
+def reconcile_job(services: Services, key: Key, steps: KindSteps[Spec]) -> Requeue:
+    """Bring one object that runs Jobs a step further; gives the same answer however often it is asked."""
     obj = find_object(services, key)
     if obj is None or obj.finished:
         services.retries.reset(key)
@@ -147,14 +137,8 @@ def _step(services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot
         return _follow_only(services, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
         if not accepted:
-            return replace(snapshot, errors=(FieldError(_field_of(obj, error), str(error)),))
+            return replace(snapshot, errors=(FieldError(field_of(obj, error), str(error)),))
         return replace(snapshot, refusal=Refusal(FailureReason.CREATE_REFUSED, str(error)))
-
-
-def _field_of(obj: FoundObject, error: Rejected) -> str:
-    """Return the field of ours that a Job's wrong fields come from, as far as that is sure."""
-    asked = bool((obj.body.get("spec") or {}).get("scheduling"))
-    return SCHEDULING if asked and all(field.startswith(_PLACED) for field in error.fields) else "spec"
 
 
 def _follow_only(services: Services, snapshot: Snapshot) -> Snapshot:

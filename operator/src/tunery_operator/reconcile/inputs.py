@@ -12,6 +12,8 @@ from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.inputs import LocalReference, OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
+from tunery_api.serverstatus import AdapterState, ServerPhase
+from tunery_api.serving import Desired
 from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import (
     AdapterInput,
@@ -138,10 +140,17 @@ def refuse_circle(services: Services, obj: FoundObject, source: LocalReference, 
 
 
 def is_awaited(services: Services, key: Key) -> bool:
-    """Tell whether an unfinished object names this LoRAJob and has not written down what it found there."""
-    near = (other for other in services.cache.unfinished() if other.namespace == key.namespace and other != key)
-    bodies = (services.cache.body(other) for other in near)
-    return key.kind is Kind.LORAJOB and any(body is not None and _awaits(body, key.name) for body in bodies)
+    """Tell whether an unfinished object names this one and has not written down what it found there."""
+    cache = services.cache
+    near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
+    for other in near:
+        body = cache.body(other) or {}
+        if other.kind is Kind.ADAPTERSERVER:
+            if _server_awaits(body, cache.servers.desired(other), key):
+                return True
+        elif key.kind is Kind.LORAJOB and _awaits(body, key.name):
+            return True
+    return False
 
 
 def _awaits(body: Mapping[str, Any], name: str) -> bool:
@@ -149,6 +158,17 @@ def _awaits(body: Mapping[str, Any], name: str) -> bool:
     return name not in known and any(
         (item.get("loraJobRef") or {}).get("name") == name for item in _sources(body.get("spec") or {})
     )
+
+
+def _server_awaits(body: Mapping[str, Any], desired: Desired | None, key: Key) -> bool:
+    """Tell whether a server names an object and has neither taken over what it offers nor said why it does not."""
+    spec, status, source = body.get("spec") or {}, body.get("status") or {}, f"{key.kind.value}/{key.name}"
+    field = "loraJobRef" if key.kind is Kind.LORAJOB else "adapterMergeRef"
+    named = {item.get("name") for item in _sources(spec) if (item.get(field) or {}).get("name") == key.name}
+    taken = {item.name for item in (desired.adapters if desired is not None else ()) if item.source == source}
+    told = [item for item in status.get("adapters") or () if item.get("source") == source]
+    judged = {item["name"] for item in told if item.get("state") != AdapterState.WAITING.value}
+    return status.get("phase") != ServerPhase.INVALID.value and not named <= taken | judged
 
 
 def _sources(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

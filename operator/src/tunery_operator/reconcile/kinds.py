@@ -1,27 +1,33 @@
-"""Every kind and its own steps: what a reconcile looks up by kind, and nothing else does.
+"""Every kind and how its objects are reconciled: what the queue looks up by kind, and nothing else does.
 
 What else follows from the kind stands in `tunery_api.kinds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from tunery_api.kinds import Kind
 from tunery_operator.reconcile.adaptermerge import ADAPTERMERGE_STEPS
-from tunery_operator.reconcile.frame import KindSteps, reconcile_object
+from tunery_operator.reconcile.adapterserver import reconcile_server
+from tunery_operator.reconcile.frame import reconcile_job
 from tunery_operator.reconcile.lorajob import LORAJOB_STEPS
 from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import Key
 
-STEPS: Final[Mapping[Kind, KindSteps[Any]]] = {
-    Kind.LORAJOB: LORAJOB_STEPS,
-    Kind.ADAPTERMERGE: ADAPTERMERGE_STEPS,
+RECONCILERS: Final[Mapping[Kind, Callable[[Services, Key], Requeue]]] = {
+    Kind.LORAJOB: partial(reconcile_job, steps=LORAJOB_STEPS),
+    Kind.ADAPTERMERGE: partial(reconcile_job, steps=ADAPTERMERGE_STEPS),
+    Kind.ADAPTERSERVER: reconcile_server,
 }
 
 
 def reconcile(services: Services, key: Key) -> Requeue:
     """Bring one object a step further; gives the same answer however often it is asked."""
-    return reconcile_object(services, key, STEPS[key.kind])
+    requeue = RECONCILERS[key.kind](services, key)
+    owed = services.cache.take_owed()
+    return replace(requeue, wake=requeue.wake | owed) if owed else requeue

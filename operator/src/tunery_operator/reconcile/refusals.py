@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunery_api.reasons import FailureReason
-from tunery_operator.errors import ApiFailure
+from tunery_operator.errors import ApiFailure, Rejected
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.status.compute import SCHEDULING
 from tunery_operator.status.snapshot import Refusal
 
 _TOO_MANY_REQUESTS = 429
+_PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
+"""What of a child comes from spec.scheduling alone, or from the platform's own settings, which the chart checks."""
 
 
 def refusal_of(error: ApiFailure) -> Refusal:
@@ -20,3 +26,9 @@ def _reason(error: ApiFailure) -> FailureReason:
     if error.status == 403 and "exceeded quota" in str(error):
         return FailureReason.QUOTA_EXCEEDED
     return FailureReason.CREATE_REFUSED
+
+
+def field_of(obj: FoundObject, error: Rejected) -> str:
+    """Return the field of ours that a child's wrong fields come from, as far as that is sure."""
+    asked = bool((obj.body.get("spec") or {}).get("scheduling"))
+    return SCHEDULING if asked and all(field.startswith(_PLACED) for field in error.fields) else "spec"

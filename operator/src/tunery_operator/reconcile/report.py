@@ -13,7 +13,7 @@ from tunery_operator.reconcile.finished import jobs_of, mark_done, seconds_to_li
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.requeue import Requeue, earliest
 from tunery_operator.reconcile.services import Services
-from tunery_operator.reconcile.writing import write
+from tunery_operator.reconcile.writing import seconds_to_wait, write
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.snapshot import Snapshot
@@ -33,7 +33,7 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
         stop_jobs(services, snapshot)
     change = status_change(obj.body, status)
     later = earliest(retry_in, next_look(snapshot, status))
-    wait = _seconds_to_wait(services, obj, change)
+    wait = seconds_to_wait(services, obj, change, _FREQUENT)
     if not change or wait > 0:
         _mark_preflight(services, obj)
         return Requeue(earliest(later, wait if change else None))
@@ -42,15 +42,6 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
         mark_done(services, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
         return Requeue(seconds_to_live(services, obj, status), woken)
     return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
-
-
-def _seconds_to_wait(services: Services, obj: FoundObject, change: Mapping[str, Any]) -> float:
-    if not change.keys() <= _FREQUENT:
-        return 0.0
-    written = services.cache.written_at(obj.owner.key)
-    return (
-        0.0 if written is None else written + services.platform.settings.progress_write_seconds - services.monotonic()
-    )
 
 
 def _opens_next_step(obj: FoundObject, status: Mapping[str, Any]) -> bool:

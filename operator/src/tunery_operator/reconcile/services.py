@@ -35,6 +35,8 @@ class Services:
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
     watched_before: datetime | None = None
     """Until when another operator was at work before this one began, as the Lease says; None: unknown."""
+    acting_since: datetime | None = None
+    """Since when this operator takes reports; None: it does not."""
     is_pressed: Callable[[], bool] = lambda: False
     """Tells whether objects wait for their first look: making their Jobs goes before telling of others."""
     preflights: threading.Lock = field(default_factory=threading.Lock)

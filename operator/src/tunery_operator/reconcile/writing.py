@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tunery_operator import metrics
@@ -15,10 +15,18 @@ from tunery_operator.views.owner import Key
 
 
 def write(services: Services, obj: FoundObject, status: Mapping[str, Any], change: dict[str, Any]) -> frozenset[Key]:
-    """Write `change`, which makes `status`; return the objects that waited for its phase to change.
+    """Write `change`, which makes `status`, and tell what it says; return the objects that waited for its phase.
 
     Raises StaleObject, OwnerGone, ApiFailure.
     """
+    woken = write_down(services, obj, change)
+    services.events.post(obj.owner, transitions(obj.status, status))
+    metrics.observe(obj.status, status, _facts(services, obj))
+    return woken
+
+
+def write_down(services: Services, obj: FoundObject, change: dict[str, Any]) -> frozenset[Key]:
+    """Write `change`; return the objects that waited for what it changes. Errors as `write`'s."""
     key = obj.owner.key
     try:
         body = write_status(services.client, obj.owner, obj.version, change)
@@ -26,10 +34,17 @@ def write(services: Services, obj: FoundObject, status: Mapping[str, Any], chang
         services.cache.mark_stale(key)
         raise
     services.cache.note_written(key, services.monotonic())
-    woken = frozenset(services.cache.see_owner(key.kind, body) - {key})
-    services.events.post(obj.owner, transitions(obj.status, status))
-    metrics.observe(obj.status, status, _facts(services, obj))
-    return woken
+    return frozenset(services.cache.see_owner(key.kind, body) - {key})
+
+
+def seconds_to_wait(
+    services: Services, obj: FoundObject, change: Mapping[str, Any], frequent: Collection[str]
+) -> float:
+    """Return how long a change is to wait: one of `frequent` fields alone is written once in progress_write_seconds."""
+    written = services.cache.written_at(obj.owner.key)
+    if written is None or not all(field in frequent for field in change):
+        return 0.0
+    return written + services.platform.settings.progress_write_seconds - services.monotonic()
 
 
 def _facts(services: Services, obj: FoundObject) -> metrics.Facts:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 
 from tunery_api.scrub import scrub, shorten
 from tunery_api.status import ConditionStatus, ConditionType
 from tunery_operator.views.clock import format_time
-
-_ORDER: Final = {type_.value: index for index, type_ in enumerate(ConditionType)}
-
 
 _SHORT: Final = 160
 """Bytes of a message that may stand in several conditions."""
@@ -20,12 +18,15 @@ _SHORT: Final = 160
 class Conditions:
     """The conditions of a status while it is being computed."""
 
-    def __init__(self, old: Iterable[Mapping[str, Any]], generation: int, now: datetime) -> None:
+    def __init__(
+        self, old: Iterable[Mapping[str, Any]], generation: int, now: datetime, types: type[StrEnum] = ConditionType
+    ) -> None:
+        self._order = {type_.value: index for index, type_ in enumerate(types)}
         self._by_type: dict[str, dict[str, Any]] = {c["type"]: dict(c) for c in old}
         self._generation = generation
         self._now = format_time(now)
 
-    def set(self, type_: ConditionType, status: bool | None, reason: str, message: str = "") -> None:
+    def set(self, type_: StrEnum, status: bool | None, reason: str, message: str = "") -> None:
         """Set a condition to True, False or (None) Unknown."""
         value = _STATUS[status].value
         old = self._by_type.get(type_.value)
@@ -41,7 +42,7 @@ class Conditions:
             condition["message"] = scrub(message)
         self._by_type[type_.value] = condition
 
-    def abridge(self, message: str, told_by: ConditionType) -> None:
+    def abridge(self, message: str, told_by: StrEnum) -> None:
         """Cut a long message short in every condition but the one that tells it whole."""
         whole = scrub(message)
         if len(whole.encode()) <= _SHORT:
@@ -51,31 +52,31 @@ class Conditions:
             if type_ != told_by.value and condition.get("message") == whole:
                 condition["message"] = short
 
-    def status(self, type_: ConditionType) -> str | None:
+    def status(self, type_: StrEnum) -> str | None:
         """Return True, False or Unknown as a string, or None where the condition is not set."""
         condition = self._by_type.get(type_.value)
         return condition["status"] if condition else None
 
-    def is_true(self, type_: ConditionType) -> bool:
+    def is_true(self, type_: StrEnum) -> bool:
         """Tell whether the condition is True."""
         return self.status(type_) == ConditionStatus.TRUE.value
 
-    def is_false(self, type_: ConditionType) -> bool:
+    def is_false(self, type_: StrEnum) -> bool:
         """Tell whether the condition is False."""
         return self.status(type_) == ConditionStatus.FALSE.value
 
-    def reason(self, type_: ConditionType) -> str | None:
+    def reason(self, type_: StrEnum) -> str | None:
         """Return the reason of a condition, or None where it is not set."""
         condition = self._by_type.get(type_.value)
         return condition["reason"] if condition else None
 
-    def drop(self, type_: ConditionType) -> None:
+    def drop(self, type_: StrEnum) -> None:
         """Take a condition away: nothing is to be said of it any more."""
         self._by_type.pop(type_.value, None)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the conditions in the order of their types; those of a later version come last."""
-        return sorted(self._by_type.values(), key=lambda c: (_ORDER.get(c["type"], len(_ORDER)), c["type"]))
+        return sorted(self._by_type.values(), key=lambda c: (self._order.get(c["type"], len(self._order)), c["type"]))
 
 
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}

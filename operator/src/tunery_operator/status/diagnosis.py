@@ -30,10 +30,10 @@ _FRESH: Final = timedelta(minutes=3)
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _R = FailureReason
-_IMAGE_REASONS: Final = frozenset(
+IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
-_CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _ROOM_HINTS: Final = {
     task.value: (
         f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the "
@@ -71,9 +71,9 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return lost_node(pod)
     if pod.started_at is not None:
         return None
-    if pod.waiting_reason in _IMAGE_REASONS:
+    if pod.waiting_reason in IMAGE_REASONS:
         return failure(_R.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
-    if pod.waiting_reason in _CONFIG_REASONS:
+    if pod.waiting_reason in CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, attempt.job.role, now)

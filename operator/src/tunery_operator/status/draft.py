@@ -162,6 +162,6 @@ class Draft:
             "specVersion": VERSION,
             "observedGeneration": self.snapshot.owner.generation,
             "conditions": self.conditions.to_list(),
-            "phase": phase_of(self.conditions, self.snapshot.definition.working_phase).value,
+            "phase": phase_of(self.conditions, self.snapshot.running.working_phase).value,
         }
         return without_invalid(self.snapshot.definition.status, status, strict=True) or status

@@ -209,4 +209,4 @@ def _activity(draft: Draft, pod: PodView) -> str:
     if report.phase is Phase.SUCCEEDED:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
         return Phase.UPLOADING.value
-    return (report.phase or draft.snapshot.definition.working_phase).value
+    return (report.phase or draft.snapshot.running.working_phase).value

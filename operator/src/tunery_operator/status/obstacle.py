@@ -48,7 +48,7 @@ def _set_stage(draft: Draft, reason: str, message: str) -> None:
     if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
         # What cannot be stopped is not on its way to be.
         draft.conditions.set(ConditionType.SUSPENDED, False, reason, message)
-    before_work = snapshot.definition.has_preflight and not draft.conditions.is_true(preflight)
+    before_work = snapshot.running.has_preflight and not draft.conditions.is_true(preflight)
     if before_work:
         draft.conditions.set(preflight, None, reason, message)
     elif draft.conditions.status(running) != "True":

@@ -29,7 +29,7 @@ def check_preflight(draft: Draft) -> bool:
 
 
 def _nothing_to_judge(draft: Draft) -> bool:
-    return not draft.snapshot.definition.has_preflight or draft.conditions.is_true(_PREFLIGHT)
+    return not draft.snapshot.running.has_preflight or draft.conditions.is_true(_PREFLIGHT)
 
 
 def _ends_there(draft: Draft) -> bool:

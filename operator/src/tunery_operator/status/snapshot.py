@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from tunery_api.errors import FieldError
-from tunery_api.kinds import KINDS, Kind, KindDefinition
+from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import AdapterInput
@@ -88,3 +88,11 @@ class Snapshot:
     def definition(self) -> KindDefinition:
         """What follows from its kind alone."""
         return KINDS[self.kind]
+
+    @property
+    def running(self) -> Running:
+        """What is known of the Job that it runs."""
+        running = self.definition.running
+        if running is None:
+            raise TypeError(f"a {self.kind.value} runs no Job")
+        return running

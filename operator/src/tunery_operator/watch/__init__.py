@@ -2,5 +2,5 @@
 
 Wire ──► Reflector ──► sink ──► Cache
 (HTTP)   list, watch,    │
-         own policy      └──► keys: of Jobs and pods to the queue, of our own objects to Kopf through Feed
+         own policy      └──► keys: of children to the queue, of our own objects to Kopf through Feed
 """

@@ -65,8 +65,30 @@ class JobSink:
         self._tell(self._cache.retain_jobs(self._namespace, uids, version))
 
 
+class DeploymentSink:
+    """Takes the Deployments of servers."""
+
+    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+        self._namespace = namespace
+        self._servers, self._tell = cache.servers, tell
+
+    def see(self, body: Json) -> None:
+        """Take note of a Deployment."""
+        with _defects_told("deployments", body):
+            self._tell(self._servers.see_deployment(body))
+
+    def gone(self, body: Json) -> None:
+        """Take note that a Deployment was deleted, or is not labelled as ours any more."""
+        with _defects_told("deployments", body):
+            self._tell(self._servers.forget_deployment(body))
+
+    def retain(self, uids: set[str], version: str) -> None:
+        """Take note of all that there was at a version."""
+        self._tell(self._servers.retain_deployments(self._namespace, uids, version))
+
+
 class PodSink:
-    """Takes the pods of our Jobs."""
+    """Takes the pods of our Jobs and servers."""
 
     def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
         self._namespace = namespace

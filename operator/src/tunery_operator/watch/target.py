@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tunery_api.kinds import Kind
-from tunery_api.names import DONE_LABEL, GROUP, MANAGED_BY, MANAGED_BY_LABEL, VERSION
+from tunery_api.names import DONE_LABEL, GROUP, KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 
 _OURS: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 
@@ -44,8 +44,14 @@ def jobs(namespace: str | None) -> Target:
     return Target("jobs", "/apis/batch/v1", namespace, (("labelSelector", f"{_OURS},!{DONE_LABEL}"),))
 
 
+def deployments(namespace: str | None) -> Target:
+    """Return the Deployments of servers."""
+    ours = f"{_OURS},{KIND_LABEL}={Kind.ADAPTERSERVER.singular}"
+    return Target("deployments", "/apis/apps/v1", namespace, (("labelSelector", ours),))
+
+
 def pods(namespace: str | None) -> Target:
-    """Return our pods that have not ended."""
+    """Return the pods of our Jobs and servers that have not ended."""
     unfinished = "status.phase!=Succeeded,status.phase!=Failed"
     return Target("pods", "/api/v1", namespace, (("labelSelector", _OURS), ("fieldSelector", unfinished)))
 

@@ -11,8 +11,8 @@ from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
 from tunery_operator.watch.reflector import Reflector, Sink
 from tunery_operator.watch.reflector_state import Standing
-from tunery_operator.watch.sinks import JobSink, OwnerSink, PodSink, Tell
-from tunery_operator.watch.target import Target, jobs, namespaces_to_watch, owners, pods
+from tunery_operator.watch.sinks import DeploymentSink, JobSink, OwnerSink, PodSink, Tell
+from tunery_operator.watch.target import Target, deployments, jobs, namespaces_to_watch, owners, pods
 from tunery_operator.watch.transport import Patience, Wire
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def build_watches(
 ) -> Watches:
     """Return the watches of all namespaces, or of those that are named.
 
-    `tell_owner` takes the keys that a change of one of our objects concerns, `tell_child` those of a Job's or a pod's.
+    `tell_owner` takes the keys that a change of one of our objects concerns, `tell_child` those of a child's.
     """
 
     def reflector(target: Target, sink: Sink) -> Reflector:
@@ -88,5 +88,6 @@ def build_watches(
         for kind in Kind:
             found.append(reflector(owners(kind, namespace), OwnerSink(kind, namespace, cache, tell_owner)))
         found.append(reflector(jobs(namespace), JobSink(namespace, cache, tell_child)))
+        found.append(reflector(deployments(namespace), DeploymentSink(namespace, cache, tell_child)))
         found.append(reflector(pods(namespace), PodSink(namespace, cache, tell_child)))
     return Watches(found)

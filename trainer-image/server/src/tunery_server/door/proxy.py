@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -16,7 +17,7 @@ from tunery_server.door import body
 from tunery_server.door.answers import ClientGone, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
-from tunery_server.door.errors import Refusal, unavailable, unknown_model
+from tunery_server.door.errors import Refusal, not_served, unavailable, unknown_model
 from tunery_server.door.metrics import NOTHING, Metrics
 from tunery_server.door.session import HasSession, url
 from tunery_server.routes import RETRY_SECONDS, NotServed, Routes, UnknownModel
@@ -28,6 +29,7 @@ CLIENT_GONE: Final = 499
 CONNECT_SECONDS: Final = 10.0
 FIRST_SECONDS: Final = 3600.0
 """For the engine's first word: an answer that is not streamed comes all at once."""
+AT_ONCE_SECONDS: Final = 2.0
 _PAUSES: Final = (0.0, 0.1, 0.5, None)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _ACCEPT: Final = re.compile(r"[\x20-\x7e]{1,256}")
@@ -88,7 +90,7 @@ class Proxy:
             raise unknown_model() from error
         except NotServed as error:
             count.adapter = error.name
-            raise unavailable(error.reason, error.message, error.retry_after) from error
+            raise not_served(error) from error
         with self._routes.using(target):
             count.adapter = target.name
             self._metrics.used(target.name)
@@ -122,9 +124,11 @@ class Proxy:
     async def _ask(self, passage: Passage, data: bytes) -> aiohttp.ClientResponse:
         """Return the head of the engine's answer.
 
-        Tried again is what has not reached the engine: it had closed the connection for being idle, or had too many
-        that it had not taken yet (asyncio believes then to be connected, and fails at the first byte).
+        Tried again is what fails at once, so has not been worked at: the engine had closed the connection for being
+        idle, or had too many that it had not taken yet (asyncio believes then to be connected, and fails at the first
+        byte).
         """
+        begun = time.monotonic()
         for pause in _PAUSES:
             try:
                 return await self._engine.session.post(
@@ -135,9 +139,10 @@ class Proxy:
                     allow_redirects=False,
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if pause is None or isinstance(error, aiohttp.ClientConnectorError):
+                late = pause is None or time.monotonic() - begun > AT_ONCE_SECONDS
+                if late or isinstance(error, aiohttp.ClientConnectorError):
                     raise
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause or 0)
         raise AssertionError("the last try returns or raises")
 
     def _is_gone(self, error: Exception) -> Refusal:

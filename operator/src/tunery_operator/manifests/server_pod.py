@@ -1,0 +1,116 @@
+"""The pod of a server: fetch the model, then the door, then the engine behind it; restricted Pod Security."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from tunery_api.names import OWNER_UID_LABEL, TERMINATION_PATH
+from tunery_api.serving import DESIRED_DIR, DOOR_PORT, ENGINE_SOCKET, MODEL_DIR, SERVE_DIR, SERVE_FILE
+from tunery_operator.manifests import server_volumes as volumes
+from tunery_operator.manifests.metadata import labels
+from tunery_operator.manifests.pod import (
+    ENVIRONMENT,
+    amounts,
+    container_security,
+    env_list,
+    pod_security,
+    progress_env,
+    pull_secrets,
+)
+from tunery_operator.manifests.volumes import Mounted, build_mount
+from tunery_operator.plan.adapterserver import ServerPlan
+from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL, ROLE
+from tunery_operator.plan.types import Image, Resources
+
+GRACE_SECONDS: Final = 90
+"""preStop, then the engine finishes its requests, then the door ends: it is a sidecar, and so the last."""
+_UNLISTED_SECONDS: Final = 5
+"""How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
+_START: Final = f'rm -f {ENGINE_SOCKET}; exec vllm serve {MODEL_DIR} "$@"'
+"""vLLM does not take the socket that an engine before it has left."""
+_DOOR_HOME: Final = "/tmp"  # noqa: S108
+
+
+def build_server_pod(plan: ServerPlan) -> dict[str, Any]:
+    """Return the template of the pods of a server."""
+    own = {**labels(plan.owner, ROLE), OWNER_UID_LABEL: plan.owner.uid}
+    meta: dict[str, Any] = {"labels": {**plan.pod.labels, **own}}
+    if plan.pod.annotations:
+        meta["annotations"] = dict(plan.pod.annotations)
+    return {"metadata": meta, "spec": {**_pod_spec(plan), **plan.scheduling.to_json_dict()}}
+
+
+def _pod_spec(plan: ServerPlan) -> dict[str, Any]:
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": pod_security(plan.pod.security),
+        "initContainers": [_model(plan), _door(plan)],
+        "containers": [_engine(plan)],
+        "volumes": volumes.build_server_volumes(plan),
+        **pull_secrets(plan.door),
+    }
+
+
+def _model(plan: ServerPlan) -> dict[str, Any]:
+    """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
+    asked = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
+    return {
+        **_container(MODEL, plan.door, asked, volumes.of_model(plan)),
+        "command": _command("fetch-model"),
+        "env": env_list({**ENVIRONMENT, **plan.pod.env}),
+    }
+
+
+def _door(plan: ServerPlan) -> dict[str, Any]:
+    progress = {} if plan.progress is None else progress_env(plan.progress, DESIRED_DIR)
+    variables = {"HOME": _DOOR_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env, **progress}
+    return {
+        **_container(DOOR, plan.door, plan.door_resources, volumes.of_door(plan)),
+        "command": _command("door"),
+        "restartPolicy": "Always",
+        "ports": [{"name": "http", "containerPort": DOOR_PORT, "protocol": "TCP"}],
+        "env": env_list(variables),
+        # The engine starts once the door answers.
+        "startupProbe": {**_probe("/livez", 2), "failureThreshold": 30},
+        "livenessProbe": {**_probe("/livez", 10), "timeoutSeconds": 5, "failureThreshold": 3},
+        "readinessProbe": {**_probe("/readyz", 2), "timeoutSeconds": 2, "failureThreshold": 1},
+    }
+
+
+def _engine(plan: ServerPlan) -> dict[str, Any]:
+    variables = {**ENVIRONMENT, **plan.pod.env, **plan.environment}
+    return {
+        **_container(ENGINE, plan.engine, plan.resources, volumes.of_engine(plan)),
+        "command": ["sh", "-c", _START, "vllm", *plan.arguments],
+        "env": env_list(variables),
+        # The door asks the engine over its socket. A large model may take half an hour to load.
+        "startupProbe": {**_probe("/healthz/engine", 5), "timeoutSeconds": 5, "failureThreshold": 360},
+        "livenessProbe": {**_probe("/healthz/engine", 10), "timeoutSeconds": 5, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
+        # It has no message of its own: the end of its log says why it ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _command(task: str) -> list[str]:
+    return ["python", "-m", "tunery_server", task, f"{SERVE_DIR}/{SERVE_FILE}"]
+
+
+def _container(name: str, image: Image, resources: Resources, mounted: Iterable[Mounted]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image.name,
+        "imagePullPolicy": image.pull_policy,
+        "resources": amounts(resources),
+        "terminationMessagePath": TERMINATION_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": container_security(),
+        "volumeMounts": [build_mount(each) for each in mounted],
+    }
+
+
+def _probe(path: str, period: int) -> Mapping[str, Any]:
+    return {"httpGet": {"path": path, "port": DOOR_PORT}, "periodSeconds": period}

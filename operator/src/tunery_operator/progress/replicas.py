@@ -1,0 +1,80 @@
+"""What a server's replica reports: kept, compared with what is known, and answered with what it is to serve."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from aiohttp import web
+
+from tunery_api.scrub import scrub
+from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
+from tunery_operator.dispatch.queue import Lane, WorkQueue
+from tunery_operator.kube.cache import Cache
+from tunery_operator.progress.plausible import MAX_WHOLE
+from tunery_operator.views.owner import Key
+
+MAX_REPORT: Final = 1536 * 1024
+"""Bytes of a report of 4,096 adapters."""
+MIN_INTERVAL: Final = 5.0
+POSTS_PER_SECOND: Final = 100
+"""What the pace aims at, over all replicas of all servers."""
+
+
+class Replicas:
+    """Takes the reports of servers' pods; all methods belong to the event loop's thread."""
+
+    def __init__(self, cache: Cache, queue: WorkQueue) -> None:
+        self._servers = cache.servers
+        self._queue = queue
+
+    def take(self, key: Key, uid: str, pod_uid: str, body: bytes) -> web.Response:
+        """Return the answer to a report. Raises ValidationError where it is none.
+
+        The server is looked at only where the report says something new.
+        """
+        state = _sane(ReplicaReport.model_validate_json(body).replica_status)
+        if self._servers.hear(key, uid, pod_uid, state):
+            self._queue.add([key], lane=Lane.LOW)
+        reply = ReplicaReply(desired=self._news(key, state), interval_seconds=self._interval())
+        text = reply.model_dump_json(by_alias=True, exclude_none=True)
+        return web.json_response(text=text)
+
+    def _news(self, key: Key, state: ReplicaState) -> Desired | None:
+        """Return what a replica is to serve, where it does not know yet."""
+        desired = self._servers.desired(key)
+        return desired if desired is not None and desired.revision > state.revision else None
+
+    def _interval(self) -> float:
+        return max(MIN_INTERVAL, float(math.ceil(self._servers.replicas() / POSTS_PER_SECOND)))
+
+
+def _sane(state: ReplicaState) -> ReplicaState:
+    """Return the report as a status can hold it: numbers in range, and no credential in any text."""
+    return state.model_copy(
+        update={
+            "revision": min(state.revision, MAX_WHOLE),
+            "engine_restarts": min(state.engine_restarts, MAX_WHOLE),
+            "message": _scrubbed(state.message),
+            "adapters": [_sane_adapter(each) for each in state.adapters],
+        }
+    )
+
+
+def _sane_adapter(adapter: ReportedAdapter) -> ReportedAdapter:
+    return adapter.model_copy(
+        update={
+            "rank": _at_most(adapter.rank),
+            "size_bytes": _at_most(adapter.size_bytes),
+            "message": _scrubbed(adapter.message),
+            "hint": _scrubbed(adapter.hint),
+        }
+    )
+
+
+def _at_most(value: int | None) -> int | None:
+    return None if value is None else min(value, MAX_WHOLE)
+
+
+def _scrubbed(text: str | None) -> str | None:
+    return None if text is None else scrub(text)

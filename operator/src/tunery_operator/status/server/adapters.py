@@ -1,0 +1,229 @@
+"""Where each adapter stands, over all replicas: what it is asked for by name is what is told, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tunery_api.reasons import advice_for
+from tunery_api.scrub import scrub, shorten
+from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
+from tunery_api.serving import DesiredAdapter, ReportedAdapter
+from tunery_operator.plan.desired import Kept, Refused, Resolution, Waiting
+from tunery_operator.status.server.replicas import Replica
+
+_S = AdapterState
+_WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.SERVED)
+"""An adapter stands where it stands worst."""
+_SHORT: Final = 256
+_HINT: Final = 512
+"""Bytes of a text in a list of many; of one that is to be followed to the letter."""
+_SILENT: Final = "its replica has not reported for more than 30 seconds"
+_NEW: Final = "its replica has not spoken of it yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One adapter."""
+
+    name: str
+    state: AdapterState
+    fields: dict[str, Any]
+    """What the status says of it, named as in Python; texts are as they came."""
+    reason: str | None
+    needs_mending: bool
+    """Somebody has to do something: it is not just on its way."""
+
+    @property
+    def message(self) -> str | None:
+        """What stands in its way, in a sentence."""
+        message: str | None = self.fields.get("message")
+        return message
+
+    @property
+    def troubled(self) -> bool:
+        """Tell whether something stands in its way."""
+        return self.reason is not None or self.state is AdapterState.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is known of an adapter apart from the replicas."""
+
+    name: str
+    source: str
+    desired: DesiredAdapter | None = None
+    waiting: Waiting | None = None
+    refused: Refused | None = None
+    kept: Kept | None = None
+
+
+def standings(resolution: Resolution | None, replicas: Sequence[Replica], *, stopped: bool) -> list[Standing]:
+    """Return where each adapter stands, problems first, then by name.
+
+    Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
+    """
+    asked = [replica for replica in replicas if replica.ready] or list(replicas)
+    found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
+    return sorted(found, key=_order)
+
+
+def _order(item: Standing) -> tuple[int, int, str]:
+    return (0 if item.needs_mending else 1 if item.troubled else 2, _WORST_FIRST.index(item.state), item.name)
+
+
+def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Iterator[_Wanted]:
+    if resolution is None:
+        for name in sorted({name for replica in replicas for name in replica.adapters}):
+            yield _Wanted(name, "")
+        return
+    desired = {item.name: item for item in resolution.desired.adapters}
+    waiting = {item.name: item for item in resolution.waiting}
+    refused = {item.name: item for item in resolution.refused}
+    kept = {item.name: item for item in resolution.kept}
+    sources = {item.name: item.source for part in (desired, waiting, refused) for item in part.values()}
+    for name in sorted(sources):
+        yield _Wanted(name, sources[name], desired.get(name), waiting.get(name), refused.get(name), kept.get(name))
+
+
+def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standing:
+    if item.desired is None and item.refused is not None:
+        return _refused(item, item.refused)
+    if item.desired is None and item.waiting is not None:
+        return _held(item, _S.WAITING, item.waiting.message)
+    if stopped:
+        return _held(item, _S.WAITING, "the server is stopped: spec.replicas is 0")
+    if not asked:
+        return _held(item, _S.WAITING, "no replica runs yet")
+    return _over_replicas(item, asked)
+
+
+def _refused(item: _Wanted, why: Refused) -> Standing:
+    fields = {
+        "name": item.name,
+        "source": item.source,
+        "uri": why.uri,
+        "wanted_sha256": why.manifest_sha256,
+        "rank": why.rank,
+        "state": _S.FAILED.value,
+        "reason": why.reason.value,
+        "message": why.message,
+        "hint": why.hint,
+    }
+    return Standing(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
+
+
+def _held(item: _Wanted, state: AdapterState, message: str) -> Standing:
+    desired = item.desired
+    fields = {
+        "name": item.name,
+        "source": item.source,
+        "uri": desired.uri if desired is not None else None,
+        "wanted_sha256": desired.manifest_sha256 if desired is not None else None,
+        "state": state.value,
+        "message": message,
+    }
+    return Standing(item.name, state, fields, None, needs_mending=False)
+
+
+def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
+    answers = [(replica, _answer(replica, item.name)) for replica in asked]
+    state = min((answer.state for _, answer in answers), key=_WORST_FIRST.index)
+    worst = next(answer for _, answer in answers if answer.state is state)
+    told = next((answer for _, answer in answers if answer.state is state and answer.reason), worst)
+    reason, message, hint = told.reason, told.message, told.hint
+    if item.refused is not None:
+        reason, message, hint = item.refused.reason.value, item.refused.message, item.refused.hint
+    elif item.kept is not None and message is None:
+        message = item.kept.message
+    served, wanted = _digests(item, [answer for _, answer in answers])
+    ready = [replica for replica in asked if replica.ready]
+    on = sum(answer.state is _S.SERVED for replica, answer in answers if replica.ready)
+    fields = {
+        "name": item.name,
+        "source": item.source or None,
+        "uri": item.desired.uri if item.desired is not None else None,
+        "manifest_sha256": served,
+        "wanted_sha256": wanted,
+        "rank": _first(answers, "rank"),
+        "size_bytes": _first(answers, "size_bytes"),
+        "state": state.value,
+        "replicas": f"{on}/{len(ready)}",
+        "reason": reason,
+        "message": message,
+        "hint": hint or (advice_for(reason).hint if reason else None),
+        "not_served_on": _not_served_on(answers, message),
+    }
+    mending = state is _S.FAILED or (reason is not None and not advice_for(reason).retryable)
+    return Standing(item.name, state, fields, reason, needs_mending=mending)
+
+
+def _answer(replica: Replica, name: str) -> ReportedAdapter:
+    """Return how an adapter stands on a replica: nothing is served where no requests come, or that nobody heard of."""
+    told = replica.adapters.get(name)
+    if replica.silent:
+        return ReportedAdapter(
+            name=name, state=_S.UNKNOWN, manifest_sha256=told and told.manifest_sha256, message=_SILENT
+        )
+    if told is None:
+        return ReportedAdapter(name=name, state=_S.LOADING, message=_NEW if replica.state is not None else None)
+    if told.state is _S.SERVED and not replica.ready:
+        return told.model_copy(update={"state": _S.LOADING})
+    return told
+
+
+def _digests(item: _Wanted, answers: Sequence[ReportedAdapter]) -> tuple[str | None, str | None]:
+    """Return the digest of what is served, the old one while both are, and that of what is to be, while it differs."""
+    wanted = item.refused.manifest_sha256 if item.refused is not None else None
+    wanted = wanted or next((answer.wanted_sha256 for answer in answers if answer.wanted_sha256), None)
+    wanted = wanted or (item.desired.manifest_sha256 if item.desired is not None else None)
+    served = sorted({answer.manifest_sha256 for answer in answers if answer.manifest_sha256})
+    old = [digest for digest in served if digest != wanted]
+    shown = next(iter(old or served), None)
+    return shown, wanted if wanted != shown else None
+
+
+def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: str | None) -> list[dict[str, Any]]:
+    others = [(replica, answer) for replica, answer in answers if answer.state is not _S.SERVED]
+    return [
+        {
+            "pod": replica.pod.name,
+            "state": answer.state.value,
+            "reason": answer.reason,
+            # What all of them say stands beside the adapter already.
+            "message": answer.message if answer.message != message else None,
+        }
+        for replica, answer in others[:NOT_SERVED_SHOWN]
+    ]
+
+
+def shown(item: Standing) -> dict[str, Any]:
+    """Return what the status says of an adapter: texts without credentials, and short, since there are many."""
+    fields = {**item.fields, "message": _text(item.message), "hint": _text(item.fields.get("hint"), _HINT)}
+    others = [NotServedOn(**{**each, "message": _text(each["message"])}) for each in fields.pop("not_served_on", ())]
+    return ServedAdapterStatus(**fields, not_served_on=others or None).to_json_dict()
+
+
+def _first(answers: Sequence[tuple[Replica, ReportedAdapter]], field: str) -> Any:
+    values: Iterator[Any] = (getattr(answer, field) for _, answer in answers)
+    return next((value for value in values if value is not None), None)
+
+
+def _text(message: str | None, limit: int = _SHORT) -> str | None:
+    return shorten(scrub(message), limit) if message else None
+
+
+def count(found: Sequence[Standing], skipped: int) -> Mapping[str, int]:
+    """Return the counts, exact also where the list is cut."""
+    return {
+        "desired": len(found),
+        "served": sum(item.state is _S.SERVED for item in found),
+        "failed": sum(item.needs_mending for item in found),
+        "skipped": skipped,
+    }
+
+
+def first_problem(found: Sequence[Standing]) -> Standing | None:
+    """Return the adapter with the gravest problem, or None where nothing stands in the way of any."""
+    return next((item for item in found if item.troubled), None)

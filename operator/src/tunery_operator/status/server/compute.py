@@ -1,0 +1,144 @@
+"""The status of an AdapterServer, what it tells by events, and when to look again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from tunery_api.scrub import scrub, shorten
+from tunery_api.serverstatus import (
+    ADAPTERS_SHOWN,
+    REPLICAS_SHOWN,
+    SKIPPED_SHOWN,
+    ReplicaStatus,
+    ServerCondition,
+    SkippedSource,
+)
+from tunery_operator.plan.server_names import pod_selector, server_url
+from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.server.adapters import Standing, count, shown, standings
+from tunery_operator.status.server.conditions import Seen, set_conditions
+from tunery_operator.status.server.events import server_events
+from tunery_operator.status.server.phase import server_phase
+from tunery_operator.status.server.replicas import Replica, find_replicas
+from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.status.server.verdict import failure_block, hindrance
+from tunery_operator.views.clock import format_time
+from tunery_operator.views.event import Event
+
+LIST_BYTES: Final = 160 * 1024
+"""Of status.adapters: with all the rest the status stays below 256 KiB."""
+_SHORT: Final = 256
+_PAUSE: Final = 15.0
+"""Seconds between two looks where the cluster refuses something, or what waits ends without a word."""
+_MARGIN: Final = 1.0
+
+
+class Outcome(NamedTuple):
+    """What follows from a snapshot."""
+
+    status: dict[str, Any]
+    events: tuple[Event, ...]
+    """What has changed since `before` that deserves an event."""
+    next_look: float | None
+    """Seconds until time alone may change the status; None: never."""
+
+
+def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> Outcome:
+    """Return the status that a server should have now; `before` is the one that the API server has.
+
+    A report that says nothing new changes nothing in it.
+    """
+    replicas = find_replicas(snapshot, before, now)
+    adapters = standings(snapshot.resolution, replicas, stopped=snapshot.replicas == 0)
+    seen = Seen(snapshot, replicas, adapters, hindrance(snapshot, replicas))
+    conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
+    set_conditions(conditions, seen)
+    failure = failure_block(snapshot, seen.hindrance, adapters)
+    phase = server_phase(conditions, seen, hindered=failure is not None)
+    fields = {
+        "observedGeneration": snapshot.owner.generation,
+        "phase": phase.value,
+        "conditions": conditions.to_list(),
+        "failure": failure,
+        **_of_replicas(seen),
+        **_of_adapters(seen),
+    }
+    status = {name: value for name, value in fields.items() if value is not None}
+    changed = _what_is_served(status) != _what_is_served(before)
+    last = format_time(now) if changed else before.get("lastChangeTime")
+    if last is not None:
+        status["lastChangeTime"] = last
+    return Outcome(status, server_events(before, status, now), min(_looks(snapshot, replicas), default=None))
+
+
+def _of_replicas(seen: Seen) -> dict[str, Any]:
+    owner = seen.snapshot.owner
+    replicas = [_replica(replica) for replica in seen.replicas[:REPLICAS_SHOWN]]
+    return {
+        "url": server_url(owner.key),
+        "selector": ",".join(f"{name}={value}" for name, value in sorted(pod_selector(owner).items())),
+        "replicas": len(seen.replicas),
+        "readyReplicas": seen.ready,
+        "readyText": f"{seen.ready}/{seen.snapshot.replicas}",
+        "replicaStatuses": replicas or None,
+    }
+
+
+def _replica(replica: Replica) -> dict[str, Any]:
+    known = replica.state if not replica.silent else None
+    obstacle = replica.obstacle
+    reason, message = (None, None) if obstacle is None else (str(obstacle.reason), obstacle.message)
+    if replica.silent:
+        reason, message = "NotReporting", "it has not reported for more than 30 seconds"
+    elif obstacle is None and known is not None and known.reason is not None:
+        reason, message = known.reason, known.message
+    return ReplicaStatus(
+        pod=replica.pod.name,
+        ready=replica.ready,
+        served=replica.served if known is not None else None,
+        engine_version=replica.state.engine_version if replica.state is not None else None,
+        reason=reason,
+        message=shorten(scrub(message), _SHORT) if message else None,
+    ).to_json_dict()
+
+
+def _of_adapters(seen: Seen) -> dict[str, Any]:
+    skipped = seen.snapshot.resolution.skipped if seen.snapshot.resolution is not None else ()
+    counts = count(seen.adapters, len(skipped))
+    left_out = [
+        SkippedSource(source=item.source, reason=shorten(item.reason, _SHORT)).to_json_dict()
+        for item in skipped[:SKIPPED_SHOWN]
+    ]
+    return {
+        "adaptersText": f"{counts['served']}/{counts['desired']}",
+        "adapterCounts": dict(counts),
+        "adapters": list(_listed(seen.adapters)) or None,
+        "skipped": left_out or None,
+    }
+
+
+def _listed(adapters: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+    """Yield the adapters that the status has room for; those with problems come first."""
+    room = LIST_BYTES
+    for item in adapters[:ADAPTERS_SHOWN]:
+        entry = shown(item)
+        room -= len(json.dumps(entry).encode())
+        if room < 0:
+            return
+        yield entry
+
+
+def _what_is_served(status: Mapping[str, Any]) -> Any:
+    served = [(item.get("name"), item.get("manifestSha256")) for item in status.get("adapters") or ()]
+    return sorted(item for item in served if item[1]), (status.get("adapterCounts") or {}).get("served", 0)
+
+
+def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[float]:
+    for replica in replicas:
+        if replica.silent_in is not None:
+            yield replica.silent_in + _MARGIN
+    if snapshot.refusal is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
+        yield _PAUSE

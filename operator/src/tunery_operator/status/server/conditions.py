@@ -1,0 +1,141 @@
+"""The conditions of a server, one function each; their messages change only with what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.serverstatus import AdapterState, ServerCondition
+from tunery_operator.plan.desired import Resolution
+from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.server.adapters import Standing, first_problem
+from tunery_operator.status.server.replicas import Replica
+from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.status.server.verdict import as_text
+
+NOT_REPORTING: Final = "NotReporting"
+STOPPED: Final = "Stopped"
+ROLLING_OUT: Final = "RollingOut"
+_NAMED: Final = 5
+"""Names in a message; the others are counted."""
+
+
+class Seen(NamedTuple):
+    """What was found out about a server."""
+
+    snapshot: ServerSnapshot
+    replicas: Sequence[Replica]
+    adapters: Sequence[Standing]
+    hindrance: Failure | None
+
+    @property
+    def ready(self) -> int:
+        """How many replicas get requests."""
+        return sum(replica.ready for replica in self.replicas)
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether no replica is wanted."""
+        return self.snapshot.replicas == 0
+
+    @property
+    def moving(self) -> bool:
+        """Tell whether replicas are made or replaced."""
+        deployment = self.snapshot.deployment
+        if deployment is None or not deployment.settled:
+            return True
+        return len(self.replicas) != self.snapshot.replicas or any(replica.starting for replica in self.replicas)
+
+
+def names(items: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(items[:_NAMED])
+    return shown if len(items) <= _NAMED else f"{shown} and {len(items) - _NAMED} more"
+
+
+def set_conditions(conditions: Conditions, seen: Seen) -> None:
+    """Set all conditions of a server."""
+    _validated(conditions, seen.snapshot)
+    if seen.snapshot.resolution is not None:
+        _resolved(conditions, seen.snapshot.resolution)
+    _available(conditions, seen)
+    _served(conditions, seen)
+    _progressing(conditions, seen)
+
+
+def _validated(conditions: Conditions, snapshot: ServerSnapshot) -> None:
+    if snapshot.errors:
+        text = as_text(snapshot.errors)
+        conditions.set(ServerCondition.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
+    else:
+        conditions.set(ServerCondition.VALIDATED, True, "SpecValid")
+
+
+def _resolved(conditions: Conditions, resolution: Resolution) -> None:
+    type_ = ServerCondition.ADAPTERS_RESOLVED
+    if resolution.refused:
+        first = resolution.refused[0]
+        others = names([item.name for item in resolution.refused])
+        conditions.set(type_, False, first.reason.value, f"not to be served: {others}; {first.name}: {first.message}")
+    elif resolution.waiting:
+        text = "; ".join(item.message for item in resolution.waiting[:_NAMED])
+        more = len(resolution.waiting) - _NAMED
+        conditions.set(type_, False, "WaitingForAdapters", text + (f"; and {more} more" if more > 0 else ""))
+    elif resolution.kept:
+        conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.kept[:_NAMED]))
+    else:
+        conditions.set(type_, True, "AdaptersResolved")
+
+
+def _available(conditions: Conditions, seen: Seen) -> None:
+    type_ = ServerCondition.AVAILABLE
+    if seen.ready:
+        conditions.set(type_, True, "Available", f"{seen.ready} of {seen.snapshot.replicas} replicas answer")
+    elif seen.stopped:
+        conditions.set(type_, False, STOPPED, "spec.replicas is 0")
+    elif seen.hindrance is not None:
+        conditions.set(type_, False, str(seen.hindrance.reason), seen.hindrance.message)
+    else:
+        conditions.set(type_, False, "Starting", "no replica answers yet")
+
+
+def _served(conditions: Conditions, seen: Seen) -> None:
+    type_ = ServerCondition.ADAPTERS_SERVED
+    silent = [replica.pod.name for replica in seen.replicas if replica.silent]
+    problem = first_problem(seen.adapters)
+    loading = [item.name for item in seen.adapters if item.state is not AdapterState.SERVED]
+    if seen.stopped:
+        conditions.set(type_, None, STOPPED, "spec.replicas is 0")
+    elif silent:
+        conditions.set(type_, None, NOT_REPORTING, f"for more than 30 seconds nothing was heard of {names(silent)}")
+    elif not seen.adapters:
+        conditions.set(type_, True, "NoAdapters", "no adapter is wanted")
+    elif problem is not None:
+        reason = problem.reason or FailureReason.INTERNAL_ERROR.value
+        conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
+    elif not seen.ready:
+        conditions.set(type_, False, "NotAvailable", "no replica answers yet")
+    elif loading:
+        conditions.set(type_, False, "Loading", f"not served on every replica yet: {names(loading)}")
+    else:
+        conditions.set(type_, True, "AdaptersServed")
+
+
+def _progressing(conditions: Conditions, seen: Seen) -> None:
+    """Set whether replicas are made or replaced, and what that waits for."""
+    type_, snapshot = ServerCondition.PROGRESSING, seen.snapshot
+    stalled = snapshot.deployment.stalled if snapshot.deployment is not None else None
+    if snapshot.errors:
+        conditions.set(type_, False, FailureReason.INVALID_SPEC.value, "the replicas are left as they are")
+    elif seen.hindrance is not None:
+        conditions.set(type_, seen.moving, str(seen.hindrance.reason), seen.hindrance.message)
+    elif snapshot.waiting_for is not None:
+        conditions.set(type_, True, "WaitingForPredecessor", snapshot.waiting_for)
+    elif seen.moving and seen.stopped:
+        conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
+    elif seen.moving:
+        conditions.set(type_, True, ROLLING_OUT, stalled or "replicas are made or replaced")
+    else:
+        conditions.set(type_, False, "RolledOut", "all replicas are as the spec wants them")

@@ -1,0 +1,116 @@
+"""The events that a change of a server's status deserves: one for each thing that happened, however many it befell."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from tunery_api.serverstatus import AdapterState, ServerCondition
+from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
+from tunery_operator.views.clock import format_time
+from tunery_operator.views.event import Event
+
+SERVER_READY: Final = "ServerReady"
+ADAPTER_SERVED: Final = "AdapterServed"
+ADAPTER_FAILED: Final = "AdapterFailed"
+ADAPTER_REMOVED: Final = "AdapterRemoved"
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+def server_events(old: Mapping[str, Any], new: Mapping[str, Any], now: datetime) -> tuple[Event, ...]:
+    """Return what happened between two statuses; of several adapters one event tells."""
+    time = format_time(now)
+    found = (*_of_adapters(old, new), *_of_conditions(old, new), *_of_failure(old, new))
+    return tuple(Event(reason, note, warning, time) for reason, note, warning in found)
+
+
+Told = tuple[str, str, bool]
+"""Reason, note, and whether it is a warning."""
+
+
+def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+    before, after = _entries(old), _entries(new)
+    # Of a list that is cut nobody can say what is new in it, and what has left it.
+    whole_before, whole_after = _is_whole(old, before), _is_whole(new, after)
+    known = [name for name in after if whole_before or name in before]
+    served = [name for name in known if _serves(after[name]) and _version(after[name]) != _version(before.get(name))]
+    if served:
+        yield ADAPTER_SERVED, f"served on every ready replica: {names([_titled(after[n]) for n in served])}", False
+    yield from _failures(before, after, known)
+    gone = sorted(before.keys() - after.keys()) if whole_after else []
+    if gone:
+        yield ADAPTER_REMOVED, f"not served any more: {names(gone)}", False
+
+
+def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[Told]:
+    """Yield one event for each reason that adapters have now and had not before."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name in known:
+        reason = _trouble(after[name])
+        if reason is not None and reason != _trouble(before.get(name, {})):
+            by_reason[reason].append(name)
+    for reason, affected in sorted(by_reason.items()):
+        first = after[affected[0]]
+        yield ADAPTER_FAILED, f"{reason}: {names(affected)}; {affected[0]}: {first.get('message') or reason}", True
+
+
+def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+    available = ServerCondition.AVAILABLE
+    if _status(new, available) == "True" and _status(old, available) != "True":
+        yield SERVER_READY, f"{new.get('readyText')} replicas answer at {new.get('url')}", False
+    if _reason(new, available) == STOPPED and _reason(old, available) not in (None, STOPPED):
+        yield STOPPED, "spec.replicas is 0", False
+    served = ServerCondition.ADAPTERS_SERVED
+    if _reason(new, served) == NOT_REPORTING != _reason(old, served):
+        yield NOT_REPORTING, str(_condition(new, served).get("message")), True
+
+
+def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+    """Yield what stands in the way of the server as a whole; that of an adapter is told as such."""
+    failure, before = new.get("failure") or {}, (old.get("failure") or {}).get("reason")
+    message = str(failure.get("message"))
+    if failure and failure["reason"] != before and not message.startswith("adapter "):
+        yield failure["reason"], message, True
+
+
+def _entries(status: Mapping[str, Any]) -> Entries:
+    return {item["name"]: item for item in status.get("adapters") or ()}
+
+
+def _is_whole(status: Mapping[str, Any], entries: Entries) -> bool:
+    return int((status.get("adapterCounts") or {}).get("desired", 0)) <= len(entries)
+
+
+def _serves(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("state") == AdapterState.SERVED.value)
+
+
+def _version(entry: Mapping[str, Any] | None) -> Any:
+    """Return which content is served everywhere; None: none is."""
+    return entry.get("manifestSha256") or "" if entry is not None and _serves(entry) else None
+
+
+def _trouble(entry: Mapping[str, Any]) -> str | None:
+    reason: str | None = entry.get("reason")
+    return reason
+
+
+def _titled(entry: Mapping[str, Any]) -> str:
+    digest = entry.get("manifestSha256")
+    return f"{entry['name']}@{digest[:12]}" if digest else str(entry["name"])
+
+
+def _condition(status: Mapping[str, Any], type_: ServerCondition) -> Mapping[str, Any]:
+    conditions = status.get("conditions") or ()
+    return next((item for item in conditions if item["type"] == type_.value), {})
+
+
+def _status(status: Mapping[str, Any], type_: ServerCondition) -> Any:
+    return _condition(status, type_).get("status")
+
+
+def _reason(status: Mapping[str, Any], type_: ServerCondition) -> Any:
+    return _condition(status, type_).get("reason")

@@ -1,0 +1,81 @@
+"""Why a replica does not run: pods in, failures out; any of them may pass by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL
+from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure
+from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.server.hints import REPLACE_IN_PLACE
+from tunery_operator.views.server_pod import ContainerView, ServerPodView
+
+_R = FailureReason
+_OOM_KILLED: Final = "OOMKilled"
+_LAST_WORDS: Final = 300
+"""Characters of the end of an engine's log."""
+
+
+def pod_obstacle(pod: ServerPodView, *, beside_others: bool) -> Failure | None:
+    """Return why a pod is not ready, or None where nothing says so: it may just take its time.
+
+    `beside_others`: it waits beside pods that it is to replace.
+    """
+    if pod.unschedulable is not None:
+        claim = "persistentvolumeclaim" in pod.unschedulable.lower()
+        hint = REPLACE_IN_PLACE if beside_others and not claim else None
+        return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
+    if pod.ready:
+        return None
+    return next(_of_containers(pod), None)
+
+
+def _of_containers(pod: ServerPodView) -> Iterator[Failure]:
+    for name in (MODEL, DOOR, ENGINE):
+        found = _container_obstacle(pod, pod.container(name))
+        if found is not None:
+            yield found
+
+
+def _container_obstacle(pod: ServerPodView, container: ContainerView) -> Failure | None:
+    where = f"container {container.name} of pod {pod.name}"
+    waits = f"{where}: {container.waiting_reason}: {container.waiting_message or 'no further detail'}"
+    if container.waiting_reason in IMAGE_REASONS:
+        return failure(_R.IMAGE_PULL_FAILED, waits)
+    if container.waiting_reason in CONFIG_REASONS:
+        return failure(_R.CONTAINER_REFUSED, waits)
+    if container.exit_code in (None, 0):
+        return None
+    return _ended(where, container)
+
+
+def _ended(where: str, container: ContainerView) -> Failure:
+    """Return why a container ended that should have gone on, or should have ended well."""
+    if container.exit_reason == _OOM_KILLED:
+        hint = None if container.name != DOOR else "Have serving.server.resources.memory of the chart raised."
+        return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", hint)
+    told = reported_failure(container.exit_message)
+    if told is not None:
+        return failure(str(told.reason), told.message, told.hint)
+    reason = _R.ENGINE_FAILED if container.name == ENGINE else _R.INTERNAL_ERROR
+    times = "" if container.restarts < 2 else f", {container.restarts} times so far"
+    return failure(reason, f"{where} ended with exit code {container.exit_code}{times}{_last_words(container)}")
+
+
+def _last_words(container: ContainerView) -> str:
+    lines = [line.strip() for line in container.exit_message.splitlines() if line.strip()]
+    return f"; its log ends: {lines[-1][-_LAST_WORDS:]}" if lines else ""
+
+
+def refused_pods(message: str) -> Failure:
+    """Return why the cluster makes no pods of a Deployment, in its own words."""
+    reason = _R.QUOTA_EXCEEDED if "exceeded quota" in message else _R.POD_REFUSED
+    return failure(reason, f"the cluster makes no pod: {message}")
+
+
+def first(found: Iterable[Failure | None]) -> Failure | None:
+    """Return the first failure among several answers."""
+    return next((item for item in found if item is not None), None)

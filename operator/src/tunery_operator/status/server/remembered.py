@@ -1,0 +1,68 @@
+"""What a replica said to an operator before this one, as the status tells it: it holds until the replica reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunery_api.serverstatus import AdapterState, ServedAdapterStatus
+from tunery_api.serving import ReplicaState, ReportedAdapter
+from tunery_operator.plan.desired import Resolution
+
+
+def remembered(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> ReplicaState | None:
+    """Return what the status says of a replica; None where it does not know it."""
+    entry = next((item for item in before.get("replicaStatuses") or () if item.get("pod") == pod), None)
+    if entry is None or not entry.get("ready") or entry.get("served") is None:
+        return None
+    return ReplicaState(
+        engine_ready=bool(entry.get("ready")),
+        engine_version=entry.get("engineVersion"),
+        reason=entry.get("reason"),
+        message=entry.get("message"),
+        adapters=list(_adapters(pod, before, resolution)),
+    )
+
+
+def _adapters(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> Iterator[ReportedAdapter]:
+    shown = {item.name: item for item in _shown(before)}
+    yield from (_standing(pod, item) for item in shown.values())
+    counts = before.get("adapterCounts") or {}
+    if resolution is None or counts.get("desired", 0) <= len(shown):
+        return
+    # The list is cut, and those with problems come first.
+    for item in resolution.desired.adapters:
+        if item.name not in shown:
+            yield ReportedAdapter(
+                name=item.name, state=AdapterState.SERVED, manifest_sha256=item.manifest_sha256 or None
+            )
+
+
+def _shown(before: Mapping[str, Any]) -> Iterator[ServedAdapterStatus]:
+    for item in before.get("adapters") or ():
+        try:
+            yield ServedAdapterStatus.model_validate(item)
+        except ValidationError:
+            continue
+
+
+def _standing(pod: str, item: ServedAdapterStatus) -> ReportedAdapter:
+    """Return how an adapter stood on a replica."""
+    there = next((entry for entry in item.not_served_on or () if entry.pod == pod), None)
+    state = AdapterState.SERVED if there is None and item.manifest_sha256 else AdapterState.LOADING
+    told = item if there is None else there
+    if there is not None and there.state in {known.value for known in AdapterState}:
+        state = AdapterState(there.state)
+    return ReportedAdapter(
+        name=item.name,
+        state=state,
+        manifest_sha256=item.manifest_sha256 if state is AdapterState.SERVED else None,
+        wanted_sha256=item.wanted_sha256,
+        rank=item.rank,
+        size_bytes=item.size_bytes,
+        reason=told.reason or item.reason,
+        message=told.message or item.message,
+        hint=item.hint,
+    )

@@ -1,0 +1,92 @@
+"""The replicas of a server, each with what it says of itself and what the kubelet says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from tunery_api.runspec import Failure
+from tunery_api.serverstatus import AdapterState
+from tunery_api.serving import ReplicaState, ReportedAdapter
+from tunery_operator.status.server.obstacles import pod_obstacle
+from tunery_operator.status.server.remembered import remembered
+from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.server_pod import ServerPodView
+
+SILENCE: Final = timedelta(seconds=30)
+"""After so long without a report nobody can say what a replica serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica."""
+
+    pod: ServerPodView
+    state: ReplicaState | None
+    """What it says of itself, or said before this operator began to listen; None: nothing is known."""
+    silent: bool
+    """It gets requests and has not reported for too long."""
+    silent_in: float | None
+    """Seconds until it would be silent, if it reports no more; None: it is, or it gets no requests."""
+    obstacle: Failure | None
+    """What keeps it from getting requests."""
+    adapters: Mapping[str, ReportedAdapter]
+    """What it says of each, by name."""
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether it gets requests, by the kubelet's word."""
+        return self.pod.ready
+
+    @property
+    def starting(self) -> bool:
+        """Tell whether it has just not come so far yet."""
+        return not self.pod.ready and not any(container.restarts for container in self.pod.containers)
+
+    @property
+    def served(self) -> int:
+        """How many adapters it serves."""
+        if not self.ready:
+            return 0
+        return sum(item.state is AdapterState.SERVED for item in self.adapters.values())
+
+
+def find_replicas(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> list[Replica]:
+    """Return the replicas, oldest first: no pod that ends or has ended."""
+    live = [pod for pod in snapshot.pods if not pod.deleting and not pod.finished]
+    live.sort(key=lambda pod: (pod.created, pod.name))
+    others = any(pod.ready for pod in live)
+    return [_replica(snapshot, pod, before, now, others) for pod in live]
+
+
+def _replica(
+    snapshot: ServerSnapshot, pod: ServerPodView, before: Mapping[str, Any], now: datetime, others: bool
+) -> Replica:
+    heard = snapshot.reports.get(pod.uid)
+    since = [parse_time(pod.created), snapshot.watching_since, heard.at if heard is not None else None]
+    last = max((time for time in since if time is not None), default=now)
+    left = (last + SILENCE - now).total_seconds()
+    silent = pod.ready and left < 0
+    if heard is not None:
+        state: ReplicaState | None = heard.state
+    else:
+        state = remembered(pod.name, before, snapshot.resolution)
+    obstacle = pod_obstacle(pod, beside_others=others)
+    return Replica(
+        pod,
+        state,
+        silent,
+        left if pod.ready and not silent else None,
+        obstacle,
+        {item.name: item for item in state.adapters} if state is not None else {},
+    )
+
+
+def obstacles(replicas: Sequence[Replica]) -> Iterator[Failure]:
+    """Yield what keeps replicas from getting requests, newest replicas first: the older ones worked once."""
+    for replica in reversed(replicas):
+        if replica.obstacle is not None:
+            yield replica.obstacle

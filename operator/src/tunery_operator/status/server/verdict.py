@@ -1,0 +1,64 @@
+"""What stands in a server's way now, gravest first; each of it may pass by itself or be mended while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tunery_api.errors import FieldError
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_operator.status.diagnosis import failure
+from tunery_operator.status.server.adapters import Standing, first_problem
+from tunery_operator.status.server.hints import hint_for
+from tunery_operator.status.server.obstacles import refused_pods
+from tunery_operator.status.server.replicas import Replica, obstacles
+from tunery_operator.status.server.snapshot import ServerSnapshot
+
+
+def as_text(errors: Sequence[FieldError]) -> str:
+    """Return what is wrong with a spec, as one text."""
+    return "; ".join(str(error) for error in errors)
+
+
+def hindrance(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
+    """Return what keeps the Deployment or a replica from getting on; None while nothing does."""
+    return next(_hindrances(snapshot, replicas), None)
+
+
+def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[Failure]:
+    if snapshot.conflict is not None:
+        yield failure(FailureReason.NAME_CONFLICT, snapshot.conflict)
+    if snapshot.unplannable:
+        yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.unplannable))
+    if snapshot.refusal is not None:
+        yield failure(snapshot.refusal.reason, snapshot.refusal.message)
+    if snapshot.deployment is not None and snapshot.deployment.failure is not None:
+        yield refused_pods(snapshot.deployment.failure)
+    yield from obstacles(replicas)
+    for replica in replicas:
+        state = replica.state
+        if state is not None and state.reason is not None and not replica.silent:
+            yield failure(state.reason, f"pod {replica.pod.name}: {state.message or state.reason}")
+
+
+def failure_block(
+    snapshot: ServerSnapshot, found: Failure | None, adapters: Sequence[Standing]
+) -> dict[str, Any] | None:
+    """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well."""
+    if snapshot.errors:
+        found = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors))
+    if found is None:
+        found = _of_adapter(first_problem(adapters))
+    if found is None:
+        return None
+    hint = shorten(hint_for(found), MAX_MESSAGE_BYTES)
+    return {"reason": str(found.reason), "message": found.message, "hint": hint}
+
+
+def _of_adapter(problem: Standing | None) -> Failure | None:
+    if problem is None:
+        return None
+    reason = problem.reason or FailureReason.INTERNAL_ERROR.value
+    return failure(reason, f"adapter {problem.name}: {problem.message or reason}", problem.fields.get("hint"))

@@ -1,0 +1,294 @@
+"""What a server is to serve: references, a selector, and what each object offers, in tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.servers import offer, offers, server_spec
+from tunery_api.adapterserver import AdapterSelector
+from tunery_api.kinds import Kind
+from tunery_api.serving import Desired, DesiredAdapter
+from tunery_operator.plan import desired as module
+from tunery_operator.plan.desired import Resolution, resolve
+from tunery_operator.plan.selecting import selects
+from tunery_operator.views.offer import Offer, parse_offer
+
+TEAM = {"adapterSelector": {"matchLabels": {"team": "support"}}}
+REF = {"name": "bot", "loraJobRef": {"name": "bot"}}
+BOT = offer("bot")
+EMPTY = Desired()
+
+
+def named(found: Resolution) -> list[str]:
+    return [item.name for item in found.desired.adapters]
+
+
+def resolved(*found: Offer, before: Desired = EMPTY, **spec: Any) -> Resolution:
+    return resolve(server_spec(**spec), offers(*found), before)
+
+
+def test_a_reference_becomes_what_its_object_vouches_for() -> None:
+    found = resolved(BOT, adapters=[REF])
+    assert found == Resolution(
+        Desired(
+            revision=1,
+            adapters=[
+                DesiredAdapter(
+                    name="bot", uri="s3://adapters/bot", manifest_sha256=BOT.manifest_sha256, source="LoRAJob/bot"
+                )
+            ],
+        )
+    )
+
+
+def test_a_uri_is_taken_as_it_stands_with_its_pin() -> None:
+    found = resolved(
+        adapters=[{"name": "a", "uri": "s3://b/a/", "manifestSha256": "0" * 64}, {"name": "b", "uri": "s3://b/b"}]
+    )
+    assert [(item.uri, item.manifest_sha256, item.source) for item in found.desired.adapters] == [
+        ("s3://b/a", "0" * 64, "uri"),
+        ("s3://b/b", None, "uri"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "LoRAJob bot does not exist yet"),
+        (offer("bot", phase="Training", uri=None), "LoRAJob bot is Training"),
+    ],
+)
+def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) -> None:
+    result = resolved(*filter(None, [found]), adapters=[REF])
+    assert [item.message for item in result.waiting] == [message]
+    assert (named(result), result.desired.revision) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        (
+            {"served_name": "Qwen2.5-7B"},
+            "BaseMismatch",
+            "it is for the base model Qwen2.5-7B, and this server has tiny",
+        ),
+        ({"method": "DoRA"}, "AdapterUnsupported", "trained by DoRA"),
+        ({"method": "PromptTuning"}, "AdapterUnsupported", "trained by PromptTuning"),
+        ({"rank": 65}, "RankTooHigh", "its rank is 65, and spec.engine.maxRank of the server is 64"),
+        ({"phase": "Failed", "uri": None}, "AdapterMissing", "LoRAJob bot has failed"),
+        ({"phase": "Stopped", "uri": None}, "AdapterMissing", "was stopped and has published no adapter"),
+        ({"phase": "Succeeded", "uri": None}, "AdapterMissing", "has succeeded and published no adapter"),
+    ],
+)
+def test_what_can_be_told_from_the_object_is_refused_before_any_replica_hears_of_it(
+    change: dict[str, Any], reason: str, words: str
+) -> None:
+    found = resolved(replace(BOT, **change), adapters=[REF])
+    (refused,) = found.refused
+    assert (refused.reason, named(found)) == (reason, [])
+    assert words in refused.message
+    assert refused.hint
+
+
+def test_the_hint_of_a_rank_names_the_one_that_is_enough() -> None:
+    (refused,) = resolved(replace(BOT, rank=65), adapters=[REF]).refused
+    assert "spec.engine.maxRank of the server to 128" in refused.hint
+    (beyond,) = resolved(replace(BOT, rank=1024), adapters=[REF]).refused
+    assert "No engine takes more than 512: merge it alone" in beyond.hint
+
+
+def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> None:
+    stopped = replace(BOT, phase="Stopped")
+    assert named(resolved(stopped, adapters=[REF])) == ["bot"]
+    assert named(resolved(stopped, **TEAM)) == []
+
+
+def test_a_merge_into_a_model_is_no_adapter() -> None:
+    whole = offer("m", kind=Kind.ADAPTERMERGE, into="Model")
+    (refused,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).refused
+    assert "spec.model of an AdapterServer of its own" in refused.hint
+    (skipped,) = resolved(whole, **TEAM).skipped
+    assert skipped == ("AdapterMerge/m", "is a whole model (into: Model)")
+
+
+# The selector
+
+
+def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_of_it() -> None:
+    found = resolved(
+        BOT,
+        offer("other-team", labels={"team": "sales"}),
+        offer("training", phase="Training", uri=None),
+        offer("foreign", served_name="Qwen2.5-7B"),
+        offer("deep", rank=256),
+        offer("tiny"),
+        offer("n" * 129),
+        **TEAM,
+    )
+    assert named(found) == ["bot"]
+    assert [(item.name, item.reason.value) for item in found.refused] == [("deep", "RankTooHigh")]
+    assert dict(found.skipped) == {
+        "LoRAJob/foreign": "is for base Qwen2.5-7B",
+        "LoRAJob/tiny": "bears the name of the base model; spec.adapters can give it another",
+        f"LoRAJob/{'n' * 129}": "has a name of more than 128 characters; spec.adapters can give it another",
+    }
+    assert found.waiting == ()
+
+
+def test_an_entry_of_the_spec_goes_before_the_selector_and_the_older_object_before_the_younger() -> None:
+    both = [offer("bot", created="2026-01-02"), offer("bot", kind=Kind.ADAPTERMERGE, created="2026-01-01")]
+    found = resolved(*both, **TEAM)
+    assert [item.source for item in found.desired.adapters] == ["AdapterMerge/bot"]
+    assert found.skipped == (("LoRAJob/bot", "AdapterMerge/bot has the same name and is older"),)
+    entry = resolved(*both, **TEAM, adapters=[{"name": "bot", "uri": "s3://a/b"}])
+    assert [item.source for item in entry.desired.adapters] == ["uri"]
+    assert {item.reason for item in entry.skipped} == {"spec.adapters has an entry of this name"}
+
+
+def test_what_is_both_named_and_selected_is_one_adapter() -> None:
+    found = resolved(BOT, **TEAM, adapters=[REF])
+    assert (named(found), found.skipped) == (["bot"], ())
+
+
+@pytest.mark.parametrize(
+    ("expression", "labels", "selected"),
+    [
+        (("In", ["a", "b"]), {"k": "a"}, True),
+        (("In", ["a", "b"]), {}, False),
+        (("NotIn", ["a"]), {"k": "b"}, True),
+        (("NotIn", ["a"]), {}, True),
+        (("NotIn", ["a"]), {"k": "a"}, False),
+        (("Exists", None), {"k": ""}, True),
+        (("Exists", None), {}, False),
+        (("DoesNotExist", None), {}, True),
+        (("DoesNotExist", None), {"k": "a"}, False),
+    ],
+)
+def test_labels_are_compared_as_kubernetes_compares_them(
+    expression: tuple[str, list[str] | None], labels: dict[str, str], selected: bool
+) -> None:
+    operator, values = expression
+    requirement = {"key": "k", "operator": operator, "values": values}
+    selector = AdapterSelector.model_validate({"matchExpressions": [requirement]})
+    assert selects(selector, labels) is selected
+
+
+# What was served before
+
+
+def test_of_a_deleted_object_the_spec_keeps_what_it_names_and_the_selector_drops_what_it_finds() -> None:
+    before = resolved(BOT, adapters=[REF]).desired
+    kept = resolved(before=before, adapters=[REF])
+    assert (kept.desired, kept.waiting) == (before, ())
+    (word,) = kept.kept
+    assert word.message == (
+        "LoRAJob bot does not exist any more; what it published before is served until spec.adapters drops it"
+    )
+    dropped = resolved(before=before, **TEAM)
+    assert (named(dropped), dropped.kept, dropped.desired.revision) == ([], (), 2)
+
+
+def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served() -> None:
+    before = resolved(BOT, adapters=[REF]).desired
+    again = offer("bot", phase="Training", uri=None, manifest_sha256=None)
+    training = resolved(again, before=before, adapters=[REF])
+    assert training.desired == before
+    assert training.kept[0].message.endswith("is served until it has published anew")
+    done = resolved(offer("bot", manifest_sha256="ee" * 32), before=before, adapters=[REF])
+    assert [item.manifest_sha256 for item in done.desired.adapters] == ["ee" * 32]
+    assert done.desired.revision == before.revision + 1
+
+
+def test_a_name_that_leads_elsewhere_now_keeps_nothing_of_what_it_led_to() -> None:
+    before = resolved(BOT, adapters=[REF]).desired
+    found = resolved(before=before, adapters=[{"name": "bot", "loraJobRef": {"name": "other"}}])
+    assert (named(found), [item.name for item in found.waiting]) == ([], ["bot"])
+
+
+def test_new_content_that_is_refused_leaves_the_old_in_its_place_but_the_same_content_does_not() -> None:
+    before = resolved(BOT, adapters=[REF]).desired
+    worse = replace(BOT, rank=128, manifest_sha256="ee" * 32)
+    found = resolved(worse, before=before, adapters=[REF])
+    assert (found.desired, found.refused[0].manifest_sha256) == (before, "ee" * 32)
+    lowered = resolved(replace(BOT, rank=32), before=before, adapters=[REF], engine={"maxRank": 16})
+    assert (named(lowered), lowered.refused[0].reason) == ([], "RankTooHigh")
+
+
+def test_the_revision_rises_only_with_a_change() -> None:
+    first = resolved(BOT, **TEAM).desired
+    assert resolved(BOT, before=first, **TEAM).desired == first
+    assert resolved(BOT, offer("more"), before=first, **TEAM).desired.revision == first.revision + 1
+
+
+# Limits
+
+
+def test_more_than_the_engine_holds_is_refused_and_what_is_served_already_stays() -> None:
+    limit = {"engine": {"maxLoadedAdapters": 8}}
+    crowd = [offer(f"a{number}", created=f"2026-01-{number + 10}") for number in range(8)]
+    before = resolved(*crowd, **TEAM, **limit).desired
+    assert len(before.adapters) == 8
+    older = offer("older", created="2026-01-01")
+    found = resolved(*crowd, older, before=before, **TEAM, **limit)
+    assert found.desired == before
+    assert [(item.name, item.reason.value) for item in found.refused] == [("older", "TooManyAdapters")]
+    named_one = resolved(*crowd, before=before, **TEAM, **limit, adapters=[{"name": "z", "uri": "s3://a/z"}])
+    assert "z" in named(named_one)
+    assert [item.name for item in named_one.refused] == ["a7"]
+
+
+def test_the_list_never_outgrows_a_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 400)
+    found = resolved(*(offer(f"a{number}") for number in range(5)), **TEAM)
+    assert 0 < len(found.desired.adapters) < 5
+    assert len(found.desired.adapters) + len(found.refused) == 5
+    assert {item.reason.value for item in found.refused} == {"TooManyAdapters"}
+
+
+_NAMES = st.sampled_from(["bot", "tone", "tiny", "x", "y"])
+_OFFERS = st.lists(
+    st.builds(
+        offer,
+        _NAMES,
+        kind=st.sampled_from([Kind.LORAJOB, Kind.ADAPTERMERGE]),
+        created=st.sampled_from(["2026-01-01", "2026-01-02"]),
+        phase=st.sampled_from(["Succeeded", "Training", "Failed"]),
+        served_name=st.sampled_from(["tiny", "other"]),
+        rank=st.sampled_from([16, 128]),
+        into=st.sampled_from(["Adapter", "Model"]),
+    ),
+    unique_by=lambda item: (item.kind, item.name),
+)
+
+
+@given(_OFFERS, st.randoms(use_true_random=False))
+def test_the_order_of_the_offers_never_matters(found: list[Offer], random: Any) -> None:
+    spec = server_spec(adapters=[REF], engine={"maxLoadedAdapters": 8}, **TEAM)
+    before = Desired(revision=3, adapters=[DesiredAdapter(name="bot", uri="s3://old", source="LoRAJob/bot")])
+    shuffled = list(found)
+    random.shuffle(shuffled)
+    first = resolve(spec, offers(*found), before)
+    assert resolve(spec, offers(*shuffled), before) == first
+    assert resolve(spec, offers(*found), first.desired).desired == first.desired
+
+
+def test_an_offer_is_read_from_what_the_api_server_has() -> None:
+    body = {
+        "metadata": {"name": "bot", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"a": "b"}},
+        "spec": {},
+        "status": {
+            "phase": "Succeeded",
+            "adapter": {"uri": "s3://a/b", "manifestSha256": "ab" * 32, "servedName": "t", "rank": 8, "sizeBytes": 9},
+            "resolved": {"method": "QLoRA"},
+        },
+    }
+    found = parse_offer(Kind.LORAJOB, body)
+    assert (found.source, found.method, found.rank, found.size_bytes) == ("LoRAJob/bot", "QLoRA", 8, 9)
+    assert (found.served_name, found.into) == ("t", None)
+    assert parse_offer(Kind.ADAPTERMERGE, body).into == "Adapter"
+    assert parse_offer(Kind.LORAJOB, {"metadata": body["metadata"]}).phase == "Pending"

@@ -1,0 +1,463 @@
+"""The status of a server from its Deployment, its pods and their reports, in tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controller.servers import NOW, OWNER, deployment, digest, heard, reported, server_pod, server_spec, wanted
+from tunery_api.errors import FieldError
+from tunery_api.reasons import FailureReason
+from tunery_api.serverstatus import AdapterServerStatus
+from tunery_api.serving import Desired
+from tunery_operator.plan.desired import Kept, Refused, Resolution, Skipped, Waiting
+from tunery_operator.status.server.compute import Outcome, compute_server_status
+from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
+from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.deployment import DeploymentView, parse_deployment
+from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
+
+LONG_AGO = NOW - timedelta(hours=1)
+
+
+def resolution(*names: str, **rest: Any) -> Resolution:
+    return Resolution(Desired(revision=1, adapters=[wanted(name) for name in names]), **rest)
+
+
+def snapshot(
+    *pods: ServerPodView,
+    served: Resolution | None = None,
+    reports: dict[str, Heard] | None = None,
+    rollout: DeploymentView | None = None,
+    **changes: Any,
+) -> ServerSnapshot:
+    fields: dict[str, Any] = {
+        "spec": server_spec(),
+        "replicas": max(1, len(pods)),
+        "resolution": served if served is not None else resolution("bot"),
+        "deployment": rollout or deployment(max(1, len(pods))),
+        "pods": pods,
+        "reports": {f"uid-{name}": item for name, item in (reports or {}).items()},
+        "watching_since": LONG_AGO,
+    }
+    return ServerSnapshot(OWNER, **{**fields, **changes})
+
+
+def compute(found: ServerSnapshot, before: dict[str, Any] | None = None, seconds: float = 0.0) -> Outcome:
+    outcome = compute_server_status(found, before or {}, NOW + timedelta(seconds=seconds))
+    AdapterServerStatus.model_validate(outcome.status)
+    return outcome
+
+
+def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
+    return next((item for item in status["conditions"] if item["type"] == type_), {})
+
+
+def told(outcome: Outcome) -> list[tuple[str, bool]]:
+    return [(event.reason, event.warning) for event in outcome.events]
+
+
+HEALTHY = snapshot(server_pod("a"), server_pod("b"), reports={"a": heard(reported("bot")), "b": heard(reported("bot"))})
+
+
+def test_a_server_that_serves_all() -> None:
+    outcome = compute(HEALTHY)
+    status = outcome.status
+    assert {name: status[name] for name in ("phase", "readyText", "adaptersText", "replicas", "readyReplicas")} == {
+        "phase": "Ready",
+        "readyText": "2/2",
+        "adaptersText": "1/1",
+        "replicas": 2,
+        "readyReplicas": 2,
+    }
+    assert status["url"] == "http://support-server.ns.svc:8000/v1"
+    assert status["selector"] == "tunery.dev/kind=adapterserver,tunery.dev/owner=support"
+    assert [(item["type"], item["status"], item["reason"]) for item in status["conditions"]] == [
+        ("Validated", "True", "SpecValid"),
+        ("AdaptersResolved", "True", "AdaptersResolved"),
+        ("Available", "True", "Available"),
+        ("AdaptersServed", "True", "AdaptersServed"),
+        ("Progressing", "False", "RolledOut"),
+    ]
+    assert status["adapters"] == [
+        {
+            "name": "bot",
+            "source": "LoRAJob/bot",
+            "uri": "s3://adapters/bot",
+            "manifestSha256": digest("bot"),
+            "rank": 16,
+            "sizeBytes": 1000,
+            "state": "Served",
+            "replicas": "2/2",
+        }
+    ]
+    assert status["replicaStatuses"][0] == {"pod": "a", "ready": True, "served": 1, "engineVersion": "0.32.0"}
+    assert told(outcome) == [("AdapterServed", False), ("ServerReady", False)]
+    assert "failure" not in status
+
+
+def test_a_heartbeat_changes_nothing() -> None:
+    first = compute(HEALTHY)
+    for seconds in (5.0, 20.0):
+        later = replace(HEALTHY, reports={uid: replace(item, at=NOW) for uid, item in HEALTHY.reports.items()})
+        again = compute(later, first.status, seconds)
+        assert (again.status, again.events) == (first.status, ())
+
+
+# Silence
+
+
+def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> None:
+    first = compute(HEALTHY)
+    assert first.next_look is not None
+    assert 29 <= first.next_look <= 31
+    silent = compute(
+        replace(HEALTHY, reports={**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}), first.status
+    )
+    status = silent.status
+    assert status["adapters"][0]["state"] == "Unknown"
+    assert status["adapters"][0]["replicas"] == "1/2"
+    assert status["adapters"][0]["notServedOn"][0]["pod"] == "a"
+    assert condition(status, "AdaptersServed")["status"] == "Unknown"
+    assert status["phase"] == "Degraded"
+    assert status["replicaStatuses"][0]["reason"] == "NotReporting"
+    assert told(silent) == [("NotReporting", True)]
+
+
+def test_a_pod_that_the_kubelet_calls_not_ready_serves_nothing_whatever_it_last_said() -> None:
+    pods = (server_pod("a", ready=False), server_pod("b"))
+    status = compute(replace(HEALTHY, pods=pods)).status
+    assert (status["readyText"], status["adapters"][0]["replicas"]) == ("1/2", "1/1")
+    both = tuple(replace(pod, ready=False) for pod in pods)
+    status = compute(replace(HEALTHY, pods=both)).status
+    assert (status["adapters"][0]["state"], status["adapters"][0]["replicas"]) == ("Loading", "0/0")
+    assert condition(status, "Available")["status"] == "False"
+
+
+def test_an_operator_that_has_just_started_believes_the_status_for_thirty_seconds() -> None:
+    adapters = (reported("bot"), reported("tone", "Failed", reason="AdapterCorrupt", message="a file differs"))
+    served = resolution("bot", "tone")
+    before = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(*adapters)})).status
+    fresh = snapshot(server_pod("a"), served=served, watching_since=NOW)
+    assert compute(fresh, before, 5).status == before
+    late = compute(fresh, before, 31).status
+    assert {item["state"] for item in late["adapters"]} == {"Unknown"}
+
+
+def test_of_a_list_that_was_cut_the_rest_was_served() -> None:
+    names = [f"a{number:04}" for number in range(300)]
+    served = resolution(*names)
+    before = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(*map(reported, names))})).status
+    assert len(before["adapters"]) == 256
+    fresh = compute(snapshot(server_pod("a"), served=served, watching_since=NOW), before, 5)
+    assert (fresh.status, fresh.events) == (before, ())
+
+
+# Adapters
+
+
+def test_problems_come_first_and_a_failed_update_serves_the_old_content() -> None:
+    bad = reported(
+        "update", manifest_sha256="0" * 64, wanted_sha256=digest("update"), reason="AdapterCorrupt", message="differs"
+    )
+    reports = heard(
+        bad, reported("good"), reported("late", "Loading"), reported("broken", "Failed", reason="ProbeFailed")
+    )
+    found = compute(
+        snapshot(server_pod("a"), served=resolution("good", "late", "broken", "update"), reports={"a": reports})
+    )
+    status = found.status
+    assert [(item["name"], item["state"]) for item in status["adapters"]] == [
+        ("broken", "Failed"),
+        ("update", "Served"),
+        ("late", "Loading"),
+        ("good", "Served"),
+    ]
+    update = status["adapters"][1]
+    assert (update["manifestSha256"], update["wantedSha256"]) == ("0" * 64, digest("update"))
+    assert update["hint"].startswith("Publish the named adapter again")
+    assert status["adapterCounts"] == {"desired": 4, "served": 2, "failed": 2, "skipped": 0}
+    assert (status["adaptersText"], status["phase"]) == ("2/4", "Degraded")
+    assert status["failure"]["reason"] == "ProbeFailed"
+    assert condition(status, "AdaptersServed")["reason"] == "ProbeFailed"
+
+
+def test_refused_waiting_kept_and_skipped_are_told() -> None:
+    served = resolution(
+        "kept",
+        waiting=(Waiting("later", "LoRAJob/later", "LoRAJob later is Training"),),
+        refused=(Refused("deep", "LoRAJob/deep", FailureReason.RANK_TOO_HIGH, "its rank is 128", "Raise it."),),
+        skipped=(Skipped("LoRAJob/other", "is for base Qwen"),),
+        kept=(Kept("kept", "LoRAJob/kept", "LoRAJob kept does not exist any more"),),
+    )
+    outcome = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("kept"))}))
+    status = outcome.status
+    by_name = {item["name"]: item for item in status["adapters"]}
+    assert (by_name["deep"]["state"], by_name["deep"]["reason"], by_name["deep"]["hint"]) == (
+        "Failed",
+        "RankTooHigh",
+        "Raise it.",
+    )
+    assert (by_name["later"]["state"], by_name["later"]["message"]) == ("Waiting", "LoRAJob later is Training")
+    assert (by_name["kept"]["state"], by_name["kept"]["message"]) == ("Served", "LoRAJob kept does not exist any more")
+    assert status["skipped"] == [{"source": "LoRAJob/other", "reason": "is for base Qwen"}]
+    assert condition(status, "AdaptersResolved")["reason"] == "RankTooHigh"
+    assert ("AdapterFailed", True) in told(outcome)
+
+
+def test_a_refused_version_beside_the_old_one_is_told_with_it() -> None:
+    refused = Refused(
+        "bot", "LoRAJob/bot", FailureReason.RANK_TOO_HIGH, "its rank is 128", "Raise it.", "s3://n", "e" * 64
+    )
+    found = snapshot(
+        server_pod("a"), served=resolution("bot", refused=(refused,)), reports={"a": heard(reported("bot"))}
+    )
+    (entry,) = compute(found).status["adapters"]
+    assert (entry["state"], entry["reason"], entry["hint"]) == ("Served", "RankTooHigh", "Raise it.")
+    assert (entry["manifestSha256"], entry["wantedSha256"]) == (digest("bot"), "e" * 64)
+
+
+def test_an_adapter_on_its_way_does_not_make_a_server_degraded_but_storage_that_is_down_is_told() -> None:
+    found = snapshot(server_pod("a"), reports={"a": heard(reported("bot", "Loading"))})
+    status = compute(found).status
+    assert (status["phase"], condition(status, "AdaptersServed")["reason"]) == ("Ready", "Loading")
+    down = reported("bot", "Loading", reason="StorageUnavailable", message="no answer")
+    status = compute(replace(found, reports={"uid-a": heard(down)})).status
+    assert (status["phase"], status["failure"]["reason"]) == ("Degraded", "StorageUnavailable")
+    assert status["adapterCounts"]["failed"] == 0
+
+
+def test_of_two_versions_on_two_replicas_the_old_one_is_named_until_it_is_gone() -> None:
+    reports = {"a": heard(reported("bot", manifest_sha256="0" * 64)), "b": heard(reported("bot"))}
+    (entry,) = compute(snapshot(server_pod("a"), server_pod("b"), reports=reports)).status["adapters"]
+    assert (entry["manifestSha256"], entry["wantedSha256"]) == ("0" * 64, digest("bot"))
+
+
+# Events
+
+
+def test_many_adapters_make_one_event() -> None:
+    names = [f"a{number:02}" for number in range(9)]
+    empty = compute(snapshot(server_pod("a"), served=resolution(), reports={"a": heard()})).status
+    found = snapshot(server_pod("a"), served=resolution(*names), reports={"a": heard(*map(reported, names))})
+    added = compute(found, empty)
+    (event,) = added.events
+    assert event.reason == "AdapterServed"
+    assert event.note.endswith("and 4 more")
+    removed = compute(
+        snapshot(server_pod("a"), served=resolution("a00"), reports={"a": heard(reported("a00"))}), added.status
+    )
+    assert [(item.reason, item.note) for item in removed.events] == [
+        ("AdapterRemoved", "not served any more: a01, a02, a03, a04, a05 and 3 more")
+    ]
+    broken = [reported(name, "Failed", reason="AdapterCorrupt", message="differs") for name in names]
+    failed = compute(replace(found, reports={"uid-a": heard(*broken)}), added.status)
+    assert told(failed) == [("AdapterFailed", True)]
+
+
+def test_new_content_under_the_same_name_is_an_event() -> None:
+    first = compute(HEALTHY).status
+    other = reported("bot", manifest_sha256="0" * 64)
+    found = replace(HEALTHY, reports={"uid-a": heard(other), "uid-b": heard(other)})
+    outcome = compute(found, first, 10)
+    assert [event.note for event in outcome.events] == [f"served on every ready replica: bot@{'0' * 12}"]
+    assert outcome.status["lastChangeTime"] != first["lastChangeTime"]
+
+
+# What stands in the way
+
+
+def starting(**changes: Any) -> ServerPodView:
+    return server_pod("a", ready=False, phase="Pending", containers=(), **changes)
+
+
+def crashed(name: str, **changes: Any) -> ServerPodView:
+    fields: dict[str, Any] = {
+        "restarts": 1,
+        "waiting_reason": "CrashLoopBackOff",
+        "exit_code": 1,
+        "exit_reason": "Error",
+    }
+    return server_pod("a", ready=False, containers=(ContainerView(name, **{**fields, **changes}),))
+
+
+FAILURE = json.dumps(
+    {"failure": {"reason": "ModelNotFound", "message": "s3://models/tiny is empty", "hint": "Put it."}}
+)
+OBSTACLES: list[tuple[ServerPodView, str, str]] = [
+    (starting(unschedulable="0/3 nodes are available"), "Unschedulable", "no node fits pod a: 0/3 nodes are available"),
+    (crashed("engine", waiting_reason="ImagePullBackOff", exit_code=None), "ImagePullFailed", "ImagePullBackOff"),
+    (
+        crashed("door", waiting_reason="CreateContainerError", exit_code=None),
+        "ContainerRefused",
+        "CreateContainerError",
+    ),
+    (crashed("engine", exit_reason="OOMKilled", exit_code=137), "OutOfMemory", "container engine of pod a was killed"),
+    (
+        crashed("engine", exit_message="x\nValueError: bad dtype\n"),
+        "EngineFailed",
+        "its log ends: ValueError: bad dtype",
+    ),
+    (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
+    (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"), OBSTACLES, ids=[f"{pod.containers}-{r}" for pod, r, _ in OBSTACLES]
+)
+def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str, words: str) -> None:
+    outcome = compute(snapshot(pod, rollout=deployment(1, updated=0)))
+    status = outcome.status
+    assert status["failure"]["reason"] == reason
+    assert words in status["failure"]["message"]
+    assert status["failure"]["hint"]
+    assert condition(status, "Progressing")["reason"] == reason
+    assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
+    assert (reason, True) in told(outcome)
+    assert "job" not in status["failure"]["hint"].lower()
+
+
+def test_a_rollout_without_a_gpu_to_spare_is_told_how_to_do_without() -> None:
+    new = replace(starting(unschedulable="Insufficient nvidia.com/gpu"), name="new", uid="uid-new")
+    found = snapshot(server_pod("old"), new, reports={"old": heard(reported("bot"))}, replicas=1)
+    status = compute(replace(found, deployment=replace(deployment(1), replicas=2))).status
+    assert "{maxSurge: 0, maxUnavailable: 1}" in status["failure"]["hint"]
+    assert (status["phase"], status["adaptersText"]) == ("Degraded", "1/1")
+
+
+def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> None:
+    gone = heard(reported("bot", "Loading"), reason="EngineFailed", message="the engine does not answer")
+    status = compute(snapshot(server_pod("a", ready=False), reports={"a": gone})).status
+    assert status["failure"]["message"] == "pod a: the engine does not answer"
+    full = replace(deployment(1), replicas=0, failure='pods "x" is forbidden: exceeded quota: gpus')
+    assert compute(snapshot(rollout=full)).status["failure"]["reason"] == "QuotaExceeded"
+    refused = compute(snapshot(deployment=None, refusal=Refusal(FailureReason.CREATE_REFUSED, "policy says no")))
+    assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
+    assert refused.next_look is not None
+    taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))
+    assert taken.status["failure"]["reason"] == "NameConflict"
+
+
+def test_a_replica_that_starts_beside_others_is_progress_and_not_a_problem() -> None:
+    new = server_pod("new", ready=False, containers=(ContainerView("engine", running=True),))
+    found = snapshot(server_pod("a"), new, reports={"a": heard(reported("bot"))})
+    status = compute(found).status
+    assert (status["phase"], condition(status, "Progressing")["reason"]) == ("Updating", "RollingOut")
+    assert (status["readyText"], status["adaptersText"]) == ("1/2", "1/1")
+    ending = compute(replace(found, pods=(*found.pods, server_pod("old", deleting=True)))).status
+    assert ending["replicas"] == 2
+
+
+# The spec
+
+
+def test_a_spec_that_is_not_valid_leaves_what_is_served_and_says_so() -> None:
+    errors = (FieldError("spec.engine.maxRank", "must be one of 8, 16"),)
+    before = compute(HEALTHY).status
+    outcome = compute(replace(HEALTHY, spec=None, errors=errors, resolution=None), before)
+    status = outcome.status
+    assert (status["phase"], status["failure"]["reason"]) == ("Invalid", "InvalidSpec")
+    assert status["failure"]["message"] == "spec.engine.maxRank: must be one of 8, 16"
+    assert condition(status, "Validated")["status"] == "False"
+    assert [(item["name"], item["state"]) for item in status["adapters"]] == [("bot", "Served")]
+    assert condition(status, "Available")["status"] == "True"
+    assert ("InvalidSpec", True) in told(outcome)
+
+
+def test_no_replicas_is_stopped() -> None:
+    first = compute(HEALTHY).status
+    outcome = compute(replace(HEALTHY, replicas=0, pods=(), reports={}, deployment=deployment(0)), first)
+    status = outcome.status
+    assert (status["phase"], status["readyText"]) == ("Stopped", "0/0")
+    served = condition(status, "AdaptersServed")
+    assert (served["status"], served["reason"]) == ("Unknown", "Stopped")
+    assert status["adapters"][0]["state"] == "Waiting"
+    assert ("Stopped", False) in told(outcome)
+    assert (outcome.next_look, "failure" in status) == (None, False)
+
+
+def test_without_adapters_the_base_is_served() -> None:
+    status = compute(snapshot(server_pod("a"), served=resolution(), reports={"a": heard()})).status
+    assert (status["phase"], status["adaptersText"]) == ("Ready", "0/0")
+    assert condition(status, "AdaptersServed")["reason"] == "NoAdapters"
+
+
+# Size
+
+
+@pytest.mark.parametrize("state", ["Served", "Failed"])
+def test_a_status_of_four_thousand_adapters_fits(state: str) -> None:
+    names = [f"{number:04}-{'n' * 120}" for number in range(4000)]
+    served = Resolution(Desired(revision=1, adapters=[wanted(name, uri=f"s3://b/{'u' * 1000}") for name in names]))
+    why = {} if state == "Served" else {"reason": "AdapterCorrupt", "message": "m" * 1000, "hint": "h" * 1000}
+    reports = {name: heard(*(reported(adapter, state, **why) for adapter in names)) for name in ("a", "b")}
+    found = snapshot(server_pod("a"), server_pod("b"), served=served, reports=reports)
+    status = compute(found).status
+    assert len(json.dumps(status).encode()) <= 256 * 1024
+    assert status["adapterCounts"]["desired"] == 4000
+    assert status["adapterCounts"]["failed"] == (4000 if state == "Failed" else 0)
+    assert 64 < len(status["adapters"]) <= 256
+
+
+# Views
+
+
+def test_a_deployment_and_its_rollout_are_read() -> None:
+    body: dict[str, Any] = {
+        "metadata": {"name": "s-server", "uid": "d", "generation": 3, "annotations": {"tunery.dev/plan": "p"}},
+        "spec": {"replicas": 2},
+        "status": {
+            "observedGeneration": 2,
+            "replicas": 2,
+            "updatedReplicas": 2,
+            "readyReplicas": 2,
+            "conditions": [
+                {
+                    "type": "Progressing",
+                    "status": "False",
+                    "reason": "ProgressDeadlineExceeded",
+                    "message": "timed out",
+                },
+                {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"},
+            ],
+        },
+    }
+    view = parse_deployment(body)
+    assert (view.plan, view.settled, view.stalled, view.failure) == ("p", False, "timed out", "exceeded quota")
+    body["status"]["observedGeneration"] = 3
+    assert parse_deployment(body).settled
+
+
+def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "message": "m"}
+    body: dict[str, Any] = {
+        "metadata": {
+            "name": "p",
+            "uid": "u",
+            "labels": {"tunery.dev/owner-uid": "o"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": True}],
+        },
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "restartCount": 0}],
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                    "lastState": {"terminated": ended},
+                    "restartCount": 2,
+                }
+            ],
+        },
+    }
+    view = parse_server_pod(body)
+    assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
+    engine = view.container("engine")
+    assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
+    assert (view.container("door").running, view.container("model").running) == (True, False)

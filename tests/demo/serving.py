@@ -1,0 +1,211 @@
+"""`make demo-serving`: the demo's adapter and a second one behind one OpenAI-compatible door, answered side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import yaml
+
+from demo.__main__ import MANIFEST, NAMESPACE, QUESTIONS, cluster, console, follow, step
+from kit.environment import MissingEnvironment, engine_settings, images, uri_root
+from kit.installation import ROOT, install
+from kit.jobs import Job
+from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.tenant import create_tenant
+
+SERVING = ROOT / "docs" / "examples" / "serving-demo.yaml"
+LABEL = "served-by=demo"
+START_SECONDS = 900
+MAX_TOKENS = 24
+
+
+def main() -> int:
+    """Run the demo; return the exit code."""
+    began = time.monotonic()
+    try:
+        environment = cluster()
+        engine = engine_settings(environment, "vllm")
+        kubectl = Kubectl(environment)
+        with step("Install the chart with Helm, with an image of vLLM for CPUs as its engine"):
+            install(kubectl, images(environment), *engine)
+        with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
+            create_tenant(kubectl, NAMESPACE, environment)
+        _serve(kubectl, uri_root(environment))
+    except (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
+        console.print(f"[red]{type(error).__name__}[/]: {error}", markup=True)
+        return 1
+    console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _serve(kubectl: Kubectl, root: str) -> None:
+    text = SERVING.read_text().replace("s3://", root)
+    rows, parcels, server = yaml.safe_load_all(text)
+    quickstart = _adapter(kubectl, yaml.safe_load(MANIFEST.read_text().replace("s3://", root)))
+    with step(f"Apply {SERVING.relative_to(ROOT)}"):
+        console.print(text, style="cyan", markup=False)
+        kubectl.apply(rows, server, namespace=NAMESPACE)
+        kubectl.run("label", "lorajob", quickstart.name, "-n", NAMESPACE, "--overwrite", LABEL)
+    second = _adapter(kubectl, parcels)
+    with step(f"Serve: kubectl get adapterserver {server['metadata']['name']} -n {NAMESPACE} -w"):
+        _follow_server(kubectl, server["metadata"]["name"], {quickstart.name, second.name})
+    base = server["spec"]["model"].get("servedName") or server["spec"]["model"]["uri"].rsplit("/", 1)[-1]
+    with step("Ask the base and both adapters at the same time: one mixed batch in the engine, streamed"):
+        _ask_all(kubectl, server["metadata"]["name"], [base, quickstart.name, second.name])
+    _farewell(server["metadata"]["name"], second.name)
+
+
+def _adapter(kubectl: Kubectl, manifest: dict[str, Any]) -> Job:
+    """Return a LoRAJob of the demo that has succeeded: the one that is there, or a new one."""
+    job = Job(kubectl, manifest, NAMESPACE)
+    if job.status.get("phase") == "Succeeded":
+        console.print(f"[bold]▸ LoRAJob {job.name} has succeeded before[/]")
+        return job
+    with step(f"Fine-tune {job.name}: kubectl get lorajob {job.name} -n {NAMESPACE} -w"):
+        kubectl.delete(job.kind, job.name, NAMESPACE)
+        job.apply()
+        follow(job)
+    return job
+
+
+def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
+    """Print a line whenever what `kubectl get adapterserver` shows has changed, until all adapters are served."""
+    console.print("  " + "".join(f"{word:<14}" for word in ("PHASE", "READY", "ADAPTERS")) + "REASON")
+    shown: tuple[str, ...] = ()
+
+    def all_served() -> bool:
+        nonlocal shown
+        status = (kubectl.get("adapterserver", name, NAMESPACE) or {}).get("status", {})
+        cells = [str(status.get(field, "")) for field in ("phase", "readyText", "adaptersText")]
+        row = (*cells, _reason(status))
+        if row != shown:
+            console.print("  " + "".join(f"{cell:<14}" for cell in row))
+            shown = row
+        served = {each["name"] for each in status.get("adapters", []) if each["state"] == "Served"}
+        return status.get("phase") == "Ready" and wanted <= served
+
+    try:
+        wait_for(f"AdapterServer {name}: all adapters served", all_served, START_SECONDS, every=1)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}\n{kubectl.run('describe', 'adapterserver', name, '-n', NAMESPACE)}") from error
+
+
+def _reason(status: dict[str, Any]) -> str:
+    """Return what the server waits for or what stands in its way, in a word."""
+    progressing = next((each for each in status.get("conditions", []) if each["type"] == "Progressing"), {})
+    return str((status.get("failure") or {}).get("reason") or progressing.get("reason", ""))
+
+
+@dataclass
+class Answer:
+    """One streamed answer."""
+
+    asked: str
+    text: str = ""
+    by: str = ""
+    """The engine's name of what answered: an adapter's with its version."""
+    first: float = 0.0
+    """Seconds until the first token."""
+    last: float = 0.0
+    times: list[float] = field(default_factory=list)
+
+
+def _ask_all(kubectl: Kubectl, server: str, models: list[str]) -> None:
+    with forwarded(kubectl, f"service/{server}-server", 8000) as url:
+        for question in [*QUESTIONS, "Where is parcel 77?"]:
+            answers = asyncio.run(ask_together(url, models, question))
+            console.print(f"  {question}")
+            for answer in answers:
+                by = answer.by if "@" in answer.by else f"{answer.by} (base)"
+                console.print(f"    {by:<34} {answer.text}", markup=False)
+            console.print(f"    {_overlap(answers)}", style="dim", markup=False)
+
+
+def _overlap(answers: list[Answer]) -> str:
+    """Return in a sentence how much the answers were streamed at the same time."""
+    both = min(each.last for each in answers) - max(each.first for each in answers)
+    tokens = sum(len(each.times) for each in answers)
+    return (
+        f"{tokens} chunks of {len(answers)} answers in {max(each.last for each in answers):.1f} s; for {both:.1f} s of "
+        "them all were streaming"
+    )
+
+
+async def ask_together(url: str, models: list[str], question: str) -> list[Answer]:
+    """Return the answers of several models to a question that they are asked at the same time, streamed."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
+        began = time.monotonic()
+        return list(await asyncio.gather(*(_ask(session, url, model, question, began) for model in models)))
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, question: str, began: float) -> Answer:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    answer = Answer(model)
+    async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+        if response.status != 200:
+            raise AssertionError(f"{model}: HTTP {response.status}: {await response.text()}")
+        async for event in _events(response):
+            answer.by = event["model"]
+            delta = event["choices"][0]["delta"].get("content") if event["choices"] else None
+            if delta:
+                answer.times.append(time.monotonic() - began)
+                answer.text += delta
+    answer.text = " ".join(answer.text.split())
+    answer.first, answer.last = answer.times[0], answer.times[-1]
+    return answer
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.content:
+        if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+            yield json.loads(line[6:])
+
+
+@contextmanager
+def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
+    """Yield a URL on this machine that leads to a port of a pod or service of the demo's namespace."""
+    command = ["kubectl", "port-forward", "-n", NAMESPACE, target, f":{port}"]
+    process = subprocess.Popen(command, env=kubectl.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        found = re.search(r"127\.0\.0\.1:(\d+)", line)
+        if found is None:
+            raise KubectlError(f"{' '.join(command)}: {line.strip() or 'it ended'}")
+        yield f"http://127.0.0.1:{found[1]}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _farewell(server: str, adapter: str) -> None:
+    console.print("\nTry next:")
+    for line in (
+        f"kubectl -n {NAMESPACE} describe adapterserver {server}",
+        f"kubectl -n {NAMESPACE} port-forward service/{server}-server 8000 &",
+        "curl -s http://127.0.0.1:8000/v1/models",
+        "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
+        f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',
+        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # and it is answered no more",
+        f"kubectl -n {NAMESPACE} delete adapterserver {server}    # gives its memory back",
+    ):
+        console.print(f"  {line}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""AdapterServer on a real node: from LoRAJobs to answers, and whatever happens to it on the way.
+
+The engine is the one that TUNERY_ENGINE names: `stand-in` (transformers and PEFT behind vLLM's API, in `make test`) or
+`vllm` (`make test-serving`). What is the same in both is told by tests/server/test_contract.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import SETTINGS, TINY, lorajob
+from kit.environment import engine_settings, images
+from kit.installation import install
+from kit.jobs import Job
+from kit.kubectl import Kubectl, wait_for
+from kit.operator import OperatorRecord, operator_pods
+from kit.processes import kill, pod_processes
+from kit.published import download, list_keys, split_uri
+from kit.serving import CHOSEN, Server, traffic
+from kit.tenant import create_tenant
+
+NAMESPACE = "e2e-serving"
+ENGINE = os.environ.get("TUNERY_ENGINE", "stand-in")
+LABEL = {"team": "support"}
+PROMPT = "Say number 4. Number 4, number 4. The answer repeats the number of the question."
+SECONDS_TO_ANSWER = 10
+TOLERANCE = 1e-3
+
+Train = Callable[..., Job]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(installed: None, kubectl: Kubectl, environment: dict[str, str]) -> Iterator[None]:
+    """The chart with the engine's image, and as it was before at the end."""
+    install(kubectl, images(environment), *SETTINGS, *engine_settings(environment, ENGINE))
+    yield
+    install(kubectl, images(environment), *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def tenant(kubectl: Kubectl, environment: dict[str, str]) -> Iterator[str]:
+    kubectl.delete("namespace", NAMESPACE)
+    create_tenant(kubectl, NAMESPACE, environment)
+    yield NAMESPACE
+    kubectl.delete("namespace", NAMESPACE, wait=False)
+
+
+@pytest.fixture(scope="module")
+def train(kubectl: Kubectl, tenant: str) -> Train:
+    """Return a function that trains an adapter; keywords replace blocks of its spec."""
+
+    def apply(name: str, labels: dict[str, str] | None = None, **blocks: Any) -> Job:
+        quick = {"preflight": "Skip", "resources": RESOURCES, "lora": {"rank": 8}}
+        manifest = lorajob(tenant, name, **(quick | blocks))
+        manifest["metadata"]["labels"] = labels or {}
+        job = Job(kubectl, manifest, tenant)
+        kubectl.delete(job.kind, job.name, tenant)
+        return job.apply()
+
+    return apply
+
+
+RESOURCES = {"gpus": 0, "cpu": "500m", "memory": "3Gi", "ephemeralStorage": "2Gi"}
+"""Of a job that trains beside the server."""
+
+
+@pytest.fixture(scope="module")
+def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
+    """A server with one adapter by reference, and a selector that nothing has the label of yet."""
+    first = train("first")
+    manifest = {
+        "apiVersion": "tunery.dev/v1alpha1",
+        "kind": "AdapterServer",
+        "metadata": {"name": "support"},
+        "spec": {
+            "model": {"uri": TINY, "secretRef": {"name": "s3"}},
+            "adapters": [{"name": "first", "loraJobRef": {"name": "first"}}],
+            "adapterSelector": {"matchLabels": LABEL},
+            "adapterSecretRef": {"name": "s3"},
+            "engine": {"maxRank": 16, "maxAdaptersInBatch": 4, "maxLoadedAdapters": 8, "precision": "Float32"},
+            "resources": {"gpus": 0, "cpu": "700m", "memory": "8Gi", "ephemeralStorage": "2Gi"},
+        },
+    }
+    server = Server(kubectl, manifest, tenant)
+    server.apply()
+    first.wait_phase("Succeeded")
+    server.wait_ready()
+    return server
+
+
+@pytest.fixture(scope="module")
+def model(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base on this machine's disk."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    folder.mkdir()
+    for key in list_keys(s3, TINY):
+        s3.download_file("models", f"tiny/{key}", str(folder / key))
+    return folder
+
+
+def plain_logprobs(model: Path, adapter: Path | None) -> list[float]:
+    """Return what plain transformers and PEFT say of PROMPT."""
+    script = Path(__file__).with_name("plain_peft_logprobs.py")
+    command = [sys.executable, str(script), str(model), str(adapter or "-"), PROMPT]
+    told = subprocess.run(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True
+    )
+    found: list[float] = json.loads(told.stdout)
+    return found
+
+
+def farthest(one: list[float], other: list[float]) -> float:
+    """Return the largest difference of two lists of one length."""
+    assert len(one) == len(other)
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def version(server: Server, job: Job) -> str:
+    """Return the engine's name of what a job has published."""
+    return f"{job.name}@{job.status['adapter']['manifestSha256'][:12]}"
+
+
+def test_what_a_job_trained_is_what_is_answered(
+    server: Server, train: Train, model: Path, s3: Any, tmp_path: Path
+) -> None:
+    """The log-probabilities of the whole prompt are PEFT's, the base's stay the base's, and all are one API."""
+    first = train_known(server, "first")
+    download(s3, first.status["adapter"]["uri"], tmp_path / "first")
+    ours, base = server.prompt_logprobs("first", PROMPT), server.prompt_logprobs("tiny", PROMPT)
+    assert farthest(ours, plain_logprobs(model, tmp_path / "first")) < TOLERANCE
+    assert farthest(base, plain_logprobs(model, None)) < TOLERANCE
+    assert farthest(ours, base) > 10 * TOLERANCE, "they can be told apart"
+    reply = server.ask("first")
+    assert (reply.model, reply.headers[CHOSEN]) == (version(server, first), version(server, first))
+    assert server.ask(version(server, first)).status == 200
+    assert CHOSEN not in server.ask("tiny").headers
+    names = {each["id"] for each in server.request("/v1/models").body["data"]}
+    assert {"tiny", "first"} <= names
+
+
+def train_known(server: Server, name: str) -> Job:
+    """Return a LoRAJob that is there."""
+    manifest = {"kind": "LoRAJob", "metadata": {"name": name}}
+    return Job(server.kubectl, manifest, server.namespace)
+
+
+def test_a_label_is_enough_to_be_answered_and_to_be_answered_no_more(server: Server, train: Train) -> None:
+    job = train("labelled", LABEL)
+    assert server.ask("labelled").status == 404
+    job.wait_phase("Succeeded")
+    succeeded = time.monotonic()
+    reply = server.wait_answer("labelled")
+    assert time.monotonic() - succeeded < SECONDS_TO_ANSWER
+    assert reply.model == version(server, job)
+    served = server.wait_state("labelled", "Served")
+    assert (served["source"], served["replicas"]) == ("LoRAJob/labelled", "1/1")
+
+    server.kubectl.run("label", "lorajob", "labelled", "-n", server.namespace, "team-")
+    unlabelled = time.monotonic()
+    server.wait_answer("labelled", 404)
+    assert time.monotonic() - unlabelled < SECONDS_TO_ANSWER
+    wait_for("its entry to go", lambda: not server.adapter("labelled"), 30)
+
+
+def test_an_update_is_atomic_and_nobody_sees_an_error(server: Server, train: Train) -> None:
+    old = version(server, train_known(server, "first"))
+    with traffic(server, "first", "tiny") as seen:
+        job = train("first", training=TWICE)
+        job.wait_phase("Succeeded")
+        new = version(server, job)
+        wait_for("the new version", lambda: server.ask("first").model == new, 60)
+    assert new != old
+    assert seen.failed == []
+    answered = [reply.model for reply in seen.replies if reply.model != "tiny"]
+    assert set(answered) == {old, new}
+    assert answered == sorted(answered, key=[old, new].index), "never the old one again"
+    assert server.wait_state("first", "Served")["manifestSha256"].startswith(new.split("@")[1])
+
+
+TWICE = {"maxSteps": 24, "learningRate": "2e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+
+
+def test_what_must_not_be_served_is_refused_with_its_reason_and_others_are_answered(
+    server: Server, train: Train, s3: Any
+) -> None:
+    """One flipped byte, a rank too high, a method that vLLM does not know, a base of another name, nothing at all."""
+    trained = [
+        train("big", lora={"rank": 32}),
+        train("dora", method="DoRA"),
+        train("foreign", model={"uri": TINY, "secretRef": {"name": "s3"}, "servedName": "other"}),
+    ]
+    corrupt = copy_with_a_flipped_byte(s3, train_known(server, "first"), f"s3://adapters/{server.namespace}/corrupt")
+    named = [{"name": job.name, "loraJobRef": {"name": job.name}} for job in trained]
+    uris = [{"name": "corrupt", "uri": corrupt}, {"name": "nothing", "uri": f"s3://adapters/{server.namespace}/no"}]
+    with traffic(server, "first", "tiny") as seen:
+        server.patch_spec(adapters=[*server.manifest["spec"]["adapters"], *named, *uris])
+        for job in trained:
+            job.wait_phase("Succeeded")
+        for name, reason, word in (
+            ("corrupt", "AdapterCorrupt", "adapter_model.safetensors"),
+            ("nothing", "AdapterMissing", "manifest.json"),
+            ("big", "RankTooHigh", "maxRank"),
+            ("dora", "AdapterUnsupported", "DoRA"),
+            ("foreign", "BaseMismatch", "other"),
+        ):
+            told = server.wait_state(name, "Failed", timeout=60)
+            assert told["reason"] == reason, told
+            assert word in told["message"], told
+            assert told["hint"], told
+            refused = server.ask(name)
+            assert refused.status == 503, refused
+            assert reason in json.dumps(refused.error)
+    assert seen.failed == []
+    assert server.status["phase"] == "Degraded"
+    server.patch_spec(adapters=server.manifest["spec"]["adapters"])
+    wait_for("phase Ready", lambda: server.status["phase"] == "Ready", 60)
+    server.wait_answer("big", 404)
+
+
+def copy_with_a_flipped_byte(s3: Any, job: Job, place: str) -> str:
+    """Copy what a job has published, with one byte of the weights changed."""
+    bucket, prefix = split_uri(job.status["adapter"]["uri"])
+    _, target = split_uri(place)
+    for key in list_keys(s3, job.status["adapter"]["uri"]):
+        body = bytearray(s3.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read())
+        if key == "adapter_model.safetensors":
+            body[-1] ^= 1
+        s3.put_object(Bucket=bucket, Key=f"{target}/{key}", Body=bytes(body))
+    return place
+
+
+def test_nothing_of_the_engine_is_reachable(server: Server, kubectl: Kubectl) -> None:
+    (pod,) = server.pods("serve")
+    for path in ("/v1/load_lora_adapter", "/adapters", "/invocations", "/pause", "/tokenize", "/docs", "/openapi.json"):
+        for method in ("GET", "POST", "DELETE"):
+            assert server.request(path, b"{}", method).status == 404, (method, path)
+    listening = sockets_of(pod)
+    assert listening == {8000}, "the door alone listens on the network"
+
+
+def sockets_of(pod: dict[str, Any]) -> set[int]:
+    """Return the TCP ports that anything in a pod listens on, on any address, by its network namespace."""
+    (process, *_) = pod_processes(pod, ENGINE_PROCESS)
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, port = local.rpartition(":")
+            if state == "0A" and address not in LOOPBACK:
+                ports.add(int(port, 16))
+    return ports
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
+
+
+def test_an_engine_that_is_killed_serves_the_same_again(server: Server) -> None:
+    (pod,) = server.pods("serve")
+    first = version(server, train_known(server, "first"))
+    kill(pod, ENGINE_PROCESS)
+    wait_for("the replica to be taken out", lambda: server.ask("first").status != 200, 30)
+    assert server.wait_answer("first", timeout=400).model == first
+    server.wait_state("first", "Served")
+    (again,) = server.pods("serve")
+    assert again["metadata"]["uid"] == pod["metadata"]["uid"], "the pod stays, its engine's container restarts"
+
+
+ENGINE_PROCESS = "engine.sock"
+"""A word of the engine's command line, with both engines."""
+
+
+def test_pods_start_and_serve_without_an_operator(
+    server: Server, kubectl: Kubectl, operator: OperatorRecord
+) -> None:
+    """The operator is scaled to nothing; a pod is deleted; the new one reads what to serve from its ConfigMap."""
+    del operator
+    (deployment,) = {pod["metadata"]["labels"]["app.kubernetes.io/instance"] for pod in operator_pods(kubectl)}
+    scale = ("scale", "deployment", "-n", "tunery-system", "--all", "--replicas")
+    kubectl.run(*scale[:-1], "--replicas=0")
+    try:
+        wait_for("the operator to end", lambda: not operator_pods(kubectl), 60)
+        (pod,) = server.pods("serve")
+        kubectl.delete("pod", pod["metadata"]["name"], server.namespace)
+        reply = server.wait_answer("first", timeout=400)
+        assert reply.model == version(server, train_known(server, "first")), deployment
+    finally:
+        kubectl.run(*scale[:-1], "--replicas=1")
+        kubectl.run("rollout", "status", "deployment", "-n", "tunery-system", "--timeout=90s")
+    server.wait_state("first", "Served", timeout=60)
+
+
+def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> None:
+    """Keys come and go without a restart; a new pod is made once, as the Secret is named."""
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "keys"},
+        "stringData": {"web": "a-long-key-of-web"},
+    }
+    kubectl.apply(secret, namespace=server.namespace)
+    server.patch_spec(access={"apiKeysSecretRef": {"name": "keys"}}, rollout={"maxSurge": 0, "maxUnavailable": 1})
+    server.wait_answer("first", 401, timeout=400)
+    server.key = "a-long-key-of-web"
+    server.wait_answer("first", timeout=60)
+    kubectl.apply(secret | {"stringData": {"batch": "another-long-key"}}, namespace=server.namespace)
+    server.key = "another-long-key"
+    server.wait_answer("first", timeout=150)
+    (pod,) = server.pods("serve")
+    log = kubectl.run("logs", pod["metadata"]["name"], "-n", server.namespace, "--all-containers", timeout=60)
+    told = log + json.dumps(server.status) + json.dumps(server.events())
+    assert "a-long-key" not in told
+    assert "another-long-key" not in told
+
+
+def test_deletion_takes_everything_but_the_adapters(server: Server, kubectl: Kubectl, s3: Any) -> None:
+    kubectl.delete(server.kind, server.name, server.namespace)
+    kinds = "deployments,configmaps,services,poddisruptionbudgets,networkpolicies,pods"
+    wait_for("everything to go", lambda: not owned(server, kinds), 120)
+    assert list_keys(s3, train_known(server, "first").status["adapter"]["uri"])
+
+
+def owned(server: Server, kinds: str) -> list[dict[str, Any]]:
+    """Return what there is of a server."""
+    selector = f"tunery.dev/kind=adapterserver,tunery.dev/owner={server.name}"
+    return server.kubectl.list(kinds, server.namespace, selector)
