@@ -14,9 +14,8 @@ from tunery_api.serving import ServeSpec
 from tunery_server.adapters.base import read_base
 from tunery_server.fetch_model import main
 
-from cluster.s3 import S3Server
-
 from .loader_kit import WHO, write_base
+from cluster.s3 import S3Server
 
 
 def spec_of(tmp_path: Path, uri: str, **more: Any) -> ServeSpec:
@@ -89,7 +88,7 @@ def test_a_model_in_a_claim_is_used_where_it_lies(tmp_path: Path, said: Path) ->
 @pytest.mark.parametrize(
     ("damage", "reason", "words"),
     [
-        (lambda folder: shutil.rmtree(folder), "ModelNotFound", "does not exist"),
+        (shutil.rmtree, "ModelNotFound", "does not exist"),
         (lambda folder: (folder / "config.json").unlink(), "ModelUnsupported", "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "ModelUnsupported", "no safetensors files"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ async def test_failures_are_tried_again_within_half_a_minute_and_raise_nothing(o
     ]
     operator.end = 100
     seconds = await operator.run()
-    assert max(later - earlier for earlier, later in zip(seconds, seconds[1:], strict=False)) <= 15
+    assert max(later - earlier for earlier, later in pairwise(seconds)) <= 15
     assert operator.replica.offered == [], "a list that is half read is none"
     assert seconds[-1] - seconds[-2] == 5
 
