@@ -174,7 +174,7 @@ def test_weights_of_another_method_are_refused_whatever_their_config_says(
     ("edit", "reason", "words"),
     [
         (lambda all_: renamed(all_, "layers.1.", "layers.9."), "BaseMismatch", "of layer 9, and the base has 2 layers"),
-        (lambda all_: renamed(all_, "self_attn", "attention"), "BaseMismatch", "the base has no model.layers.0.attention"),
+        (lambda all_: renamed(all_, "self_attn", "attention"), "BaseMismatch", "has no model.layers.0.attention"),
         (lambda all_: renamed(all_, "model.layers", "transformer.h"), "BaseMismatch", "the base has no"),
         (lambda all_: {k: v for k, v in all_.items() if not k.endswith("0.mlp.down_proj.lora_A.weight")},
          "AdapterUnsupported", "has no lora_A"),

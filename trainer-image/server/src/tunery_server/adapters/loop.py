@@ -229,10 +229,9 @@ class Loader:
             served = slot.served
             if served is not None and (not residents.up or served.engine_name not in residents.registered):
                 slot.served, slot.kept = None, served.sha256
-            kept = slot.engine_name(slot.kept) if slot.kept else None
+            kept = slot.engine_name(slot.kept) if slot.kept else ""
             if residents.up and kept in residents.registered and slot.kept != trying:
-                # It answered its probe before: it stands in the note only since then.
-                residents.answered.add(str(kept))
+                residents.answered.add(kept)  # its probe: it stands in the note only since then
             if anew:
                 slot.engine_started()
                 slot.not_before = -math.inf
