@@ -23,10 +23,9 @@ from tunery_server.adapters.base import RECORD, BaseModel, read_base
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 from tunery_server.adapters.headers import BadHeader, read_header
 
+from .loader_kit import adapter_files, base_shapes, lora_shapes, safetensors
 from kit.adapters import trained_adapter
 from kit.tiny_models import Tiny, save_tiny, write_family
-
-from .loader_kit import adapter_files, base_shapes, lora_shapes, safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAME = "org/base"
@@ -175,7 +174,7 @@ def test_weights_of_another_method_are_refused_whatever_their_config_says(
     ("edit", "reason", "words"),
     [
         (lambda all_: renamed(all_, "layers.1.", "layers.9."), "BaseMismatch", "of layer 9, and the base has 2 layers"),
-        (lambda all_: renamed(all_, "self_attn", "attention"), "BaseMismatch", "the base has no model.layers.0.attention"),
+        (lambda all_: renamed(all_, "self_attn", "attention"), "BaseMismatch", "has no model.layers.0.attention"),
         (lambda all_: renamed(all_, "model.layers", "transformer.h"), "BaseMismatch", "the base has no"),
         (lambda all_: {k: v for k, v in all_.items() if not k.endswith("0.mlp.down_proj.lora_A.weight")},
          "AdapterUnsupported", "has no lora_A"),
@@ -329,7 +328,9 @@ def test_what_the_files_of_a_base_do_not_say_is_left_to_the_engine(tmp_path: Pat
     mixture = base_of(tmp_path / "base", base_shapes(), "mixtral")
     assert check_fit(written(tmp_path / "experts", lora_shapes() | experts), NOBODY, mixture).rank == 4
     fused = {key.replace("q_proj", "qkv_proj"): shape for key, shape in base_shapes().items()}
-    assert check_fit(written(tmp_path / "fused", lora_shapes()), NOBODY, base_of(tmp_path / "f", fused, "new")).rank == 4
+    assert (
+        check_fit(written(tmp_path / "fused", lora_shapes()), NOBODY, base_of(tmp_path / "f", fused, "new")).rank == 4
+    )
     packed = {key.replace(".weight", ".qweight"): (1, 1) for key in base_shapes()}
     assert check_fit(written(tmp_path / "gptq", lora_shapes()), NOBODY, base_of(tmp_path / "q", packed, "llama"))
     halves = {key: (shape[0] * shape[1] // 2, 1) for key, shape in base_shapes().items()}

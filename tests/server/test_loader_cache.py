@@ -71,7 +71,9 @@ def test_the_least_recently_used_of_what_nobody_needs_leaves_first(tmp_path: Pat
     put(cache, "5")
     assert sorted(cache.on_disk()) == [shas[0], shas[2], shas[3], "5" * 64]
     put(cache, "6")
-    assert sorted(cache.on_disk()) == [shas[0], shas[2], *(digit * 64 for digit in "56")][:4] or len(cache.on_disk()) == 4
+    assert (
+        sorted(cache.on_disk()) == [shas[0], shas[2], *(digit * 64 for digit in "56")][:4] or len(cache.on_disk()) == 4
+    )
     assert {shas[0], shas[2]} <= set(cache.on_disk())
 
 

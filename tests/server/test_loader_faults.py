@@ -91,7 +91,12 @@ async def test_content_that_does_not_match_is_fetched_once_more_and_then_failed_
     table.want(table.item("bot", sha))
     await table.go(steps=20, seconds=10)
     told = table.told("bot")
-    assert (told.state, told.reason, told.manifest_sha256, told.wanted_sha256) == ("Failed", "AdapterCorrupt", None, sha)
+    assert (told.state, told.reason, told.manifest_sha256, told.wanted_sha256) == (
+        "Failed",
+        "AdapterCorrupt",
+        None,
+        sha,
+    )
     assert WEIGHTS in str(told.message)
     assert len([key for key in faults.downloads if key.endswith(WEIGHTS)]) == 2
     assert table.engine.log == []
@@ -250,7 +255,9 @@ async def test_an_adapter_whose_answers_are_no_numbers_is_unloaded_and_said(tabl
 
 async def test_an_adapter_that_takes_the_engine_down_twice_is_left_out_and_the_rest_is_served(table: Table) -> None:
     table.engine.dies_of = lambda name: name.startswith("poison")
-    items = [table.item(name, table.publish(name, adapter_files(at))) for at, name in enumerate(("a", "poison", "z"), 1)]
+    items = [
+        table.item(name, table.publish(name, adapter_files(at))) for at, name in enumerate(("a", "poison", "z"), 1)
+    ]
     table.want(*items)
     for start in (2, 3, 4):
         await table.go()

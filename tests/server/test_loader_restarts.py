@@ -22,9 +22,8 @@ from tunery_server.adapters.loop import Loader, Ways
 from tunery_server.engine import Engine
 from tunery_server.routes import Routes
 
-from kit.engine_process import EngineProcess, Kind
-
 from .loader_kit import BASE, Table, adapter_files, check_folder, open_file
+from kit.engine_process import EngineProcess, Kind
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -190,7 +189,11 @@ async def serve(table: Table, armed: Callable[[], None] | None) -> None:
     for _ in range(200):
         await loader.step()
         await loader.settle()
-        if routes.names() == [BASE, "bot"] and routes.resolve("bot").version == wanted[:12] and not loader.leaving:
+        if (
+            routes.names() == [BASE, "bot"]
+            and routes.resolve("bot").version == wanted[:12]
+            and not loader.departures.tasks()
+        ):
             break
         await asyncio.sleep(0.01)
     await loader.step()

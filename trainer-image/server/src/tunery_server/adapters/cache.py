@@ -225,7 +225,10 @@ class AdapterCache:
         return sorted(free, key=lambda sha256: _mtime(self._root / _MANIFESTS / f"{sha256}.json"))
 
     def _remove(self, sha256: str) -> bool:
-        """Remove a folder unless the engine holds it; return whether it is gone. What is half removed has another name."""
+        """Remove a folder unless the engine holds it; return whether it is gone.
+
+        It loses its name first: what is half removed has another.
+        """
         with self._lock:
             if self._usage.held(sha256):
                 return False
