@@ -115,11 +115,12 @@ async def test_a_chat_goes_through_the_bases_template(engine: EngineProcess, she
 
 
 async def test_a_stream_gives_the_same_text_piece_by_piece(engine: EngineProcess) -> None:
+    """A busy vLLM puts several tokens into one chunk; in the stand-in each has its own."""
     body = {"model": BASE, "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
     whole = (await engine.post("/v1/completions", body)).body
     chunks = await streamed(engine, "/v1/completions", body)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 11 + ["length"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert {(chunk["id"], chunk["object"], chunk["model"]) for chunk in chunks} == {
         (chunks[0]["id"], "text_completion", BASE)
     }
@@ -143,7 +144,7 @@ async def test_a_streamed_chat_begins_with_its_role(engine: EngineProcess) -> No
     assert first["object"] == "chat.completion.chunk"
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert all(chunk["choices"][0]["delta"].keys() == {"content"} for chunk in others)
-    assert [chunk["choices"][0]["finish_reason"] for chunk in others] == [None, None, "length"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in others] == [None] * (len(others) - 1) + ["length"]
 
 
 async def test_metrics_count_requests_and_name_the_adapters_in_flight(engine: EngineProcess, shelf: Shelf) -> None:
