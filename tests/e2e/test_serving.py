@@ -112,9 +112,7 @@ def plain_logprobs(model: Path, adapter: Path | None) -> list[float]:
     """Return what plain transformers and PEFT say of PROMPT."""
     script = Path(__file__).with_name("plain_peft_logprobs.py")
     command = [sys.executable, str(script), str(model), str(adapter or "-"), PROMPT]
-    told = subprocess.run(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True
-    )
+    told = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True)
     found: list[float] = json.loads(told.stdout)
     return found
 
@@ -199,7 +197,10 @@ def test_what_must_not_be_served_is_refused_with_its_reason_and_others_are_answe
         train("dora", method="DoRA"),
         train("foreign", model={"uri": TINY, "secretRef": {"name": "s3"}, "servedName": "other"}),
     ]
-    corrupt = copy_with_a_flipped_byte(s3, train_known(server, "first"), f"s3://adapters/{server.namespace}/corrupt")
+    # Of content that no replica has: what it has verified before, it has by its digest.
+    plain = train("plain", training=TWICE)
+    plain.wait_phase("Succeeded")
+    corrupt = copy_with_a_flipped_byte(s3, plain, f"s3://adapters/{server.namespace}/corrupt")
     named = [{"name": job.name, "loraJobRef": {"name": job.name}} for job in trained]
     uris = [{"name": "corrupt", "uri": corrupt}, {"name": "nothing", "uri": f"s3://adapters/{server.namespace}/no"}]
     with traffic(server, "first", "tiny") as seen:
@@ -279,9 +280,7 @@ ENGINE_PROCESS = "engine.sock"
 """A word of the engine's command line, with both engines."""
 
 
-def test_pods_start_and_serve_without_an_operator(
-    server: Server, kubectl: Kubectl, operator: OperatorRecord
-) -> None:
+def test_pods_start_and_serve_without_an_operator(server: Server, kubectl: Kubectl, operator: OperatorRecord) -> None:
     """The operator is scaled to nothing; a pod is deleted; the new one reads what to serve from its ConfigMap."""
     del operator
     (deployment,) = {pod["metadata"]["labels"]["app.kubernetes.io/instance"] for pod in operator_pods(kubectl)}
