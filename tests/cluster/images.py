@@ -125,12 +125,18 @@ def build_and_push(registry: Registry) -> dict[str, str]:
     return {image.name: push_one(image, registry) for image in IMAGES}
 
 
-def push_one(image: Image, registry: Registry) -> str:
-    """Bring one image into the cluster's registry, unless it is there, and return its reference."""
+def push_one(image: Image, registry: Registry, *, keep: bool = True) -> str:
+    """Bring one image into the cluster's registry, unless it is there, and return its reference.
+
+    `keep=False` for a large one that seldom changes: the local storage need not have it a second time.
+    """
     with snapshot(image) as taken:
         reference = f"{registry.host}/{image.repository}:{taken.tag()}"
         if not registry.has(image.repository, taken.tag()):
-            buildah.push(build(taken), reference, insecure=True)
+            name = build(taken)
+            buildah.push(name, reference, insecure=True)
+            if not keep:
+                buildah.remove([name])
     return reference
 
 

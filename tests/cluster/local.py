@@ -109,7 +109,7 @@ class LocalCluster:
         image = images.ENGINES[name]
         with self._lock():
             with progress.step(f"Image {image.repository} (vLLM's takes minutes the first time)"):
-                reference = images.push_one(image, self.registry)
+                reference = images.push_one(image, self.registry, keep=name != "vllm")
             with progress.step("Image on the node"):
                 self.containerd.pull(reference)
         return reference
