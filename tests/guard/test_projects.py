@@ -12,6 +12,8 @@ from projects import PROJECTS, ROOT
 FOLDERS = {project.folder for project in PROJECTS}
 PACKAGES = {project.package for project in PROJECTS}
 NAMES = {project.package.replace("_", "-") for project in PROJECTS}
+OTHERS = {"tests", "tests/engine"}
+"""Projects that are no part of the product."""
 TESTS = tomllib.loads((ROOT / "tests" / "pyproject.toml").read_text())
 
 
@@ -24,7 +26,7 @@ def variable(name: str) -> set[str]:
 
 def test_every_project_is_listed() -> None:
     found = {path.parent for depth in ("*", "*/*") for path in ROOT.glob(f"{depth}/pyproject.toml")}
-    assert {folder.relative_to(ROOT).as_posix() for folder in found} == FOLDERS | {"tests"}
+    assert {folder.relative_to(ROOT).as_posix() for folder in found} == FOLDERS | OTHERS
 
 
 def test_a_project_is_named_as_its_package() -> None:
@@ -36,7 +38,7 @@ def test_a_project_is_named_as_its_package() -> None:
 
 
 def test_the_makefile_locks_every_project_and_checks_the_types_of_every_package() -> None:
-    assert variable("PROJECTS") == FOLDERS | {"tests"}
+    assert variable("PROJECTS") == FOLDERS | OTHERS
     assert variable("PACKAGES") == PACKAGES
     assert all(any(Path(folder).is_relative_to(source) for source in variable("SOURCES")) for folder in FOLDERS)
 
