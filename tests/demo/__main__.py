@@ -156,6 +156,7 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     prefix = "" if is_existing() else 'eval "$(make -s cluster-env)"; '
     third = "get lorajob quickstart -o yaml" if is_existing() else "apply -f docs/examples/merge-ties.yaml"
     console.print(f"  {prefix}kubectl describe lorajob {job.name} -n {NAMESPACE}", markup=False)
+    console.print("  make demo-serving    # this adapter and a second one, answered side by side by vLLM", markup=False)
     console.print("  kubectl explain lorajob.spec.lora", markup=False)
     console.print(f"  kubectl -n {NAMESPACE} {third}", markup=False)
 

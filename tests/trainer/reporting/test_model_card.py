@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
+from tunery_api.validation import parse_adapterserver
 from tunery_trainer.diagnosis.answers import Answer
 from tunery_trainer.reporting.model_card import Shown, model_card
 
@@ -111,10 +115,20 @@ def test_card_says_what_of_the_data_was_trained() -> None:
     )
 
 
-def test_card_does_not_promise_what_vllm_cannot_serve() -> None:
-    card = model_card(run(), Lineage(served_name="m", method="IA3"), "s3://a/b")
+@pytest.mark.parametrize(("method", "way"), [("IA3", "into: Model"), ("AdaLoRA", "into: Adapter")])
+def test_card_does_not_promise_what_vllm_cannot_serve(method: str, way: str) -> None:
+    card = model_card(run(), Lineage(served_name="m", method=method), "s3://a/b")
     assert "vllm serve" not in card
-    assert "merge this one into its base" in card
+    assert f"its method is {method}" in card
+    assert way in card
+
+
+def test_the_entry_of_the_card_is_one_that_a_server_takes() -> None:
+    card = model_card(run(), lineage(), "s3://adapters/bot")
+    (entry,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)]
+    spec = {"model": {"uri": "hf://owner/model"}, "adapters": entry}
+    (adapter,) = parse_adapterserver({"spec": spec}).adapters or ()
+    assert (adapter.name, adapter.uri) == ("support-bot", "s3://adapters/bot")
 
 
 def test_card_of_a_rank_that_vllm_has_not_names_the_next() -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.measured import change_text
@@ -14,14 +15,12 @@ from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
+from tunery_api.unservable import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.units import human_bytes
 
 CARD_FILE = "README.md"
-_NO_LORA_IN_VLLM = frozenset({"PrefixTuning", "PromptTuning", "IA3", "DoRA", "QDoRA"})
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank."""
 _METRIC_NAMES = {
     "evalLoss": "Evaluation loss",
     "baseEvalLoss": "Evaluation loss of {start}",
@@ -271,17 +270,30 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
 ```"""
     if lineage.rejected:
         return peft
-    if lineage.method in _NO_LORA_IN_VLLM:
-        return f"{peft}\n\nvLLM serves plain LoRA adapters only; merge this one into its base model to serve it there."
+    unservable = method_problem(lineage.method)
+    if unservable is not None:
+        return f"{peft}\n\nNo AdapterServer and no vLLM serves it: {unservable.message}. {unservable.hint}"
     if says_adapted(lineage.hyperparameters.get(EXPERTS)):
         return (
             f"{peft}\n\nThe experts of the mixture are adapted as PEFT's target_parameters; not every vLLM serves that."
         )
-    allowed = next((rank for rank in _VLLM_RANKS if rank >= (lineage.rank or 0)), None)
+    allowed = next((rank for rank in ENGINE_RANKS if rank >= (lineage.rank or 0)), None)
     if allowed is None:
-        return f"{peft}\n\nvLLM serves ranks up to {_VLLM_RANKS[-1]}; merge this adapter into its base model there."
+        return f"{peft}\n\nvLLM serves ranks up to {ENGINE_RANKS[-1]}; merge this adapter into its base model there."
     rank = f" --max-lora-rank {allowed}" if lineage.rank else ""
-    return f"{peft}\n\n```sh\nvllm serve {base} --enable-lora{rank} --lora-modules {name}={folder}\n```"
+    return f"""{peft}
+
+An AdapterServer for {base} with `engine.maxRank` of at least {allowed} serves it with this entry of `spec.adapters`:
+
+```yaml
+- {{name: {name}, uri: {json.dumps(uri)}}}
+```
+
+So does vLLM alone, from the copy:
+
+```sh
+vllm serve {base} --enable-lora{rank} --lora-modules {name}={folder}
+```"""
 
 
 def _folder(uri: str) -> str:
