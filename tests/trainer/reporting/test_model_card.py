@@ -115,7 +115,7 @@ def test_card_says_what_of_the_data_was_trained() -> None:
     )
 
 
-@pytest.mark.parametrize(("method", "way"), [("IA3", "into: Model"), ("AdaLoRA", "into: Adapter")])
+@pytest.mark.parametrize(("method", "way"), [("IA3", "into: Model"), ("AdaLoRA", "method: Linear")])
 def test_card_does_not_promise_what_vllm_cannot_serve(method: str, way: str) -> None:
     card = model_card(run(), Lineage(served_name="m", method=method), "s3://a/b")
     assert "vllm serve" not in card
