@@ -57,6 +57,9 @@ def environment(spec: AdapterServerSpec, plugins: tuple[str, ...]) -> dict[str, 
         "HF_HUB_OFFLINE": "1",
         # The user has no entry in the image's passwd, where libraries look for its name.
         "USER": "tunery",
+        # One process on one node: what its parts say to each other stays within the pod, as far as it can be told to.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
     }
     if spec.resources.gpus:
         return common
