@@ -9,10 +9,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from kit.published import download, list_keys, split_uri
 from kit.serving import CHOSEN, Server, traffic
 from kit.tenant import create_tenant
 from kit.tiny_models import write_chat_model
+from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, held_by_engine, watched
 
 NAMESPACE = "e2e-serving"
 ENGINE = os.environ.get("TUNERY_ENGINE", "stand-in")
@@ -179,11 +182,12 @@ def test_a_label_is_enough_to_be_answered_and_to_be_answered_no_more(server: Ser
 
 def test_an_update_is_atomic_and_nobody_sees_an_error(server: Server, train: Train) -> None:
     old = version(server, train_known(server, "first"))
-    with traffic(server, "first", "served") as seen:
+    with traffic(server, "first", "served") as seen, watched(server) as truth:
         job = train("first", training=TWICE)
         job.wait_phase("Succeeded")
         new = version(server, job)
         wait_for("the new version", lambda: server.ask("first").model == new, 60)
+    assert max(truth.longest.values(), default=0.0) < LATE_SECONDS, truth.longest
     assert new != old
     assert seen.failed == []
     answered = [reply.model for reply in seen.replies if reply.model != "served"]
@@ -297,16 +301,70 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 def test_an_engine_that_is_killed_serves_the_same_again(server: Server) -> None:
     (pod,) = server.pods("serve")
     first = version(server, train_known(server, "first"))
+    with watched(server) as truth:
+        again(server, pod, first)
+    assert max(truth.longest.values(), default=0.0) < LATE_SECONDS, truth.longest
+
+
+def again(server: Server, pod: dict[str, Any], first: str) -> None:
+    """Kill the engine of a pod, and return once it serves the same version as before."""
     kill(pod, ENGINE_PROCESS)
     wait_for("the replica to be taken out", lambda: server.ask("first").status != 200, 30)
     assert server.wait_answer("first", timeout=400).model == first
     server.wait_state("first", "Served")
-    (again,) = server.pods("serve")
-    assert again["metadata"]["uid"] == pod["metadata"]["uid"], "the pod stays, its engine's container restarts"
+    (same,) = server.pods("serve")
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"], "the pod stays, its engine's container restarts"
 
 
 ENGINE_PROCESS = "engine.sock"
 """A word of the engine's command line, with both engines."""
+
+
+def test_a_door_that_is_killed_takes_over_what_the_engine_holds(server: Server) -> None:
+    (pod,) = server.pods("serve")
+    first = version(server, train_known(server, "first"))
+    held = held_by_engine(pod)
+    assert held and first in held
+    with watched(server) as truth:
+        kill(pod, DOOR)
+        wait_for("the door to be gone", lambda: server.ask("first").status != 200, 30)
+        assert server.wait_answer("first", timeout=120).model == first
+        assert held_by_engine(pod) == held
+        server.wait_state("first", "Served")
+    # A door that is dead tells nobody.
+    assert max(truth.longest.values(), default=0.0) < SILENT_SECONDS + LATE_SECONDS, truth.longest
+
+
+def test_without_storage_what_is_loaded_is_answered(server: Server, environment: dict[str, str]) -> None:
+    """S3 stands still, as seen by the replica: its requests hang. What is new waits and says so; it is served after."""
+    (weed,) = weed_processes(environment)
+    os.kill(weed, signal.SIGSTOP)
+    try:
+        server.patch_spec(adapters=[*server.manifest["spec"]["adapters"], {"name": "late", "uri": LATE}])
+        for _ in range(20):
+            assert server.ask("first").status == 200
+            time.sleep(0.5)
+        assert server.adapter("late").get("state") in ("Loading", "Waiting", None)
+    finally:
+        os.kill(weed, signal.SIGCONT)
+    told = server.wait_state("late", "Failed", timeout=180)
+    assert told["reason"] == "AdapterMissing", told
+    server.patch_spec(adapters=server.manifest["spec"]["adapters"])
+
+
+LATE = f"s3://adapters/{NAMESPACE}/late"
+
+
+def weed_processes(environment: dict[str, str]) -> list[int]:
+    """Return the process of the local cluster's S3 server."""
+    port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2].rstrip("/")
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (folder / "cmdline").read_bytes()
+            if b"weed" in line and f"s3.port={port}".encode() in line:
+                found.append(int(folder.name))
+    return found
 
 
 def test_pods_start_and_serve_without_an_operator(server: Server, kubectl: Kubectl, operator: OperatorRecord) -> None:

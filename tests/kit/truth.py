@@ -1,0 +1,105 @@
+"""Whether the status of an AdapterServer is true: what it says is served, beside what the engines themselves hold."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.kubectl import KubectlError
+from kit.processes import pod_processes
+from kit.serving import Server
+
+SOCKET = "run/tunery/engine.sock"
+DOOR = "tunery_server"
+EVERY_SECONDS = 0.5
+LATE_SECONDS = 5.0
+"""How long the status may say that something is served which is not; 30 where a door is dead and cannot tell."""
+SILENT_SECONDS = 30.0
+
+
+class _Socket(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("engine", timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket in place of a host."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def held_by_engine(pod: dict[str, Any]) -> set[str] | None:
+    """Return the names that a pod's engine lists, asked over its socket as nobody but the node can; None: no answer."""
+    doors = pod_processes(pod, DOOR)
+    if not doors:
+        return None
+    connection = _Socket(f"/proc/{doors[0]}/root/{SOCKET}")
+    try:
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        return {each["id"] for each in json.loads(answer.read())["data"]} if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+@dataclass
+class Truth:
+    """What was seen: lies by adapter, each with how long it was told without a break."""
+
+    looks: int = 0
+    served: int = 0
+    """Looks at which the status said of an adapter that all replicas serve it."""
+    longest: dict[str, float] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def look(self, status: dict[str, Any], engines: list[set[str] | None], now: float) -> None:
+        """Compare a status with what each ready replica's engine holds."""
+        self.looks += 1
+        for each in status.get("adapters", []):
+            name, digest = each["name"], each.get("manifestSha256", "")
+            ready, _, whole = str(each.get("replicas", "0/0")).partition("/")
+            if each["state"] != "Served" or ready != whole or ready == "0":
+                self._since.pop(name, None)
+                continue
+            self.served += 1
+            known = f"{name}@{digest[:12]}"
+            if len([held for held in engines if held and known in held]) >= int(ready):
+                self._since.pop(name, None)
+                continue
+            since = self._since.setdefault(name, now)
+            self.longest[name] = max(self.longest.get(name, 0.0), now - since)
+
+
+@contextmanager
+def watched(server: Server) -> Iterator[Truth]:
+    """Compare status and engines until the block ends."""
+    truth, ended = Truth(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(EVERY_SECONDS):
+            try:
+                status = server.status
+                engines = [held_by_engine(pod) for pod in server.pods("serve")]
+            except (KubectlError, OSError):
+                continue
+            truth.look(status, engines, time.monotonic())
+
+    thread = threading.Thread(target=look, name="truth", daemon=True)
+    thread.start()
+    try:
+        yield truth
+    finally:
+        ended.set()
+        thread.join(30)
