@@ -31,6 +31,41 @@ def adapters(spec: AdapterServerSpec) -> Errors:
         seen.add(item.name)
 
 
+def aliases(spec: AdapterServerSpec) -> Errors:
+    """An alias has a name of its own, and leads to adapters, some of which get requests."""
+    named = {item.name for item in spec.adapters or ()} | {spec.model.effective_served_name()}
+    known = {alias.name for alias in spec.aliases or ()}
+    seen: set[str] = set()
+    for index, alias in enumerate(spec.aliases or ()):
+        at = f"spec.aliases[{index}]"
+        if alias.name in named:
+            yield FieldError(f"{at}.name", f"{alias.name} is the name of an adapter or of the base model")
+        if alias.name in seen:
+            yield FieldError(f"{at}.name", f"{alias.name} is the name of another alias")
+        if ".." in alias.name:
+            yield FieldError(f"{at}.name", "must not have two dots in a row")
+        seen.add(alias.name)
+        targets = [target.adapter for target in alias.targets]
+        for place, target in enumerate(targets):
+            if target in known:
+                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is an alias; name the adapter itself")
+            if target in targets[:place]:
+                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is a target already; add its weights up")
+        if not any(target.weight for target in alias.targets):
+            yield FieldError(f"{at}.targets", "all have weight 0: no request could go anywhere")
+
+
+def clients(spec: AdapterServerSpec) -> Errors:
+    """Clients are told from each other by their keys."""
+    listed = spec.access.clients or ()
+    if listed and spec.access.api_keys_secret_ref is None:
+        yield FieldError("spec.access.clients", "needs apiKeysSecretRef: without keys nobody knows who asks")
+    names = [client.name for client in listed]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield FieldError(f"spec.access.clients[{index}].name", f"{name} is listed already")
+
+
 def selector(spec: AdapterServerSpec) -> Errors:
     """A selector names labels, and values where its operators need them."""
     chosen = spec.adapter_selector
@@ -71,4 +106,4 @@ def rollout(spec: AdapterServerSpec) -> Errors:
         yield FieldError("spec.rollout", "maxSurge and maxUnavailable cannot both be 0: no replica could be replaced")
 
 
-ADAPTERSERVER_RULES: Final = (adapters, selector, engine, rollout)
+ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, selector, engine, rollout)

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from tunery_api.adapterserver import Alias
 from tunery_api.fields import OpenModel
 from tunery_api.inputs import ModelSpec
 from tunery_api.runspec import DiskLimit, MountedSecret, RunIdentity
@@ -73,6 +74,8 @@ class DesiredAdapter(OpenModel):
     again."""
     source: str = "uri"
     """LoRAJob/name, AdapterMerge/name or uri, for messages."""
+    keep_loaded: bool = False
+    """It never leaves the engine for lack of use."""
 
 
 class Desired(OpenModel):
@@ -81,6 +84,9 @@ class Desired(OpenModel):
     revision: int = 0
     """Raised by the operator with each change."""
     adapters: list[DesiredAdapter] = Field(default_factory=list)
+    aliases: list[Alias] = Field(default_factory=list)
+    clients: dict[str, list[str]] = Field(default_factory=dict)
+    """Of clients that may ask for some models only: their names, and those of the models."""
 
 
 class ReportedAdapter(OpenModel):
@@ -94,6 +100,8 @@ class ReportedAdapter(OpenModel):
     """What is to be served, while that is another."""
     rank: int | None = Field(None, ge=0)
     size_bytes: int | None = Field(None, ge=0)
+    last_used: float | None = None
+    """When it was last asked for on this replica, in seconds since 1970."""
     reason: Reason | None = None
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
