@@ -40,6 +40,8 @@ class FailureReason(StrEnum):
     PROBE_FAILED = "ProbeFailed"
     ENGINE_FAILED = "EngineFailed"
     ENGINE_UNSUPPORTED = "EngineUnsupported"
+    INPUT_INVALID = "InputInvalid"
+    REQUESTS_FAILED = "RequestsFailed"
     CHECKPOINT_MISSING = "CheckpointMissing"
     NAME_CONFLICT = "NameConflict"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -175,6 +177,14 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.ENGINE_UNSUPPORTED: Advice(
         False, "Use an image of a newer vLLM, in engine.image or as the platform's; the message names the oldest."
+    ),
+    _R.INPUT_INVALID: Advice(
+        False, "Mend the named lines of the input and retry; another spec.input.uri needs a new object."
+    ),
+    _R.REQUESTS_FAILED: Advice(
+        False,
+        "Look at the named lines and at the server, and retry: what was answered is not asked again. More lines that "
+        "may fail, spec.maxErrors, need a new object.",
     ),
     _R.CHECKPOINT_MISSING: Advice(
         False,

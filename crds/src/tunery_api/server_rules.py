@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tunery_api.adapterserver import ENGINE_ARGS, ENGINE_RANKS, AdapterServerSpec, LabelOperator
+from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, near
 
 Errors = Iterator[FieldError]
@@ -106,4 +107,14 @@ def rollout(spec: AdapterServerSpec) -> Errors:
         yield FieldError("spec.rollout", "maxSurge and maxUnavailable cannot both be 0: no replica could be replaced")
 
 
+def one_file(spec: BatchInferenceSpec) -> Errors:
+    """The input is one file: its lines are counted and resumed from."""
+    uri = spec.input.uri
+    if any(sign in uri.partition("://")[2] for sign in "*?["):
+        yield FieldError("spec.input.uri", "names one file; ask for several in several objects")
+    elif not uri.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl") and not uri.startswith("configmap://"):
+        yield FieldError("spec.input.uri", "must end with .jsonl, .jsonl.gz or .jsonl.zst: lines of JSON")
+
+
+BATCHINFERENCE_RULES: Final = (one_file,)
 ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, selector, engine, rollout)

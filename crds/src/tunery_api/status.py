@@ -47,6 +47,7 @@ class Phase(StrEnum):
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     MERGING = "Merging"
+    ANSWERING = "Answering"
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -73,6 +74,7 @@ class ConditionType(StrEnum):
     RANK_SUFFICIENT = "RankSufficient"
     HEALTHY = "Healthy"
     ADAPTER_UPLOADED = "AdapterUploaded"
+    OUTPUT_UPLOADED = "OutputUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     STOPPED = "Stopped"
@@ -244,6 +246,14 @@ class AdapterStatus(OpenModel):
     rank: int | None = Field(None, ge=0, description="Its rank.")
 
 
+class OutputStatus(OpenModel):
+    """Published answers; set only after their manifest was read back and every digest matched."""
+
+    uri: Text = Field(description="Where they lie.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
+    size_bytes: int = Field(ge=0, description="Size of all files.")
+
+
 class CheckpointStatus(OpenModel):
     """The newest complete checkpoint."""
 
@@ -316,8 +326,7 @@ class CommonStatus(OpenModel):
         description="The conditions, by type.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    adapter: AdapterStatus | None = Field(None, description="The published result.")
-    start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
+    start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")
     completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
     attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
     run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
@@ -339,6 +348,7 @@ class CommonStatus(OpenModel):
 class LoRAJobStatus(CommonStatus):
     """The status of a LoRAJob."""
 
+    adapter: AdapterStatus | None = Field(None, description="The published result.")
     progress: ProgressStatus | None = Field(None, description="How far training is.")
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(
@@ -387,6 +397,7 @@ class VerificationStatus(OpenModel):
 class AdapterMergeStatus(CommonStatus):
     """The status of an AdapterMerge."""
 
+    adapter: AdapterStatus | None = Field(None, description="The published result.")
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
     metrics: MetricsStatus | None = Field(
@@ -395,3 +406,31 @@ class AdapterMergeStatus(CommonStatus):
     dataset: DatasetStatus | None = Field(None, description="What was found in the data set of spec.evaluation.")
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
     rank_error: Number | None = Field(None, description="Largest relative error that the rank costs, over the modules.")
+
+
+MODELS_SHOWN: Final = 64
+
+
+class AnsweredBy(OpenModel):
+    """What answered lines of a batch."""
+
+    name: Annotated[str, Field(max_length=253)] = Field(description="Name of the adapter, or of the base model.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of the adapter's manifest; none for the base model."
+    )
+    lines: int = Field(ge=0, description="Lines that it answered.")
+
+
+class BatchInferenceStatus(CommonStatus):
+    """The status of a BatchInference."""
+
+    output: OutputStatus | None = Field(None, description="The published answers.")
+    progress: ProgressStatus | None = Field(None, description="How far it is; steps are lines.")
+    lines: int | None = Field(None, ge=0, description="Lines of the input.")
+    answered: int | None = Field(None, ge=0, description="Lines that are answered.")
+    errors: int | None = Field(None, ge=0, description="Lines that ended in errors.jsonl.")
+    prompt_tokens: int | None = Field(None, ge=0, description="Tokens of the prompts, by the answers' usage.")
+    completion_tokens: int | None = Field(None, ge=0, description="Tokens of the answers, by their usage.")
+    answered_by: list[AnsweredBy] | None = Field(
+        None, max_length=MODELS_SHOWN, description="What answered, by version, most lines first."
+    )
