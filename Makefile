@@ -85,7 +85,7 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 .PHONY: test-engine
 test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)
 	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
-	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract.py
+	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
 
 # Some twenty minutes more: run them before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py

@@ -9,11 +9,15 @@ import pytest
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.preference import TrainingTask
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
 
 from kit.examples import EXAMPLES, documents
 
-PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge}
+PARSERS: dict[str, Any] = {
+    "LoRAJob": parse_lorajob,
+    "AdapterMerge": parse_adaptermerge,
+    "AdapterServer": parse_adapterserver,
+}
 
 
 def named_documents() -> list[tuple[str, dict[str, Any]]]:
@@ -35,6 +39,9 @@ def lorajobs() -> list[LoRAJobSpec]:
 @pytest.mark.parametrize("document", [pytest.param(document, id=name) for name, document in DOCUMENTS])
 def test_the_example_is_valid(document: dict[str, Any]) -> None:
     spec = PARSERS[document["kind"]](document)
+    if document["kind"] == "AdapterServer":
+        assert spec.adapter_secret_ref.name == "s3"
+        return
     assert spec.output.uri == f"s3://adapters/{document['metadata']['name']}"
     assert spec.output.secret_ref is not None
     assert spec.output.secret_ref.name == "s3"
@@ -58,12 +65,12 @@ def test_names_are_unique_so_that_the_whole_folder_can_be_applied() -> None:
 
 
 def test_every_reference_names_an_example() -> None:
-    names = {document["metadata"]["name"] for _, document in DOCUMENTS if document["kind"] == "LoRAJob"}
+    fields = {"loraJobRef": "LoRAJob", "adapterMergeRef": "AdapterMerge"}
+    names = {(document["kind"], document["metadata"]["name"]) for _, document in DOCUMENTS}
     referenced = set()
     for _, document in DOCUMENTS:
         spec = document["spec"]
         for entry in [*spec.get("adapters", []), spec.get("continueFrom", {})]:
-            if "loraJobRef" in entry:
-                referenced.add(entry["loraJobRef"]["name"])
-    assert referenced
+            referenced |= {(kind, entry[field]["name"]) for field, kind in fields.items() if field in entry}
+    assert {kind for kind, _ in referenced} == set(fields.values())
     assert referenced <= names

@@ -12,12 +12,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import PreflightReport, ProgressUpdate, RunResult, RunSpec
+from tunery_api.serverstatus import AdapterServerStatus
+from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ServeSpec
 from tunery_api.status import LoRAJobStatus
 from tunery_api.tolerant import without_invalid
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
 
 RELEASED = Path(__file__).with_name("fixtures") / "v1alpha1"
 CONTRACT: dict[str, type[BaseModel]] = {
@@ -30,6 +33,11 @@ CONTRACT: dict[str, type[BaseModel]] = {
     "progress.json": ProgressUpdate,
     "manifest.json": Manifest,
     "status.json": LoRAJobStatus,
+    "serve.json": ServeSpec,
+    "adapters.json": Desired,
+    "replica-report.json": ReplicaReport,
+    "replica-reply.json": ReplicaReply,
+    "server-status.json": AdapterServerStatus,
 }
 
 
@@ -40,13 +48,14 @@ def released(name: str) -> Any:
 
 def test_every_fixture_is_tried() -> None:
     assert {path.name for path in RELEASED.iterdir()} == {
-        *CONTRACT, "lorajob.yaml", "adaptermerge.yaml", "defaults.json",
+        *CONTRACT, "lorajob.yaml", "adaptermerge.yaml", "adapterserver.yaml", "defaults.json",
     }  # fmt: skip
 
 
 def test_objects_that_were_accepted_are_accepted() -> None:
     assert parse_lorajob(released("lorajob.yaml")).lora.rank == 16
     assert len(parse_adaptermerge(released("adaptermerge.yaml")).adapters) == 2
+    assert len(parse_adapterserver(released("adapterserver.yaml")).adapters or ()) == 3
 
 
 @pytest.mark.parametrize(("name", "model"), CONTRACT.items(), ids=CONTRACT.keys())
@@ -66,8 +75,8 @@ def _with_more(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [entry for entry in CONTRACT.items() if entry[1] not in (RunSpec, Manifest)],
-    ids=[name for name, model in CONTRACT.items() if model not in (RunSpec, Manifest)],
+    [entry for entry in CONTRACT.items() if entry[1] not in (RunSpec, ServeSpec, Manifest)],
+    ids=[name for name, model in CONTRACT.items() if model not in (RunSpec, ServeSpec, Manifest)],
 )
 def test_what_a_later_version_adds_is_read_over(name: str, model: type[BaseModel]) -> None:
     old = released(name)
@@ -115,7 +124,8 @@ def test_defaults_never_change_within_a_version() -> None:
 
     A new field may be added to the file; a line that is there stays as it is until the next version of the API.
     """
-    now = {**dict(_defaults(LoRAJobSpec, "LoRAJob.spec")), **dict(_defaults(AdapterMergeSpec, "AdapterMerge.spec"))}
+    specs = {"LoRAJob": LoRAJobSpec, "AdapterMerge": AdapterMergeSpec, "AdapterServer": AdapterServerSpec}
+    now = dict(entry for kind, spec in specs.items() for entry in _defaults(spec, f"{kind}.spec"))
     assert json.loads(json.dumps(now)) == released("defaults.json")
 
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from .installing import first_install
+from tunery_operator.plan.job import Platform
+
+from .installing import first_install, kubeconfig_of_the_service_account
+from .policies import platform_of, refusal
 from .rendering import Helm, Rendered
 from cluster import binaries
 from cluster.controlplane import ControlPlane
-from kit.kubectl import Kubectl
+from kit.kubectl import Kubectl, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,23 @@ def notes(kubectl: Kubectl) -> str:
 def installed(kubectl: Kubectl, notes: str) -> Kubectl:
     assert notes
     return kubectl
+
+
+@pytest.fixture(scope="module")
+def operator(installed: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+    """kubectl with the operator's own token, once the policies are in force."""
+    path = kubeconfig_of_the_service_account(installed, tmp_path_factory.mktemp("operator"))
+    kubectl = Kubectl(installed.environment | {"KUBECONFIG": str(path)})
+    # What the operator has the right to create, so that only a policy can refuse it.
+    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}}
+    for foreign in (job, config):
+        wait_for("the policies", lambda body=foreign: refusal(kubectl, body) is not None, timeout=60)
+    return kubectl
+
+
+@pytest.fixture(scope="module")
+def platform(rendered: Rendered) -> Platform:
+    """The platform as the chart's own environment makes it."""
+    return platform_of(rendered)

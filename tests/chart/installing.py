@@ -9,7 +9,7 @@ from .rendering import CHART, NAMESPACE
 from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl
 
-CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev")
+CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev", "adapterservers.tunery.dev")
 TEAM = "team-a"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
 

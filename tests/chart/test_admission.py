@@ -19,13 +19,13 @@ from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.inputs import plain_input
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
-from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.settings import Settings
+from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner, parse_owner
 
-from .installing import TEAM, kubeconfig_of_the_service_account
-from .rendering import Helm, Rendered
-from kit.kubectl import Kubectl, KubectlError, wait_for
+from .installing import TEAM
+from .policies import refusal
+from .rendering import Helm
+from kit.kubectl import Kubectl, KubectlError
 
 Json = dict[str, Any]
 Twist = Callable[[Json], object]
@@ -38,32 +38,6 @@ FULL: Json = {
     "cache": {"claimName": "cache"},
     "tracking": {"wandb": {"project": "p", "secretRef": {"name": "wandb"}}},
 }
-
-
-@pytest.fixture(scope="module")
-def operator(installed: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
-    """kubectl with the operator's own token, once the policies are in force."""
-    path = kubeconfig_of_the_service_account(installed, tmp_path_factory.mktemp("operator"))
-    kubectl = Kubectl(installed.environment | {"KUBECONFIG": str(path)})
-    # What the operator has the right to create, so that only a policy can refuse it.
-    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
-    foreign = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
-    wait_for("the policies", lambda: refusal(kubectl, foreign) is not None, timeout=60)
-    return kubectl
-
-
-@pytest.fixture(scope="module")
-def platform(rendered: Rendered) -> Platform:
-    """The platform as the chart's own environment makes it."""
-    return platform_of(rendered)
-
-
-def platform_of(rendered: Rendered) -> Platform:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in rendered.env().items():
-            patch.setenv(name, value)
-        settings = Settings()
-    return Platform(settings, Progress(settings.progress_url, "PEM"))
 
 
 def owner(kind: Kind = Kind.LORAJOB, labels: dict[str, str] | None = None) -> Owner:
@@ -85,16 +59,6 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "publish": plan_publish(full, queued, platform, known, "the loss is low enough"),
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
     }
-
-
-def refusal(kubectl: Kubectl, body: Json) -> str | None:
-    """Send an object as a dry run; return why the API server refuses it, or None where it does not."""
-    namespace = body["metadata"].get("namespace", TEAM)
-    try:
-        kubectl.run("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(body))
-    except KubectlError as error:
-        return str(error)
-    return None
 
 
 @pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "publish", "merge"])
@@ -150,7 +114,7 @@ ONE = "one container"
 COMMAND = "trainer's command"
 NODE = "nothing of its node's"
 POD = "The pod complies"
-CONTAINER = "The container complies"
+CONTAINER = "Each container complies"
 MOUNTS = "mounts its run"
 PLACES = "never over its program"
 RENAMED = {"secretName": "s", "items": [{"key": "password", "path": "HF_TOKEN"}]}

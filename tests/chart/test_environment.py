@@ -84,6 +84,25 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
     assert (settings.preflight_max_concurrent, settings.workers, settings.progress_write_seconds) == (1_000_000, 4, 2.5)
 
 
+def test_the_operator_reads_what_the_platform_says_of_servers(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "serving.server.image.tag": "v2",
+        "serving.server.resources.cpu": "250m",
+        "serving.engine.image.repository": "mirror/engine",
+        "serving.engine.image.tag": "v9",
+        "serving.engine.allowImage": False,
+        "serving.engine.plugins": ["tunery_cpu_fix"],
+        "serving.networkPolicy": False,
+    }
+    serving = read_settings_of(helm.render(values=values), monkeypatch).serving
+    assert (serving.server_image, serving.engine_image) == ("tunery-server:v2", "mirror/engine:v9")
+    assert (serving.server_resources.cpu, serving.server_resources.memory) == ("250m", "512Mi")
+    assert (serving.allow_image, serving.network_policy, serving.plugins) == (False, False, ("tunery_cpu_fix",))
+    assert serving.run_as_user == 2000
+    left_open = read_settings_of(helm.render("serving.engine.runAsUser=null"), monkeypatch).serving
+    assert left_open.run_as_user is None
+
+
 @pytest.mark.parametrize(
     ("values", "seconds"),
     [

@@ -47,7 +47,8 @@ def test_explain_reads_well(installed: Kubectl) -> None:
     [
         ("get", "secrets"), ("list", "secrets"), ("watch", "secrets"), ("create", "secrets"),
         ("create", "pods/exec"), ("create", "pods"), ("delete", "pods"), ("get", "pods/log"),
-        ("get", "leases.coordination.k8s.io"), ("get", "configmaps"), ("create", "configmaps"),
+        ("get", "leases.coordination.k8s.io"), ("list", "configmaps"), ("delete", "configmaps"), ("list", "services"),
+        ("delete", "deployments.apps"), ("patch", "replicasets.apps"), ("delete", "adapterservers.tunery.dev"),
         ("get", "nodes"), ("list", "namespaces"), ("get", "serviceaccounts"), ("create", "serviceaccounts/token"),
         ("create", "lorajobs.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
     ],
@@ -85,7 +86,7 @@ def test_roles_of_people_speak_for_our_kinds(
     )
     installed.run("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", TEAM)
     wait_for(f"{role}'s binding", lambda: can(installed, user, "get", "lorajobs.tunery.dev"), timeout=10)
-    for kind in ("lorajobs.tunery.dev", "adaptermerges.tunery.dev"):
+    for kind in CRDS:
         assert [verb for verb in allowed if not can(installed, user, verb, kind)] == []
         assert [verb for verb in refused if can(installed, user, verb, kind)] == []
         assert not can(installed, user, "patch", f"{kind}/status")

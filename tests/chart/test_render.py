@@ -134,7 +134,7 @@ def test_the_crds_are_the_generated_ones(helm: Helm, keep: bool) -> None:
         for crd in helm.render(f"crds.keep={str(keep).lower()}").of("CustomResourceDefinition")
     }
     sources = sorted((CHART.parents[1] / "crds").glob("*.yaml"))
-    assert len(sources) == 2
+    assert len(sources) == 3
     for path in sources:
         source = yaml.safe_load(path.read_text())
         crd = rendered[source["metadata"]["name"]]
@@ -183,6 +183,8 @@ def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
         pytest.param("trainer.env.A-B=c", "A-B", id="variables-name"),
         pytest.param("trainer.securityContext.runAsUser=0", "runAsUser", id="root"),
         pytest.param("trainer.gpus.tolerations=", "gpus", id="typo-below-trainer"),
+        pytest.param("serving.engine.image.tag=", "image", id="engine-without-a-version"),
+        pytest.param("serving.engine.runAsUser=0", "runAsUser", id="root-engine"),
         pytest.param("watchNamespaces={a,a}", "watchNamespaces", id="twice"),
         pytest.param("admissionPolicy.validationActions={Refuse}", "validationActions", id="action"),
         pytest.param("tenantPolicy.outputPrefixes={s3://bucket}", "outputPrefixes", id="prefix-without-slash"),

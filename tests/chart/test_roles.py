@@ -81,7 +81,12 @@ def test_roles_for_people_aggregate_and_leave_status_to_the_operator(rendered: R
         f"{prefix}{who}" for who in ("edit", "admin")
     }
     assert verbs(view) == {"get", "list", "watch"}
-    assert {resource for rule in edit["rules"] for resource in rule["resources"]} == {"lorajobs", "adaptermerges"}
+    assert {resource for rule in edit["rules"] for resource in rule["resources"]} == {
+        "lorajobs",
+        "adaptermerges",
+        "adapterservers",
+        "adapterservers/scale",
+    }
 
 
 def verbs(role: dict[str, Any]) -> set[str]:

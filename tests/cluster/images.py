@@ -26,8 +26,8 @@ class Image:
     packages: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("crds",)
     """The projects that it installs beside its own."""
-    on: Image | None = None
-    """The image that it is built on, in place of a base of Debian and Python."""
+    on: tuple[Image, ...] = ()
+    """The images that it is built from, in place of a base of Debian and Python: the first is what it stands on."""
     files: tuple[str, ...] = ()
     """What its Dockerfile reads, where its folder is no project."""
 
@@ -48,13 +48,14 @@ class Image:
 COMMON = "trainer-image/common"
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
 TRAINER = Image("trainer", "trainer-image", COMPILER, ("crds", COMMON))
-IMAGES = (Image("operator", "operator"), TRAINER, Image("server", "trainer-image/server", shared=("crds", COMMON)))
+SERVER = Image("server", "trainer-image/server", shared=("crds", COMMON))
+IMAGES = (Image("operator", "operator"), TRAINER, SERVER)
 STAND_IN_FILES = ("__init__.py", "engine.py", "engine_model.py", "engine_protocol.py")
 # None of the product's: each is made only where somebody asks for it. vLLM's has 5 GB.
 ENGINES = {
     "vllm": Image("engine", "tests/engine", ("libnuma1",), shared=()),
     "stand-in": Image(
-        "stand-in", "tests/standin", on=TRAINER, files=tuple(f"tests/kit/{name}" for name in STAND_IN_FILES)
+        "stand-in", "tests/standin", on=(TRAINER, SERVER), files=tuple(f"tests/kit/{name}" for name in STAND_IN_FILES)
     ),
 }
 
@@ -73,8 +74,8 @@ class Snapshot:
     def tag(self) -> str:
         """Return a digest of every file, behind a letter: YAML and Helm take a tag that is all digits for a number."""
         digest = hashlib.sha256()
-        if self.image.on is not None:
-            with snapshot(self.image.on) as below:
+        for image in self.image.on:
+            with snapshot(image) as below:
                 digest.update(below.tag().encode())
         for file in sorted(file for file in self.context.rglob("*") if file.is_file()):
             digest.update(str(file.relative_to(self.context)).encode() + b"\0" + file.read_bytes())
@@ -100,18 +101,23 @@ def build(taken: Snapshot) -> str:
     local = f"localhost/{taken.image.repository}"
     name = f"{local}:{taken.tag()}"
     if not buildah.has(name):
-        buildah.build(name, taken.dockerfile, taken.context, {"BASE_IMAGE": _base_of(taken.image)})
+        buildah.build(name, taken.dockerfile, taken.context, _bases_of(taken.image))
         # Each has a layer of its own; the lower ones are shared, and stay.
         buildah.remove(set(buildah.names(local)) - {name})
     return name
 
 
-def _base_of(image: Image) -> str:
-    """Return the local name of what an image is built on, made if need be."""
-    if image.on is None:
-        return baseimage.ensure(image.packages)
-    with snapshot(image.on) as below:
-        return build(below)
+def _bases_of(image: Image) -> dict[str, str]:
+    """Return the build arguments that name what an image is built from, made if need be."""
+    if not image.on:
+        return {"BASE_IMAGE": baseimage.ensure(image.packages)}
+    names = []
+    for below in image.on:
+        with snapshot(below) as taken:
+            names.append(build(taken))
+    return {"BASE_IMAGE": names[0]} | {
+        f"{below.name.upper()}_IMAGE": name for below, name in zip(image.on, names, strict=True)
+    }
 
 
 def build_and_push(registry: Registry) -> dict[str, str]:

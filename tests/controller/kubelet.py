@@ -18,8 +18,13 @@ _GROUPS = {
     "jobs": "/apis/batch/v1",
     "events": "/apis/events.k8s.io/v1",
     "leases": "/apis/coordination.k8s.io/v1",
+    "deployments": "/apis/apps/v1",
+    "replicasets": "/apis/apps/v1",
+    "poddisruptionbudgets": "/apis/policy/v1",
+    "networkpolicies": "/apis/networking.k8s.io/v1",
     "lorajobs": GROUP,
     "adaptermerges": GROUP,
+    "adapterservers": GROUP,
 }
 
 
@@ -76,6 +81,27 @@ class Kubelet:
     def start_pod(self, pod: str, sidecars: Sequence[str] = ()) -> None:
         """Start the container of a pod."""
         self._write(pod, "Running", {"running": {"startedAt": timestamp()}}, sidecars)
+
+    def serve_pod(self, pod: str, *, ready: bool = True) -> None:
+        """Start all containers of a server's pod; it gets requests where it is `ready`."""
+        with suppress(Refused):
+            # Once: else the scheduler goes on to say that no node fits it.
+            self.bind(pod, f"node-of-{pod}")
+        running = {"running": {"startedAt": timestamp()}}
+        ended = {"exitCode": 0, "reason": "Completed", "startedAt": timestamp(), "finishedAt": timestamp()}
+        conditions = [
+            {"type": type_, "status": str(ready), "lastTransitionTime": timestamp()}
+            for type_ in ("Ready", "ContainersReady")
+        ]
+        status = {
+            "phase": "Running",
+            "initContainerStatuses": [_container("model", {"terminated": ended}), _container("door", running)],
+            "containerStatuses": [_container("engine", running)],
+            "conditions": conditions,
+        }
+        # Conditions are merged by type: that it is scheduled stays.
+        strategic = "application/strategic-merge-patch+json"
+        self.api.call("PATCH", f"{self.path('pods', pod)}/status", {"status": status}, strategic)
 
     def wait_pod(self, job: str, reason: str, message: str) -> None:
         """Let the container of the Job's waiting pod wait for a reason."""

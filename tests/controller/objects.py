@@ -37,6 +37,11 @@ def adaptermerge(name: str, adapters: list[Json], **spec: Any) -> Json:
     return _object("AdapterMerge", name, {"adapters": adapters, "output": {"uri": f"s3://adapters/{name}"}, **spec})
 
 
+def adapterserver(name: str, **spec: Any) -> Json:
+    """Return an AdapterServer of the tiny model, without a GPU."""
+    return _object("AdapterServer", name, {"model": {"uri": "s3://models/tiny"}, "resources": {"gpus": 0}, **spec})
+
+
 def _object(kind: str, name: str, spec: Json) -> Json:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
@@ -181,7 +186,8 @@ class Namespace(Kubelet):
     def _is_denied(self, resource: str) -> bool:
         container = {"name": "c", "image": "i"}
         template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
-        body: Json = {"metadata": {"name": "probe"}, **({"spec": {"template": template}} if resource == "jobs" else {})}
+        specs: Json = {"jobs": {"template": template}, "services": {"ports": [{"port": 80}]}}
+        body: Json = {"metadata": {"name": "probe"}, **({"spec": specs[resource]} if resource in specs else {})}
         try:
             self.api.call("POST", f"{self.path(resource)}?dryRun=All", body)
         except Refused as refused:

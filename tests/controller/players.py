@@ -36,7 +36,7 @@ def ends_well(pod: Json) -> tuple[int, Any]:
 
 
 class Kubelets(threading.Thread):
-    """Starts every pod of ours, and ends it as `end` says, a little later."""
+    """Starts every pod of ours, and ends it as `end` says, a little later; a server's works on."""
 
     def __init__(self, api: Api, end: End = ends_well, seconds: float = 0.15) -> None:
         super().__init__(name="kubelets", daemon=True)
@@ -61,6 +61,10 @@ class Kubelets(threading.Thread):
         meta = pod["metadata"]
         kubelet = Kubelet(self._api, meta["namespace"])
         if "deletionTimestamp" in meta:
+            return
+        if meta["labels"].get(ROLE_LABEL) == "serve":
+            if pod["status"].get("phase") == "Pending":
+                kubelet.serve_pod(meta["name"])
             return
         if pod["status"].get("phase") == "Pending":
             kubelet.start_pod(meta["name"])

@@ -48,11 +48,15 @@ class Poster:
 
     def post(self, token: str, body: Any = REPORT) -> int:
         """Return the HTTP status of a report."""
+        return self.exchange(token, body)[0]
+
+    def exchange(self, token: str, body: Any) -> tuple[int, Json]:
+        """Return the HTTP status of a report, and the answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.operator.progress_url, data=data, headers=headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=5, context=self.context) as answer:
-                return int(answer.status)
+                return int(answer.status), json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            return error.code
+            return error.code, {}

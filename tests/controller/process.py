@@ -66,6 +66,7 @@ class OperatorProcess:
         environment = kept | {
             "KUBECONFIG": str(self.kubeconfig),
             "TUNERY_TRAINER_IMAGE": "example/trainer:1",
+            "TUNERY_SERVING": '{"serverImage": "example/server:1", "engineImage": "example/engine:1"}',
             "TUNERY_METRICS_PORT": str(self.ports["metrics"]),
             **self._progress(),
             **self.settings,

@@ -63,10 +63,20 @@ class Pods:
 
     known: set[PodIdentity]
     reports: dict[Key, Report] = field(default_factory=dict)
+    unproven: set[PodIdentity] = field(default_factory=set)
+    """Pods that say they are a server's, and nobody has asked yet whether that is true."""
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[Key, str] | None:
         found = PodIdentity(namespace, name, uid) in self.known
         return (Key(Kind.LORAJOB, namespace, name.removesuffix("-train-x")), "owner") if found else None
+
+    @property
+    def servers(self) -> Pods:
+        """What the endpoint asks of servers' pods."""
+        return self
+
+    def is_unproven(self, namespace: str, name: str, uid: str) -> bool:
+        return PodIdentity(namespace, name, uid) in self.unproven
 
     def progress(self, key: Key, _uid: str) -> Report | None:
         return self.reports.get(key)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
 from controller.adversity import MADE, Adversity, adversity, begin, wait_end
 from controller.api import Api, Json, eventually
 from controller.conftest import Stage, make_namespace
-from controller.faults import Kill, Rule
+from controller.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
 from controller.objects import REPORT, Namespace, lorajob
 from controller.players import ends_well
 
@@ -24,29 +22,6 @@ STORY_SECONDS = 400.0
 AT_ONCE = 40
 """Stories side by side, each with its kill."""
 QUEUE = {"kueue.x-k8s.io/queue-name": "team"}
-Write = tuple[str, str]
-
-
-@dataclass
-class Run:
-    """One story in one namespace, with what it should leave."""
-
-    story: Callable[[Namespace], None]
-    made: dict[str, int]
-    namespace: Namespace
-    rules: list[Rule] = field(default_factory=list)
-    error: BaseException | None = None
-
-    def start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self) -> None:
-        try:
-            self.story(self.namespace)
-        except BaseException as error:  # noqa: BLE001 - it is raised by the test
-            self.error = error
 
 
 # The stories; what their pods do is said by the pods' names, in `_end`.
@@ -132,32 +107,18 @@ def _end(api: Api, pod: Json) -> tuple[int, object] | None:
 
 def test_killed_at_each_write_nothing_happens_twice_and_nothing_is_lost(world: Adversity) -> None:
     runs = [Run(story, made, world.namespace()) for story, made in STORIES]
-    _finish(world, runs)
+    finish(world, runs)
     killed = [
-        Run(run.story, run.made, world.namespace(), [_kill(before, write, nth)])
-        for run in runs
-        for write, nth, before in _chosen(run.story, _writes(world, run.namespace))
+        killed_at(world, run, case) for run in runs for case in _chosen(run.story, writes_of(world, run.namespace))
     ]
-    for run in killed:
-        rule = run.rules[0]
-        rule.namespace = run.namespace.name
-        run.rules = [world.proxy.add(rule.fault, rule.verb, rule.resource, namespace=rule.namespace, nth=rule.nth)]
     for first in range(0, len(killed), AT_ONCE):
-        _finish(world, killed[first : first + AT_ONCE])
-    rules = [run.rules[0] for run in killed]
-    kinds = {(rule.verb, rule.resource, rule.fault) for rule in rules}
-    assert {(rule.verb, rule.resource, rule.fault) for rule in rules if rule.struck} == kinds
-    # The last of several status writes may not come: after a start, two become one.
-    assert sum(rule.struck for rule in rules) >= 0.6 * len(rules)
+        finish(world, killed[first : first + AT_ONCE])
+    assert_struck(killed)
     world.assert_sound()
     world.assert_quiet([run.namespace for run in killed])
 
 
-def _kill(before: bool, write: Write, nth: int) -> Rule:
-    return Rule(Kill(before), *write, nth=nth)
-
-
-def _chosen(story: Callable[[Namespace], None], writes: list[tuple[Write, int]]) -> list[tuple[Write, int, bool]]:
+def _chosen(story: Callable[[Namespace], None], writes: list[tuple[Write, int]]) -> list[Case]:
     """Return the writes to kill at, each with whether before or after it.
 
     Unless every case is asked for: of the statuses of the first story one moment each, of the other stories what the
@@ -171,31 +132,3 @@ def _chosen(story: Callable[[Namespace], None], writes: list[tuple[Write, int]])
     if story is from_apply_to_success:
         return statuses + others
     return [case for case in others if case[0][0] != "create" or case[1] > 1]
-
-
-def _writes(world: Adversity, namespace: Namespace) -> list[tuple[Write, int]]:
-    """Return each write of a story: its kind, and which of that kind it was."""
-    seen: dict[Write, int] = {}
-    found = []
-    for exchange in world.proxy.writes(namespace.name):
-        seen[exchange.call.kind] = seen.get(exchange.call.kind, 0) + 1
-        found.append((exchange.call.kind, seen[exchange.call.kind]))
-    return found
-
-
-def _finish(world: Adversity, runs: list[Run]) -> None:
-    """Run stories side by side to their end; whenever the operator was killed it starts again."""
-    threads = [run.start() for run in runs]
-    while any(thread.is_alive() for thread in threads):
-        if world.operator.reap():
-            # The next kill may come before it is ready.
-            world.operator.start(wait=False)
-        threads[0].join(0.1)
-        threads = [thread for thread in threads if thread.is_alive()]
-    if world.operator.reap():  # at a write after the last story's end, such as an event
-        world.operator.start()
-    wrong = [f"{run.story.__name__} with {run.rules}: {str(run.error)[:300]}" for run in runs if run.error is not None]
-    assert not wrong, "\n".join(wrong[:5])
-    for run in runs:
-        made = world.jobs.made(run.namespace.name)
-        assert made == run.made, (run.story.__name__, run.rules, made)

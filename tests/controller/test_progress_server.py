@@ -160,6 +160,14 @@ async def test_junk_tokens_cost_no_review(tls: Path) -> None:
         assert at.reviews.count == 0
 
 
+async def test_a_replica_that_is_faster_than_its_proof_is_asked_to_come_again(tls: Path) -> None:
+    async with site(tls) as at:
+        at.pods.unproven.add(pod(7))
+        answer = await report(at, token(pod(7)))
+        assert (answer.status, answer.retry_after) == (503, "1")
+        assert at.reviews.count == 0, "and costs nothing"
+
+
 async def test_a_forged_token_is_refused_and_never_makes_a_good_one_forgotten(tls: Path) -> None:
     async with site(tls) as at, aiohttp.ClientSession() as session:
         good = token(pod())

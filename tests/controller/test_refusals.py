@@ -9,7 +9,7 @@ from controller.runs import run_of
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure, FieldContested
 from tunery_operator.kube.client import HttpError
-from tunery_operator.kube.rbac import CREATE_JOB
+from tunery_operator.kube.rbac import JOBS
 from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.views.owner import Key, settings_digest
@@ -28,7 +28,7 @@ from tunery_operator.views.owner import Key, settings_digest
     ],
 )
 def test_each_answer_has_its_reason_and_the_servers_words(status: int, message: str, reason: str) -> None:
-    refusal = refusal_of(HttpError(CREATE_JOB, status, {"message": message}))
+    refusal = refusal_of(HttpError(JOBS.create, status, {"message": message}))
     assert refusal.reason == reason
     assert message in refusal.message
 

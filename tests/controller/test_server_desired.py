@@ -75,11 +75,11 @@ def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) 
         (
             {"served_name": "Qwen2.5-7B"},
             "BaseMismatch",
-            "it is for the base model Qwen2.5-7B, and this server has tiny",
+            "it was trained on Qwen2.5-7B, and the model of this server is tiny",
         ),
-        ({"method": "DoRA"}, "AdapterUnsupported", "trained by DoRA"),
-        ({"method": "PromptTuning"}, "AdapterUnsupported", "trained by PromptTuning"),
-        ({"rank": 65}, "RankTooHigh", "its rank is 65, and spec.engine.maxRank of the server is 64"),
+        ({"method": "DoRA"}, "AdapterUnsupported", "its method is DoRA; only LoRA is served"),
+        ({"method": "PromptTuning"}, "AdapterUnsupported", "its method is PromptTuning"),
+        ({"rank": 65}, "RankTooHigh", "its rank is 65, engine.maxRank is 64"),
         ({"phase": "Failed", "uri": None}, "AdapterMissing", "LoRAJob bot has failed"),
         ({"phase": "Stopped", "uri": None}, "AdapterMissing", "was stopped and has published no adapter"),
         ({"phase": "Succeeded", "uri": None}, "AdapterMissing", "has succeeded and published no adapter"),
@@ -97,9 +97,18 @@ def test_what_can_be_told_from_the_object_is_refused_before_any_replica_hears_of
 
 def test_the_hint_of_a_rank_names_the_one_that_is_enough() -> None:
     (refused,) = resolved(replace(BOT, rank=65), adapters=[REF]).refused
-    assert "spec.engine.maxRank of the server to 128" in refused.hint
+    assert "Raise engine.maxRank to 128" in refused.hint
     (beyond,) = resolved(replace(BOT, rank=1024), adapters=[REF]).refused
-    assert "No engine takes more than 512: merge it alone" in beyond.hint
+    assert beyond.message.endswith("none above 512 is served")
+    assert "AdapterMerge into: Model" in beyond.hint
+
+
+def test_what_was_trained_on_a_quantised_base_is_served_with_a_note() -> None:
+    found = resolved(replace(BOT, method="QLoRA"), adapters=[REF])
+    assert named(found) == ["bot"]
+    ((name, message),) = found.notes
+    assert name == "bot"
+    assert "AdapterMerge into: Model makes of it is exact" in message
 
 
 def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> None:

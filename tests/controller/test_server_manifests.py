@@ -108,7 +108,11 @@ def test_service_disruption_budget_and_network_policy_find_the_pods() -> None:
     built = build_server(plan())
     port = {"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}
     assert built.service["spec"] == {"type": "ClusterIP", "selector": SELECTOR, "ports": [port]}
-    assert built.disruption_budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": SELECTOR}}
+    assert built.disruption_budget["spec"] == {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": SELECTOR},
+    }
     assert built.network_policy is not None
     assert built.network_policy["spec"] == {
         "podSelector": {"matchLabels": SELECTOR},

@@ -4,64 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from controller.servers import NOW, OWNER, deployment, digest, heard, reported, server_pod, server_spec, wanted
+from controller.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
+from controller.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
-from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired
-from tunery_operator.plan.desired import Kept, Refused, Resolution, Skipped, Waiting
-from tunery_operator.status.server.compute import Outcome, compute_server_status
-from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
-from tunery_operator.status.snapshot import Refusal
-from tunery_operator.views.deployment import DeploymentView, parse_deployment
-from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
-
-LONG_AGO = NOW - timedelta(hours=1)
-
-
-def resolution(*names: str, **rest: Any) -> Resolution:
-    return Resolution(Desired(revision=1, adapters=[wanted(name) for name in names]), **rest)
-
-
-def snapshot(
-    *pods: ServerPodView,
-    served: Resolution | None = None,
-    reports: dict[str, Heard] | None = None,
-    rollout: DeploymentView | None = None,
-    **changes: Any,
-) -> ServerSnapshot:
-    fields: dict[str, Any] = {
-        "spec": server_spec(),
-        "replicas": max(1, len(pods)),
-        "resolution": served if served is not None else resolution("bot"),
-        "deployment": rollout or deployment(max(1, len(pods))),
-        "pods": pods,
-        "reports": {f"uid-{name}": item for name, item in (reports or {}).items()},
-        "watching_since": LONG_AGO,
-    }
-    return ServerSnapshot(OWNER, **{**fields, **changes})
-
-
-def compute(found: ServerSnapshot, before: dict[str, Any] | None = None, seconds: float = 0.0) -> Outcome:
-    outcome = compute_server_status(found, before or {}, NOW + timedelta(seconds=seconds))
-    AdapterServerStatus.model_validate(outcome.status)
-    return outcome
-
-
-def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
-    return next((item for item in status["conditions"] if item["type"] == type_), {})
-
-
-def told(outcome: Outcome) -> list[tuple[str, bool]]:
-    return [(event.reason, event.warning) for event in outcome.events]
-
-
-HEALTHY = snapshot(server_pod("a"), server_pod("b"), reports={"a": heard(reported("bot")), "b": heard(reported("bot"))})
+from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Skipped, Waiting
 
 
 def test_a_server_that_serves_all() -> None:
@@ -209,6 +160,12 @@ def test_refused_waiting_kept_and_skipped_are_told() -> None:
     assert ("AdapterFailed", True) in told(outcome)
 
 
+def test_a_note_stands_beside_an_adapter_that_is_served_and_is_no_problem() -> None:
+    served = resolution("bot", notes=(Note("bot", "close, not the same"),))
+    status = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))})).status
+    assert (status["adapters"][0]["message"], status["phase"]) == ("close, not the same", "Ready")
+
+
 def test_a_refused_version_beside_the_old_one_is_told_with_it() -> None:
     refused = Refused(
         "bot", "LoRAJob/bot", FailureReason.RANK_TOO_HIGH, "its rank is 128", "Raise it.", "s3://n", "e" * 64
@@ -268,91 +225,6 @@ def test_new_content_under_the_same_name_is_an_event() -> None:
     assert outcome.status["lastChangeTime"] != first["lastChangeTime"]
 
 
-# What stands in the way
-
-
-def starting(**changes: Any) -> ServerPodView:
-    return server_pod("a", ready=False, phase="Pending", containers=(), **changes)
-
-
-def crashed(name: str, **changes: Any) -> ServerPodView:
-    fields: dict[str, Any] = {
-        "restarts": 1,
-        "waiting_reason": "CrashLoopBackOff",
-        "exit_code": 1,
-        "exit_reason": "Error",
-    }
-    return server_pod("a", ready=False, containers=(ContainerView(name, **{**fields, **changes}),))
-
-
-FAILURE = json.dumps(
-    {"failure": {"reason": "ModelNotFound", "message": "s3://models/tiny is empty", "hint": "Put it."}}
-)
-OBSTACLES: list[tuple[ServerPodView, str, str]] = [
-    (starting(unschedulable="0/3 nodes are available"), "Unschedulable", "no node fits pod a: 0/3 nodes are available"),
-    (crashed("engine", waiting_reason="ImagePullBackOff", exit_code=None), "ImagePullFailed", "ImagePullBackOff"),
-    (
-        crashed("door", waiting_reason="CreateContainerError", exit_code=None),
-        "ContainerRefused",
-        "CreateContainerError",
-    ),
-    (crashed("engine", exit_reason="OOMKilled", exit_code=137), "OutOfMemory", "container engine of pod a was killed"),
-    (
-        crashed("engine", exit_message="x\nValueError: bad dtype\n"),
-        "EngineFailed",
-        "its log ends: ValueError: bad dtype",
-    ),
-    (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
-    (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
-]
-
-
-@pytest.mark.parametrize(
-    ("pod", "reason", "words"), OBSTACLES, ids=[f"{pod.containers}-{r}" for pod, r, _ in OBSTACLES]
-)
-def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str, words: str) -> None:
-    outcome = compute(snapshot(pod, rollout=deployment(1, updated=0)))
-    status = outcome.status
-    assert status["failure"]["reason"] == reason
-    assert words in status["failure"]["message"]
-    assert status["failure"]["hint"]
-    assert condition(status, "Progressing")["reason"] == reason
-    assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
-    assert (reason, True) in told(outcome)
-    assert "job" not in status["failure"]["hint"].lower()
-
-
-def test_a_rollout_without_a_gpu_to_spare_is_told_how_to_do_without() -> None:
-    new = replace(starting(unschedulable="Insufficient nvidia.com/gpu"), name="new", uid="uid-new")
-    found = snapshot(server_pod("old"), new, reports={"old": heard(reported("bot"))}, replicas=1)
-    status = compute(replace(found, deployment=replace(deployment(1), replicas=2))).status
-    assert "{maxSurge: 0, maxUnavailable: 1}" in status["failure"]["hint"]
-    assert (status["phase"], status["adaptersText"]) == ("Degraded", "1/1")
-
-
-def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> None:
-    gone = heard(reported("bot", "Loading"), reason="EngineFailed", message="the engine does not answer")
-    status = compute(snapshot(server_pod("a", ready=False), reports={"a": gone})).status
-    assert status["failure"]["message"] == "pod a: the engine does not answer"
-    full = replace(deployment(1), replicas=0, failure='pods "x" is forbidden: exceeded quota: gpus')
-    assert compute(snapshot(rollout=full)).status["failure"]["reason"] == "QuotaExceeded"
-    refused = compute(snapshot(deployment=None, refusal=Refusal(FailureReason.CREATE_REFUSED, "policy says no")))
-    assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
-    assert refused.next_look is not None
-    taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))
-    assert taken.status["failure"]["reason"] == "NameConflict"
-
-
-def test_a_replica_that_starts_beside_others_is_progress_and_not_a_problem() -> None:
-    new = server_pod("new", ready=False, containers=(ContainerView("engine", running=True),))
-    found = snapshot(server_pod("a"), new, reports={"a": heard(reported("bot"))})
-    status = compute(found).status
-    assert (status["phase"], condition(status, "Progressing")["reason"]) == ("Updating", "RollingOut")
-    assert (status["readyText"], status["adaptersText"]) == ("1/2", "1/1")
-    ending = compute(replace(found, pods=(*found.pods, server_pod("old", deleting=True)))).status
-    assert ending["replicas"] == 2
-
-
 # The spec
 
 
@@ -390,6 +262,19 @@ def test_without_adapters_the_base_is_served() -> None:
 # Size
 
 
+def test_the_longest_names_fit() -> None:
+    source = f"AdapterMerge/{'n' * 253}"
+    served = Resolution(
+        Desired(adapters=[wanted("a" * 128, source=source)]), skipped=(Skipped(source, "is for base other"),)
+    )
+    broken = reported("a" * 128, "Failed", reason="R" * 128, message="m" * 1024, hint="h" * 1024)
+    pod = server_pod("p" * 253)
+    found = snapshot(pod, served=served, reports={pod.name: heard(broken)})
+    outcome = compute(found)
+    assert outcome.status["adapters"][0]["source"] == outcome.status["skipped"][0]["source"] == source
+    assert all(len(event.note.encode()) <= 1024 for event in outcome.events)
+
+
 @pytest.mark.parametrize("state", ["Served", "Failed"])
 def test_a_status_of_four_thousand_adapters_fits(state: str) -> None:
     names = [f"{number:04}-{'n' * 120}" for number in range(4000)]
@@ -402,62 +287,3 @@ def test_a_status_of_four_thousand_adapters_fits(state: str) -> None:
     assert status["adapterCounts"]["desired"] == 4000
     assert status["adapterCounts"]["failed"] == (4000 if state == "Failed" else 0)
     assert 64 < len(status["adapters"]) <= 256
-
-
-# Views
-
-
-def test_a_deployment_and_its_rollout_are_read() -> None:
-    body: dict[str, Any] = {
-        "metadata": {"name": "s-server", "uid": "d", "generation": 3, "annotations": {"tunery.dev/plan": "p"}},
-        "spec": {"replicas": 2},
-        "status": {
-            "observedGeneration": 2,
-            "replicas": 2,
-            "updatedReplicas": 2,
-            "readyReplicas": 2,
-            "conditions": [
-                {
-                    "type": "Progressing",
-                    "status": "False",
-                    "reason": "ProgressDeadlineExceeded",
-                    "message": "timed out",
-                },
-                {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"},
-            ],
-        },
-    }
-    view = parse_deployment(body)
-    assert (view.plan, view.settled, view.stalled, view.failure) == ("p", False, "timed out", "exceeded quota")
-    body["status"]["observedGeneration"] = 3
-    assert parse_deployment(body).settled
-
-
-def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
-    ended = {"exitCode": 137, "reason": "OOMKilled", "message": "m"}
-    body: dict[str, Any] = {
-        "metadata": {
-            "name": "p",
-            "uid": "u",
-            "labels": {"tunery.dev/owner-uid": "o"},
-            "ownerReferences": [{"kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": True}],
-        },
-        "status": {
-            "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
-            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "restartCount": 0}],
-            "containerStatuses": [
-                {
-                    "name": "engine",
-                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
-                    "lastState": {"terminated": ended},
-                    "restartCount": 2,
-                }
-            ],
-        },
-    }
-    view = parse_server_pod(body)
-    assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
-    engine = view.container("engine")
-    assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
-    assert (view.container("door").running, view.container("model").running) == (True, False)

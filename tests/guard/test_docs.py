@@ -16,13 +16,14 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import FINDINGS
 from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
 from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge}
+PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge, "AdapterServer": parse_adapterserver}
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -86,7 +87,7 @@ def test_every_manifest_in_the_text_is_valid(page: Path) -> None:
     for document in manifests(page):
         # file:// is what runs without a cluster take.
         spec: Any = PARSERS[document["kind"]](document, local="file://" in str(document))
-        assert spec.output.uri
+        assert spec.model if document["kind"] == "AdapterServer" else spec.output.uri
 
 
 def test_the_readme_says_in_its_first_screen_what_it_is_and_the_two_commands() -> None:
@@ -136,6 +137,13 @@ def test_every_exit_code_is_explained() -> None:
 def test_every_phase_and_condition_is_explained() -> None:
     assert set(table("Phases and conditions")) == {condition.value for condition in ConditionType}
     assert [phase.value for phase in Phase if not re.search(rf"\b{phase.value}\b", OPERATIONS)] == []
+
+
+def test_every_phase_and_condition_of_a_server_is_explained() -> None:
+    heading = "Phases and conditions of servers"
+    assert set(table(heading)) == {condition.value for condition in ServerCondition}
+    section = OPERATIONS.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    assert [phase.value for phase in ServerPhase if not re.search(rf"\b{phase.value}\b", section)] == []
 
 
 def test_the_metrics_in_the_docs_are_those_of_the_code() -> None:

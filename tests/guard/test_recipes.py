@@ -38,7 +38,16 @@ EXAMPLES = {
     "A kind": Example(
         r"kind\.adaptermerge|['\"]adaptermerge['\"]|adaptermerges|parse_adaptermerge|adapter_?merge_?spec|\badapter_merge\b"
         r"|adaptermerge_steps|adaptermergestatus",
-        frozenset({"trainer-image/src/tunery_trainer/tasks/__init__.py"}),
+        frozenset(
+            {
+                "trainer-image/src/tunery_trainer/tasks/__init__.py",
+                "crds/src/tunery_api/serverstatus.py",
+                "crds/src/tunery_api/server_rules.py",
+                "operator/src/tunery_operator/plan/adapterserver.py",
+                "operator/src/tunery_operator/manifests/server.py",
+                "operator/src/tunery_operator/status/server/compute.py",
+            }
+        ),
     ),
 }
 

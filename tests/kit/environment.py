@@ -91,6 +91,7 @@ def engine_settings(environment: Mapping[str, str], engine: str) -> list[str]:
     return [
         f"serving.engine.image.repository={repository}",
         f"serving.engine.image.tag={tag}",
-        "serving.engine.plugins=tunery_cpu_fix",
+        "serving.engine.plugins={tunery_cpu_fix}",
+        "serving.server.resources.cpu=300m",
         "serving.engine.runAsUser=null",
     ]

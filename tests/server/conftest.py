@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from peft import IA3Config, LoraConfig
-from safetensors.torch import load_file, save_file
-
-from kit.adapters import trained_adapter
+from kit.engine_adapters import BASE, MAX_HELD, MAX_LORAS, MAX_RANK, Shelf
 from kit.engine_process import EngineProcess, Kind
 from kit.tiny_models import write_chat_model
-
-BASE = "org/base"
-MAX_LORAS, MAX_HELD, MAX_RANK = 2, 4, 8
-LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Tensors = dict[str, torch.Tensor]
-EDITS: dict[str, Callable[[Tensors], Tensors]] = {
-    "zero": lambda all_: {key: value * (0.0 if "lora_B" in key else 1.0) for key, value in all_.items()},
-    "nan": lambda all_: {key: value * (float("nan") if "lora_B" in key else 1.0) for key, value in all_.items()},
-    "wide": lambda all_: {key: value.repeat(*((1, 2) if "lora_A" in key else (2, 1))) for key, value in all_.items()},
-    "deep": lambda all_: all_ | {key.replace("layers.0", "layers.7"): value.clone() for key, value in all_.items()},
-    "foreign": lambda all_: {key.replace("q_proj", "c_attn"): value for key, value in all_.items()},
-}
-"""What is done to the weights of the adapter `one`."""
-
-
-@dataclass
-class Shelf:
-    """Adapters by name, each written when it is first asked for."""
-
-    base: Path
-    folder: Path
-    written: dict[str, Path] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Path:
-        if name not in self.written:
-            self.written[name] = self._edited(name) if name in EDITS else self._trained(name)
-        return self.written[name]
-
-    def fresh(self, name: str, copy: str) -> Path:
-        """Return a copy of an adapter in a folder of its own."""
-        return shutil.copytree(self[name], self.folder / copy)
-
-    def _trained(self, name: str) -> Path:
-        kinds: dict[str, Any] = {
-            "patterns": {"target_modules": ["q_proj", "up_proj"], "use_rslora": True, "rank_pattern": {"up_proj": 2}},
-            "rank16": {"r": 16},
-            "dora": {"use_dora": True},
-            "saved": {"modules_to_save": ["lm_head"]},
-        }
-        config: Any = LoraConfig(
-            **({"r": 4, "lora_alpha": 8, "target_modules": LAYERS, "task_type": "CAUSAL_LM"} | kinds.get(name, {}))
-        )
-        if name == "ia3":
-            config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
-        return trained_adapter(self.base, config, self.folder / name, seed=sum(name.encode()))
-
-    def _edited(self, name: str) -> Path:
-        folder = self.fresh("one", name)
-        file = folder / "adapter_model.safetensors"
-        save_file(EDITS[name](load_file(file)), file, metadata={"format": "pt"})
-        return folder
 
 
 @pytest.fixture(scope="session")
@@ -90,35 +32,40 @@ def kinds() -> list[Kind]:
     return [Kind.STAND_IN, *([Kind.VLLM] if os.environ.get("TUNERY_ENGINE") == "vllm" else [])]
 
 
-@pytest.fixture(scope="module", params=kinds())
+@pytest.fixture(scope="session", params=kinds())
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
 
 
-@pytest.fixture(scope="module")
-def new_engine(
-    kind: Kind, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., EngineProcess]]:
-    """Returns an engine of the kind that is not started yet; ended with the module."""
-    made: list[EngineProcess] = []
+def made(kind: Kind, base: Path, folder: Path, **more: str) -> EngineProcess:
+    """Return an engine that is not started yet."""
+    options = [
+        *(str(base), "--served-model-name", BASE, "--dtype", "float32", "--max-model-len", "512"),
+        *("--enable-lora", "--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_HELD)),
+        *("--max-lora-rank", str(MAX_RANK), "--api-server-count", "1", "--disable-fastapi-docs"),
+        *("--shutdown-timeout", "30"),
+    ]
+    return EngineProcess(kind, folder, options, more)
+
+
+@pytest.fixture(scope="session")
+def engine(kind: Kind, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    """An engine that tests share: each loads adapters under names of its own."""
+    found = made(kind, base, tmp_path_factory.mktemp("engine")).start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def new_engine(kind: Kind, base: Path, tmp_path: Path) -> Iterator[Callable[..., EngineProcess]]:
+    """Returns an engine of the test's own that is not started yet."""
+    engines: list[EngineProcess] = []
 
     def make(**more: str) -> EngineProcess:
-        options = [
-            *(str(base), "--served-model-name", BASE, "--dtype", "float32", "--max-model-len", "512"),
-            *("--enable-lora", "--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_HELD)),
-            *("--max-lora-rank", str(MAX_RANK), "--api-server-count", "1", "--disable-fastapi-docs"),
-            *("--shutdown-timeout", "30"),
-        ]
-        made.append(EngineProcess(kind, tmp_path_factory.mktemp("engine"), options, more))
-        return made[-1]
+        engines.append(made(kind, base, tmp_path, **more))
+        return engines[-1]
 
     yield make
-    for engine in made:
-        engine.kill()
-
-
-@pytest.fixture(scope="module")
-def engine(new_engine: Callable[..., EngineProcess]) -> EngineProcess:
-    """An engine that the module's tests share: each loads adapters under names of its own."""
-    return new_engine().start()
+    for one in engines:
+        one.kill()

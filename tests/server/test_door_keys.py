@@ -86,6 +86,9 @@ async def test_without_a_usable_key_nobody_gets_in_and_the_replica_is_not_ready(
         assert (await site.get("/v1/models")).status == 503
         ready = await site.get("/readyz")
         assert (ready.status, ready.body[:15]) == (503, b"SecretNotFound:")
+        state = site.door.state()
+        assert state.reason == "SecretNotFound"
+        assert "nobody may ask" in (state.message or "")
         assert site.engine.asked == []
 
 

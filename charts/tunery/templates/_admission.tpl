@@ -9,6 +9,11 @@
 {{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge'] && o.?controller.orValue(false))
 {{- end -}}
 
+{{/* The same for what is made for a server. */}}
+{{- define "tunery.isServerPart" -}}
+{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') == 'serve' && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind == 'AdapterServer' && o.?controller.orValue(false) && {{ . }}.metadata.name.startsWith(o.name + '-'))
+{{- end -}}
+
 {{/* A validation: where the operator creates anything at all. */}}
 {{- define "tunery.namespaceRule" -}}
 {{- if .Values.watchNamespaces -}}
@@ -22,25 +27,86 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The repositories that the container's image may come from, as JSON. */}}
+{{/* The repositories that a container's image may come from, as JSON. Takes a list: the root and the image's values. */}}
 {{- define "tunery.repositories" -}}
-{{- $own := include "tunery.repository" (list . .Values.trainer.image) -}}
-{{- prepend .Values.admissionPolicy.extraRepositories $own | toJson -}}
+{{- $own := include "tunery.repository" . -}}
+{{- prepend (index . 0).Values.admissionPolicy.extraRepositories $own | toJson -}}
 {{- end -}}
 
 {{/* The variables of the trainer's container: manifests/pod.py sets the same, kept equal by a test. */}}
 {{- define "tunery.trainerEnv" -}}
-{{- $own := dict
+{{- $progress := dict
+  "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
+  "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery/progress-ca.crt"
+  "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
+{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) .Values.trainer.env $progress | toJson -}}
+{{- end -}}
+
+{{/* Those of the door: manifests/server_pod.py sets the same. */}}
+{{- define "tunery.doorEnv" -}}
+{{- $own := dict "HOME" "/tmp" "PYTHONUNBUFFERED" "1" -}}
+{{- $progress := dict
+  "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
+  "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery-adapters/progress-ca.crt"
+  "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
+{{- mergeOverwrite $own .Values.trainer.env $progress | toJson -}}
+{{- end -}}
+
+{{/* Those of the container that brings a server's base model. */}}
+{{- define "tunery.modelEnv" -}}
+{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) .Values.trainer.env | toJson -}}
+{{- end -}}
+
+{{/* Those of every container that works in /work. */}}
+{{- define "tunery.workEnv" -}}
+{{- dict
   "HOME" "/work"
   "HF_HOME" "/work/hf"
   "XDG_CACHE_HOME" "/work/cache"
   "TORCHINDUCTOR_CACHE_DIR" "/work/cache/inductor"
   "TRITON_CACHE_DIR" "/work/cache/triton"
   "MPLCONFIGDIR" "/work/cache/matplotlib"
-  "PYTHONUNBUFFERED" "1" -}}
-{{- $progress := dict
-  "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
-  "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery/progress-ca.crt"
-  "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
-{{- mergeOverwrite $own .Values.trainer.env $progress | toJson -}}
+  "PYTHONUNBUFFERED" "1" | toJson -}}
+{{- end -}}
+
+{{/* Validations of every pod that the operator makes: of variables.pod, and of all its variables.containers. */}}
+{{- define "tunery.podRules" -}}
+- expression: >-
+    variables.pod.?automountServiceAccountToken.orValue(true) == false
+    && !variables.pod.?hostNetwork.orValue(false) && !variables.pod.?hostPID.orValue(false)
+    && !variables.pod.?hostIPC.orValue(false) && !variables.pod.?shareProcessNamespace.orValue(false)
+    && !has(variables.pod.nodeName) && !has(variables.pod.hostAliases) && !has(variables.pod.dnsConfig)
+    && !has(variables.pod.resourceClaims)
+  reason: Forbidden
+  message: The pod has no token for the API server, and nothing of its node's.
+- expression: >-
+    has(variables.pod.securityContext) && variables.pod.securityContext.?runAsNonRoot.orValue(false)
+    && variables.pod.securityContext.?runAsUser.orValue(1) != 0
+    && variables.pod.securityContext.?runAsGroup.orValue(1) != 0
+    && variables.pod.securityContext.?fsGroup.orValue(1) != 0
+    && variables.pod.securityContext.?seccompProfile.?type.orValue('') == 'RuntimeDefault'
+    && !has(variables.pod.securityContext.supplementalGroups)
+    && !has(variables.pod.securityContext.seLinuxOptions) && !has(variables.pod.securityContext.sysctls)
+    && !has(variables.pod.securityContext.appArmorProfile) && !has(variables.pod.securityContext.windowsOptions)
+    && !object.spec.template.metadata.?annotations.orValue({}).exists(a,
+    a.startsWith('container.apparmor.security.') || a.startsWith('container.seccomp.security.')
+    || a.startsWith('seccomp.security.'))
+  reason: Forbidden
+  message: The pod complies with the restricted Pod Security Standard, and asks for no ids but its own.
+- expression: >-
+    variables.containers.all(c, has(c.securityContext)
+    && c.securityContext.?allowPrivilegeEscalation.orValue(true) == false
+    && c.securityContext.?readOnlyRootFilesystem.orValue(false)
+    && c.securityContext.?capabilities.?drop.orValue([]) == ['ALL']
+    && !has(c.securityContext.capabilities.add) && !c.securityContext.?privileged.orValue(false)
+    && c.securityContext.?runAsNonRoot.orValue(true) && c.securityContext.?runAsUser.orValue(1) != 0
+    && c.securityContext.?runAsGroup.orValue(1) != 0
+    && c.securityContext.?seccompProfile.?type.orValue('RuntimeDefault') == 'RuntimeDefault'
+    && !has(c.securityContext.seLinuxOptions) && !has(c.securityContext.appArmorProfile)
+    && !has(c.securityContext.procMount) && !has(c.securityContext.windowsOptions))
+  reason: Forbidden
+  message: Each container complies with the restricted Pod Security Standard, and cannot write its root filesystem.
+- expression: "!variables.pod.?priorityClassName.orValue('').startsWith('system-')"
+  reason: Forbidden
+  message: The priority classes of the system are not for pods of the operator.
 {{- end -}}

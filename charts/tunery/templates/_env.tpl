@@ -8,6 +8,8 @@
   value: {{ .Values.trainer.pullSecrets | toJson | quote }}
 - name: TUNERY_POD_TEMPLATE
   value: {{ include "tunery.podTemplate" . | fromYaml | toJson | quote }}
+- name: TUNERY_SERVING
+  value: {{ include "tunery.serving" . | fromYaml | toJson | quote }}
 - name: TUNERY_INHERIT_LABEL_PREFIXES
   value: {{ .Values.trainer.inheritLabels | toJson | quote }}
 - name: TUNERY_DEFAULT_OUTPUT_URI
@@ -88,4 +90,18 @@ security:
   {{ $id }}: {{ get $.Values.trainer.securityContext $id | default nil | toJson }}
   {{- end }}
 gpu: {{- include "tunery.placement" .Values.trainer.gpu | nindent 2 }}
+{{- end -}}
+
+{{/* What serving says of AdapterServers, as Serving reads it. */}}
+{{- define "tunery.serving" -}}
+{{- $serving := .Values.serving -}}
+serverImage: {{ include "tunery.image" (list . $serving.server.image) | quote }}
+serverPullPolicy: {{ $serving.server.image.pullPolicy | quote }}
+serverResources: {{- toYaml $serving.server.resources | nindent 2 }}
+engineImage: {{ include "tunery.image" (list . $serving.engine.image) | quote }}
+enginePullPolicy: {{ $serving.engine.image.pullPolicy | quote }}
+allowImage: {{ $serving.engine.allowImage }}
+runAsUser: {{ get $serving.engine "runAsUser" | default nil | toJson }}
+plugins: {{- toYaml $serving.engine.plugins | nindent 2 }}
+networkPolicy: {{ $serving.networkPolicy }}
 {{- end -}}

@@ -15,7 +15,8 @@ REPLICAS_SHOWN: Final = 64
 NOT_SERVED_SHOWN: Final = 8
 SKIPPED_SHOWN: Final = 32
 
-Name = Annotated[str, Field(max_length=256)]
+Name = Annotated[str, Field(max_length=272)]
+"""The name of an object, with its kind before it."""
 Digest = Annotated[str, Field(max_length=64)]
 
 

@@ -24,6 +24,8 @@ ENGINE_SOCKET: Final = f"{SOCKET_DIR}/engine.sock"
 DOOR_PORT: Final = 8000
 OLDEST_ENGINE: Final = "0.32.0"
 """The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
+SILENT_SECONDS: Final = 30.0
+"""After so long without a report nobody can say what a replica serves."""
 VERSION_DIGITS: Final = 12
 """Of a manifest's digest, behind the @ of an engine name."""
 

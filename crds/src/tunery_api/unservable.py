@@ -18,17 +18,15 @@ class Unservable(NamedTuple):
 
 
 _INTO_MODEL: Final = ADVICE[FailureReason.ADAPTER_UNSUPPORTED].hint
-_INTO_ADAPTER: Final = (
-    "Merge it alone with an AdapterMerge of method Linear into: Adapter, which makes a LoRA of it, and serve that."
-)
-_NEITHER: Final = "Load it with PEFT beside its base model, or train a LoRA for the server."
+_LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
+_PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
 _HINTS: Final = {
     Method.DORA.value: _INTO_MODEL,
     Method.QDORA.value: _INTO_MODEL,
     Method.IA3.value: _INTO_MODEL,
-    Method.ADALORA.value: _INTO_ADAPTER,
-    Method.PREFIX_TUNING.value: _NEITHER,
-    Method.PROMPT_TUNING.value: _NEITHER,
+    Method.ADALORA.value: _LINEAR,
+    Method.PREFIX_TUNING.value: _PEFT_ONLY,
+    Method.PROMPT_TUNING.value: _PEFT_ONLY,
 }
 
 
@@ -38,7 +36,7 @@ def method_problem(method: str | None) -> Unservable | None:
         return None
     return Unservable(
         FailureReason.ADAPTER_UNSUPPORTED,
-        f"it was trained by {method}, and the engine takes LoRA adapters only",
+        f"its method is {method}; only LoRA is served",
         _HINTS[method],
     )
 
@@ -47,21 +45,13 @@ def rank_problem(rank: int | None, max_rank: int) -> Unservable | None:
     """Return why an adapter of this rank cannot be served; None where it can, or where its rank is not known."""
     if rank is None or rank <= max_rank:
         return None
-    return Unservable(
-        FailureReason.RANK_TOO_HIGH,
-        f"its rank is {rank}, and spec.engine.maxRank of the server is {max_rank}",
-        _rank_hint(rank),
-    )
-
-
-def _rank_hint(rank: int) -> str:
+    message = f"its rank is {rank}, engine.maxRank is {max_rank}"
     enough = next((known for known in ENGINE_RANKS if known >= rank), None)
     if enough is None:
-        return f"No engine takes more than {ENGINE_RANKS[-1]}: {_INTO_MODEL[0].lower()}{_INTO_MODEL[1:]}"
-    return (
-        f"Set spec.engine.maxRank of the server to {enough}: its replicas are replaced one by one, and each of "
-        "maxAdaptersInBatch takes more memory; or make an adapter of a lower rank."
-    )
+        text = f"{message}, and none above {ENGINE_RANKS[-1]} is served"
+        return Unservable(FailureReason.RANK_TOO_HIGH, text, _INTO_MODEL)
+    raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one, and each slot takes more memory)"
+    return Unservable(FailureReason.RANK_TOO_HIGH, message, f"{raised}, or make an adapter of a lower rank.")
 
 
 def base_problem(served_name: str | None, base: str) -> Unservable | None:
@@ -70,8 +60,9 @@ def base_problem(served_name: str | None, base: str) -> Unservable | None:
         return None
     return Unservable(
         FailureReason.BASE_MISMATCH,
-        f"it is for the base model {served_name}, and this server has {base}",
-        ADVICE[FailureReason.BASE_MISMATCH].hint,
+        f"it was trained on {served_name}, and the model of this server is {base}",
+        f"Serve it from an AdapterServer of {served_name}; if that is this very model under another name, make the "
+        "server anew with that name as spec.model.servedName.",
     )
 
 
@@ -79,6 +70,6 @@ def too_many(max_loaded: int) -> Unservable:
     """Return why an adapter is left out that would be one more than the engine may hold."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,
-        f"the server has {max_loaded} others to serve, which is all that spec.engine.maxLoadedAdapters allows",
+        f"engine.maxLoadedAdapters is {max_loaded}, and as many others are served before it",
         ADVICE[FailureReason.TOO_MANY_ADAPTERS].hint,
     )

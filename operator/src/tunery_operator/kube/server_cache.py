@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_api.names import KIND_LABEL
-from tunery_api.serving import Desired, ReplicaState
+from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState
 from tunery_operator.kube.offers import OfferKey
 from tunery_operator.kube.owner_key import owner_key
 from tunery_operator.kube.owners import Owners
@@ -22,9 +22,6 @@ from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.offer import Offer
 from tunery_operator.views.owner import Key
 from tunery_operator.views.server_pod import ServerPodView, parse_server_pod
-
-SILENT_SECONDS: Final = 30.0
-"""A report that comes after a silence of so long is news, whatever it says."""
 
 
 def is_server_pod(body: Mapping[str, Any]) -> bool:
@@ -161,17 +158,26 @@ class ServerCache:
             if serving is not None:
                 serving.desired = desired
 
-    def hear(self, key: Key, uid: str, pod_uid: str, state: ReplicaState) -> bool:
-        """Keep a replica's report; tell whether it is news."""
+    def said_before(self, key: Key, pod_uid: str, digest: bytes) -> ReplicaState | None:
+        """Return the newest report of a replica if its body has this digest, else None."""
+        with self._lock:
+            serving = self._serving(key)
+            before = None if serving is None else serving.said.get(pod_uid)
+            return before.state if before is not None and before.digest == digest else None
+
+    def hear(self, key: Key, uid: str, pod_uid: str, state: ReplicaState, digest: bytes = b"") -> bool:
+        """Keep a replica's report; tell whether it is news, as it is after a long silence, whatever it says."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         with self._lock:
             serving = self._serving(key, make=True)
             if serving is None or self._owners.key_of(uid) != key:
                 return False
             before = serving.said.get(pod_uid)
-            same = before is not None and before.state == state
-            serving.said[pod_uid] = Said(before.state if before is not None and same else state, now)
-            return not same or before is None or (now - before.at).total_seconds() >= SILENT_SECONDS
+            if before is not None and (before.state is state or before.state == state):
+                serving.said[pod_uid] = before._replace(at=now, digest=digest)
+                return (now - before.at).total_seconds() >= SILENT_SECONDS
+            serving.said[pod_uid] = Said(serving.shared(state), now, digest)
+            return True
 
     def said(self, key: Key) -> dict[str, Said]:
         """Return the newest report of each replica, by uid of its pod."""

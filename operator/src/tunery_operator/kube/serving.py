@@ -15,6 +15,8 @@ class Said(NamedTuple):
     state: ReplicaState
     at: datetime
     """When it came, by our clock."""
+    digest: bytes
+    """Of its body."""
 
 
 @dataclass(slots=True)
@@ -29,3 +31,12 @@ class Serving:
     """What its replicas are to serve, as its ConfigMap says; None: not read yet."""
     said: dict[str, Said] = field(default_factory=dict)
     """By uid of the pod."""
+
+    def shared(self, state: ReplicaState) -> ReplicaState:
+        """Return a report with each adapter that another one tells alike kept once: many replicas say the same."""
+        other = next(iter(self.said.values()), None)
+        if other is None:
+            return state
+        known = {adapter.name: adapter for adapter in other.state.adapters}
+        adapters = [known[each.name] if known.get(each.name) == each else each for each in state.adapters]
+        return state.model_copy(update={"adapters": adapters})

@@ -110,7 +110,12 @@ def _disruption_budget(plan: ServerPlan) -> dict[str, Any]:
         "kind": "PodDisruptionBudget",
         "metadata": metadata(plan.owner, plan.name, ROLE),
         # One at a time, also of one: a node must be drainable.
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod_selector(plan.owner)}},
+        "spec": {
+            "maxUnavailable": 1,
+            # A replica that is not ready serves nobody: it never holds a node back.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": pod_selector(plan.owner)},
+        },
     }
 
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
 from tunery_api.kinds import Kind
+from tunery_api.methods import QUANTIZED
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.serving import Desired, DesiredAdapter
 from tunery_api.status import FINAL_PHASES, Phase
@@ -20,6 +21,12 @@ LONGEST_NAME: Final = 128
 MAX_ADAPTERS: Final = 4000
 MAX_BYTES: Final = 900 * 1024
 """Of adapters.json: a ConfigMap holds 1 MiB with all that is around it."""
+
+_QUANTIZED: Final = frozenset(method.value for method in QUANTIZED)
+_INEXACT: Final = (
+    "trained by {} on a quantised base, and served on this one as it is: close, not the same. What an AdapterMerge "
+    "into: Model makes of it is exact"
+)
 
 Offers = Mapping[tuple[Kind, str], Offer]
 
@@ -60,6 +67,13 @@ class Kept(NamedTuple):
     message: str
 
 
+class Note(NamedTuple):
+    """What to know of an adapter that is served well enough."""
+
+    name: str
+    message: str
+
+
 class Resolution(NamedTuple):
     """What became of every reference and of the selector."""
 
@@ -69,6 +83,7 @@ class Resolution(NamedTuple):
     refused: tuple[Refused, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     kept: tuple[Kept, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolution:
@@ -91,6 +106,7 @@ def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolut
         tuple(work.refused),
         tuple(sorted(work.skipped)),
         tuple(work.kept),
+        tuple(work.notes),
     )
 
 
@@ -117,6 +133,7 @@ class _Work:
     refused: list[Refused] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     taken: dict[str, str] = field(default_factory=dict)
     """By whom each name is taken: a source, as in messages."""
 
@@ -150,7 +167,7 @@ class _Work:
             return
         problem = problem or self._unfit(offer)
         if problem is None:
-            self.wanted.append(_desired(name, offer))
+            self._take(name, offer)
             return
         self._refuse(name, offer, problem)
         old = self._old(name, source)
@@ -205,7 +222,7 @@ class _Work:
         self.taken[offer.name] = offer.source
         unfit = self._unfit(offer)
         if unfit is None:
-            self.wanted.append(_desired(offer.name, offer))
+            self._take(offer.name, offer)
         else:
             self._refuse(offer.name, offer, unfit)
 
@@ -227,6 +244,11 @@ class _Work:
         return f"{holder} has the same name and is older"
 
     # Both
+
+    def _take(self, name: str, offer: Offer) -> None:
+        self.wanted.append(_desired(name, offer))
+        if offer.method in _QUANTIZED:
+            self.notes.append(Note(name, _INEXACT.format(offer.method)))
 
     def _unfit(self, offer: Offer) -> Unservable | None:
         return (

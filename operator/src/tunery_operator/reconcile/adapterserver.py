@@ -127,7 +127,7 @@ def _with_replicas(services: Services, snapshot: ServerSnapshot) -> ServerSnapsh
         deployment = None
     pods = servers.pods(owner.key, owner.uid, deployment)
     said = servers.said(owner.key)
-    reports = {pod.uid: Heard(*said[pod.uid]) for pod in pods if pod.uid in said}
+    reports = {pod.uid: Heard(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
     return replace(snapshot, deployment=deployment, pods=pods, reports=reports)
 
 

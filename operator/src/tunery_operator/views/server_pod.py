@@ -50,6 +50,8 @@ class ServerPodView:
     status_reason: str | None = None
     status_message: str = ""
     """What the kubelet says of an eviction."""
+    disruption: str | None = None
+    """The reason of the DisruptionTarget condition."""
     containers: tuple[ContainerView, ...] = ()
     """In the order in which they start."""
 
@@ -84,6 +86,7 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
         unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
         status_reason=status.get("reason"),
         status_message=status.get("message") or "",
+        disruption=_disruption(conditions.get("DisruptionTarget") or {}),
         containers=tuple(_containers(status)),
     )
 
@@ -108,6 +111,10 @@ def _container(item: Mapping[str, Any]) -> ContainerView:
         exit_reason=ended.get("reason"),
         exit_message=ended.get("message") or "",
     )
+
+
+def _disruption(condition: Mapping[str, Any]) -> str | None:
+    return (condition.get("reason") or "Unknown") if condition.get("status") == "True" else None
 
 
 def _unschedulable(condition: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from tunery_api.reasons import advice_for
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
-from tunery_operator.plan.desired import Kept, Refused, Resolution, Waiting
+from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.replicas import Replica
 
 _S = AdapterState
@@ -57,6 +57,7 @@ class _Wanted:
     waiting: Waiting | None = None
     refused: Refused | None = None
     kept: Kept | None = None
+    note: Note | None = None
 
 
 def standings(resolution: Resolution | None, replicas: Sequence[Replica], *, stopped: bool) -> list[Standing]:
@@ -78,13 +79,13 @@ def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Itera
         for name in sorted({name for replica in replicas for name in replica.adapters}):
             yield _Wanted(name, "")
         return
-    desired = {item.name: item for item in resolution.desired.adapters}
-    waiting = {item.name: item for item in resolution.waiting}
-    refused = {item.name: item for item in resolution.refused}
-    kept = {item.name: item for item in resolution.kept}
-    sources = {item.name: item.source for part in (desired, waiting, refused) for item in part.values()}
+    sources = {item.name: item.source for item in resolution.desired.adapters}
+    sources |= {item.name: item.source for item in resolution.waiting}
+    sources |= {item.name: item.source for item in resolution.refused}
+    parts = (resolution.desired.adapters, resolution.waiting, resolution.refused, resolution.kept, resolution.notes)
+    known: list[dict[str, Any]] = [{item.name: item for item in part} for part in parts]
     for name in sorted(sources):
-        yield _Wanted(name, sources[name], desired.get(name), waiting.get(name), refused.get(name), kept.get(name))
+        yield _Wanted(name, sources[name], *(part.get(name) for part in known))
 
 
 def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standing:
@@ -135,8 +136,9 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
     reason, message, hint = told.reason, told.message, told.hint
     if item.refused is not None:
         reason, message, hint = item.refused.reason.value, item.refused.message, item.refused.hint
-    elif item.kept is not None and message is None:
-        message = item.kept.message
+    elif message is None:
+        said = item.kept or item.note
+        message = said.message if said is not None else None
     served, wanted = _digests(item, [answer for _, answer in answers])
     ready = [replica for replica in asked if replica.ready]
     on = sum(answer.state is _S.SERVED for replica, answer in answers if replica.ready)
@@ -163,9 +165,7 @@ def _answer(replica: Replica, name: str) -> ReportedAdapter:
     """Return how an adapter stands on a replica: nothing is served where no requests come, or that nobody heard of."""
     told = replica.adapters.get(name)
     if replica.silent:
-        return ReportedAdapter(
-            name=name, state=_S.UNKNOWN, manifest_sha256=told and told.manifest_sha256, message=_SILENT
-        )
+        return ReportedAdapter(name=name, state=_S.UNKNOWN, message=_SILENT)
     if told is None:
         return ReportedAdapter(name=name, state=_S.LOADING, message=_NEW if replica.state is not None else None)
     if told.state is _S.SERVED and not replica.ready:

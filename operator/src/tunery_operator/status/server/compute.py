@@ -99,7 +99,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
         pod=replica.pod.name,
         ready=replica.ready,
         served=replica.served if known is not None else None,
-        engine_version=replica.state.engine_version if replica.state is not None else None,
+        engine_version=known.engine_version if known is not None else None,
         reason=reason,
         message=shorten(scrub(message), _SHORT) if message else None,
     ).to_json_dict()

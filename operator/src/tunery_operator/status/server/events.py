@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
 from tunery_operator.views.clock import format_time
@@ -24,7 +25,7 @@ def server_events(old: Mapping[str, Any], new: Mapping[str, Any], now: datetime)
     """Return what happened between two statuses; of several adapters one event tells."""
     time = format_time(now)
     found = (*_of_adapters(old, new), *_of_conditions(old, new), *_of_failure(old, new))
-    return tuple(Event(reason, note, warning, time) for reason, note, warning in found)
+    return tuple(Event(reason, scrub(note), warning, time) for reason, note, warning in found)
 
 
 Told = tuple[str, str, bool]

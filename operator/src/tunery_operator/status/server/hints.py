@@ -27,6 +27,7 @@ _HINTS: Final[dict[str, str]] = {
     "scheduling of the server may change.",
     _R.OUT_OF_MEMORY: "Raise spec.resources.memory; the container was killed for using more.",
     _R.DISK_FULL: "Raise spec.resources.ephemeralStorage: the base model and the adapters lie there.",
+    _R.NODE_PRESSURE: "Nothing to do if its successor starts; else look at what else uses up that node.",
     _R.QUOTA_EXCEEDED: "Free or raise the namespace's ResourceQuota that the message names; the replica is made as "
     "soon as it fits.",
     _R.CREATE_REFUSED: "Do what the cluster's answer asks (a policy, a right, a limit); the server goes on once it is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -15,6 +16,9 @@ from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 _R = FailureReason
 _OOM_KILLED: Final = "OOMKilled"
+_ERROR: Final = re.compile(r"\b\w*(Error|Exception)\b")
+_POINTER: Final = "Engine core initialization failed"
+"""vLLM's own way to say that the cause stands further up."""
 _LAST_WORDS: Final = 300
 """Characters of the end of an engine's log."""
 
@@ -24,12 +28,12 @@ def pod_obstacle(pod: ServerPodView, *, beside_others: bool) -> Failure | None:
 
     `beside_others`: it waits beside pods that it is to replace.
     """
+    if pod.ready:
+        return None
     if pod.unschedulable is not None:
         claim = "persistentvolumeclaim" in pod.unschedulable.lower()
         hint = REPLACE_IN_PLACE if beside_others and not claim else None
         return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
-    if pod.ready:
-        return None
     return next(_of_containers(pod), None)
 
 
@@ -66,16 +70,27 @@ def _ended(where: str, container: ContainerView) -> Failure:
 
 
 def _last_words(container: ContainerView) -> str:
+    """Return the line in which an engine's log says why it ended: vLLM's last one may only point to those above."""
     lines = [line.strip() for line in container.exit_message.splitlines() if line.strip()]
-    return f"; its log ends: {lines[-1][-_LAST_WORDS:]}" if lines else ""
+    if not lines:
+        return ""
+    errors = [line for line in lines if _ERROR.search(line) and _POINTER not in line]
+    return f"; its log says: {(errors or lines)[-1][-_LAST_WORDS:]}"
+
+
+def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
+    """Return why the newest of the pods that are over was evicted, or None where none was."""
+    evicted = [pod for pod in pods if pod.finished and pod.status_reason == "Evicted"]
+    if not evicted:
+        return None
+    pod = max(evicted, key=lambda item: item.created)
+    # The kubelet says DisruptionTarget for pressure on the node only; a pod over its own limit is evicted without.
+    reason = _R.DISK_FULL if pod.disruption is None else _R.NODE_PRESSURE
+    said = f": {pod.status_message}" if pod.status_message else ""
+    return failure(reason, f"pod {pod.name} was evicted{said}")
 
 
 def refused_pods(message: str) -> Failure:
     """Return why the cluster makes no pods of a Deployment, in its own words."""
     reason = _R.QUOTA_EXCEEDED if "exceeded quota" in message else _R.POD_REFUSED
     return failure(reason, f"the cluster makes no pod: {message}")
-
-
-def first(found: Iterable[Failure | None]) -> Failure | None:
-    """Return the first failure among several answers."""
-    return next((item for item in found if item is not None), None)

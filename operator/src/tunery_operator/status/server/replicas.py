@@ -9,15 +9,14 @@ from typing import Any, Final
 
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState
-from tunery_api.serving import ReplicaState, ReportedAdapter
+from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
 from tunery_operator.status.server.obstacles import pod_obstacle
 from tunery_operator.status.server.remembered import remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
 
-SILENCE: Final = timedelta(seconds=30)
-"""After so long without a report nobody can say what a replica serves."""
+SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +69,8 @@ def _replica(
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    if heard is not None:
-        state: ReplicaState | None = heard.state
-    else:
+    state = heard.state if heard is not None else None
+    if state is None and pod.ready and not silent:
         state = remembered(pod.name, before, snapshot.resolution)
     obstacle = pod_obstacle(pod, beside_others=others)
     return Replica(

@@ -12,7 +12,7 @@ from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.server.adapters import Standing, first_problem
 from tunery_operator.status.server.hints import hint_for
-from tunery_operator.status.server.obstacles import refused_pods
+from tunery_operator.status.server.obstacles import eviction, refused_pods
 from tunery_operator.status.server.replicas import Replica, obstacles
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
@@ -37,6 +37,8 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
         yield refused_pods(snapshot.deployment.failure)
     yield from obstacles(replicas)
+    if sum(replica.ready for replica in replicas) < snapshot.replicas:
+        yield from filter(None, [eviction(snapshot.pods)])
     for replica in replicas:
         state = replica.state
         if state is not None and state.reason is not None and not replica.silent:

@@ -21,6 +21,10 @@ _LOOK_LIMIT: Final = 60.0
 Result = TypeVar("Result")
 
 
+class StillHeld(Exception):
+    """A folder that must be brought anew is one that the engine holds; it has to leave that first."""
+
+
 class Bringer:
     """Asks stores in threads; one that hangs holds nobody but those who wait for it."""
 
@@ -37,10 +41,12 @@ class Bringer:
         return await self._ask(lambda: look(self._open(item), before))
 
     async def bring(self, slot: Slot, sha256: str) -> Content:
-        """Return the version, with every digest compared; raises what source.fetch raises."""
+        """Return the version, with every digest compared; raises what source.fetch raises, and StillHeld."""
         content = await in_thread(functools.partial(self._cache.find, sha256))
         if content is not None:
             return content
+        if self._cache.folder(sha256).exists():
+            raise StillHeld(sha256)
         await self._check_changed(slot)
         async with self._downloads:
             content = self._cache.known(sha256)  # another name may have brought it meanwhile

@@ -12,10 +12,9 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pydantic import ValidationError
 
@@ -56,16 +55,28 @@ def wanted_bytes(manifest: Manifest) -> int:
     return sum(manifest.files[name].size for name in FILES if name in manifest.files)
 
 
-class AdapterCache:
-    """The folders below `root`; those of which `in_use` is true are never touched. Used from several threads."""
+class Usage(Protocol):
+    """What versions are needed for; asked from threads."""
 
-    def __init__(self, root: Path, model_dir: Path, disk: DiskLimit | None, in_use: Callable[[str], bool]) -> None:
+    def held(self, sha256: str) -> bool:
+        """Tell whether the engine may read the folder: it is not touched."""
+        ...
+
+    def wanted(self, sha256: str) -> bool:
+        """Tell whether somebody will need it: it is not removed to make room."""
+        ...
+
+
+class AdapterCache:
+    """The folders below `root`. Used from several threads."""
+
+    def __init__(self, root: Path, model_dir: Path, disk: DiskLimit | None, usage: Usage) -> None:
         if not root.is_absolute():
             raise ValueError(f"{root} is relative: the engine would take such a path for a name on a hub")
         self._root = root
         self._model_dir = model_dir
         self._disk = disk
-        self._in_use = in_use
+        self._usage = usage
         self._trusted: dict[str, Content] = {}
         self._reserved: dict[Path, int] = {}
         """Bytes of those that are on their way."""
@@ -89,7 +100,7 @@ class AdapterCache:
     def find(self, sha256: str) -> Content | None:
         """Return the version if it is there whole; every byte is read the first time, and a bad one is removed.
 
-        A bad folder that is in use stays, and is not trusted.
+        A bad folder that the engine holds stays, and is not trusted.
         """
         known = self.known(sha256)
         if known is not None or not self.folder(sha256).exists():
@@ -210,13 +221,16 @@ class AdapterCache:
 
     def _oldest_first(self) -> list[str]:
         """Return the versions that may leave, the least recently used first."""
-        free = [sha256 for sha256 in self.on_disk() if not self._in_use(sha256)]
+        free = [each for each in self.on_disk() if not self._usage.held(each) and not self._usage.wanted(each)]
         return sorted(free, key=lambda sha256: _mtime(self._root / _MANIFESTS / f"{sha256}.json"))
 
     def _remove(self, sha256: str) -> bool:
-        """Remove a folder unless it is in use; return whether it is gone. What is half removed has another name."""
+        """Remove a folder unless the engine holds it; return whether it is gone.
+
+        It loses its name first: what is half removed has another.
+        """
         with self._lock:
-            if self._in_use(sha256):
+            if self._usage.held(sha256):
                 return False
             self._trusted.pop(sha256, None)
             grave = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}.old"
@@ -235,16 +249,16 @@ class AdapterCache:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Return the bytes of the files in a folder; those behind links lie elsewhere."""
-    total = 0
+    """Return the bytes of the files in a folder, each once; those behind links lie elsewhere."""
+    sizes: dict[tuple[int, int], int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
                 status = os.lstat(Path(parent, name))
             except OSError:
                 continue
-            total += status.st_size
-    return total
+            sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def _mtime(path: Path) -> float:

@@ -25,7 +25,7 @@ _PLAIN_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_
 """Ways to begin that leave the base model as it is; after any other the adapter is relative to a changed base."""
 _SERVED_WHOLE: Final = frozenset({"classifier", "score"})
 """Modules of modules_to_save that the engine takes."""
-_HINTS: Final[Mapping[str, str]] = {
+HINTS: Final[Mapping[str, str]] = {
     "ADALORA": _LINEAR,
     "IA3": _ALONE,
     "PROMPT_TUNING": _PEFT_ONLY,
@@ -34,6 +34,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "PREFIX_TUNING": _PEFT_ONLY,
     "ADAPTION_PROMPT": _PEFT_ONLY,
 }
+"""What to do with an adapter of another method; of any that is not here, what is done with most."""
 _REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "use_dora": ("DoRA, which no engine serves as an adapter", _ALONE),
     "lora_bias": ("a LoRA with biases (lora_bias), which the engine does not serve", _ALONE),
@@ -100,7 +101,7 @@ def _problems(found: Mapping[str, Any]) -> Iterator[TuneryError]:
     """Yield what stands in the way, the method first."""
     method = str(found.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
     if method != "LORA":
-        yield unsupported(f"its method is {method} ({CONFIG_FILE}: peft_type); only LoRA is served", _HINTS.get(method))
+        yield unsupported(f"its method is {method} ({CONFIG_FILE}: peft_type); only LoRA is served", HINTS.get(method))
     for field, (what, hint) in _REFUSED.items():
         if found.get(field):
             yield unsupported(f"it is {what} ({CONFIG_FILE}: {field})", hint)

@@ -6,6 +6,7 @@ What the base's files do not tell is left to the engine: refusing a good adapter
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.base import BaseModel, numbers
 from tunery_server.adapters.fit_config import (
+    HINTS,
     SAVE_AGAIN,
     AdapterConfig,
     check_base_name,
@@ -34,9 +36,9 @@ _EXPERTS: Final = ".experts"
 """Experts have many layouts, in files and in classes."""
 _OTHER_METHODS: Final = (
     ("lora_magnitude_vector", "DoRA"),
-    ("lora_E", "AdaLoRA"),
+    ("lora_E", "ADALORA"),
     ("ia3_l", "IA3"),
-    ("prompt_embeddings", "prompt tuning"),
+    ("prompt_embeddings", "PROMPT_TUNING"),
     ("modules_to_save", "modules_to_save"),
     ("lora_B.bias", "lora_bias"),
 )
@@ -98,7 +100,7 @@ def _pairs(tensors: dict[str, Tensor], config: AdapterConfig) -> dict[str, _Pair
             continue
         found = _NAME.match(name)
         if found is None:
-            raise _unknown(name)
+            raise _unknown(name, tensors)
         if tensor.dtype not in _FLOATS:
             raise unsupported(f"{WEIGHTS_FILE}: {name} is of type {tensor.dtype[:16]}, which no LoRA is", SAVE_AGAIN)
         pair = pairs.setdefault(found["module"], _Pair())
@@ -118,10 +120,12 @@ def _is_whole(name: str, config: AdapterConfig) -> bool:
     return len(parts) > 1 and parts[-1] in ("weight", "bias") and parts[-2] in config.whole_modules
 
 
-def _unknown(name: str) -> TuneryError:
-    method = next((what for mark, what in _OTHER_METHODS if mark in name), None)
-    if method is not None:
-        return unsupported(f"{WEIGHTS_FILE}: {name[:200]} is of {method}; only LoRA is served")
+def _unknown(name: str, others: Iterable[str]) -> TuneryError:
+    """Return the failure for a tensor that is not of a LoRA; one of them tells of which method they are."""
+    for other in (name, *others):
+        method = next((what for mark, what in _OTHER_METHODS if mark in other), None)
+        if method is not None:
+            return unsupported(f"{WEIGHTS_FILE}: {other[:200]} is of {method}; only LoRA is served", HINTS.get(method))
     return unsupported(f"{WEIGHTS_FILE}: {name[:200]} is no tensor of a LoRA, as PEFT saves them", SAVE_AGAIN)
 
 

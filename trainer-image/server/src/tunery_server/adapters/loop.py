@@ -21,8 +21,9 @@ from tunery_api.scrub import scrub
 from tunery_api.serving import OLDEST_ENGINE, VERSION_DIGITS, Desired, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.base import read_base
-from tunery_server.adapters.bring import Bringer
+from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache, Content
+from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.desired import DesiredSource
 from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.notes import ServedNote
@@ -35,7 +36,6 @@ from tunery_server.engine import Engine, EngineGone, EngineRefusal
 from tunery_server.routes import Routes
 from tunery_server.threads import in_thread
 
-DRAIN_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 120.0
 """How long a replica that comes up is held back by what may yet heal, without anything getting on."""
 TICK_SECONDS: Final = 1.0
@@ -71,15 +71,14 @@ class Loader:
         self._residents = Residents(
             engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
         )
-        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._in_use)
+        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self)
         self._taken: Desired | None = None
         """The list that the slots are of."""
         self._base: ServedBase | None = None
         self._bringer = Bringer(self._ways.open, self._cache, self._moved)
-        self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._stuck: dict[str, float] = {}
-        """Names that the engine would not forget, and when that is asked again."""
-        self._was_up = False
+        self.departures = Departures(self._residents, routes, self._routed, self._ways.clock)
+        self._was: tuple[bool, str | None] = (False, None)
+        """Whether the engine was up, and which start of it, at the last pass."""
         self._came_up = False
         """Everything was there, or was waited for long enough, since the engine is up."""
         self._progress = self._ways.clock()
@@ -115,14 +114,15 @@ class Loader:
         if self.desired.current is not None:
             self._take(self.desired.current)
         await self._residents.check()
-        if self._residents.up != self._was_up or self._lost():
+        if (self._residents.up, self._residents.birth) != self._was or self._lost():
             self._engine_changed()
         now = self._ways.clock()
         for slot in self._slots.values():
             if slot.task is None and self._due(slot, now):
                 slot.task = asyncio.create_task(self._work_on(slot))
-        for engine_name in self._strangers(now):
-            self._leave(engine_name)
+        kept = {slot.engine_name(slot.kept) for slot in self._slots.values() if slot.kept}
+        for engine_name in self.departures.strangers(kept):
+            self.departures.leave(engine_name)
         self._tell()
 
     def offer(self, desired: Desired) -> None:
@@ -210,7 +210,7 @@ class Loader:
         """Have what the name led to leave."""
         served, slot.served, slot.kept = slot.served, None, None
         if served is not None:
-            self._leave(served.engine_name, drain=True)
+            self.departures.leave(served.engine_name, drain=True)
 
     def _lost(self) -> bool:
         """Tell whether the engine does not hold what is routed to."""
@@ -220,22 +220,22 @@ class Loader:
     def _engine_changed(self) -> None:
         """Route to what the engine holds, and to nothing else."""
         residents, trying = self._residents, self._breaker.trying()
-        if not residents.up:
+        anew = residents.up and self._was != (True, residents.birth)
+        if not residents.up or anew:
             self._came_up = False
-        elif not self._was_up:
-            self._progress = self._ways.clock()
+        if anew:
+            self._moved()
         for slot in self._slots.values():
             served = slot.served
             if served is not None and (not residents.up or served.engine_name not in residents.registered):
                 slot.served, slot.kept = None, served.sha256
-            kept = slot.engine_name(slot.kept) if slot.kept else None
+            kept = slot.engine_name(slot.kept) if slot.kept else ""
             if residents.up and kept in residents.registered and slot.kept != trying:
-                # It answered its probe before: it stands in the note only since then.
-                residents.answered.add(str(kept))
-            if residents.up and not self._was_up:
+                residents.answered.add(kept)  # its probe: it stands in the note only since then
+            if anew:
                 slot.engine_started()
                 slot.not_before = -math.inf
-        self._was_up = residents.up
+        self._was = (residents.up, residents.birth)
         self.changed.set()
 
     def _due(self, slot: Slot, now: float) -> bool:
@@ -253,7 +253,7 @@ class Loader:
         item = slot.item
         try:
             await self._advance(slot)
-        except (_Later, EngineGone, EngineRefusal) as error:
+        except (_Later, StillHeld, EngineGone, EngineRefusal) as error:
             _log.debug("%s waits: %r", item.name, error)
             slot.not_before = self._ways.clock() + TICK_SECONDS
         except asyncio.CancelledError:
@@ -348,7 +348,7 @@ class Loader:
         self._cache.used(content.sha256)
         self._moved()
         if before is not None and before.engine_name != name:
-            self._leave(before.engine_name, drain=True)
+            self.departures.leave(before.engine_name, drain=True)
 
     async def _for(self) -> ServedBase:
         if self._base is None:
@@ -362,42 +362,17 @@ class Loader:
         if len(self._residents.registered - {engine_name}) >= room:
             raise _Later
 
-    def _strangers(self, now: float) -> list[str]:
-        """Return what the engine holds and nobody wants."""
-        residents = self._residents
-        if not residents.up:
-            return []
-        known = {slot.served.engine_name for slot in self._slots.values() if slot.served}
-        known |= {slot.engine_name(slot.kept) for slot in self._slots.values() if slot.kept and not slot.served}
-        known |= {residents.trying or "", *self._leaving}
-        return [name for name in residents.registered - known if now >= self._stuck.get(name, now)]
+    def _routed(self) -> set[str]:
+        """Return the engine's names for what names lead to."""
+        return {slot.served.engine_name for slot in self._slots.values() if slot.served}
 
-    def _leave(self, engine_name: str, *, drain: bool = False) -> None:
-        """Have a version unloaded once nobody is answered by it any more, unless it is wanted again by then."""
-        if engine_name not in self._leaving:
-            self._leaving[engine_name] = asyncio.create_task(self._unload(engine_name, drain=drain))
-
-    async def _unload(self, engine_name: str, *, drain: bool) -> None:
-        try:
-            if drain:
-                await self._routes.drained(engine_name, DRAIN_SECONDS)
-            async with self._residents.lock:
-                wanted = {slot.served.engine_name for slot in self._slots.values() if slot.served}
-                if engine_name in wanted or not self._residents.up:
-                    return
-                if not await self._residents.unload(engine_name):
-                    self._stuck[engine_name] = self._ways.clock() + LOOK_SECONDS
-                else:
-                    self._stuck.pop(engine_name, None)
-        finally:
-            self._leaving.pop(engine_name, None)
-            self._wake.set()
-
-    def _in_use(self, sha256: str) -> bool:
-        """Tell whether a folder may not be touched; called from threads."""
+    def held(self, sha256: str) -> bool:
+        """Tell whether the engine may read a version's folder; called from threads."""
         names = (*self._residents.registered, self._residents.trying or "")
-        if any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names):
-            return True
+        return any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names)
+
+    def wanted(self, sha256: str) -> bool:
+        """Tell whether some name leads to a version, or is to; called from threads."""
         return any(sha256 in slot.digests for slot in list(self._slots.values()))
 
     def _tell(self) -> None:
@@ -416,7 +391,7 @@ class Loader:
         self.changed.set()
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [*(slot.task for slot in self._slots.values() if slot.task), *self._leaving.values()]
+        return [*(slot.task for slot in self._slots.values() if slot.task), *self.departures.tasks()]
 
     async def _step_or_log(self) -> None:
         try:

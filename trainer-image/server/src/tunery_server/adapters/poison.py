@@ -35,7 +35,12 @@ class Breaker:
         self._strikes = {sha: n for sha, n in read_note(self._struck).items() if type(n) is int}
 
     def begin(self, sha256: str, birth: str | None) -> None:
-        """Note that this start of the engine is about to be told of a version; raises TuneryError(DiskFull)."""
+        """Note that this start of the engine is about to be told of a version; raises TuneryError(DiskFull).
+
+        A version that it has not come back from stays the one that is noted: that is what it hangs at.
+        """
+        if read_note(self._loading).get("engine") == birth and self.trying() is not None:
+            return
         try:
             write_whole(self._loading, json.dumps({"sha256": sha256, "engine": birth}).encode())
         except OSError as error:
@@ -47,11 +52,10 @@ class Breaker:
         found = read_note(self._loading).get("sha256")
         return found if isinstance(found, str) else None
 
-    def end(self, *, answered: bool = False) -> None:
+    def end(self, sha256: str, *, answered: bool = False) -> None:
         """Note that the engine lives, whatever it said; a version that answered its probe has no strikes any more."""
-        sha256 = self.trying()
         self._loading.unlink(missing_ok=True)
-        if answered and sha256 is not None and self._strikes.pop(sha256, 0):
+        if answered and self._strikes.pop(sha256, 0):
             self._write()
 
     def engine_started(self, birth: str | None) -> str | None:

@@ -48,7 +48,8 @@ class Residents:
         self.answered: set[str] = set()
         """Those that have answered a probe since it started."""
         self.trying: str | None = None
-        self._birth: str | None = None
+        self.birth: str | None = None
+        """The mark of the start that it was seen up in last."""
         self._missed = 0
         self._sync_at = 0.0
 
@@ -65,12 +66,12 @@ class Residents:
             self._missed = 0
         except EngineGone as error:
             self._missed += 1
-            healthy = error.hangs and self.up and birth == self._birth and self._missed < _MISSED
+            healthy = error.hangs and self.up and birth == self.birth and self._missed < _MISSED
             if healthy:
                 return
         if not healthy:
             self.up = False
-        elif not self.up or birth != self._birth:
+        elif not self.up or birth != self.birth:
             await self._came(birth)
         elif self._clock() >= self._sync_at:
             await self._refresh()
@@ -83,12 +84,12 @@ class Residents:
             _log.warning("the engine is not used yet: %s", error)
             self.up = False
             return
-        if birth != self._birth:
+        if birth != self.birth:
             self.restarts += self.seen
             self._probe.forget()
             self.answered = set()
         self._breaker.engine_started(birth)
-        self.version, self._birth, self.up, self.seen = version, birth, True, True
+        self.version, self.birth, self.up, self.seen = version, birth, True, True
         self._took(models)
 
     async def _refresh(self) -> None:
@@ -117,9 +118,12 @@ class Residents:
         self.trying = engine_name
         try:
             await self._prepare()
-            self._breaker.begin(content.sha256, self._birth)
+            self._breaker.begin(content.sha256, self.birth)
             await self._load(engine_name, content)
-            await self._ask(engine_name)
+            await self._ask(engine_name, content.sha256)
+        except EngineGone as error:
+            self.up = self.up and error.hangs  # whoever is next must not be taken for what it went away at
+            raise
         finally:
             self.trying = None
 
@@ -145,18 +149,18 @@ class Residents:
         self._took(models)
         if engine_name in models:
             return  # whatever it answered
-        self._breaker.end()
+        self._breaker.end(content.sha256)
         words = refused.words if refused else "it said yes, and does not list it"
         raise TuneryError(FailureReason.ENGINE_REFUSED, f"the engine refuses it: {words}")
 
-    async def _ask(self, engine_name: str) -> None:
+    async def _ask(self, engine_name: str, sha256: str) -> None:
         try:
             await self._probe.check(engine_name)
         except TuneryError:
             await self.unload(engine_name)
-            self._breaker.end()
+            self._breaker.end(sha256)
             raise
-        self._breaker.end(answered=True)
+        self._breaker.end(sha256, answered=True)
         self.answered.add(engine_name)
 
     async def unload(self, engine_name: str) -> bool:

@@ -6,6 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
+from tunery_server.routes import NotServed
+
 INVALID: Final = "invalid_request_error"
 FAILED: Final = "server_error"
 
@@ -36,6 +38,11 @@ def unavailable(code: str, message: str, retry_after: int) -> Refusal:
     refusal = Refusal(503, message, code)
     refusal.headers["Retry-After"] = str(max(1, retry_after))
     return refusal
+
+
+def not_served(error: NotServed) -> Refusal:
+    """Return the refusal of an adapter that is wanted and cannot answer now."""
+    return unavailable(error.reason, f"{error.name} is not served now: {error.message}", error.retry_after)
 
 
 def not_found() -> Refusal:

@@ -17,7 +17,7 @@ from tunery_server.door import body
 from tunery_server.door.answers import ClientGone, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
-from tunery_server.door.errors import Refusal, unavailable, unknown_model
+from tunery_server.door.errors import Refusal, not_served, unavailable, unknown_model
 from tunery_server.door.metrics import NOTHING, Metrics
 from tunery_server.door.session import HasSession, url
 from tunery_server.routes import RETRY_SECONDS, NotServed, Routes, UnknownModel
@@ -90,7 +90,7 @@ class Proxy:
             raise unknown_model() from error
         except NotServed as error:
             count.adapter = error.name
-            raise unavailable(error.reason, error.message, error.retry_after) from error
+            raise not_served(error) from error
         with self._routes.using(target):
             count.adapter = target.name
             self._metrics.used(target.name)

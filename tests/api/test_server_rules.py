@@ -1,0 +1,234 @@
+"""AdapterServer at the door: what is refused by Python and by the API server, what may change, how it is scaled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.validation import parse_adapterserver
+
+from kit.kubectl import Kubectl, KubectlError
+
+BASE = {"model": {"uri": "s3://models/tiny"}}
+ONE = {"name": "one", "uri": "s3://adapters/one"}
+SELECTOR = {"matchLabels": {"team": "support"}}
+
+REFUSED_BY_BOTH: list[Any] = [
+    pytest.param(
+        {"adapters": [{"name": "one"}]},
+        "spec.adapters[0]: takes exactly one of loraJobRef, adapterMergeRef and uri",
+        "takes exactly one of loraJobRef, adapterMergeRef and uri",
+        id="no-source",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "loraJobRef": {"name": "x"}}]},
+        "spec.adapters[0]: takes exactly one of loraJobRef, adapterMergeRef and uri",
+        "takes exactly one of loraJobRef, adapterMergeRef and uri",
+        id="two-sources",
+    ),
+    pytest.param(
+        {"adapters": [{"name": "one", "loraJobRef": {"name": "x"}, "manifestSha256": "a" * 64}]},
+        "spec.adapters[0].manifestSha256: goes with uri; what a LoRAJob published is pinned by itself",
+        "manifestSha256 goes with uri",
+        id="pin-of-a-job",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "name": "a..b"}]},
+        "spec.adapters[0].name: must not have two dots in a row",
+        "name must not have two dots in a row",
+        id="dots",
+    ),
+    pytest.param(
+        {"model": {**BASE["model"], "servedName": "base"}, "adapters": [{**ONE, "name": "base"}]},
+        "spec.adapters[0].name: base is the name of the base model; take another, or set servedName",
+        "an adapter has the name of the base model",
+        id="name-of-the-base",
+    ),
+    pytest.param(
+        {"adapters": [ONE, ONE]},
+        "spec.adapters[1].name: one is the name of another adapter of this server",
+        "Duplicate value",
+        id="same-name",
+    ),
+    pytest.param(
+        {"adapterSelector": {}},
+        "spec.adapterSelector: names no label: it would select everything",
+        "names no label: it would select everything",
+        id="empty-selector",
+    ),
+    pytest.param(
+        {"adapterSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},
+        "spec.adapterSelector.matchExpressions[0].values: goes with In and NotIn, which need it",
+        "values goes with In and NotIn, which need it",
+        id="in-without-values",
+    ),
+    pytest.param(
+        {"adapterSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}},
+        "spec.adapterSelector.matchExpressions[0].values: goes with In and NotIn, which need it",
+        "values goes with In and NotIn, which need it",
+        id="exists-with-values",
+    ),
+    pytest.param(
+        {"engine": {"maxRank": 24}},
+        "spec.engine.maxRank: must be one of 8, 16, 32, 64, 128, 256, 320, 512, is 24",
+        "maxRank must be one of 8, 16, 32, 64, 128, 256, 320, 512",
+        id="rank",
+    ),
+    pytest.param(
+        {"engine": {"maxLoadedAdapters": 4}},
+        "spec.engine.maxLoadedAdapters: must be at least maxAdaptersInBatch, which is 8",
+        "maxLoadedAdapters must be at least maxAdaptersInBatch",
+        id="fewer-than-a-batch",
+    ),
+    pytest.param(
+        {"engine": {"gpuMemoryFraction": "0.0"}},
+        "spec.engine.gpuMemoryFraction: must be above 0",
+        "gpuMemoryFraction must be above 0",
+        id="no-memory",
+    ),
+    pytest.param(
+        {"rollout": {"maxSurge": 0}},
+        "spec.rollout: maxSurge and maxUnavailable cannot both be 0: no replica could be replaced",
+        "maxSurge and maxUnavailable cannot both be 0",
+        id="no-rollout",
+    ),
+]
+ACCEPTED: list[dict[str, Any]] = [
+    {},
+    {"adapters": [ONE, {"name": "b:prod/v1.2", "adapterMergeRef": {"name": "m"}}]},
+    {"adapters": [{**ONE, "manifestSha256": "a" * 64}]},
+    {"adapterSelector": {"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}},
+    {"adapterSelector": SELECTOR, "replicas": 0},
+    {"engine": {"maxRank": 320, "maxAdaptersInBatch": 1, "maxLoadedAdapters": 1, "args": ["--seed=1"]}},
+    {"rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+]
+FORBIDDEN = [
+    "--trust-remote-code",
+    "--middleware=evil.Gate",
+    "--uds=/tmp/x",
+    "--host=0.0.0.0",
+    "--port=80",
+    "--api-key=k",
+    "--lora-modules=a=b",
+    "--load-format=pt",
+    "--chat-template=/etc/passwd",
+    "--kv-transfer-config={}",
+    "--seedy",
+    "seed=1",
+]
+
+
+@pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
+def test_a_refused_server_says_what_to_do(blocks: dict[str, Any], message: str, server: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_adapterserver({"spec": {**BASE, **blocks}})
+    assert [str(error) for error in caught.value.errors] == [message]
+
+
+@pytest.mark.parametrize("argument", FORBIDDEN)
+def test_flags_that_open_something_are_refused(argument: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.engine\.args\[0\]: .* is not among the flags"):
+        parse_adapterserver({"spec": {**BASE, "engine": {"args": [argument]}}})
+
+
+def test_the_name_of_the_base_is_told_where_it_follows_from_the_uri() -> None:
+    with pytest.raises(InvalidSpec, match="tiny is the name of the base model"):
+        parse_adapterserver({"spec": {**BASE, "adapters": [{**ONE, "name": "tiny"}]}})
+
+
+@pytest.mark.parametrize("blocks", ACCEPTED)
+def test_what_works_is_accepted(blocks: dict[str, Any]) -> None:
+    assert parse_adapterserver({"spec": {**BASE, **blocks}})
+
+
+@pytest.fixture(scope="module")
+def namespace(api_server: Kubectl) -> Iterator[str]:
+    api_server.run("create", "namespace", "servers")
+    yield "servers"
+    api_server.delete("namespace", "servers", wait=False)
+
+
+def manifest(name: str, **blocks: Any) -> dict[str, Any]:
+    spec = {**BASE, **blocks}
+    return {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterServer", "metadata": {"name": name}, "spec": spec}
+
+
+def refusal(kubectl: Kubectl, namespace: str, body: dict[str, Any]) -> str:
+    with pytest.raises(KubectlError) as caught:
+        kubectl.apply(body, namespace=namespace)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
+def test_the_api_server_refuses_it_too(
+    api_server: Kubectl, namespace: str, blocks: dict[str, Any], message: str, server: str
+) -> None:
+    assert server in refusal(api_server, namespace, manifest("refused", **blocks))
+
+
+def test_the_api_server_refuses_flags_and_accepts_what_works(api_server: Kubectl, namespace: str) -> None:
+    for argument in FORBIDDEN:
+        told = refusal(api_server, namespace, manifest("refused", engine={"args": [argument]}))
+        assert "args takes --flag or --flag=value" in told
+    for number, blocks in enumerate(ACCEPTED):
+        api_server.apply(manifest(f"accepted-{number}", **blocks), namespace=namespace)
+
+
+@pytest.mark.parametrize("name", ["a.b", "1st", "n" * 49])
+def test_a_name_that_can_be_no_host_name_is_refused(api_server: Kubectl, namespace: str, name: str) -> None:
+    assert "the name becomes part of a host name" in refusal(api_server, namespace, manifest(name))
+    api_server.apply(manifest("n" * 48), namespace=namespace)
+
+
+def patched(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, Any]) -> None:
+    kubectl.run("patch", "adapterserver", name, "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
+def test_all_but_the_model_may_change(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(manifest("changes"), namespace=namespace)
+    for change in [*ACCEPTED, {"resources": {"gpus": 0}}, {"access": {"apiKeysSecretRef": {"name": "k"}}}]:
+        patched(api_server, namespace, "changes", change)
+    for model in ({"uri": "s3://models/other"}, {"servedName": "other"}):
+        with pytest.raises(KubectlError, match="model cannot be changed; delete"):
+            patched(api_server, namespace, "changes", {"model": model})
+
+
+def test_a_server_is_scaled_by_its_own_subresource(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(manifest("scales"), namespace=namespace)
+    stored = api_server.get("adapterserver", "scales", namespace)
+    assert stored is not None
+    assert stored["spec"] == {**BASE, "replicas": 1}
+    api_server.run("scale", "adapterserver", "scales", "--replicas=3", "-n", namespace)
+    status = {"replicas": 2, "selector": "tunery.dev/kind=adapterserver,tunery.dev/owner=scales", "phase": "Ready"}
+    body = json.dumps({"status": status})
+    api_server.run("patch", "asrv", "scales", "-n", namespace, "--subresource=status", "--type=merge", "-p", body)
+    path = f"/apis/tunery.dev/v1alpha1/namespaces/{namespace}/adapterservers/scales/scale"
+    scale = json.loads(api_server.run("get", "--raw", path))
+    assert (scale["spec"]["replicas"], scale["status"]) == (
+        3,
+        {"replicas": 2, "selector": status["selector"]},
+    )
+    with pytest.raises(KubectlError, match=r"spec\.replicas"):
+        patched(api_server, namespace, "scales", {"replicas": 65})
+    listed = api_server.run("get", "asrv", "-n", namespace, "--field-selector", "status.phase=Ready", "-o", "name")
+    assert listed.split() == ["adapterserver.tunery.dev/scales"]
+
+
+def test_the_columns_show_what_is_served(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(manifest("columns"), namespace=namespace)
+    status = {
+        "phase": "Degraded",
+        "readyText": "2/3",
+        "adaptersText": "12/13",
+        "url": "http://columns-server.servers.svc:8000/v1",
+        "failure": {"reason": "RankTooHigh", "message": "m"},
+    }
+    body = json.dumps({"status": status})
+    api_server.run("patch", "asrv", "columns", "-n", namespace, "--subresource=status", "--type=merge", "-p", body)
+    row = api_server.run("get", "adapterserver", "columns", "-n", namespace, "--no-headers", "-o", "wide").split()
+    assert row[1:5] == ["Degraded", "2/3", "12/13", "s3://models/tiny"]
+    assert row[6:] == ["http://columns-server.servers.svc:8000/v1", "RankTooHigh"]

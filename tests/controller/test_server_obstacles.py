@@ -1,0 +1,178 @@
+"""What keeps a server's replicas from getting requests, as Deployment and pods tell it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controller.servers import deployment, heard, reported, server_pod
+from controller.serverstatuskit import compute, condition, snapshot, told
+from tunery_api.reasons import FailureReason
+from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.deployment import parse_deployment
+from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
+
+
+def starting(**changes: Any) -> ServerPodView:
+    return server_pod("a", ready=False, phase="Pending", containers=(), **changes)
+
+
+def crashed(name: str, **changes: Any) -> ServerPodView:
+    fields: dict[str, Any] = {
+        "restarts": 1,
+        "waiting_reason": "CrashLoopBackOff",
+        "exit_code": 1,
+        "exit_reason": "Error",
+    }
+    return server_pod("a", ready=False, containers=(ContainerView(name, **{**fields, **changes}),))
+
+
+FAILURE = json.dumps(
+    {"failure": {"reason": "ModelNotFound", "message": "s3://models/tiny is empty", "hint": "Put it."}}
+)
+OBSTACLES: list[tuple[ServerPodView, str, str]] = [
+    (starting(unschedulable="0/3 nodes are available"), "Unschedulable", "no node fits pod a: 0/3 nodes are available"),
+    (crashed("engine", waiting_reason="ImagePullBackOff", exit_code=None), "ImagePullFailed", "ImagePullBackOff"),
+    (
+        crashed("door", waiting_reason="CreateContainerError", exit_code=None),
+        "ContainerRefused",
+        "CreateContainerError",
+    ),
+    (crashed("engine", exit_reason="OOMKilled", exit_code=137), "OutOfMemory", "container engine of pod a was killed"),
+    (
+        crashed("engine", exit_message="x\nValueError: bad dtype\n"),
+        "EngineFailed",
+        "its log says: ValueError: bad dtype",
+    ),
+    (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
+    (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"), OBSTACLES, ids=[f"{pod.containers}-{r}" for pod, r, _ in OBSTACLES]
+)
+def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str, words: str) -> None:
+    outcome = compute(snapshot(pod, rollout=deployment(1, updated=0)))
+    status = outcome.status
+    assert status["failure"]["reason"] == reason
+    assert words in status["failure"]["message"]
+    assert status["failure"]["hint"]
+    assert condition(status, "Progressing")["reason"] == reason
+    assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
+    assert (reason, True) in told(outcome)
+    assert "job" not in status["failure"]["hint"].lower()
+
+
+def test_of_an_engines_log_the_line_is_told_that_says_why() -> None:
+    log = (
+        "INFO start\nValueError: no such dtype\nRuntimeError: Engine core initialization failed. See root cause above."
+    )
+    status = compute(snapshot(crashed("engine", exit_message=log))).status
+    assert status["failure"]["message"].endswith("its log says: ValueError: no such dtype")
+
+
+def test_a_replica_that_was_evicted_says_why_until_its_successor_is_ready() -> None:
+    over = 'Usage of EmptyDir volume "model" exceeds the limit "8Gi".'
+    gone = server_pod("old", ready=False, phase="Failed", status_reason="Evicted", status_message=over, containers=())
+    new = server_pod("new", ready=False, containers=())
+    status = compute(snapshot(gone, new, replicas=1)).status
+    assert (status["failure"]["reason"], status["replicas"]) == ("DiskFull", 1)
+    assert over in status["failure"]["message"]
+    pressed = replace(gone, disruption="TerminationByKubelet")
+    assert compute(snapshot(pressed, new, replicas=1)).status["failure"]["reason"] == "NodePressure"
+    ready = replace(new, ready=True)
+    assert "failure" not in compute(snapshot(gone, ready, replicas=1, reports={"new": heard(reported("bot"))})).status
+
+
+def test_a_rollout_without_a_gpu_to_spare_is_told_how_to_do_without() -> None:
+    new = replace(starting(unschedulable="Insufficient nvidia.com/gpu"), name="new", uid="uid-new")
+    found = snapshot(server_pod("old"), new, reports={"old": heard(reported("bot"))}, replicas=1)
+    status = compute(replace(found, deployment=replace(deployment(1), replicas=2))).status
+    assert "{maxSurge: 0, maxUnavailable: 1}" in status["failure"]["hint"]
+    assert (status["phase"], status["adaptersText"]) == ("Degraded", "1/1")
+
+
+def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> None:
+    gone = heard(reported("bot", "Loading"), reason="EngineFailed", message="the engine does not answer")
+    status = compute(snapshot(server_pod("a", ready=False), reports={"a": gone})).status
+    assert status["failure"]["message"] == "pod a: the engine does not answer"
+    full = replace(deployment(1), replicas=0, failure='pods "x" is forbidden: exceeded quota: gpus')
+    assert compute(snapshot(rollout=full)).status["failure"]["reason"] == "QuotaExceeded"
+    refused = compute(snapshot(deployment=None, refusal=Refusal(FailureReason.CREATE_REFUSED, "policy says no")))
+    assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
+    assert refused.next_look is not None
+    taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))
+    assert taken.status["failure"]["reason"] == "NameConflict"
+
+
+def test_a_replica_that_starts_beside_others_is_progress_and_not_a_problem() -> None:
+    new = server_pod("new", ready=False, containers=(ContainerView("engine", running=True),))
+    found = snapshot(server_pod("a"), new, reports={"a": heard(reported("bot"))})
+    status = compute(found).status
+    assert (status["phase"], condition(status, "Progressing")["reason"]) == ("Updating", "RollingOut")
+    assert (status["readyText"], status["adaptersText"]) == ("1/2", "1/1")
+    ending = compute(replace(found, pods=(*found.pods, server_pod("old", deleting=True)))).status
+    assert ending["replicas"] == 2
+
+
+# Views
+
+
+def test_a_deployment_and_its_rollout_are_read() -> None:
+    body: dict[str, Any] = {
+        "metadata": {"name": "s-server", "uid": "d", "generation": 3, "annotations": {"tunery.dev/plan": "p"}},
+        "spec": {"replicas": 2},
+        "status": {
+            "observedGeneration": 2,
+            "replicas": 2,
+            "updatedReplicas": 2,
+            "readyReplicas": 2,
+            "conditions": [
+                {
+                    "type": "Progressing",
+                    "status": "False",
+                    "reason": "ProgressDeadlineExceeded",
+                    "message": "timed out",
+                },
+                {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"},
+            ],
+        },
+    }
+    view = parse_deployment(body)
+    assert (view.plan, view.settled, view.stalled, view.failure) == ("p", False, "timed out", "exceeded quota")
+    body["status"]["observedGeneration"] = 3
+    assert parse_deployment(body).settled
+
+
+def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "message": "m"}
+    body: dict[str, Any] = {
+        "metadata": {
+            "name": "p",
+            "uid": "u",
+            "labels": {"tunery.dev/owner-uid": "o"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": True}],
+        },
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "restartCount": 0}],
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                    "lastState": {"terminated": ended},
+                    "restartCount": 2,
+                }
+            ],
+        },
+    }
+    view = parse_server_pod(body)
+    assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
+    engine = view.container("engine")
+    assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
+    assert (view.container("door").running, view.container("model").running) == (True, False)

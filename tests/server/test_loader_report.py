@@ -1,0 +1,112 @@
+"""Reports: what is posted when, what is taken from the answer, and that no failure of it is anybody's business."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from urllib3.exceptions import ConnectTimeoutError
+
+from tunery_api.serving import Desired, ReplicaReport, ReplicaState
+from tunery_common.progress_client import Refused
+from tunery_server.report import Reporter, poster
+
+
+class Replica:
+    """As much of a loader as is reported of."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.says = ReplicaState(revision=1)
+        self.offered: list[Desired] = []
+
+    def state(self) -> ReplicaState:
+        return self.says
+
+    def offer(self, desired: Desired) -> None:
+        self.offered.append(desired)
+
+
+class Operator:
+    """Answers as it is told, and notes when it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.posts: list[tuple[float, ReplicaState]] = []
+        self.now = 0.0
+        self.end = 30.0
+        self.events: dict[float, ReplicaState] = {}
+        self.replica = Replica()
+
+    def post(self, body: bytes) -> bytes:
+        self.posts.append((self.now, ReplicaReport.model_validate_json(body).replica_status))
+        answer = self.answers.pop(0) if self.answers else {}
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.replica.says = self.events.get(self.now, self.replica.says)
+        if self.now >= self.end:
+            raise asyncio.CancelledError
+
+    async def run(self) -> list[float]:
+        with pytest.raises(asyncio.CancelledError):
+            await Reporter(self.post, self.replica, self.sleep).run()
+        return [second for second, _ in self.posts]
+
+
+@pytest.fixture
+def operator() -> Operator:
+    return Operator()
+
+
+async def test_a_replica_reports_every_five_seconds_or_as_often_as_it_is_asked_to(operator: Operator) -> None:
+    operator.answers = [{}, {}, {"intervalSeconds": 10}, {"intervalSeconds": 0.001}]
+    assert await operator.run() == [0, 5, 10, 20]
+
+
+async def test_a_change_is_told_a_second_later(operator: Operator) -> None:
+    operator.end = 8
+    operator.events = {2.0: ReplicaState(revision=2), 3.0: ReplicaState(revision=3)}
+    assert await operator.run() == [0, 2, 3]
+    assert [state.revision for _, state in operator.posts] == [1, 2, 3]
+
+
+async def test_what_is_to_be_served_is_taken_from_the_answer(operator: Operator) -> None:
+    desired = {"revision": 4, "adapters": [{"name": "bot", "uri": "s3://adapters/bot"}]}
+    operator.answers = [{"desired": desired, "intervalSeconds": 5}, {"desired": None}]
+    operator.end = 6
+    await operator.run()
+    assert [each.revision for each in operator.replica.offered] == [4]
+
+
+async def test_failures_are_tried_again_within_half_a_minute_and_raise_nothing(operator: Operator) -> None:
+    operator.answers = [
+        Refused(403, None),
+        ConnectTimeoutError("slow"),
+        FileNotFoundError("token"),
+        b"not json",
+        {"desired": {"revision": 1, "adapters": [{"name": "half"}]}},
+        RuntimeError("a defect"),
+    ]
+    operator.end = 100
+    seconds = await operator.run()
+    assert max(later - earlier for earlier, later in pairwise(seconds)) <= 15
+    assert operator.replica.offered == [], "a list that is half read is none"
+    assert seconds[-1] - seconds[-2] == 5
+
+
+async def test_a_server_that_asks_for_patience_is_left_alone(operator: Operator) -> None:
+    operator.answers = [Refused(429, 12.0)]
+    operator.end = 20
+    assert await operator.run() == [0, 12, 17]
+
+
+def test_a_pod_that_was_told_of_no_operator_reports_to_none() -> None:
+    assert poster({}) is None
+    assert poster({"KUBEFLOW_TRAINER_SERVER_URL": "https://operator"}) is not None
