@@ -80,12 +80,22 @@ class DesiredAdapter(OpenModel):
     """It never leaves the engine for lack of use."""
 
 
+class HeldAdapter(OpenModel):
+    """A name that is wanted and leads nowhere yet, so that whoever asks for it is told why."""
+
+    name: str
+    reason: Reason
+    message: Annotated[str, Field(max_length=256)]
+
+
 class Desired(OpenModel):
     """adapters.json: what every replica is to serve. A replica takes the highest revision it has seen."""
 
     revision: int = 0
     """Raised by the operator with each change."""
     adapters: list[DesiredAdapter] = Field(default_factory=list)
+    held: list[HeldAdapter] = Field(default_factory=list)
+    """Names that wait for an object, or that the operator refuses; none of them is in `adapters`."""
     aliases: list[Alias] = Field(default_factory=list)
     clients: dict[str, list[str]] = Field(default_factory=dict)
     """Of clients that may ask for some models only: their names, and those of the models."""
