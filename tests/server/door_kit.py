@@ -18,6 +18,7 @@ from tunery_api.runspec import MountedSecret
 from tunery_api.serving import ReplicaState, engine_name
 from tunery_server.door.app import Door
 from tunery_server.door.auth import ApiKeys
+from tunery_server.engine import Engine
 from tunery_server.process import open_door
 from tunery_server.routes import Routes
 
@@ -71,6 +72,8 @@ class FakeEngine:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/models", self._models)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
@@ -85,6 +88,12 @@ class FakeEngine:
     async def _health(self, _: web.Request) -> web.Response:
         await asyncio.sleep(self.slow_health)
         return web.Response(status=200 if self.healthy else 503)
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "0.33.0"})
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": BASE, "object": "model"}]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(text=self.metrics)
@@ -120,23 +129,6 @@ async def stream(request: web.Request, parts: Iterable[bytes], seconds: float = 
         await asyncio.sleep(seconds)
     await response.write_eof()
     return response
-
-
-class Way:
-    """The way to the engine."""
-
-    def __init__(self, socket: str) -> None:
-        self.session = aiohttp.ClientSession("http://engine", connector=aiohttp.UnixConnector(socket, limit=0))
-
-    async def health(self) -> bool:
-        try:
-            async with self.session.get("/health") as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
-
-    async def close(self) -> None:
-        await self.session.close()
 
 
 class Loader:
@@ -226,7 +218,7 @@ async def open_site(folder: Path, keys: MountedSecret | None = None, start: bool
         await engine.start()
     routes = Routes(BASE)
     routes.serve("support-bot", BOT, SHA)
-    way = Way(engine.socket)
+    way = Engine(engine.socket)
     loader = Loader()
     door = Door(routes, way, loader, ApiKeys(keys))
     runner = await open_door(door, 0, "127.0.0.1")

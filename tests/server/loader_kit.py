@@ -81,7 +81,9 @@ def adapter_files(fill: int = 1, rank: int = 4, **config: Any) -> Files:
 
 def manifest_of(files: Files, **lineage: Any) -> bytes:
     """Return the manifest of published files."""
-    records = {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
+    records = {
+        name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()
+    }
     told = Lineage(**({"served_name": BASE} | lineage))
     return Manifest(created="2026-11-27T00:00:00Z", run=WHO, files=records, lineage=told).to_json()
 

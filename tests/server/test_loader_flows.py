@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .loader_kit import BASE, Table, adapter_files
+from .loader_kit import BASE, Table
 
 
 @pytest.fixture

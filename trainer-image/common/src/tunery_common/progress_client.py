@@ -45,6 +45,8 @@ class Pace:
 
     interval: float = INTERVAL_SECONDS
     least: float = LEAST_SECONDS
+    longest: float = _LONGEST_BACKOFF_SECONDS
+    """After any number of failures."""
     _failures: int = 0
     _asked: float | None = None
 
@@ -64,7 +66,7 @@ class Pace:
             return self.least
         if self._asked is not None:
             return max(self.least, self._asked)
-        return max(self.interval, min(self.interval * 2.0 ** min(self._failures, 10), _LONGEST_BACKOFF_SECONDS))
+        return max(self.interval, min(self.interval * 2.0 ** min(self._failures, 10), self.longest))
 
 
 class ProgressClient:
@@ -85,6 +87,13 @@ class ProgressClient:
     def post(self, body: bytes) -> float | None:
         """Send one report; return the interval that the server asks for, in seconds, if it does.
 
+        Raises what `exchange` raises.
+        """
+        return interval_seconds(self.exchange(body))
+
+    def exchange(self, body: bytes, longest: int = _MAX_ANSWER) -> bytes:
+        """Send one report; return the answer, of which no more than `longest` bytes are read.
+
         Raises Refused, OSError where a file cannot be read, and urllib3's HTTPError.
         """
         headers = {"Content-Type": "application/json"}
@@ -103,7 +112,7 @@ class ProgressClient:
             preload_content=False,
         )
         try:
-            content = answer.read(_MAX_ANSWER)
+            content = answer.read(longest)
             answer.drain_conn()
         finally:
             answer.release_conn()
@@ -111,7 +120,7 @@ class ProgressClient:
             self.close()  # behind the same name may stand another replica, which takes reports
             asked = answer.headers.get("Retry-After") if answer.status in _ASKS_FOR_PATIENCE else None
             raise Refused(answer.status, retry_after(asked))
-        return interval_seconds(content)
+        return content
 
     def close(self) -> None:
         """Give the connection back."""

@@ -235,16 +235,16 @@ class AdapterCache:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Return the bytes of the files in a folder; those behind links lie elsewhere."""
-    total = 0
+    """Return the bytes of the files in a folder, each once; those behind links lie elsewhere."""
+    sizes: dict[tuple[int, int], int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
                 status = os.lstat(Path(parent, name))
             except OSError:
                 continue
-            total += status.st_size
-    return total
+            sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def _mtime(path: Path) -> float:

@@ -17,6 +17,8 @@ TEXT: Final = (
 )
 """Words of many kinds, more than 64 tokens for every tokenizer."""
 _FEWEST_WORDS: Final = 8
+_ENGINES_FAULT: Final = 500
+"""From this status on it is not said that it is the request's."""
 _LEARNED_NOTHING: Final = (
     "Look at the adapter: training has changed nothing that the engine answers with; train it again and publish that."
 )
@@ -64,6 +66,9 @@ class Probe:
             message = f"it did not answer within {PROBE_SECONDS:.0f} s; it is tried again every five minutes"
             raise NoAnswer(FailureReason.PROBE_FAILED, message) from error
         except EngineRefusal as error:
+            if error.status >= _ENGINES_FAULT:
+                message = f"the engine could not answer with it: {error.words}; it is tried again every five minutes"
+                raise NoAnswer(FailureReason.PROBE_FAILED, message) from error
             raise _failed(f"the engine could not answer with it: {error.words}") from error
         nothing = sum(value is None for value in found)
         if nothing:

@@ -24,6 +24,7 @@ IDLE_SECONDS: Final = 600.0
 MAX_ANSWER: Final = 64 << 20
 MAX_ERROR: Final = 512
 """Bytes of what the engine says of its own failure."""
+MAX_ERROR_BODY: Final = 256 << 10
 _JSON: Final = "application/json"
 _CONTENT_TYPE: Final = re.compile(r"(?:application/json|text/event-stream|text/plain)(?:;[\x20-\x7e]{0,64})?")
 
@@ -125,6 +126,7 @@ def _content_type(answer: aiohttp.ClientResponse) -> str:
 def _told(read: bytes) -> str:
     """Return what the engine says of its failure, short and without credentials."""
     text = read[: 8 * MAX_ERROR].decode(errors="replace")
-    with suppress(ValueError, RecursionError, TypeError, KeyError):
-        text = str(json.loads(read)["error"]["message"])
+    if len(read) < MAX_ERROR_BODY:
+        with suppress(ValueError, RecursionError, TypeError, KeyError):
+            text = str(json.loads(read)["error"]["message"])
     return scrub(f"The engine failed: {text.strip() or 'it does not say why'}", MAX_ERROR)

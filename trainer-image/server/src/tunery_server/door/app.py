@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from aiohttp import web
 
+from tunery_api.reasons import FailureReason
 from tunery_api.serving import ReplicaState
 from tunery_server.door.auth import ApiKeys
 from tunery_server.door.body import MAX_BODY
@@ -20,12 +21,14 @@ from tunery_server.door.metrics import Metrics
 from tunery_server.door.models import model, models
 from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
 from tunery_server.door.session import EngineAsked
+from tunery_server.engine import EngineGone
 from tunery_server.routes import NotServed, Routes, UnknownModel
 
 HEALTH_SECONDS: Final = 2.0
 HEALTH_AGE: Final = 1.0
-"""For how long an engine's health is not asked again: probes need no key."""
+"""For how long the engine is not asked again what needs no key."""
 _TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
+Told = TypeVar("Told")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,13 @@ class Door:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.routes, self.keys.names)
+
+    def state(self) -> ReplicaState:
+        """Return what the replica says of itself: the loader's state, and that nobody gets in."""
+        state = self.loader.state()
+        if state.reason is None and (problem := self.keys.problem()):
+            return state.model_copy(update={"reason": FailureReason.SECRET_NOT_FOUND, "message": problem})
+        return state
 
 
 def build_app(door: Door) -> web.Application:
@@ -99,45 +109,56 @@ class _Models:
 
 
 class _Probes:
-    """What the kubelet and Prometheus ask, without a key."""
+    """What the kubelet and Prometheus ask, without a key: the engine is asked for it no more than once a second."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._healthy = False
-        self._asked = -float("inf")
-        self._lock = asyncio.Lock()
+        self._health = _Remembered(self._ask_health)
+        self._engines = _Remembered(lambda: engine_metrics(door.engine))
 
     async def live(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
     async def engine(self, _: web.Request) -> web.Response:
-        return _told([] if await self._engine_works() else ["the engine does not answer"])
+        return _told([] if await self._health.get() else ["the engine does not answer"])
 
     async def ready(self, _: web.Request) -> web.Response:
         door = self._door
         problems = ["told to stop"] if door.ending else []
         if problem := door.keys.problem():
             problems.append(problem)
-        if not await self._engine_works():
+        if not await self._health.get():
             problems.append("the engine does not answer")
-        if not door.loader.ready():
+        elif not door.loader.ready():
             problems.append(door.loader.state().message or "adapters are being loaded")
         return _told(problems)
 
     async def metrics(self, _: web.Request) -> web.Response:
         own = self._door.metrics.expose()
-        return web.Response(body=own + await engine_metrics(self._door.engine), headers={"Content-Type": _TEXT_FORMAT})
+        return web.Response(body=own + await self._engines.get(), headers={"Content-Type": _TEXT_FORMAT})
 
-    async def _engine_works(self) -> bool:
+    async def _ask_health(self) -> bool:
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                return await self._door.engine.health()
+        except (TimeoutError, EngineGone):
+            return False
+
+
+class _Remembered(Generic[Told]):
+    """What the engine says, asked for by one at a time and remembered for a moment."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Told]]) -> None:
+        self._ask = ask
+        self._lock = asyncio.Lock()
+        self._told: tuple[float, Told] | None = None
+
+    async def get(self) -> Told:
         async with self._lock:
-            if time.monotonic() - self._asked >= HEALTH_AGE:
-                try:
-                    async with asyncio.timeout(HEALTH_SECONDS):
-                        self._healthy = await self._door.engine.health()
-                except TimeoutError:
-                    self._healthy = False
-                self._asked = time.monotonic()
-            return self._healthy
+            if self._told is None or time.monotonic() - self._told[0] >= HEALTH_AGE:
+                told = await self._ask()
+                self._told = time.monotonic(), told
+            return self._told[1]
 
 
 def _told(problems: list[str]) -> web.Response:

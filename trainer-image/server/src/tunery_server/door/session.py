@@ -19,7 +19,7 @@ class EngineAsked(HasSession, Protocol):
     """What the door asks of the engine's client beside."""
 
     async def health(self) -> bool:
-        """Say whether the engine answers and works."""
+        """Say whether the engine answers and works; raises EngineGone where nobody says."""
 
 
 def url(path: str) -> str:

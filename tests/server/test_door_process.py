@@ -1,0 +1,154 @@
+"""The server's process: `python -m tunery_server door`, and how it ends without anyone's answer being lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from server.door_kit import BASE, CHAT, FakeEngine, chunk, event, open_site, stream, write_keys
+from tunery_api.inputs import ModelSpec
+from tunery_api.runspec import MountedSecret, RunIdentity
+from tunery_api.serving import Desired, ServeSpec
+from tunery_server.process import close_door
+
+KEY = {"Authorization": "Bearer key-of-alice"}
+SLOWLY = [event(chunk(str(number))) for number in range(20)]
+
+
+class Server:
+    """A process of the server, and its log."""
+
+    def __init__(self, url: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.url = url
+        self.process = process
+        self.log = log
+
+    async def status(self, path: str) -> int:
+        """Return the status of a path, 0 where nobody answers."""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
+                return answer.status
+        except aiohttp.ClientError:
+            return 0
+
+    async def until(self, path: str, status: int) -> None:
+        """Wait until a path has this status."""
+        async with asyncio.timeout(30):
+            while await self.status(path) != status:
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def started(folder: Path, engine: FakeEngine, keys: MountedSecret) -> AsyncIterator[Server]:
+    """Start the process as a pod does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
+    spec = ServeSpec(
+        identity=RunIdentity(kind="AdapterServer", namespace="team", name="support", uid="1"),
+        model=ModelSpec(uri="s3://models/smollm2"),
+        served_name=BASE,
+        api_keys=keys,
+        port=port,
+        model_dir=str(folder / "model"),
+        adapters_dir=str(folder / "adapters"),
+        engine_socket=engine.socket,
+        desired_file=str(folder / "adapters.json"),
+    )
+    (folder / "serve.json").write_text(spec.model_dump_json(by_alias=True))
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tunery_server", "door", str(folder / "serve.json")), stderr=log, env=os.environ
+        )
+    try:
+        yield Server(f"http://127.0.0.1:{port}", process, folder / "log")
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_process_answers_ends_what_it_has_begun_and_says_no_key(tmp_path: Path) -> None:
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice")
+    async with started(tmp_path, engine, keys) as server, aiohttp.ClientSession() as client:
+        await server.until("/livez", 200)
+        assert await server.status("/readyz") == 503
+        assert await server.status("/healthz/engine") == 503
+        await engine.start()
+        await server.until("/healthz/engine", 200)
+        await server.until("/readyz", 200)
+        engine.handler = lambda request, _: stream(request, SLOWLY, 0.05)
+        body: dict[str, Any] = {"model": BASE, "stream": True}
+        async with client.post(server.url + CHAT, json=body, headers=KEY) as answer:
+            assert answer.status == 200
+            first = await answer.content.readany()
+            server.process.send_signal(signal.SIGTERM)
+            await server.until("/readyz", 503)
+            async with client.post(server.url + CHAT, json=body, headers={"Authorization": "Bearer no"}) as other:
+                assert other.status == 401
+            assert first + await answer.content.read() == b"".join(SLOWLY)
+        assert await asyncio.wait_for(server.process.wait(), 5) == 0
+        await engine.stop()
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    assert "key-of-alice" not in log
+    assert len(log.splitlines()) < 5
+
+
+async def test_a_process_whose_engine_dies_while_it_ends_does_not_wait_for_it(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        site.engine.handler = lambda request, _: stream(request, SLOWLY, 60)
+        asked = asyncio.create_task(site.ask({"model": BASE, "stream": True}))
+        while not site.routes.in_flight():
+            await asyncio.sleep(0.01)
+        closing = asyncio.create_task(close_door(site.door, site.runner))
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        begun = time.monotonic()
+        await site.engine.stop()
+        await closing
+        assert time.monotonic() - begun < 5
+        assert isinstance((await asyncio.gather(asked, return_exceptions=True))[0], aiohttp.ClientError)
+
+
+async def test_an_answer_that_never_ends_is_waited_for_no_longer_than_the_pod_has(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+
+        async def never(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            await asyncio.sleep(60)
+            raise AssertionError((request, body))
+
+        site.engine.handler = never
+        asked = asyncio.create_task(site.ask())
+        while not site.routes.in_flight():
+            await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        await close_door(site.door, site.runner, seconds=0.3)
+        assert 0.3 <= time.monotonic() - begun < 4
+        assert isinstance((await asyncio.gather(asked, return_exceptions=True))[0], aiohttp.ClientError)
+        assert site.routes.in_flight() == 0
+
+
+async def test_a_serve_json_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "serve.json").write_text("{}")
+    for path in ("serve.json", "nothing.json"):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tunery_server", "door", str(tmp_path / path)), stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        assert process.returncode == 2
+        assert f"{path} cannot be read" in said.decode()
+        assert "Traceback" not in said.decode()

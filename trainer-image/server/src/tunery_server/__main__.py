@@ -1,0 +1,98 @@
+"""The program: `python -m tunery_server fetch-model|door /etc/tunery/serve.json`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from tunery_api.serving import Desired, ReplicaState, ServeSpec
+from tunery_server import fetch_model
+from tunery_server.adapters.loop import Loader
+from tunery_server.door.app import Door
+from tunery_server.door.auth import ApiKeys
+from tunery_server.engine import Engine
+from tunery_server.logs import configure_logging
+from tunery_server.process import close_door, open_door, when_told_to_stop
+from tunery_server.report import Reporter, poster
+from tunery_server.routes import Routes
+
+FETCH: Final = "fetch-model"
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what is asked for; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    configure_logging()
+    try:
+        spec = ServeSpec.model_validate_json(options.spec.read_bytes())
+    except (OSError, ValidationError) as error:
+        logger.error("%s cannot be read: %s", options.spec, error)  # noqa: TRY400 - its trace says no more
+        return 2
+    return fetch_model.main(spec) if options.command == FETCH else asyncio.run(serve(spec))
+
+
+class Replica:
+    """What is reported of: loader and door together."""
+
+    def __init__(self, loader: Loader, door: Door) -> None:
+        self.changed = loader.changed
+        self._loader = loader
+        self._door = door
+
+    def state(self) -> ReplicaState:
+        """Return how the replica stands."""
+        return self._door.state()
+
+    def offer(self, desired: Desired) -> None:
+        """Take what is to be served, if it is newer."""
+        self._loader.offer(desired)
+
+
+async def serve(spec: ServeSpec) -> int:
+    """Answer requests, bring adapters and report until told to stop; returns the exit code."""
+    told = when_told_to_stop()
+    routes, engine = Routes(spec.served_name), Engine(spec.engine_socket)
+    loader = Loader(spec, routes, engine)
+    door = Door(routes, engine, loader, ApiKeys(spec.api_keys))
+    runner = await open_door(door, spec.port)
+    logger.info("the door for %s is open on port %d", spec.served_name, spec.port)
+    parts = [asyncio.create_task(loader.run(), name="loader")]
+    if (post := poster(os.environ)) is not None:
+        parts.append(asyncio.create_task(Reporter(post, Replica(loader, door)).run(), name="reporter"))
+    stop = asyncio.create_task(told.wait())
+    await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
+    for part in parts:
+        if part.done() and not part.cancelled():
+            logger.error("the %s has ended: a defect", part.get_name(), exc_info=part.exception())
+    await close_door(door, runner)
+    for task in (stop, *parts):
+        task.cancel()
+    await asyncio.gather(stop, *parts, return_exceptions=True)
+    await engine.close()
+    return 0 if told.is_set() else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tunery_server", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        (FETCH, "bring the base model to the folder that the engine serves"),
+        ("door", "answer requests before an engine, bring adapters into it, and report"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("spec", type=Path, help="serve.json")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""Tells the operator how this replica stands, and takes from its answers what is to be served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
+
+from pydantic import ValidationError
+from urllib3.exceptions import HTTPError
+
+from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
+from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState
+from tunery_common.progress_client import Pace, ProgressClient, Refused
+from tunery_server.threads import in_thread
+
+INTERVAL_SECONDS: Final = 5.0
+LONGEST_SECONDS: Final = 15.0
+"""Between two tries, however many failed: after 30 s without a report a replica counts as unknown."""
+_MAX_ANSWER: Final = 4 << 20
+_LONGEST_INTERVAL: Final = 300.0
+
+_log = logging.getLogger(__name__)
+
+
+class Reported(Protocol):
+    """What is reported of, and what takes the answers: the loader."""
+
+    changed: asyncio.Event
+
+    def state(self) -> ReplicaState:
+        """Return how the replica stands."""
+        ...
+
+    def offer(self, desired: Desired) -> None:
+        """Take what is to be served, if it is newer."""
+        ...
+
+
+class Reporter:
+    """Posts at the interval that the operator asks for, and soon after a change; a failure is tried again."""
+
+    def __init__(
+        self,
+        post: Callable[[bytes], bytes],
+        loader: Reported,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`post` blocks, and is called in a thread."""
+        self._post = post
+        self._loader = loader
+        self._sleep = sleep
+        self._pace = Pace(interval=INTERVAL_SECONDS, longest=LONGEST_SECONDS)
+        self._failing = False
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            sent = self._loader.state()
+            await self.report(sent)
+            await self._until_due(sent)
+
+    async def report(self, state: ReplicaState) -> None:
+        """Post once; whatever comes of it, nothing is raised."""
+        body = ReplicaReport(replica_status=state).model_dump_json(by_alias=True, exclude_none=True).encode()
+        try:
+            reply = ReplicaReply.model_validate_json(await in_thread(lambda: self._post(body)))
+        except Refused as error:
+            self._failed(str(error), error.retry_after)
+        except (OSError, HTTPError) as error:
+            self._failed(f"{type(error).__name__}: {error}", None)
+        except ValidationError as error:
+            self._failed(f"the answer cannot be read: {error.error_count()} errors", None)
+        except Exception as error:  # noqa: BLE001 (the operator's faults never disturb serving)
+            self._failed(f"{type(error).__name__}: {error}", None)
+        else:
+            if self._failing:
+                _log.info("the operator takes reports again")
+            self._failing = False
+            asked = reply.interval_seconds
+            self._pace.succeeded(asked if self._pace.least <= asked <= _LONGEST_INTERVAL else None)
+            if reply.desired is not None:
+                self._loader.offer(reply.desired)
+
+    def _failed(self, message: str, retry_after: float | None) -> None:
+        if not self._failing:
+            _log.warning("the operator did not take the report: %s", message)
+        self._failing = True
+        self._pace.failed(retry_after)
+
+    async def _until_due(self, sent: ReplicaState) -> None:
+        """Wait for the interval; what has changed meanwhile is told a second after the last report."""
+        waited, least = 0.0, self._pace.least
+        while waited < self._pace.delay(urgent=False):
+            await self._sleep(least)
+            waited += least
+            if not self._failing and self._loader.state() != sent:
+                return
+
+
+def poster(environment: Mapping[str, str]) -> Callable[[bytes], bytes] | None:
+    """Return what posts to the operator, None where the pod was told of none.
+
+    Token and authority are read anew for each report: both are exchanged while a replica lives.
+    """
+    url = environment.get(PROGRESS_URL_ENV, "")
+    if not url:
+        return None
+    client = ProgressClient(url, environment.get(PROGRESS_CA_ENV, ""), environment.get(PROGRESS_TOKEN_ENV, ""))
+    return lambda body: client.exchange(body, _MAX_ANSWER)
