@@ -20,7 +20,7 @@ from tunery_trainer.data.read_csv import rows_of_csv
 from tunery_trainer.data.read_parquet import rows_of_parquet
 from tunery_trainer.data.rows import Record, RowError, RowPlace, as_object
 from tunery_trainer.data.sources import DataFile
-from tunery_trainer.data.zstd import ZstdReader
+from tunery_common.inputs.zstd import ZstdReader
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no row of text but a damaged or hostile file."""

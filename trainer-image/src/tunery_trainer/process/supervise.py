@@ -22,7 +22,7 @@ from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.process.failures import explain, to_failure
-from tunery_trainer.process.termination import (
+from tunery_common.termination import (
     clear_termination,
     failed_message,
     has_spoken,
