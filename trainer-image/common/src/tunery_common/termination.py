@@ -45,10 +45,10 @@ _DROPPED_FIRST: Final = (
     ("rejectedAdapter",),
     ("answers",),
 )
-"""What a message loses, in this order, until it fits; failure, adapter and output stay, and always fit. The sentences of
-findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted is
-none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training says
-the operator knows."""
+"""What a message loses, in this order, until it fits; failure, adapter and output stay, and always fit. The sentences
+of findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted
+is none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training
+says the operator knows."""
 _KEPT_LONGER: Final = ("estimate",)
 """Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will. Those of a
 stopped run do, too: its pod may not have come to post them."""
