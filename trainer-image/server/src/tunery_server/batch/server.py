@@ -31,6 +31,7 @@ _TOO_MANY, _UNAVAILABLE, _UNAUTHORIZED, _FORBIDDEN, _REQUEST_TIMEOUT = 429, 503,
 _MOST_WORDS: Final = 400
 _SILENCE: Final = 1 / 30
 """Of the patience with an outage: for so long a server may say nothing to anybody that answers others."""
+_SHORTEST_PAUSE: Final = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Server:
         self._let_in = False
         self._denied_since: float | None = None
         self._spoke = time.monotonic()
-        """When it last did anything but fail to answer."""
+        """When it last answered, if only that it cannot serve a model now; that its engine is gone is no answer."""
         self._lost: set[str] = set()
         """Models on which a line has waited in vain."""
         self._session = aiohttp.ClientSession(
@@ -144,19 +145,22 @@ class Server:
             now = time.monotonic()
             began = began if began is not None else now
             failures += not got.outage
-            if got.final or failures >= self._access.patience.failures or self._waited_long(request.model, now - began):
+            left = self._left(request.model, now - began)
+            if got.final or failures >= self._access.patience.failures or left <= 0:
                 self._give_up(request.model, got)
                 return failed(line, request, got, name)
-            await self._pause(got.retry_after or pause)
+            await self._pause(min(got.retry_after or pause, max(left, _SHORTEST_PAUSE)))
             pause = min(pause * 2, self._access.patience.longest_pause)
 
-    def _waited_long(self, model: str, seconds: float) -> bool:
-        """Tell whether a line has waited enough: where nothing answers at all, that is no matter of the line."""
+    def _left(self, model: str, waited: float) -> float:
+        """Return for how many seconds a line that has waited so long is asked again.
+
+        While nothing answers at all, that is no matter of the line: it waits on, until it is no use for any.
+        """
         patience, silent = self._access.patience, time.monotonic() - self._spoke
-        if silent >= patience.outage:
-            return seconds >= patience.outage
-        enough = patience.known_outage if model in self._lost else patience.outage
-        return seconds >= enough and silent < patience.outage * _SILENCE
+        if silent >= patience.outage * _SILENCE:
+            return max(patience.outage - waited, patience.outage - silent)
+        return (patience.known_outage if model in self._lost else patience.outage) - waited
 
     def _give_up(self, model: str, trouble: Trouble) -> None:
         """Raise ServerUnavailable where it is not about the line or its model: nothing has answered for long."""
@@ -221,7 +225,7 @@ class Server:
             return await self._denied(reply)
         trouble = _trouble(reply, got.headers.get("Retry-After"))
         self._entered()
-        if trouble is None or not trouble.outage:
+        if trouble is None or trouble.code != FailureReason.ENGINE_FAILED:
             self._spoke = time.monotonic()
         return trouble or reply
 
