@@ -111,9 +111,7 @@ def plain_logprobs(model: Path, adapter: Path | None) -> list[float]:
     """Return what plain transformers and PEFT say of PROMPT."""
     script = Path(__file__).with_name("plain_peft_logprobs.py")
     command = [sys.executable, str(script), str(model), str(adapter or "-"), PROMPT]
-    told = subprocess.run(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True
-    )
+    told = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, text=True)
     found: list[float] = json.loads(told.stdout)
     return found
 
@@ -278,9 +276,7 @@ ENGINE_PROCESS = "engine.sock"
 """A word of the engine's command line, with both engines."""
 
 
-def test_pods_start_and_serve_without_an_operator(
-    server: Server, kubectl: Kubectl, operator: OperatorRecord
-) -> None:
+def test_pods_start_and_serve_without_an_operator(server: Server, kubectl: Kubectl, operator: OperatorRecord) -> None:
     """The operator is scaled to nothing; a pod is deleted; the new one reads what to serve from its ConfigMap."""
     del operator
     (deployment,) = {pod["metadata"]["labels"]["app.kubernetes.io/instance"] for pod in operator_pods(kubectl)}

@@ -54,15 +54,17 @@ class Server(Job):
 
     def ask(self, model: str, path: str = "/v1/completions", **body: Any) -> Reply:
         """Post a request for a model; of a completion one token by default."""
-        asked = {"model": model} | ({"prompt": "Say number 4.", "max_tokens": 1} if "messages" not in body else {}) | body
+        asked = (
+            {"model": model} | ({"prompt": "Say number 4.", "max_tokens": 1} if "messages" not in body else {}) | body
+        )
         return self.request(path, json.dumps(asked | {"temperature": 0}).encode())
 
     def request(self, path: str, data: bytes | None = None, method: str | None = None) -> Reply:
         """Return whatever the door answers."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 - the Service's
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return Reply(answer.status, _document(answer.read()), dict(answer.headers))
         except urllib.error.HTTPError as error:
             return Reply(error.code, _document(error.read()), dict(error.headers))

@@ -19,6 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
+from server.door_kit import BASE, CHAT, Site, open_site
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import MountedSecret, RunIdentity, RunResult, RunSpec
@@ -35,7 +36,6 @@ from tunery_server.threads import in_thread
 
 from cluster.s3 import S3Server
 from kit.s3 import credentials
-from server.door_kit import BASE, CHAT, Site, open_site
 
 TONE_SHA = "77" * 32
 TONE = engine_name("tone", TONE_SHA)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from server.batch_kit import TONE_SHA, jsonl, request, table
+from server.door_kit import BASE, SHA, write_keys
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 
 from cluster.s3 import S3Server
-from server.batch_kit import TONE_SHA, jsonl, request, table
-from server.door_kit import BASE, SHA, write_keys
 
 
 async def test_a_file_of_several_adapters_is_answered_line_by_line(
@@ -54,9 +54,7 @@ async def test_a_file_of_several_adapters_is_answered_line_by_line(
 
 
 @pytest.mark.parametrize("packed", ["gz", "zst"])
-async def test_packed_files_blank_lines_and_a_byte_order_mark_are_read(
-    packed: str, tmp_path: Path
-) -> None:
+async def test_packed_files_blank_lines_and_a_byte_order_mark_are_read(packed: str, tmp_path: Path) -> None:
     pack = gzip.compress if packed == "gz" else zstandard.ZstdCompressor().compress
     data = b"\xef\xbb\xbf" + jsonl([request(0)]) + b"\n  \n" + jsonl([request(1), request(2)]).rstrip()
     async with table(tmp_path) as here:
@@ -68,9 +66,7 @@ async def test_packed_files_blank_lines_and_a_byte_order_mark_are_read(
         assert caught.value.reason is FailureReason.INPUT_INVALID
 
 
-async def test_each_route_is_asked_and_the_default_model_stands_in(
-    tmp_path: Path
-) -> None:
+async def test_each_route_is_asked_and_the_default_model_stands_in(tmp_path: Path) -> None:
     lines = [
         {"custom_id": "é\ud800", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}},
         {"custom_id": "b", "method": "POST", "url": "/v1/responses", "body": {"input": "b", "stream": False}},
@@ -84,9 +80,7 @@ async def test_each_route_is_asked_and_the_default_model_stands_in(
         assert here.manifest().lineage.hyperparameters == {"defaultModel": "tone"}
 
 
-async def test_an_api_key_opens_the_server_and_a_wrong_one_ends_the_batch_at_once(
-    tmp_path: Path
-) -> None:
+async def test_an_api_key_opens_the_server_and_a_wrong_one_ends_the_batch_at_once(tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys", batch="secret-key")
     async with table(tmp_path, keys=keys) as here:
         uri = here.put(jsonl(request(number) for number in range(3)))
@@ -109,9 +103,7 @@ async def test_an_api_key_opens_the_server_and_a_wrong_one_ends_the_batch_at_onc
         assert len(here.lines()) == 3
 
 
-async def test_an_output_that_is_there_is_refused_before_anything_is_asked(
-    tmp_path: Path
-) -> None:
+async def test_an_output_that_is_there_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         uri = here.put(jsonl([request(0)]))
         here.output = "shared"

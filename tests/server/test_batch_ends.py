@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+from server.batch_kit import Table, jsonl, request, table
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
-from tunery_server.batch.asking import WINDOW
 
 from cluster.s3 import S3Server
-from server.batch_kit import Table, jsonl, request, table
 
 LINES, PART, CONCURRENCY = 400, 10, 4
 KILLS = 12
@@ -34,9 +36,7 @@ def without_names(output: bytes) -> list[object]:
     return lines
 
 
-async def test_killed_at_any_instant_it_goes_on_where_it_was(
-    tmp_path: Path, s3_server: S3Server, bucket: str
-) -> None:
+async def test_killed_at_any_instant_it_goes_on_where_it_was(tmp_path: Path, s3_server: S3Server, bucket: str) -> None:
     chance = random.Random(7)
     async with table(tmp_path, s3_server, bucket) as here:
         uri = here.put(jsonl(request(number) for number in range(LINES)))
@@ -122,5 +122,12 @@ async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
         assert here.parts == []
 
 
-def test_the_window_is_a_few_parts() -> None:
-    assert WINDOW <= 2000
+def test_two_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
+    """Of a pod that is given 1 GiB; the interpreter and its libraries are 60 MiB of it, answers that are being stored 64 at most."""
+    command = [sys.executable, "-m", "server.batch_memory", str(tmp_path), "200000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    took = json.loads(done.stdout)
+    assert (took["whole"], took["lines"]) == (True, 200_000)
+    assert took["bytes"] > 200_000_000
+    assert took["published"] < 250
+    shutil.rmtree(tmp_path)

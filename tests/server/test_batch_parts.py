@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
@@ -36,6 +36,7 @@ def lines(count: int) -> list[Line]:
     return [Line(index, index + 1, b"{}") for index in range(count)]
 
 
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 60),
     ends=st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), max_size=4),

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
+from server.batch_kit import Table, jsonl, request, table
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.batch.lines import MAX_LINE
 from tunery_server.batch.requests import BadLine, parse
-
-from server.batch_kit import Table, jsonl, request, table
 
 
 def line(**more: Any) -> bytes:
@@ -42,7 +41,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("raw", "text"), BAD.items(), ids=[text for text in BAD.values()])
+@pytest.mark.parametrize(("raw", "text"), BAD.items(), ids=list(BAD.values()))
 def test_a_line_that_is_no_request_is_told_why(raw: bytes, text: str) -> None:
     with pytest.raises(BadLine, match=text.replace("[", r"\[")):
         parse(raw, None)
@@ -97,7 +96,13 @@ async def test_an_input_that_is_not_there_is_told(uri: str, text: str, tmp_path:
 
 
 async def test_unknown_models_are_told_before_the_first_line_and_one_that_loads_is_waited_for(tmp_path: Path) -> None:
-    lines = [request(0), request(1, model="nobody"), request(2), request(3, model="team/late"), request(4, model="x y/é")]
+    lines = [
+        request(0),
+        request(1, model="nobody"),
+        request(2),
+        request(3, model="team/late"),
+        request(4, model="x y/é"),
+    ]
     async with table(tmp_path) as here:
         here.site.routes.hold("team/late", "Loading", "is being loaded")
         error = await refused(here, here.put(jsonl(lines)))
