@@ -180,13 +180,14 @@ class Table:
     def parts(self) -> list[str]:
         return self.listed(f"parts-{self.uid}")
 
-    async def start(self, uri: str, **more: Any) -> Program:
+    async def start(self, uri: str, variables: dict[str, str] | None = None, **more: Any) -> Program:
         """Start the program in a process of its own."""
         run, folder = self.spec(uri, **more), self.folder / f"program-{self.uid}"
         folder.mkdir(exist_ok=True)
         (folder / "run.json").write_text(run.model_dump_json(by_alias=True, exclude_none=True))
         (folder / "pace.json").write_text(json.dumps(asdict(self.pace)))
         environment = os.environ | {"TUNERY_TERMINATION_PATH": str(folder / "words"), "PYTHONPATH": os.getcwd()}
+        environment |= variables or {}
         with (folder / "log").open("ab") as log:
             command = (sys.executable, "-m", "server.batch_kit", str(folder))
             process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from pathlib import Path
 
@@ -101,6 +102,17 @@ async def test_an_api_key_opens_the_server_and_a_wrong_one_ends_the_batch_at_onc
         here.keys = keys.model_copy(update={"field": "spec.apiKeySecretRef"})
         await here.run(uri)
         assert len(here.lines()) == 3
+
+
+async def test_a_key_that_is_renewed_meanwhile_is_read_anew(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", batch="first-key").model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path, keys=keys) as here:
+        here.keys, here.oracle.seconds = keys, 0.05
+        running = asyncio.create_task(here.run(here.put(jsonl(request(number) for number in range(150)))))
+        while len(here.oracle.asked) < 20:
+            await asyncio.sleep(0.01)
+        write_keys(tmp_path / "keys", batch="second-key")
+        assert (await running).answers.answered == 150  # type: ignore[union-attr]
 
 
 async def test_an_output_that_is_there_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

@@ -11,9 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aiohttp import web
+
 from server.batch_kit import Table, jsonl, request, table
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import ProgressUpdate, TrainerStatus
+from tunery_api.status import Phase
+from tunery_server.batch import progress
 
 from cluster.s3 import S3Server
 
@@ -108,6 +113,36 @@ async def test_the_last_words_of_a_failure_name_the_reason_and_end_with_its_code
         assert program.log.splitlines()[-2].startswith("InputInvalid: spec.input.uri: 1 line of pvc://data/in.jsonl")
 
 
+async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
+    told: list[TrainerStatus] = []
+
+    async def take(asked: web.Request) -> web.Response:
+        told.append(ProgressUpdate.model_validate_json(await asked.read()).trainer_status)
+        return web.json_response({"intervalSeconds": 1})
+
+    app = web.Application()
+    app.router.add_post("/report", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with table(tmp_path) as here:
+        here.oracle.seconds = 0.1
+        variables = {"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/report"}
+        program = await here.start(here.put(jsonl(request(number) for number in range(150))), variables)
+        assert await program.end() == ExitCode.OK, program.log
+    await runner.cleanup()
+    answering = [status for status in told if status.phase is Phase.ANSWERING and status.step]
+    assert len(answering) >= 2
+    assert all(status.total_steps == 150 and status.answers for status in answering)
+    steps = [status.step for status in told if status.step is not None]
+    assert steps == sorted(steps)
+    assert any(status.estimated_remaining_seconds and status.tokens_per_second for status in answering)
+    last = told[-1]
+    assert (last.phase, last.progress_percentage, last.estimated_remaining_seconds) == (Phase.SUCCEEDED, 100, 0)
+    assert last.answers == program.words.answers
+    assert progress.line(answering[0]).startswith(f"{answering[0].step} of 150 lines (")
+
+
 async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.broken = {str(request(39)["body"]["messages"])}
@@ -123,7 +158,7 @@ async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
 
 
 def test_two_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
-    """Of a pod that is given 1 GiB; the interpreter and its libraries are 60 MiB of it, answers that are being stored 64 at most."""
+    """Of a pod that is given 1 GiB; 60 MiB are the interpreter and its libraries, 64 at most answers to be stored."""
     command = [sys.executable, "-m", "server.batch_memory", str(tmp_path), "200000"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     took = json.loads(done.stdout)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import StorePath, open_store
+from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.batch.answers import Answer, tally_of
 from tunery_server.batch.asking import Conveyor
@@ -67,6 +67,74 @@ def test_attempts_that_end_anywhere_leave_each_line_once(
     assert keeper.tally == tally_of(answer(index) for index in range(count))
     parts.clear()
     assert where.store.list(where.prefix) == []
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Dying(LocalStore):
+    """A store whose process is killed at one of its writes: before it, or once it is done."""
+
+    left: float = float("inf")
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        self._die()
+        put = super().put_bytes(key, data, if_none_match=if_none_match)
+        self._die()
+        return put
+
+    def delete(self, key: str) -> None:
+        self._die()
+        super().delete(key)
+
+    def _die(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def attempt(where: StorePath, failing: set[int], count: int) -> Keeper:
+    """Go through one attempt on `count` lines; raises Killed."""
+    parts = Parts(where, "batch")
+    kept = Kept.of(parts, parts.load())
+    keeper = Keeper(parts, kept, PartSize(lines=3))
+    for line in kept.left(lines(count)):
+        keeper.take(answer(line.index, line.index not in failing))
+    keeper.end()
+    asyncio.run(keeper.keep(lambda _: None))
+    if keeper.tally.errors:
+        parts.next_round()
+    return keeper
+
+
+@pytest.mark.parametrize("first", [{1, 4, 5}, set[int]()])
+def test_death_at_any_write_loses_and_doubles_nothing(first: set[int], tmp_path: Path) -> None:
+    """Two attempts, the lines of `first` failing in the first, are killed at each of their writes by turns."""
+    (tmp_path / "store").mkdir()
+    deaths = 0
+    for kill in range(200):
+        store = Dying(tmp_path / "store", "file:///store", "x")
+        where = StorePath(store, f"parts-{kill}")
+        store.left, died = kill, False
+        for failing in (first, set[int]()):
+            try:
+                attempt(where, failing, 11)
+            except Killed:
+                died = True
+                break
+        deaths += died
+        store.left = float("inf")
+        keeper = attempt(where, set(), 11)
+        if keeper.tally.errors:  # those of the round that was not ended
+            keeper = attempt(where, set(), 11)
+        marks = sorted(keeper.marks.values(), key=lambda mark: mark.first)
+        records = [record for mark in marks for record in Parts(where, "batch").read(mark)]
+        assert [record.data for record in records] == [answer(index).data for index in range(11)]
+        assert keeper.tally == tally_of(answer(index) for index in range(11))
+        if not died:
+            break
+    assert deaths >= 16
 
 
 def test_a_part_without_its_mark_or_of_another_batch_is_none(tmp_path: Path) -> None:

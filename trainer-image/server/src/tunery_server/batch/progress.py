@@ -69,9 +69,7 @@ class Progress:
     def _run(self) -> None:
         logged = time.monotonic()
         while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._closing or self._urgent, self._pace.delay(urgent=False))
-                closing, self._urgent = self._closing, False
+            closing = self._until_due()
             status = self._status()
             self._post(status)
             if status.phase is Phase.ANSWERING and (time.monotonic() - logged >= self._log_seconds or closing):
@@ -79,7 +77,15 @@ class Progress:
                 _log.info("%s", line(status))
             if closing:
                 return
-            time.sleep(self._pace.least if self._client else 0.0)
+
+    def _until_due(self) -> bool:
+        """Wait until a report is due, a new phase soon; return whether it is the last one."""
+        with self._condition:
+            least = self._pace.least if self._client else 0.0
+            self._condition.wait_for(lambda: self._closing, least)
+            self._condition.wait_for(lambda: self._closing or self._urgent, self._pace.delay(urgent=False) - least)
+            self._urgent = False
+            return self._closing
 
     def _post(self, status: TrainerStatus) -> None:
         if self._client is None:

@@ -78,7 +78,7 @@ def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) ->
         ended = _answered(batch, progress, stop)
         progress.phase(Phase.UPLOADING)
         done = publish(ended, target, work.folder("result"))
-    Parts(place, "").clear()
+    _clear_away(place)
     progress.phase(Phase.SUCCEEDED)
     return result_of(done)
 
@@ -89,6 +89,14 @@ def _parts_place(work: Mounts) -> StorePath:
     return (
         found if found is not None else open_store((work.folder("parts") / "batch").as_uri(), ambient(), "--work-dir")
     )
+
+
+def _clear_away(place: StorePath) -> None:
+    """Remove the parts; the answers are published, so that a failure is a warning."""
+    try:
+        Parts(place, "").clear()
+    except TuneryError as error:
+        _log.warning("the parts below %s stay: %s", place.uri, error.message)
 
 
 def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pace) -> Batch:
