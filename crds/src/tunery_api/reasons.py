@@ -42,6 +42,8 @@ class FailureReason(StrEnum):
     ENGINE_UNSUPPORTED = "EngineUnsupported"
     INPUT_INVALID = "InputInvalid"
     REQUESTS_FAILED = "RequestsFailed"
+    SERVER_UNAVAILABLE = "ServerUnavailable"
+    SERVER_ACCESS_DENIED = "ServerAccessDenied"
     CHECKPOINT_MISSING = "CheckpointMissing"
     NAME_CONFLICT = "NameConflict"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -185,6 +187,15 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         False,
         "Look at the named lines and at the server, and retry: what was answered is not asked again. More lines that "
         "may fail, spec.maxErrors, need a new object.",
+    ),
+    _R.SERVER_UNAVAILABLE: Advice(
+        True,
+        "Look at the status of the AdapterServer that spec.serverRef names; what was answered is not asked again.",
+    ),
+    _R.SERVER_ACCESS_DENIED: Advice(
+        False,
+        "Put an API key that the server lets in into the Secret of spec.apiKeySecretRef, and retry; what was answered "
+        "is not asked again.",
     ),
     _R.CHECKPOINT_MISSING: Advice(
         False,

@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_server fetch-model|door /etc/tunery/serve.json`."""
+"""The program: `python -m tunery_server fetch-model|door /etc/tunery/serve.json`, `batch /etc/tunery/run.json`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.runspec import Task
 from tunery_api.serving import Desired, ReplicaState, ServeSpec
 from tunery_server import fetch_model
 from tunery_server.adapters.loop import Loader
+from tunery_server.batch import program
 from tunery_server.door.app import Door
 from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     """Do what is asked for; returns the exit code."""
     options = _parser().parse_args(arguments)
     configure_logging()
+    if options.command == Task.BATCH:
+        return program.main(options.spec)
     try:
         spec = ServeSpec.model_validate_json(options.spec.read_bytes())
     except (OSError, ValidationError) as error:
@@ -88,9 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         (FETCH, "bring the base model to the folder that the engine serves"),
         ("door", "answer requests before an engine, bring adapters into it, and report"),
+        (Task.BATCH, "answer a file of requests through a server, and publish the answers"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("spec", type=Path, help="serve.json")
+        command.add_argument("spec", type=Path, help="run.json" if name == Task.BATCH else "serve.json")
     return parser
 
 
