@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tunery_api.adaptermerge import AdapterMergeSpec
     from tunery_api.adapterserver import AdapterServerSpec
     from tunery_api.batchinference import BatchInferenceSpec
+    from tunery_api.batchstatus import BatchInferenceStatus
     from tunery_api.errors import FieldError, InvalidSpec
     from tunery_api.exitcodes import ExitCode
     from tunery_api.kinds import KINDS, Kind, KindDefinition
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tunery_api.reasons import FailureReason
     from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
     from tunery_api.serverstatus import AdapterServerStatus
-    from tunery_api.status import AdapterMergeStatus, BatchInferenceStatus, ConditionType, LoRAJobStatus, Phase
+    from tunery_api.status import AdapterMergeStatus, ConditionType, LoRAJobStatus, Phase
     from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
 __all__ = [
@@ -62,6 +63,7 @@ _HOMES = {
     "adaptermerge": ("AdapterMergeSpec",),
     "adapterserver": ("AdapterServerSpec",),
     "batchinference": ("BatchInferenceSpec",),
+    "batchstatus": ("BatchInferenceStatus",),
     "errors": (
         "FieldError",
         "InvalidSpec",
@@ -92,7 +94,6 @@ _HOMES = {
     "serverstatus": ("AdapterServerStatus",),
     "status": (
         "AdapterMergeStatus",
-        "BatchInferenceStatus",
         "ConditionType",
         "LoRAJobStatus",
         "Phase",

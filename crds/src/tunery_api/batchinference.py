@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -38,6 +38,9 @@ class BatchInput(ApiModel):
 
 class BatchResources(ApiModel):
     """The resources of the container that asks; the engine's are the server's. Requests equal limits."""
+
+    gpus: ClassVar[int] = 0
+    gpu_resource: ClassVar[str] = ""
 
     cpu: QuantityString = Field("1", description="CPU of the container.")
     memory: BytesString = Field("1Gi", description="Memory of the container. May change while no pod runs.")

@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import BatchInferenceStatus
 from tunery_api.fields import OpenModel
 from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.serverstatus import AdapterServerStatus
-from tunery_api.status import AdapterMergeStatus, BatchInferenceStatus, LoRAJobStatus, Phase
+from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 
 
 class Column(NamedTuple):
@@ -173,3 +174,5 @@ KINDS: Final[Mapping[Kind, KindDefinition]] = {
 }
 JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
 """The kinds that run a Job to its end."""
+ADAPTER_KINDS: Final = tuple(kind for kind in JOB_KINDS if KINDS[kind].holds("adapter"))
+"""Those that publish what a server may serve."""

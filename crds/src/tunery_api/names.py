@@ -81,6 +81,8 @@ TERMINATION_LIMIT: Final = 4096
 
 TRAIN_GRACE_SECONDS: Final = 120
 """From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
+BATCH_GRACE_SECONDS: Final = 60
+"""The same of a pod that asks: enough for the answers that are under way, and to store them."""
 
 HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 LONGEST_HOST_NAME: Final = 48

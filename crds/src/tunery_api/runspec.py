@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy, OutputStatus
 from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
@@ -17,15 +18,12 @@ from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatu
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
 from tunery_api.status import (
-    MODELS_SHOWN,
     AdapterStatus,
-    AnsweredBy,
     CheckpointStatus,
     DatasetStatus,
     DiskStatus,
     MemoryStatus,
     MergeInputStatus,
-    OutputStatus,
     Phase,
     Reason,
     ResolvedStatus,
@@ -44,7 +42,7 @@ class Task(StrEnum):
     PUBLISH = "publish"
     """Publish what is best in the newest checkpoint of a run that was stopped; on CPU, without the base's weights."""
     BATCH = "batch"
-    """Answer a file of requests; the word after `python -m tunery_server`."""
+    """Answer a file of requests; the word after `python -m tunery_server`, which knows REPORT, too."""
 
 
 class Purpose(StrEnum):

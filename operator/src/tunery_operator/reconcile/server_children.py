@@ -27,7 +27,8 @@ from tunery_operator.kube.rbac import (
 )
 from tunery_operator.kube.rollouts import FOREIGN
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
-from tunery_operator.plan.adapterserver import ServerPlan, adapters_name
+from tunery_operator.plan.adapterserver import ServerPlan
+from tunery_operator.plan.server_names import adapters_name
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.job import controller_of

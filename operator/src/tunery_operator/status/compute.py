@@ -92,7 +92,7 @@ def _check_inputs(draft: Draft) -> bool:
     if waiting:
         # A reason of its own, so that one that was deleted is an event.
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
-        text = "; ".join(f"LoRAJob {item.name} {item.state}" for item in waiting)
+        text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy
 from tunery_api.runspec import AnswersReport
 from tunery_api.scrub import scrub
-from tunery_api.status import MODELS_SHOWN, AnsweredBy
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request, to_json
 

@@ -1,4 +1,4 @@
-"""`python -m tunery_server batch run.json`: every end of a batch is an exit code and a last word."""
+"""`python -m tunery_server batch|report run.json`: every end of a batch is an exit code and a last word."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, RunResult, RunSpec
+from tunery_api.runspec import Failure, RunResult, RunSpec, Task
 from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.termination import clear_termination, write_termination
 from tunery_server.batch.progress import Progress
-from tunery_server.batch.run import Pace, run_batch
+from tunery_server.batch.run import Pace, run_batch, run_report
 from tunery_server.batch.stopping import StopRequested, StopSignal
 
 _SPEC: Final = "batchInference"
@@ -28,8 +28,8 @@ _MAX_TRACE: Final = 64 << 10
 _log = logging.getLogger(__name__)
 
 
-def main(path: Path, pace: Pace | None = None) -> int:
-    """Do what run.json says; return the exit code."""
+def main(path: Path, pace: Pace | None = None, task: Task = Task.BATCH) -> int:
+    """Do what run.json says, or say again what it published (Task.REPORT); return the exit code."""
     stop = StopSignal()
     stop.install()
     clear_termination()
@@ -39,7 +39,8 @@ def main(path: Path, pace: Pace | None = None) -> int:
     try:
         run = read_run_spec(path)
         _prepare_environment(Path(run.work_dir))
-        message = run_batch(run, progress, stop, pace or Pace())
+        again = task is Task.REPORT
+        message = run_report(run) if again else run_batch(run, progress, stop, pace or Pace())
     except StopRequested:
         message, code = RunResult(answers=progress.report()), ExitCode.TERMINATED
         _log.info("told to stop; what was answered is kept")

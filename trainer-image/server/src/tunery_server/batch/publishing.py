@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import OutputStatus
 from tunery_api.manifest import AnsweredByRecord, Lineage, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.scrub import scrub
-from tunery_api.status import OutputStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target
 from tunery_server.batch.answers import LONGEST_CAUSE, Tally

@@ -18,7 +18,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
-from tunery_common.storage.publisher import Target, probe, published_before
+from tunery_common.storage.publisher import Target, probe, published_before, published_by
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.asking import Conveyor
 from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check, problems_in
@@ -81,6 +81,18 @@ def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) ->
     _clear_away(place)
     progress.phase(Phase.SUCCEEDED)
     return result_of(done)
+
+
+def run_report(run: RunSpec) -> RunResult:
+    """Read back what this very batch published, every digest of it, and say it again; nothing is written.
+
+    Raises TuneryError: AdapterMissing where nothing of it is there, AdapterCorrupt where it is not whole, and the
+    reasons of the storage.
+    """
+    spec = run.batch_inference
+    if spec is None:
+        raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no BatchInference")
+    return result_of(published_by(Target(Mounts(run).output, run.identity, spec.output.overwrite)))
 
 
 def _parts_place(work: Mounts) -> StorePath:
