@@ -166,7 +166,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         False, "Serve it from an AdapterServer of the base model that it was trained on, or train it on this one."
     ),
     _R.TOO_MANY_ADAPTERS: Advice(
-        False, "Raise engine.maxLoadedAdapters of the server, or let it serve fewer; a second server takes the rest."
+        False,
+        "Serve the rest from a second server; of those with keepLoaded, raise engine.maxLoadedAdapters or take it from "
+        "some.",
     ),
     _R.ENGINE_REFUSED: Advice(
         True, "Look at the engine's own words in the message; it is tried again every five minutes."

@@ -10,6 +10,8 @@ from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, near
 
 Errors = Iterator[FieldError]
+LARGEST_CLIENTS: Final = 200_000
+"""Characters; with what is served they stand in one ConfigMap."""
 
 
 def adapters(spec: AdapterServerSpec) -> Errors:
@@ -67,6 +69,14 @@ def clients(spec: AdapterServerSpec) -> Errors:
             yield FieldError(f"spec.access.clients[{index}].name", f"{name} is listed already")
 
 
+def client_names(spec: AdapterServerSpec) -> Errors:
+    """What clients may ask for has room beside what is served."""
+    size = sum(len(name) for client in spec.access.clients or () for name in (client.name, *client.models))
+    if size > LARGEST_CLIENTS:
+        text = f"names of {size:,} characters in all, at most {LARGEST_CLIENTS:,} have room"
+        yield FieldError("spec.access.clients", f"{text}; list fewer, or let a second server answer some of them")
+
+
 def selector(spec: AdapterServerSpec) -> Errors:
     """A selector names labels, and values where its operators need them."""
     chosen = spec.adapter_selector
@@ -117,4 +127,4 @@ def one_file(spec: BatchInferenceSpec) -> Errors:
 
 
 BATCHINFERENCE_RULES: Final = (one_file,)
-ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, selector, engine, rollout)
+ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, client_names, selector, engine, rollout)

@@ -26,6 +26,8 @@ OLDEST_ENGINE: Final = "0.32.0"
 """The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
 SILENT_SECONDS: Final = 30.0
 """After so long without a report nobody can say what a replica serves."""
+LAST_USED_SECONDS: Final = 600
+"""So coarse is what a status says of when an adapter was last asked for: else every request would change it."""
 VERSION_DIGITS: Final = 12
 """Of a manifest's digest, behind the @ of an engine name."""
 

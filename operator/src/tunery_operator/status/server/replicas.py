@@ -11,7 +11,7 @@ from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
 from tunery_operator.status.server.obstacles import pod_obstacle
-from tunery_operator.status.server.remembered import remembered
+from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
@@ -34,6 +34,8 @@ class Replica:
     """What keeps it from getting requests."""
     adapters: Mapping[str, ReportedAdapter]
     """What it says of each, by name."""
+    loaded: int = 0
+    """How many of those that it serves its engine holds."""
 
     @property
     def ready(self) -> bool:
@@ -47,10 +49,10 @@ class Replica:
 
     @property
     def served(self) -> int:
-        """How many adapters it serves."""
+        """How many adapters it answers for, cold ones too."""
         if not self.ready:
             return 0
-        return sum(item.state is AdapterState.SERVED for item in self.adapters.values())
+        return sum(item.state in (AdapterState.SERVED, AdapterState.COLD) for item in self.adapters.values())
 
 
 def find_replicas(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> list[Replica]:
@@ -69,9 +71,9 @@ def _replica(
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    state = heard.state if heard is not None else None
+    state, loaded = heard.state if heard is not None else None, None
     if state is None and pod.ready and not silent:
-        state = remembered(pod.name, before, snapshot.resolution)
+        state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
     obstacle = pod_obstacle(pod, beside_others=others)
     return Replica(
         pod,
@@ -80,7 +82,12 @@ def _replica(
         left if pod.ready and not silent else None,
         obstacle,
         {item.name: item for item in state.adapters} if state is not None else {},
+        (_loaded(state) if loaded is None else loaded) if pod.ready else 0,
     )
+
+
+def _loaded(state: ReplicaState | None) -> int:
+    return 0 if state is None else sum(item.state is AdapterState.SERVED for item in state.adapters)
 
 
 def obstacles(replicas: Sequence[Replica]) -> Iterator[Failure]:
