@@ -42,12 +42,13 @@ def _adapters(pod: str, before: Mapping[str, Any], resolution: Resolution | None
     counts = before.get("adapterCounts") or {}
     if resolution is None or counts.get("desired", 0) <= len(shown):
         return
-    # The list is cut, and those with problems come first, then those that are cold.
-    cold = counts.get("cold", 0) - sum(item.state == AdapterState.COLD.value for item in shown.values())
+    # The list is cut, and those with problems come first, then those that are cold, by name.
+    cold_shown = [name for name, item in shown.items() if item.state == AdapterState.COLD.value]
+    last, cold = max(cold_shown, default=""), counts.get("cold", 0) - len(cold_shown)
     for item in resolution.desired.adapters:
         if item.name not in shown:
-            state = AdapterState.COLD if cold > 0 else AdapterState.SERVED
-            cold -= 1
+            state = AdapterState.COLD if cold > 0 and item.name > last else AdapterState.SERVED
+            cold -= state is AdapterState.COLD
             yield ReportedAdapter(name=item.name, state=state, manifest_sha256=item.manifest_sha256 or None)
 
 
