@@ -141,5 +141,8 @@ def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[fl
     for replica in replicas:
         if replica.silent_in is not None:
             yield replica.silent_in + _MARGIN
+        if replica.pod.unstarted and not replica.ready:
+            # Why only events tell, and no watch tells of those.
+            yield _PAUSE
     if snapshot.refusal is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
         yield _PAUSE

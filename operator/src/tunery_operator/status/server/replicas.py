@@ -10,9 +10,11 @@ from typing import Any, Final
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
+from tunery_operator.status.diagnosis import FRESH
 from tunery_operator.status.server.obstacles import pod_obstacle
 from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
 
@@ -74,7 +76,7 @@ def _replica(
     state, loaded = heard.state if heard is not None else None, None
     if state is None and pod.ready and not silent:
         state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
-    obstacle = pod_obstacle(pod, beside_others=others)
+    obstacle = pod_obstacle(pod, _fresh(snapshot.warnings.get(pod.uid, ()), now), beside_others=others)
     return Replica(
         pod,
         state,
@@ -84,6 +86,12 @@ def _replica(
         {item.name: item for item in state.adapters} if state is not None else {},
         (_loaded(state) if loaded is None else loaded) if pod.ready else 0,
     )
+
+
+def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:
+    """Return the newest warning that still holds: whoever says it says it again."""
+    dated = [warning for warning in warnings if (parse_time(warning.time) or now) > now - FRESH]
+    return dated[-1] if dated else None
 
 
 def _loaded(state: ReplicaState | None) -> int:
