@@ -13,8 +13,8 @@ from tunery_api import validation
 FACE = """
 API_VERSION AdapterMergeSpec AdapterMergeStatus AdapterServerSpec AdapterServerStatus BatchInferenceSpec
 BatchInferenceStatus ConditionType ExitCode FailureReason FieldError GROUP InvalidSpec KINDS Kind KindDefinition
-LoRAJobSpec LoRAJobStatus MANIFEST_NAME Manifest Phase PreflightReport RunResult RunSpec Task VERSION parse_adaptermerge parse_adapterserver
-parse_batchinference parse_lorajob
+LoRAJobSpec LoRAJobStatus MANIFEST_NAME Manifest Phase PreflightReport RunResult RunSpec Task VERSION
+parse_adaptermerge parse_adapterserver parse_batchinference parse_lorajob
 """
 
 
