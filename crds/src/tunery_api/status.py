@@ -106,10 +106,7 @@ class ProgressStatus(OpenModel):
     """How far training is, as last reported by the pod."""
 
     percent: int | None = Field(
-        None,
-        ge=0,
-        le=100,
-        description="Share of the steps done; of the rows of a reference that is scored before them.",
+        None, ge=0, le=100, description="Share of the steps done; of the rows of a reference scored before them."
     )
     percent_text: Annotated[str, Field(max_length=8)] | None = Field(None, description="percent, with its sign.")
     step: int | None = Field(None, ge=0, description="Optimizer steps done.")
@@ -234,6 +231,7 @@ class ResolvedStatus(OpenModel):
     steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
     trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
+    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 
 
 class AdapterStatus(OpenModel):
@@ -244,6 +242,7 @@ class AdapterStatus(OpenModel):
     size_bytes: int = Field(ge=0, description="Size of all files.")
     served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="The base model it is for.")
     rank: int | None = Field(None, ge=0, description="Its rank.")
+    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 
 
 class CheckpointStatus(OpenModel):

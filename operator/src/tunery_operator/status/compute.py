@@ -15,6 +15,7 @@ from tunery_operator.status.main_job import check_main_job
 from tunery_operator.status.obstacle import show_hindrance
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
+from tunery_operator.status.servable import tell_unservable
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
@@ -40,6 +41,7 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
             draft.conditions.drop(ConditionType.STOPPED)
     else:
         show_hindrance(draft)
+    tell_unservable(draft)
     return draft.finish()
 
 
