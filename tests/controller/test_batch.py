@@ -76,6 +76,13 @@ def test_the_run_says_whom_to_ask_and_where_parts_are_kept() -> None:
     }
 
 
+def test_of_the_servers_api_keys_only_its_own_is_mounted() -> None:
+    volumes = pod_of(planned(apiKeySecretRef={"name": "keys", "key": "nightly"}))["volumes"]
+    own = {"secretName": "keys", "optional": True, "items": [{"key": "nightly", "path": "nightly"}]}
+    assert {"name": "secret-api-key", "secret": own} in volumes
+    assert {"name": "secret-output", "secret": {"secretName": "s3", "optional": True}} in volumes
+
+
 @pytest.mark.parametrize(
     ("uri", "source"),
     [

@@ -59,4 +59,5 @@ def _accesses(spec: BatchInferenceSpec, place: Place) -> Iterator[Access]:
     yield Access(Purpose.INPUT, spec.input.uri, spec.input.secret_ref, "spec.input.secretRef")
     if spec.api_key_secret_ref is not None:
         secret = LocalReference(name=spec.api_key_secret_ref.name)
-        yield Access(Purpose.API_KEY, None, secret, "spec.apiKeySecretRef")
+        # The keys of the other clients are none of its business.
+        yield Access(Purpose.API_KEY, None, secret, "spec.apiKeySecretRef", spec.api_key_secret_ref.key)

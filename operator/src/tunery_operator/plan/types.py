@@ -83,6 +83,8 @@ class SecretMount:
     purpose: str
     name: str
     path: str
+    key: str | None = None
+    """The only one of its keys that is mounted; None: all of them are."""
 
 
 @dataclass(frozen=True, slots=True)
