@@ -9,7 +9,7 @@ import pytest
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.preference import TrainingTask
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
 from kit.examples import EXAMPLES, documents
 
@@ -17,6 +17,7 @@ PARSERS: dict[str, Any] = {
     "LoRAJob": parse_lorajob,
     "AdapterMerge": parse_adaptermerge,
     "AdapterServer": parse_adapterserver,
+    "BatchInference": parse_batchinference,
 }
 
 

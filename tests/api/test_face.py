@@ -11,9 +11,10 @@ import tunery_api
 from tunery_api import validation
 
 FACE = """
-API_VERSION AdapterMergeSpec AdapterMergeStatus AdapterServerSpec AdapterServerStatus ConditionType ExitCode
-FailureReason FieldError GROUP InvalidSpec KINDS Kind KindDefinition LoRAJobSpec LoRAJobStatus MANIFEST_NAME Manifest
-Phase PreflightReport RunResult RunSpec Task VERSION parse_adaptermerge parse_adapterserver parse_lorajob
+API_VERSION AdapterMergeSpec AdapterMergeStatus AdapterServerSpec AdapterServerStatus BatchInferenceSpec
+BatchInferenceStatus ConditionType ExitCode FailureReason FieldError GROUP InvalidSpec KINDS Kind KindDefinition
+LoRAJobSpec LoRAJobStatus MANIFEST_NAME Manifest Phase PreflightReport RunResult RunSpec Task VERSION
+parse_adaptermerge parse_adapterserver parse_batchinference parse_lorajob
 """
 
 

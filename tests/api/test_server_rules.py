@@ -96,6 +96,30 @@ REFUSED_BY_BOTH: list[Any] = [
         "maxSurge and maxUnavailable cannot both be 0",
         id="no-rollout",
     ),
+    pytest.param(
+        {"adapters": [ONE], "aliases": [{"name": "one", "targets": [{"adapter": "tiny"}]}]},
+        "spec.aliases[0].name: one is the name of an adapter or of the base model",
+        "an alias has the name of an adapter",
+        id="alias-of-an-adapters-name",
+    ),
+    pytest.param(
+        {"aliases": [{"name": "a", "targets": [{"adapter": "b"}]}, {"name": "b", "targets": [{"adapter": "tiny"}]}]},
+        "spec.aliases[0].targets[0].adapter: b is an alias; name the adapter itself",
+        "an alias leads to adapters, not to another alias",
+        id="alias-of-an-alias",
+    ),
+    pytest.param(
+        {"aliases": [{"name": "a", "targets": [{"adapter": "one", "weight": 0}]}]},
+        "spec.aliases[0].targets: all have weight 0: no request could go anywhere",
+        "weight",
+        id="alias-to-nowhere",
+    ),
+    pytest.param(
+        {"access": {"clients": [{"name": "alice", "models": ["one"]}]}},
+        "spec.access.clients: needs apiKeysSecretRef: without keys nobody knows who asks",
+        "clients needs apiKeysSecretRef",
+        id="clients-without-keys",
+    ),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {},
@@ -105,6 +129,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"adapterSelector": SELECTOR, "replicas": 0},
     {"engine": {"maxRank": 320, "maxAdaptersInBatch": 1, "maxLoadedAdapters": 1, "args": ["--seed=1"]}},
     {"rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+    {"adapters": [{**ONE, "keepLoaded": True}], "aliases": [{"name": "one:prod", "targets": [{"adapter": "one"}]}]},
+    {"access": {"apiKeysSecretRef": {"name": "k"}, "clients": [{"name": "alice", "models": ["one", "one:prod"]}]}},
 ]
 FORBIDDEN = [
     "--trust-remote-code",
@@ -133,6 +159,18 @@ def test_a_refused_server_says_what_to_do(blocks: dict[str, Any], message: str, 
 def test_flags_that_open_something_are_refused(argument: str) -> None:
     with pytest.raises(InvalidSpec, match=r"spec\.engine\.args\[0\]: .* is not among the flags"):
         parse_adapterserver({"spec": {**BASE, "engine": {"args": [argument]}}})
+
+
+def test_what_clients_may_ask_for_has_room_beside_what_is_served() -> None:
+    """All of it goes into one ConfigMap; each list by itself is within its limits."""
+    models = [f"{number:03}{'m' * 125}" for number in range(64)]
+    clients = [{"name": f"c{number}", "models": models} for number in range(25)]
+    access = {"apiKeysSecretRef": {"name": "k"}, "clients": clients}
+    with pytest.raises(
+        InvalidSpec, match=r"spec\.access\.clients: names of 204,8\d\d characters in all, at most 200,000"
+    ):
+        parse_adapterserver({"spec": {**BASE, "access": access}})
+    assert parse_adapterserver({"spec": {**BASE, "access": {**access, "clients": clients[:24]}}})
 
 
 def test_the_name_of_the_base_is_told_where_it_follows_from_the_uri() -> None:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import BatchInferenceStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import PreflightReport, ProgressUpdate, RunResult, RunSpec
@@ -20,7 +22,7 @@ from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ServeSpec
 from tunery_api.status import LoRAJobStatus
 from tunery_api.tolerant import without_invalid
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
 RELEASED = Path(__file__).with_name("fixtures") / "v1alpha1"
 CONTRACT: dict[str, type[BaseModel]] = {
@@ -38,6 +40,10 @@ CONTRACT: dict[str, type[BaseModel]] = {
     "replica-report.json": ReplicaReport,
     "replica-reply.json": ReplicaReply,
     "server-status.json": AdapterServerStatus,
+    "run-batch.json": RunSpec,
+    "batch-result.json": RunResult,
+    "batch-progress.json": ProgressUpdate,
+    "batch-status.json": BatchInferenceStatus,
 }
 
 
@@ -48,7 +54,7 @@ def released(name: str) -> Any:
 
 def test_every_fixture_is_tried() -> None:
     assert {path.name for path in RELEASED.iterdir()} == {
-        *CONTRACT, "lorajob.yaml", "adaptermerge.yaml", "adapterserver.yaml", "defaults.json",
+        *CONTRACT, "lorajob.yaml", "adaptermerge.yaml", "adapterserver.yaml", "batchinference.yaml", "defaults.json",
     }  # fmt: skip
 
 
@@ -56,6 +62,7 @@ def test_objects_that_were_accepted_are_accepted() -> None:
     assert parse_lorajob(released("lorajob.yaml")).lora.rank == 16
     assert len(parse_adaptermerge(released("adaptermerge.yaml")).adapters) == 2
     assert len(parse_adapterserver(released("adapterserver.yaml")).adapters or ()) == 3
+    assert parse_batchinference(released("batchinference.yaml")).concurrency == 4
 
 
 @pytest.mark.parametrize(("name", "model"), CONTRACT.items(), ids=CONTRACT.keys())
@@ -124,7 +131,12 @@ def test_defaults_never_change_within_a_version() -> None:
 
     A new field may be added to the file; a line that is there stays as it is until the next version of the API.
     """
-    specs = {"LoRAJob": LoRAJobSpec, "AdapterMerge": AdapterMergeSpec, "AdapterServer": AdapterServerSpec}
+    specs = {
+        "LoRAJob": LoRAJobSpec,
+        "AdapterMerge": AdapterMergeSpec,
+        "AdapterServer": AdapterServerSpec,
+        "BatchInference": BatchInferenceSpec,
+    }
     now = dict(entry for kind, spec in specs.items() for entry in _defaults(spec, f"{kind}.spec"))
     assert json.loads(json.dumps(now)) == released("defaults.json")
 

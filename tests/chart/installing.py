@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tunery_api.kinds import Kind
+from tunery_api.names import GROUP
+
 from .rendering import CHART, NAMESPACE
 from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl
 
-CRDS = ("lorajobs.tunery.dev", "adaptermerges.tunery.dev", "adapterservers.tunery.dev")
+CRDS = tuple(f"{kind.plural}.{GROUP}" for kind in Kind)
 TEAM = "team-a"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.objects import adaptermerge, lorajob
+from controller.objects import adaptermerge, batchinference, lorajob
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
+from tunery_operator.plan.batchinference import plan_batch
+from tunery_operator.plan.batchinference import plan_report as plan_report_of_batch
 from tunery_operator.plan.inputs import plain_input
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
@@ -49,6 +51,9 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
     plain, full = parse_lorajob(lorajob("x")), parse_lorajob(lorajob("x", **FULL))
     queued = owner(labels={"kueue.x-k8s.io/queue-name": "q"})
     known = Known(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
+    batch = parse_batchinference(
+        batchinference("x", input={"uri": "pvc://rows/in.jsonl"}, apiKeySecretRef={"name": "keys", "key": "nightly"})
+    )
     merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
     return {
         "preflight": plan_preflight(plain, owner(), platform, Known()),
@@ -58,10 +63,15 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "report": plan_report(full, queued, platform, known),
         "publish": plan_publish(full, queued, platform, known, "the loss is low enough"),
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
+        "batch": plan_batch(batch, owner(Kind.BATCHINFERENCE), platform),
+        "batch-report": plan_report_of_batch(batch, owner(Kind.BATCHINFERENCE), platform),
     }
 
 
-@pytest.mark.parametrize("case", ["preflight", "train", "train-full", "preflight-full", "report", "publish", "merge"])
+CASES = ["preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, case: str) -> None:
     assert refusal(operator, build_job(plans(platform)[case])) is None
 
@@ -111,7 +121,7 @@ def variable(name: str, **value: Any) -> Twist:
 NOT_OURS = "bear its labels"
 VARIABLES = "has the variables"
 ONE = "one container"
-COMMAND = "trainer's command"
+COMMAND = "image's command"
 NODE = "nothing of its node's"
 POD = "The pod complies"
 CONTAINER = "Each container complies"
@@ -190,6 +200,22 @@ def test_a_twisted_job_is_refused(operator: Kubectl, platform: Platform, twist: 
     told = refusal(operator, job)
     assert told is not None
     assert why in told
+
+
+@pytest.mark.parametrize(
+    ("case", "other", "why"),
+    [("batch", "train", "of a batch the server's"), ("train", "batch", "of a batch the server's")],
+)
+def test_no_kind_runs_the_program_of_another(
+    operator: Kubectl, platform: Platform, case: str, other: str, why: str
+) -> None:
+    found = plans(platform)
+    job, foreign = build_job(found[case]), build_job(found[other])
+    container(job)["image"] = container(foreign)["image"]
+    assert why in (refusal(operator, job) or "")
+    job = build_job(found[case])
+    container(job)["command"][2] = container(foreign)["command"][2]
+    assert COMMAND in (refusal(operator, job) or "")
 
 
 @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease"])

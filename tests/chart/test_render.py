@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import REGISTRY
 
+from tunery_api.kinds import Kind
 from tunery_operator import metrics
 
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
@@ -134,7 +135,7 @@ def test_the_crds_are_the_generated_ones(helm: Helm, keep: bool) -> None:
         for crd in helm.render(f"crds.keep={str(keep).lower()}").of("CustomResourceDefinition")
     }
     sources = sorted((CHART.parents[1] / "crds").glob("*.yaml"))
-    assert len(sources) == 3
+    assert len(sources) == len(Kind)
     for path in sources:
         source = yaml.safe_load(path.read_text())
         crd = rendered[source["metadata"]["name"]]

@@ -25,6 +25,7 @@ _GROUPS = {
     "lorajobs": GROUP,
     "adaptermerges": GROUP,
     "adapterservers": GROUP,
+    "batchinferences": GROUP,
 }
 
 

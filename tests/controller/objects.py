@@ -42,6 +42,16 @@ def adapterserver(name: str, **spec: Any) -> Json:
     return _object("AdapterServer", name, {"model": {"uri": "s3://models/tiny"}, "resources": {"gpus": 0}, **spec})
 
 
+def batchinference(name: str, **spec: Any) -> Json:
+    """Return a BatchInference that asks the server `support`."""
+    base: Json = {
+        "serverRef": {"name": "support"},
+        "input": {"uri": "s3://data/in.jsonl", "secretRef": {"name": "data"}},
+        "output": {"uri": f"s3://answers/{name}", "secretRef": {"name": "s3"}},
+    }
+    return _object("BatchInference", name, base | spec)
+
+
 def _object(kind: str, name: str, spec: Json) -> Json:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from controller.servers import offer, offers, server_spec
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
-from tunery_api.serving import Desired, DesiredAdapter
+from tunery_api.serving import Desired, DesiredAdapter, HeldAdapter
 from tunery_operator.plan import desired as module
 from tunery_operator.plan.desired import Resolution, resolve
 from tunery_operator.plan.selecting import selects
@@ -66,7 +66,9 @@ def test_a_uri_is_taken_as_it_stands_with_its_pin() -> None:
 def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) -> None:
     result = resolved(*filter(None, [found]), adapters=[REF])
     assert [item.message for item in result.waiting] == [message]
-    assert (named(result), result.desired.revision) == ([], 0)
+    assert named(result) == []
+    held = [HeldAdapter(name="bot", reason="AdapterWaiting", message=message)]
+    assert result.desired == Desired(revision=1, held=held), "whoever asks for it is told why"
 
 
 @pytest.mark.parametrize(
@@ -234,21 +236,101 @@ def test_the_revision_rises_only_with_a_change() -> None:
     assert resolved(BOT, offer("more"), before=first, **TEAM).desired.revision == first.revision + 1
 
 
+# Room in the engine
+
+
+KEPT = {"adapters": [{"name": f"k{number}", "uri": f"s3://a/k{number}", "keepLoaded": True} for number in range(9)]}
+LIMIT = {"engine": {"maxLoadedAdapters": 8}}
+
+
+def test_there_may_be_more_adapters_than_the_engine_holds() -> None:
+    found = resolved(*(offer(f"a{number}") for number in range(40)), **TEAM, **LIMIT)
+    assert (len(found.desired.adapters), found.refused) == (40, ())
+    assert {item.keep_loaded for item in found.desired.adapters} == {False}
+
+
+def test_more_that_stay_loaded_than_the_engine_holds_are_refused_and_what_could_never_be_loaded_too() -> None:
+    room = resolved(BOT, **TEAM, **LIMIT, adapters=KEPT["adapters"][:7])
+    assert [item.name for item in room.desired.adapters if item.keep_loaded] == [f"k{number}" for number in range(7)]
+    assert "bot" in named(room)
+    found = resolved(BOT, **TEAM, **LIMIT, **KEPT)
+    assert named(found) == [f"k{number}" for number in range(8)]
+    assert {item.name: item.message for item in found.refused} == {
+        "k8": "engine.maxLoadedAdapters is 8, and as many others before it have keepLoaded",
+        "bot": "engine.maxLoadedAdapters is 8, and adapters with keepLoaded take all of it",
+    }
+    assert {item.hint for item in found.refused} == {
+        "Raise engine.maxLoadedAdapters of the server, or take keepLoaded from some of its adapters."
+    }
+
+
+def test_what_goes_on_after_its_object_was_deleted_stays_loaded_as_the_spec_says_today() -> None:
+    before = resolved(BOT, adapters=[REF | {"keepLoaded": True}]).desired
+    assert before.adapters[0].keep_loaded
+    assert not resolved(before=before, adapters=[REF]).desired.adapters[0].keep_loaded
+
+
+# What replicas are told beside the adapters
+
+
+def test_a_name_that_is_refused_is_held_with_the_reason_unless_its_old_content_is_served() -> None:
+    deep = replace(BOT, rank=128)
+    (held,) = resolved(deep, adapters=[REF]).desired.held
+    assert (held.name, held.reason, held.message) == ("bot", "RankTooHigh", "its rank is 128, engine.maxRank is 64")
+    before = resolved(BOT, adapters=[REF]).desired
+    assert resolved(replace(deep, manifest_sha256="ee" * 32), before=before, adapters=[REF]).desired.held == []
+
+
+def test_held_messages_are_short_and_all_of_them_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"name": "n", "loraJobRef": {"name": "x" * 253}}
+    (held,) = resolved(adapters=[long]).desired.held
+    assert len(held.message) <= module.MAX_HELD
+    monkeypatch.setattr(module, "MAX_BYTES", 500)
+    waiting = [{"name": f"a{number}", "loraJobRef": {"name": f"a{number}"}} for number in range(30)]
+    assert 0 < len(resolved(adapters=waiting).desired.held) < 10
+
+
+ALIASES = [{"name": "bot:prod", "targets": [{"adapter": "bot", "weight": 95}, {"adapter": "tiny", "weight": 5}]}]
+ACCESS = {"apiKeysSecretRef": {"name": "k"}, "clients": [{"name": "alice", "models": ["bot", "bot:prod"]}]}
+
+
+def test_aliases_and_clients_are_told_and_each_change_of_them_has_a_number() -> None:
+    first = resolved(BOT, adapters=[REF]).desired
+    with_alias = resolved(BOT, before=first, adapters=[REF], aliases=ALIASES).desired
+    assert (with_alias.revision, [alias.name for alias in with_alias.aliases]) == (first.revision + 1, ["bot:prod"])
+    limited = resolved(BOT, before=with_alias, adapters=[REF], aliases=ALIASES, access=ACCESS).desired
+    assert (limited.revision, limited.clients) == (first.revision + 2, {"alice": ["bot", "bot:prod"]})
+    flipped = [{"name": "bot:prod", "targets": [{"adapter": "bot"}]}]
+    again = resolved(BOT, before=limited, adapters=[REF], aliases=flipped, access=ACCESS).desired
+    assert again.revision == first.revision + 3
+    assert resolved(BOT, before=again, adapters=[REF], aliases=flipped, access=ACCESS).desired == again
+    assert resolved(BOT, before=again, adapters=[REF | {"keepLoaded": True}]).desired.revision == again.revision + 1
+
+
+@pytest.mark.parametrize(
+    ("found", "astray"),
+    [
+        pytest.param([BOT], [], id="served"),
+        pytest.param([replace(BOT, rank=128)], [], id="refused"),
+        pytest.param([offer("bot", phase="Training", uri=None)], [], id="on-its-way"),
+        pytest.param([], [("bot:prod", "bot")], id="nothing"),
+        pytest.param([replace(BOT, labels={})], [("bot:prod", "bot")], id="without-the-label"),
+        pytest.param([replace(BOT, served_name="other")], [("bot:prod", "bot")], id="for-another-base"),
+    ],
+)
+def test_what_an_alias_leads_to_is_known_or_the_alias_leads_astray(
+    found: list[Offer], astray: list[tuple[str, str]]
+) -> None:
+    assert list(resolved(*found, **TEAM, aliases=ALIASES).astray) == astray
+
+
+def test_a_selected_object_does_not_take_the_name_of_an_alias() -> None:
+    found = resolved(offer("bot:prod"), BOT, **TEAM, aliases=ALIASES)
+    assert named(found) == ["bot"]
+    assert found.skipped[0].reason.startswith("spec.aliases has an alias of this name")
+
+
 # Limits
-
-
-def test_more_than_the_engine_holds_is_refused_and_what_is_served_already_stays() -> None:
-    limit = {"engine": {"maxLoadedAdapters": 8}}
-    crowd = [offer(f"a{number}", created=f"2026-01-{number + 10}") for number in range(8)]
-    before = resolved(*crowd, **TEAM, **limit).desired
-    assert len(before.adapters) == 8
-    older = offer("older", created="2026-01-01")
-    found = resolved(*crowd, older, before=before, **TEAM, **limit)
-    assert found.desired == before
-    assert [(item.name, item.reason.value) for item in found.refused] == [("older", "TooManyAdapters")]
-    named_one = resolved(*crowd, before=before, **TEAM, **limit, adapters=[{"name": "z", "uri": "s3://a/z"}])
-    assert "z" in named(named_one)
-    assert [item.name for item in named_one.refused] == ["a7"]
 
 
 def test_the_list_never_outgrows_a_config_map(monkeypatch: pytest.MonkeyPatch) -> None:

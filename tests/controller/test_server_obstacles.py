@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from controller.servers import deployment, heard, reported, server_pod
+from controller.servers import NOW, deployment, heard, reported, server_pod
 from controller.serverstatuskit import compute, condition, snapshot, told
 from tunery_api.reasons import FailureReason
+from tunery_operator.reconcile.warnings import Warnings, said_of_servers
 from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.deployment import parse_deployment
 from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
 
@@ -65,6 +68,66 @@ def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str,
     assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
     assert (reason, True) in told(outcome)
     assert "job" not in status["failure"]["hint"].lower()
+
+
+def warned(reason: str, message: str, seconds_ago: float = 5) -> tuple[ClusterWarning, ...]:
+    at = (NOW - timedelta(seconds=seconds_ago)).isoformat()
+    return (
+        ClusterWarning("FailedMount", "an older one", "2026-01-02T11:59:00Z", "Pod"),
+        ClusterWarning(reason, message, at, "Pod"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("warnings", "reason", "words"),
+    [
+        (warned("FailedMount", 'configmap "x" not found'), "MountFailed", 'FailedMount: configmap "x" not found'),
+        (warned("FailedAttachVolume", "in use"), "MountFailed", "pod a on node n1: FailedAttachVolume: in use"),
+        (warned("FailedCreatePodSandBox", "OOM-killed by runc"), "OutOfMemory", "cannot even start"),
+    ],
+)
+def test_a_volume_that_cannot_be_mounted_is_told_though_only_events_say_it(
+    warnings: tuple[ClusterWarning, ...], reason: str, words: str
+) -> None:
+    found = snapshot(starting(), rollout=deployment(1, updated=0))
+    outcome = compute(replace(found, warnings={"uid-a": warnings}))
+    assert outcome.status["failure"]["reason"] == reason
+    assert words in outcome.status["failure"]["message"]
+    assert outcome.status["replicaStatuses"][0]["reason"] == reason
+    assert outcome.next_look == 15, "no watch tells of events"
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param(starting(node=None), id="no-node"),
+        pytest.param(server_pod("a", ready=False), id="runs"),
+        pytest.param(server_pod("a"), id="ready"),
+    ],
+)
+def test_events_of_a_pod_that_runs_or_has_no_node_are_not_asked_for(pod: ServerPodView) -> None:
+    api = KubeClientThatCounts()
+    assert said_of_servers(Warnings(lambda: 0.0), api, "ns", [pod], NOW) == {}  # type: ignore[arg-type]
+    assert api.asked == 0
+
+
+def test_the_events_of_a_pod_that_hangs_are_read_after_a_while() -> None:
+    api = KubeClientThatCounts()
+    young = starting(created=(NOW - timedelta(seconds=10)).isoformat())
+    assert said_of_servers(Warnings(lambda: 0.0), api, "ns", [young], NOW) == {}  # type: ignore[arg-type]
+    found = said_of_servers(Warnings(lambda: 0.0), api, "ns", [starting()], NOW)  # type: ignore[arg-type]
+    assert [warning.message for warning in found["uid-a"]] == ["not found"]
+
+
+class KubeClientThatCounts:
+    """The API server, as far as it is asked for events."""
+
+    asked = 0
+
+    def request(self, *_: Any, **__: Any) -> dict[str, Any]:
+        self.asked += 1
+        event = {"reason": "FailedMount", "message": "not found", "lastTimestamp": "2026-01-02T11:59:59Z"}
+        return {"items": [{**event, "metadata": {}}]}
 
 
 def test_of_an_engines_log_the_line_is_told_that_says_why() -> None:

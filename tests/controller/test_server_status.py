@@ -46,7 +46,13 @@ def test_a_server_that_serves_all() -> None:
             "replicas": "2/2",
         }
     ]
-    assert status["replicaStatuses"][0] == {"pod": "a", "ready": True, "served": 1, "engineVersion": "0.32.0"}
+    assert status["replicaStatuses"][0] == {
+        "pod": "a",
+        "ready": True,
+        "served": 1,
+        "loaded": 1,
+        "engineVersion": "0.32.0",
+    }
     assert told(outcome) == [("AdapterServed", False), ("ServerReady", False)]
     assert "failure" not in status
 
@@ -131,7 +137,7 @@ def test_problems_come_first_and_a_failed_update_serves_the_old_content() -> Non
     update = status["adapters"][1]
     assert (update["manifestSha256"], update["wantedSha256"]) == ("0" * 64, digest("update"))
     assert update["hint"].startswith("Publish the named adapter again")
-    assert status["adapterCounts"] == {"desired": 4, "served": 2, "failed": 2, "skipped": 0}
+    assert status["adapterCounts"] == {"desired": 4, "served": 2, "cold": 0, "failed": 2, "skipped": 0}
     assert (status["adaptersText"], status["phase"]) == ("2/4", "Degraded")
     assert status["failure"]["reason"] == "ProbeFailed"
     assert condition(status, "AdaptersServed")["reason"] == "ProbeFailed"
@@ -181,7 +187,7 @@ def test_a_refused_version_beside_the_old_one_is_told_with_it() -> None:
 def test_an_adapter_on_its_way_does_not_make_a_server_degraded_but_storage_that_is_down_is_told() -> None:
     found = snapshot(server_pod("a"), reports={"a": heard(reported("bot", "Loading"))})
     status = compute(found).status
-    assert (status["phase"], condition(status, "AdaptersServed")["reason"]) == ("Ready", "Loading")
+    assert (status["phase"], condition(status, "AdaptersServed")["reason"]) == ("Updating", "Loading")
     down = reported("bot", "Loading", reason="StorageUnavailable", message="no answer")
     status = compute(replace(found, reports={"uid-a": heard(down)})).status
     assert (status["phase"], status["failure"]["reason"]) == ("Degraded", "StorageUnavailable")

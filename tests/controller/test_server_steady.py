@@ -23,12 +23,15 @@ DIGESTS = st.sampled_from([None, digest("x"), digest("y")])
 
 def _reported(name: str, state: str, served: str | None, wanted_one: str | None, reason: str | None) -> ReportedAdapter:
     message = reason and f"{name}: {reason}"
-    if state == "Served" and served is None:
+    if state in ("Served", "Cold") and served is None:
         served = digest("x")
-    return reported(name, state, manifest_sha256=served, wanted_sha256=wanted_one, reason=reason, message=message)
+    used = 1_767_000_000.0 if wanted_one else None
+    return reported(
+        name, state, manifest_sha256=served, wanted_sha256=wanted_one, reason=reason, message=message, last_used=used
+    )
 
 
-STATES = st.sampled_from(["Served", "Loading", "Waiting", "Failed", "Unknown"])
+STATES = st.sampled_from(["Served", "Cold", "Loading", "Waiting", "Failed", "Unknown"])
 REPORTED = st.builds(_reported, NAMES, STATES, DIGESTS, DIGESTS, REASONS)
 HEARD = st.builds(
     lambda adapters, ago: heard(*adapters, seconds_ago=ago),

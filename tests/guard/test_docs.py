@@ -18,12 +18,17 @@ from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-PARSERS = {"LoRAJob": parse_lorajob, "AdapterMerge": parse_adaptermerge, "AdapterServer": parse_adapterserver}
+PARSERS = {
+    "LoRAJob": parse_lorajob,
+    "AdapterMerge": parse_adaptermerge,
+    "AdapterServer": parse_adapterserver,
+    "BatchInference": parse_batchinference,
+}
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -46,6 +46,8 @@ EXAMPLES = {
                 "operator/src/tunery_operator/plan/adapterserver.py",
                 "operator/src/tunery_operator/manifests/server.py",
                 "operator/src/tunery_operator/status/server/compute.py",
+                "operator/src/tunery_operator/plan/batchinference.py",
+                "operator/src/tunery_operator/status/results.py",
             }
         ),
     ),

@@ -13,10 +13,10 @@ import pytest
 
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import RunResult
+from tunery_common.termination import TERMINATION_PATH_ENV
 from tunery_trainer.diagnosis.evaluations import Evaluations
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.process.termination import TERMINATION_PATH_ENV
 from tunery_trainer.reporting.progress import ProgressReporter
 
 from kit.story import WORDS, manifest, run_here, write_manifest, write_rows

@@ -41,10 +41,11 @@ async def test_the_model_is_the_engines_and_the_answer_says_which_version_answer
             answer = await site.ask({"model": model, "messages": [{"role": "user", "content": "é\ud800"}]})
             assert (answer.status, answer.json["model"]) == (200, BOT)
             assert answer.headers["X-Tunery-Adapter"] == BOT
+            assert answer.headers["X-Tunery-Manifest-SHA256"] == SHA
             assert site.engine.asked[-1] == {"model": BOT, "messages": [{"role": "user", "content": "é\ud800"}]}
         base = await site.ask({"model": BASE})
         assert base.json["model"] == site.engine.asked[-1]["model"] == BASE
-        assert "X-Tunery-Adapter" not in base.headers
+        assert not [name for name in base.headers if name.startswith("X-Tunery-")]
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
@@ -152,7 +153,8 @@ async def test_what_is_the_engines_business_does_not_reach_it(tmp_path: Path) ->
 async def test_of_the_engines_headers_only_the_content_type_comes_back(tmp_path: Path) -> None:
     async with open_site(tmp_path) as site:
         answer = await site.ask()
-        assert set(answer.headers) == {"Content-Type", "Content-Length", "Date", "X-Tunery-Adapter"}
+        ours = {"X-Tunery-Adapter", "X-Tunery-Manifest-SHA256"}
+        assert set(answer.headers) == {"Content-Type", "Content-Length", "Date"} | ours
         assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
 
 

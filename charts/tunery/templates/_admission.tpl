@@ -6,7 +6,7 @@
 
 {{/* CEL: whether an object is a child of one of our own. Takes the name of the object's variable. */}}
 {{- define "tunery.isChild" -}}
-{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge'] && o.?controller.orValue(false))
+{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference'] && o.?controller.orValue(false))
 {{- end -}}
 
 {{/* The same for what is made for a server. */}}

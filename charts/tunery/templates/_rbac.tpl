@@ -1,18 +1,18 @@
 {{/* The operator's rights in a namespace that it serves: in a ClusterRole for all, or in a Role for each. */}}
 {{- define "tunery.rules" -}}
 - apiGroups: [tunery.dev]
-  resources: [lorajobs, adaptermerges, adapterservers]
+  resources: [lorajobs, adaptermerges, adapterservers, batchinferences]
   verbs: [get, list, watch]
 # When their time to live is over; a server has none.
 - apiGroups: [tunery.dev]
-  resources: [lorajobs, adaptermerges]
+  resources: [lorajobs, adaptermerges, batchinferences]
   verbs: [delete]
 - apiGroups: [tunery.dev]
-  resources: [lorajobs/status, adaptermerges/status, adapterservers/status]
+  resources: [lorajobs/status, adaptermerges/status, adapterservers/status, batchinferences/status]
   verbs: [patch]
 # An owner reference that blocks deletion needs it; the operator sets no finalizer.
 - apiGroups: [tunery.dev]
-  resources: [lorajobs/finalizers, adaptermerges/finalizers, adapterservers/finalizers]
+  resources: [lorajobs/finalizers, adaptermerges/finalizers, adapterservers/finalizers, batchinferences/finalizers]
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]

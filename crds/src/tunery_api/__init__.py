@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunery_api.adaptermerge import AdapterMergeSpec
     from tunery_api.adapterserver import AdapterServerSpec
+    from tunery_api.batchinference import BatchInferenceSpec
+    from tunery_api.batchstatus import BatchInferenceStatus
     from tunery_api.errors import FieldError, InvalidSpec
     from tunery_api.exitcodes import ExitCode
     from tunery_api.kinds import KINDS, Kind, KindDefinition
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
     from tunery_api.serverstatus import AdapterServerStatus
     from tunery_api.status import AdapterMergeStatus, ConditionType, LoRAJobStatus, Phase
-    from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_lorajob
+    from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
 __all__ = [
     "API_VERSION",
@@ -34,6 +36,8 @@ __all__ = [
     "AdapterMergeStatus",
     "AdapterServerSpec",
     "AdapterServerStatus",
+    "BatchInferenceSpec",
+    "BatchInferenceStatus",
     "ConditionType",
     "ExitCode",
     "FailureReason",
@@ -51,12 +55,15 @@ __all__ = [
     "Task",
     "parse_adaptermerge",
     "parse_adapterserver",
+    "parse_batchinference",
     "parse_lorajob",
 ]
 
 _HOMES = {
     "adaptermerge": ("AdapterMergeSpec",),
     "adapterserver": ("AdapterServerSpec",),
+    "batchinference": ("BatchInferenceSpec",),
+    "batchstatus": ("BatchInferenceStatus",),
     "errors": (
         "FieldError",
         "InvalidSpec",
@@ -94,6 +101,7 @@ _HOMES = {
     "validation": (
         "parse_adaptermerge",
         "parse_adapterserver",
+        "parse_batchinference",
         "parse_lorajob",
     ),
 }

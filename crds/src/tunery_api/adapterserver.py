@@ -58,6 +58,9 @@ class AdapterSource(ApiModel):
     manifest_sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="With uri: serve this content only. Default: follow what is published there."
     )
+    keep_loaded: bool = Field(
+        False, description="Stay in the engine however long nobody asks for it; the others leave as room is needed."
+    )
 
 
 class LabelOperator(StrEnum):
@@ -86,6 +89,36 @@ class AdapterSelector(ApiModel):
     match_expressions: list[LabelRequirement] | None = Field(None, max_length=16, description="Conditions on labels.")
 
 
+class AliasTarget(ApiModel):
+    """One adapter that a name leads to."""
+
+    adapter: AdapterName = Field(description="Name of an adapter that this server serves, or of the base model.")
+    weight: int = Field(1, ge=0, le=1_000_000, description="Share of the requests, by all weights of the alias.")
+
+
+class Alias(ApiModel):
+    """A name that leads to one adapter or several, such as support-bot:prod."""
+
+    name: AdapterName = Field(description="The name that requests give as their model.")
+    targets: list[AliasTarget] = Field(
+        min_length=1,
+        max_length=4,
+        description="Where requests go, by weight. Those with the same `user` in their body go to the same target.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["adapter"]},
+    )
+
+
+class ClientAccess(ApiModel):
+    """What one client may ask for."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
+        description="The client: a key of the Secret."
+    )
+    models: list[AdapterName] = Field(
+        min_length=1, max_length=64, description="Names of adapters, aliases or the base model that it may ask for."
+    )
+
+
 class AccessSpec(ApiModel):
     """Who may ask."""
 
@@ -93,6 +126,12 @@ class AccessSpec(ApiModel):
         None,
         description="Secret with the API keys: each of its keys is the name of a client, the value that client's API "
         "key. Default: no key is asked for.",
+    )
+    clients: list[ClientAccess] | None = Field(
+        None,
+        max_length=128,
+        description="Clients that may ask for some models only; one that is not listed may ask for all.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
 
 
@@ -120,7 +159,11 @@ class EngineSpec(ApiModel):
         DEFAULT_IN_BATCH, ge=1, le=256, description="Adapters that one batch may mix; each has its room on the device."
     )
     max_loaded_adapters: int = Field(
-        DEFAULT_LOADED, ge=1, le=512, description="Adapters that the engine holds in memory at a time."
+        DEFAULT_LOADED,
+        ge=1,
+        le=512,
+        description="Adapters that the engine holds in memory at a time. There may be more: one that is asked for is "
+        "loaded then, in place of the one that was least recently asked for.",
     )
     max_length: int | None = Field(
         None, ge=16, le=10_485_760, description="Tokens of prompt and answer together. Default: what the model allows."
@@ -167,6 +210,7 @@ class AdapterServerSpec(KindSpec):
             "adapters",
             "adapterSelector",
             "adapterSecretRef",
+            "aliases",
             "access",
             "replicas",
             "engine",
@@ -192,6 +236,12 @@ class AdapterServerSpec(KindSpec):
         None,
         description="Secret that opens every adapter, to read. Default: the platform's for outputs, else the pod's "
         "workload identity.",
+    )
+    aliases: list[Alias] | None = Field(
+        None,
+        max_length=64,
+        description="Names that lead to adapters: for a stable name, a canary, a rollback.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     access: AccessSpec = Field(default_factory=AccessSpec, description="Who may ask.")
     replicas: int = Field(

@@ -17,9 +17,11 @@ from tunery_api.adapterserver import (
     DEFAULT_LOADED,
     ENGINE_ARGS,
     ENGINE_RANKS,
+    AccessSpec,
     AdapterSelector,
     AdapterServerSpec,
     AdapterSource,
+    Alias,
     EngineSpec,
     LabelRequirement,
     RolloutSpec,
@@ -320,7 +322,29 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "maxSurge and maxUnavailable cannot both be 0",
         ),
     ],
+    Alias: [
+        CelRule("!self.name.contains('..')", "name must not have two dots in a row"),
+        CelRule(
+            "self.targets.exists(t, !has(t.weight) || t.weight > 0)",
+            "all targets have weight 0: no request could go anywhere",
+        ),
+    ],
+    AccessSpec: [
+        CelRule(
+            "!has(self.clients) || has(self.apiKeysSecretRef)",
+            "clients needs apiKeysSecretRef: without keys nobody knows who asks",
+        ),
+    ],
     AdapterServerSpec: [
+        CelRule(
+            "!has(self.aliases) || !has(self.adapters) || "
+            "self.aliases.all(a, !self.adapters.exists(x, x.name == a.name))",
+            "an alias has the name of an adapter",
+        ),
+        CelRule(
+            "!has(self.aliases) || self.aliases.all(a, a.targets.all(t, !self.aliases.exists(b, b.name == t.adapter)))",
+            "an alias leads to adapters, not to another alias",
+        ),
         CelRule(
             "!has(self.adapters) || !has(self.model.servedName) || "
             "self.adapters.all(a, a.name != self.model.servedName)",

@@ -7,8 +7,8 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
+from tunery_api.fields import ApiModel
 from tunery_api.kinds import KindDefinition
-from tunery_api.placement import ResourcesSpec
 
 _AT_REST: Final = (
     "!(has(self.status) && has(self.status.conditions) && "
@@ -27,7 +27,7 @@ def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
         if name in spec.MUTABLE:
             continue
         if name == "resources":
-            rules += [_resource(kind, field) for field in _names(ResourcesSpec.model_fields.values())]
+            rules += [_resource(kind, field) for field in _names(_block(spec, name).model_fields.values())]
         elif name in spec.MUTABLE_AT_REST:
             rules.append(_rule(f".spec.{name}", f"{_same(name)} || {_AT_REST}", _wait(name)))
         elif name in spec.SET_ONCE:
@@ -35,6 +35,12 @@ def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
         else:
             rules.append(_rule(f".spec.{name}", _same(name), _never(kind, name)))
     return rules
+
+
+def _block(spec: type[ApiModel], name: str) -> type[ApiModel]:
+    block = spec.model_fields[name].annotation
+    assert isinstance(block, type) and issubclass(block, ApiModel)  # noqa: S101, PT018 - a block of the API, for types
+    return block
 
 
 def _names(fields: Iterable[FieldInfo]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import BatchInferenceStatus
 from tunery_api.fields import OpenModel
 from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -30,6 +32,7 @@ class Kind(StrEnum):
     LORAJOB = "LoRAJob"
     ADAPTERMERGE = "AdapterMerge"
     ADAPTERSERVER = "AdapterServer"
+    BATCHINFERENCE = "BatchInference"
 
     @property
     def singular(self) -> str:
@@ -49,6 +52,8 @@ class Running(NamedTuple):
     """Its main Job waits for a preflight Job."""
     working_phase: Phase
     """Where a pod of its main Job runs and says nothing else."""
+    result: str = "adapter"
+    """The field of its status, and of RunResult, that says what was published."""
 
 
 class KindDefinition(NamedTuple):
@@ -144,6 +149,30 @@ _ADAPTERSERVER: Final = KindDefinition(
     host_name=True,
 )
 
-KINDS: Final[Mapping[Kind, KindDefinition]] = {each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER)}
+_BATCHINFERENCE: Final = KindDefinition(
+    kind=Kind.BATCHINFERENCE,
+    short="bi",
+    spec=BatchInferenceSpec,
+    status=BatchInferenceStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("Progress", ".status.progress.percentText"),
+        Column("Errors", ".status.errors", "integer"),
+        Column("Server", ".spec.serverRef.name"),
+        _AGE,
+        Column("ETA", ".status.progress.eta", priority=1),
+        _QUEUE,
+        Column("Output", ".status.output.uri", priority=1),
+        _REASON,
+    ),
+    description="A BatchInference answers a file of requests through an AdapterServer and publishes the answers.",
+    running=Running(has_preflight=False, working_phase=Phase.ANSWERING, result="output"),
+)
+
+KINDS: Final[Mapping[Kind, KindDefinition]] = {
+    each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER, _BATCHINFERENCE)
+}
 JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
 """The kinds that run a Job to its end."""
+ADAPTER_KINDS: Final = tuple(kind for kind in JOB_KINDS if KINDS[kind].holds("adapter"))
+"""Those that publish what a server may serve."""

@@ -43,7 +43,7 @@ class LifecycleFields(KindSpec):
         86_400,
         ge=1,
         le=31_536_000,
-        description="Seconds that training or merging pods may run, all attempts together, before the job fails. "
+        description="Seconds that the pods which do the work may run, all attempts together, before the job fails. "
         "Waiting for a queue, a node or an image does not count, nor does preflight. May be raised at any time.",
     )
     ttl_seconds_after_finished: int | None = Field(

@@ -103,6 +103,15 @@ class EvaluationRecord(_Record):
     loss: float
 
 
+class AnsweredByRecord(_Record):
+    """What answered lines of a batch."""
+
+    name: str
+    manifest_sha256: Sha256 | None = None
+    """Of the adapter; None: the base model."""
+    lines: int
+
+
 class Lineage(_Record):
     """Everything needed to say where the result came from, and to make it again."""
 
@@ -137,6 +146,10 @@ class Lineage(_Record):
     metrics: dict[str, float] = Field(default_factory=dict)
     evaluations: list[EvaluationRecord] = Field(default_factory=list)
     """Those while training and at its end, oldest first; of very many the newest."""
+    answered_by: list[AnsweredByRecord] = Field(default_factory=list)
+    """Of a batch: how many lines each version of each adapter answered."""
+    server: str | None = None
+    """Of a batch: namespace and name of the AdapterServer."""
     continued_from: MergeInputRecord | None = None
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
     """The checkpoints of other runs that it went on from, the oldest first."""

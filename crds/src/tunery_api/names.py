@@ -19,7 +19,7 @@ OWNER_LABEL: Final = "tunery.dev/owner"
 OWNER_UID_LABEL: Final = "tunery.dev/owner-uid"
 """The owner's uid, on pods: a pod may outlive its Job, and another object of the same name may come."""
 ROLE_LABEL: Final = "tunery.dev/role"
-"""`preflight`, `train`, `merge`, `report` or `publish`, on Jobs and pods; `serve` on a server's."""
+"""`preflight`, `train`, `merge`, `batch`, `report` or `publish`, on Jobs and pods; `serve` on a server's."""
 DONE_LABEL: Final = "tunery.dev/done"
 """`true` on a Job whose verdict was taken over: nobody watches it any more."""
 SUSPENDED_BY_ANNOTATION: Final = "tunery.dev/suspended-by"
@@ -81,6 +81,8 @@ TERMINATION_LIMIT: Final = 4096
 
 TRAIN_GRACE_SECONDS: Final = 120
 """From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
+BATCH_GRACE_SECONDS: Final = 60
+"""The same of a pod that asks: enough for the answers that are under way, and to store them."""
 
 HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 LONGEST_HOST_NAME: Final = 48

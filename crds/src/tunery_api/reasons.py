@@ -40,6 +40,10 @@ class FailureReason(StrEnum):
     PROBE_FAILED = "ProbeFailed"
     ENGINE_FAILED = "EngineFailed"
     ENGINE_UNSUPPORTED = "EngineUnsupported"
+    INPUT_INVALID = "InputInvalid"
+    REQUESTS_FAILED = "RequestsFailed"
+    SERVER_UNAVAILABLE = "ServerUnavailable"
+    SERVER_ACCESS_DENIED = "ServerAccessDenied"
     CHECKPOINT_MISSING = "CheckpointMissing"
     NAME_CONFLICT = "NameConflict"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -162,7 +166,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         False, "Serve it from an AdapterServer of the base model that it was trained on, or train it on this one."
     ),
     _R.TOO_MANY_ADAPTERS: Advice(
-        False, "Raise engine.maxLoadedAdapters of the server, or let it serve fewer; a second server takes the rest."
+        False,
+        "Serve the rest from a second server; of those with keepLoaded, raise engine.maxLoadedAdapters or take it from "
+        "some.",
     ),
     _R.ENGINE_REFUSED: Advice(
         True, "Look at the engine's own words in the message; it is tried again every five minutes."
@@ -175,6 +181,23 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.ENGINE_UNSUPPORTED: Advice(
         False, "Use an image of a newer vLLM, in engine.image or as the platform's; the message names the oldest."
+    ),
+    _R.INPUT_INVALID: Advice(
+        False, "Mend the named lines of the input and retry; another spec.input.uri needs a new object."
+    ),
+    _R.REQUESTS_FAILED: Advice(
+        False,
+        "Look at the named lines and at the server, and retry: what was answered is not asked again. More lines that "
+        "may fail, spec.maxErrors, need a new object.",
+    ),
+    _R.SERVER_UNAVAILABLE: Advice(
+        True,
+        "Look at the status of the AdapterServer that spec.serverRef names; what was answered is not asked again.",
+    ),
+    _R.SERVER_ACCESS_DENIED: Advice(
+        False,
+        "Put an API key that the server lets in into the Secret of spec.apiKeySecretRef, and retry; what was answered "
+        "is not asked again.",
     ),
     _R.CHECKPOINT_MISSING: Advice(
         False,

@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy, OutputStatus
 from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
@@ -39,6 +41,8 @@ class Task(StrEnum):
     """Say again what this very object has published; on CPU, and nothing is written."""
     PUBLISH = "publish"
     """Publish what is best in the newest checkpoint of a run that was stopped; on CPU, without the base's weights."""
+    BATCH = "batch"
+    """Answer a file of requests; the word after `python -m tunery_server`, which knows REPORT, too."""
 
 
 class Purpose(StrEnum):
@@ -55,6 +59,10 @@ class Purpose(StrEnum):
     """The claim of the cache; no URI leads there."""
     WANDB = "wandb"
     MLFLOW = "mlflow"
+    INPUT = "input"
+    """The requests of a batch."""
+    API_KEY = "api-key"
+    """Of the server that a batch asks."""
 
 
 class RunIdentity(OpenModel):
@@ -100,11 +108,14 @@ class ResolvedAdapter(OpenModel):
 
 
 class RunSpec(OpenModel):
-    """Everything a container needs to know; nothing in it is secret. Exactly one of the two specs is set."""
+    """Everything a container needs to know; nothing in it is secret. Exactly one of the specs is set."""
 
     identity: RunIdentity
     lora_job: LoRAJobSpec | None = None
     adapter_merge: AdapterMergeSpec | None = None
+    batch_inference: BatchInferenceSpec | None = None
+    server_url: str | None = None
+    """For a batch: the base URL of the server that is asked, such as http://support-server.team-a.svc:8000/v1."""
     output_uri: str
     """The exact place of the result."""
     checkpoint_uri: str | None = None
@@ -145,6 +156,17 @@ class Failure(OpenModel):
     hint: Annotated[str, Field(max_length=1024)] | None = None
 
 
+class AnswersReport(OpenModel):
+    """How far a batch is, all attempts together."""
+
+    lines: int = Field(ge=0)
+    answered: int = Field(0, ge=0)
+    errors: int = Field(0, ge=0)
+    prompt_tokens: int = Field(0, ge=0)
+    completion_tokens: int = Field(0, ge=0)
+    answered_by: list[AnsweredBy] = Field(default_factory=list, max_length=MODELS_SHOWN)
+
+
 class PreflightReport(OpenModel):
     """The termination message of a preflight container, at most 4 KiB of JSON."""
 
@@ -165,6 +187,9 @@ class RunResult(OpenModel):
 
     failure: Failure | None = None
     adapter: AdapterStatus | None = None
+    output: OutputStatus | None = None
+    """Published answers of a batch, as `adapter` is."""
+    answers: AnswersReport | None = None
     rejected_adapter: AdapterStatus | None = None
     """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
     stopped_after_step: int | None = None
@@ -209,6 +234,7 @@ class TrainerStatus(OpenModel):
     epoch: Annotated[str, Field(max_length=32)] | None = None
     tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
     phase: Phase | None = None
+    answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All that hold now; None: nothing is said of them."""

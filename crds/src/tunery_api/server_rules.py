@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from tunery_api.adapterserver import ENGINE_ARGS, ENGINE_RANKS, AdapterServerSpec, LabelOperator
+from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, near
 
 Errors = Iterator[FieldError]
+LARGEST_CLIENTS: Final = 200_000
+"""Characters; with what is served they stand in one ConfigMap."""
 
 
 def adapters(spec: AdapterServerSpec) -> Errors:
@@ -29,6 +32,49 @@ def adapters(spec: AdapterServerSpec) -> Errors:
         if item.name in seen:
             yield FieldError(f"{at}.name", f"{item.name} is the name of another adapter of this server")
         seen.add(item.name)
+
+
+def aliases(spec: AdapterServerSpec) -> Errors:
+    """An alias has a name of its own, and leads to adapters, some of which get requests."""
+    named = {item.name for item in spec.adapters or ()} | {spec.model.effective_served_name()}
+    known = {alias.name for alias in spec.aliases or ()}
+    seen: set[str] = set()
+    for index, alias in enumerate(spec.aliases or ()):
+        at = f"spec.aliases[{index}]"
+        if alias.name in named:
+            yield FieldError(f"{at}.name", f"{alias.name} is the name of an adapter or of the base model")
+        if alias.name in seen:
+            yield FieldError(f"{at}.name", f"{alias.name} is the name of another alias")
+        if ".." in alias.name:
+            yield FieldError(f"{at}.name", "must not have two dots in a row")
+        seen.add(alias.name)
+        targets = [target.adapter for target in alias.targets]
+        for place, target in enumerate(targets):
+            if target in known:
+                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is an alias; name the adapter itself")
+            if target in targets[:place]:
+                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is a target already; add its weights up")
+        if not any(target.weight for target in alias.targets):
+            yield FieldError(f"{at}.targets", "all have weight 0: no request could go anywhere")
+
+
+def clients(spec: AdapterServerSpec) -> Errors:
+    """Clients are told from each other by their keys."""
+    listed = spec.access.clients or ()
+    if listed and spec.access.api_keys_secret_ref is None:
+        yield FieldError("spec.access.clients", "needs apiKeysSecretRef: without keys nobody knows who asks")
+    names = [client.name for client in listed]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield FieldError(f"spec.access.clients[{index}].name", f"{name} is listed already")
+
+
+def client_names(spec: AdapterServerSpec) -> Errors:
+    """What clients may ask for has room beside what is served."""
+    size = sum(len(name) for client in spec.access.clients or () for name in (client.name, *client.models))
+    if size > LARGEST_CLIENTS:
+        text = f"names of {size:,} characters in all, at most {LARGEST_CLIENTS:,} have room"
+        yield FieldError("spec.access.clients", f"{text}; list fewer, or let a second server answer some of them")
 
 
 def selector(spec: AdapterServerSpec) -> Errors:
@@ -71,4 +117,14 @@ def rollout(spec: AdapterServerSpec) -> Errors:
         yield FieldError("spec.rollout", "maxSurge and maxUnavailable cannot both be 0: no replica could be replaced")
 
 
-ADAPTERSERVER_RULES: Final = (adapters, selector, engine, rollout)
+def one_file(spec: BatchInferenceSpec) -> Errors:
+    """The input is one file: its lines are counted and resumed from."""
+    uri = spec.input.uri
+    if any(sign in uri.partition("://")[2] for sign in "*?["):
+        yield FieldError("spec.input.uri", "names one file; ask for several in several objects")
+    elif not uri.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl") and not uri.startswith("configmap://"):
+        yield FieldError("spec.input.uri", "must end with .jsonl, .jsonl.gz or .jsonl.zst: lines of JSON")
+
+
+BATCHINFERENCE_RULES: Final = (one_file,)
+ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, client_names, selector, engine, rollout)

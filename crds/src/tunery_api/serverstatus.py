@@ -46,6 +46,8 @@ class AdapterState(StrEnum):
     """Where an adapter stands, on a replica or over all of them."""
 
     SERVED = "Served"
+    COLD = "Cold"
+    """Verified, and loaded as soon as somebody asks for it."""
     LOADING = "Loading"
     WAITING = "Waiting"
     FAILED = "Failed"
@@ -80,6 +82,7 @@ class ServedAdapterStatus(OpenModel):
     reason: Reason | None = Field(None, description="What stands in the way.")
     message: Text | None = Field(None, description="What stands in the way, in a sentence.")
     hint: Text | None = Field(None, description="What to do, in a sentence.")
+    last_used_time: Timestamp | None = Field(None, description="When it was last asked for, to ten minutes.")
     not_served_on: list[NotServedOn] | None = Field(
         None, max_length=NOT_SERVED_SHOWN, description=f"Replicas that do not serve it; the first {NOT_SERVED_SHOWN}."
     )
@@ -89,7 +92,8 @@ class AdapterCounts(OpenModel):
     """How many adapters, exactly, also where the list is cut."""
 
     desired: int = Field(0, ge=0, description="Adapters that are wanted.")
-    served: int = Field(0, ge=0, description="Those served on every ready replica.")
+    served: int = Field(0, ge=0, description="Those served, or cold, on every ready replica.")
+    cold: int = Field(0, ge=0, description="Those that wait for a request, verified, on some ready replica.")
     failed: int = Field(0, ge=0, description="Those that need somebody to mend them.")
     skipped: int = Field(0, ge=0, description="Objects with the selector's labels that are not for this server.")
 
@@ -100,6 +104,7 @@ class ReplicaStatus(OpenModel):
     pod: Name = Field(description="Its pod.")
     ready: bool = Field(description="Whether it gets requests, by the kubelet's word.")
     served: int | None = Field(None, ge=0, description="Adapters that it serves, by its last report.")
+    loaded: int | None = Field(None, ge=0, description="Those of them that its engine holds.")
     engine_version: Annotated[str, Field(max_length=64)] | None = Field(None, description="Version of its engine.")
     reason: Reason | None = Field(None, description="What stands in its way.")
     message: Text | None = Field(None, description="What stands in its way, in a sentence.")
@@ -131,7 +136,7 @@ class AdapterServerStatus(OpenModel):
     ready_text: Annotated[str, Field(max_length=16)] | None = Field(None, description="readyReplicas of spec.replicas.")
     selector: Text | None = Field(None, description="Label selector of the replicas' pods, for autoscalers.")
     adapters_text: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="Adapters served on every ready replica, of all that are wanted."
+        None, description="Adapters served, or cold, on every ready replica, of all that are wanted."
     )
     adapter_counts: AdapterCounts | None = Field(None, description="How many adapters, exactly.")
     adapters: list[ServedAdapterStatus] | None = Field(

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from tunery_api.adapterserver import Alias
 from tunery_api.fields import OpenModel
 from tunery_api.inputs import ModelSpec
 from tunery_api.runspec import DiskLimit, MountedSecret, RunIdentity
@@ -25,6 +26,8 @@ OLDEST_ENGINE: Final = "0.32.0"
 """The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
 SILENT_SECONDS: Final = 30.0
 """After so long without a report nobody can say what a replica serves."""
+LAST_USED_SECONDS: Final = 600
+"""So coarse is what a status says of when an adapter was last asked for: else every request would change it."""
 VERSION_DIGITS: Final = 12
 """Of a manifest's digest, behind the @ of an engine name."""
 
@@ -75,6 +78,16 @@ class DesiredAdapter(OpenModel):
     again."""
     source: str = "uri"
     """LoRAJob/name, AdapterMerge/name or uri, for messages."""
+    keep_loaded: bool = False
+    """It never leaves the engine for lack of use."""
+
+
+class HeldAdapter(OpenModel):
+    """A name that is wanted and leads nowhere yet, so that whoever asks for it is told why."""
+
+    name: str
+    reason: Reason
+    message: Annotated[str, Field(max_length=256)]
 
 
 class Desired(OpenModel):
@@ -83,6 +96,11 @@ class Desired(OpenModel):
     revision: int = 0
     """Raised by the operator with each change."""
     adapters: list[DesiredAdapter] = Field(default_factory=list)
+    held: list[HeldAdapter] = Field(default_factory=list)
+    """Names that wait for an object, or that the operator refuses; none of them is in `adapters`."""
+    aliases: list[Alias] = Field(default_factory=list)
+    clients: dict[str, list[str]] = Field(default_factory=dict)
+    """Of clients that may ask for some models only: their names, and those of the models."""
 
 
 class ReportedAdapter(OpenModel):
@@ -96,6 +114,8 @@ class ReportedAdapter(OpenModel):
     """What is to be served, while that is another."""
     rank: int | None = Field(None, ge=0)
     size_bytes: int | None = Field(None, ge=0)
+    last_used: float | None = None
+    """When it was last asked for on this replica, in seconds since 1970."""
     reason: Reason | None = None
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None

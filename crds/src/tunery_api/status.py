@@ -47,6 +47,7 @@ class Phase(StrEnum):
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     MERGING = "Merging"
+    ANSWERING = "Answering"
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -73,6 +74,7 @@ class ConditionType(StrEnum):
     RANK_SUFFICIENT = "RankSufficient"
     HEALTHY = "Healthy"
     ADAPTER_UPLOADED = "AdapterUploaded"
+    OUTPUT_UPLOADED = "OutputUploaded"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     STOPPED = "Stopped"
@@ -104,10 +106,7 @@ class ProgressStatus(OpenModel):
     """How far training is, as last reported by the pod."""
 
     percent: int | None = Field(
-        None,
-        ge=0,
-        le=100,
-        description="Share of the steps done; of the rows of a reference that is scored before them.",
+        None, ge=0, le=100, description="Share of the steps done; of the rows of a reference scored before them."
     )
     percent_text: Annotated[str, Field(max_length=8)] | None = Field(None, description="percent, with its sign.")
     step: int | None = Field(None, ge=0, description="Optimizer steps done.")
@@ -232,6 +231,7 @@ class ResolvedStatus(OpenModel):
     steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
     trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
+    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 
 
 class AdapterStatus(OpenModel):
@@ -242,6 +242,7 @@ class AdapterStatus(OpenModel):
     size_bytes: int = Field(ge=0, description="Size of all files.")
     served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="The base model it is for.")
     rank: int | None = Field(None, ge=0, description="Its rank.")
+    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 
 
 class CheckpointStatus(OpenModel):
@@ -316,8 +317,7 @@ class CommonStatus(OpenModel):
         description="The conditions, by type.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    adapter: AdapterStatus | None = Field(None, description="The published result.")
-    start_time: Timestamp | None = Field(None, description="When the first training or merging pod started.")
+    start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")
     completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
     attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
     run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
@@ -339,6 +339,7 @@ class CommonStatus(OpenModel):
 class LoRAJobStatus(CommonStatus):
     """The status of a LoRAJob."""
 
+    adapter: AdapterStatus | None = Field(None, description="The published result.")
     progress: ProgressStatus | None = Field(None, description="How far training is.")
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(
@@ -387,6 +388,7 @@ class VerificationStatus(OpenModel):
 class AdapterMergeStatus(CommonStatus):
     """The status of an AdapterMerge."""
 
+    adapter: AdapterStatus | None = Field(None, description="The published result.")
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
     metrics: MetricsStatus | None = Field(

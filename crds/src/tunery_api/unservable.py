@@ -17,6 +17,7 @@ class Unservable(NamedTuple):
     hint: str
 
 
+_FEWER_KEPT: Final = "Raise engine.maxLoadedAdapters of the server, or take keepLoaded from some of its adapters."
 _INTO_MODEL: Final = ADVICE[FailureReason.ADAPTER_UNSUPPORTED].hint
 _LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
 _PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
@@ -67,9 +68,18 @@ def base_problem(served_name: str | None, base: str) -> Unservable | None:
 
 
 def too_many(max_loaded: int) -> Unservable:
-    """Return why an adapter is left out that would be one more than the engine may hold."""
+    """Return why an adapter cannot stay loaded that would be one more than the engine holds."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,
-        f"engine.maxLoadedAdapters is {max_loaded}, and as many others are served before it",
-        ADVICE[FailureReason.TOO_MANY_ADAPTERS].hint,
+        f"engine.maxLoadedAdapters is {max_loaded}, and as many others before it have keepLoaded",
+        _FEWER_KEPT,
+    )
+
+
+def none_left(max_loaded: int) -> Unservable:
+    """Return why an adapter could never be loaded: others that stay loaded take all the room that there is."""
+    return Unservable(
+        FailureReason.TOO_MANY_ADAPTERS,
+        f"engine.maxLoadedAdapters is {max_loaded}, and adapters with keepLoaded take all of it",
+        _FEWER_KEPT,
     )

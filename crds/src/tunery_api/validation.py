@@ -12,12 +12,13 @@ from pydantic_core import ErrorDetails
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
+from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec, near
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
-from tunery_api.server_rules import ADAPTERSERVER_RULES
+from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
 from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
@@ -59,6 +60,11 @@ def parse_adaptermerge(obj: Any, *, local: bool = False) -> AdapterMergeSpec:
 def parse_adapterserver(obj: Any, *, local: bool = False) -> AdapterServerSpec:
     """Return the spec of an AdapterServer object; see parse_lorajob."""
     return _parse(obj, AdapterServerSpec, ADAPTERSERVER_RULES, local)
+
+
+def parse_batchinference(obj: Any, *, local: bool = False) -> BatchInferenceSpec:
+    """Return the spec of a BatchInference object; see parse_lorajob."""
+    return _parse(obj, BatchInferenceSpec, BATCHINFERENCE_RULES, local)
 
 
 def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:

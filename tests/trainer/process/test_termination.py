@@ -21,7 +21,7 @@ from tunery_api.status import (
     ResolvedStatus,
     ResolvedValue,
 )
-from tunery_trainer.process.termination import failed_message, termination_bytes, write_termination
+from tunery_common.termination import failed_message, termination_bytes, write_termination
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "words"
 

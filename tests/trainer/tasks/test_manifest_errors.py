@@ -103,6 +103,7 @@ def test_an_empty_uri_is_called_empty_and_a_cluster_is_told_of_no_files() -> Non
     [
         pytest.param("a: [1", "is not valid YAML", id="yaml"),
         pytest.param("kind: Secret\n", "must be LoRAJob or AdapterMerge", id="kind"),
+        pytest.param("kind: BatchInference\n", "which run without a cluster", id="needs-a-cluster"),
         pytest.param("just words", "holds nothing", id="scalar"),
         pytest.param("", "holds nothing", id="empty"),
         pytest.param(

@@ -22,12 +22,12 @@ from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_common.errors import TuneryError
+from tunery_common.termination import failed_message, write_termination
 from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import OTHER_IMAGE, parse, version
 from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, StopRequested, StopSignal
-from tunery_trainer.process.termination import failed_message, write_termination
 from tunery_trainer.tasks import answer, check, run_task
 from tunery_trainer.tasks.question import Asked, Question
 

@@ -225,7 +225,9 @@ def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any
     ours = [document for document in mappings if document.get("kind") in KINDS]
     if not ours:
         kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
-        raise InvalidSpec([FieldError("kind", f"must be LoRAJob or AdapterMerge; {path} holds {kinds}")])
+        raise InvalidSpec(
+            [FieldError("kind", f"must be LoRAJob or AdapterMerge, which run without a cluster; {path} holds {kinds}")]
+        )
     chosen = [document for document in ours if name is None or _name(document) == name]
     if len(chosen) != 1:
         names = [_name(document) for document in ours]

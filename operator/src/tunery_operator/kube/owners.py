@@ -9,10 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from tunery_api.kinds import JOB_KINDS, Kind
+from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.runspec import TrainerStatus
-from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.serverstatus import ServerCondition
+from tunery_api.status import FINAL_PHASES, ConditionStatus, Phase
 from tunery_operator.kube.offers import Offers
 from tunery_operator.kube.serving import Serving
 from tunery_operator.kube.versions import Tombstones, later
@@ -32,6 +33,8 @@ class Seen(NamedTuple):
     phase: str
     expires: float | None
     """When its time to live is over, in seconds since 1970; None: never, or it has not ended."""
+    answers: bool = False
+    """A server's: some replica answers requests. Its phase alone does not say so."""
 
 
 class Report(NamedTuple):
@@ -90,13 +93,13 @@ class Owners:
             before = None
         phase = sys.intern((body.get("status") or {}).get("phase") or Phase.PENDING.value)
         over = _is_over(kind, body)
-        seen = Seen(uid, version, phase, self._expires(body) if over else None)
+        seen = Seen(uid, version, phase, self._expires(body) if over else None, _answers(body))
         self._put(key, before, seen)
         waiters = set(self._waiters.get(key, ())) if _changed(before, seen) else set()
         waiters |= woken
-        if kind in JOB_KINDS:
+        if kind in ADAPTER_KINDS:
             waiters |= self.offers.see(key, body)
-        else:
+        elif kind not in JOB_KINDS:
             self.offers.follow(key, body.get("spec") or {})
         if over:
             # Who ends an object looks after its Jobs; where another has ended it, somebody has to.
@@ -146,7 +149,7 @@ class Owners:
         if len(self._expiring) > 64 + 2 * len(self._seen):
             self._expiring = [(when, kept) for when, kept in self._expiring if self._expires_at(kept) == when]
             heapq.heapify(self._expiring)
-        return self.offers.forget(key) if key.kind in JOB_KINDS else set()
+        return self.offers.forget(key) if key.kind in ADAPTER_KINDS else set()
 
     def _end(self, key: Key) -> None:
         """Drop what only an unfinished object needs."""
@@ -262,4 +265,10 @@ def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
 
 
 def _changed(before: Seen | None, seen: Seen) -> bool:
-    return before is None or before.phase != seen.phase
+    return before is None or (before.phase, before.answers) != (seen.phase, seen.answers)
+
+
+def _answers(body: dict[str, Any]) -> bool:
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    available = (item for item in conditions if item.get("type") == ServerCondition.AVAILABLE.value)
+    return any(item.get("status") == ConditionStatus.TRUE.value for item in available)

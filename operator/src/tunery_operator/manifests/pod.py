@@ -96,7 +96,7 @@ def _container(plan: JobPlan) -> dict[str, Any]:
         "name": CONTAINER,
         "image": plan.image.name,
         "imagePullPolicy": plan.image.pull_policy,
-        "command": ["python", "-m", "tunery_trainer", plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
+        "command": ["python", "-m", plan.program, plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
         "env": env_list(_environment(plan)),
         "resources": amounts(plan.resources),
         "terminationMessagePath": TERMINATION_PATH,

@@ -66,8 +66,10 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
 def secret_mounted(secret: SecretMount) -> Mounted:
     """Return a Secret of the tenant's, as files."""
     # optional: a pod that waits for a missing Secret waits forever and only an event says why.
-    volume = {"name": f"secret-{secret.purpose}", "secret": {"secretName": secret.name, "optional": True}}
-    return Mounted(volume, secret.path)
+    source: dict[str, Any] = {"secretName": secret.name, "optional": True}
+    if secret.key is not None:
+        source["items"] = [{"key": secret.key, "path": secret.key}]
+    return Mounted({"name": f"secret-{secret.purpose}", "secret": source}, secret.path)
 
 
 def tenant_mounted(mount: VolumeMount) -> Mounted:

@@ -106,7 +106,7 @@ def plan_server(spec: AdapterServerSpec, owner: Owner, platform: Platform) -> Se
     return ServerPlan(
         owner=owner,
         serve=_serve_spec(spec, owner, accesses),
-        door=_door_image(settings),
+        door=job.server_image(settings),
         door_resources=_door_resources(settings),
         engine=_engine_image(spec, settings),
         arguments=engine.arguments(spec),
@@ -151,13 +151,6 @@ def _serve_spec(spec: AdapterServerSpec, owner: Owner, accesses: list[Access]) -
         max_loaded_adapters=spec.engine.max_loaded_adapters,
         disk=DiskLimit(bytes=disk, field="spec.resources.ephemeralStorage"),
     )
-
-
-def _door_image(settings: Settings) -> Image:
-    serving = settings.serving
-    if not serving.server_image:
-        raise InvalidSpec([FieldError("spec", "the platform serves nothing: its serving.server.image is empty")])
-    return Image(serving.server_image, serving.server_pull_policy, tuple(settings.trainer_pull_secrets))
 
 
 def _engine_image(spec: AdapterServerSpec, settings: Settings) -> Image:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
+from tunery_api.fields import OpenModel
 from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.serving import Desired, DesiredAdapter
+from tunery_api.scrub import scrub, shorten
+from tunery_api.serving import Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
-from tunery_api.unservable import Unservable, base_problem, method_problem, rank_problem, too_many
+from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer
 
@@ -21,6 +23,10 @@ LONGEST_NAME: Final = 128
 MAX_ADAPTERS: Final = 4000
 MAX_BYTES: Final = 900 * 1024
 """Of adapters.json: a ConfigMap holds 1 MiB with all that is around it."""
+MAX_HELD: Final = 256
+"""Characters of why a name leads nowhere yet, for whoever asks for it."""
+ADAPTER_WAITING: Final = "AdapterWaiting"
+"""Why an adapter is held that does not exist yet; of one that is refused it is the reason of that."""
 
 _QUANTIZED: Final = frozenset(method.value for method in QUANTIZED)
 _INEXACT: Final = (
@@ -67,6 +73,13 @@ class Kept(NamedTuple):
     message: str
 
 
+class Astray(NamedTuple):
+    """A target of an alias that is no adapter of this server."""
+
+    alias: str
+    adapter: str
+
+
 class Note(NamedTuple):
     """What to know of an adapter that is served well enough."""
 
@@ -84,6 +97,7 @@ class Resolution(NamedTuple):
     skipped: tuple[Skipped, ...] = ()
     kept: tuple[Kept, ...] = ()
     notes: tuple[Note, ...] = ()
+    astray: tuple[Astray, ...] = ()
 
 
 def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolution:
@@ -98,16 +112,67 @@ def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolut
         work.name(source)
     for offer in _selected(spec, offers):
         work.select(offer)
-    adapters = sorted(_within_limits(work, spec.engine.max_loaded_adapters), key=lambda item: item.name)
-    changed = adapters != sorted(before.adapters, key=lambda item: item.name)
     return Resolution(
-        Desired(revision=before.revision + changed, adapters=adapters if changed else before.adapters),
+        _numbered(_told(work), before),
         tuple(work.waiting),
         tuple(work.refused),
         tuple(sorted(work.skipped)),
         tuple(work.kept),
         tuple(work.notes),
+        tuple(_astray(work)),
     )
+
+
+def _numbered(desired: Desired, before: Desired) -> Desired:
+    """Return what is to be served, by the next number where it says something new."""
+    lists = {name: sorted(getattr(before, name), key=lambda item: item.name) for name in ("adapters", "held")}
+    same = desired == before.model_copy(update={**lists, "revision": desired.revision})
+    return before if same else desired.model_copy(update={"revision": before.revision + 1})
+
+
+def _told(work: _Work) -> Desired:
+    """Return all that replicas are told, as far as it fits; lists of many are sorted by name."""
+    spec = work.spec
+    listed = spec.access.clients or ()
+    desired = Desired(aliases=list(spec.aliases or ()), clients={client.name: list(client.models) for client in listed})
+    adapters, room = _within_limits(work, MAX_BYTES - _size(desired))
+    named = {item.name for item in adapters}
+    held = sorted(_held(work, named, room), key=lambda item: item.name)
+    return desired.model_copy(update={"adapters": sorted(adapters, key=lambda item: item.name), "held": held})
+
+
+def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
+    """Yield the names that lead nowhere yet, as far as there is room: those that the spec names come first."""
+    found = {item.name: (ADAPTER_WAITING, item.message) for item in work.waiting}
+    found |= {item.name: (item.reason.value, item.message) for item in work.refused}
+    names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
+    for name in names:
+        reason, message = found[name]
+        item = HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
+        room -= _size(item)
+        if room < 0:
+            return
+        yield item
+
+
+def _astray(work: _Work) -> Iterator[Astray]:
+    """Yield what aliases lead to that this server neither serves nor is to serve."""
+    known = {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
+    for alias in work.spec.aliases or ():
+        yield from (Astray(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
+
+
+def _on_their_way(work: _Work) -> Iterator[Offer]:
+    """Yield what the selector will find once it has succeeded."""
+    selector = work.spec.adapter_selector
+    if selector is not None:
+        unfinished = (offer for offer in work.offers.values() if offer.phase not in FINAL_PHASES)
+        yield from (offer for offer in unfinished if selects(selector, offer.labels))
+
+
+def _size(part: OpenModel) -> int:
+    """Return how many bytes a part of adapters.json takes, with what separates it from the next."""
+    return len(part.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
 
 
 def _selected(spec: AdapterServerSpec, offers: Offers) -> list[Offer]:
@@ -141,6 +206,11 @@ class _Work:
     def base(self) -> str:
         """The name of the base model."""
         return self.spec.model.effective_served_name()
+
+    @property
+    def named(self) -> set[str]:
+        """The names that spec.adapters gives."""
+        return {item.name for item in self.spec.adapters or ()}
 
     # What the spec names
 
@@ -235,11 +305,12 @@ class _Work:
             return "bears the name of the base model; spec.adapters can give it another"
         if len(offer.name) > LONGEST_NAME:
             return f"has a name of more than {LONGEST_NAME} characters; spec.adapters can give it another"
+        if any(alias.name == offer.name for alias in self.spec.aliases or ()):
+            return "spec.aliases has an alias of this name; spec.adapters can give it another"
         holder = self.taken.get(offer.name)
         if holder is None or holder == offer.source:
             return None
-        named = any(item.name == offer.name for item in self.spec.adapters or ())
-        if named:
+        if offer.name in self.named:
             return "spec.adapters has an entry of this name"
         return f"{holder} has the same name and is older"
 
@@ -268,27 +339,39 @@ def _desired(name: str, offer: Offer) -> DesiredAdapter:
     )
 
 
-def _within_limits(work: _Work, max_loaded: int) -> Iterator[DesiredAdapter]:
-    """Yield what fits, and refuse the rest: the newest of what the selector finds, unless it is served already."""
-    left = min(max_loaded, MAX_ADAPTERS)
-    full = too_many(left)
-    room = MAX_BYTES
+def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
+    """Return what fits, and the bytes that are left; refuse the rest.
+
+    That is the newest of what the selector finds, unless it is served already; of those that are to stay in the engine
+    more than it holds; and what could never be loaded, as they take all of its room.
+    """
+    largest, fitting, kept = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
     for item in _by_right(work):
-        room -= len(item.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
-        if left > 0 and room >= 0:
-            left -= 1
-            yield item
-            continue
-        why = full if left <= 0 else _too_large()
-        work.refused.append(Refused(item.name, item.source, *why, item.uri, item.manifest_sha256))
+        room -= _size(item)
+        kept += item.keep_loaded
+        why = _no_room(item, kept, largest) or (None if room >= 0 and len(fitting) < MAX_ADAPTERS else _too_large())
+        if why is None:
+            fitting.append(item)
+        else:
+            work.refused.append(Refused(item.name, item.source, *why, item.uri, item.manifest_sha256))
+    return fitting, max(room, 0)
+
+
+def _no_room(item: DesiredAdapter, kept: int, largest: int) -> Unservable | None:
+    """Return why the engine has no place for an adapter; `kept` of them, it included, are to stay in the engine."""
+    if item.keep_loaded:
+        return too_many(largest) if kept > largest else None
+    return none_left(largest) if kept >= largest else None
 
 
 def _by_right(work: _Work) -> Iterable[DesiredAdapter]:
-    """Return what is wanted, first what the spec names, then what is served already, then the rest."""
-    named = {item.name for item in work.spec.adapters or ()}
-    return sorted(work.wanted, key=lambda item: (item.name not in named, item.name not in work.before))
+    """Return what is wanted: first what is to stay loaded, then what the spec names, what is served, and the rest."""
+    stay = {item.name for item in work.spec.adapters or () if item.keep_loaded}
+    wanted = [item.model_copy(update={"keep_loaded": item.name in stay}) for item in work.wanted]
+    named = work.named
+    return sorted(wanted, key=lambda item: (not item.keep_loaded, item.name not in named, item.name not in work.before))
 
 
 def _too_large() -> Unservable:
-    text = f"the list of what the server serves is full: it holds {MAX_BYTES // 1024} KiB"
+    text = f"the list of what the server serves is full: {MAX_ADAPTERS:,} adapters or {MAX_BYTES // 1024} KiB"
     return Unservable(FailureReason.TOO_MANY_ADAPTERS, text, ADVICE[FailureReason.TOO_MANY_ADAPTERS].hint)

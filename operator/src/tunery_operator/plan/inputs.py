@@ -1,4 +1,4 @@
-"""What another LoRAJob offers to a merge, to continueFrom or to resumeFrom: ready, not yet, or never."""
+"""What an object waits for: what a LoRAJob offers to another one or to a merge, or a server; ready, not yet, never."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_api.inputs import LocalReference
+from tunery_api.kinds import Kind
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES
@@ -26,11 +27,19 @@ class ReadyInput:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedInput:
-    """A LoRAJob that does not exist yet or has not ended yet."""
+    """A LoRAJob that does not exist yet or has not ended yet; or a server that does not answer yet."""
 
     name: str
     state: str
     exists: bool = True
+    kind: Kind = Kind.LORAJOB
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyServer:
+    """A server that answers."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ class NoCheckpoint:
 _NOTHING: Final = "trains nothing: its spec.preflight is Only"
 
 AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
+Input = AdapterInput | ReadyServer
 
 
 def plain_input(uri: str) -> ReadyInput:

@@ -14,7 +14,7 @@ from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
 from tunery_operator.plan.mounts import Access
-from tunery_operator.plan.types import Image, JobPlan, JobSpec, Progress, Resources
+from tunery_operator.plan.types import AskedResources, Image, JobPlan, JobSpec, Progress, Resources
 from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner
 
@@ -86,8 +86,16 @@ def image(settings: Settings) -> Image:
     return Image(settings.trainer_image, settings.trainer_pull_policy, tuple(settings.trainer_pull_secrets))
 
 
-def resources(spec: ResourcesSpec) -> Resources:
-    """Return the resources of the container that trains or merges."""
+def server_image(settings: Settings) -> Image:
+    """Return the image of the door, which also asks for batches; raises InvalidSpec where the platform names none."""
+    serving = settings.serving
+    if not serving.server_image:
+        raise InvalidSpec([FieldError("spec", "the platform serves nothing: its serving.server.image is empty")])
+    return Image(serving.server_image, serving.server_pull_policy, tuple(settings.trainer_pull_secrets))
+
+
+def resources(spec: AskedResources) -> Resources:
+    """Return the resources of the container that does the work."""
     return Resources(spec.cpu, spec.memory, spec.ephemeral_storage, spec.gpus, spec.gpu_resource)
 
 

@@ -13,18 +13,22 @@ from tunery_operator.plan.types import SecretMount, VolumeMount
 
 
 class Access(NamedTuple):
-    """A place that a container opens: what for, its URI, the Secret that opens it, and the field that names that."""
+    """A place that a container opens: what for, its URI, the Secret that opens it, and the field that names that.
+
+    Of the Secret all keys are mounted, or only `key`.
+    """
 
     purpose: str
     uri: str | None
     secret: LocalReference | None
     field: str
+    key: str | None = None
 
 
 def secret_mounts(accesses: Iterable[Access]) -> tuple[SecretMount, ...]:
     """Return a mount for each access that names a Secret."""
     return tuple(
-        SecretMount(access.purpose, access.secret.name, f"{SECRETS_DIR}/{access.purpose}")
+        SecretMount(access.purpose, access.secret.name, f"{SECRETS_DIR}/{access.purpose}", access.key)
         for access in accesses
         if access.secret is not None
     )

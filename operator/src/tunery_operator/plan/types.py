@@ -4,14 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from tunery_api.inputs import OutputSpec
-from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
 from tunery_operator.settings import PodSecurity
 from tunery_operator.views.job import authority_name
 from tunery_operator.views.owner import Owner
+
+TRAINER: Final = "tunery_trainer"
+SERVER: Final = "tunery_server"
+"""The programs of the two images."""
+
+
+class AskedResources(Protocol):
+    """What the spec of every kind says of the resources of the pod that does the work."""
+
+    @property
+    def cpu(self) -> str:
+        """CPU of the container."""
+        ...
+
+    @property
+    def memory(self) -> str:
+        """Memory of the container."""
+        ...
+
+    @property
+    def ephemeral_storage(self) -> str:
+        """Disk of the container."""
+        ...
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the container."""
+        ...
+
+    @property
+    def gpu_resource(self) -> str:
+        """Name of the extended resource that they are."""
+        ...
 
 
 class JobSpec(Protocol):
@@ -23,7 +56,7 @@ class JobSpec(Protocol):
         ...
 
     @property
-    def resources(self) -> ResourcesSpec:
+    def resources(self) -> AskedResources:
         """Resources of the pod that does the work."""
         ...
 
@@ -50,6 +83,8 @@ class SecretMount:
     purpose: str
     name: str
     path: str
+    key: str | None = None
+    """The only one of its keys that is mounted; None: all of them are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +163,5 @@ class JobPlan:
     """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
     pod: PodExtras = field(default_factory=PodExtras)
     grace_seconds: int = 30
+    program: str = TRAINER
+    """The Python package that the container runs."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tunery_api.findings import FindingStatus
-from tunery_api.runspec import TrainerStatus
+from tunery_api.runspec import AnswersReport, TrainerStatus
 
 MAX_WHOLE: Final = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly."""
@@ -34,6 +34,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),
             "checkpoint": checkpoint,
+            "answers": None if report.answers is None else _counted(report.answers),
             "findings": None if findings is None else [_dated(each) for each in findings],
             "evaluations": [
                 each.model_copy(update={"step": min(each.step, MAX_WHOLE)})
@@ -41,6 +42,23 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
                 if _number(each.loss) is not None
             ]
             or None,
+        }
+    )
+
+
+def _counted(answers: AnswersReport) -> AnswersReport:
+    """Return the counts of a batch in range: the lines that have their end are not more than there are."""
+    lines = min(answers.lines, MAX_WHOLE)
+    answered = min(answers.answered, lines)
+    by = [each.model_copy(update={"lines": min(each.lines, MAX_WHOLE)}) for each in answers.answered_by]
+    return answers.model_copy(
+        update={
+            "lines": lines,
+            "answered": answered,
+            "errors": min(answers.errors, lines - answered),
+            "prompt_tokens": min(answers.prompt_tokens, MAX_WHOLE),
+            "completion_tokens": min(answers.completion_tokens, MAX_WHOLE),
+            "answered_by": by,
         }
     )
 

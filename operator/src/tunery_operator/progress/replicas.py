@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from typing import Final
 
 from aiohttp import web
 
 from tunery_api.scrub import scrub
-from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
+from tunery_api.serving import LAST_USED_SECONDS, Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
 from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.kube.cache import Cache
 from tunery_operator.progress.plausible import MAX_WHOLE
@@ -42,7 +43,7 @@ class Replicas:
         digest = hashlib.blake2b(body, digest_size=16).digest()
         state = self._servers.said_before(key, pod_uid, digest)
         if state is None:
-            state = _sane(ReplicaReport.model_validate_json(body).replica_status)
+            state = _sane(ReplicaReport.model_validate_json(body).replica_status, time.time())
         if self._servers.hear(key, uid, pod_uid, state, digest):
             self._queue.add_after(key, self._delay(key, state), lane=Lane.LOW)
         reply = ReplicaReply(desired=self._news(key, state), interval_seconds=self._interval())
@@ -61,21 +62,21 @@ class Replicas:
         return max(MIN_INTERVAL, float(math.ceil(self._servers.replicas() / POSTS_PER_SECOND)))
 
 
-def _sane(state: ReplicaState) -> ReplicaState:
+def _sane(state: ReplicaState, now: float) -> ReplicaState:
     """Return the report as a status can hold it: numbers in range, and no credential in any text."""
     return state.model_copy(
         update={
             "revision": min(state.revision, MAX_WHOLE),
             "engine_restarts": min(state.engine_restarts, MAX_WHOLE),
             "message": _scrubbed(state.message),
-            "adapters": [_sane_adapter(each) for each in state.adapters],
+            "adapters": [_sane_adapter(each, now) for each in state.adapters],
         }
     )
 
 
-def _sane_adapter(adapter: ReportedAdapter) -> ReportedAdapter:
+def _sane_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
     small = max(adapter.rank or 0, adapter.size_bytes or 0) <= MAX_WHOLE
-    if small and adapter.message is None and adapter.hint is None:
+    if small and adapter.message is None and adapter.hint is None and adapter.last_used is None:
         return adapter
     return adapter.model_copy(
         update={
@@ -83,8 +84,16 @@ def _sane_adapter(adapter: ReportedAdapter) -> ReportedAdapter:
             "size_bytes": _at_most(adapter.size_bytes),
             "message": _scrubbed(adapter.message),
             "hint": _scrubbed(adapter.hint),
+            "last_used": _coarse(adapter.last_used, now),
         }
     )
+
+
+def _coarse(last_used: float | None, now: float) -> float | None:
+    """Return when an adapter was last asked for, so coarse that requests alone are no news."""
+    if last_used is None or not 0 < last_used < math.inf:
+        return None
+    return min(last_used, now) // LAST_USED_SECONDS * LAST_USED_SECONDS
 
 
 def _at_most(value: int | None) -> int | None:

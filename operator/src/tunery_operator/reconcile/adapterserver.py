@@ -26,6 +26,7 @@ from tunery_operator.reconcile.server_children import (
     served_before,
 )
 from tunery_operator.reconcile.services import Services
+from tunery_operator.reconcile.warnings import said_of_servers
 from tunery_operator.reconcile.writing import seconds_to_wait, write_down
 from tunery_operator.status.server.compute import compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
@@ -128,7 +129,8 @@ def _with_replicas(services: Services, snapshot: ServerSnapshot) -> ServerSnapsh
     pods = servers.pods(owner.key, owner.uid, deployment)
     said = servers.said(owner.key)
     reports = {pod.uid: Heard(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
-    return replace(snapshot, deployment=deployment, pods=pods, reports=reports)
+    warnings = said_of_servers(services.warnings, services.client, owner.key.namespace, pods, services.now())
+    return replace(snapshot, deployment=deployment, pods=pods, reports=reports, warnings=warnings)
 
 
 def _report(services: Services, obj: FoundObject, snapshot: ServerSnapshot, retry_in: float | None) -> Requeue:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
-from tunery_api.placement import ResourcesSpec
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
 from tunery_operator.kube.read import read_object
 from tunery_operator.reconcile.services import Services
@@ -76,7 +76,7 @@ class FoundObject:
         raw = self.spec.get("resources")
         if raw is None:
             return default.gpus, default.gpu_resource
-        plain = ResourcesSpec()
+        plain = type(default)()
         return raw.get("gpus", plain.gpus), raw.get("gpuResource", plain.gpu_resource)
 
     @property
@@ -108,8 +108,13 @@ class FoundObject:
         return now and self.holds(ConditionType.VALIDATED)
 
     def _condition(self, type_: ConditionType) -> Mapping[str, Any]:
-        conditions = self.status.get("conditions") or ()
-        return next((condition for condition in conditions if condition["type"] == type_.value), {})
+        return condition_of(self.status, type_)
+
+
+def condition_of(status: Mapping[str, Any], type_: StrEnum) -> Mapping[str, Any]:
+    """Return a condition of a status; an empty one where it is not set."""
+    conditions = status.get("conditions") or ()
+    return next((condition for condition in conditions if condition["type"] == type_.value), {})
 
 
 def _default(kind: Kind, field: str) -> Any:

@@ -17,6 +17,7 @@ from tunery_api.serving import Desired
 from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import (
     AdapterInput,
+    Input,
     ReadyInput,
     UnfinishedInput,
     checkpoint_input,
@@ -43,7 +44,7 @@ class Wanted(NamedTuple):
 class Inputs(NamedTuple):
     """What became of all that is wanted."""
 
-    items: tuple[AdapterInput, ...]
+    items: tuple[Input, ...]
     references: tuple[dict[str, Any], ...]
     """All that status.inputReferences is to say."""
     news: bool

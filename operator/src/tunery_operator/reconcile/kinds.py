@@ -13,6 +13,7 @@ from typing import Final
 from tunery_api.kinds import Kind
 from tunery_operator.reconcile.adaptermerge import ADAPTERMERGE_STEPS
 from tunery_operator.reconcile.adapterserver import reconcile_server
+from tunery_operator.reconcile.batchinference import BATCHINFERENCE_STEPS
 from tunery_operator.reconcile.frame import reconcile_job
 from tunery_operator.reconcile.lorajob import LORAJOB_STEPS
 from tunery_operator.reconcile.requeue import Requeue
@@ -23,6 +24,7 @@ RECONCILERS: Final[Mapping[Kind, Callable[[Services, Key], Requeue]]] = {
     Kind.LORAJOB: partial(reconcile_job, steps=LORAJOB_STEPS),
     Kind.ADAPTERMERGE: partial(reconcile_job, steps=ADAPTERMERGE_STEPS),
     Kind.ADAPTERSERVER: reconcile_server,
+    Kind.BATCHINFERENCE: partial(reconcile_job, steps=BATCHINFERENCE_STEPS),
 }
 
 

@@ -18,7 +18,8 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.snapshot import Snapshot
 
-_FREQUENT: Final = frozenset({"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"})
+_ANSWERS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
+_FREQUENT: Final = frozenset({"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"} | _ANSWERS)
 """Fields that a pod changes every few seconds: written at most once in progress_write_seconds."""
 
 

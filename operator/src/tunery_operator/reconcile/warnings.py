@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -15,6 +15,7 @@ from tunery_operator.kube.read import read_warnings
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.pod import PodView
+from tunery_operator.views.server_pod import ServerPodView
 
 JOB_SECONDS: Final = 5.0
 """How long a Job may be without a pod before anybody wonders."""
@@ -106,6 +107,15 @@ def _no_pod(attempt: Attempt, now: datetime) -> Silence | None:
     moments = (parse_time(job.created), job.started_at, pod.finished_at if pod is not None else None)
     since = max((moment for moment in moments if moment is not None), default=now)
     return Silence("Job", job.uid, since) if (now - since).total_seconds() > JOB_SECONDS else None
+
+
+def said_of_servers(
+    warnings: Warnings, client: KubeClient, namespace: str, pods: Iterable[ServerPodView], now: datetime
+) -> dict[str, tuple[ClusterWarning, ...]]:
+    """Return what the cluster says against the pods of a server that do not come up, by their uid."""
+    found = {pod.uid: parse_time(pod.created) or now for pod in pods if pod.unstarted}
+    silent = {uid: since for uid, since in found.items() if (now - since).total_seconds() > POD_SECONDS}
+    return {uid: warnings.of(client, namespace, Silence("Pod", uid, since)) for uid, since in silent.items()}
 
 
 def _created(pod: PodView, now: datetime) -> datetime:

@@ -15,6 +15,7 @@ from tunery_operator.status.main_job import check_main_job
 from tunery_operator.status.obstacle import show_hindrance
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
+from tunery_operator.status.servable import tell_unservable
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
@@ -40,6 +41,7 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
             draft.conditions.drop(ConditionType.STOPPED)
     else:
         show_hindrance(draft)
+    tell_unservable(draft)
     return draft.finish()
 
 
@@ -92,7 +94,7 @@ def _check_inputs(draft: Draft) -> bool:
     if waiting:
         # A reason of its own, so that one that was deleted is an event.
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
-        text = "; ".join(f"LoRAJob {item.name} {item.state}" for item in waiting)
+        text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):

@@ -25,7 +25,7 @@ _SCHEDULER_HINT: Final = (
 )
 _CLAIM_HINT: Final = "Create or bind the claim that the message names; the job goes on by itself."
 
-_FRESH: Final = timedelta(minutes=3)
+FRESH: Final = timedelta(minutes=3)
 """The kubelet says a mount that fails again at least every two minutes: an older warning is over."""
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -77,11 +77,15 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, attempt.job.role, now)
-    warning = _newest(attempt, "Pod", now - _FRESH)
+    return start_failure(f"pod {pod.name}", pod.node, _newest(attempt, "Pod", now - FRESH))
+
+
+def start_failure(pod: str, node: str, warning: ClusterWarning | None) -> Failure | None:
+    """Return why a pod on a node has no container yet, as far as a warning tells; None: it does not."""
     if warning is not None and _OOM_BEFORE_START in warning.message:
-        return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} cannot even start: {warning.message}")
+        return failure(_R.OUT_OF_MEMORY, f"{pod} cannot even start: {warning.message}")
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
-        return failure(_R.MOUNT_FAILED, f"pod {pod.name} on node {pod.node}: {warning.reason}: {warning.message}")
+        return failure(_R.MOUNT_FAILED, f"{pod} on node {node}: {warning.reason}: {warning.message}")
     return None
 
 

@@ -26,7 +26,7 @@ HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
 
 POD_STARTED: Final = "PodStarted"
-"""Reason of Running=True until the pod trains or merges: it imports its libraries, and downloads."""
+"""Reason of Running=True until the pod trains, merges or asks: it imports its libraries, and downloads."""
 
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
@@ -41,7 +41,7 @@ _TRAINER_PHASES: Final = {
     # The pod that was told to end does not train any more, and the next one is to come.
     STOPPING: Phase.STARTING,
     OUT_OF_TIME: Phase.STOPPING,
-    **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.UPLOADING)},
+    **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING)},
 }
 
 

@@ -20,10 +20,10 @@ def result_of(attempt: Attempt) -> RunResult | None:
     return parse_result(pod.termination_message) if pod is not None else None
 
 
-def published(attempt: Attempt | None) -> RunResult | None:
-    """Return the result of a Job that published one, or None."""
+def published(snapshot: Snapshot, attempt: Attempt | None) -> RunResult | None:
+    """Return the result of a Job that published what its kind publishes, or None."""
     result = result_of(attempt) if attempt is not None else None
-    return result if result is not None and result.adapter is not None else None
+    return result if result is not None and getattr(result, snapshot.running.result) is not None else None
 
 
 def needs_report(snapshot: Snapshot) -> bool:
@@ -32,6 +32,6 @@ def needs_report(snapshot: Snapshot) -> bool:
     True while the report Job runs, too; one that is complete and whose own words are gone is to be made anew.
     """
     main, report = snapshot.main, snapshot.report
-    if main is None or not main.job.complete or published(main) is not None:
+    if main is None or not main.job.complete or published(snapshot, main) is not None:
         return False
     return report is None or (report.job.failed_reason is None and result_of(report) is None)

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import RunResult
-from tunery_api.status import AdapterStatus, ConditionType
+from tunery_api.runspec import AnswersReport, RunResult
+from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import RANK_TOO_LOW
@@ -15,27 +15,39 @@ from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
 from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
-from tunery_operator.status.reported_progress import changed_enough, metrics_fields, number, progress_fields
+from tunery_operator.status.reported_progress import (
+    changed_enough,
+    metrics_fields,
+    number,
+    progress_fields,
+    steps_fields,
+)
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.pod import PodView
 
 _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
+_UPLOADED: Final = {"adapter": ConditionType.ADAPTER_UPLOADED, "output": ConditionType.OUTPUT_UPLOADED}
+"""By the field of a kind's status that says what was published."""
 
 
 def take_progress(draft: Draft) -> None:
     """Take over the newest report of the running pod."""
     report = draft.snapshot.progress
-    if report is None or not draft.snapshot.definition.holds("progress"):
+    holds = draft.snapshot.definition.holds
+    if report is None or not holds("progress"):
         return
     fields = progress_fields(report)
     if changed_enough(draft.fields.get("progress") or {}, fields):
         draft.merge("progress", fields)
-    draft.merge("metrics", metrics_fields(report))
+    if report.answers is not None:
+        _take_answers(draft, report.answers)
+    if holds("metrics"):
+        draft.merge("metrics", metrics_fields(report))
     if _is_of_this_attempt(draft):
         take_diagnosis(draft, report.findings, report.checks)
-    if report.evaluations:
+    if report.evaluations and holds("evaluations"):
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
-    if report.checkpoint is not None:
+    if report.checkpoint is not None and holds("checkpoint"):
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
 
 
@@ -48,7 +60,8 @@ def _is_of_this_attempt(draft: Draft) -> bool:
 def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
     """Take over the checkpoint that a pod wrote as it was told to end."""
     result = parse_result(pod.termination_message) if pod is not None else None
-    if result is not None and result.checkpoint is not None:
+    holds = draft.snapshot.definition.holds("checkpoint")
+    if result is not None and result.checkpoint is not None and holds:
         _take_checkpoint(draft, result.checkpoint.to_json_dict())
 
 
@@ -64,10 +77,10 @@ def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
 def check_result(draft: Draft, attempt: Attempt) -> None:
     """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
     snapshot = draft.snapshot
-    result = published(attempt) or published(snapshot.report)
-    if result is not None and result.adapter is not None:
+    result = published(snapshot, attempt) or published(snapshot, snapshot.report)
+    if result is not None:
         take_result(draft, result)
-        text = take_adapter(draft, result.adapter)
+        text = take_published(draft, result)
         forget_checkpoint(draft, result)
         pod = succeeded_pod(attempt)
         draft.succeed(text, pod.finished_at if pod is not None and pod.finished_at else attempt.job.ended_at)
@@ -77,11 +90,14 @@ def check_result(draft: Draft, attempt: Attempt) -> None:
         _fail_without_result(draft, attempt)
 
 
-def take_adapter(draft: Draft, adapter: AdapterStatus) -> str:
-    """Take over that an adapter is published, and return that in words."""
-    draft.put(adapter=adapter.to_json_dict())
-    text = f"published at {adapter.uri}, read back, and every digest matches"
-    draft.conditions.set(ConditionType.ADAPTER_UPLOADED, True, "AdapterUploaded", text)
+def take_published(draft: Draft, result: RunResult) -> str:
+    """Take over what was published, and return that in words."""
+    name = draft.snapshot.running.result
+    block = getattr(result, name)
+    draft.put(**{name: block.to_json_dict()})
+    text = f"published at {block.uri}, read back, and every digest matches"
+    condition = _UPLOADED[name]
+    draft.conditions.set(condition, True, condition.value, text)
     return text
 
 
@@ -138,6 +154,8 @@ def take_result(draft: Draft, result: RunResult) -> None:
         draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])
     if holds("inputs"):
         _take_merge(draft, result)
+    if result.answers is not None:
+        _take_answers(draft, result.answers)
     _check_evaluation(draft, result)
 
 
@@ -147,6 +165,17 @@ def _take_merge(draft: Draft, result: RunResult) -> None:
     draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
     if result.rank_too_low:
         draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
+
+
+def _take_answers(draft: Draft, answers: AnswersReport) -> None:
+    """Take over how many lines of a batch have their end: all attempts together."""
+    if not draft.snapshot.definition.holds("answered_by"):
+        return
+    counts = answers.model_dump(mode="json", by_alias=True, exclude_none=True)
+    draft.put(**{**counts, "answeredBy": counts["answeredBy"] or None})
+    if answers.lines:
+        done = steps_fields(answers.answered + answers.errors, answers.lines)
+        draft.merge("progress", {**done, "totalSteps": answers.lines})
 
 
 def _check_evaluation(draft: Draft, result: RunResult) -> None:

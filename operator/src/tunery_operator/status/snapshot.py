@@ -11,7 +11,7 @@ from tunery_api.errors import FieldError
 from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.plan.inputs import AdapterInput
+from tunery_operator.plan.inputs import Input
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Owner
@@ -50,13 +50,13 @@ class Snapshot:
     """What is wrong with the spec; with one, nothing else counts."""
     conflict: str | None = None
     """What bears the name of a child and is not ours."""
-    inputs: tuple[AdapterInput, ...] = ()
+    inputs: tuple[Input, ...] = ()
     preflight_needed: bool = False
     preflight_only: bool = False
     """Nothing follows preflight: it is what was asked for."""
     preflight: Attempt | None = None
     main: Attempt | None = None
-    """The train or merge Job."""
+    """The Job that does the work."""
     report: Attempt | None = None
     """The Job that says again what a complete one has published."""
     publishing: Attempt | None = None

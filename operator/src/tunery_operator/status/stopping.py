@@ -17,10 +17,10 @@ from tunery_operator.status.report_needed import published, succeeded_pod
 from tunery_operator.status.reported_progress import steps_fields
 from tunery_operator.status.results import (
     forget_checkpoint,
-    take_adapter,
     take_checkpoint,
     take_last_words,
     take_progress,
+    take_published,
     take_result,
 )
 from tunery_operator.status.still_there import still_there
@@ -123,14 +123,14 @@ def _show(draft: Draft, stop: Stop, text: str, reason: str = PUBLISHING) -> None
 
 
 def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
-    pod, result, name = succeeded_pod(attempt), published(attempt), attempt.job.name
+    pod, result, name = succeeded_pod(attempt), published(draft.snapshot, attempt), attempt.job.name
     if pod is None:
         _show(draft, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
-    elif result is None or result.adapter is None:
+    elif result is None:
         draft.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
     else:
         take_result(draft, result)
-        text = take_adapter(draft, result.adapter)
+        text = take_published(draft, result)
         forget_checkpoint(draft, result)
         ended = pod.finished_at or attempt.job.ended_at
         if result.stopped_after_step is None:

@@ -25,6 +25,11 @@ class ContainerView:
     exit_message: str = ""
     """Its termination message."""
 
+    @property
+    def stuck(self) -> bool:
+        """Tell whether its node says why it does not run."""
+        return self.waiting_reason not in (None, "ContainerCreating", "PodInitializing")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerPodView:
@@ -54,6 +59,12 @@ class ServerPodView:
     """The reason of the DisruptionTarget condition."""
     containers: tuple[ContainerView, ...] = ()
     """In the order in which they start."""
+
+    @property
+    def unstarted(self) -> bool:
+        """Tell whether it is on a node, where no container of it has run yet or says why not."""
+        placed = self.node is not None and not self.deleting and not self.finished
+        return placed and not any(item.running or item.exit_code is not None or item.stuck for item in self.containers)
 
     def container(self, name: str) -> ContainerView:
         """Return a container; one that nothing is known of has not started."""

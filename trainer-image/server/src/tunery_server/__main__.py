@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_server fetch-model|door /etc/tunery/serve.json`."""
+"""The program: `python -m tunery_server fetch-model|door serve.json`, `batch|report run.json`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.runspec import Task
 from tunery_api.serving import Desired, ReplicaState, ServeSpec
 from tunery_server import fetch_model
 from tunery_server.adapters.loop import Loader
+from tunery_server.batch import program
 from tunery_server.door.app import Door
 from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine
@@ -25,6 +27,7 @@ from tunery_server.report import Reporter, poster
 from tunery_server.routes import Routes
 
 FETCH: Final = "fetch-model"
+_OF_BATCHES: Final = (Task.BATCH, Task.REPORT)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     """Do what is asked for; returns the exit code."""
     options = _parser().parse_args(arguments)
     configure_logging()
+    if options.command in _OF_BATCHES:
+        return program.main(options.spec, task=Task(options.command))
     try:
         spec = ServeSpec.model_validate_json(options.spec.read_bytes())
     except (OSError, ValidationError) as error:
@@ -88,9 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         (FETCH, "bring the base model to the folder that the engine serves"),
         ("door", "answer requests before an engine, bring adapters into it, and report"),
+        (Task.BATCH, "answer a file of requests through a server, and publish the answers"),
+        (Task.REPORT, "say again what a batch has published"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("spec", type=Path, help="serve.json")
+        command.add_argument("spec", type=Path, help="run.json" if name in _OF_BATCHES else "serve.json")
     return parser
 
 

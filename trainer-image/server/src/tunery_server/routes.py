@@ -39,6 +39,8 @@ class Target:
     """What the engine knows it by: name@version, for the base its served name."""
     version: str | None
     """The first digits of the manifest's digest; None for the base."""
+    sha256: str | None = None
+    """All of that digest."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Routes:
     def serve(self, name: str, engine_name: str, sha256: str) -> None:
         """From now on `name` leads to this version, and to no other."""
         self._held.pop(name, None)
-        self._served[name] = Target(name, engine_name, sha256[:VERSION_DIGITS])
+        self._served[name] = Target(name, engine_name, sha256[:VERSION_DIGITS], sha256)
 
     def hold(self, name: str, reason: str, message: str) -> None:
         """From now on whoever asks for `name` is told why it cannot answer."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.zstd import ZstdReader
 from tunery_trainer.data.faults import AGAIN, damaged, reading
 from tunery_trainer.data.first_bytes import BOM, LENGTH, check_encoding, check_name, check_text
 from tunery_trainer.data.json_array import TOO_LONG_NUMBER, rows_of_array
@@ -20,7 +21,6 @@ from tunery_trainer.data.read_csv import rows_of_csv
 from tunery_trainer.data.read_parquet import rows_of_parquet
 from tunery_trainer.data.rows import Record, RowError, RowPlace, as_object
 from tunery_trainer.data.sources import DataFile
-from tunery_trainer.data.zstd import ZstdReader
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no row of text but a damaged or hostile file."""

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import CACHE_FOLDER
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Purpose, RunSpec
+from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
 from tunery_common.inputs.location import DataFiles, FetchedModel, Location
+from tunery_common.inputs.mounts import Mounts
 from tunery_common.inputs.shared_cache import SharedCache
-from tunery_common.storage import StorePath, open_store
-from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
-
-_NEEDS: Final[dict[str, tuple[str, ...]]] = {
-    Purpose.WANDB: ("WANDB_API_KEY",),
-    Purpose.MLFLOW: (),
-}
-"""Keys that a Secret must hold whatever the URI."""
+from tunery_common.storage import StorePath
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """Made once by a task, and handed to whatever reads from outside or writes to the disk.
-
-    A Secret is read anew whenever something is opened: it may have been rotated while a GPU trained.
-    """
-
-    run: RunSpec
+class Workspace(Mounts):
+    """What is mounted, and what only the trainer has beside it."""
 
     @property
     def lora_job(self) -> LoRAJobSpec:
@@ -40,62 +28,16 @@ class Workspace:
             raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no LoRAJob")
         return self.run.lora_job
 
-    def folder(self, name: str) -> Path:
-        """Return a folder below the work directory, made if need be."""
-        folder = Path(self.run.work_dir) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     @property
     def result(self) -> Path:
         """The folder of what is published, of a training run or of a merge."""
         return self.folder("result")
-
-    def credentials(self, purpose: str, uri: str = "") -> Credentials:
-        """Return what opens `uri`: the Secret that is mounted for `purpose`, else the process's own identity.
-
-        Raises TuneryError(SecretNotFound), naming the field, the Secret and the missing keys.
-        """
-        secret = self.run.secrets.get(purpose)
-        if secret is None:
-            return ambient()
-        needed = _NEEDS.get(purpose, ())
-        keys = S3_KEYS if uri.startswith("s3://") else HUB_KEYS if uri.startswith("hf://") else needed
-        return from_secret(Path(secret.path), secret.name, keys, secret.field)
-
-    def location(self, purpose: Purpose, uri: str, revision: str | None = None) -> Location:
-        """Return where `uri` lies and what opens it, mounted or not; nothing is contacted yet."""
-        mount = self.run.volumes.get(purpose)
-        return Location(
-            uri,
-            self.credentials(purpose, uri),
-            mount=Path(mount) if mount else None,
-            revision=revision,
-            allow_file=self.run.local,
-            disk=self.run.disk,
-        )
-
-    def open(self, purpose: str, uri: str, field: str) -> StorePath:
-        """Return the place that `uri` names; `field` named it, for messages. Nothing is contacted yet."""
-        return open_store(uri, self.credentials(purpose, uri), field)
 
     @property
     def cache(self) -> SharedCache | None:
         """The namespace's cache, where the job has one."""
         cache = self.run.cache
         return SharedCache(Path(cache.path, CACHE_FOLDER), cache.max_bytes) if cache else None
-
-    @property
-    def output(self) -> StorePath:
-        """The place of the result, of a training run or of a merge."""
-        return self.open(Purpose.OUTPUT, self.run.output_uri, "spec.output.uri")
-
-    @property
-    def checkpoints(self) -> StorePath | None:
-        """Where checkpoints are kept; None where the platform named no place."""
-        uri = self.run.checkpoint_uri
-        field = "--work-dir" if self.run.local else "spec.output.uri"
-        return self.open(Purpose.OUTPUT, uri, field) if uri is not None else None
 
     @property
     def reports(self) -> StorePath | None:

@@ -20,15 +20,15 @@ from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError, first_line
-from tunery_trainer.process.device import gpu_reason
-from tunery_trainer.process.failures import explain, to_failure
-from tunery_trainer.process.termination import (
+from tunery_common.termination import (
     clear_termination,
     failed_message,
     has_spoken,
     termination_file,
     write_termination,
 )
+from tunery_trainer.process.device import gpu_reason
+from tunery_trainer.process.failures import explain, to_failure
 
 _CHILD: Final = "TUNERY_SUPERVISED"
 _LINES: Final = 400

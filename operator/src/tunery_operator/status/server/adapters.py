@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from tunery_api.reasons import advice_for
@@ -12,10 +13,13 @@ from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn,
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
 from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.replicas import Replica
+from tunery_operator.views.clock import format_time, parse_time
 
 _S = AdapterState
-_WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.SERVED)
+_WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.COLD, _S.SERVED)
 """An adapter stands where it stands worst."""
+ANSWERED: Final = frozenset({_S.SERVED, _S.COLD})
+"""Who asks for one gets an answer: a cold one is loaded for that."""
 _SHORT: Final = 256
 _HINT: Final = 512
 """Bytes of a text in a list of many; of one that is to be followed to the letter."""
@@ -60,14 +64,28 @@ class _Wanted:
     note: Note | None = None
 
 
-def standings(resolution: Resolution | None, replicas: Sequence[Replica], *, stopped: bool) -> list[Standing]:
+def standings(
+    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool
+) -> list[Standing]:
     """Return where each adapter stands, problems first, then by name.
 
+    `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
     """
     asked = [replica for replica in replicas if replica.ready] or list(replicas)
-    found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
+    used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
+    found = [_dated(_standing(item, asked, stopped), replicas, used) for item in _wanted(resolution, replicas)]
     return sorted(found, key=_order)
+
+
+def _dated(item: Standing, replicas: Sequence[Replica], before: Mapping[str, str | None]) -> Standing:
+    """Return where an adapter stands, with when it was last asked for, on whichever replica."""
+    reported = (replica.adapters[item.name].last_used for replica in replicas if item.name in replica.adapters)
+    known = parse_time(before.get(item.name))
+    newest = max([known.timestamp() if known is not None else 0.0, *(time for time in reported if time)])
+    if newest > 0:
+        item.fields["last_used_time"] = format_time(datetime.fromtimestamp(newest, UTC))
+    return item
 
 
 def _order(item: Standing) -> tuple[int, int, str]:
@@ -141,7 +159,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
         message = said.message if said is not None else None
     served, wanted = _digests(item, [answer for _, answer in answers])
     ready = [replica for replica in asked if replica.ready]
-    on = sum(answer.state is _S.SERVED for replica, answer in answers if replica.ready)
+    on = sum(answer.state in ANSWERED for replica, answer in answers if replica.ready)
     fields = {
         "name": item.name,
         "source": item.source or None,
@@ -168,7 +186,7 @@ def _answer(replica: Replica, name: str) -> ReportedAdapter:
         return ReportedAdapter(name=name, state=_S.UNKNOWN, message=_SILENT)
     if told is None:
         return ReportedAdapter(name=name, state=_S.LOADING, message=_NEW if replica.state is not None else None)
-    if told.state is _S.SERVED and not replica.ready:
+    if told.state in ANSWERED and not replica.ready:
         return told.model_copy(update={"state": _S.LOADING})
     return told
 
@@ -185,7 +203,7 @@ def _digests(item: _Wanted, answers: Sequence[ReportedAdapter]) -> tuple[str | N
 
 
 def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: str | None) -> list[dict[str, Any]]:
-    others = [(replica, answer) for replica, answer in answers if answer.state is not _S.SERVED]
+    others = [(replica, answer) for replica, answer in answers if answer.state not in ANSWERED]
     return [
         {
             "pod": replica.pod.name,
@@ -218,7 +236,8 @@ def count(found: Sequence[Standing], skipped: int) -> Mapping[str, int]:
     """Return the counts, exact also where the list is cut."""
     return {
         "desired": len(found),
-        "served": sum(item.state is _S.SERVED for item in found),
+        "served": sum(item.state in ANSWERED for item in found),
+        "cold": sum(item.state is _S.COLD for item in found),
         "failed": sum(item.needs_mending for item in found),
         "skipped": skipped,
     }

@@ -52,7 +52,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     A report that says nothing new changes nothing in it.
     """
     replicas = find_replicas(snapshot, before, now)
-    adapters = standings(snapshot.resolution, replicas, stopped=snapshot.replicas == 0)
+    adapters = standings(snapshot.resolution, replicas, before, stopped=snapshot.replicas == 0)
     seen = Seen(snapshot, replicas, adapters, hindrance(snapshot, replicas))
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
@@ -99,6 +99,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
         pod=replica.pod.name,
         ready=replica.ready,
         served=replica.served if known is not None else None,
+        loaded=replica.loaded if known is not None else None,
         engine_version=known.engine_version if known is not None else None,
         reason=reason,
         message=shorten(scrub(message), _SHORT) if message else None,
@@ -140,5 +141,8 @@ def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[fl
     for replica in replicas:
         if replica.silent_in is not None:
             yield replica.silent_in + _MARGIN
+        if replica.pod.unstarted and not replica.ready:
+            # Why only events tell, and no watch tells of those.
+            yield _PAUSE
     if snapshot.refusal is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
         yield _PAUSE

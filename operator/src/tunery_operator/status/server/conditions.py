@@ -8,16 +8,17 @@ from typing import Final, NamedTuple
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState, ServerCondition
-from tunery_operator.plan.desired import Resolution
+from tunery_operator.plan.desired import Resolution, Waiting
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.adapters import Standing, first_problem
+from tunery_operator.status.server.adapters import ANSWERED, Standing, first_problem
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.status.server.verdict import as_text
+from tunery_operator.status.server.verdict import as_text, astray_text
 
 NOT_REPORTING: Final = "NotReporting"
 STOPPED: Final = "Stopped"
 ROLLING_OUT: Final = "RollingOut"
+WAITING: Final = "WaitingForAdapters"
 _NAMED: Final = 5
 """Names in a message; the others are counted."""
 
@@ -75,18 +76,24 @@ def _validated(conditions: Conditions, snapshot: ServerSnapshot) -> None:
 
 def _resolved(conditions: Conditions, resolution: Resolution) -> None:
     type_ = ServerCondition.ADAPTERS_RESOLVED
-    if resolution.refused:
+    if resolution.astray:
+        conditions.set(type_, False, FailureReason.ADAPTER_MISSING.value, astray_text(resolution.astray))
+    elif resolution.refused:
         first = resolution.refused[0]
         others = names([item.name for item in resolution.refused])
         conditions.set(type_, False, first.reason.value, f"not to be served: {others}; {first.name}: {first.message}")
     elif resolution.waiting:
-        text = "; ".join(item.message for item in resolution.waiting[:_NAMED])
-        more = len(resolution.waiting) - _NAMED
-        conditions.set(type_, False, "WaitingForAdapters", text + (f"; and {more} more" if more > 0 else ""))
+        conditions.set(type_, False, WAITING, _waits_for(resolution.waiting))
     elif resolution.kept:
         conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.kept[:_NAMED]))
     else:
         conditions.set(type_, True, "AdaptersResolved")
+
+
+def _waits_for(waiting: Sequence[Waiting]) -> str:
+    more = len(waiting) - _NAMED
+    text = "; ".join(item.message for item in waiting[:_NAMED])
+    return text + (f"; and {more} more" if more > 0 else "")
 
 
 def _available(conditions: Conditions, seen: Seen) -> None:
@@ -105,7 +112,8 @@ def _served(conditions: Conditions, seen: Seen) -> None:
     type_ = ServerCondition.ADAPTERS_SERVED
     silent = [replica.pod.name for replica in seen.replicas if replica.silent]
     problem = first_problem(seen.adapters)
-    loading = [item.name for item in seen.adapters if item.state is not AdapterState.SERVED]
+    others = [item for item in seen.adapters if item.state not in ANSWERED]
+    waiting = seen.snapshot.resolution.waiting if seen.snapshot.resolution is not None else ()
     if seen.stopped:
         conditions.set(type_, None, STOPPED, "spec.replicas is 0")
     elif silent:
@@ -117,8 +125,10 @@ def _served(conditions: Conditions, seen: Seen) -> None:
         conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
     elif not seen.ready:
         conditions.set(type_, False, "NotAvailable", "no replica answers yet")
-    elif loading:
-        conditions.set(type_, False, "Loading", f"not served on every replica yet: {names(loading)}")
+    elif others and all(item.state is AdapterState.WAITING for item in others):
+        conditions.set(type_, False, WAITING, _waits_for(waiting))
+    elif others:
+        conditions.set(type_, False, "Loading", f"not served on every replica yet: {names([o.name for o in others])}")
     else:
         conditions.set(type_, True, "AdaptersServed")
 

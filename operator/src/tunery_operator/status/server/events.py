@@ -18,6 +18,8 @@ ADAPTER_SERVED: Final = "AdapterServed"
 ADAPTER_FAILED: Final = "AdapterFailed"
 ADAPTER_REMOVED: Final = "AdapterRemoved"
 
+_ANSWERED: Final = (AdapterState.SERVED.value, AdapterState.COLD.value)
+
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -86,7 +88,7 @@ def _is_whole(status: Mapping[str, Any], entries: Entries) -> bool:
 
 
 def _serves(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("state") == AdapterState.SERVED.value)
+    return entry.get("state") in _ANSWERED
 
 
 def _version(entry: Mapping[str, Any] | None) -> Any:

@@ -9,9 +9,10 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL
-from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure
+from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.server.hints import REPLACE_IN_PLACE
+from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 _R = FailureReason
@@ -23,10 +24,12 @@ _LAST_WORDS: Final = 300
 """Characters of the end of an engine's log."""
 
 
-def pod_obstacle(pod: ServerPodView, *, beside_others: bool) -> Failure | None:
+def pod_obstacle(
+    pod: ServerPodView, warning: ClusterWarning | None = None, *, beside_others: bool = False
+) -> Failure | None:
     """Return why a pod is not ready, or None where nothing says so: it may just take its time.
 
-    `beside_others`: it waits beside pods that it is to replace.
+    `warning` is the newest that the cluster has told of it; `beside_others`: it waits beside pods that it replaces.
     """
     if pod.ready:
         return None
@@ -34,6 +37,8 @@ def pod_obstacle(pod: ServerPodView, *, beside_others: bool) -> Failure | None:
         claim = "persistentvolumeclaim" in pod.unschedulable.lower()
         hint = REPLACE_IN_PLACE if beside_others and not claim else None
         return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
+    if pod.unstarted:
+        return start_failure(f"pod {pod.name}", str(pod.node), warning)
     return next(_of_containers(pod), None)
 
 

@@ -20,5 +20,7 @@ def server_phase(conditions: Conditions, seen: Seen, *, hindered: bool) -> Serve
         (conditions.reason(ServerCondition.ADAPTERS_SERVED) == NOT_REPORTING, ServerPhase.DEGRADED),
         (rolling, ServerPhase.UPDATING),
         (seen.ready < seen.snapshot.replicas, ServerPhase.DEGRADED),
+        # Nothing is wrong, and what is asked for is not served yet: an adapter is loaded, or its object still works.
+        (conditions.is_false(ServerCondition.ADAPTERS_SERVED), ServerPhase.UPDATING),
     )
     return next((phase for holds, phase in checks if holds), ServerPhase.READY)

@@ -14,8 +14,8 @@ from tunery_operator.plan.desired import Resolution
 
 def remembered(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> ReplicaState | None:
     """Return what the status says of a replica; None where it does not know it."""
-    entry = next((item for item in before.get("replicaStatuses") or () if item.get("pod") == pod), None)
-    if entry is None or not entry.get("ready") or entry.get("served") is None:
+    entry = _entry(pod, before)
+    if not entry.get("ready") or entry.get("served") is None:
         return None
     return ReplicaState(
         engine_ready=bool(entry.get("ready")),
@@ -26,18 +26,30 @@ def remembered(pod: str, before: Mapping[str, Any], resolution: Resolution | Non
     )
 
 
+def loaded_before(pod: str, before: Mapping[str, Any]) -> int | None:
+    """Return how many adapters the engine of a replica held, as the status says; None where it does not know it."""
+    loaded: int | None = _entry(pod, before).get("loaded")
+    return loaded
+
+
+def _entry(pod: str, before: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((item for item in before.get("replicaStatuses") or () if item.get("pod") == pod), {})
+
+
 def _adapters(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> Iterator[ReportedAdapter]:
     shown = {item.name: item for item in _shown(before)}
     yield from (_standing(pod, item) for item in shown.values())
     counts = before.get("adapterCounts") or {}
     if resolution is None or counts.get("desired", 0) <= len(shown):
         return
-    # The list is cut, and those with problems come first.
+    # The list is cut, and those with problems come first, then those that are cold, by name.
+    cold_shown = [name for name, item in shown.items() if item.state == AdapterState.COLD.value]
+    last, cold = max(cold_shown, default=""), counts.get("cold", 0) - len(cold_shown)
     for item in resolution.desired.adapters:
         if item.name not in shown:
-            yield ReportedAdapter(
-                name=item.name, state=AdapterState.SERVED, manifest_sha256=item.manifest_sha256 or None
-            )
+            state = AdapterState.COLD if cold > 0 and item.name > last else AdapterState.SERVED
+            cold -= state is AdapterState.COLD
+            yield ReportedAdapter(name=item.name, state=state, manifest_sha256=item.manifest_sha256 or None)
 
 
 def _shown(before: Mapping[str, Any]) -> Iterator[ServedAdapterStatus]:
@@ -51,14 +63,18 @@ def _shown(before: Mapping[str, Any]) -> Iterator[ServedAdapterStatus]:
 def _standing(pod: str, item: ServedAdapterStatus) -> ReportedAdapter:
     """Return how an adapter stood on a replica."""
     there = next((entry for entry in item.not_served_on or () if entry.pod == pod), None)
-    state = AdapterState.SERVED if there is None and item.manifest_sha256 else AdapterState.LOADING
+    state = AdapterState.LOADING
+    if there is None and item.state == AdapterState.COLD.value:
+        state = AdapterState.COLD
+    elif there is None and item.manifest_sha256:
+        state = AdapterState.SERVED
     told = item if there is None else there
     if there is not None and there.state in {known.value for known in AdapterState}:
         state = AdapterState(there.state)
     return ReportedAdapter(
         name=item.name,
         state=state,
-        manifest_sha256=item.manifest_sha256 if state is AdapterState.SERVED else None,
+        manifest_sha256=item.manifest_sha256 if state in (AdapterState.SERVED, AdapterState.COLD) else None,
         wanted_sha256=item.wanted_sha256,
         rank=item.rank,
         size_bytes=item.size_bytes,

@@ -10,9 +10,11 @@ from typing import Any, Final
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
+from tunery_operator.status.diagnosis import FRESH
 from tunery_operator.status.server.obstacles import pod_obstacle
-from tunery_operator.status.server.remembered import remembered
+from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
 
@@ -34,6 +36,8 @@ class Replica:
     """What keeps it from getting requests."""
     adapters: Mapping[str, ReportedAdapter]
     """What it says of each, by name."""
+    loaded: int = 0
+    """How many of those that it serves its engine holds."""
 
     @property
     def ready(self) -> bool:
@@ -47,10 +51,10 @@ class Replica:
 
     @property
     def served(self) -> int:
-        """How many adapters it serves."""
+        """How many adapters it answers for, cold ones too."""
         if not self.ready:
             return 0
-        return sum(item.state is AdapterState.SERVED for item in self.adapters.values())
+        return sum(item.state in (AdapterState.SERVED, AdapterState.COLD) for item in self.adapters.values())
 
 
 def find_replicas(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> list[Replica]:
@@ -69,10 +73,10 @@ def _replica(
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    state = heard.state if heard is not None else None
+    state, loaded = heard.state if heard is not None else None, None
     if state is None and pod.ready and not silent:
-        state = remembered(pod.name, before, snapshot.resolution)
-    obstacle = pod_obstacle(pod, beside_others=others)
+        state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
+    obstacle = pod_obstacle(pod, _fresh(snapshot.warnings.get(pod.uid, ()), now), beside_others=others)
     return Replica(
         pod,
         state,
@@ -80,7 +84,18 @@ def _replica(
         left if pod.ready and not silent else None,
         obstacle,
         {item.name: item for item in state.adapters} if state is not None else {},
+        (_loaded(state) if loaded is None else loaded) if pod.ready else 0,
     )
+
+
+def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:
+    """Return the newest warning that still holds: whoever says it says it again."""
+    dated = [warning for warning in warnings if (parse_time(warning.time) or now) > now - FRESH]
+    return dated[-1] if dated else None
+
+
+def _loaded(state: ReplicaState | None) -> int:
+    return 0 if state is None else sum(item.state is AdapterState.SERVED for item in state.adapters)
 
 
 def obstacles(replicas: Sequence[Replica]) -> Iterator[Failure]:

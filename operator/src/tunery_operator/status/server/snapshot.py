@@ -11,6 +11,7 @@ from tunery_api.errors import FieldError
 from tunery_api.serving import ReplicaState
 from tunery_operator.plan.desired import Resolution
 from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.deployment import DeploymentView
 from tunery_operator.views.owner import Owner
 from tunery_operator.views.server_pod import ServerPodView
@@ -50,5 +51,7 @@ class ServerSnapshot:
     """Those that belong to the Deployment."""
     reports: Mapping[str, Heard] = field(default_factory=dict)
     """By uid of the pod."""
+    warnings: Mapping[str, tuple[ClusterWarning, ...]] = field(default_factory=dict)
+    """What the cluster says against pods that do not come up, by their uid, oldest first."""
     watching_since: datetime | None = None
     """Since when this operator takes reports: none can have come before."""

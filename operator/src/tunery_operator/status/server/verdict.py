@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_operator.plan.desired import Astray
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.server.adapters import Standing, first_problem
 from tunery_operator.status.server.hints import hint_for
@@ -16,10 +17,22 @@ from tunery_operator.status.server.obstacles import eviction, refused_pods
 from tunery_operator.status.server.replicas import Replica, obstacles
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
+_ASTRAY_HINT: Final = (
+    "Correct spec.aliases, name that adapter in spec.adapters, or give its object the labels that "
+    "spec.adapterSelector looks for."
+)
+
 
 def as_text(errors: Sequence[FieldError]) -> str:
     """Return what is wrong with a spec, as one text."""
     return "; ".join(str(error) for error in errors)
+
+
+def astray_text(astray: Sequence[Astray]) -> str:
+    """Return which aliases lead to what is no adapter of the server."""
+    first = astray[0]
+    more = f", and {len(astray) - 1} more lead nowhere" if len(astray) > 1 else ""
+    return f"alias {first.alias} leads to {first.adapter}, which is no adapter of this server{more}"
 
 
 def hindrance(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
@@ -51,6 +64,8 @@ def failure_block(
     """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well."""
     if snapshot.errors:
         found = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors))
+    if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
+        found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY_HINT)
     if found is None:
         found = _of_adapter(first_problem(adapters))
     if found is None:

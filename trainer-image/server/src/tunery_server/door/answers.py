@@ -19,6 +19,7 @@ from tunery_server.door.usage import Usage, UsageReader, usage_in
 from tunery_server.routes import Target
 
 ADAPTER_HEADER: Final = "X-Tunery-Adapter"
+MANIFEST_HEADER: Final = "X-Tunery-Manifest-SHA256"
 IDLE_SECONDS: Final = 600.0
 """Between two pieces of a stream: for the engine to give one, and for the client to take one."""
 MAX_ANSWER: Final = 64 << 20
@@ -41,8 +42,12 @@ class Passage:
     usage: Usage | None = None
 
     def headers(self) -> dict[str, str]:
-        """Return the header that says which version answers; the base has none."""
-        return {} if self.target.version is None else {ADAPTER_HEADER: self.target.engine_name}
+        """Return the headers that say which version answers; the base has none."""
+        target = self.target
+        if target.version is None:
+            return {}
+        digest = {} if target.sha256 is None else {MANIFEST_HEADER: target.sha256}
+        return {ADAPTER_HEADER: target.engine_name, **digest}
 
 
 class ClientGone(Exception):

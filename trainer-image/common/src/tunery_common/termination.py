@@ -20,6 +20,7 @@ _DROPPED_FIRST: Final = (
     ("checks", "Skipped", f"message={TRAINING_TELLS}"),
     *_SENTENCES,
     ("evaluations",),
+    ("answers", "answeredBy"),
     ("dataset", "ignoredColumns"),
     ("dataset", "firstInvalid"),
     ("resolved", "values", "source=Manifest"),
@@ -42,11 +43,12 @@ _DROPPED_FIRST: Final = (
     ("disk",),
     ("findings",),
     ("rejectedAdapter",),
+    ("answers",),
 )
-"""What a message loses, in this order, until it fits; failure and adapter stay, and always fit. The sentences of
-findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted is
-none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training says
-the operator knows."""
+"""What a message loses, in this order, until it fits; failure, adapter and output stay, and always fit. The sentences
+of findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted
+is none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training
+says the operator knows."""
 _KEPT_LONGER: Final = ("estimate",)
 """Preflight's sentences stay until this is next: nobody has posted them, and after a dry run nobody will. Those of a
 stopped run do, too: its pod may not have come to post them."""

@@ -1,0 +1,76 @@
+"""BatchInference: answer a file of requests through an AdapterServer, line by line, and publish the answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tunery_api.adapterserver import AdapterName
+from tunery_api.fields import ApiModel, BytesString, DatasetUri, QuantityString
+from tunery_api.inputs import LocalReference, OutputSpec
+from tunery_api.lifecycle import LifecycleFields
+from tunery_api.placement import SchedulingSpec
+
+
+class SecretKeyReference(ApiModel):
+    """One key of a Secret of the same namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = Field(
+        description="Name of the Secret."
+    )
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
+        description="The key in it."
+    )
+
+
+class BatchInput(ApiModel):
+    """The requests."""
+
+    uri: DatasetUri = Field(
+        description="One file of lines as OpenAI's batches have them, {custom_id, method, url, body}: s3://bucket/key, "
+        "hf://owner/name/file, pvc://claim/path or configmap://name/key; .jsonl, optionally .gz or .zst."
+    )
+    secret_ref: LocalReference | None = Field(
+        None, description="Secret that opens the input. Default: the pod's workload identity."
+    )
+
+
+class BatchResources(ApiModel):
+    """The resources of the container that asks; the engine's are the server's. Requests equal limits."""
+
+    gpus: ClassVar[int] = 0
+    gpu_resource: ClassVar[str] = ""
+
+    cpu: QuantityString = Field("1", description="CPU of the container.")
+    memory: BytesString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
+    ephemeral_storage: BytesString = Field(
+        "10Gi", description="Disk of the container: input and answers. May change while no pod runs."
+    )
+
+
+class BatchInferenceSpec(LifecycleFields):
+    """What to ask, whom, and where to put the answers."""
+
+    server_ref: LocalReference = Field(
+        description="An AdapterServer of this namespace; it is waited for until it answers."
+    )
+    api_key_secret_ref: SecretKeyReference | None = Field(
+        None, description="The API key to ask with, where the server asks for one."
+    )
+    input: BatchInput = Field(description="The requests.")
+    default_model: AdapterName | None = Field(
+        None, description="Model of the lines whose body names none. Default: such a line is an error."
+    )
+    concurrency: int = Field(16, ge=1, le=1024, description="Requests that are in flight at a time.")
+    max_errors: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="Lines that may end in errors.jsonl; with one more, nothing is published.",
+    )
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the answers are published.")
+    resources: BatchResources = Field(default_factory=BatchResources, description="Resources of the pod that asks.")
+    scheduling: SchedulingSpec = Field(
+        default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
+    )

@@ -1,0 +1,63 @@
+"""The steps of a BatchInference: wait for its server, ask, result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.names import child_name
+from tunery_api.runspec import Task
+from tunery_api.serverstatus import ServerCondition, ServerPhase
+from tunery_api.status import ConditionStatus
+from tunery_api.validation import parse_batchinference
+from tunery_operator.kube.read import peek_object
+from tunery_operator.plan.batchinference import plan_batch, plan_report, server_of
+from tunery_operator.plan.inputs import ReadyServer, UnfinishedInput
+from tunery_operator.reconcile.children import ensure_attempt
+from tunery_operator.reconcile.found_object import FoundObject, condition_of
+from tunery_operator.reconcile.frame import KindSteps
+from tunery_operator.reconcile.gathering import gather_main_job, report_again
+from tunery_operator.reconcile.services import Services
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.owner import Key
+
+
+def _gather(services: Services, obj: FoundObject) -> Snapshot:
+    """Return what is in the cluster."""
+    return gather_main_job(services, obj, Task.BATCH)
+
+
+def _advance(services: Services, obj: FoundObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
+    """Make the Job that asks once the server answers; from then on its pod says itself how the server does."""
+    main = snapshot.main
+    if main is not None and main.job.finished:
+        return report_again(services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform))
+    # Judged before anything is waited for.
+    plan = plan_batch(spec, obj.owner, services.platform)
+    if main is None:
+        server = _server(services, obj, server_of(spec, obj.owner))
+        snapshot = replace(snapshot, inputs=(server,))
+        if isinstance(server, UnfinishedInput):
+            return snapshot
+    return replace(snapshot, main=ensure_attempt(services, obj, plan, main))
+
+
+def _server(services: Services, obj: FoundObject, key: Key) -> ReadyServer | UnfinishedInput:
+    """Return whether the server answers requests, as its status says. Raises StaleObject, ApiFailure."""
+    # First ask to be woken, then look: a change between the two must not be missed.
+    services.cache.wait_for(key, obj.owner.key)
+    body = peek_object(services.client, services.cache, key)
+    if body is None:
+        return UnfinishedInput(key.name, "does not exist yet", exists=False, kind=key.kind)
+    status = body.get("status") or {}
+    if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:
+        return ReadyServer(key.name)
+    return UnfinishedInput(key.name, f"is {status.get('phase') or ServerPhase.PENDING.value}", kind=key.kind)
+
+
+def _children(key: Key) -> tuple[str, ...]:
+    return (child_name(key.name, Task.BATCH.value),)
+
+
+BATCHINFERENCE_STEPS: Final = KindSteps(parse_batchinference, _gather, _advance, _children)

@@ -1,0 +1,168 @@
+"""However a batch is ended, and whenever: the next attempt goes on, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from server.batch_kit import Table, jsonl, request, table
+from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import ProgressUpdate, TrainerStatus
+from tunery_api.status import Phase
+from tunery_server.batch import progress
+
+from cluster.s3 import S3Server
+
+LINES, PART, CONCURRENCY = 400, 10, 4
+KILLS = 12
+
+
+async def undisturbed(here: Table, uri: str) -> bytes:
+    """Return the output of a run that nobody ends; it is of another object, so that names of requests differ."""
+    here.uid = "calm"
+    await here.run(uri)
+    return here.read("output.jsonl")
+
+
+def without_names(output: bytes) -> list[object]:
+    """Return the lines but for what is told of the object."""
+    lines = [json.loads(line) for line in output.splitlines()]
+    for line in lines:
+        assert line["response"].pop("request_id") == line.pop("id")
+    return lines
+
+
+async def test_killed_at_any_instant_it_goes_on_where_it_was(tmp_path: Path, s3_server: S3Server, bucket: str) -> None:
+    chance = random.Random(7)
+    async with table(tmp_path, s3_server, bucket) as here:
+        uri = here.put(jsonl(request(number) for number in range(LINES)))
+        calm = await undisturbed(here, uri)
+        here.uid, here.oracle.seconds = "u-1", 0.01
+        here.oracle.asked.clear()
+        kills = 0
+        while True:
+            program, asked = await here.start(uri), here.oracle.asked.total()
+            if kills < KILLS:
+                # Some are killed as they start, most while they ask; each leaves a little for the next.
+                least = chance.choice([0, 1, 5, 15, 25, 35])
+                while here.oracle.asked.total() < asked + least and program.process.returncode is None:
+                    await asyncio.sleep(0.005)
+                await asyncio.sleep(chance.uniform(0, 0.05))
+                if program.process.returncode is None:
+                    await program.kill()
+                    kills += 1
+                    continue
+            assert await program.end() == ExitCode.OK, program.log
+            break
+        assert kills >= 10
+        assert without_names(here.read("output.jsonl")) == without_names(calm)
+        assert len(here.oracle.asked) == LINES
+        # A part that was not stored, what was in flight, and what was answered out of turn.
+        assert here.oracle.asked.total() - LINES <= kills * (2 * PART + 2 * CONCURRENCY)
+        assert here.parts == []
+        assert program.words.output is not None
+        assert program.words.answers is not None
+        assert program.words.answers.answered == LINES
+
+
+async def test_told_to_stop_it_keeps_what_is_answered_and_asks_nothing_twice(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        uri = here.put(jsonl(request(number) for number in range(200)))
+        here.oracle.seconds = 0.02
+        program = await here.start(uri)
+        while len(here.oracle.asked) < 43:
+            await asyncio.sleep(0.01)
+        assert await program.end(signal.SIGTERM) == ExitCode.TERMINATED, program.log
+        assert program.words.answers is not None
+        assert program.words.failure is None
+        assert program.words.answers.answered == here.oracle.asked.total() >= 43
+        assert "Told to stop" in program.log
+        again = await here.start(uri)
+        assert await again.end() == ExitCode.OK, again.log
+        assert set(here.oracle.asked.values()) == {1}
+        assert len(here.lines()) == 200
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for_at_a_stop(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        uri = here.put(jsonl(request(number) for number in range(20)))
+        here.oracle.seconds = 60
+        program = await here.start(uri)
+        while len(here.oracle.asked) < 4:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            assert await program.end(signal.SIGTERM) == ExitCode.TERMINATED, program.log
+        assert here.oracle.asked.total() == 4
+
+
+async def test_the_last_words_of_a_failure_name_the_reason_and_end_with_its_code(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        program = await here.start(here.put(b"{}"))
+        assert await program.end() == ExitCode.USER_ERROR
+        assert program.words.failure is not None
+        assert program.words.failure.reason is FailureReason.INPUT_INVALID
+        assert program.log.splitlines()[-2].startswith("InputInvalid: spec.input.uri: 1 line of pvc://data/in.jsonl")
+
+
+async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
+    told: list[TrainerStatus] = []
+
+    async def take(asked: web.Request) -> web.Response:
+        told.append(ProgressUpdate.model_validate_json(await asked.read()).trainer_status)
+        return web.json_response({"intervalSeconds": 1})
+
+    app = web.Application()
+    app.router.add_post("/report", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with table(tmp_path) as here:
+        here.oracle.seconds = 0.1
+        variables = {"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/report"}
+        program = await here.start(here.put(jsonl(request(number) for number in range(150))), variables)
+        assert await program.end() == ExitCode.OK, program.log
+    await runner.cleanup()
+    answering = [status for status in told if status.phase is Phase.ANSWERING and status.step]
+    assert len(answering) >= 2
+    assert all(status.total_steps == 150 and status.answers for status in answering)
+    steps = [status.step for status in told if status.step is not None]
+    assert steps == sorted(steps)
+    assert any(status.estimated_remaining_seconds and status.tokens_per_second for status in answering)
+    last = told[-1]
+    assert (last.phase, last.progress_percentage, last.estimated_remaining_seconds) == (Phase.SUCCEEDED, 100, 0)
+    assert last.answers == program.words.answers
+    assert progress.line(answering[0]).startswith(f"{answering[0].step} of 150 lines (")
+
+
+async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        here.oracle.broken = {str(request(39)["body"]["messages"])}
+        uri = here.put(jsonl(request(number) for number in range(40)))
+        program = await here.start(uri)
+        assert await program.end() == ExitCode.USER_ERROR
+        assert len(here.parts) == 9
+        here.put(jsonl([request(100), *(request(number) for number in range(30))]))
+        await here.run(uri)
+        assert [line["custom_id"] for line in here.lines()] == ["row-100", *(f"row-{n}" for n in range(30))]
+        assert here.oracle.asked[str(request(5)["body"]["messages"])] == 2
+        assert here.parts == []
+
+
+def test_two_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
+    """Of a pod that is given 1 GiB; 60 MiB are the interpreter and its libraries, 64 at most answers to be stored."""
+    command = [sys.executable, "-m", "server.batch_memory", str(tmp_path), "200000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    took = json.loads(done.stdout)
+    assert (took["whole"], took["lines"]) == (True, 200_000)
+    assert took["bytes"] > 200_000_000
+    assert took["published"] < 250
+    shutil.rmtree(tmp_path)

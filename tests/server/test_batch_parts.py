@@ -1,0 +1,208 @@
+"""The books of a batch: whatever parts are there, every line is asked once and stands once in the output."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
+from tunery_common.storage.credentials import ambient
+from tunery_server.batch.answers import Answer, tally_of
+from tunery_server.batch.asking import Conveyor
+from tunery_server.batch.keeping import Keeper, Kept, PartSize
+from tunery_server.batch.lines import Line
+from tunery_server.batch.parts import Parts
+from tunery_server.batch.repeated import Repeated
+
+
+def place(folder: Path) -> StorePath:
+    return open_store((folder / "store" / "parts").as_uri(), ambient(), "x")
+
+
+def answer(index: int, ok: bool = True) -> Answer:
+    version = ("tone", "7" * 64) if ok else None
+    return Answer(index, index + 1, ok, b'{"n":%d}' % index, version, int(ok), 2 * int(ok))
+
+
+def lines(count: int) -> list[Line]:
+    return [Line(index, index + 1, b"{}") for index in range(count)]
+
+
+@settings(max_examples=40)
+@given(
+    count=st.integers(1, 60),
+    ends=st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), max_size=4),
+    size=st.integers(1, 9),
+)
+def test_attempts_that_end_anywhere_leave_each_line_once(
+    count: int, ends: list[tuple[int, set[int]]], size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each attempt ends after so many lines, some of them failed; the last one answers all."""
+    where = place(tmp_path_factory.mktemp("parts"))
+    for limit, failing in [*ends, (count, set[int]())]:
+        parts = Parts(where, "batch")
+        kept = Kept.of(parts, parts.load())
+        before = {line.index for line in lines(count)} - {line.index for line in kept.left(lines(count))}
+        assert kept.tally.done == len(before)
+        keeper = Keeper(parts, kept, PartSize(lines=size))
+        for line in list(kept.left(lines(count)))[:limit]:
+            keeper.take(answer(line.index, line.index not in failing))
+        keeper.end()
+        asyncio.run(keeper.keep(lambda _: None))
+        if keeper.tally.errors:
+            parts.next_round()
+    marks = sorted(keeper.marks.values(), key=lambda mark: mark.first)
+    records = [record for mark in marks for record in parts.read(mark)]
+    assert [record.number for record in records] == list(range(1, count + 1))
+    assert all(record.ok for record in records)
+    assert [record.data for record in records] == [answer(index).data for index in range(count)]
+    assert keeper.tally == tally_of(answer(index) for index in range(count))
+    parts.clear()
+    assert where.store.list(where.prefix) == []
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Dying(LocalStore):
+    """A store whose process is killed at one of its writes: before it, or once it is done."""
+
+    left: float = float("inf")
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        self._die()
+        put = super().put_bytes(key, data, if_none_match=if_none_match)
+        self._die()
+        return put
+
+    def delete(self, key: str) -> None:
+        self._die()
+        super().delete(key)
+
+    def _die(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def attempt(where: StorePath, failing: set[int], count: int) -> Keeper:
+    """Go through one attempt on `count` lines; raises Killed."""
+    parts = Parts(where, "batch")
+    kept = Kept.of(parts, parts.load())
+    keeper = Keeper(parts, kept, PartSize(lines=3))
+    for line in kept.left(lines(count)):
+        keeper.take(answer(line.index, line.index not in failing))
+    keeper.end()
+    asyncio.run(keeper.keep(lambda _: None))
+    if keeper.tally.errors:
+        parts.next_round()
+    return keeper
+
+
+@pytest.mark.parametrize("first", [{1, 4, 5}, set[int]()])
+def test_death_at_any_write_loses_and_doubles_nothing(first: set[int], tmp_path: Path) -> None:
+    """Two attempts, the lines of `first` failing in the first, are killed at each of their writes by turns."""
+    (tmp_path / "store").mkdir()
+    deaths = 0
+    for kill in range(200):
+        store = Dying(tmp_path / "store", "file:///store", "x")
+        where = StorePath(store, f"parts-{kill}")
+        store.left, died = kill, False
+        for failing in (first, set[int]()):
+            try:
+                attempt(where, failing, 11)
+            except Killed:
+                died = True
+                break
+        deaths += died
+        store.left = float("inf")
+        keeper = attempt(where, set(), 11)
+        if keeper.tally.errors:  # those of the round that was not ended
+            keeper = attempt(where, set(), 11)
+        marks = sorted(keeper.marks.values(), key=lambda mark: mark.first)
+        records = [record for mark in marks for record in Parts(where, "batch").read(mark)]
+        assert [record.data for record in records] == [answer(index).data for index in range(11)]
+        assert keeper.tally == tally_of(answer(index) for index in range(11))
+        if not died:
+            break
+    assert deaths >= 16
+
+
+def test_a_part_without_its_mark_or_of_another_batch_is_none(tmp_path: Path) -> None:
+    where = place(tmp_path)
+    mine, other = Parts(where, "mine"), Parts(where, "other")
+    mark = mine.save([answer(0), answer(1)])
+    other.save([answer(2)])
+    where.store.put_bytes(where.key("part-000000000005-aaaaaaaaaaaa.jsonl.zst"), b"cut")
+    other.next_round()
+    assert Parts(where, "mine").load() == [mark]
+    assert len(where.store.list(where.prefix)) == 2
+
+
+def test_of_parts_that_overlap_one_counts(tmp_path: Path) -> None:
+    where = place(tmp_path)
+    for indices in (range(4), range(2, 6), range(4, 8), range(9, 10)):
+        Parts(where, "b").save([answer(index) for index in indices])
+    parts = Parts(where, "b")
+    kept = Kept.of(parts, parts.load())
+    assert [(mark.first, mark.end) for mark in kept.marks] == [(0, 4), (4, 8), (9, 10)]
+    assert [line.index for line in kept.left(lines(12))] == [8, 10, 11]
+
+
+def test_a_damaged_part_is_told_and_its_lines_are_asked_again(tmp_path: Path) -> None:
+    where = place(tmp_path)
+    parts = Parts(where, "b")
+    mark = parts.save([answer(0), answer(1)])
+    where.store.put_bytes(where.key(mark.file), b"other")
+    with pytest.raises(TuneryError, match="is not what was stored: its 2 lines are asked again") as caught:
+        list(parts.read(mark))
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert Parts(where, "b").load() == []
+
+
+@given(count=st.integers(0, 80), concurrency=st.integers(1, 12), seed=st.integers(0, 5))
+def test_ends_come_in_the_order_of_the_lines(count: int, concurrency: int, seed: int) -> None:
+    taken: list[int] = []
+    chance, now, most = random.Random(seed), Counter[str](), 0
+
+    async def ask(line: Line) -> Answer:
+        nonlocal most
+        now["asked"] += 1
+        most = max(most, now["asked"])
+        for _ in range(chance.randrange(5)):
+            await asyncio.sleep(0)
+        now["asked"] -= 1
+        return answer(line.index)
+
+    async def run() -> bool:
+        conveyor = Conveyor(ask, iter(lines(count)), lambda end: taken.append(end.index), asyncio.Event())
+        await conveyor.run(concurrency, 1.0)
+        return conveyor.whole
+
+    assert asyncio.run(run())
+    assert taken == list(range(count))
+    assert most <= concurrency
+
+
+@given(ids=st.lists(st.text(max_size=3), max_size=60))
+def test_repeated_names_are_found_with_their_first_line(
+    ids: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    repeated = Repeated(tmp_path_factory.mktemp("ids") / "ids")
+    expected, first = set[tuple[int, int]](), dict[str, int]()
+    for number, name in enumerate(ids):
+        repeated.add(name, number)
+        if name in first:
+            expected.add((number, first[name]))
+        first.setdefault(name, number)
+    assert set(repeated.found()) == expected
+    repeated.close()

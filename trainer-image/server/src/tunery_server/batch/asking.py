@@ -1,0 +1,92 @@
+"""Lines go out to the server, so many at a time, and their ends come back in the order of the lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+from tunery_server.batch.answers import Answer
+from tunery_server.batch.lines import Line
+from tunery_server.batch.server import Stopped
+
+WINDOW: Final = 2000
+"""Lines that may have been begun behind the first one without an end: so many are lost with a pod at most."""
+MOST_BYTES: Final = 64 << 20
+"""Of lines and of answers that are held."""
+_SPACE: Final = 3
+"""A line is held as it is, taken apart, and as what is sent."""
+Ask = Callable[[Line], Awaitable[Answer]]
+
+
+class Conveyor:
+    """Asks `lines`, `concurrency` at a time; hands each end to `take`, in the order of the lines."""
+
+    def __init__(self, ask: Ask, lines: Iterator[Line], take: Callable[[Answer], None], stop: asyncio.Event) -> None:
+        self._ask = ask
+        self._lines = lines
+        self._take = take
+        self._stop = stop
+        self._begun = self._ended = 0
+        self._waiting: dict[int, Answer] = {}
+        """Ends whose turn has not come, by the place of their line."""
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._all_begun = False
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether every line has its end."""
+        return self._all_begun and self._begun == self._ended
+
+    async def run(self, concurrency: int, grace_seconds: float) -> None:
+        """Return once every line has its end, or after a stop: what is in flight is then waited for so long.
+
+        Raises what `ask` raises, but Stopped.
+        """
+        async with asyncio.TaskGroup() as group:
+            workers = [group.create_task(self._work()) for _ in range(concurrency)]
+            guard = group.create_task(self._end_late(workers, grace_seconds))
+            await asyncio.wait(workers)
+            guard.cancel()
+
+    def stored(self, size: int) -> None:
+        """Take note that ends of so many bytes are not held any more."""
+        self._bytes -= size
+        self._room.set()
+
+    async def _work(self) -> None:
+        while (begun := await self._next()) is not None:
+            place, line = begun
+            try:
+                answer = await self._ask(line)
+            except Stopped:
+                return
+            self._bytes += len(answer.data) - _SPACE * len(line.raw)
+            self._waiting[place] = answer
+            while (ended := self._waiting.pop(self._ended, None)) is not None:
+                self._ended += 1
+                self._take(ended)
+            self._room.set()
+
+    async def _next(self) -> tuple[int, Line] | None:
+        while not self._stop.is_set():
+            idle = self._begun == self._ended
+            if self._begun - self._ended < WINDOW and (idle or self._bytes < MOST_BYTES):
+                line = next(self._lines, None)
+                if line is None:
+                    self._all_begun = True
+                    return None
+                place, self._begun = self._begun, self._begun + 1
+                self._bytes += _SPACE * len(line.raw)
+                return place, line
+            self._room.clear()
+            await self._room.wait()
+        return None
+
+    async def _end_late(self, workers: list[asyncio.Task[None]], grace_seconds: float) -> None:
+        await self._stop.wait()
+        self._room.set()  # whoever waits for room ends
+        await asyncio.sleep(grace_seconds)
+        for worker in workers:
+            worker.cancel()

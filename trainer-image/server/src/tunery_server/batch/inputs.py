@@ -1,0 +1,58 @@
+"""What a batch reads: the file of requests, and the API key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Purpose
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.fetch import fetch_dataset
+from tunery_common.inputs.mounts import Mounts
+from tunery_common.storage.credentials import from_secret
+
+_FIELD: Final = "spec.input.uri"
+_PUT_IT: Final = "Put the file there and retry; another spec.input.uri needs a new object."
+
+
+def fetch_input(work: Mounts, spec: BatchInferenceSpec) -> Path:
+    """Return the file of requests on the local disk; a claim's or a ConfigMap's is read where it lies.
+
+    Raises DatasetNotFound where there is no such file, and the storage reasons.
+    """
+    uri = spec.input.uri
+    place = replace(work.location(Purpose.INPUT, uri), field=_FIELD)
+    try:
+        found = fetch_dataset(place, work.folder("input"))
+    except TuneryError as error:
+        if error.reason is FailureReason.DATASET_NOT_FOUND:
+            raise TuneryError(error.reason, error.message, _PUT_IT) from error
+        raise
+    path = found.root / found.pattern
+    if not path.is_file():
+        message = f"{_FIELD}: {uri} is not one file; a batch is read from one"
+        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, _PUT_IT)
+    return path
+
+
+def api_key(work: Mounts, spec: BatchInferenceSpec) -> str | None:
+    """Read the API key anew; None where the spec names none.
+
+    Raises SecretNotFound where the Secret or its key is missing, or its value can be no key.
+    """
+    asked = spec.api_key_secret_ref
+    secret = work.run.secrets.get(Purpose.API_KEY)
+    if asked is None or secret is None:
+        return None
+    hint = f"Create the Secret {asked.name} with an API key of the server as {asked.key}, and retry."
+    try:
+        value = from_secret(Path(secret.path), secret.name, (asked.key,), secret.field).get(asked.key) or ""
+    except TuneryError as error:
+        raise TuneryError(error.reason, error.message, hint) from error
+    if not value.isascii() or not value.isprintable() or " " in value:
+        message = f"{secret.field}: the key {asked.key} of the Secret {asked.name} has a character that no API key has"
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
+    return value

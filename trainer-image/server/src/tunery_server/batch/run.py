@@ -1,0 +1,247 @@
+"""The story of a batch, from top to bottom: look at the output, check the input, ask, keep, publish, clear away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import AnswersReport, RunResult, RunSpec
+from tunery_api.status import Phase
+from tunery_common.errors import TuneryError
+from tunery_common.inputs.mounts import Mounts
+from tunery_common.storage import StorePath, open_store
+from tunery_common.storage.credentials import ambient
+from tunery_common.storage.publisher import Target, probe, published_before, published_by
+from tunery_server.batch.answers import Answer
+from tunery_server.batch.asking import Conveyor
+from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check, problems_in
+from tunery_server.batch.inputs import api_key, fetch_input
+from tunery_server.batch.keeping import Keeper, Kept, PartSize
+from tunery_server.batch.lines import InputLines, Line
+from tunery_server.batch.parts import Mark, Parts, batch_digest
+from tunery_server.batch.progress import Progress
+from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, result_of, too_many_errors
+from tunery_server.batch.requests import parse
+from tunery_server.batch.server import Access, Patience, Server, Stopped
+from tunery_server.batch.stopping import StopRequested, StopSignal
+
+GRACE_SECONDS: Final = 20.0
+"""How long answers that are under way are waited for after a SIGTERM."""
+ERRORS_BEYOND: Final = 100
+"""More errors than so many above spec.maxErrors end the batch before its last line; else all of them are found."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a batch takes its time; tests have less of it."""
+
+    patience: Patience = field(default_factory=Patience)
+    part: PartSize = field(default_factory=PartSize)
+    grace_seconds: float = GRACE_SECONDS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, and what its steps hand to each other."""
+
+    work: Mounts
+    spec: BatchInferenceSpec
+    lines: InputLines
+    checked: Checked
+    parts: Parts
+    pace: Pace
+
+
+def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) -> RunResult:
+    """Answer the file of requests and publish; succeeds at once if this very run published already.
+
+    Raises TuneryError, and StopRequested after a SIGTERM.
+    """
+    work, spec = Mounts(run), run.batch_inference
+    if spec is None or run.server_url is None:
+        raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no BatchInference, or no server")
+    target, place = Target(work.output, run.identity, spec.output.overwrite), _parts_place(work)
+    done = published_before(target)
+    if done is None:
+        probe(target)
+        api_key(work, spec)
+        batch = _prepare(work, spec, place, pace)
+        ended = _answered(batch, progress, stop)
+        progress.phase(Phase.UPLOADING)
+        done = publish(ended, target, work.folder("result"))
+    _clear_away(place)
+    progress.phase(Phase.SUCCEEDED)
+    return result_of(done)
+
+
+def run_report(run: RunSpec) -> RunResult:
+    """Read back what this very batch published, every digest of it, and say it again; nothing is written.
+
+    Raises TuneryError: AdapterMissing where nothing of it is there, AdapterCorrupt where it is not whole, and the
+    reasons of the storage.
+    """
+    spec = run.batch_inference
+    if spec is None:
+        raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json holds no BatchInference")
+    return result_of(published_by(Target(Mounts(run).output, run.identity, spec.output.overwrite)))
+
+
+def _parts_place(work: Mounts) -> StorePath:
+    """Return where parts are kept; the pod's own disk where the platform named no place."""
+    found = work.checkpoints
+    return (
+        found if found is not None else open_store((work.folder("parts") / "batch").as_uri(), ambient(), "--work-dir")
+    )
+
+
+def _clear_away(place: StorePath) -> None:
+    """Remove the parts; the answers are published, so that a failure is a warning."""
+    try:
+        Parts(place, "").clear()
+    except TuneryError as error:
+        _log.warning("the parts below %s stay: %s", place.uri, error.message)
+
+
+def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pace) -> Batch:
+    """Fetch and check the input; raises InputInvalid naming the lines that cannot be asked."""
+    lines = InputLines(fetch_input(work, spec), spec.input.uri)
+    with _refusing(work, spec, place) as problems:
+        checked = check(lines, spec.default_model, work.folder("check"), problems)
+    if not checked.lines:
+        message = f"spec.input.uri: {spec.input.uri} has no line"
+        raise TuneryError(FailureReason.INPUT_INVALID, message, "Put requests there, one a line, and retry.")
+    digest = batch_digest(checked.digest, [spec.server_ref.name, spec.default_model])
+    return Batch(work, spec, lines, checked, Parts(place, digest), pace)
+
+
+@contextmanager
+def _refusing(work: Mounts, spec: BatchInferenceSpec, place: StorePath) -> Iterator[Problems]:
+    """Yield a list of bad lines; raises InputInvalid afterwards if there are any, and stores the list."""
+    folder = work.folder("check")
+    with problems_in(folder) as problems:
+        yield problems
+    if problems.count:
+        failure = problems.failure(spec.input.uri)
+        stored = place.below(PROBLEMS_FILE)
+        try:
+            stored.store.upload_file(folder / PROBLEMS_FILE, stored.prefix)
+        except TuneryError as error:
+            _log.warning("the list of bad lines cannot be stored: %s", error.message)
+            raise failure from error
+        raise TuneryError(failure.reason, failure.message, f"{failure.hint} All of them are in {stored.uri}.")
+
+
+def _answered(batch: Batch, progress: Progress, stop: StopSignal) -> Ended:
+    """Ask every line that has no answer yet; raises TuneryError, and StopRequested."""
+    marks = batch.parts.load()
+    kept = Kept.of(batch.parts, marks)
+    counted = partial(kept.tally.report, batch.checked.lines)
+    progress.count(counted)
+    try:
+        left = asyncio.run(_ask(batch, kept, progress, stop))
+    except TuneryError as error:
+        error.reached = _reached(kept, batch)
+        raise
+    tally, found = kept.tally, sorted(left.values(), key=lambda mark: mark.first)
+    if tally.errors > batch.spec.max_errors:
+        failure = too_many_errors(batch.parts, found, tally, batch.spec)
+        failure.reached = _reached(kept, batch)
+        batch.parts.next_round()
+        raise failure
+    if batch.lines.digest != batch.checked.digest:
+        message = f"spec.input.uri: {batch.spec.input.uri} was changed while it was read"
+        raise TuneryError(FailureReason.INPUT_INVALID, message, "Let it be, and retry.")
+    return Ended(batch.work.run, batch.spec, batch.checked, batch.parts, found, tally)
+
+
+def _reached(kept: Kept, batch: Batch) -> RunResult:
+    return RunResult(answers=_short(kept, batch))
+
+
+def _short(kept: Kept, batch: Batch) -> AnswersReport:
+    return kept.tally.report(batch.checked.lines, SHOWN_VERSIONS)
+
+
+async def _ask(batch: Batch, kept: Kept, progress: Progress, signal: StopSignal) -> dict[int, Mark]:
+    """Return the marks of all parts once every line has its end, or more have failed than may.
+
+    Raises TuneryError, and StopRequested.
+    """
+    run, stops = batch.work.run, Stops(asyncio.Event(), asyncio.Event())
+    access = Access(
+        run.server_url or "", partial(api_key, batch.work, batch.spec), run.identity.uid, batch.pace.patience
+    )
+    server = Server(access, stops.stop)
+    with signal.graceful(stops.stop):
+        try:
+            await _refuse_unknown_models(batch, server)
+            progress.phase(Phase.ANSWERING)
+            marks, whole = await _keep_asking(batch, kept, server, stops)
+        except Stopped as stopped:
+            raise StopRequested from stopped
+        finally:
+            await server.close()
+    if not whole and not stops.enough.is_set():
+        raise StopRequested
+    return marks
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends the asking before the last line."""
+
+    stop: asyncio.Event
+    """No line is to be begun any more."""
+    enough: asyncio.Event
+    """Because more lines have failed than may."""
+
+
+async def _refuse_unknown_models(batch: Batch, server: Server) -> None:
+    """Raise InputInvalid for the models that the server neither serves nor is to serve."""
+    listed = await server.models()
+    asked = {model: line for model, line in batch.checked.models.items() if model not in listed}
+    known = await asyncio.gather(*(server.knows(model) for model in asked))
+    with _refusing(batch.work, batch.spec, batch.parts.place) as problems:
+        for (model, line), is_known in zip(asked.items(), known, strict=True):
+            if not is_known:
+                problems.add(line, f"the server {batch.spec.server_ref.name} has no model {model!r}")
+
+
+async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:
+    """Ask and keep until all is done or `stops` says so; return the marks, and whether all lines have ends.
+
+    Whatever ends it, what was answered is kept. Raises TuneryError, and what a defect raises.
+    """
+    most = batch.spec.max_errors + ERRORS_BEYOND
+    keeper = Keeper(batch.parts, kept, batch.pace.part)
+
+    def take(answer: Answer) -> None:
+        keeper.take(answer)
+        if kept.tally.errors > most:
+            stops.enough.set()
+            stops.stop.set()
+
+    async def ask(line: Line) -> Answer:
+        return await server.ask(line, parse(line.raw, batch.spec.default_model))
+
+    conveyor = Conveyor(ask, kept.left(batch.lines), take, stops.stop)
+    keeping = asyncio.create_task(keeper.keep(conveyor.stored))
+    asking = asyncio.create_task(conveyor.run(batch.spec.concurrency, batch.pace.grace_seconds))
+    await asyncio.wait({keeping, asking}, return_when=asyncio.FIRST_COMPLETED)
+    asking.cancel() if keeping.done() else None
+    await asyncio.wait({asking})
+    keeper.end()
+    await asyncio.wait({keeping})
+    for task in (asking, keeping):
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+    return keeper.marks, conveyor.whole
