@@ -19,7 +19,7 @@ from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.adapters.loop import Loader, Ways
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
-from tunery_server.routes import NotServed, Routes, UnknownModel
+from tunery_server.routes import Asleep, NotServed, Routes, UnknownModel
 
 BASE = "org/base"
 WIDTH, INNER, LAYERS = 8, 16, 2
@@ -183,7 +183,7 @@ class BookEngine(Engine):
             raise EngineRefusal(404, "no such adapter")
         del self.held[engine_name]
 
-    async def prompt_logprobs(self, model: str, prompt: str) -> list[float | None]:
+    async def logprobs(self, model: str, prompt: str, top: int) -> list[float | None]:
         self._alive()
         self.log.append(("probe", model))
         if self.dies_of(f"probe:{model}"):
@@ -254,10 +254,10 @@ class Table:
         uri = self.place(place or name).as_uri()
         return DesiredAdapter(name=name, uri=uri, manifest_sha256=sha256)
 
-    def want(self, *items: DesiredAdapter) -> None:
-        """Write the list as the mounted ConfigMap has it."""
+    def want(self, *items: DesiredAdapter, **more: Any) -> None:
+        """Write the list as the mounted ConfigMap has it; `more` are other fields of it."""
         self.revision += 1
-        desired = Desired(revision=self.revision, adapters=list(items))
+        desired = Desired(revision=self.revision, adapters=list(items), **more)
         draft = self.root / "adapters.new"
         draft.write_text(desired.model_dump_json(by_alias=True))
         draft.replace(self.root / "adapters.json")
@@ -286,6 +286,8 @@ class Table:
             return error.reason
         except UnknownModel:
             return "404"
+        except Asleep:
+            return "Asleep"
 
 
 def open_file(item: DesiredAdapter) -> StorePath:
