@@ -122,6 +122,9 @@ class BookEngine(Engine):
     refuse: Callable[[str], str | None] = lambda name: None
     dies_of: Callable[[str], bool] = lambda name: False
     answer: Callable[[str], list[float | None]] = lambda name: [float(len(name)), float(sum(map(ord, name)) % 97), -1.0]
+    spoils: Callable[[str], bool] = lambda name: False
+    """After which nothing but NaN is answered to anybody."""
+    spoilt: bool = False
     gate: asyncio.Event | None = None
     """Where there is one, a load waits for it."""
     highest: int = 0
@@ -135,7 +138,7 @@ class BookEngine(Engine):
         self.number, self.held = None, {}
 
     def start(self, number: int) -> None:
-        self.number, self.held = number, {}
+        self.number, self.held, self.spoilt = number, {}, False
 
     def _alive(self) -> None:
         if self.number is None:
@@ -189,7 +192,8 @@ class BookEngine(Engine):
         if self.dies_of(f"probe:{model}"):
             self.die()
             raise EngineGone("the connection was closed")
-        return self.answer(model)
+        self.spoilt = self.spoilt or self.spoils(model)
+        return [None] if self.spoilt else self.answer(model)
 
     def did(self, what: str) -> list[str]:
         """Return the names that it was told to load, unload or answer as."""

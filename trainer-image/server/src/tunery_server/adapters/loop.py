@@ -366,9 +366,8 @@ class Loader:
             slot.wake(None)
         elif slot.hot and slot.kept is None and problem is not None and (problem.settled or slot.woken is not None):
             slot.wake((problem.error.reason, problem.error.message))
-            if not slot.item.keep_loaded:
-                self._places.release(slot)
-                self._wake.set()
+            self._places.release(slot)
+            self._wake.set()
         if self._slots.get(slot.item.name) is slot:
             self._tell(slot)
         self._keep_served()

@@ -45,7 +45,7 @@ class Places:
         First those that must stay, then those that were served before, then by last use, then in the list's order.
         """
         for name, slot in slots.items():
-            if slot.item.keep_loaded and not slot.hot and slot.over is None:
+            if slot.item.keep_loaded and not slot.hot and slot.over is None and not _failed(slot, now):
                 self._asked.setdefault(name, slot)
         given = self.admit()
         free = self.limit - len(self.hot) - len(self._asked)

@@ -68,6 +68,8 @@ class Residents:
     async def ask_base(self) -> None:
         """Have the base model answer a request."""
         async with self.lock:
+            if self.engine.spoiled:
+                return
             try:
                 await self._probe.prepare()
             except EngineRefusal as error:
@@ -133,6 +135,8 @@ class Residents:
         """
         if not self.up:
             raise EngineGone("the engine is not up")
+        if self.engine.spoiled:
+            raise EngineGone("the engine must start anew")
         if engine_name in self.registered and engine_name in self.answered:
             return
         self._breaker.check(content.sha256)
