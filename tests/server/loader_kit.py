@@ -19,7 +19,7 @@ from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.adapters.loop import Loader, Ways
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
-from tunery_server.routes import NotServed, Routes, UnknownModel
+from tunery_server.routes import Asleep, NotServed, Routes, UnknownModel
 
 BASE = "org/base"
 WIDTH, INNER, LAYERS = 8, 16, 2
@@ -122,6 +122,9 @@ class BookEngine(Engine):
     refuse: Callable[[str], str | None] = lambda name: None
     dies_of: Callable[[str], bool] = lambda name: False
     answer: Callable[[str], list[float | None]] = lambda name: [float(len(name)), float(sum(map(ord, name)) % 97), -1.0]
+    spoils: Callable[[str], bool] = lambda name: False
+    """After which nothing but NaN is answered to anybody."""
+    spoilt: bool = False
     gate: asyncio.Event | None = None
     """Where there is one, a load waits for it."""
     highest: int = 0
@@ -135,7 +138,7 @@ class BookEngine(Engine):
         self.number, self.held = None, {}
 
     def start(self, number: int) -> None:
-        self.number, self.held = number, {}
+        self.number, self.held, self.spoilt = number, {}, False
 
     def _alive(self) -> None:
         if self.number is None:
@@ -183,13 +186,14 @@ class BookEngine(Engine):
             raise EngineRefusal(404, "no such adapter")
         del self.held[engine_name]
 
-    async def prompt_logprobs(self, model: str, prompt: str) -> list[float | None]:
+    async def logprobs(self, model: str, prompt: str, top: int) -> list[float | None]:
         self._alive()
         self.log.append(("probe", model))
         if self.dies_of(f"probe:{model}"):
             self.die()
             raise EngineGone("the connection was closed")
-        return self.answer(model)
+        self.spoilt = self.spoilt or self.spoils(model)
+        return [None] if self.spoilt else self.answer(model)
 
     def did(self, what: str) -> list[str]:
         """Return the names that it was told to load, unload or answer as."""
@@ -254,10 +258,10 @@ class Table:
         uri = self.place(place or name).as_uri()
         return DesiredAdapter(name=name, uri=uri, manifest_sha256=sha256)
 
-    def want(self, *items: DesiredAdapter) -> None:
-        """Write the list as the mounted ConfigMap has it."""
+    def want(self, *items: DesiredAdapter, **more: Any) -> None:
+        """Write the list as the mounted ConfigMap has it; `more` are other fields of it."""
         self.revision += 1
-        desired = Desired(revision=self.revision, adapters=list(items))
+        desired = Desired(revision=self.revision, adapters=list(items), **more)
         draft = self.root / "adapters.new"
         draft.write_text(desired.model_dump_json(by_alias=True))
         draft.replace(self.root / "adapters.json")
@@ -286,6 +290,8 @@ class Table:
             return error.reason
         except UnknownModel:
             return "404"
+        except Asleep:
+            return "Asleep"
 
 
 def open_file(item: DesiredAdapter) -> StorePath:

@@ -28,8 +28,8 @@ class Needs:
     def held(self, sha256: str) -> bool:
         return sha256 in self.engine
 
-    def wanted(self, sha256: str) -> bool:
-        return sha256 in self.names
+    def wanted(self) -> set[str]:
+        return self.names
 
 
 @pytest.fixture

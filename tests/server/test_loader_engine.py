@@ -57,9 +57,9 @@ async def test_the_client_loads_asks_lists_and_unloads(client: Engine, tmp_path:
     assert await client.models() == {BASE}
     await client.load("bot@1", str(tmp_path / "a"))
     assert await client.models() == {BASE, "bot@1"}
-    found = await client.prompt_logprobs("bot@1", "some words")
-    assert len(found) == len("some words") - 1
-    assert found != await client.prompt_logprobs(BASE, "some words")
+    found = await client.logprobs("bot@1", "some words", 20)
+    assert len(found) == 16, "eight tokens, of each its own and the only one of the likeliest"
+    assert found != await client.logprobs(BASE, "some words", 20)
     await client.unload("bot@1")
     assert await client.models() == {BASE}
 
@@ -180,7 +180,7 @@ async def test_from_a_bucket_to_answers_that_are_the_adapters(
     folder.mkdir()
     for key, value in s3_server.environment().items():
         (folder / key).write_text(value)
-    table = Table(tmp_path)
+    table = Table(tmp_path, limit=11)
     secret = MountedSecret(name="s3", path=str(folder), field="spec.adapterSecretRef")
     spec = table.spec.model_copy(
         update={"adapter_secret": secret, "model_dir": str(base), "engine_socket": str(engine.socket), "max_rank": 8}
@@ -189,15 +189,13 @@ async def test_from_a_bucket_to_answers_that_are_the_adapters(
     replica = Replica(Loader(spec, routes, client), routes, s3_server, table)
     names = ("one", "patterns", "zero", "nan", "wide", "deep", "foreign", "rank16", "dora", "saved", "ia3")
     table.want(*(replica.publish(name, shelf[name]) for name in names))  # type: ignore[index]
-    table.limit = len(names)
-    replica.loader._spec = spec.model_copy(update={"max_loaded_adapters": len(names)})
     await until(replica.loader, replica.loader.ready, 60)
     reasons = {each.name: each.reason for each in replica.loader.state().adapters}
     assert reasons == {
         "one": None,
         "patterns": None,
         "zero": "ProbeFailed",
-        "nan": "ProbeFailed",
+        "nan": "AdapterCorrupt",
         "wide": "BaseMismatch",
         "deep": "BaseMismatch",
         "foreign": "BaseMismatch",
@@ -207,23 +205,26 @@ async def test_from_a_bucket_to_answers_that_are_the_adapters(
         "ia3": "AdapterUnsupported",
     }
     assert {name.partition("@")[0] for name in await client.models() if name != BASE} == {"one", "patterns"}
-    plain = await client.prompt_logprobs(BASE, "What is it?")
-    assert await client.prompt_logprobs(routes.resolve("one").engine_name, "What is it?") != plain
+    plain = await client.logprobs(BASE, "What is it?", 20)
+    assert len(plain) > 64, "of each of eight tokens the likeliest twenty, but for those of the same text"
+    assert await client.logprobs(routes.resolve("one").engine_name, "What is it?", 20) != plain
     await client.close()
 
 
 async def test_a_model_with_a_short_context_is_probed_with_less_text() -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
     class Short(Engine):
-        async def prompt_logprobs(self, model: str, prompt: str) -> list[float | None]:
-            asked.append(len(prompt.split()))
-            if asked[-1] > 30:
-                raise EngineRefusal(400, "longer than the context")
+        async def logprobs(self, model: str, prompt: str, top: int) -> list[float | None]:
+            asked.append((len(prompt.split()), top))
+            if asked[-1][0] > 30 or top > 5:
+                raise EngineRefusal(400, "longer than the context, or above --max-logprobs")
             return [-1.0, -2.0] if model == BASE else [-1.5, -2.0]
 
     probe = probes.Probe(Short("/none"), BASE)
     await probe.check("bot@1")
     await probe.check("tone@1")
-    assert len(probes.TEXT.split()) > 64
-    assert asked == [len(probes.TEXT.split()) // part for part in (1, 2, 4)] + [len(probes.TEXT.split()) // 4] * 2
+    words = len(probes.TEXT.split())
+    assert words > 64
+    assert asked[-3:] == [(words // 4, 5)] * 3
+    assert len(asked) == 3 * 2 + 2 + 2

@@ -99,7 +99,7 @@ async def test_content_that_does_not_match_is_fetched_once_more_and_then_failed_
     )
     assert WEIGHTS in str(told.message)
     assert len([key for key in faults.downloads if key.endswith(WEIGHTS)]) == 2
-    assert table.engine.log == []
+    assert table.engine.did("load") == []
     assert table.loader.ready()
     await table.go(steps=2, seconds=300)
     assert len([key for key in faults.downloads if key.endswith(WEIGHTS)]) == 2, "nothing has changed there"
@@ -173,7 +173,7 @@ async def test_a_manifest_that_was_replaced_is_not_what_a_pin_asks_for(table: Ta
     await table.go()
     assert table.told("bot").reason == "AdapterCorrupt"
     assert f"not {first}" in str(table.told("bot").message)
-    assert table.engine.log == []
+    assert table.engine.did("load") == []
 
 
 async def test_a_manifest_of_gigabytes_is_not_read(table: Table) -> None:

@@ -54,7 +54,10 @@ async def test_without_adapters_a_replica_is_ready_as_soon_as_its_list_is_read(t
     assert "does not exist" in str(table.loader.state().message)
     table.want()
     await table.loader.step()
+    assert not table.loader.ready(), "the base model has not answered yet"
+    await table.loader.settle()
     assert table.loader.ready()
+    assert table.engine.did("probe") == [BASE]
 
 
 async def test_an_update_is_loaded_beside_the_old_version_which_leaves_once_nobody_uses_it(table: Table) -> None:
@@ -158,26 +161,6 @@ async def test_one_adapter_may_go_by_two_names(table: Table) -> None:
     await table.go()
     assert table.answers("bot") == f"bot@{sha[:12]}"
     assert table.answers("again") == f"again@{sha[:12]}"
-
-
-async def test_of_more_than_may_be_loaded_the_first_of_the_list_are_served(tmp_path: Path) -> None:
-    table = Table(tmp_path, limit=2)
-    items = [table.item(name, table.publish(name, adapter_files(at))) for at, name in enumerate("abcd", 1)]
-    table.want(*items)
-    await table.go()
-    assert [each.state for each in table.loader.state().adapters] == ["Served", "Served", "Failed", "Failed"]
-    told = table.told("d")
-    assert told.reason == "TooManyAdapters"
-    assert told.message == "4 adapters are wanted, engine.maxLoadedAdapters is 2, and this is number 4"
-    assert "maxLoadedAdapters" in str(told.hint)
-    assert table.answers("d") == "TooManyAdapters"
-    assert table.loader.ready()
-    table.want(items[3], *items[:3])
-    await table.go(steps=6)
-    assert [each.state for each in table.loader.state().adapters] == ["Served", "Served", "Failed", "Failed"]
-    assert table.answers("d").startswith("d@")
-    assert table.answers("b") == "TooManyAdapters"
-    assert table.engine.highest == 2
 
 
 async def test_where_all_room_is_taken_an_update_has_one_more_for_a_moment(tmp_path: Path) -> None:

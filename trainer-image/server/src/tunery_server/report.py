@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from urllib3.exceptions import HTTPError
 
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
-from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState
+from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
 from tunery_common.progress_client import Pace, ProgressClient, Refused
 from tunery_server.threads import in_thread
 
@@ -20,6 +20,10 @@ LONGEST_SECONDS: Final = 15.0
 """Between two tries, however many failed: after 30 s without a report a replica counts as unknown."""
 _MAX_ANSWER: Final = 4 << 20
 _LONGEST_INTERVAL: Final = 300.0
+MAX_REPORT: Final = 1_500_000
+"""Bytes of a report."""
+_SENTENCES: Final = (None, 160, 40, 0)
+"""Characters that are said of each adapter's problem, where thousands have one; None: all."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ class Reporter:
 
     async def report(self, state: ReplicaState) -> None:
         """Post once; whatever comes of it, nothing is raised."""
-        body = ReplicaReport(replica_status=state).model_dump_json(by_alias=True, exclude_none=True).encode()
+        body = body_of(state)
         try:
             reply = ReplicaReply.model_validate_json(await in_thread(lambda: self._post(body)))
         except Refused as error:
@@ -97,6 +101,25 @@ class Reporter:
             waited += least
             if not self._failing and self._loader.state() != sent:
                 return
+
+
+def body_of(state: ReplicaState) -> bytes:
+    """Return the report as it is posted. One that would be too large says less of each problem, at last nothing."""
+    for most in _SENTENCES:
+        told = state if most is None else state.model_copy(update={"adapters": [_cut(a, most) for a in state.adapters]})
+        body = ReplicaReport(replica_status=told).model_dump_json(by_alias=True, exclude_none=True).encode()
+        if len(body) <= MAX_REPORT:
+            break
+    return body
+
+
+def _cut(adapter: ReportedAdapter, most: int) -> ReportedAdapter:
+    if adapter.message is None and adapter.hint is None:
+        return adapter
+    message = adapter.message
+    if message is not None and len(message) > most:
+        message = f"{message[: most - 1]}…" if most else None
+    return adapter.model_copy(update={"message": message, "hint": None})
 
 
 def poster(environment: Mapping[str, str]) -> Callable[[bytes], bytes] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunery_api.fields import bucket_problem
 from tunery_api.reasons import FailureReason
@@ -12,16 +14,27 @@ from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.local import LocalStore
 from tunery_common.storage.uris import split_uri
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
 
-def open_store(uri: str, credentials: Credentials, field: str, mount: Path | None = None) -> StorePath:
+MakeClient = Callable[[Credentials, str], "S3Client"]
+"""Returns a client for credentials that the manifest's field has named."""
+
+
+def open_store(
+    uri: str, credentials: Credentials, field: str, mount: Path | None = None, clients: MakeClient | None = None
+) -> StorePath:
     """Return the place that `uri` names, a folder of objects or one object; nothing is contacted yet.
 
     `field` is the manifest field that named the URI, for messages. `mount` is where the claim of a `pvc://claim/path`
-    is mounted. `file:///folder/name` opens `/folder` with the prefix `name`. INVALID_SPEC for any other URI.
+    is mounted. `file:///folder/name` opens `/folder` with the prefix `name`. `clients` makes the client of a bucket; by
+    default each store has its own. INVALID_SPEC for any other URI.
     """
     scheme, authority, key = split_uri(uri)
     if scheme == "s3" and authority:
-        return StorePath(_open_bucket(authority, credentials, field), check_key(key, f"{field}: {uri}") if key else "")
+        return StorePath(
+            _open_bucket(authority, credentials, field, clients), check_key(key, f"{field}: {uri}") if key else ""
+        )
     if scheme == "file" and key and authority in ("", "localhost"):
         path = Path("/", check_key(key, f"{field}: {uri}"))
         return StorePath(LocalStore(path.parent, path.parent.as_uri(), field), path.name)
@@ -31,7 +44,7 @@ def open_store(uri: str, credentials: Credentials, field: str, mount: Path | Non
     raise TuneryError(FailureReason.INVALID_SPEC, f"{field}: {uri!r} cannot be used here")
 
 
-def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:
+def _open_bucket(bucket: str, credentials: Credentials, field: str, clients: MakeClient | None) -> Store:
     problem = bucket_problem(bucket)
     if problem is not None:
         wanted = "s3://bucket/prefix, with a bucket of letters, digits, '.', '-', '_'"
@@ -39,4 +52,4 @@ def _open_bucket(bucket: str, credentials: Credentials, field: str) -> Store:
     from tunery_common.storage.s3 import S3Store  # boto3 takes 0.3 s that a manifest with an error should not wait
     from tunery_common.storage.s3_client import make_client
 
-    return S3Store(make_client(credentials, field), bucket, credentials.source, field)
+    return S3Store((clients or make_client)(credentials, field), bucket, credentials.source, field)

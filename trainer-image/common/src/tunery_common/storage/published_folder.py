@@ -36,6 +36,11 @@ def read_manifest(place: StorePath, expected_sha256: str | None = None) -> Publi
     except ObjectMissing as error:
         message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
         raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
+    return parse_manifest(data, uri, expected_sha256)
+
+
+def parse_manifest(data: bytes, uri: str, expected_sha256: str | None = None) -> PublishedManifest:
+    """Return the manifest whose bytes were read at `uri`; raises ADAPTER_CORRUPT as `read_manifest` does."""
     digest = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
         message = f"{uri} was replaced: its digest is {digest}, not {expected_sha256}"

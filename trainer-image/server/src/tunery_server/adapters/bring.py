@@ -1,4 +1,4 @@
-"""Have a version on the disk: from there, else from its store, four at a time."""
+"""Have a version on the disk, from there, else from its store; or know of it without its weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from tunery_api.reasons import FailureReason
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.cache import AdapterCache, Content
+from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.slot import Slot
-from tunery_server.adapters.source import Look, Opener, fetch, look, marks
+from tunery_server.adapters.source import Known, Look, Opener, fetch, look, marks, verify
 from tunery_server.threads import in_thread
 
 DOWNLOADS: Final = 4
+QUESTIONS: Final = 8
 _LOOK_LIMIT: Final = 60.0
 
 Result = TypeVar("Result")
@@ -34,11 +36,30 @@ class Bringer:
         self._cache = cache
         self._moved = moved
         self._downloads = asyncio.Semaphore(DOWNLOADS)
-        self._looks = asyncio.Semaphore(DOWNLOADS)
+        self._looks = asyncio.Semaphore(QUESTIONS)
 
     async def look(self, item: DesiredAdapter, before: Look | None) -> Look:
         """Return what is published there now; raises what source.look raises."""
         return await self._ask(lambda: look(self._open(item), before))
+
+    async def know(self, slot: Slot, sha256: str, base: ServedBase) -> Known:
+        """Return what is known of a version without its weights; raises what source.verify raises."""
+        known = await in_thread(lambda: self._on_disk(sha256, base))
+        if known is None:
+            await self._check_changed(slot)
+            item = slot.item
+            known = await self._ask(lambda: verify(self._open(item), sha256, base))
+        self._moved()
+        return known
+
+    def _on_disk(self, sha256: str, base: ServedBase) -> Known | None:
+        content = self._cache.glance(sha256)
+        if content is None:
+            return None
+        try:
+            return Known(sha256, check_fit(content.folder, content.manifest.lineage, base), content.size)
+        except TuneryError:
+            return None  # of what its store has, it may not be so
 
     async def bring(self, slot: Slot, sha256: str) -> Content:
         """Return the version, with every digest compared; raises what source.fetch raises, and StillHeld."""

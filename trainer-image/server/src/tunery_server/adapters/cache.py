@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -62,8 +63,8 @@ class Usage(Protocol):
         """Tell whether the engine may read the folder: it is not touched."""
         ...
 
-    def wanted(self, sha256: str) -> bool:
-        """Tell whether somebody will need it: it is not removed to make room."""
+    def wanted(self) -> Collection[str]:
+        """Return those that somebody needs, or will soon: they are not removed to make room."""
         ...
 
 
@@ -80,6 +81,8 @@ class AdapterCache:
         self._trusted: dict[str, Content] = {}
         self._reserved: dict[Path, int] = {}
         """Bytes of those that are on their way."""
+        self._sizes: dict[Path, int] = {}
+        """Bytes of folders that do not change: the model's, and those of versions."""
         self._lock = threading.RLock()
 
     def prepare(self) -> None:
@@ -111,6 +114,14 @@ class AdapterCache:
             self._remove(sha256)
             return None
         return self._trust(sha256, manifest)
+
+    def glance(self, sha256: str) -> Content | None:
+        """Return the version if it is there, by its manifest alone: its files are read before they are used."""
+        known = self.known(sha256)
+        if known is not None or not self.folder(sha256).exists():
+            return known
+        manifest = self._manifest(sha256)
+        return None if manifest is None else Content(sha256, self.folder(sha256), manifest)
 
     def known(self, sha256: str) -> Content | None:
         """Return the version if it was read before, by this process."""
@@ -150,6 +161,7 @@ class AdapterCache:
                     self._remove(sha256)
                 write_whole(self._root / _MANIFESTS / f"{sha256}.json", manifest_bytes)
                 os.rename(draft, self.folder(sha256))
+                self._sizes.pop(self.folder(sha256), None)
             sync_folder(self._root)
         except OSError as error:
             raise self._explained(error) from error
@@ -205,23 +217,31 @@ class AdapterCache:
         limit = self._disk
         if limit is None:
             return
-        room = limit.bytes - _bytes_below(self._model_dir) - sum(self._reserved.values())
-        taken = {each: _bytes_below(self.folder(each)) for each in self.on_disk()}
-        for each in self._oldest_first():
-            if sum(taken.values()) + size <= room:
-                return
+        there = self.on_disk()
+        free = limit.bytes - self._size(self._model_dir) - sum(self._reserved.values())
+        free -= sum(self._size(self.folder(each)) for each in there)
+        for each in self._oldest_first() if size > free else ():
+            taken = self._size(self.folder(each))
             if self._remove(each):
-                del taken[each]
-        if sum(taken.values()) + size > room:
+                free += taken
+            if size <= free:
+                break
+        if size > free:
             message = (
-                f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) "
-                f"{max(0, room - sum(taken.values())):,} are free, and all adapters that are there are in use"
+                f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
+                "free, and all adapters that are there are in use"
             )
             raise TuneryError(FailureReason.DISK_FULL, message, f"Raise {limit.field}, or serve fewer adapters.")
 
+    def _size(self, folder: Path) -> int:
+        if folder not in self._sizes:
+            self._sizes[folder] = _bytes_below(folder)
+        return self._sizes[folder]
+
     def _oldest_first(self) -> list[str]:
         """Return the versions that may leave, the least recently used first."""
-        free = [each for each in self.on_disk() if not self._usage.held(each) and not self._usage.wanted(each)]
+        wanted = self._usage.wanted()
+        free = [each for each in self.on_disk() if not self._usage.held(each) and each not in wanted]
         return sorted(free, key=lambda sha256: _mtime(self._root / _MANIFESTS / f"{sha256}.json"))
 
     def _remove(self, sha256: str) -> bool:
@@ -233,6 +253,7 @@ class AdapterCache:
             if self._usage.held(sha256):
                 return False
             self._trusted.pop(sha256, None)
+            self._sizes.pop(self.folder(sha256), None)
             grave = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}.old"
             try:
                 os.rename(self.folder(sha256), grave)

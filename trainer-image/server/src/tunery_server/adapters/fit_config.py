@@ -13,7 +13,7 @@ from tunery_api.manifest import CONFIG_FILE, Lineage
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 
-_LARGEST: Final = 16_000_000
+LARGEST_CONFIG: Final = 16_000_000
 _ALONE: Final = "Merge it alone with an AdapterMerge into: Model, and serve that as the model of a server of its own."
 _LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
 _PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
@@ -77,11 +77,19 @@ def unsupported(message: str, hint: str | None = None) -> TuneryError:
 def read_config(path: Path) -> AdapterConfig:
     """Return what an adapter_config.json says; raises TuneryError(AdapterUnsupported) naming the field."""
     try:
-        found = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
-    except (ValueError, RecursionError):
-        found = None
+        with path.open("rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
     except OSError as error:
         raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} cannot be read: {error.strerror}") from error
+    return parse_config(content)
+
+
+def parse_config(content: bytes) -> AdapterConfig:
+    """Return what the bytes of an adapter_config.json say; raises TuneryError(AdapterUnsupported) naming the field."""
+    try:
+        found = json.loads(content) if len(content) <= LARGEST_CONFIG else None
+    except (ValueError, RecursionError):
+        found = None
     if not isinstance(found, dict):
         raise unsupported(f"{CONFIG_FILE} is no JSON object", SAVE_AGAIN)
     for problem in _problems(found):

@@ -6,7 +6,7 @@ What the base's files do not tell is left to the engine: refusing a good adapter
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,10 +78,20 @@ def check_fit(folder: Path, lineage: Lineage, base: ServedBase) -> Fit:
     Raises TuneryError: AdapterUnsupported, RankTooHigh or BaseMismatch, naming the file, field or module.
     """
     config = read_config(folder / CONFIG_FILE)
+    return check_parts(config, lambda: read_header(folder / WEIGHTS_FILE, ADAPTER_HEADER), lineage, base)
+
+
+def check_parts(
+    config: AdapterConfig, header: Callable[[], dict[str, Tensor]], lineage: Lineage, base: ServedBase
+) -> Fit:
+    """Return what is known of the adapter with this config and header, which is asked for last.
+
+    Raises what `check_fit` raises, and what `header` raises beside BadHeader and OSError.
+    """
     check_base_name(config, lineage, base.served_name)
     check_rank(config.rank, base.max_rank, base.model.slot_bytes(1))
     try:
-        tensors = read_header(folder / WEIGHTS_FILE, ADAPTER_HEADER)
+        tensors = header()
     except BadHeader as error:
         raise unsupported(f"{WEIGHTS_FILE} {error}", SAVE_AGAIN) from error
     except OSError as error:

@@ -7,7 +7,6 @@ each name, and one for each version that is to leave. Downloads run four at a ti
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import math
 import time
@@ -18,20 +17,21 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import OLDEST_ENGINE, VERSION_DIGITS, Desired, ReplicaState, ServeSpec
+from tunery_api.serving import OLDEST_ENGINE, VERSION_DIGITS, Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
-from tunery_server.adapters.base import read_base
 from tunery_server.adapters.bring import Bringer, StillHeld
-from tunery_server.adapters.cache import AdapterCache, Content
+from tunery_server.adapters.cache import AdapterCache
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.desired import DesiredSource
-from tunery_server.adapters.fits import ServedBase, check_fit
-from tunery_server.adapters.notes import ServedNote
+from tunery_server.adapters.notes import USED_SECONDS, ServedNote, UsedNote
+from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.probe import Probe
 from tunery_server.adapters.residents import Residents
-from tunery_server.adapters.slot import LOOK_SECONDS, Served, Slot
-from tunery_server.adapters.source import Opener, opener
+from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.source import Known, Opener, opener
+from tunery_server.adapters.waking import LOADING, Waking
+from tunery_server.adapters.work import Later, Tools, Worker
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
 from tunery_server.routes import Routes
 from tunery_server.threads import in_thread
@@ -39,13 +39,12 @@ from tunery_server.threads import in_thread
 PATIENCE_SECONDS: Final = 120.0
 """How long a replica that comes up is held back by what may yet heal, without anything getting on."""
 TICK_SECONDS: Final = 1.0
+USED_TO: Final = 600
+"""Seconds to which it is told when an adapter was last asked for."""
+_ANEW: Final = "the engine is being started anew"
 _TEXT: Final = 1024
 
 _log = logging.getLogger(__name__)
-
-
-class _Later(Exception):
-    """Nothing failed: it is to be tried again when something has changed."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,25 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
-        self._spec = spec
         self._routes = routes
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
-        self._note = ServedNote(root)
+        self._places = Places(spec.max_loaded_adapters, routes, self._leave)
+        self._waking = Waking(self._places, self._refusal, self._admit)
+        routes.wake, routes.idle = self.wake, self._admit
+        self._note, self._used = ServedNote(root), UsedNote(root)
+        self._used_at = -math.inf
         self._breaker = Breaker(root)
         self._residents = Residents(
             engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
         )
         self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self)
-        self._taken: Desired | None = None
-        """The list that the slots are of."""
-        self._base: ServedBase | None = None
-        self._bringer = Bringer(self._ways.open, self._cache, self._moved)
+        bringer = Bringer(self._ways.open, self._cache, self._moved)
         self.departures = Departures(self._residents, routes, self._routed, self._ways.clock)
+        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, self._ways.clock)
+        self._worker = Worker(spec, tools, self._is_current, self._moved)
+        self._taken: Desired | None = None
+        self._base_task: asyncio.Task[None] | None = None
         self._was: tuple[bool, str | None] = (False, None)
         """Whether the engine was up, and which start of it, at the last pass."""
         self._came_up = False
@@ -107,23 +110,32 @@ class Loader:
         await in_thread(self._cache.prepare)
         self._breaker.read()
         self._note.read()
+        for name, when in self._used.read().items():
+            self._routes.remember(name, when)
 
     async def step(self) -> None:
         """Look at everything once, and start what is due."""
         self.desired.refresh()
-        if self.desired.current is not None:
+        if self.desired.current is not None and self.desired.current is not self._taken:
             self._take(self.desired.current)
         await self._residents.check()
         if (self._residents.up, self._residents.birth) != self._was or self._lost():
             self._engine_changed()
+        if self._residents.up and self._residents.supported and not self._residents.answers and not self._base_task:
+            self._base_task = asyncio.create_task(self._ask_base())
         now = self._ways.clock()
+        for slot in self._places.fill(self._slots, now):
+            self._begin(slot)
         for slot in self._slots.values():
             if slot.task is None and self._due(slot, now):
-                slot.task = asyncio.create_task(self._work_on(slot))
-        kept = {slot.engine_name(slot.kept) for slot in self._slots.values() if slot.kept}
+                self._start(slot)
+            elif slot.problem is not None:
+                self._tell(slot)
+        kept = {slot.engine_name(slot.kept) for slot in self._places.hot.values() if slot.kept}
         for engine_name in self.departures.strangers(kept):
             self.departures.leave(engine_name)
-        self._tell()
+        self._keep_notes(now)
+        self.changed.set()
 
     def offer(self, desired: Desired) -> None:
         """Take what the operator answered, if it is newer."""
@@ -136,8 +148,8 @@ class Loader:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def ready(self) -> bool:
-        """Tell whether requests may come: the engine is up, and everything is served or will not be soon."""
-        if not (self._residents.up and self._residents.supported) or self._taken is None:
+        """Tell whether requests may come: the base answers, and everything is served, cold, or will not be soon."""
+        if not (self._residents.answers and self._residents.supported) or self._taken is None:
             return False
         waited = self._ways.clock() - self._progress >= PATIENCE_SECONDS
         if not self._came_up and (waited or all(slot.settled for slot in self._slots.values())):
@@ -148,6 +160,8 @@ class Loader:
         """Return how this replica stands."""
         residents = self._residents
         reason, message = self._standing()
+        for name, slot in self._slots.items():
+            slot.used = int(self._routes.used(name).when // USED_TO) * USED_TO or None
         return ReplicaState(
             revision=self._taken.revision if self._taken else 0,
             engine_ready=residents.up,
@@ -166,6 +180,8 @@ class Loader:
         if residents.up and not residents.supported:
             message = f"the engine is vLLM {residents.version}; the oldest that is used is {OLDEST_ENGINE}"
             return FailureReason.ENGINE_UNSUPPORTED, message
+        if residents.problem is not None:
+            return FailureReason.ENGINE_FAILED, residents.problem
         if not residents.up:
             return None, "the engine is starting"
         return None, self.desired.problem
@@ -174,48 +190,68 @@ class Loader:
         """Make the slots those of the list, in its order."""
         if self._taken is None:
             self._moved()
-        self._taken = desired
+        before, self._taken = self._taken, desired
         wanted = {item.name: item for item in desired.adapters}
         for name in self._slots.keys() - wanted.keys():
             self._remove(self._slots.pop(name))
-        slots: dict[str, Slot] = {}
-        for place, (name, item) in enumerate(wanted.items()):
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = Slot(item, kept=self._note.get(name), wanted=item.manifest_sha256)
-            elif slot.take(item) and slot.task is not None and slot.bringing:
-                slot.task.cancel()
-            self._admit(slot, place, len(wanted))
-            slots[name] = slot
-        self._slots = slots
+        self._slots = {name: self._slot(item) for name, item in wanted.items()}
+        self._places.judge(self._slots.values())
+        for slot in self._slots.values():
+            if slot.over is not None:
+                self._withdraw(slot)
+            self._tell(slot)
+        held = {each.name: each for each in desired.held if each.name not in wanted}
+        for name in {each.name for each in before.held} - held.keys() - wanted.keys() if before else ():
+            self._routes.drop(name)
+        for name, each in held.items():
+            self._routes.hold(name, each.reason, each.message)
+        self._routes.lead(desired.aliases)
+        self._routes.allow(desired.clients)
 
-    def _admit(self, slot: Slot, place: int, count: int) -> None:
-        limit = self._spec.max_loaded_adapters
-        if place < limit:
-            slot.over = None
-            return
-        slot.over = f"{count} adapters are wanted, engine.maxLoadedAdapters is {limit}, and this is number {place + 1}"
-        if slot.task is not None and slot.bringing:
-            slot.task.cancel()
-        self._unroute(slot)
+    def _slot(self, item: DesiredAdapter) -> Slot:
+        """Return the slot of an entry of the list, a new one or the one that it has."""
+        slot = self._slots.get(item.name)
+        if slot is None:
+            return Slot(item, kept=self._note.get(item.name), wanted=item.manifest_sha256)
+        if slot.take(item):
+            self._forget_unless_there(slot)
+            if slot.task is not None and slot.bringing:
+                slot.task.cancel()
+        return slot
+
+    def _forget_unless_there(self, slot: Slot) -> None:
+        """Of what is cold only what lies on the disk can be loaded once something else is wanted."""
+        if slot.cold is not None and not slot.verified and not self._cache.folder(slot.cold.sha256).exists():
+            slot.cold = None
 
     def _remove(self, slot: Slot) -> None:
         self._routes.drop(slot.item.name)
-        if slot.task is not None and slot.bringing:
-            slot.task.cancel()
-        self._unroute(slot)
+        self._withdraw(slot)
         self.changed.set()
 
-    def _unroute(self, slot: Slot) -> None:
-        """Have what the name led to leave."""
-        served, slot.served, slot.kept = slot.served, None, None
+    def _withdraw(self, slot: Slot) -> None:
+        """Have what the name led to leave, and nothing of it come."""
+        if slot.task is not None and slot.bringing:
+            slot.task.cancel()
+        self._places.forget(slot)
+        served, slot.served, slot.kept, slot.cold = slot.served, None, None, None
         if served is not None:
             self.departures.leave(served.engine_name, drain=True)
+        slot.wake((FailureReason.TOO_MANY_ADAPTERS, slot.over) if slot.over else None)
+
+    def _leave(self, slot: Slot) -> None:
+        """Have a slot that has lost its place to another go cold."""
+        served = slot.served
+        if served is not None:
+            self._cache.used(served.sha256)
+            slot.became_cold(Known(served.sha256, served.fit, served.size))
+            self.departures.leave(served.engine_name, drain=True)
+        self._tell(slot)
 
     def _lost(self) -> bool:
         """Tell whether the engine does not hold what is routed to."""
         held = self._residents.registered
-        return any(slot.served and slot.served.engine_name not in held for slot in self._slots.values())
+        return any(slot.served and slot.served.engine_name not in held for slot in self._places.hot.values())
 
     def _engine_changed(self) -> None:
         """Route to what the engine holds, and to nothing else."""
@@ -235,8 +271,54 @@ class Loader:
             if anew:
                 slot.engine_started()
                 slot.not_before = -math.inf
+            if not residents.up:
+                slot.wake((FailureReason.ENGINE_FAILED, _ANEW))
         self._was = (residents.up, residents.birth)
-        self.changed.set()
+        for slot in self._slots.values():
+            self._tell(slot)
+
+    async def _ask_base(self) -> None:
+        try:
+            await self._residents.ask_base()
+        finally:
+            self._base_task = None
+            if self._residents.answers:
+                self._wake.set()
+
+    def _begin(self, slot: Slot) -> None:
+        """A slot has got a place: what it led to is served again first."""
+        if slot.kept is None and slot.cold is not None:
+            slot.kept = slot.cold.sha256
+        slot.not_before = -math.inf
+
+    def _admit(self) -> None:
+        """Give places to those that wait for one, and have them come at once."""
+        for slot in self._places.admit() if self._places.waits else ():
+            self._begin(slot)
+            if slot.task is None and self._due(slot, self._ways.clock()):
+                self._start(slot)
+
+    async def wake(self, name: str) -> None:
+        """Have a cold adapter loaded, once for all that wait for it; raises NotServed.
+
+        It is waited for some time, as is a place for it.
+        """
+        if (slot := self._slots.get(name)) is not None and slot.served is None:
+            await self._waking.wait(slot)
+
+    def _refusal(self, slot: Slot) -> tuple[str, str] | None:
+        """Return why it is not even tried to load a slot now."""
+        if not self._residents.up:
+            return FailureReason.ENGINE_FAILED, _ANEW
+        problem = slot.problem
+        if problem is None or slot.cold is None or self._ways.clock() >= problem.retry_at:
+            return None
+        if problem.sha256 != slot.cold.sha256 and self._cache.folder(slot.cold.sha256).exists():
+            return None
+        return problem.error.reason, problem.error.message
+
+    def _start(self, slot: Slot) -> None:
+        slot.task = asyncio.create_task(self._work_on(slot))
 
     def _due(self, slot: Slot, now: float) -> bool:
         residents = self._residents
@@ -244,7 +326,7 @@ class Loader:
             return False
         if slot.over is not None or now < slot.not_before:
             return False
-        if residents.up and slot.served is None and slot.kept is not None:
+        if slot.hot and residents.up and slot.served is None and slot.kept is not None:
             return True
         return slot.due(now) and (residents.up or not slot.ready_to_load)
 
@@ -252,8 +334,8 @@ class Loader:
         """Bring one name nearer to what is wanted; whatever goes wrong is noted in its slot."""
         item = slot.item
         try:
-            await self._advance(slot)
-        except (_Later, StillHeld, EngineGone, EngineRefusal) as error:
+            await self._worker.advance(slot)
+        except (Later, StillHeld, EngineGone, EngineRefusal) as error:
             _log.debug("%s waits: %r", item.name, error)
             slot.not_before = self._ways.clock() + TICK_SECONDS
         except asyncio.CancelledError:
@@ -266,132 +348,87 @@ class Loader:
             self._failed(slot, item, TuneryError(FailureReason.INTERNAL_ERROR, message))
         finally:
             slot.task, slot.bringing = None, False
-            self._tell()
-            self._wake.set()
+            self._ended(slot)
 
     def _failed(self, slot: Slot, item: object, error: TuneryError) -> None:
         if slot.item is not item:
             return  # of what is not wanted any more
         _log.warning("%s: %s", slot.item.name, error)
         slot.failed(error, slot.about, self._ways.clock())
+        self._forget_unless_there(slot)
         if slot.settled:
             self._progress = self._ways.clock()
 
-    async def _advance(self, slot: Slot) -> None:
-        if slot.served is None and slot.kept is not None and self._residents.up:
-            await self._restore(slot)
-        item = slot.item
-        wanted = await self._wanted(slot)
-        if slot.served is not None and slot.served.sha256 == wanted:
-            slot.succeeded()
-            return
-        slot.about = wanted
-        if slot.rests(wanted, self._ways.clock()):
-            return
-        self._breaker.check(wanted)
-        slot.bringing = True
-        content = await self._bringer.bring(slot, wanted)
-        slot.bringing = False
-        if slot.item is item:
-            await self._serve(slot, content)
-            slot.succeeded()
-
-    async def _restore(self, slot: Slot) -> None:
-        """Serve again what the name led to before; what that fails for is told of what is wanted, if it is the same."""
-        kept = slot.about = slot.kept
-        content = await in_thread(functools.partial(self._cache.find, str(kept)))
-        if content is None:
-            slot.kept = None
-            return
-        try:
-            await self._serve(slot, content)
-        except TuneryError as error:
-            _log.warning("%s: %s cannot be served again: %s", slot.item.name, str(kept)[:VERSION_DIGITS], error)
-            slot.kept = None
-            if kept == slot.wanted:
-                raise
-
-    async def _wanted(self, slot: Slot) -> str:
-        """Return the digest that is to be served: the pinned one, or what is published now."""
-        item = slot.item
-        if item.manifest_sha256 is not None:
-            return item.manifest_sha256
-        now = self._ways.clock()
-        if slot.look is not None and now < slot.look_at:
-            slot.wanted = slot.look.sha256
-            return slot.wanted
-        slot.bringing, slot.about, before = True, None, slot.look
-        found = await self._bringer.look(item, before)
-        slot.bringing, slot.look, slot.wanted, slot.look_at = False, found, found.sha256, now + LOOK_SECONDS
-        if found != before or (slot.problem is not None and slot.problem.sha256 is None):
-            slot.problem, slot.tries = None, 0
-        return found.sha256
+    def _ended(self, slot: Slot) -> None:
+        """Work on a slot has ended, one way or another: tell those who wait for it, and give on its place."""
+        problem = slot.problem
+        if slot.served is not None:
+            slot.wake(None)
+        elif slot.hot and slot.kept is None and problem is not None and (problem.settled or slot.woken is not None):
+            slot.wake((problem.error.reason, problem.error.message))
+            self._places.release(slot)
+            self._wake.set()
+        if self._slots.get(slot.item.name) is slot:
+            self._tell(slot)
+        self._keep_served()
+        self._admit()
+        if slot.hot and self._due(slot, self._ways.clock()):
+            self._wake.set()
+        self.changed.set()
 
     def _moved(self) -> None:
         self._progress = self._ways.clock()
 
-    async def _serve(self, slot: Slot, content: Content) -> None:
-        """Have a version that is on the disk loaded and probed, and route to it."""
-        item, name = slot.item, slot.engine_name(content.sha256)
-        fit = await in_thread(functools.partial(check_fit, content.folder, content.manifest.lineage, await self._for()))
-        slot.ready_to_load = True
-        async with self._residents.lock:
-            if slot.item is not item or self._slots.get(item.name) is not slot or slot.over is not None:
-                raise _Later
-            self._check_room(slot, name)
-            await self._residents.ensure(name, content)
-        if self._slots.get(item.name) is not slot or slot.over is not None:
-            raise _Later  # a stranger now
-        before, slot.served = slot.served, Served(content.sha256, name, fit, content.size)
-        slot.kept, slot.ready_to_load, slot.held = content.sha256, False, None
-        self._routes.serve(item.name, name, content.sha256)
-        self._cache.used(content.sha256)
-        self._moved()
-        if before is not None and before.engine_name != name:
-            self.departures.leave(before.engine_name, drain=True)
-
-    async def _for(self) -> ServedBase:
-        if self._base is None:
-            model = await in_thread(lambda: read_base(Path(self._spec.model_dir)))
-            self._base = ServedBase(model, self._spec.served_name, self._spec.max_rank)
-        return self._base
-
-    def _check_room(self, slot: Slot, engine_name: str) -> None:
-        """Let what leaves leave first; an update may have one more for the moment that both versions are there."""
-        room = self._spec.max_loaded_adapters + (slot.served is not None)
-        if len(self._residents.registered - {engine_name}) >= room:
-            raise _Later
+    def _is_current(self, slot: Slot) -> bool:
+        return self._slots.get(slot.item.name) is slot and slot.over is None and slot.hot
 
     def _routed(self) -> set[str]:
         """Return the engine's names for what names lead to."""
-        return {slot.served.engine_name for slot in self._slots.values() if slot.served}
+        return {slot.served.engine_name for slot in self._places.hot.values() if slot.served}
 
     def held(self, sha256: str) -> bool:
         """Tell whether the engine may read a version's folder; called from threads."""
         names = (*self._residents.registered, self._residents.trying or "")
         return any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names)
 
-    def wanted(self, sha256: str) -> bool:
-        """Tell whether some name leads to a version, or is to; called from threads."""
-        return any(sha256 in slot.digests for slot in list(self._slots.values()))
+    def wanted(self) -> set[str]:
+        """Return the versions that names with a place lead to, or are to lead to; called from threads."""
+        return {sha256 for slot in list(self._places.hot.values()) for sha256 in slot.digests}
 
-    def _tell(self) -> None:
-        """Have the routes and the note say what is so."""
-        for name, slot in self._slots.items():
-            if slot.served is not None:
-                continue
+    def _tell(self, slot: Slot) -> None:
+        """Have the routes say what is so."""
+        name, cold = slot.item.name, slot.cold
+        if slot.served is not None:
+            slot.told = None
+            return
+        if not self._residents.up and self._residents.seen:
+            told: tuple[str, ...] = (FailureReason.ENGINE_FAILED, _ANEW)
+        elif cold is not None and slot.loadable(self._ways.clock()):
+            told = (slot.engine_name(cold.sha256), cold.sha256, "cold")
+        else:
             report = slot.report()
-            reason, message = report.reason or "AdapterLoading", report.message or "it is being loaded"
-            if not self._residents.up and self._residents.seen:
-                reason, message = FailureReason.ENGINE_FAILED, "the engine is being started anew"
-            if slot.held != (reason, message):
-                slot.held = (reason, message)
-                self._routes.hold(name, reason, message)
-        self._note.keep({name: slot.kept for name, slot in self._slots.items() if slot.kept})
-        self.changed.set()
+            told = (report.reason or LOADING, report.message or "it is being loaded")
+        if told == slot.told:
+            return
+        slot.told = told
+        if len(told) > 2:
+            self._routes.chill(name, told[0], told[1])
+        else:
+            self._routes.hold(name, told[0], told[1])
+
+    def _keep_served(self) -> None:
+        self._note.keep({name: slot.kept for name, slot in self._places.hot.items() if slot.kept})
+
+    def _keep_notes(self, now: float) -> None:
+        self._keep_served()
+        if now - self._used_at >= USED_SECONDS:
+            self._used_at = now
+            used = {name: int(self._routes.used(name).when // USED_TO) * USED_TO for name in self._slots}
+            self._used.keep({name: when for name, when in used.items() if when})
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [*(slot.task for slot in self._slots.values() if slot.task), *self.departures.tasks()]
+        base = [self._base_task] if self._base_task else []
+        return [*base, *(slot.task for slot in self._slots.values() if slot.task), *self.departures.tasks()]
 
     async def _step_or_log(self) -> None:
         try:

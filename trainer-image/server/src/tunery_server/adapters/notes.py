@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 _SERVED: Final = ".served.json"
+_USED: Final = ".used.json"
+USED_SECONDS: Final = 60.0
+"""Between two writes of what was asked for when."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,5 +59,28 @@ class ServedNote:
         self._known = dict(served)
         try:
             write_whole(self._path, json.dumps(self._known, sort_keys=True).encode())
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self._path, error.strerror)
+
+
+class UsedNote:
+    """When each name was last asked for: after a restart of the door those of late are loaded first."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / _USED
+        self._known: dict[str, int] = {}
+
+    def read(self) -> dict[str, int]:
+        """Return what an earlier process of this replica has left."""
+        self._known = {name: when for name, when in read_note(self._path).items() if type(when) is int and when > 0}
+        return self._known
+
+    def keep(self, used: Mapping[str, int]) -> None:
+        """Note what is so now; without room on the disk it is known only until this process ends."""
+        if used == self._known:
+            return
+        self._known = dict(used)
+        try:
+            write_whole(self._path, json.dumps(self._known).encode())
         except OSError as error:
             _log.warning("%s cannot be written: %s", self._path, error.strerror)

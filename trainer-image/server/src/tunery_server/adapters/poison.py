@@ -16,6 +16,8 @@ from tunery_common.errors import TuneryError
 from tunery_server.adapters.notes import read_note, write_whole
 
 STRIKES: Final = 2
+_SPOILS: Final = 1_000
+"""Strikes of a version after which the engine lived, and answered nonsense."""
 _LOADING: Final = ".loading"
 _STRUCK: Final = ".strikes.json"
 
@@ -73,13 +75,21 @@ class Breaker:
         self._loading.unlink(missing_ok=True)
         return sha256
 
+    def leave_out(self, sha256: str) -> None:
+        """Have a version left out that has done the engine harm, though it lives."""
+        self._strikes[sha256] = _SPOILS
+        self._write()
+
     def check(self, sha256: str) -> None:
         """Raise TuneryError(EngineFailed) for a version that is left out."""
         strikes = self._strikes.get(sha256, 0)
         if strikes >= STRIKES:
+            what = f"the engine ended {strikes} times while it was given this version"
+            if strikes >= _SPOILS:
+                what = "the engine answered the base model with NaN after it was asked with this version"
             raise TuneryError(
                 FailureReason.ENGINE_FAILED,
-                f"the engine ended {strikes} times while it was given this version; this replica leaves it out",
+                f"{what}; this replica leaves it out",
                 "Look at the log of the container engine, and publish the adapter anew.",
             )
 

@@ -17,10 +17,17 @@ TEXT: Final = (
 )
 """Words of many kinds, more than 64 tokens for every tokenizer."""
 _FEWEST_WORDS: Final = 8
+_TOP: Final = 20
+"""Of how many tokens the log-probability is asked for at each position: as many as an engine tells by default."""
 _ENGINES_FAULT: Final = 500
 """From this status on it is not said that it is the request's."""
 _LEARNED_NOTHING: Final = (
     "Look at the adapter: training has changed nothing that the engine answers with; train it again and publish that."
+)
+
+_OVERFLOWS: Final = (
+    "Look at the adapter: its weights are numbers, and so large that the engine cannot compute with them; train it "
+    "again with a lower learning rate and publish that."
 )
 
 
@@ -34,32 +41,40 @@ class Probe:
     def __init__(self, engine: Engine, served_name: str) -> None:
         self._engine = engine
         self._served_name = served_name
-        self._text = TEXT
-        self._base: list[float | None] | None = None
+        self.forget()
 
     def forget(self) -> None:
         """Another start of the engine may compute otherwise: ask the base anew."""
-        self._text, self._base = TEXT, None
+        self._text, self._top = TEXT, _TOP
+        self._base: list[float | None] | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the base has answered."""
+        return self._base is not None
 
     async def prepare(self) -> None:
         """Have the base's answer; raises EngineGone, and EngineRefusal where the engine does not take such requests.
 
-        A model with a short context takes a part of the text.
+        An engine with a lower --max-logprobs is asked for fewer; a model with a short context takes a part of the text.
         """
         while self._base is None:
             try:
-                self._base = await self._engine.prompt_logprobs(self._served_name, self._text)
+                self._base = await self._engine.logprobs(self._served_name, self._text, self._top)
             except EngineRefusal:
                 words = self._text.split()
-                if len(words) // 2 < _FEWEST_WORDS:
+                if self._top > 1:
+                    self._top //= 4
+                elif len(words) // 2 >= _FEWEST_WORDS:
+                    self._text, self._top = " ".join(words[: len(words) // 2]), _TOP
+                else:
                     raise
-                self._text = " ".join(words[: len(words) // 2])
 
     async def check(self, engine_name: str) -> None:
         """Ask one version; raises TuneryError(ProbeFailed) and EngineGone."""
         await self.prepare()
         try:
-            found = await self._engine.prompt_logprobs(engine_name, self._text)
+            found = await self._engine.logprobs(engine_name, self._text, self._top)
         except EngineGone as error:
             if not error.hangs:
                 raise
@@ -69,12 +84,32 @@ class Probe:
             if error.status >= _ENGINES_FAULT:
                 message = f"the engine could not answer with it: {error.words}; it is tried again every five minutes"
                 raise NoAnswer(FailureReason.PROBE_FAILED, message) from error
-            raise _failed(f"the engine could not answer with it: {error.words}") from error
+            what = "the engine took the request for the base model, and refuses it with this adapter, as it does where"
+            raise NoNumbers(f"{what} its answer is no numbers (NaN): {error.words}") from error
         nothing = sum(value is None for value in found)
         if nothing:
-            raise _failed(f"{nothing} of {len(found)} log-probabilities of its answer are no numbers")
+            raise NoNumbers(f"{nothing} of {len(found)} log-probabilities of its answer are no numbers")
         if found == self._base:
-            raise _failed(f"it answers exactly as the base model, in each of {len(found)} tokens", _LEARNED_NOTHING)
+            raise _failed(f"it answers exactly as the base model, in each of {len(found)} numbers", _LEARNED_NOTHING)
+
+    async def base_is_sound(self) -> bool:
+        """Tell whether the base still answers with numbers; raises EngineGone.
+
+        What an engine keeps of an answer of NaN spoils others that are shorter.
+        """
+        words = self._text.split()
+        try:
+            found = await self._engine.logprobs(self._served_name, " ".join(words[: len(words) // 4] or words), 1)
+        except EngineRefusal:
+            return False
+        return None not in found
+
+
+class NoNumbers(TuneryError):
+    """The version's answer is NaN, or infinite."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(FailureReason.PROBE_FAILED, message, _OVERFLOWS)
 
 
 def _failed(message: str, hint: str | None = None) -> TuneryError:

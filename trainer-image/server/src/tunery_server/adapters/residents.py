@@ -13,7 +13,7 @@ from tunery_api.serving import OLDEST_ENGINE
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.cache import Content
 from tunery_server.adapters.poison import Breaker
-from tunery_server.adapters.probe import Probe
+from tunery_server.adapters.probe import NoNumbers, Probe
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
 
 SYNC_SECONDS: Final = 10.0
@@ -50,6 +50,8 @@ class Residents:
         self.trying: str | None = None
         self.birth: str | None = None
         """The mark of the start that it was seen up in last."""
+        self.problem: str | None = None
+        """Why it is not used although it is up."""
         self._missed = 0
         self._sync_at = 0.0
 
@@ -57,6 +59,26 @@ class Residents:
     def supported(self) -> bool:
         """Whether it is a version that was tried, or says none."""
         return is_supported(self.version)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the base model has answered a request since it started: an engine may be healthy and die of one."""
+        return self.up and self._probe.prepared and not self.engine.spoiled
+
+    async def ask_base(self) -> None:
+        """Have the base model answer a request."""
+        async with self.lock:
+            if self.engine.spoiled:
+                return
+            try:
+                await self._probe.prepare()
+            except EngineRefusal as error:
+                self.problem = f"the engine refuses a request for the base model: {error.words}"
+            except EngineGone as error:
+                self.problem = f"the engine did not answer a request for the base model: {error}"
+                self.up = self.up and error.hangs
+            else:
+                self.problem = None
 
     async def check(self) -> None:
         """Find out whether it is up, and what it holds if it was not or if that was long ago."""
@@ -88,6 +110,7 @@ class Residents:
             self.restarts += self.seen
             self._probe.forget()
             self.answered = set()
+            self.problem = None
         self._breaker.engine_started(birth)
         self.version, self.birth, self.up, self.seen = version, birth, True, True
         self._took(models)
@@ -112,6 +135,8 @@ class Residents:
         """
         if not self.up:
             raise EngineGone("the engine is not up")
+        if self.engine.spoiled:
+            raise EngineGone("the engine must start anew")
         if engine_name in self.registered and engine_name in self.answered:
             return
         self._breaker.check(content.sha256)
@@ -156,12 +181,21 @@ class Residents:
     async def _ask(self, engine_name: str, sha256: str) -> None:
         try:
             await self._probe.check(engine_name)
-        except TuneryError:
+        except TuneryError as error:
             await self.unload(engine_name)
+            if isinstance(error, NoNumbers) and not await self._probe.base_is_sound():
+                self._spoiled(engine_name, sha256)
             self._breaker.end(sha256)
             raise
         self._breaker.end(sha256, answered=True)
         self.answered.add(engine_name)
+
+    def _spoiled(self, engine_name: str, sha256: str) -> None:
+        """The engine answers others with what a version has left in it: it must start anew, without that version."""
+        self._breaker.leave_out(sha256)
+        self.engine.spoil()
+        self.problem = f"the engine answers the base model with NaN since {engine_name} was asked; it must start anew"
+        _log.error(self.problem)
 
     async def unload(self, engine_name: str) -> bool:
         """Have a version forgotten; return whether it is, by the engine's list. Call it with the lock."""

@@ -14,7 +14,7 @@ from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, 
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
-from tunery_server.adapters.source import Look
+from tunery_server.adapters.source import Known, Look
 
 _R = FailureReason
 TRANSIENT: Final = frozenset({_R.STORAGE_UNAVAILABLE, _R.DISK_FULL, _R.INTERNAL_ERROR})
@@ -57,6 +57,16 @@ class Slot:
 
     item: DesiredAdapter
     served: Served | None = None
+    cold: Known | None = None
+    """The version that is loaded once somebody asks for it, while none is served."""
+    hot: bool = False
+    """It has one of the places in the engine, be it loaded already or not."""
+    waiters: int = 0
+    """Requests that wait for it to be loaded."""
+    woken: asyncio.Future[tuple[str, str] | None] | None = None
+    """What they wait for: why it is not served, None where it is."""
+    used: int | None = None
+    """When it was last asked for, as it is reported."""
     kept: str | None = None
     """The version that it led to before the engine went away, or before the door was started anew."""
     wanted: str | None = None
@@ -79,13 +89,17 @@ class Slot:
     """Its task is at the store, and may be given up."""
     ready_to_load: bool = False
     """Brought, and waiting for the engine."""
-    held: tuple[str, str] | None = field(default=None, repr=False)
+    told: tuple[str, ...] | None = field(default=None, repr=False)
     """What the routes were told."""
+    _report: tuple[object, ReportedAdapter] | None = field(default=None, repr=False)
+    """The last report, and what it was made of."""
 
     @property
     def settled(self) -> bool:
         """Whether waiting will not change much soon."""
-        return self.served is not None or self.over is not None or (self.problem is not None and self.problem.settled)
+        if self.served is not None or self.over is not None or (self.cold is not None and not self.hot):
+            return True
+        return self.problem is not None and self.problem.settled
 
     @property
     def digests(self) -> set[str]:
@@ -105,6 +119,16 @@ class Slot:
             self.wanted, self.look, self.look_at, self.mark = item.manifest_sha256, None, -math.inf, None
             self.problem, self.tries, self.ready_to_load = None, 0, False
         return other
+
+    def became_cold(self, known: Known) -> None:
+        """It has no place in the engine any more, or not yet, and this is what it leads to."""
+        self.cold, self.served, self.kept, self.hot, self.ready_to_load = known, None, None, False, False
+
+    def wake(self, answer: tuple[str, str] | None) -> None:
+        """Tell those who wait that it is served, or why it is not."""
+        woken, self.woken = self.woken, None
+        if woken is not None and not woken.done():
+            woken.set_result(answer)
 
     def succeeded(self) -> None:
         """What was wanted is served."""
@@ -132,9 +156,16 @@ class Slot:
         problem = self.problem
         if self.item.manifest_sha256 is None and now >= self.look_at:
             return problem is None or problem.sha256 is not None or now >= problem.retry_at
+        if not self.hot and self.verified:  # what stood in the way of loading it waits for the next who asks
+            return problem is not None and not problem.settled and now >= problem.retry_at
         if problem is not None:
             return now >= problem.retry_at
-        return self.served is None or self.served.sha256 != self.wanted
+        return not self.hot or self.served is None or self.served.sha256 != self.wanted
+
+    @property
+    def verified(self) -> bool:
+        """Whether what is wanted would be loaded at once for whoever asks."""
+        return self.cold is not None and self.cold.sha256 == self.wanted
 
     def rests(self, sha256: str, now: float) -> bool:
         """Tell whether this version failed, and is not to be tried again yet."""
@@ -149,26 +180,59 @@ class Slot:
             self.problem = None
 
     def report(self) -> ReportedAdapter:
-        """Return how it stands, as the operator is told."""
-        served, problem = self.served, self.problem
-        fields: dict[str, object] = {"name": self.item.name, "state": AdapterState.LOADING}
-        if self.wanted is not None and (served is None or served.sha256 != self.wanted):
+        """Return how it stands, as the operator is told; the same object for as long as that is the same."""
+        made_of = self.item, self.served, self.cold, self.hot, self.wanted, self.problem, self.over, self.used
+        if self._report is None or self._report[0] != made_of:
+            self._report = made_of, self._made()
+        return self._report[1]
+
+    def _made(self) -> ReportedAdapter:
+        fields: dict[str, object] = {"name": self.item.name, "state": AdapterState.LOADING, "last_used": self.used}
+        shown = self.served or self.cold
+        if self.wanted is not None and (shown is None or shown.sha256 != self.wanted):
             fields["wanted_sha256"] = self.wanted
-        if served is not None:
-            fields |= {"state": AdapterState.SERVED, "manifest_sha256": served.sha256, "rank": served.fit.rank}
-            fields |= {"size_bytes": served.size, "message": served.fit.note}
+        if shown is not None:
+            fields |= {"manifest_sha256": shown.sha256, "rank": shown.fit.rank}
+            fields |= {"size_bytes": shown.size, "message": shown.fit.note}
+        if self.served is not None:
+            fields["state"] = AdapterState.SERVED
+        elif self.cold is not None and not self.hot:
+            fields["state"] = AdapterState.COLD
+        return ReportedAdapter.model_validate(fields | self._of_problem())
+
+    def _of_problem(self) -> dict[str, object]:
+        """Return what the report says of the problem, where there is one that counts."""
+        problem = self.problem
         if self.over is not None:
             problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over), None, math.inf, True)
-        if problem is not None and (served is None or problem.sha256 is not None or problem.settled):
-            if served is None and problem.settled:
-                fields["state"] = AdapterState.FAILED
-            fields["reason"], fields["hint"] = problem.error.reason, scrub(problem.error.hint, _MESSAGE)
-            fields["message"] = scrub(self._sentence(problem), _MESSAGE)
-        return ReportedAdapter.model_validate(fields)
+        known = self.served or self.cold
+        if problem is None or (known is not None and problem.sha256 is None and not problem.settled):
+            return {}
+        error = problem.error
+        fields: dict[str, object] = {"reason": error.reason, "hint": scrub(error.hint, _MESSAGE)}
+        fields["message"] = scrub(self._sentence(problem), _MESSAGE)
+        if self.fails:
+            fields |= {"state": AdapterState.FAILED, "manifest_sha256": None, "wanted_sha256": self.wanted}
+        return fields
+
+    @property
+    def fails(self) -> bool:
+        """Whether nothing answers for it, nor will before somebody has mended it, or it is tried again."""
+        if self.over is not None:
+            return True
+        if self.served is not None or self.problem is None or not self.problem.settled:
+            return False
+        return self.cold is None or self.problem.sha256 == self.cold.sha256
+
+    def loadable(self, now: float) -> bool:
+        """Tell whether to load it for who asks: it is cold, or failed so long ago that it is tried again."""
+        if self.cold is None or self.over is not None:
+            return False
+        return not self.fails or (self.problem is not None and now >= self.problem.retry_at)
 
     def _sentence(self, problem: Problem) -> str:
-        message = problem.error.message
-        if self.served is None or problem.sha256 is None:
+        message, known = problem.error.message, self.served or self.cold
+        if known is None or problem.sha256 is None or problem.sha256 == known.sha256:
             return message
-        digits = self.served.sha256[:VERSION_DIGITS]
+        digits = known.sha256[:VERSION_DIGITS]
         return f"update to {problem.sha256[:VERSION_DIGITS]}: {message}; still serving {digits}"

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE
+from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE, Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
-from tunery_common.storage import StorePath, open_store
-from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
-from tunery_common.storage.published_folder import PublishedManifest, download_published, read_manifest
-from tunery_server.adapters.cache import FILES, AdapterCache, Content
+from tunery_common.storage import ObjectMissing, StorePath, open_store
+from tunery_common.storage.credentials import S3_KEYS, Credentials, ambient, from_secret
+from tunery_common.storage.published_folder import download_published, parse_manifest, read_manifest
+from tunery_common.storage.s3_client import make_client
+from tunery_server.adapters.cache import FILES, AdapterCache, Content, wanted_bytes
+from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
+from tunery_server.adapters.fits import Fit, ServedBase, check_parts
+from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
 
 _LARGEST_MANIFEST: Final = 16_000_000
 _TRIES: Final = 2
@@ -34,8 +42,24 @@ class Look:
     """Digest of its manifest."""
 
 
+class _Clients:
+    """One client for all adapters while their credentials stay the same: to make one takes longer than to ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: tuple[dict[str, str], S3Client] | None = None
+
+    def made_for(self, credentials: Credentials, field: str) -> S3Client:
+        """Return the client for these credentials; INVALID_SPEC where their endpoint is none."""
+        with self._lock:
+            if self._last is None or self._last[0] != credentials.values:
+                self._last = credentials.values, make_client(credentials, field)
+            return self._last[1]
+
+
 def opener(secret: MountedSecret | None) -> Opener:
     """Return what opens an adapter's place; the Secret is read each time, since it may be exchanged."""
+    clients = _Clients()
 
     def open_place(item: DesiredAdapter) -> StorePath:
         field = "uri" if item.source == "uri" else item.source
@@ -44,7 +68,7 @@ def opener(secret: MountedSecret | None) -> Opener:
         else:
             needs = S3_KEYS if item.uri.startswith("s3://") else ()
             credentials = from_secret(Path(secret.path), secret.name, needs, secret.field)
-        return open_store(item.uri, credentials, field)
+        return open_store(item.uri, credentials, field, clients=clients.made_for)
 
     return open_place
 
@@ -73,6 +97,59 @@ def marks(place: StorePath) -> tuple[str, ...]:
     return (manifest.version, *(entry.version if entry else "" for entry in files))
 
 
+@dataclass(frozen=True)
+class Known:
+    """A version that fits by its manifest, its config and its header; its weights were not read."""
+
+    sha256: str
+    """Of its manifest."""
+    fit: Fit
+    size: int
+
+
+def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
+    """Look at the version with the manifest `sha256` as far as that is cheap: four requests of some kilobytes.
+
+    Raises what `fetch` and `check_fit` raise, but for what only the weights tell.
+    """
+    uri = place.below(MANIFEST_NAME).uri
+    try:
+        data = place.store.read_range(place.key(MANIFEST_NAME), 0, _LARGEST_MANIFEST + 1)
+    except ObjectMissing as error:
+        message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
+    manifest = parse_manifest(data, uri, sha256).manifest
+    _check_files(place, manifest)
+    record = manifest.files[WEIGHTS_FILE]
+    key = place.key(WEIGHTS_FILE)
+    entry = place.store.head(key)
+    if entry is None or entry.size != record.size:
+        what = "is missing, but its manifest lists it"
+        if entry is not None:
+            what = f"has {entry.size:,} bytes, its manifest says {record.size:,}"
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{place.store.uri(key)} {what}")
+
+    def header() -> dict[str, Tensor]:
+        return header_of(lambda at, length: place.store.read_range(key, at, length), record.size, ADAPTER_HEADER)
+
+    fit = check_parts(_config(place, manifest), header, manifest.lineage, base)
+    return Known(sha256, fit, wanted_bytes(manifest))
+
+
+def _config(place: StorePath, manifest: Manifest) -> AdapterConfig:
+    """Return what is published as the adapter's config, its digest compared."""
+    key, record = place.key(CONFIG_FILE), manifest.files[CONFIG_FILE]
+    try:
+        data = place.store.read_range(key, 0, LARGEST_CONFIG + 1)
+    except ObjectMissing as error:
+        message = f"{place.store.uri(key)} is missing, but its manifest lists it"
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message) from error
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        message = f"{place.store.uri(key)} does not match the digest in its manifest"
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
+    return parse_config(data)
+
+
 def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
     """Bring the version with the manifest `sha256` into the cache, every digest compared.
 
@@ -92,7 +169,7 @@ def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[i
 def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
     marks(place)  # a manifest of any size would be read below
     found = read_manifest(place, sha256)
-    _check_files(place, found)
+    _check_files(place, found.manifest)
     draft = cache.draft(sha256, found.manifest)
     try:
         download_published(place, draft, sha256, moved, FILES)
@@ -105,12 +182,12 @@ def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[
         cache.give_up(draft)
 
 
-def _check_files(place: StorePath, found: PublishedManifest) -> None:
+def _check_files(place: StorePath, manifest: Manifest) -> None:
     """Raise AdapterUnsupported where what is published is no adapter, or one that is a pickle."""
-    if CONFIG_FILE not in found.manifest.files:
+    if CONFIG_FILE not in manifest.files:
         message = f"{place.uri} holds no adapter: its manifest lists no {CONFIG_FILE}"
         raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, "Name the place of an adapter.")
-    if WEIGHTS_FILE not in found.manifest.files:
+    if WEIGHTS_FILE not in manifest.files:
         message = f"{place.uri} has no {WEIGHTS_FILE}; no other format of weights is read"
         hint = "Save it again with PEFT's save_pretrained, which writes safetensors, and publish that."
         raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)

@@ -18,7 +18,7 @@ from tunery_server.door.body import MAX_BODY
 from tunery_server.door.engine_metrics import engine_metrics
 from tunery_server.door.errors import Refusal, not_found, not_served, unknown_model
 from tunery_server.door.metrics import Metrics
-from tunery_server.door.models import model, models
+from tunery_server.door.models import models, one_model
 from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
 from tunery_server.door.session import EngineAsked
 from tunery_server.engine import EngineGone
@@ -94,14 +94,13 @@ class _Models:
         self._door = door
 
     async def all(self, request: web.Request) -> web.Response:
-        self._door.keys.client(request.headers.get("Authorization"))
-        return web.json_response(models(self._door.routes))
+        client = self._door.keys.client(request.headers.get("Authorization"))
+        return web.json_response(models(self._door.routes, client))
 
     async def one(self, request: web.Request) -> web.Response:
-        self._door.keys.client(request.headers.get("Authorization"))
-        routes = self._door.routes
+        client = self._door.keys.client(request.headers.get("Authorization"))
         try:
-            return web.json_response(model(routes.resolve(request.match_info["id"]), routes.names()[0]))
+            return web.json_response(one_model(self._door.routes, client, request.match_info["id"]))
         except UnknownModel as error:
             raise unknown_model() from error
         except NotServed as error:

@@ -50,6 +50,12 @@ class Asked:
         """Whether a stream is to end with the number of its tokens."""
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
+    @property
+    def user(self) -> str | None:
+        """On whose behalf is asked, by the client's word: the same user is answered by the same target of an alias."""
+        user = self.fields.get("user")
+        return user if isinstance(user, str) and user else None
+
     def for_engine(self, engine_name: str, ask_usage: bool) -> bytes:
         """Return the body for the engine; `ask_usage`: with the number of tokens at the end of the stream.
 

@@ -55,3 +55,13 @@ def unknown_model() -> Refusal:
     return Refusal(
         404, "There is no such model; GET /v1/models lists those that can be asked.", "model_not_found", "model"
     )
+
+
+def not_allowed() -> Refusal:
+    """Return the refusal of a model that this client may not ask for, be there one or not."""
+    return Refusal(
+        403,
+        "This API key may not ask for this model; GET /v1/models lists those that it may.",
+        "model_not_allowed",
+        "model",
+    )

@@ -5,24 +5,50 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from tunery_server.routes import Routes, Target
+from tunery_api.adapterserver import Alias
+from tunery_server.door.errors import not_allowed
+from tunery_server.routes import Routes
 
 _STARTED: Final = int(time.time())
 
 
-def model(target: Target, base: str) -> dict[str, object]:
-    """Return one model; `root` is the version that answers."""
+def model(routes: Routes, name: str) -> dict[str, object]:
+    """Return one model; `root` is the version that answers, for an alias what it leads to if that is one only.
+
+    Raises UnknownModel, and NotServed.
+    """
+    alias = routes.alias(name)
+    base = routes.base
+    if alias is not None:
+        return _told(name, _only_target(routes, alias), base)
+    target = routes.look(name)
+    return _told(target.name, target.engine_name, None if target.version is None else base)
+
+
+def _only_target(routes: Routes, alias: Alias) -> str:
+    able = [each.adapter for each in alias.targets if each.weight and routes.usable(each.adapter)]
+    return routes.look(able[0]).engine_name if len(able) == 1 else alias.name
+
+
+def _told(name: str, root: str, parent: str | None) -> dict[str, object]:
     return {
-        "id": target.name,
+        "id": name,
         "object": "model",
         "created": _STARTED,
         "owned_by": "tunery",
-        "root": target.engine_name,
-        "parent": None if target.version is None else base,
+        "root": root,
+        "parent": parent,
     }
 
 
-def models(routes: Routes) -> dict[str, object]:
-    """Return all models, the base first."""
-    targets = [routes.resolve(name) for name in routes.names()]
-    return {"object": "list", "data": [model(target, targets[0].name) for target in targets]}
+def models(routes: Routes, client: str) -> dict[str, object]:
+    """Return all models that the client may ask for, the base first, the aliases at the end."""
+    names = [name for name in routes.names() if routes.allows(client, name)]
+    return {"object": "list", "data": [model(routes, name) for name in names]}
+
+
+def one_model(routes: Routes, client: str, name: str) -> dict[str, object]:
+    """Return one model; raises Refusal where the client may not ask for it, UnknownModel and NotServed."""
+    if not routes.allows(client, name):
+        raise not_allowed()
+    return model(routes, name)

@@ -17,7 +17,7 @@ from tunery_server.door import body
 from tunery_server.door.answers import ClientGone, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
-from tunery_server.door.errors import Refusal, not_served, unavailable, unknown_model
+from tunery_server.door.errors import Refusal, not_allowed, not_served, unavailable, unknown_model
 from tunery_server.door.metrics import NOTHING, Metrics
 from tunery_server.door.session import HasSession, url
 from tunery_server.routes import RETRY_SECONDS, NotServed, Routes, UnknownModel
@@ -84,8 +84,10 @@ class Proxy:
     async def _answer(self, request: web.Request, path: str, count: _Count) -> web.StreamResponse:
         count.client = self._keys.client(request.headers.get("Authorization"))
         asked = await body.read(request)
+        if not self._routes.allows(count.client, asked.model):
+            raise not_allowed()
         try:
-            target = self._routes.resolve(asked.model)
+            target = await self._routes.find(asked.model, asked.user)
         except UnknownModel as error:
             raise unknown_model() from error
         except NotServed as error:

@@ -1,0 +1,128 @@
+"""The places in the engine: which names have one, who waits for one, and who leaves for them.
+
+There are engine.maxLoadedAdapters of them. While some are free everything that can be loaded is; once there are none,
+the name that was least recently asked for leaves for the one that is asked for now, unless it is being asked or is to
+stay (keepLoaded).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+
+from tunery_server.adapters.slot import Slot
+from tunery_server.routes import Routes
+
+
+class Places:
+    """At most `limit` names; all of it runs on one event loop, and nothing in it waits."""
+
+    def __init__(self, limit: int, routes: Routes, leave: Callable[[Slot], None]) -> None:
+        """`leave` has a slot that is served, or about to be, go cold; its place is given to another by then."""
+        self.limit = limit
+        self._routes = routes
+        self._leave = leave
+        self.hot: dict[str, Slot] = {}
+        self._asked: dict[str, Slot] = {}
+        """Those that wait for a place, the longest first."""
+
+    def judge(self, slots: Iterable[Slot]) -> None:
+        """Say of each slot whether there can ever be a place for it, which only keepLoaded takes away."""
+        all_of_them = list(slots)
+        kept = [slot for slot in all_of_them if slot.item.keep_loaded]
+        many = f"{len(kept)} adapters have keepLoaded, engine.maxLoadedAdapters is {self.limit}"
+        number = 0
+        for slot in all_of_them:
+            if slot.item.keep_loaded:
+                number += 1
+                slot.over = f"{many}, and this is number {number} of them" if number > self.limit else None
+            else:
+                slot.over = f"{many}: none is left for the others" if len(kept) >= self.limit else None
+
+    def fill(self, slots: Mapping[str, Slot], now: float) -> list[Slot]:
+        """Give free places to who may use them, and have who must stay ask for one; return who got one.
+
+        First those that must stay, then those that were served before, then by last use, then in the list's order.
+        """
+        for name, slot in slots.items():
+            if slot.item.keep_loaded and not slot.hot and slot.over is None and not _failed(slot, now):
+                self._asked.setdefault(name, slot)
+        given = self.admit()
+        free = self.limit - len(self.hot) - len(self._asked)
+        if free <= 0:
+            return given
+        may = (slot for slot in slots.values() if not slot.hot and slot.over is None and not _failed(slot, now))
+        for slot in heapq.nsmallest(free, may, key=self._order):
+            self._give(slot)
+            given.append(slot)
+        return given
+
+    def ask(self, slot: Slot) -> None:
+        """Have a slot get the next place that becomes free, or can be made so; `admit` gives it."""
+        if not slot.hot:
+            self._asked.setdefault(slot.item.name, slot)
+
+    def give_up(self, slot: Slot) -> None:
+        """Nobody waits for it any more."""
+        if not slot.item.keep_loaded:
+            self._asked.pop(slot.item.name, None)
+
+    def admit(self) -> list[Slot]:
+        """Give places to who waits for one, as many as can be had; return who got one."""
+        given: list[Slot] = []
+        while self._asked:
+            if len(self.hot) >= self.limit:
+                victim = self._victim()
+                if victim is None:
+                    break
+                self.release(victim)
+                self._leave(victim)
+            slot = self._asked.pop(next(iter(self._asked)))
+            self._give(slot)
+            given.append(slot)
+        return given
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for a place."""
+        return bool(self._asked)
+
+    def release(self, slot: Slot) -> None:
+        """Take the place of a slot back."""
+        slot.hot = False
+        if self.hot.get(slot.item.name) is slot:
+            del self.hot[slot.item.name]
+
+    def forget(self, slot: Slot) -> None:
+        """It is not wanted any more."""
+        self.release(slot)
+        if self._asked.get(slot.item.name) is slot:
+            del self._asked[slot.item.name]
+
+    def _give(self, slot: Slot) -> None:
+        slot.hot = True
+        self.hot[slot.item.name] = slot
+
+    def _victim(self) -> Slot | None:
+        """Return who is to leave: who failed to come, else who was not asked for the longest time."""
+        free = [slot for slot in self.hot.values() if self._may_leave(slot)]
+        return min(free, key=lambda slot: (slot.served is not None, _recent(self._routes, slot)), default=None)
+
+    def _may_leave(self, slot: Slot) -> bool:
+        if slot.item.keep_loaded or slot.waiters or slot.task is not None:
+            return False
+        if slot.served is None:
+            return slot.problem is not None
+        return not self._routes.busy(slot.served.engine_name)
+
+    def _order(self, slot: Slot) -> tuple[bool, float]:
+        return slot.kept is None, -self._routes.used(slot.item.name).when
+
+
+def _recent(routes: Routes, slot: Slot) -> tuple[int, float]:
+    used = routes.used(slot.item.name)
+    return used.number, used.when
+
+
+def _failed(slot: Slot, now: float) -> bool:
+    return slot.problem is not None and now < slot.problem.retry_at

@@ -1,0 +1,61 @@
+"""Requests that wait for a cold adapter: all of them for one load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from tunery_server.adapters.places import Places
+from tunery_server.adapters.slot import Slot
+from tunery_server.routes import NotServed
+
+HOLD_SECONDS: Final = 30.0
+"""How long a request waits, for a place in the engine and for the load together."""
+LOADING: Final = "AdapterLoading"
+NO_ROOM: Final = "NoRoom"
+Why = tuple[str, str]
+"""A reason, and a sentence."""
+
+
+class Waking:
+    """Asks for places on behalf of requests."""
+
+    def __init__(self, places: Places, refusal: Callable[[Slot], Why | None], admit: Callable[[], None]) -> None:
+        """`refusal` says why a slot cannot be loaded now; `admit` gives places and has who got one come."""
+        self._places = places
+        self._refusal = refusal
+        self._admit = admit
+
+    async def wait(self, slot: Slot) -> None:
+        """Return once the slot is served; raises NotServed.
+
+        Until whoever waited has been resumed the slot does not leave: it has waiters.
+        """
+        if (why := self._refusal(slot)) is not None:
+            raise NotServed(slot.item.name, *why)
+        slot.waiters += 1
+        try:
+            if slot.woken is None:
+                slot.woken = asyncio.get_running_loop().create_future()
+            woken = slot.woken
+            self._places.ask(slot)
+            self._admit()
+            async with asyncio.timeout(HOLD_SECONDS):
+                why = await asyncio.shield(woken)
+        except TimeoutError:
+            why = self._too_long(slot)
+        finally:
+            slot.waiters -= 1
+            if not slot.waiters and not slot.hot:
+                self._places.give_up(slot)
+        if why is not None:
+            raise NotServed(slot.item.name, *why)
+
+    def _too_long(self, slot: Slot) -> Why:
+        if slot.hot:
+            return LOADING, f"it could not be loaded within {HOLD_SECONDS:.0f} s"
+        return NO_ROOM, (
+            f"all {self._places.limit} places in the engine (engine.maxLoadedAdapters) were taken for "
+            f"{HOLD_SECONDS:.0f} s by adapters that are being asked"
+        )

@@ -1,0 +1,189 @@
+"""What is done for one name: find out what is wanted, verify it, bring it, have it loaded and probed, route to it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tunery_api.manifest import WEIGHTS_FILE
+from tunery_api.serving import VERSION_DIGITS, ServeSpec
+from tunery_common.errors import TuneryError
+from tunery_server.adapters.base import read_base
+from tunery_server.adapters.bring import Bringer
+from tunery_server.adapters.cache import AdapterCache, Content
+from tunery_server.adapters.departures import Departures
+from tunery_server.adapters.finite import check_finite
+from tunery_server.adapters.fits import Fit, ServedBase, check_fit
+from tunery_server.adapters.poison import Breaker
+from tunery_server.adapters.residents import Residents
+from tunery_server.adapters.slot import LOOK_SECONDS, Served, Slot
+from tunery_server.routes import Routes
+from tunery_server.threads import in_thread
+
+ROOM_SECONDS: Final = 1.0
+"""How long what leaves the engine is waited for at a time."""
+_REMEMBERED: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class Later(Exception):
+    """Nothing failed: it is to be tried again when something has changed."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What it is done with."""
+
+    routes: Routes
+    residents: Residents
+    breaker: Breaker
+    cache: AdapterCache
+    bringer: Bringer
+    departures: Departures
+    clock: Callable[[], float]
+
+
+class Worker:
+    """Advances slots; whatever it fails at is raised."""
+
+    def __init__(
+        self, spec: ServeSpec, tools: Tools, current: Callable[[Slot], bool], moved: Callable[[], None]
+    ) -> None:
+        """`current` tells whether a slot is wanted in the engine still; `moved` is called where something got on."""
+        self._spec = spec
+        self._tools = tools
+        self._current = current
+        self._moved = moved
+        self._base: ServedBase | None = None
+        self._checked: dict[str, Fit] = {}
+        """Versions on the disk whose files were found to be good by this process."""
+
+    async def advance(self, slot: Slot) -> None:
+        """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal."""
+        if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
+            await self._restore(slot)
+        item = slot.item
+        wanted = await self._wanted(slot)
+        if slot.served is not None and slot.served.sha256 == wanted:
+            slot.succeeded()
+            return
+        if not slot.hot:
+            await self._verify(slot, wanted)
+            return
+        slot.about = wanted
+        if slot.rests(wanted, self._tools.clock()):
+            return
+        self._tools.breaker.check(wanted)
+        slot.bringing = True
+        content = await self._tools.bringer.bring(slot, wanted)
+        slot.bringing = False
+        if slot.item is item:
+            await self._serve(slot, content)
+            slot.succeeded()
+
+    async def _verify(self, slot: Slot, wanted: str) -> None:
+        """Know of what would be loaded for whoever asks."""
+        if slot.cold is not None and slot.cold.sha256 == wanted:
+            if slot.problem is not None and not slot.problem.settled:
+                slot.problem = None
+            return
+        item, slot.about = slot.item, wanted
+        if slot.rests(wanted, self._tools.clock()):
+            return
+        self._tools.breaker.check(wanted)
+        slot.bringing = True
+        known = await self._tools.bringer.know(slot, wanted, await self._for())
+        slot.bringing = False
+        if slot.item is item:
+            slot.cold = known
+            slot.succeeded()
+
+    async def _restore(self, slot: Slot) -> None:
+        """Serve again what the name led to before; what that fails for is told of what is wanted, if it is the same."""
+        kept = slot.about = slot.kept
+        content = await in_thread(functools.partial(self._tools.cache.find, str(kept)))
+        if content is None:
+            slot.kept = None
+            return
+        try:
+            await self._serve(slot, content)
+        except TuneryError as error:
+            _log.warning("%s: %s cannot be served again: %s", slot.item.name, str(kept)[:VERSION_DIGITS], error)
+            slot.kept = None
+            if kept == slot.wanted:
+                raise
+
+    async def _wanted(self, slot: Slot) -> str:
+        """Return the digest that is to be served: the pinned one, or what is published now."""
+        item = slot.item
+        if item.manifest_sha256 is not None:
+            return item.manifest_sha256
+        now = self._tools.clock()
+        if slot.look is not None and now < slot.look_at:
+            slot.wanted = slot.look.sha256
+            return slot.wanted
+        slot.bringing, slot.about, before = True, None, slot.look
+        found = await self._tools.bringer.look(item, before)
+        slot.bringing, slot.look, slot.wanted, slot.look_at = False, found, found.sha256, now + LOOK_SECONDS
+        if found != before or (slot.problem is not None and slot.problem.sha256 is None):
+            slot.problem, slot.tries = None, 0
+        return found.sha256
+
+    async def _serve(self, slot: Slot, content: Content) -> None:
+        """Have a version that is on the disk loaded and probed, and route to it."""
+        tools, item, name = self._tools, slot.item, slot.engine_name(content.sha256)
+        fit = await self._fit(content)
+        slot.ready_to_load = True
+        await self._room(slot, name)
+        async with tools.residents.lock:
+            if slot.item is not item or not self._current(slot) or not self._has_room(slot, name):
+                raise Later
+            await tools.residents.ensure(name, content)
+        if not self._current(slot):
+            raise Later  # a stranger now
+        before, slot.served = slot.served, Served(content.sha256, name, fit, content.size)
+        slot.kept, slot.ready_to_load, slot.cold = content.sha256, False, None
+        tools.routes.serve(item.name, name, content.sha256)
+        tools.cache.used(content.sha256)
+        self._moved()
+        if before is not None and before.engine_name != name:
+            tools.departures.leave(before.engine_name, drain=True)
+
+    async def _fit(self, content: Content) -> Fit:
+        """Return what is known of a version on the disk, every number of its weights looked at the first time."""
+        if content.sha256 not in self._checked:
+            base = await self._for()
+
+            def check() -> Fit:
+                fit = check_fit(content.folder, content.manifest.lineage, base)
+                check_finite(content.folder / WEIGHTS_FILE)
+                return fit
+
+            if len(self._checked) >= _REMEMBERED:
+                self._checked.clear()
+            self._checked[content.sha256] = await in_thread(check)
+        return self._checked[content.sha256]
+
+    async def _for(self) -> ServedBase:
+        if self._base is None:
+            model = await in_thread(lambda: read_base(Path(self._spec.model_dir)))
+            self._base = ServedBase(model, self._spec.served_name, self._spec.max_rank)
+        return self._base
+
+    async def _room(self, slot: Slot, engine_name: str) -> None:
+        """Let what leaves the engine leave first."""
+        while not self._has_room(slot, engine_name) and (leaving := self._tools.departures.tasks()):
+            if not self._current(slot):
+                raise Later
+            await asyncio.wait(leaving, timeout=ROOM_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+
+    def _has_room(self, slot: Slot, engine_name: str) -> bool:
+        """Tell whether the engine may hold one more, and an update one above that while both versions are there."""
+        room = self._spec.max_loaded_adapters + (slot.served is not None)
+        return len(self._tools.residents.registered - {engine_name}) < room
