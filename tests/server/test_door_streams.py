@@ -80,6 +80,8 @@ def test_an_event_without_an_end_is_not_held_for_ever() -> None:
     [
         (event({"choices": ['"usage": {}'], "usage": USAGE})[6:], Usage(7, 3)),
         (b'{"usage" : {"input_tokens": 3, "output_tokens": 4, "input_tokens_details": {}}, "x": 1}', Usage(3, 4)),
+        (event({"usage": USAGE, "prompt_logprobs": [{"7": {"decoded_token": "usage"}}]})[6:], Usage(7, 3)),
+        (event({"usage": USAGE, "top_logprobs": [{"usage": -0.5, "other": -1.0}]})[6:], Usage(7, 3)),
         (b'{"usage": null}', None),
         (b'{"usage": {"prompt_tokens": -1, "completion_tokens": "many"}}', Usage(0, 0)),
         (b'{"usage": {"prompt_tokens": 1', None),

@@ -133,6 +133,7 @@ class ReplicaState(OpenModel):
     reason: Reason | None = None
     """What stands in the way of the replica as a whole."""
     message: Annotated[str, Field(max_length=1024)] | None = None
+    hint: Annotated[str, Field(max_length=1024)] | None = None
     adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
 
 

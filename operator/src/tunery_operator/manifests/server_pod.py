@@ -75,8 +75,9 @@ def _door(plan: ServerPlan) -> dict[str, Any]:
         "env": env_list(variables),
         # The engine starts once the door answers.
         "startupProbe": {**_probe("/livez", 2), "failureThreshold": 30},
-        "livenessProbe": {**_probe("/livez", 10), "timeoutSeconds": 5, "failureThreshold": 3},
-        "readinessProbe": {**_probe("/readyz", 2), "timeoutSeconds": 2, "failureThreshold": 1},
+        # A node that is busy makes it slow, and killing it would make the node busier.
+        "livenessProbe": {**_probe("/livez", 10), "timeoutSeconds": 10, "failureThreshold": 6},
+        "readinessProbe": {**_probe("/readyz", 2), "timeoutSeconds": 5, "failureThreshold": 1},
     }
 
 

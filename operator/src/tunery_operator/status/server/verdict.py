@@ -55,7 +55,7 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
     for replica in replicas:
         state = replica.state
         if state is not None and state.reason is not None and not replica.silent:
-            yield failure(state.reason, f"pod {replica.pod.name}: {state.message or state.reason}")
+            yield failure(state.reason, f"pod {replica.pod.name}: {state.message or state.reason}", state.hint)
 
 
 def failure_block(

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import ReplicaState
-from tunery_server.door.auth import ApiKeys
+from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.engine_metrics import engine_metrics
 from tunery_server.door.errors import Refusal, not_found, not_served, unknown_model
@@ -63,7 +63,8 @@ class Door:
         """Return what the replica says of itself: the loader's state, and that nobody gets in."""
         state = self.loader.state()
         if state.reason is None and (problem := self.keys.problem()):
-            return state.model_copy(update={"reason": FailureReason.SECRET_NOT_FOUND, "message": problem})
+            told = {"reason": FailureReason.SECRET_NOT_FOUND, "message": problem, "hint": HINT}
+            return state.model_copy(update=told)
         return state
 
 
@@ -125,7 +126,7 @@ class _Probes:
         door = self._door
         problems = ["told to stop"] if door.ending else []
         if problem := door.keys.problem():
-            problems.append(problem)
+            problems.append(f"{FailureReason.SECRET_NOT_FOUND}: {problem}")
         if not await self._health.get():
             problems.append("the engine does not answer")
         elif not door.loader.ready():

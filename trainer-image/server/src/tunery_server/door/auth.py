@@ -24,6 +24,7 @@ MAX_KEY: Final = 16 << 10
 RETRY_SECONDS: Final = 30
 _LINK: Final = "..data"
 """The kubelet's link to the present content; each renewal gives it another target."""
+HINT: Final = "Create it with one key for each client: its name is the client's, its value the API key."
 ANYBODY: Final = ""
 """The client where no key is asked for, or was given."""
 
@@ -65,9 +66,8 @@ class ApiKeys:
         if self._clients:
             return None
         return (
-            f"SecretNotFound: {self._secret.field}: the Secret {self._secret.name} is missing or holds no usable API "
-            "key, so nobody may ask. Create it with one key for each client: its name is the client's, its value the "
-            "API key."
+            f"{self._secret.field}: the Secret {self._secret.name} is missing or holds no usable API key, so nobody "
+            f"may ask. {HINT}"
         )
 
     def names(self) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,15 +43,20 @@ def _count(told: dict[str, Any], *names: str) -> int:
 
 
 def usage_in(body: bytes) -> Usage | None:
-    """Return what a whole answer says of itself. Only the part that says it is read: the rest may be large."""
+    """Return what a whole answer says of itself. Only the part that says it is read: the rest may be large.
+
+    A token may read `usage`, too, and stand behind it among the log-probabilities: so the last place that says it counts.
+    """
     place = body.rfind(_MARK)
-    if place < 0:
-        return None
-    text = body[place + len(_MARK) : place + len(_MARK) + 4096].decode(errors="replace").lstrip(" \t\r\n:")
-    try:
-        return usage_of({"usage": json.JSONDecoder().raw_decode(text)[0]})
-    except (ValueError, RecursionError):
-        return None
+    while place >= 0:
+        behind = body[place + len(_MARK) : place + len(_MARK) + 4096].decode(errors="replace").lstrip()
+        if behind.startswith(":"):
+            with suppress(ValueError, RecursionError):
+                value = json.JSONDecoder().raw_decode(behind[1:].lstrip())[0]
+                if (found := usage_of({"usage": value})) is not None:
+                    return found
+        place = body.rfind(_MARK, 0, place)
+    return None
 
 
 class UsageReader:
