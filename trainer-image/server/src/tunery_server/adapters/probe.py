@@ -31,6 +31,9 @@ _OVERFLOWS: Final = (
 )
 
 
+_BUSY: Final = "Nothing to do where the engine was only busy: it is asked again. Else look at its log."
+
+
 class NoAnswer(TuneryError):
     """The version did not answer in time, which an engine under load may do to any: it is asked again later."""
 
@@ -79,11 +82,11 @@ class Probe:
             if not error.hangs:
                 raise
             message = f"it did not answer within {PROBE_SECONDS:.0f} s; it is tried again every five minutes"
-            raise NoAnswer(FailureReason.PROBE_FAILED, message) from error
+            raise NoAnswer(FailureReason.PROBE_FAILED, message, _BUSY) from error
         except EngineRefusal as error:
             if error.status >= _ENGINES_FAULT:
                 message = f"the engine could not answer with it: {error.words}; it is tried again every five minutes"
-                raise NoAnswer(FailureReason.PROBE_FAILED, message) from error
+                raise NoAnswer(FailureReason.PROBE_FAILED, message, _BUSY) from error
             what = "the engine took the request for the base model, and refuses it with this adapter, as it does where"
             raise NoNumbers(f"{what} its answer is no numbers (NaN): {error.words}") from error
         nothing = sum(value is None for value in found)

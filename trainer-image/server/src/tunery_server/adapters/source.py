@@ -120,14 +120,8 @@ def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
         raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
     manifest = parse_manifest(data, uri, sha256).manifest
     _check_files(place, manifest)
-    record = manifest.files[WEIGHTS_FILE]
-    key = place.key(WEIGHTS_FILE)
-    entry = place.store.head(key)
-    if entry is None or entry.size != record.size:
-        what = "is missing, but its manifest lists it"
-        if entry is not None:
-            what = f"has {entry.size:,} bytes, its manifest says {record.size:,}"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{place.store.uri(key)} {what}")
+    _check_size(place, manifest)
+    record, key = manifest.files[WEIGHTS_FILE], place.key(WEIGHTS_FILE)
 
     def header() -> dict[str, Tensor]:
         return header_of(lambda at, length: place.store.read_range(key, at, length), record.size, ADAPTER_HEADER)
@@ -170,6 +164,7 @@ def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[
     marks(place)  # a manifest of any size would be read below
     found = read_manifest(place, sha256)
     _check_files(place, found.manifest)
+    _check_size(place, found.manifest)  # before the disk is asked for what a manifest only claims
     draft = cache.draft(sha256, found.manifest)
     try:
         download_published(place, draft, sha256, moved, FILES)
@@ -180,6 +175,18 @@ def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[
         return cache.put(sha256, draft, manifest)
     finally:
         cache.give_up(draft)
+
+
+def _check_size(place: StorePath, manifest: Manifest) -> None:
+    """Raise ADAPTER_CORRUPT where the weights are missing, or have another size than their manifest says."""
+    record, key = manifest.files[WEIGHTS_FILE], place.key(WEIGHTS_FILE)
+    entry = place.store.head(key)
+    if entry is not None and entry.size == record.size:
+        return
+    what = "is missing, but its manifest lists it"
+    if entry is not None:
+        what = f"has {entry.size:,} bytes, its manifest says {record.size:,}"
+    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{place.store.uri(key)} {what}")
 
 
 def _check_files(place: StorePath, manifest: Manifest) -> None:

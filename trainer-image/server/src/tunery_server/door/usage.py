@@ -45,7 +45,7 @@ def _count(told: dict[str, Any], *names: str) -> int:
 def usage_in(body: bytes) -> Usage | None:
     """Return what a whole answer says of itself. Only the part that says it is read: the rest may be large.
 
-    A token may read `usage`, too, and stand behind it among the log-probabilities: so the last place that says it counts.
+    A token may read `usage`, too, and stand behind it among the log-probabilities.
     """
     place = body.rfind(_MARK)
     while place >= 0:
