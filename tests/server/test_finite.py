@@ -55,7 +55,7 @@ def test_the_tensor_is_named_wherever_in_the_file_it_lies(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finite, "CHUNK", 64)
-    numbers = random.Random(7)  # noqa: S311 - no secret
+    numbers = random.Random(7)
     plain = b"".join(packed(dtype, numbers.gauss(0, 0.02)) for _ in range(100))
     width = len(packed(dtype, 0.0))
     check_finite(write(tmp_path / "good", {"first": (dtype, plain), "second": ("F32", bytes(400))}))

@@ -87,9 +87,7 @@ def faulty(tmp_path: Path) -> Iterator[EngineProcess]:
 
 def published(table: Table) -> list[DesiredAdapter]:
     names = [f"a{number}" for number in range(COUNT)]
-    return [
-        table.item(name, table.publish(name, adapter_files(lora_alpha=1000 + at))) for at, name in enumerate(names)
-    ]
+    return [table.item(name, table.publish(name, adapter_files(lora_alpha=1000 + at))) for at, name in enumerate(names)]
 
 
 async def until_ready(loader: Loader) -> float:
@@ -111,7 +109,7 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str) -> tuple[int,
 
 
 def zipf(requests: int) -> list[str]:
-    numbers = random.Random(11)  # noqa: S311 - no secret
+    numbers = random.Random(11)
     weights = [1 / place for place in range(1, ASKED + 1)]
     return [f"a{at}" for at in numbers.choices(range(ROOM, ROOM + ASKED), weights, k=requests)]
 

@@ -124,6 +124,12 @@ class Slot:
         """It has no place in the engine any more, or not yet, and this is what it leads to."""
         self.cold, self.served, self.kept, self.hot, self.ready_to_load = known, None, None, False, False
 
+    def begin(self) -> None:
+        """It has got a place: what it led to is served again first."""
+        if self.kept is None and self.cold is not None:
+            self.kept = self.cold.sha256
+        self.not_before = -math.inf
+
     def wake(self, answer: tuple[str, str] | None) -> None:
         """Tell those who wait that it is served, or why it is not."""
         woken, self.woken = self.woken, None
