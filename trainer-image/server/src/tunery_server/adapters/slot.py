@@ -27,6 +27,7 @@ LONGEST_BACKOFF: Final = 60.0
 LOOK_SECONDS: Final = 300.0
 """Between two looks at what may change without a word: what is published at a URI, and what the engine refused."""
 _MESSAGE: Final = 1024
+_TOO_MANY: Final = "Raise engine.maxLoadedAdapters above the number of adapters with keepLoaded, or take it from some."
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Slot:
         """Return what the report says of the problem, where there is one that counts."""
         problem = self.problem
         if self.over is not None:
-            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over), None, math.inf, True)
+            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, True)
         known = self.served or self.cold
         if problem is None or (known is not None and problem.sha256 is None and not problem.settled):
             return {}
