@@ -1,4 +1,4 @@
-"""More adapters than the engine may hold: verified beforehand, loaded when asked for, and the least used ones leave."""
+"""More adapters than the engine may hold: verified beforehand, loaded for whoever asks; the least used ones leave."""
 
 from __future__ import annotations
 

@@ -17,20 +17,21 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import OLDEST_ENGINE, VERSION_DIGITS, Desired, DesiredAdapter, ReplicaState, ServeSpec
+from tunery_api.serving import VERSION_DIGITS, Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.desired import DesiredSource
-from tunery_server.adapters.notes import USED_SECONDS, ServedNote, UsedNote
+from tunery_server.adapters.notes import ServedNote, UsedNote
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.probe import Probe
 from tunery_server.adapters.residents import Residents
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Opener, opener
-from tunery_server.adapters.waking import LOADING, Waking
+from tunery_server.adapters.telling import ANEW, Teller, standing
+from tunery_server.adapters.waking import Waking
 from tunery_server.adapters.work import Later, Tools, Worker
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
 from tunery_server.routes import Routes
@@ -41,7 +42,6 @@ PATIENCE_SECONDS: Final = 120.0
 TICK_SECONDS: Final = 1.0
 USED_TO: Final = 600
 """Seconds to which it is told when an adapter was last asked for."""
-_ANEW: Final = "the engine is being started anew"
 _TEXT: Final = 1024
 
 _log = logging.getLogger(__name__)
@@ -64,15 +64,15 @@ class Loader:
         self._routes = routes
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
-        self._places = Places(spec.max_loaded_adapters, routes, self._leave)
-        self._waking = Waking(self._places, self._refusal, self._admit)
         routes.wake, routes.idle = self.wake, self._admit
         self._note, self._used = ServedNote(root), UsedNote(root)
-        self._used_at = -math.inf
         self._breaker = Breaker(root)
         self._residents = Residents(
             engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
         )
+        self._places = Places(spec.max_loaded_adapters, routes, self._leave)
+        self._teller = Teller(routes, self._residents, self._ways.clock)
+        self._waking = Waking(self._places, self._refusal, self._admit)
         self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self)
         bringer = Bringer(self._ways.open, self._cache, self._moved)
         self.departures = Departures(self._residents, routes, self._routed, self._ways.clock)
@@ -125,12 +125,10 @@ class Loader:
             self._base_task = asyncio.create_task(self._ask_base())
         now = self._ways.clock()
         for slot in self._places.fill(self._slots, now):
-            self._begin(slot)
+            slot.begin()
         for slot in self._slots.values():
-            if slot.task is None and self._due(slot, now):
-                self._start(slot)
-            elif slot.problem is not None:
-                self._tell(slot)
+            if not self._started(slot, now) and slot.problem is not None:
+                self._teller.tell(slot)
         kept = {slot.engine_name(slot.kept) for slot in self._places.hot.values() if slot.kept}
         for engine_name in self.departures.strangers(kept):
             self.departures.leave(engine_name)
@@ -159,7 +157,7 @@ class Loader:
     def state(self) -> ReplicaState:
         """Return how this replica stands."""
         residents = self._residents
-        reason, message = self._standing()
+        reason, message = standing(residents, self.desired.problem)
         for name, slot in self._slots.items():
             slot.used = int(self._routes.used(name).when // USED_TO) * USED_TO or None
         return ReplicaState(
@@ -171,20 +169,6 @@ class Loader:
             message=scrub(message, _TEXT) if message else None,
             adapters=[slot.report() for slot in self._slots.values()],
         )
-
-    def _standing(self) -> tuple[str | None, str | None]:
-        """Return what stands in the way of the replica as a whole."""
-        residents = self._residents
-        if not residents.up and residents.seen:
-            return FailureReason.ENGINE_FAILED, "the engine does not answer any more; its container is started anew"
-        if residents.up and not residents.supported:
-            message = f"the engine is vLLM {residents.version}; the oldest that is used is {OLDEST_ENGINE}"
-            return FailureReason.ENGINE_UNSUPPORTED, message
-        if residents.problem is not None:
-            return FailureReason.ENGINE_FAILED, residents.problem
-        if not residents.up:
-            return None, "the engine is starting"
-        return None, self.desired.problem
 
     def _take(self, desired: Desired) -> None:
         """Make the slots those of the list, in its order."""
@@ -199,7 +183,7 @@ class Loader:
         for slot in self._slots.values():
             if slot.over is not None:
                 self._withdraw(slot)
-            self._tell(slot)
+            self._teller.tell(slot)
         held = {each.name: each for each in desired.held if each.name not in wanted}
         for name in {each.name for each in before.held} - held.keys() - wanted.keys() if before else ():
             self._routes.drop(name)
@@ -246,7 +230,7 @@ class Loader:
             self._cache.used(served.sha256)
             slot.became_cold(Known(served.sha256, served.fit, served.size))
             self.departures.leave(served.engine_name, drain=True)
-        self._tell(slot)
+        self._teller.tell(slot)
 
     def _lost(self) -> bool:
         """Tell whether the engine does not hold what is routed to."""
@@ -272,10 +256,10 @@ class Loader:
                 slot.engine_started()
                 slot.not_before = -math.inf
             if not residents.up:
-                slot.wake((FailureReason.ENGINE_FAILED, _ANEW))
+                slot.wake((FailureReason.ENGINE_FAILED, ANEW))
         self._was = (residents.up, residents.birth)
         for slot in self._slots.values():
-            self._tell(slot)
+            self._teller.tell(slot)
 
     async def _ask_base(self) -> None:
         try:
@@ -285,18 +269,11 @@ class Loader:
             if self._residents.answers:
                 self._wake.set()
 
-    def _begin(self, slot: Slot) -> None:
-        """A slot has got a place: what it led to is served again first."""
-        if slot.kept is None and slot.cold is not None:
-            slot.kept = slot.cold.sha256
-        slot.not_before = -math.inf
-
     def _admit(self) -> None:
         """Give places to those that wait for one, and have them come at once."""
         for slot in self._places.admit() if self._places.waits else ():
-            self._begin(slot)
-            if slot.task is None and self._due(slot, self._ways.clock()):
-                self._start(slot)
+            slot.begin()
+            self._started(slot, self._ways.clock())
 
     async def wake(self, name: str) -> None:
         """Have a cold adapter loaded, once for all that wait for it; raises NotServed.
@@ -309,7 +286,7 @@ class Loader:
     def _refusal(self, slot: Slot) -> tuple[str, str] | None:
         """Return why it is not even tried to load a slot now."""
         if not self._residents.up:
-            return FailureReason.ENGINE_FAILED, _ANEW
+            return FailureReason.ENGINE_FAILED, ANEW
         problem = slot.problem
         if problem is None or slot.cold is None or self._ways.clock() >= problem.retry_at:
             return None
@@ -317,8 +294,12 @@ class Loader:
             return None
         return problem.error.reason, problem.error.message
 
-    def _start(self, slot: Slot) -> None:
+    def _started(self, slot: Slot, now: float) -> bool:
+        """Start what is due; return whether it was."""
+        if slot.task is not None or not self._due(slot, now):
+            return False
         slot.task = asyncio.create_task(self._work_on(slot))
+        return True
 
     def _due(self, slot: Slot, now: float) -> bool:
         residents = self._residents
@@ -367,9 +348,10 @@ class Loader:
         elif slot.hot and slot.kept is None and problem is not None and (problem.settled or slot.woken is not None):
             slot.wake((problem.error.reason, problem.error.message))
             self._places.release(slot)
+            self._forget_unless_there(slot)
             self._wake.set()
         if self._slots.get(slot.item.name) is slot:
-            self._tell(slot)
+            self._teller.tell(slot)
         self._keep_served()
         self._admit()
         if slot.hot and self._due(slot, self._ways.clock()):
@@ -395,34 +377,12 @@ class Loader:
         """Return the versions that names with a place lead to, or are to lead to; called from threads."""
         return {sha256 for slot in list(self._places.hot.values()) for sha256 in slot.digests}
 
-    def _tell(self, slot: Slot) -> None:
-        """Have the routes say what is so."""
-        name, cold = slot.item.name, slot.cold
-        if slot.served is not None:
-            slot.told = None
-            return
-        if not self._residents.up and self._residents.seen:
-            told: tuple[str, ...] = (FailureReason.ENGINE_FAILED, _ANEW)
-        elif cold is not None and slot.loadable(self._ways.clock()):
-            told = (slot.engine_name(cold.sha256), cold.sha256, "cold")
-        else:
-            report = slot.report()
-            told = (report.reason or LOADING, report.message or "it is being loaded")
-        if told == slot.told:
-            return
-        slot.told = told
-        if len(told) > 2:
-            self._routes.chill(name, told[0], told[1])
-        else:
-            self._routes.hold(name, told[0], told[1])
-
     def _keep_served(self) -> None:
         self._note.keep({name: slot.kept for name, slot in self._places.hot.items() if slot.kept})
 
     def _keep_notes(self, now: float) -> None:
         self._keep_served()
-        if now - self._used_at >= USED_SECONDS:
-            self._used_at = now
+        if self._used.due(now):
             used = {name: int(self._routes.used(name).when // USED_TO) * USED_TO for name in self._slots}
             self._used.keep({name: when for name, when in used.items() if when})
 

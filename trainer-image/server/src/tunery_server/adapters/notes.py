@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,14 @@ class UsedNote:
     def __init__(self, root: Path) -> None:
         self._path = root / _USED
         self._known: dict[str, int] = {}
+        self._last = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Tell whether it is time to note it again; whoever asks does so then."""
+        if now - self._last < USED_SECONDS:
+            return False
+        self._last = now
+        return True
 
     def read(self) -> dict[str, int]:
         """Return what an earlier process of this replica has left."""

@@ -45,7 +45,7 @@ class Places:
         First those that must stay, then those that were served before, then by last use, then in the list's order.
         """
         for name, slot in slots.items():
-            if slot.item.keep_loaded and not slot.hot and slot.over is None and not _failed(slot, now):
+            if slot.item.keep_loaded and not slot.hot and slot.over is None and _worth_a_place(slot, now):
                 self._asked.setdefault(name, slot)
         given = self.admit()
         free = self.limit - len(self.hot) - len(self._asked)
@@ -125,4 +125,13 @@ def _recent(routes: Routes, slot: Slot) -> tuple[int, float]:
 
 
 def _failed(slot: Slot, now: float) -> bool:
-    return slot.problem is not None and now < slot.problem.retry_at
+    """Tell whether nothing of it can be loaded now, not even what it led to before a bad update."""
+    problem = slot.problem
+    if problem is None or now >= problem.retry_at:
+        return False
+    return slot.cold is None or problem.sha256 in (None, slot.cold.sha256)
+
+
+def _worth_a_place(slot: Slot, now: float) -> bool:
+    """Tell whether another may leave for it: after a failure only once it was verified anew."""
+    return slot.problem is None or (slot.verified and now >= slot.problem.retry_at)

@@ -27,6 +27,7 @@ LONGEST_BACKOFF: Final = 60.0
 LOOK_SECONDS: Final = 300.0
 """Between two looks at what may change without a word: what is published at a URI, and what the engine refused."""
 _MESSAGE: Final = 1024
+_TOO_MANY: Final = "Raise engine.maxLoadedAdapters above the number of adapters with keepLoaded, or take it from some."
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,12 @@ class Slot:
         """It has no place in the engine any more, or not yet, and this is what it leads to."""
         self.cold, self.served, self.kept, self.hot, self.ready_to_load = known, None, None, False, False
 
+    def begin(self) -> None:
+        """It has got a place: what it led to is served again first."""
+        if self.kept is None and self.cold is not None:
+            self.kept = self.cold.sha256
+        self.not_before = -math.inf
+
     def wake(self, answer: tuple[str, str] | None) -> None:
         """Tell those who wait that it is served, or why it is not."""
         woken, self.woken = self.woken, None
@@ -204,7 +211,7 @@ class Slot:
         """Return what the report says of the problem, where there is one that counts."""
         problem = self.problem
         if self.over is not None:
-            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over), None, math.inf, True)
+            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, True)
         known = self.served or self.cold
         if problem is None or (known is not None and problem.sha256 is None and not problem.settled):
             return {}
