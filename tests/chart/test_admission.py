@@ -218,6 +218,12 @@ def test_no_kind_runs_the_program_of_another(
     assert COMMAND in (refusal(operator, job) or "")
 
 
+def test_a_key_of_a_secret_is_mounted_under_its_own_name_or_not_at_all(operator: Kubectl, platform: Platform) -> None:
+    job = build_job(plans(platform)["batch"])
+    volume(job, "secret-api-key", secret=RENAMED)
+    assert MOUNTS in (refusal(operator, job) or "")
+
+
 @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease"])
 def test_nothing_is_created_in_the_namespaces_of_the_system(
     operator: Kubectl, platform: Platform, namespace: str
