@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kit.kubectl import KubectlError
-from kit.processes import pod_processes
+from kit.processes import PROC, pod_processes
 from kit.serving import Server
 
 SOCKET = "run/tunery/engine.sock"
@@ -43,7 +43,7 @@ def held_by_engine(pod: dict[str, Any]) -> set[str] | None:
     doors = pod_processes(pod, DOOR)
     if not doors:
         return None
-    connection = _Socket(f"/proc/{doors[0]}/root/{SOCKET}")
+    connection = _Socket(str(PROC.joinpath(str(doors[0]), "root", SOCKET)))
     try:
         connection.request("GET", "/v1/models")
         answer = connection.getresponse()
