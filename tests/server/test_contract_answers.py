@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from tunery_server.engine import Engine
+
 from kit.engine_adapters import BASE, Shelf
 from kit.engine_contract import (
     CLOSE,
@@ -206,3 +208,22 @@ async def test_what_is_no_json_is_400(engine: EngineProcess) -> None:
 async def test_a_started_engine_is_healthy_and_says_its_version(engine: EngineProcess) -> None:
     assert (await engine.get("/health")).status == 200
     assert (await engine.get("/version")).body == {"version": "0.32.0"}
+
+
+async def test_the_doors_probe_is_answered_beside_other_requests(engine: EngineProcess, shelf: Shelf) -> None:
+    """Eight tokens with the likeliest twenty at each: what an engine without our plugin takes, too."""
+    await engine.load("probed@1", shelf["one"])
+    client = Engine(str(engine.socket))
+    try:
+        *others, adapter, base = await asyncio.gather(
+            *(engine.complete(BASE, PROMPT, max_tokens=16, ignore_eos=True) for _ in range(4)),
+            client.logprobs("probed@1", PROMPT, 20),
+            client.logprobs(BASE, PROMPT, 20),
+        )
+    finally:
+        await client.close()
+        await engine.unload("probed@1")
+    assert {answer.status for answer in others} == {200}
+    assert min(len(adapter), len(base)) > 64
+    assert None not in [*adapter, *base]
+    assert adapter != base

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from urllib3.exceptions import ConnectTimeoutError
 
-from tunery_api.serving import Desired, ReplicaReport, ReplicaState
+from tunery_api.serverstatus import AdapterState
+from tunery_api.serving import Desired, ReplicaReport, ReplicaState, ReportedAdapter
 from tunery_common.progress_client import Refused
-from tunery_server.report import Reporter, poster
+from tunery_server.report import MAX_REPORT, Reporter, body_of, poster
 
 
 class Replica:
@@ -110,3 +111,25 @@ async def test_a_server_that_asks_for_patience_is_left_alone(operator: Operator)
 def test_a_pod_that_was_told_of_no_operator_reports_to_none() -> None:
     assert poster({}) is None
     assert poster({"KUBEFLOW_TRAINER_SERVER_URL": "https://operator"}) is not None
+
+
+def test_a_report_of_thousands_of_failures_stays_within_its_limit_and_says_each_reason() -> None:
+    failed = [
+        ReportedAdapter(
+            name=f"adapter-{number}",
+            state=AdapterState.FAILED,
+            wanted_sha256="0" * 64,
+            reason="AdapterCorrupt",
+            message="x" * 1024,
+            hint="y" * 1024,
+        )
+        for number in range(4096)
+    ]
+    few = ReplicaReport.model_validate_json(body_of(ReplicaState(adapters=failed[:100]))).replica_status
+    assert few.adapters[0].message == "x" * 1024
+    body = body_of(ReplicaState(adapters=failed))
+    assert len(body) <= MAX_REPORT
+    told = ReplicaReport.model_validate_json(body).replica_status.adapters
+    assert {each.reason for each in told} == {"AdapterCorrupt"}
+    assert len(told) == 4096
+    assert str(told[0].message).startswith("xxx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tunery_api.fields import bucket_problem
 from tunery_api.reasons import FailureReason
@@ -14,11 +14,8 @@ from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.local import LocalStore
 from tunery_common.storage.uris import split_uri
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
-
-MakeClient = Callable[[Credentials, str], "S3Client"]
-"""Returns a client for credentials that the manifest's field has named."""
+MakeClient = Callable[[Credentials, str], Any]
+"""Returns a client of boto3 for credentials that the manifest's field has named."""
 
 
 def open_store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import boto3
@@ -59,6 +60,21 @@ def make_client(credentials: Credentials, field: str) -> S3Client:
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error
+
+
+class SharedClient:
+    """One client for many places while their credentials stay the same: to make one takes longer than to ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: tuple[dict[str, str], S3Client] | None = None
+
+    def made_for(self, credentials: Credentials, field: str) -> S3Client:
+        """Return the client for these credentials; INVALID_SPEC where their endpoint is none."""
+        with self._lock:
+            if self._last is None or self._last[0] != credentials.values:
+                self._last = credentials.values, make_client(credentials, field)
+            return self._last[1]
 
 
 def _remember(session: boto3.Session) -> None:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,8 @@ TICK_SECONDS: Final = 1.0
 USED_TO: Final = 600
 """Seconds to which it is told when an adapter was last asked for."""
 _TEXT: Final = 1024
+_REPORTED: Final = 4096
+"""Adapters that a report may hold."""
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +170,7 @@ class Loader:
             engine_restarts=residents.restarts,
             reason=reason,
             message=scrub(message, _TEXT) if message else None,
-            adapters=[slot.report() for slot in self._slots.values()],
+            adapters=[slot.report() for slot in islice(self._slots.values(), _REPORTED)],
         )
 
     def _take(self, desired: Desired) -> None:

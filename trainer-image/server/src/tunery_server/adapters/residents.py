@@ -20,6 +20,7 @@ SYNC_SECONDS: Final = 10.0
 """Between two looks at what the engine says that it holds."""
 _MISSED: Final = 3
 """Health checks in a row that an engine may let pass, busy as it is, before it counts as gone."""
+_ANSWERED: Final = 200
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Residents:
         """The mark of the start that it was seen up in last."""
         self.problem: str | None = None
         """Why it is not used although it is up."""
+        self._spoke = False
+        """The base answered without log-probabilities, so that no adapter can be probed."""
         self._missed = 0
         self._sync_at = 0.0
 
@@ -63,7 +66,7 @@ class Residents:
     @property
     def answers(self) -> bool:
         """Whether the base model has answered a request since it started: an engine may be healthy and die of one."""
-        return self.up and self._probe.prepared and not self.engine.spoiled
+        return self.up and (self._probe.prepared or self._spoke) and not self.engine.spoiled
 
     async def ask_base(self) -> None:
         """Have the base model answer a request."""
@@ -73,7 +76,9 @@ class Residents:
             try:
                 await self._probe.prepare()
             except EngineRefusal as error:
-                self.problem = f"the engine refuses a request for the base model: {error.words}"
+                self._spoke = error.status == _ANSWERED
+                if not self._spoke:
+                    self.problem = f"the engine refuses a request for the base model: {error.words}"
             except EngineGone as error:
                 self.problem = f"the engine did not answer a request for the base model: {error}"
                 self.up = self.up and error.hangs
@@ -110,7 +115,7 @@ class Residents:
             self.restarts += self.seen
             self._probe.forget()
             self.answered = set()
-            self.problem = None
+            self.problem, self._spoke = None, False
         self._breaker.engine_started(birth)
         self.version, self.birth, self.up, self.seen = version, birth, True, True
         self._took(models)

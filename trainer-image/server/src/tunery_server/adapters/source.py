@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE, Manifest
 from tunery_api.reasons import FailureReason
@@ -15,16 +14,13 @@ from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, StorePath, open_store
-from tunery_common.storage.credentials import S3_KEYS, Credentials, ambient, from_secret
+from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
 from tunery_common.storage.published_folder import download_published, parse_manifest, read_manifest
-from tunery_common.storage.s3_client import make_client
+from tunery_common.storage.s3_client import SharedClient
 from tunery_server.adapters.cache import FILES, AdapterCache, Content, wanted_bytes
 from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
 from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
 
 _LARGEST_MANIFEST: Final = 16_000_000
 _TRIES: Final = 2
@@ -42,24 +38,9 @@ class Look:
     """Digest of its manifest."""
 
 
-class _Clients:
-    """One client for all adapters while their credentials stay the same: to make one takes longer than to ask."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last: tuple[dict[str, str], S3Client] | None = None
-
-    def made_for(self, credentials: Credentials, field: str) -> S3Client:
-        """Return the client for these credentials; INVALID_SPEC where their endpoint is none."""
-        with self._lock:
-            if self._last is None or self._last[0] != credentials.values:
-                self._last = credentials.values, make_client(credentials, field)
-            return self._last[1]
-
-
 def opener(secret: MountedSecret | None) -> Opener:
     """Return what opens an adapter's place; the Secret is read each time, since it may be exchanged."""
-    clients = _Clients()
+    clients = SharedClient()
 
     def open_place(item: DesiredAdapter) -> StorePath:
         field = "uri" if item.source == "uri" else item.source
