@@ -167,7 +167,7 @@ class BookEngine(Engine):
                 await self.gate.wait()
             self.log.append(("load", engine_name))
             check_folder(Path(path))
-            assert engine_name.endswith(f"@{Path(path).name[:12]}")
+            assert Path(path).name.startswith(engine_name.rpartition("@")[2])
             if self.dies_of(engine_name):
                 self.die()
                 raise EngineGone("the connection was closed")

@@ -226,3 +226,24 @@ async def test_what_was_trained_on_a_quantised_base_is_served_and_said(table: Ta
     assert told.state == "Served"
     assert "trained on the base quantised (NF4)" in str(told.message)
     assert told.reason is None
+
+
+async def test_content_whose_digest_begins_as_that_of_another_is_never_answered_for_it(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one digit in place of twelve such a pair is found at once; of twelve somebody has to look for it."""
+    monkeypatch.setattr("tunery_api.serving.VERSION_DIGITS", 1)
+    first = table.publish("bot")
+    table.want(table.item("bot", first))
+    await table.go()
+    second = ""
+    for fill in range(2, 200):
+        second = table.publish("bot", adapter_files(fill=fill))
+        if second[0] == first[0]:
+            break
+    assert second[0] == first[0]
+    table.want(table.item("bot", second))
+    await table.go()
+    told = table.told("bot")
+    assert (told.manifest_sha256, told.wanted_sha256, told.reason) == (first, second, "AdapterUnsupported")
+    assert "begins as that of" in str(told.message)

@@ -254,7 +254,7 @@ class Loader:
                 slot.served, slot.kept = None, served.sha256
             kept = slot.engine_name(slot.kept) if slot.kept else ""
             if residents.up and kept in residents.registered and slot.kept != trying:
-                residents.answered.add(kept)  # its probe: it stands in the note only since then
+                residents.remember(kept, str(slot.kept))  # its probe: it stands in the note only since then
             if anew:
                 slot.engine_started()
                 slot.not_before = -math.inf

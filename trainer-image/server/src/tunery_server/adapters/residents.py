@@ -48,6 +48,8 @@ class Residents:
         """The names that it held when it was asked last."""
         self.answered: set[str] = set()
         """Those that have answered a probe since it started."""
+        self._contents: dict[str, str] = {}
+        """Of those the digest: a name has only its first digits, and somebody may make two contents that share them."""
         self.trying: str | None = None
         self.birth: str | None = None
         """The mark of the start that it was seen up in last."""
@@ -142,6 +144,7 @@ class Residents:
             raise EngineGone("the engine is not up")
         if self.engine.spoiled:
             raise EngineGone("the engine must start anew")
+        self._check_content(engine_name, content.sha256)
         if engine_name in self.registered and engine_name in self.answered:
             return
         self._breaker.check(content.sha256)
@@ -193,7 +196,19 @@ class Residents:
             self._breaker.end(sha256)
             raise
         self._breaker.end(sha256, answered=True)
+        self.remember(engine_name, sha256)
+
+    def remember(self, engine_name: str, sha256: str) -> None:
+        """Take note that a version which the engine holds has answered."""
         self.answered.add(engine_name)
+        self._contents[engine_name] = sha256
+
+    def _check_content(self, engine_name: str, sha256: str) -> None:
+        """Raise ADAPTER_UNSUPPORTED where the engine holds other content under this name."""
+        if engine_name in self.registered and self._contents.get(engine_name, sha256) != sha256:
+            message = f"its digest begins as that of {engine_name}, which is served, and is another"
+            hint = "Publish it anew, which gives its manifest another digest; two that begin alike were made to."
+            raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)
 
     def _spoiled(self, engine_name: str, sha256: str) -> None:
         """The engine answers others with what a version has left in it: it must start anew, without that version."""
