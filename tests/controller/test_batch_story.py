@@ -83,7 +83,8 @@ def test_a_batch_waits_for_its_server_then_asks(
     assert (status["answered"], status["errors"], status["progress"]["percentText"]) == (199, 1, "100%")
     assert namespace.condition("b", "OutputUploaded", BATCHES)["status"] == "True"
     assert namespace.condition("b", "AdapterUploaded", BATCHES) == {}
-    assert {"WaitingForInputs", "Answering", "OutputUploaded", "Succeeded"} <= set(namespace.reasons_told("b"))
+    told = {"WaitingForInputs", "Answering", "OutputUploaded", "Succeeded"}
+    eventually("events tell it, a moment after the status", lambda: told <= set(namespace.reasons_told("b")))
 
 
 def test_what_a_lost_pod_has_published_is_said_again_by_the_small_image(namespace: Namespace, serve: Serve) -> None:
