@@ -92,9 +92,7 @@ class ConditionStatus(StrEnum):
 class Condition(OpenModel):
     """A condition, as in metav1."""
 
-    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(
-        description=f"What it speaks of: {words(ConditionType)}."
-    )
+    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="What it speaks of.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Reason = Field(description="Why, in CamelCase.")
     message: Annotated[str, Field(max_length=2048)] = Field("", description="Why, in a sentence.")
@@ -314,7 +312,7 @@ class CommonStatus(OpenModel):
     conditions: list[Condition] | None = Field(
         None,
         max_length=16,
-        description="The conditions, by type.",
+        description=f"The conditions, by type: {words(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")

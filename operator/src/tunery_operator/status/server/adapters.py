@@ -12,6 +12,7 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
 from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Waiting
+from tunery_operator.status.server.hints import hint_of
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.views.clock import format_time, parse_time
 
@@ -172,7 +173,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
         "replicas": f"{on}/{len(ready)}",
         "reason": reason,
         "message": message,
-        "hint": hint or (advice_for(reason).hint if reason else None),
+        "hint": hint_of(reason, hint) if reason else None,
         "not_served_on": _not_served_on(answers, message),
     }
     mending = state is _S.FAILED or (reason is not None and not advice_for(reason).retryable)

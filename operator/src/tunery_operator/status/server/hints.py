@@ -19,8 +19,8 @@ _HINTS: Final[dict[str, str]] = {
     _R.MODEL_NOT_FOUND: "Put the model there; another spec.model needs a new server.",
     _R.MODEL_UNSUPPORTED: "Use a causal language model in safetensors format that the engine knows, in a new server.",
     _R.STORAGE_ACCESS_DENIED: "Correct the keys in the named Secret, or give them the right to read the named place.",
-    _R.STORAGE_NOT_FOUND: "Create the bucket, or correct the endpoint in the Secret; another bucket of the model needs "
-    "a new server.",
+    _R.STORAGE_NOT_FOUND: "Create the bucket, or correct the endpoint in the Secret or the place in spec.adapters; "
+    "another bucket of the model needs a new server.",
     _R.IMAGE_PULL_FAILED: "Check the image's name and that the nodes can pull it; the replica starts as soon as they "
     "can.",
     _R.UNSCHEDULABLE: "Free or add a node that offers what is asked for: the replica starts by itself. resources and "
@@ -43,5 +43,15 @@ REPLACE_IN_PLACE: Final = (
 
 
 def hint_for(failure: Failure) -> str:
-    """Return what to do: what whoever failed says itself, else what is known of the reason."""
-    return failure.hint or _HINTS.get(str(failure.reason)) or advice_for(str(failure.reason)).hint
+    """Return what to do about a failure; see hint_of."""
+    return hint_of(str(failure.reason), failure.hint)
+
+
+def hint_of(reason: str, hint: str | None) -> str:
+    """Return what to do: what whoever failed says itself, else what is known of the reason.
+
+    A replica that says no more than the reason's own advice says it as to a job, of which a new one would be made.
+    """
+    usual = advice_for(reason).hint
+    own = hint if hint != usual else None
+    return own or _HINTS.get(reason) or usual

@@ -25,6 +25,10 @@ from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
 _LARGEST_MANIFEST: Final = 16_000_000
 _TRIES: Final = 2
 """What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame."""
+_OTHER: Final = (
+    "Other content lies there than was vouched for: correct manifestSha256 of the entry, or have the job that made it "
+    "publish it again."
+)
 Opener = Callable[[DesiredAdapter], StorePath]
 
 
@@ -99,6 +103,7 @@ def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
     except ObjectMissing as error:
         message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
         raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
+    _check_digest(uri, data, sha256)
     manifest = parse_manifest(data, uri, sha256).manifest
     _check_files(place, manifest)
     _check_size(place, manifest)
@@ -156,6 +161,15 @@ def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[
         return cache.put(sha256, draft, manifest)
     finally:
         cache.give_up(draft)
+
+
+def _check_digest(uri: str, data: bytes, sha256: str) -> None:
+    """Raise ADAPTER_CORRUPT where other content is published than the one that is wanted."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise TuneryError(
+            FailureReason.ADAPTER_CORRUPT, f"{uri} was replaced: its digest is {found}, not {sha256}", _OTHER
+        )
 
 
 def _check_size(place: StorePath, manifest: Manifest) -> None:
