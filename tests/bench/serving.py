@@ -38,9 +38,13 @@ ADAPTERS: Final = ("support", "tone")
 ROWS_EACH: Final = 8
 LONGEST: Final = 96
 """Words of the longest prompt; the shortest has a tenth."""
-PROBES: Final = 12
+PROBES: Final = 6
+BESIDE_TOKENS: Final = 64
+"""Of the rows that the base is asked beside."""
+SALT: Final = {"cache_salt": "straight"}
+"""For what is asked after the door was asked the same: otherwise the engine has the prompts in its cache."""
 Found = tuple[float, float, list[list[int]]]
-"""Seconds, seconds of CPU, and the tokens that were added to each prompt (none of a stream)."""
+"""Seconds, seconds of CPU, and the tokens that were added to each prompt."""
 
 
 def prompts(texts: list[str], round_: int) -> list[Row]:
@@ -62,26 +66,21 @@ class Ways:
         self._tokens = tokens
         self.all: dict[str, Callable[[list[Row]], Awaitable[Found]]] = {
             "door": lambda rows: self._asked(site.client, site.door.url, rows, {}),
-            "engine": lambda rows: self._asked(site.straight, "http://engine", rows, {"cache_salt": "whole"}),
+            "engine": lambda rows: self._asked(site.straight, "http://engine", rows, SALT),
             "one_by_one": lambda rows: self._of_peft("one_by_one", rows),
             "mixed": lambda rows: self._of_peft("mixed", rows),
-            "door_streamed": lambda rows: self._asked(site.client, site.door.url, streamed(rows), {"stream": True}),
-            "engine_streamed": lambda rows: self._asked(
-                site.straight, "http://engine", streamed(rows), {"cache_salt": "streamed", "stream": True}
-            ),
         }
 
     async def _asked(self, client: aiohttp.ClientSession, url: str, rows: list[Row], more: dict[str, Any]) -> Found:
         names = {name: name for name in ADAPTERS}
         if client is self._site.straight:
-            names = {each.name: engine_name(each.name, str(each.manifest_sha256)) for each in self._site.wanted.values()}
+            names = {
+                each.name: engine_name(each.name, str(each.manifest_sha256)) for each in self._site.wanted.values()
+            }
         began, used = time.perf_counter(), self._cpu()
         asked = [ask(client, url, names[name], prompt, max_tokens=self._tokens, **more) for name, prompt in rows]
         answers = await asyncio.gather(*asked)
         took, cpu = time.perf_counter() - began, self._cpu() - used
-        if more.get("stream"):
-            assert all(answer["status"] == 200 and b"[DONE]" in answer["read"] for answer in answers), answers[0]
-            return took, cpu, []
         return took, cpu, [tokens_of(answer) for answer in answers]
 
     async def _of_peft(self, how: str, rows: list[Row]) -> Found:
@@ -90,11 +89,6 @@ class Ways:
 
     def _cpu(self) -> float:
         return self._site.engine_cpu() + self._site.door.cpu()
-
-
-def streamed(rows: list[Row]) -> list[Row]:
-    """Return requests that no cache knows from the same ones without streams."""
-    return [(name, f"Streamed. {prompt}") for name, prompt in rows]
 
 
 async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +114,6 @@ async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[
         "door_of_one_by_one": _ratio(seconds, "one_by_one", "door"),
         "door_of_mixed": _ratio(seconds, "mixed", "door"),
         "door_of_engine": _ratio(seconds, "engine", "door"),
-        "door_of_engine_streamed": _ratio(seconds, "engine_streamed", "door_streamed"),
         "equal_to_the_doors_of_16": equal,
         "base": await base_beside_adapters(site, texts),
         "load": round(os.getloadavg()[0], 1),
@@ -149,7 +142,7 @@ async def base_beside_adapters(site: Replica, texts: list[str]) -> dict[str, Any
 
     alone = [await logprobs(prompt) for prompt in asked]
     again = [await logprobs(prompt) for prompt in asked]
-    busy = [asyncio.create_task(site.ask(name, text, 160)) for name, text in prompts(texts, 1001)]
+    busy = [asyncio.create_task(site.ask(name, text, BESIDE_TOKENS)) for name, text in prompts(texts, 1001)]
     await asyncio.sleep(0.5)
     beside = [await logprobs(prompt) for prompt in asked]
     running_still = sum(not task.done() for task in busy)

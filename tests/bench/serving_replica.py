@@ -123,8 +123,6 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, 
     """Return the answer to a completion with the likeliest tokens: its JSON and its status."""
     body = {"model": model, "prompt": prompt, "temperature": 0, "ignore_eos": True, "return_token_ids": True, **more}
     async with client.post(url + COMPLETIONS, json=body) as answer:
-        if answer.content_type == "text/event-stream":
-            return {"status": answer.status, "read": await answer.read()}
         return {"status": answer.status, **(await answer.json())}
 
 
