@@ -36,7 +36,7 @@ from kit.engine_process import VLLM
 PARTS: Final = ("door", "speed", "served", "updates")
 ADAPTERS: Final = ("support", "tone")
 ROWS_EACH: Final = 8
-LONGEST: Final = 96
+LONGEST: Final = 48
 """Words of the longest prompt; the shortest has a tenth."""
 PROBES: Final = 6
 BESIDE_TOKENS: Final = 64
@@ -96,6 +96,7 @@ async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[
     texts, ways = sentences(), Ways(site, peft, options.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in ways.all}
     cpu: dict[str, list[float]] = {name: [] for name in ways.all}
+    behind: list[float] = []
     equal: dict[str, list[int]] = {"engine": [], "one_by_one": [], "mixed": [], "one_by_one_and_mixed": []}
     for round_ in range(options.rounds):
         rows, answers = prompts(texts, round_), {}
@@ -106,6 +107,7 @@ async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[
             print(f"  round {round_ + 1}: {name} {took:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
         for name in ("engine", "one_by_one", "mixed"):
             equal[name].append(_same(answers["door"], answers[name]))
+        behind += (await peft.ask("behind", rows, answers["door"]))["result"]
         equal["one_by_one_and_mixed"].append(_same(answers["one_by_one"], answers["mixed"]))
     count = len(prompts(texts, 0)) * options.tokens
     return {
@@ -115,6 +117,7 @@ async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[
         "door_of_mixed": _ratio(seconds, "mixed", "door"),
         "door_of_engine": _ratio(seconds, "engine", "door"),
         "equal_to_the_doors_of_16": equal,
+        "logits_behind_pefts_likeliest": {"furthest": max(behind), "rows_above_0.001": sum(e > 1e-3 for e in behind)},
         "base": await base_beside_adapters(site, texts),
         "load": round(os.getloadavg()[0], 1),
     }
@@ -176,13 +179,10 @@ async def with_engine(folder: Path, options: argparse.Namespace) -> None:
             for adapter in site.wanted.values():
                 await site.served(adapter)
             await site.ask(ADAPTERS[0], "Hello", 8)
-            if "speed" in options.parts:
-                show("speed", await speed(site, peft, options))
-            if "served" in options.parts:
-                show("served", await serving_updates.time_to_served(site, peft, options.repeats))
-            if "updates" in options.parts:
-                made_ = await serving_updates.versions(site, peft, options.updates + 1, sentences())
-                show("updates", await serving_updates.under_traffic(site, made_, options.requests))
+            parts = {"speed": speed, "served": serving_updates.time_to_served, "updates": serving_updates.measure}
+            for part in options.parts:
+                if part in parts:
+                    show(part, await parts[part](site, peft, options))
         except BaseException:
             print(site.door.log.read_text()[-3000:], site.engine.log[-3000:], sep="\n")
             raise

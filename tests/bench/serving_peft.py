@@ -43,16 +43,19 @@ class Models:
         self.config = config
         self.model: Any = get_peft_model(base, config, adapter_name="draft").eval()
 
-    def make(self, folder: str, seed: int, name: str) -> int:
-        """Write an adapter of random factors that was trained on `name`; return the bytes of its weights."""
+    def make(self, folder: str, seed: int, name: str, strength: float = STRENGTH) -> int:
+        """Write an adapter of random factors that was trained on `name`; return the bytes of its weights.
+
+        `strength` is the deviation of B.
+        """
         torch = self.torch
         torch.manual_seed(seed)
         with torch.no_grad():
             for key, values in self.model.named_parameters():
-                if "lora_A" in key:
+                if "lora_A.draft" in key:
                     values.normal_(0, values.shape[1] ** -0.5)
-                elif "lora_B" in key:
-                    values.normal_(0, STRENGTH)
+                elif "lora_B.draft" in key:
+                    values.normal_(0, strength)
         self.model.peft_config["draft"].base_model_name_or_path = name
         self.model.save_pretrained(folder, selected_adapters=["draft"])
         for file in Path(folder, "draft").iterdir():
@@ -93,6 +96,22 @@ class Models:
                     found, ahead = self._generate([prompt], tokens)
             answers.append((found[0], ahead))
         return answers
+
+    def behind(self, rows: list[Row], answers: list[list[int]]) -> list[float]:
+        """Return how far the logits of given answers are at most behind those of the likeliest tokens, by row."""
+        furthest = []
+        for (name, prompt), answer in zip(rows, answers, strict=True):
+            self.model.set_adapter(name)
+            given = self.tokenizer(prompt).input_ids
+            with self.torch.inference_mode():
+                logits = self.model(input_ids=self.torch.tensor([given + answer])).logits[0, len(given) - 1 : -1]
+            chosen = logits.gather(-1, self.torch.tensor(answer)[:, None])[:, 0]
+            furthest.append(float((logits.max(-1).values - chosen).max()))
+        return furthest
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """Return the text of the first tokens."""
+        return str(self.tokenizer.decode(self.tokenizer(text).input_ids[:tokens]))
 
     def _generate(self, prompts: list[str], tokens: int, **more: Any) -> tuple[list[list[int]], float]:
         given = self.tokenizer(prompts, return_tensors="pt", padding=True)

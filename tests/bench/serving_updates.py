@@ -5,6 +5,7 @@ Every answer under traffic is compared with the tokens that PEFT computes for th
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import os
@@ -17,15 +18,18 @@ from typing import Any, Final
 
 from tunery_api.serving import DesiredAdapter, engine_name
 
+from bench.sentences import sentences
 from bench.serving_peft import Peft
 from bench.serving_replica import BASE, Replica, tokens_of
 
 NEW: Final = "newcomer"
 CHANGING: Final = "changing"
-PROMPTS: Final = 6
-SHARED_WORDS: Final = 520
-"""Of the text that all prompts begin with: more than 512 tokens, so that a prefix cache has whole blocks of it."""
+PROMPTS: Final = 4
+SHARED_TOKENS: Final = 520
+"""Of the text that all prompts begin with: more than 512, so that a prefix cache has whole blocks of it."""
 TOKENS: Final = 6
+STRENGTH: Final = 0.2
+"""Of the versions' factors B: each answers otherwise than the base and the others."""
 SURE: Final = 0.01
 """Where the second token is nearer than this, a batch of another size may choose it; such pairs are left out."""
 AT_ONCE: Final = 8
@@ -33,10 +37,10 @@ OTHERS_EVERY: Final = 5
 """Every so many requests there is one more, to the base."""
 
 
-async def time_to_served(replica: Replica, peft: Peft, repeats: int) -> dict[str, Any]:
+async def time_to_served(replica: Replica, peft: Peft, options: argparse.Namespace) -> dict[str, Any]:
     """Return how long a new adapter took from its entry in the list to its first answer."""
     took, size = [], 0
-    for number in range(repeats):
+    for number in range(options.repeats):
         folder = replica.folder / "made" / f"{NEW}-{number}"
         size = (await peft.ask("make", str(folder), 1000 + number, BASE))["result"]
         adapter = replica.publish(f"{NEW}/{number}", folder)
@@ -51,7 +55,7 @@ async def time_to_served(replica: Replica, peft: Peft, repeats: int) -> dict[str
         "served_s": round(statistics.median(took), 2),
         "slowest_s": round(max(took), 2),
         "megabytes": round(size / 1e6, 1),
-        "times": repeats,
+        "times": options.repeats,
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -88,18 +92,25 @@ class Seen:
     failed: list[dict[str, Any]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     by_model: Counter[str] = field(default_factory=Counter)
+    exchanged: bool = False
+    """The last version is served."""
+
+
+async def measure(replica: Replica, peft: Peft, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what requests saw of an adapter's exchanges."""
+    made = await versions(replica, peft, options.updates + 1, sentences())
+    return await under_traffic(replica, made, options.requests)
 
 
 async def versions(replica: Replica, peft: Peft, count: int, texts: list[str]) -> Versions:
     """Make and publish versions, and ask PEFT what each answers."""
     made = Versions()
-    words = " ".join(texts).split()
-    shared = " ".join(words[:SHARED_WORDS])
+    shared = (await peft.ask("beginning", " ".join(texts[:400]), SHARED_TOKENS))["result"]
     prompts = [f"{shared}\nQuestion {number}: {texts[-number - 1]}\nAnswer:" for number in range(PROMPTS)]
     names = {BASE: ""}
     for number in range(count):
         folder = replica.folder / "made" / f"{CHANGING}-{number}"
-        await peft.ask("make", str(folder), 2000 + number, BASE)
+        await peft.ask("make", str(folder), 2000 + number, BASE, STRENGTH)
         await peft.ask("add", CHANGING, str(folder))
         adapter = replica.publish(f"{CHANGING}/{number}", folder)
         made.adapters.append(adapter)
@@ -142,7 +153,7 @@ async def under_traffic(replica: Replica, made: Versions, requests: int) -> dict
 
 async def _ask_on(replica: Replica, made: Versions, requests: int, sent: Iterator[int], seen: Seen) -> None:
     prompts = made.prompts()
-    while (number := next(sent)) < requests:
+    while (number := next(sent)) < requests or not seen.exchanged:
         prompt = prompts[number % len(prompts)]
         await _look(replica, made, CHANGING, prompt, seen)
         if number % OTHERS_EVERY == 0:
@@ -170,3 +181,4 @@ async def _exchange(replica: Replica, made: Versions, requests: int, seen: Seen)
             await asyncio.sleep(0.05)
         replica.want(adapter)
         await replica.served(adapter)
+    seen.exchanged = True
