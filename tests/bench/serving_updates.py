@@ -141,7 +141,7 @@ async def under_traffic(replica: Replica, made: Versions, requests: int) -> dict
         "exchanges": len(made.adapters) - 1,
         "failed": len(seen.failed),
         "wrong": len(seen.wrong),
-        "versions_that_answered": len(seen.by_model) - 1,
+        "versions_that_answered": sum("@" in name for name in seen.by_model),
         "of_the_base": seen.by_model[BASE],
         "prompts": len(made.prompts()),
         "answers_alike_of_two_versions": made.alike(),
