@@ -211,7 +211,7 @@ def main() -> None:
             show("door", asyncio.run(serving_door.measure(folder, options.repeats)))
         if set(options.parts) - {"door"}:
             if not VLLM.exists():
-                raise SystemExit(f"{VLLM} does not exist: run `make bench`, or `uv sync --frozen` in tests/engine, first")
+                raise SystemExit(f"{VLLM} does not exist: run `uv sync --frozen` in tests/engine")
             asyncio.run(with_engine(Path(name), options))
 
 
