@@ -111,7 +111,8 @@ test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
 	cd $(TESTS) && $(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
 
 .PHONY: bench
-bench: setup ## Measure what docs/benchmarks.md reports
+bench: setup ## Measure what docs/benchmarks.md reports (at first 5 GB of packages, for vLLM)
+	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
 	cd $(TESTS) && $(PYTHON) -m bench
 
 .PHONY: kills

@@ -24,6 +24,7 @@ BENCHMARKS: Final = (
     "operator_latency",
     "progress",
     "methods",
+    "serving",
 )
 
 
