@@ -19,6 +19,7 @@ from tunery_operator.reconcile.found_object import FoundObject, find_object
 from tunery_operator.reconcile.refusals import field_of, refusal_of
 from tunery_operator.reconcile.requeue import DONE, Requeue, earliest
 from tunery_operator.reconcile.server_children import (
+    LOOK_SECONDS,
     ensure_children,
     look_anew_if_due,
     prove_pods,
@@ -137,7 +138,7 @@ def _report(services: Services, obj: FoundObject, snapshot: ServerSnapshot, retr
     """Bring the status up to date; `retry_in` is when to try again what could not be done."""
     outcome = compute_server_status(snapshot, obj.status, services.now())
     change = status_change(obj.body, outcome.status)
-    later = earliest(retry_in, outcome.next_look)
+    later = earliest(retry_in, outcome.next_look, LOOK_SECONDS)
     wait = seconds_to_wait(services, obj, change, _FREQUENT) if change else 0.0
     if not change or wait > 0:
         return Requeue(earliest(later, wait if change else None))

@@ -34,8 +34,8 @@ from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.job import controller_of
 from tunery_operator.views.owner import Owner
 
-LOOK_SECONDS: Final = 300.0
-"""Time after which the children that nobody watches are read anew at the next look."""
+LOOK_SECONDS: Final = 60.0
+"""Time after which the children that nobody watches are read anew: a Service that somebody deleted comes back by then."""
 
 
 def look_anew_if_due(services: Services, owner: Owner) -> None:
