@@ -35,7 +35,7 @@ from tunery_operator.views.job import controller_of
 from tunery_operator.views.owner import Owner
 
 LOOK_SECONDS: Final = 60.0
-"""Time after which the children that nobody watches are read anew: a Service that somebody deleted comes back by then."""
+"""After which the children that nobody watches are read anew: a Service that somebody deleted is back by then."""
 
 
 def look_anew_if_due(services: Services, owner: Owner) -> None:
