@@ -92,12 +92,12 @@ LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/
 
 .PHONY: test-e2e
 test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real images
-	cd $(TESTS) && $(PYTHON) -m pytest e2e $(LONG_E2E:%=--ignore=%)
+	cd $(TESTS) && $(PYTHON) -m pytest e2e -m "not long" $(LONG_E2E:%=--ignore=%)
 
 .PHONY: test-e2e-long
-test-e2e-long: setup ## End-to-end: beside a real Kueue, what stands in a job's way, second chances, stops
+test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, faults of servers, batches
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
-	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E)
+	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_batches.py
 
 .PHONY: test-serving
 test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instead of the stand-in of `make test`

@@ -21,6 +21,7 @@ from kit.serving import Server
 from kit.tenant import create_tenant
 from kit.tiny_models import write_chat_model
 
+pytestmark = pytest.mark.long
 NAMESPACE = "e2e-batches"
 INPUT = f"s3://datasets/{NAMESPACE}/prompts.jsonl"
 LINES = 400
