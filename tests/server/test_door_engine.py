@@ -182,6 +182,7 @@ async def test_the_metrics_of_door_and_engine_are_one_page(tmp_path: Path) -> No
             'tunery_adapter_requests_total{adapter="",client="alice",code="404"} 1.0',
             'tunery_adapter_tokens_total{adapter="support-bot",client="alice",kind="prompt"} 7.0',
             'tunery_adapter_tokens_total{adapter="support-bot",client="alice",kind="completion"} 3.0',
+            'tunery_adapter_served{adapter="support-bot"} 1.0',
             "tunery_requests_in_flight 0.0",
             'vllm:lora_requests_info{running_lora_adapters="support-bot,tone",waiting_lora_adapters=""} 1.0',
             'vllm:request_success_total{finished_reason="stop",model_name="support-bot"} 4.0',
@@ -245,7 +246,7 @@ async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_pat
             return web.Response(body=data, headers={"Content-Type": "text/event-stream"})
 
         site.engine.handler = counting
-        await asyncio.gather(*(ask(number) for number in range(300)))
+        await asyncio.gather(*(ask(number) for number in range(1000)))
         for (model, client), tokens in told.items():
             series = f'tunery_adapter_tokens_total{{adapter="{model}",client="{client}",kind="completion"}}'
             assert await site.metric(series) == tokens

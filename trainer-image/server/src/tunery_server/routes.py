@@ -174,9 +174,12 @@ class Routes:
 
     def names(self) -> list[str]:
         """Return the public names of what can be asked for: the base, then the adapters, then the aliases."""
-        adapters = sorted([*self._served, *self._cold])
         aliases = (name for name, alias in self._aliases.items() if pick(alias, None, self.usable) is not None)
-        return [self._base.name, *adapters, *aliases]
+        return [self._base.name, *self.adapters(), *aliases]
+
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that can be asked for, loaded or cold."""
+        return sorted([*self._served, *self._cold])
 
     def alias(self, name: str) -> Alias | None:
         """Return the alias of this name, if it is one."""

@@ -66,14 +66,19 @@ class Metrics(Collector):
             "When an adapter was last asked for, in seconds since 1970.",
             labels=["adapter"],
         )
+        served = GaugeMetricFamily(
+            "tunery_adapter_served", "1 for an adapter that can be asked for.", labels=["adapter"]
+        )
         in_flight = GaugeMetricFamily("tunery_requests_in_flight", "Requests that are being answered.")
         for family, counts in ((requests, self._requests), (tokens, self._tokens)):
             for key, value in sorted(counts.items()):
                 family.add_metric(key, value)
         for adapter, when in sorted(self._used.items()):
             used.add_metric([adapter], when)
+        for adapter in self._routes.adapters():
+            served.add_metric([adapter], 1)
         in_flight.add_metric([], self._routes.in_flight())
-        yield from (requests, tokens, used, in_flight)
+        yield from (requests, tokens, used, served, in_flight)
 
     def _forget(self) -> None:
         """Leave out what is served no more: names come and go for as long as the process lives."""
