@@ -77,7 +77,7 @@ class FakeEngine:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
-        await web.UnixSite(self.runner, self.socket).start()
+        await web.UnixSite(self.runner, self.socket, backlog=2048).start()  # as of uvicorn, vLLM's
 
     async def stop(self) -> None:
         if self.runner is not None:

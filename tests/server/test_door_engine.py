@@ -235,7 +235,8 @@ async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_pat
             body = {"model": model, "stream": number % 5 == 0, "max_tokens": number}
             if number % 10 == 0:
                 body["stream_options"] = {"include_usage": True}
-            await site.ask(body, headers={"Authorization": f"Bearer {keys[client]}"})
+            answer = await site.ask(body, headers={"Authorization": f"Bearer {keys[client]}"})
+            assert answer.status == 200, answer.body
             told[model, client] = told.get((model, client), 0) + number
 
         async def counting(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
