@@ -57,7 +57,8 @@ def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator
             by_reason[reason].append(name)
     for reason, affected in sorted(by_reason.items()):
         first = after[affected[0]]
-        yield ADAPTER_FAILED, f"{reason}: {names(affected)}; {affected[0]}: {first.get('message') or reason}", True
+        all_of_them = f"{names(affected)}; " if len(affected) > 1 else ""
+        yield ADAPTER_FAILED, f"{reason}: {all_of_them}{affected[0]}: {first.get('message') or reason}", True
 
 
 def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
