@@ -155,6 +155,14 @@ def test_a_refused_server_says_what_to_do(blocks: dict[str, Any], message: str, 
     assert [str(error) for error in caught.value.errors] == [message]
 
 
+PATH = "--generation-config=/etc"
+
+
+def test_a_flag_that_is_allowed_leads_to_no_path() -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.engine\.args\[0\]: must not name a path"):
+        parse_adapterserver({"spec": {**BASE, "engine": {"args": [PATH]}}})
+
+
 @pytest.mark.parametrize("argument", FORBIDDEN)
 def test_flags_that_open_something_are_refused(argument: str) -> None:
     with pytest.raises(InvalidSpec, match=r"spec\.engine\.args\[0\]: .* is not among the flags"):
@@ -209,7 +217,7 @@ def test_the_api_server_refuses_it_too(
 
 
 def test_the_api_server_refuses_flags_and_accepts_what_works(api_server: Kubectl, namespace: str) -> None:
-    for argument in FORBIDDEN:
+    for argument in (*FORBIDDEN, PATH):
         told = refusal(api_server, namespace, manifest("refused", engine={"args": [argument]}))
         assert "args takes --flag or --flag=value" in told
     for number, blocks in enumerate(ACCEPTED):

@@ -312,8 +312,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
         CelRule(
             f"!has(self.args) || self.args.all(a, {list(ENGINE_ARGS)}.exists(flag, a == flag || "
-            "a.startsWith(flag + '=')))",
-            "args takes --flag or --flag=value, of the flags that `kubectl explain` lists",
+            "a.startsWith(flag + '=')) && !a.contains('/'))",
+            "args takes --flag or --flag=value, of the flags that `kubectl explain` lists, and no path",
         ),
     ],
     RolloutSpec: [

@@ -109,6 +109,9 @@ def engine(spec: AdapterServerSpec) -> Errors:
         if flag not in ENGINE_ARGS:
             text = f"{flag} is not among the flags that a manifest may give" + near(flag, list(ENGINE_ARGS))
             yield FieldError(f"spec.engine.args[{index}]", f"{text}; they are {', '.join(ENGINE_ARGS)}")
+        elif "/" in argument:
+            text = "must not name a path: the engine reads its model, and nothing else"
+            yield FieldError(f"spec.engine.args[{index}]", text)
 
 
 def rollout(spec: AdapterServerSpec) -> Errors:
