@@ -17,7 +17,7 @@ import aiohttp
 import yaml
 
 from demo.__main__ import MANIFEST, NAMESPACE, QUESTIONS, cluster, console, follow, step
-from kit.environment import MissingEnvironment, engine_settings, images, uri_root
+from kit.environment import MissingEnvironment, engine_settings, images, is_existing, uri_root
 from kit.installation import ROOT, install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -194,14 +194,16 @@ def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
 
 
 def _farewell(server: str, adapter: str) -> None:
-    console.print("\nTry next:")
+    console.print("\nTry next, and read docs/serving.md:")
     for line in (
+        *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),
         f"kubectl -n {NAMESPACE} describe adapterserver {server}",
         f"kubectl -n {NAMESPACE} port-forward service/{server}-server 8000 &",
         "curl -s http://127.0.0.1:8000/v1/models",
         "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
         f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',
-        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # and it is answered no more",
+        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # answered no more; served-by=demo: again",
+        f"kubectl -n {NAMESPACE} apply -f docs/examples/batchinference.yaml    # a file of requests",
         f"kubectl -n {NAMESPACE} delete adapterserver {server}    # gives its memory back",
     ):
         console.print(f"  {line}", markup=False)
