@@ -18,16 +18,17 @@ class Unservable(NamedTuple):
 
 
 _FEWER_KEPT: Final = "Raise engine.maxLoadedAdapters of the server, or take keepLoaded from some of its adapters."
-_INTO_MODEL: Final = ADVICE[FailureReason.ADAPTER_UNSUPPORTED].hint
-_LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
-_PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
+INTO_MODEL: Final = ADVICE[FailureReason.ADAPTER_UNSUPPORTED].hint
+LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
+PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
+"""What to do with an adapter that is merged, converted, or read by PEFT alone."""
 _HINTS: Final = {
-    Method.DORA.value: _INTO_MODEL,
-    Method.QDORA.value: _INTO_MODEL,
-    Method.IA3.value: _INTO_MODEL,
-    Method.ADALORA.value: _LINEAR,
-    Method.PREFIX_TUNING.value: _PEFT_ONLY,
-    Method.PROMPT_TUNING.value: _PEFT_ONLY,
+    Method.DORA.value: INTO_MODEL,
+    Method.QDORA.value: INTO_MODEL,
+    Method.IA3.value: INTO_MODEL,
+    Method.ADALORA.value: LINEAR,
+    Method.PREFIX_TUNING.value: PEFT_ONLY,
+    Method.PROMPT_TUNING.value: PEFT_ONLY,
 }
 
 
@@ -50,7 +51,7 @@ def rank_problem(rank: int | None, max_rank: int) -> Unservable | None:
     enough = next((known for known in ENGINE_RANKS if known >= rank), None)
     if enough is None:
         text = f"{message}, and none above {ENGINE_RANKS[-1]} is served"
-        return Unservable(FailureReason.RANK_TOO_HIGH, text, _INTO_MODEL)
+        return Unservable(FailureReason.RANK_TOO_HIGH, text, INTO_MODEL)
     raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one, and each slot takes more memory)"
     return Unservable(FailureReason.RANK_TOO_HIGH, message, f"{raised}, or make an adapter of a lower rank.")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.exitcodes import ExitCode
-from tunery_api.names import TERMINATION_PATH
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, RunResult
 from tunery_api.scrub import scrub
@@ -20,10 +19,10 @@ from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.inputs.fetch import claim_model_files, fetch_model
 from tunery_common.inputs.location import FetchedModel, Location
 from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
+from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
 from tunery_server.adapters.headers import BadHeader, read_header
 
-TERMINATION_ENV: Final = "TUNERY_TERMINATION_PATH"
 _FETCHED: Final = ".fetched"
 """Where downloads go on that an earlier container began: below the model's folder, so that nothing is copied."""
 
@@ -135,10 +134,5 @@ def _explained(error: Exception) -> TuneryError:
 
 def _write_termination(error: TuneryError) -> None:
     """Write the failure as the trainer writes its own; where there is no such file nobody waits for it."""
-    named = os.environ.get(TERMINATION_ENV)
-    path = Path(named or TERMINATION_PATH)
-    if not named and not path.exists():
-        return
     failure = Failure(reason=error.reason, message=scrub(error.message), hint=scrub(error.hint) if error.hint else None)
-    text = RunResult(failure=failure).model_dump_json(by_alias=True, exclude_none=True)
-    path.write_bytes(text.encode())
+    write_termination(RunResult(failure=failure))

@@ -39,12 +39,17 @@ def read_manifest(place: StorePath, expected_sha256: str | None = None) -> Publi
     return parse_manifest(data, uri, expected_sha256)
 
 
-def parse_manifest(data: bytes, uri: str, expected_sha256: str | None = None) -> PublishedManifest:
-    """Return the manifest whose bytes were read at `uri`; raises ADAPTER_CORRUPT as `read_manifest` does."""
+def parse_manifest(
+    data: bytes, uri: str, expected_sha256: str | None = None, hint: str | None = None
+) -> PublishedManifest:
+    """Return the manifest whose bytes were read at `uri`; raises ADAPTER_CORRUPT as `read_manifest` does.
+
+    `hint` says what to do where the digest is another one than expected.
+    """
     digest = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
         message = f"{uri} was replaced: its digest is {digest}, not {expected_sha256}"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:

@@ -11,12 +11,10 @@ from typing import Any, Final
 from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.manifest import CONFIG_FILE, Lineage
 from tunery_api.reasons import FailureReason
+from tunery_api.unservable import INTO_MODEL, LINEAR, PEFT_ONLY
 from tunery_common.errors import TuneryError
 
 LARGEST_CONFIG: Final = 16_000_000
-_ALONE: Final = "Merge it alone with an AdapterMerge into: Model, and serve that as the model of a server of its own."
-_LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
-_PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
 SAVE_AGAIN: Final = "Save it again with PEFT's save_pretrained, and publish that."
 _CONVERT: Final = (
     "Save it again with PEFT's path_initial_model_for_weight_conversion, which makes a LoRA of it, and publish that."
@@ -26,23 +24,23 @@ _PLAIN_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_
 _SERVED_WHOLE: Final = frozenset({"classifier", "score"})
 """Modules of modules_to_save that the engine takes."""
 HINTS: Final[Mapping[str, str]] = {
-    "ADALORA": _LINEAR,
-    "IA3": _ALONE,
-    "PROMPT_TUNING": _PEFT_ONLY,
-    "MULTITASK_PROMPT_TUNING": _PEFT_ONLY,
-    "P_TUNING": _PEFT_ONLY,
-    "PREFIX_TUNING": _PEFT_ONLY,
-    "ADAPTION_PROMPT": _PEFT_ONLY,
+    "ADALORA": LINEAR,
+    "IA3": INTO_MODEL,
+    "PROMPT_TUNING": PEFT_ONLY,
+    "MULTITASK_PROMPT_TUNING": PEFT_ONLY,
+    "P_TUNING": PEFT_ONLY,
+    "PREFIX_TUNING": PEFT_ONLY,
+    "ADAPTION_PROMPT": PEFT_ONLY,
 }
 """What to do with an adapter of another method; of any that is not here, what is done with most."""
 _REFUSED: Final[Mapping[str, tuple[str, str]]] = {
-    "use_dora": ("DoRA, which no engine serves as an adapter", _ALONE),
-    "lora_bias": ("a LoRA with biases (lora_bias), which the engine does not serve", _ALONE),
-    "use_qalora": ("QALoRA, which the engine does not serve", _ALONE),
-    "use_bdlora": ("a block-diagonal LoRA (use_bdlora), which the engine does not serve", _ALONE),
+    "use_dora": ("DoRA, which no engine serves as an adapter", INTO_MODEL),
+    "lora_bias": ("a LoRA with biases (lora_bias), which the engine does not serve", INTO_MODEL),
+    "use_qalora": ("QALoRA, which the engine does not serve", INTO_MODEL),
+    "use_bdlora": ("a block-diagonal LoRA (use_bdlora), which the engine does not serve", INTO_MODEL),
     "layer_replication": (
         "an adapter that repeats layers (layer_replication), which the engine does not serve",
-        _ALONE,
+        INTO_MODEL,
     ),
     "alora_invocation_tokens": (
         "an activated LoRA (alora_invocation_tokens), which the engine does not serve",
@@ -50,7 +48,7 @@ _REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "trainable_token_indices": (
         "an adapter with trained tokens (trainable_token_indices), which are not served",
-        _ALONE,
+        INTO_MODEL,
     ),
 }
 
@@ -117,12 +115,12 @@ def _problems(found: Mapping[str, Any]) -> Iterator[TuneryError]:
     if init not in _PLAIN_INITS:
         yield unsupported(f"it is relative to a base that PEFT has changed (init_lora_weights: {init[:64]})", _CONVERT)
     if found.get("bias") not in (None, "none"):
-        yield unsupported(f"it has trained biases ({CONFIG_FILE}: bias), which are not served", _ALONE)
+        yield unsupported(f"it has trained biases ({CONFIG_FILE}: bias), which are not served", INTO_MODEL)
     whole = found.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
         yield unsupported(f"{CONFIG_FILE}: modules_to_save is no list of names", SAVE_AGAIN)
     elif more := sorted(set(whole) - _SERVED_WHOLE):
-        yield unsupported(f"it has whole modules ({CONFIG_FILE}: modules_to_save: {', '.join(more)[:128]})", _ALONE)
+        yield unsupported(f"it has whole modules ({CONFIG_FILE}: modules_to_save: {', '.join(more)[:128]})", INTO_MODEL)
     for field in ("r", "lora_alpha", "target_modules"):
         if field not in found:
             yield unsupported(f"{CONFIG_FILE} has no {field}, which the engine needs", SAVE_AGAIN)
@@ -144,7 +142,7 @@ def check_rank(rank: int, largest: int, slot: int | None) -> None:
     enough = next((each for each in ENGINE_RANKS if each >= rank), None)
     if enough is None:
         raise TuneryError(
-            FailureReason.RANK_TOO_HIGH, f"{message}, and none above {ENGINE_RANKS[-1]} is served", _ALONE
+            FailureReason.RANK_TOO_HIGH, f"{message}, and none above {ENGINE_RANKS[-1]} is served", INTO_MODEL
         )
     room = f", a slot then takes {slot * enough / 2**20:,.0f} MiB" if slot else ""
     raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one{room})"

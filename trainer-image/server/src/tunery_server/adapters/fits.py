@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ADVICE, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.base import BaseModel, numbers
 from tunery_server.adapters.fit_config import (
@@ -42,7 +42,7 @@ _OTHER_METHODS: Final = (
     ("modules_to_save", "modules_to_save"),
     ("lora_B.bias", "lora_bias"),
 )
-_RETRAIN: Final = "Serve it from an AdapterServer of the base model that it was trained on, or train it on this one."
+_RETRAIN: Final = ADVICE[FailureReason.BASE_MISMATCH].hint
 
 
 @dataclass(frozen=True)
