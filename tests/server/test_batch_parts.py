@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
 from tunery_common.storage.credentials import ambient
+from tunery_server.batch import asking
 from tunery_server.batch.answers import Answer, tally_of
 from tunery_server.batch.asking import Conveyor
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
@@ -169,6 +171,17 @@ def test_a_damaged_part_is_told_and_its_lines_are_asked_again(tmp_path: Path) ->
     assert Parts(where, "b").load() == []
 
 
+@dataclass
+class Listed:
+    """Keeps the places of ends; none of them is stored until `storing` is false again."""
+
+    places: list[int]
+    storing: bool = False
+
+    def take(self, end: Answer) -> None:
+        self.places.append(end.index)
+
+
 @given(count=st.integers(0, 80), concurrency=st.integers(1, 12), seed=st.integers(0, 5))
 def test_ends_come_in_the_order_of_the_lines(count: int, concurrency: int, seed: int) -> None:
     taken: list[int] = []
@@ -184,13 +197,40 @@ def test_ends_come_in_the_order_of_the_lines(count: int, concurrency: int, seed:
         return answer(line.index)
 
     async def run() -> bool:
-        conveyor = Conveyor(ask, iter(lines(count)), lambda end: taken.append(end.index), asyncio.Event())
+        conveyor = Conveyor(ask, iter(lines(count)), Listed(taken), asyncio.Event())
         await conveyor.run(concurrency, 1.0)
         return conveyor.whole
 
     assert asyncio.run(run())
     assert taken == list(range(count))
     assert most <= concurrency
+
+
+@pytest.mark.parametrize("storing", [True, False], ids=["being stored", "of a part that is mended"])
+def test_no_more_is_held_than_has_room_unless_only_more_makes_room(
+    storing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ends of a part that is mended are stored together, however large they are."""
+    monkeypatch.setattr(asking, "MOST_BYTES", 10 * len(answer(0).data))
+    taken = Listed([], storing)
+
+    async def ask(line: Line) -> Answer:
+        return answer(line.index)
+
+    async def run() -> int:
+        conveyor = Conveyor(ask, iter(lines(100)), taken, asyncio.Event())
+        running = asyncio.create_task(conveyor.run(4, 1.0))
+        await asyncio.wait({running}, timeout=0.2)
+        held = len(taken.places)
+        while not running.done():
+            conveyor.stored(len(answer(0).data))
+            await asyncio.sleep(0)
+        await running
+        return held
+
+    held = asyncio.run(run())
+    assert taken.places == list(range(100))
+    assert 10 <= held <= 10 + 4 if storing else held == 100
 
 
 @given(ids=st.lists(st.text(max_size=3), max_size=60))

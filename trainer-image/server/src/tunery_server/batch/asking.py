@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.lines import Line
@@ -19,13 +19,24 @@ _SPACE: Final = 3
 Ask = Callable[[Line], Awaitable[Answer]]
 
 
-class Conveyor:
-    """Asks `lines`, `concurrency` at a time; hands each end to `take`, in the order of the lines."""
+class Ends(Protocol):
+    """Takes what the lines came to."""
 
-    def __init__(self, ask: Ask, lines: Iterator[Line], take: Callable[[Answer], None], stop: asyncio.Event) -> None:
+    def take(self, answer: Answer) -> None:
+        """Take the end of a line."""
+
+    @property
+    def storing(self) -> bool:
+        """Tell whether room will come without another end: some of what was taken is about to be stored."""
+
+
+class Conveyor:
+    """Asks `lines`, `concurrency` at a time; hands each end on in the order of the lines."""
+
+    def __init__(self, ask: Ask, lines: Iterator[Line], ends: Ends, stop: asyncio.Event) -> None:
         self._ask = ask
         self._lines = lines
-        self._take = take
+        self._ends = ends
         self._stop = stop
         self._begun = self._ended = 0
         self._waiting: dict[int, Answer] = {}
@@ -66,13 +77,12 @@ class Conveyor:
             self._waiting[place] = answer
             while (ended := self._waiting.pop(self._ended, None)) is not None:
                 self._ended += 1
-                self._take(ended)
+                self._ends.take(ended)
             self._room.set()
 
     async def _next(self) -> tuple[int, Line] | None:
         while not self._stop.is_set():
-            idle = self._begun == self._ended
-            if self._begun - self._ended < WINDOW and (idle or self._bytes < MOST_BYTES):
+            if self._begun - self._ended < WINDOW and (self._bytes < MOST_BYTES or self._stuck):
                 line = next(self._lines, None)
                 if line is None:
                     self._all_begun = True
@@ -83,6 +93,11 @@ class Conveyor:
             self._room.clear()
             await self._room.wait()
         return None
+
+    @property
+    def _stuck(self) -> bool:
+        """Tell whether no room will come by waiting: one line is larger than all of it, or a part is mended."""
+        return self._begun == self._ended and not self._ends.storing
 
     async def _end_late(self, workers: list[asyncio.Task[None]], grace_seconds: float) -> None:
         await self._stop.wait()

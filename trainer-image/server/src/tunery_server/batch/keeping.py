@@ -112,6 +112,11 @@ class Keeper:
         if len(self._open) >= self._size.lines or self._open_bytes >= self._size.bytes:
             self._close()
 
+    @property
+    def storing(self) -> bool:
+        """Tell whether something is complete and not stored yet."""
+        return bool(self._waiting)
+
     def end(self) -> None:
         """Have everything stored that is left, a part that is half mended excepted."""
         self._ending = True
@@ -127,7 +132,8 @@ class Keeper:
                 self._close()
             while self._waiting:
                 await self._store(self._waiting[0])
-                stored(sum(len(answer.data) for answer in self._waiting.pop(0)))
+                size = sum(len(answer.data) for answer in self._waiting.pop(0))
+                stored(size)
             if ending:
                 return
             await asyncio.sleep(_LOOK_SECONDS)

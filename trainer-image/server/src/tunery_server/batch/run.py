@@ -205,6 +205,27 @@ class Stops:
     """Because more lines have failed than may."""
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Hands ends to the keeper, and stops the asking where more of them than may be are errors."""
+
+    keeper: Keeper
+    max_errors: int
+    stops: Stops
+
+    @property
+    def storing(self) -> bool:
+        """Tell whether some of them are about to be stored."""
+        return self.keeper.storing
+
+    def take(self, answer: Answer) -> None:
+        """Take the end of a line."""
+        self.keeper.take(answer)
+        if self.keeper.tally.errors > self.max_errors + ERRORS_BEYOND:
+            self.stops.enough.set()
+            self.stops.stop.set()
+
+
 async def _refuse_unknown_models(batch: Batch, server: Server) -> None:
     """Raise InputInvalid for the models that the server neither serves nor is to serve."""
     listed = await server.models()
@@ -221,19 +242,12 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
 
     Whatever ends it, what was answered is kept. Raises TuneryError, and what a defect raises.
     """
-    most = batch.spec.max_errors + ERRORS_BEYOND
     keeper = Keeper(batch.parts, kept, batch.pace.part)
-
-    def take(answer: Answer) -> None:
-        keeper.take(answer)
-        if kept.tally.errors > most:
-            stops.enough.set()
-            stops.stop.set()
 
     async def ask(line: Line) -> Answer:
         return await server.ask(line, parse(line.raw, batch.spec.default_model))
 
-    conveyor = Conveyor(ask, kept.left(batch.lines), take, stops.stop)
+    conveyor = Conveyor(ask, kept.left(batch.lines), Counted(keeper, batch.spec.max_errors, stops), stops.stop)
     keeping = asyncio.create_task(keeper.keep(conveyor.stored))
     asking = asyncio.create_task(conveyor.run(batch.spec.concurrency, batch.pace.grace_seconds))
     await asyncio.wait({keeping, asking}, return_when=asyncio.FIRST_COMPLETED)
