@@ -65,7 +65,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
 CLOCKED := api chart controller server
-AFTER_THEM := common trainer/adapter trainer/diagnosis trainer/inputs trainer/process trainer/reporting trainer/resuming \
+AFTER_THEM := common trainer/process trainer/reporting \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \
@@ -75,10 +75,11 @@ COVERED := $(VENV)/bin/coverage run -m pytest
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
 	@cd $(TESTS); $(VENV)/bin/coverage erase; log="$$(mktemp)"; failed=0; \
-	OMP_NUM_THREADS=1 nice -n 19 $(COVERED) $(BESIDE_THEM) > "$$log" 2>&1 & other=$$!; \
-	trap 'kill $$other 2> /dev/null || true; rm -f "$$log"' EXIT; \
+	(export OMP_NUM_THREADS=1; failed=0; \
+	nice -n 19 $(COVERED) $(BESIDE_THEM) || failed=1; \
+	nice -n 19 $(PYTHON) -m pytest guard || failed=1; exit $$failed) > "$$log" 2>&1 & other=$$!; \
+	trap 'pkill -P $$other || true; rm -f "$$log"' EXIT; \
 	$(COVERED) $(CLOCKED) || failed=1; \
-	$(PYTHON) -m pytest guard || failed=1; \
 	OMP_NUM_THREADS=1 $(COVERED) $(AFTER_THEM) || failed=1; \
 	wait $$other || failed=1; cat "$$log"; exit $$failed
 
@@ -97,11 +98,11 @@ test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real ima
 .PHONY: test-e2e-long
 test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, faults of servers, batches
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
-	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_batches.py
+	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_serving_truth.py e2e/test_batches.py
 
 .PHONY: test-serving
 test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instead of the stand-in of `make test`
-	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py
+	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py e2e/test_serving_truth.py
 
 .PHONY: test
 test: setup ## Everything: verify, unit tests, end-to-end tests, coverage

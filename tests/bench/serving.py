@@ -4,9 +4,9 @@
 
 `speed`: the same requests of two adapters, half each, to (a) the door before vLLM, (b) vLLM's own socket, (c) PEFT that
 makes an adapter active for each request, (d) PEFT with one batch of rows of both; and whether the answers are equal.
-`door`: what the door itself costs. `served`: from an entry in the list to the first answer. `updates`: an adapter
-exchanged under traffic. Needs tests/engine/.venv (`cd tests/engine && uv sync --frozen`). Prints one JSON object for
-each part as soon as it is measured.
+`door`: what the door itself costs. `served`: from an entry in the list to the first answer. `cold`: an adapter that is
+loaded, while others are loaded beside it. `updates`: an adapter exchanged under traffic. Needs tests/engine/.venv
+(`cd tests/engine && uv sync --frozen`). Prints one JSON object for each part as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import aiohttp
 
 from tunery_api.serving import engine_name
 
-from bench import serving_door, serving_updates
+from bench import serving_cold, serving_door, serving_updates
 from bench.sentences import sentences
 from bench.serving_peft import Peft, Row, running
 from bench.serving_replica import BASE, Replica, ask, replica, tokens_of
 from cluster.model import ensure
 from kit.engine_process import VLLM
 
-PARTS: Final = ("door", "speed", "served", "updates")
+PARTS: Final = ("door", "speed", "served", "cold", "updates")
 ADAPTERS: Final = ("support", "tone")
 ROWS_EACH: Final = 8
 LONGEST: Final = 48
@@ -179,7 +179,12 @@ async def with_engine(folder: Path, options: argparse.Namespace) -> None:
             for adapter in site.wanted.values():
                 await site.served(adapter)
             await site.ask(ADAPTERS[0], "Hello", 8)
-            parts = {"speed": speed, "served": serving_updates.time_to_served, "updates": serving_updates.measure}
+            parts = {
+                "speed": speed,
+                "served": serving_updates.time_to_served,
+                "cold": serving_cold.measure,
+                "updates": serving_updates.measure,
+            }
             for part in options.parts:
                 if part in parts:
                     show(part, await parts[part](site, peft, options))

@@ -218,6 +218,15 @@ def test_on_the_cpu_the_engine_is_told_its_cache_and_to_compile_nothing(memory: 
     assert "nvidia.com/gpu" not in engine["resources"]["limits"]
 
 
+@pytest.mark.parametrize(("cpu", "threads"), [("700m", "1"), ("2", "2"), ("7500m", "7")])
+def test_on_the_cpu_the_engine_has_as_many_threads_as_cores_and_binds_none(cpu: str, threads: str) -> None:
+    resources = {"gpus": 0, "cpu": cpu, "memory": "8Gi"}
+    engine = containers(plan(serving(plugins=("tunery_cpu_fix",)), resources=resources))["engine"]
+    assert env(engine)["OMP_NUM_THREADS"] == threads
+    assert env(engine)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert "OMP_NUM_THREADS" not in env(containers(plan())["engine"])
+
+
 def test_no_secret_is_in_the_engine_and_each_only_where_it_is_needed() -> None:
     found = containers(plan(**SECRETS))
     base = "/var/run/secrets/tunery"

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from cluster.tiny import make_tiny_model
-from kit.environment import cluster_environment, images
+from kit.environment import cluster_environment, engine_settings, images
 from kit.installation import install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.operator import OperatorRecord
 from kit.published import list_keys, s3_client
 from kit.tenant import create_tenant
+from kit.tiny_models import write_chat_model
 
 TINY = "s3://models/tiny"
 ROWS = "s3://datasets/e2e/rows.jsonl"
@@ -32,7 +33,14 @@ REPORT_FILES = {"data-report.json", "data-report.md"}
 SETTINGS = ("preflight.resources.cpu=800m",)
 """Of the chart: as much as a job of the tests asks for, so that two pods of any kind work side by side on two cores."""
 
+ENGINE = os.environ.get("TUNERY_ENGINE", "stand-in")
+"""Of servers: transformers and PEFT behind vLLM's API, or `vllm`."""
+SERVED_BASE = "s3://models/served"
+RESOURCES = {"gpus": 0, "cpu": "500m", "memory": "3Gi", "ephemeralStorage": "2Gi"}
+"""Of a job that trains beside the server."""
+
 Launch = Callable[..., Job]
+Train = Callable[..., Job]
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +221,53 @@ def plain_peft_loss(s3: Any, adapter: Path) -> float:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(told.stdout)
+
+
+@pytest.fixture(scope="module")
+def engine(installed: None, kubectl: Kubectl, environment: dict[str, str]) -> Iterator[None]:
+    """The chart with the engine's image, and as it was before at the end."""
+    install(kubectl, images(environment), *SETTINGS, *engine_settings(environment, ENGINE))
+    yield
+    install(kubectl, images(environment), *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def base(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base that is served, on this machine's disk too: vLLM on CPUs knows no heads smaller than 32."""
+    folder = write_chat_model(tmp_path_factory.mktemp("served"), initializer_range=0.1, head_dim=32)
+    for path in folder.iterdir():
+        s3.upload_file(str(path), "models", f"served/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tenant(request: pytest.FixtureRequest, kubectl: Kubectl, environment: dict[str, str]) -> Iterator[str]:
+    """The module's NAMESPACE, new."""
+    namespace: str = request.module.NAMESPACE
+    kubectl.delete("namespace", namespace)
+    create_tenant(kubectl, namespace, environment)
+    yield namespace
+    kubectl.delete("namespace", namespace, wait=False)
+
+
+@pytest.fixture(scope="module")
+def train(kubectl: Kubectl, tenant: str) -> Train:
+    """Return a function that trains an adapter; keywords replace blocks of its spec."""
+
+    def apply(name: str, labels: dict[str, str] | None = None, **blocks: Any) -> Job:
+        quick = {
+            "model": {"uri": SERVED_BASE, "secretRef": {"name": "s3"}},
+            "preflight": "Skip",
+            "resources": RESOURCES,
+            "lora": {"rank": 8},
+        }
+        manifest = lorajob(tenant, name, **(quick | blocks))
+        manifest["metadata"]["labels"] = labels or {}
+        job = Job(kubectl, manifest, tenant)
+        kubectl.delete(job.kind, job.name, tenant)
+        return job.apply()
+
+    return apply
 
 
 @pytest.fixture

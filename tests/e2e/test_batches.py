@@ -3,62 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import SETTINGS, lorajob
-from .test_serving import BASE, ENGINE, RESOURCES
-from kit.environment import engine_settings, images
-from kit.installation import install
+from .conftest import SERVED_BASE, Train
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.processes import kill
 from kit.published import download, list_keys
 from kit.serving import Server
-from kit.tenant import create_tenant
-from kit.tiny_models import write_chat_model
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("engine", "base")]
 NAMESPACE = "e2e-batches"
 INPUT = f"s3://datasets/{NAMESPACE}/prompts.jsonl"
 LINES = 400
 
 
 @pytest.fixture(scope="module")
-def server(
-    installed: None, kubectl: Kubectl, environment: dict[str, str], s3: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
     """A server with one adapter."""
-    install(kubectl, images(environment), *SETTINGS, *engine_settings(environment, ENGINE))
-    folder = write_chat_model(tmp_path_factory.mktemp("served"), initializer_range=0.1, head_dim=32)
-    for path in folder.iterdir():
-        s3.upload_file(str(path), "models", f"served/{path.name}")
-    kubectl.delete("namespace", NAMESPACE)
-    create_tenant(kubectl, NAMESPACE, environment)
+    trained = train("bot", {"team": "batches"})
     secret = {"name": "s3"}
-    blocks = {"model": {"uri": BASE, "secretRef": secret}, "preflight": "Skip", "resources": RESOURCES}
-    manifest = lorajob(NAMESPACE, "bot", **blocks)
-    manifest["metadata"]["labels"] = {"team": "batches"}
-    trained = Job(kubectl, manifest, NAMESPACE).apply()
     spec = {
-        "model": {"uri": BASE, "secretRef": secret},
+        "model": {"uri": SERVED_BASE, "secretRef": secret},
         "adapterSelector": {"matchLabels": {"team": "batches"}},
         "adapterSecretRef": secret,
         "engine": {"maxRank": 16, "maxAdaptersInBatch": 4, "maxLoadedAdapters": 8, "precision": "Float32"},
         "resources": {"gpus": 0, "cpu": "700m", "memory": "8Gi", "ephemeralStorage": "2Gi"},
     }
     made = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterServer", "metadata": {"name": "desk"}, "spec": spec}
-    server = Server(kubectl, made, NAMESPACE)
+    server = Server(kubectl, made, tenant)
     server.apply()
     trained.wait_phase("Succeeded")
     server.wait_ready()
     server.wait_state("bot", "Served")
-    yield server
-    kubectl.delete("namespace", NAMESPACE, wait=False)
-    install(kubectl, images(environment), *SETTINGS)
+    return server
 
 
 def lines(count: int) -> list[dict[str, Any]]:

@@ -9,88 +9,30 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import SETTINGS, lorajob
-from kit.environment import engine_settings, images
-from kit.installation import install
+from .conftest import ENGINE, SERVED_BASE, Train
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.operator import OperatorRecord, operator_pods
-from kit.processes import kill, pod_processes
+from kit.processes import PROC, kill, pod_processes
 from kit.published import download, list_keys, split_uri
-from kit.serving import CHOSEN, Server, traffic
-from kit.tenant import create_tenant
-from kit.tiny_models import write_chat_model
+from kit.serving import CHOSEN, Server, storage_standing_still, traffic
 from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, held_by_engine, watched
 
+pytestmark = pytest.mark.usefixtures("engine", "base")
 NAMESPACE = "e2e-serving"
-ENGINE = os.environ.get("TUNERY_ENGINE", "stand-in")
-BASE = "s3://models/served"
 LABEL = {"team": "support"}
 PROMPT = "Say number 4. Number 4, number 4. The answer repeats the number of the question."
 SECONDS_TO_ANSWER = 10
 TOLERANCE = 1e-3
-
-Train = Callable[..., Job]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine(installed: None, kubectl: Kubectl, environment: dict[str, str]) -> Iterator[None]:
-    """The chart with the engine's image, and as it was before at the end."""
-    install(kubectl, images(environment), *SETTINGS, *engine_settings(environment, ENGINE))
-    yield
-    install(kubectl, images(environment), *SETTINGS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def base(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base that is served, on this machine's disk too: vLLM on CPUs knows no heads smaller than 32."""
-    folder = write_chat_model(tmp_path_factory.mktemp("served"), initializer_range=0.1, head_dim=32)
-    for path in folder.iterdir():
-        s3.upload_file(str(path), "models", f"served/{path.name}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tenant(kubectl: Kubectl, environment: dict[str, str]) -> Iterator[str]:
-    kubectl.delete("namespace", NAMESPACE)
-    create_tenant(kubectl, NAMESPACE, environment)
-    yield NAMESPACE
-    kubectl.delete("namespace", NAMESPACE, wait=False)
-
-
-@pytest.fixture(scope="module")
-def train(kubectl: Kubectl, tenant: str) -> Train:
-    """Return a function that trains an adapter; keywords replace blocks of its spec."""
-
-    def apply(name: str, labels: dict[str, str] | None = None, **blocks: Any) -> Job:
-        quick = {
-            "model": {"uri": BASE, "secretRef": {"name": "s3"}},
-            "preflight": "Skip",
-            "resources": RESOURCES,
-            "lora": {"rank": 8},
-        }
-        manifest = lorajob(tenant, name, **(quick | blocks))
-        manifest["metadata"]["labels"] = labels or {}
-        job = Job(kubectl, manifest, tenant)
-        kubectl.delete(job.kind, job.name, tenant)
-        return job.apply()
-
-    return apply
-
-
-RESOURCES = {"gpus": 0, "cpu": "500m", "memory": "3Gi", "ephemeralStorage": "2Gi"}
-"""Of a job that trains beside the server."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +44,7 @@ def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
         "kind": "AdapterServer",
         "metadata": {"name": "support"},
         "spec": {
-            "model": {"uri": BASE, "secretRef": {"name": "s3"}},
+            "model": {"uri": SERVED_BASE, "secretRef": {"name": "s3"}},
             "adapters": [{"name": "first", "loraJobRef": {"name": "first"}}],
             "adapterSelector": {"matchLabels": LABEL},
             "adapterSecretRef": {"name": "s3"},
@@ -213,7 +155,7 @@ def test_what_must_not_be_served_is_refused_with_its_reason_and_others_are_answe
     trained = [
         train("big", lora={"rank": 32}),
         train("dora", method="DoRA"),
-        train("foreign", model={"uri": BASE, "secretRef": {"name": "s3"}, "servedName": "other"}),
+        train("foreign", model={"uri": SERVED_BASE, "secretRef": {"name": "s3"}, "servedName": "other"}),
     ]
     # Of content that no replica has: what it has verified before, it has by its digest.
     plain = train("plain", training=TWICE)
@@ -342,34 +284,18 @@ def test_a_door_that_is_killed_takes_over_what_the_engine_holds(server: Server) 
 @pytest.mark.long
 def test_without_storage_what_is_loaded_is_answered(server: Server, environment: dict[str, str]) -> None:
     """S3 stands still, as seen by the replica: its requests hang. What is new waits and says so; it is served after."""
-    (weed,) = weed_processes(environment)
-    os.kill(weed, signal.SIGSTOP)
-    try:
+    with storage_standing_still(environment):
         server.patch_spec(adapters=[*server.manifest["spec"]["adapters"], {"name": "late", "uri": LATE}])
         for _ in range(20):
             assert server.ask("first").status == 200
             time.sleep(0.5)
         assert server.adapter("late").get("state") in ("Loading", "Waiting", None)
-    finally:
-        os.kill(weed, signal.SIGCONT)
     told = server.wait_state("late", "Failed", timeout=180)
     assert told["reason"] == "AdapterMissing", told
     server.patch_spec(adapters=server.manifest["spec"]["adapters"])
 
 
 LATE = f"s3://adapters/{NAMESPACE}/late"
-
-
-def weed_processes(environment: dict[str, str]) -> list[int]:
-    """Return the process of the local cluster's S3 server."""
-    port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2].rstrip("/")
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            line = (folder / "cmdline").read_bytes()
-            if b"weed" in line and f"s3.port={port}".encode() in line:
-                found.append(int(folder.name))
-    return found
 
 
 @pytest.mark.long
@@ -409,10 +335,35 @@ def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> Non
     server.key = "another-long-key"
     server.wait_answer("first", timeout=150)
     (pod,) = server.pods("serve")
-    log = kubectl.run("logs", pod["metadata"]["name"], "-n", server.namespace, "--all-containers", timeout=60)
-    told = log + json.dumps(server.status) + json.dumps(server.events())
-    assert "a-long-key" not in told
-    assert "another-long-key" not in told
+    told = {
+        "the pod's logs": logs_of(kubectl, pod, server.namespace),
+        "the operator's logs": "".join(logs_of(kubectl, each, "tunery-system") for each in operator_pods(kubectl)),
+        "status and events": json.dumps([server.status, server.events(), kubectl.list("events", server.namespace)]),
+        "metrics": str(server.request("/metrics").body),
+        "children": json.dumps(owned(server, "deployments,configmaps,services,pods")),
+        "command lines": command_lines(),
+    }
+    assert "tunery_adapter_requests_total" in told["metrics"]
+    assert "tunery_server" in told["command lines"]
+    for place, text in told.items():
+        assert "a-long-key" not in text, place
+        assert "another-long-key" not in text, place
+
+
+def logs_of(kubectl: Kubectl, pod: dict[str, Any], namespace: str) -> str:
+    """Return everything that a pod has logged."""
+    log = kubectl.run("logs", pod["metadata"]["name"], "-n", namespace, "--all-containers", timeout=60)
+    assert log, pod["metadata"]["name"]
+    return log
+
+
+def command_lines() -> str:
+    """Return the command lines of all processes of the node."""
+    found = []
+    for path in PROC.glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
 
 
 def test_deletion_takes_everything_but_the_adapters(server: Server, kubectl: Kubectl, s3: Any) -> None:

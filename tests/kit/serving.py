@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
+from kit.processes import PROC
 
 CHOSEN = "X-Tunery-Adapter"
 
@@ -146,3 +149,25 @@ def traffic(server: Server, *models: str, every: float = 0.05) -> Iterator[Traff
     finally:
         ended.set()
         thread.join(70)
+
+
+@contextmanager
+def storage_standing_still(environment: dict[str, str]) -> Iterator[None]:
+    """Stop the local cluster's S3 server: its connections stay open, and nothing is answered."""
+    (weed,) = _storage_processes(environment)
+    os.kill(weed, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(weed, signal.SIGCONT)
+
+
+def _storage_processes(environment: dict[str, str]) -> list[int]:
+    port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2].rstrip("/")
+    found = []
+    for folder in PROC.glob("[0-9]*"):
+        with suppress(OSError):
+            line = (folder / "cmdline").read_bytes()
+            if b"weed" in line and f"s3.port={port}".encode() in line:
+                found.append(int(folder.name))
+    return found

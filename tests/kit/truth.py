@@ -60,8 +60,10 @@ class Truth:
 
     looks: int = 0
     served: int = 0
-    """Looks at which the status said of an adapter that all replicas serve it."""
+    """Looks at which the status said of an adapter that a number of replicas serve it."""
     longest: dict[str, float] = field(default_factory=dict)
+    states: dict[str, list[str]] = field(default_factory=dict)
+    """Of each adapter, one after the other, with how many replicas serve it."""
     _since: dict[str, float] = field(default_factory=dict)
 
     def look(self, status: dict[str, Any], engines: list[set[str] | None], now: float) -> None:
@@ -69,8 +71,11 @@ class Truth:
         self.looks += 1
         for each in status.get("adapters", []):
             name, digest = each["name"], each.get("manifestSha256", "")
-            ready, _, whole = str(each.get("replicas", "0/0")).partition("/")
-            if each["state"] != "Served" or ready != whole or ready == "0":
+            states, state = self.states.setdefault(name, []), f"{each['state']} {each.get('replicas', '')}".strip()
+            if states[-1:] != [state]:
+                states.append(state)
+            ready = str(each.get("replicas", "0/0")).partition("/")[0]
+            if each["state"] != "Served" or ready == "0":
                 self._since.pop(name, None)
                 continue
             self.served += 1

@@ -65,5 +65,13 @@ def environment(spec: AdapterServerSpec, plugins: tuple[str, ...]) -> dict[str, 
         return common
     gibibytes = int(parse_quantity(spec.resources.memory) // 2**30)
     space = max(1, gibibytes // _CACHE_SHARE)
-    # What torch would compile needs a compiler, which the image may lack.
-    return {**common, "VLLM_CPU_KVCACHE_SPACE": str(space), "TORCHDYNAMO_DISABLE": "1"}
+    return {
+        **common,
+        "VLLM_CPU_KVCACHE_SPACE": str(space),
+        # What torch would compile needs a compiler, which the image may lack.
+        "TORCHDYNAMO_DISABLE": "1",
+        # By itself it starts a thread for each core of the node but one, and binds them: more than the pod may use, and
+        # to the cores that another server's engine on that node has bound its own to.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(parse_quantity(spec.resources.cpu)))),
+    }
