@@ -52,7 +52,8 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     A report that says nothing new changes nothing in it.
     """
     replicas = find_replicas(snapshot, before, now)
-    adapters = standings(snapshot.resolution, replicas, before, stopped=snapshot.replicas == 0)
+    stopped, born = snapshot.replicas == 0, snapshot.owner.created
+    adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, born=born)
     seen = Seen(snapshot, replicas, adapters, hindrance(snapshot, replicas))
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
