@@ -100,10 +100,11 @@ class _Models:
 
     async def one(self, request: web.Request) -> web.Response:
         client = self._door.keys.client(request.headers.get("Authorization"))
+        name = request.match_info["id"]
         try:
-            return web.json_response(one_model(self._door.routes, client, request.match_info["id"]))
+            return web.json_response(one_model(self._door.routes, client, name))
         except UnknownModel as error:
-            raise unknown_model() from error
+            raise unknown_model(self._door.routes.near(client, name)) from error
         except NotServed as error:
             raise not_served(error) from error
 

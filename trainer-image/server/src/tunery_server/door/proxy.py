@@ -89,7 +89,7 @@ class Proxy:
         try:
             target = await self._routes.find(asked.model, asked.user)
         except UnknownModel as error:
-            raise unknown_model() from error
+            raise unknown_model(self._routes.near(count.client, asked.model)) from error
         except NotServed as error:
             count.adapter = error.name
             raise not_served(error) from error
