@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -198,6 +198,10 @@ class Routes:
     def allow(self, clients: Mapping[str, Iterable[str]]) -> None:
         """From now on these clients may ask for these models only, and all others for all."""
         self._allowed = {client: frozenset(models) for client, models in clients.items()}
+
+    def limited(self) -> Collection[str]:
+        """Return the clients that may ask for some models only."""
+        return self._allowed.keys()
 
     def allows(self, client: str, model: str) -> bool:
         """Say whether `client` may ask for `model`, a name or name@version."""
