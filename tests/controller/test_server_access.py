@@ -97,7 +97,7 @@ NO_SECRET = ContainerView(
     waiting_reason="CrashLoopBackOff",
     exit_code=64,
     exit_reason="Error",
-    exit_message='{"failure": {"reason": "SecretNotFound", "message": "the Secret keys is missing", "hint": "Make it"}}',
+    exit_message='{"failure": {"reason": "SecretNotFound", "message": "keys is missing", "hint": "Make it"}}',
 )
 
 

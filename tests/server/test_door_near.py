@@ -12,7 +12,7 @@ import pytest
 
 from server.door_kit import BASE, Answer, open_site, write_keys
 from server.test_aliases import TONE, TONE_SHA, alias, bearer
-from tunery_server.near import LEAST_REST, LONGEST, REST, Near
+from tunery_server.door.near import LEAST_REST, LONGEST, REST, Near
 
 PLAIN = "There is no such model; GET /v1/models lists those that can be asked."
 THOUSANDS = [f"support-bot-{number:04}" for number in range(4096)]

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 from tunery_api.adapterserver import Alias
 from tunery_api.serving import VERSION_DIGITS
 from tunery_server.aliases import pick
-from tunery_server.near import Near
 
 RETRY_SECONDS: Final = 5
 """After which a client may ask again for what is not served now."""
@@ -91,7 +90,6 @@ class Routes:
         self._allowed: dict[str, frozenset[str]] = {}
         self._used: dict[str, Use] = {}
         self._uses = 0
-        self._near = Near()
         self._in_flight: dict[str, int] = {}
         self._idle: dict[str, asyncio.Event] = {}
         self.wake: Callable[[str], Awaitable[None]] | None = None
@@ -174,6 +172,10 @@ class Routes:
         """Say whether requests for `name`, the base or an adapter, are answered, be it after a moment."""
         return name == self._base.name or name in self._served or name in self._cold
 
+    def names_for(self, client: str) -> list[str]:
+        """Return those of `names` that a client may ask for."""
+        return [name for name in self.names() if self.allows(client, name)]
+
     def names(self) -> list[str]:
         """Return the public names of what can be asked for: the base, then the adapters, then the aliases."""
         aliases = (name for name, alias in self._aliases.items() if pick(alias, None, self.usable) is not None)
@@ -207,10 +209,6 @@ class Routes:
         """Say whether `client` may ask for `model`, a name or name@version."""
         allowed = self._allowed.get(client)
         return allowed is None or model.partition("@")[0] in allowed
-
-    def near(self, client: str, model: str) -> str | None:
-        """Return a name close to `model` that `client` may ask for now; None where there is none, or many ask."""
-        return self._near.find(model, lambda: [name for name in self.names() if self.allows(client, name)])
 
     def serve(self, name: str, engine_name: str, sha256: str) -> None:
         """From now on `name` leads to this version, and to no other."""

@@ -18,9 +18,10 @@ from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
 from tunery_server.door.engine_metrics import engine_metrics
-from tunery_server.door.errors import Refusal, not_found, not_served, unknown_model
+from tunery_server.door.errors import Refusal, not_found, not_served
 from tunery_server.door.metrics import Metrics
 from tunery_server.door.models import models, one_model
+from tunery_server.door.near import Near
 from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
 from tunery_server.door.session import EngineAsked
 from tunery_server.engine import EngineGone
@@ -57,6 +58,7 @@ class Door:
     loader: LoaderAsked
     keys: ApiKeys
     metrics: Metrics = field(init=False)
+    near: Near = field(default_factory=Near)
     ending: bool = False
     """Told to stop: no new request is to come."""
 
@@ -86,7 +88,7 @@ def build_app(door: Door) -> web.Application:
     """Return the application. Its runner must not decompress bodies, and cancels a handler whose client has gone."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_in_openais_shape])
     app.on_response_prepare.append(_without_server)
-    proxy = Proxy(door.routes, door.engine, door.keys, door.metrics)
+    proxy = Proxy(door.routes, door.engine, door.keys, door.metrics, door.near)
     app.add_routes([web.post(path, proxy.at(path)) for path in (CHAT, COMPLETIONS, RESPONSES)])
     probes = _Probes(door)
     shown = _Models(door)
@@ -118,7 +120,7 @@ class _Models:
         try:
             return web.json_response(one_model(self._door.routes, client, name))
         except UnknownModel as error:
-            raise unknown_model(self._door.routes.near(client, name)) from error
+            raise self._door.near.refusal(self._door.routes, client, name) from error
         except NotServed as error:
             raise not_served(error) from error
 

@@ -9,6 +9,9 @@ from heapq import nlargest
 from itertools import takewhile
 from typing import Final
 
+from tunery_server.door.errors import Refusal, unknown_model
+from tunery_server.routes import Routes
+
 LONGEST: Final = 128
 """Characters of a name that is looked at: no model has a longer one."""
 COMPARED: Final = 32
@@ -26,6 +29,10 @@ class Near:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._rests_until = -float("inf")
+
+    def refusal(self, routes: Routes, client: str, model: str) -> Refusal:
+        """Return the refusal of an unknown model, which names a close one that this client may ask for now."""
+        return unknown_model(self.find(model, lambda: routes.names_for(client)))
 
     def find(self, asked: str, names: Callable[[], Iterable[str]]) -> str | None:
         """Return the name closest to `asked`, in any case of letters; None where none is close, or it must rest.
