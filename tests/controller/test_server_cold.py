@@ -110,6 +110,18 @@ def test_what_a_replica_that_is_gone_was_asked_for_stays_known() -> None:
     assert compute(used(EARLY), before).status["adapters"][0]["lastUsedTime"] == "2026-01-02T10:10:00Z"
 
 
+def test_nothing_was_asked_for_before_the_server_was_made() -> None:
+    """What is told to ten minutes begins before a server that was asked within the first of them."""
+    found = used(EARLY)
+    young = replace(found, owner=replace(found.owner, created="2026-01-02T10:03:07Z"))
+    before = compute(young).status
+    assert before["adapters"][0]["lastUsedTime"] == "2026-01-02T10:03:07Z"
+    assert compute(young, before).status == before
+    later = replace(young, reports=used(LATE).reports)
+    assert compute(later, before).status["adapters"][0]["lastUsedTime"] == "2026-01-02T10:10:00Z"
+    assert "lastUsedTime" not in compute(replace(young, reports=used(None).reports)).status["adapters"][0]
+
+
 # What is on its way, and what leads nowhere
 
 

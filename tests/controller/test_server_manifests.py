@@ -231,7 +231,11 @@ def test_no_secret_is_in_the_engine_and_each_only_where_it_is_needed() -> None:
     found = containers(plan(**SECRETS))
     base = "/var/run/secrets/tunery"
     secrets = {name: [path for path in mounts(each) if path.startswith(base)] for name, each in found.items()}
-    assert secrets == {"model": [f"{base}/model"], "door": [f"{base}/adapters", f"{base}/api-keys"], "engine": []}
+    assert secrets == {
+        "model": [f"{base}/model", f"{base}/api-keys"],
+        "door": [f"{base}/adapters", f"{base}/api-keys"],
+        "engine": [],
+    }
     assert "/var/run/tunery-progress" not in mounts(found["engine"])
     engine = mounts(found["engine"])
     assert (engine["/model"], engine["/adapters"], engine["/run/tunery"]) == (True, True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from server.door_kit import BASE, open_site, write_keys
 from tunery_api.runspec import MountedSecret
 from tunery_api.scrub import scrub
-from tunery_server.door.auth import MAX_KEY, READ_SECONDS, ApiKeys
+from tunery_api.serving import NO_KEYS
+from tunery_server.door.auth import LOOK_SECONDS, MAX_KEY, READ_SECONDS, ApiKeys
+from tunery_server.door.clients import unknown_clients
 from tunery_server.door.errors import Refusal
 
 
@@ -153,3 +156,48 @@ async def test_no_key_and_no_words_of_a_request_are_logged(tmp_path: Path, caplo
     assert [line[:26] for line in own] == ["the engine does not answer"]
     for text in (caplog.text, metrics):
         assert not any(word in text for word in ("key-of-alice", "a-wrong-key", "words of a client"))
+
+
+# Clients that the spec lists
+
+
+async def test_a_listed_client_that_the_secret_does_not_have_is_told_until_it_is_mended(tmp_path: Path) -> None:
+    """Whose name was misspelt may ask for all, as before it was listed: that is said, and nothing restarts."""
+    secret = write_keys(tmp_path / "keys", batch="key-of-batch", web="key-of-web")
+    async with open_site(tmp_path, secret) as site:
+        site.routes.allow({"wbe": ["support-bot"]})
+        state = site.door.state()
+        assert (state.reason, state.message) == (
+            "SecretNotFound",
+            "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web); did you mean web? "
+            "batch, web are not listed and so may ask for every model",
+        )
+        assert (state.hint or "").startswith("Correct the name in spec.access.clients, or add the key to the Secret")
+        assert (await site.get("/readyz")).status == 200
+        for client in ("batch", "web"):
+            assert (await site.ask({"model": BASE}, headers=bearer(f"key-of-{client}"))).status == 200
+        site.routes.allow({"web": ["support-bot"]})
+        assert site.door.state().reason is None
+        assert (await site.ask({"model": BASE}, headers=bearer("key-of-web"))).status == 403
+        site.routes.allow({"web": ["support-bot"], "eve": ["support-bot"], "zoe": ["support-bot"]})
+        assert (site.door.state().message or "").startswith("spec.access.clients names eve, zoe, which are no keys of")
+        write_keys(tmp_path / "keys", web="key-of-web", eve="key-of-eve", zoe=" ")
+        await asyncio.sleep(LOOK_SECONDS)
+        assert site.door.state().reason is None, "a key without a value lets nobody in, and is there"
+
+
+@pytest.mark.parametrize("has", [{"web": "key-of-web"}, None], ids=["keys", "no keys"])
+async def test_a_replica_says_whose_keys_it_asks_for(tmp_path: Path, has: dict[str, str] | None) -> None:
+    async with open_site(tmp_path, write_keys(tmp_path / "keys", **has) if has else None) as site:
+        site.routes.allow({"web": ["support-bot"]})
+        assert (site.door.state().api_keys, site.door.state().reason) == ("keys" if has else NO_KEYS, None)
+
+
+def test_of_many_clients_some_are_named_and_the_rest_is_counted() -> None:
+    listed, held = (frozenset(f"{letter}{number:03}" for number in range(300)) for letter in "ab")
+    said = unknown_clients(listed, held, "keys") or ""
+    assert "names a000, a001, a002, a003, a004 and 295 more, which are no keys of Secret keys" in said
+    assert "(it has b000, b001, b002, b003, b004 and 295 more). b000" in said
+    assert unknown_clients(frozenset("ab"), frozenset("a"), "keys") == (
+        "spec.access.clients names b, which is no key of Secret keys (it has a)"
+    )

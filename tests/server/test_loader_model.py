@@ -131,3 +131,18 @@ def test_a_model_larger_than_the_disk_is_refused_before_its_first_byte(
     failure = json.loads(said.read_text())["failure"]
     assert failure["reason"] == "WontFit"
     assert "spec.resources.ephemeralStorage" in failure["message"]
+
+
+def test_without_api_keys_it_is_said_before_the_model_is_brought(tmp_path: Path, said: Path) -> None:
+    keys = {"name": "keys", "path": str(tmp_path / "keys"), "field": "spec.access.apiKeysSecretRef"}
+    spec = spec_of(tmp_path, "s3://models/served", apiKeys=keys)
+    assert main(spec) == ExitCode.USER_ERROR
+    failure = json.loads(said.read_text())["failure"]
+    assert failure["reason"] == "SecretNotFound"
+    assert "spec.access.apiKeysSecretRef: the Secret keys is missing" in failure["message"]
+    assert failure["hint"].startswith("Create it with one key for each client")
+    assert list(Path(spec.model_dir).iterdir()) == []
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "web").write_text("key-of-web")
+    assert main(spec) != ExitCode.OK
+    assert "apiKeysSecretRef" not in said.read_text(), "now it is the model that cannot be brought"

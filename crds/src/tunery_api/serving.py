@@ -28,6 +28,8 @@ SILENT_SECONDS: Final = 30.0
 """After so long without a report nobody can say what a replica serves."""
 LAST_USED_SECONDS: Final = 600
 """So coarse is what a status says of when an adapter was last asked for: else every request would change it."""
+NO_KEYS: Final = ""
+"""Stands for the Secret of the API keys where no key is asked for."""
 VERSION_DIGITS: Final = 12
 """Of a manifest's digest, behind the @ of an engine name."""
 
@@ -135,6 +137,8 @@ class ReplicaState(OpenModel):
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
     adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
+    api_keys: Annotated[str, Field(max_length=253)] | None = None
+    """The Secret whose API keys it asks for, NO_KEYS where it asks for none; None: it does not say."""
 
 
 class ReplicaReport(OpenModel):

@@ -9,7 +9,7 @@ from tunery_api.names import WORK_DIR
 from tunery_api.runspec import Purpose
 from tunery_api.serving import ADAPTERS_DIR, DESIRED_DIR, MODEL_DIR, SERVE_DIR, SOCKET_DIR
 from tunery_operator.manifests.volumes import TMP_SIZE, Mounted, secret_mounted, tenant_mounted, token_mounted
-from tunery_operator.plan.adapterserver import ServerPlan
+from tunery_operator.plan.adapterserver import API_KEYS, ServerPlan
 
 _SOCKET_SIZE: Final = "1Mi"
 _TMP: Final = "/tmp"  # noqa: S108
@@ -27,7 +27,8 @@ def of_model(plan: ServerPlan) -> Iterator[Mounted]:
     yield _model(plan, read_only=False)
     yield _work(plan)
     yield _own_tmp("door-tmp")
-    yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose == Purpose.MODEL)
+    # It sees the API keys, too: that there are none is said before anything is brought.
+    yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose in (Purpose.MODEL, API_KEYS))
     yield from map(tenant_mounted, plan.volumes)
 
 

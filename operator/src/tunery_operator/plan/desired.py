@@ -15,6 +15,7 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
+from tunery_operator.plan.clients import NoModel, no_models
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer
 
@@ -98,6 +99,7 @@ class Resolution(NamedTuple):
     kept: tuple[Kept, ...] = ()
     notes: tuple[Note, ...] = ()
     astray: tuple[Astray, ...] = ()
+    no_models: tuple[NoModel, ...] = ()
 
 
 def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolution:
@@ -120,6 +122,7 @@ def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolut
         tuple(work.kept),
         tuple(work.notes),
         tuple(_astray(work)),
+        tuple(no_models(spec, _known(work))),
     )
 
 
@@ -157,9 +160,14 @@ def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapt
 
 def _astray(work: _Work) -> Iterator[Astray]:
     """Yield what aliases lead to that this server neither serves nor is to serve."""
-    known = {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
+    known = _known(work)
     for alias in work.spec.aliases or ():
         yield from (Astray(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
+
+
+def _known(work: _Work) -> set[str]:
+    """Return the names that this server serves or is to serve, but no aliases."""
+    return {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
 
 
 def _on_their_way(work: _Work) -> Iterator[Offer]:

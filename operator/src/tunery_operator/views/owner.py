@@ -38,6 +38,8 @@ class Owner:
     annotations: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
     """Digest of the fields of its spec that may change while no pod runs."""
+    created: str = ""
+    """RFC 3339 in UTC."""
 
     @property
     def api_version(self) -> str:
@@ -51,7 +53,8 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
     key = Key(kind, meta["namespace"], meta["name"])
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
     settings = settings_digest(body.get("spec") or {})
-    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings)
+    created = meta.get("creationTimestamp") or ""
+    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings, created)
 
 
 def settings_digest(spec: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, am
 from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
 from tunery_server.adapters.headers import BadHeader, read_header
+from tunery_server.door.auth import HINT, ApiKeys
 
 _FETCHED: Final = ".fetched"
 """Where downloads go on that an earlier container began: below the model's folder, so that nothing is copied."""
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 def main(spec: ServeSpec) -> int:
     """Bring the model; return the exit code, with the failure in the termination message and on stderr."""
     try:
+        _check_keys(spec)
         bring_model(spec)
     except Exception as error:  # noqa: BLE001 (the last words of a container)
         failure = _explained(error)
@@ -42,6 +44,12 @@ def main(spec: ServeSpec) -> int:
         print(scrub(failure.hint), file=sys.stderr, flush=True)
         return int(failure.exit_code)
     return int(ExitCode.OK)
+
+
+def _check_keys(spec: ServeSpec) -> None:
+    """Raise SecretNotFound where nobody could ask: known before gigabytes are brought, and engine and door started."""
+    if problem := ApiKeys(spec.api_keys).problem():
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, problem, HINT)
 
 
 def bring_model(spec: ServeSpec, *, allow_file: bool = False) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -172,6 +172,10 @@ class Routes:
         """Say whether requests for `name`, the base or an adapter, are answered, be it after a moment."""
         return name == self._base.name or name in self._served or name in self._cold
 
+    def names_for(self, client: str) -> list[str]:
+        """Return those of `names` that a client may ask for."""
+        return [name for name in self.names() if self.allows(client, name)]
+
     def names(self) -> list[str]:
         """Return the public names of what can be asked for: the base, then the adapters, then the aliases."""
         aliases = (name for name, alias in self._aliases.items() if pick(alias, None, self.usable) is not None)
@@ -196,6 +200,10 @@ class Routes:
     def allow(self, clients: Mapping[str, Iterable[str]]) -> None:
         """From now on these clients may ask for these models only, and all others for all."""
         self._allowed = {client: frozenset(models) for client, models in clients.items()}
+
+    def limited(self) -> Collection[str]:
+        """Return the clients that may ask for some models only."""
+        return self._allowed.keys()
 
     def allows(self, client: str, model: str) -> bool:
         """Say whether `client` may ask for `model`, a name or name@version."""

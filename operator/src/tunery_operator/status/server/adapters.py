@@ -66,27 +66,33 @@ class _Wanted:
 
 
 def standings(
-    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool
+    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, born: str
 ) -> list[Standing]:
     """Return where each adapter stands, problems first, then by name.
 
     `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
+    `born` is when the server was made: nobody asked for anything before.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
     """
     asked = [replica for replica in replicas if replica.ready] or list(replicas)
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
-    found = [_dated(_standing(item, asked, stopped), replicas, used) for item in _wanted(resolution, replicas)]
+    found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
+    made = parse_time(born)
+    for item in found:
+        _date(item, replicas, parse_time(used.get(item.name)), made)
     return sorted(found, key=_order)
 
 
-def _dated(item: Standing, replicas: Sequence[Replica], before: Mapping[str, str | None]) -> Standing:
-    """Return where an adapter stands, with when it was last asked for, on whichever replica."""
+def _date(item: Standing, replicas: Sequence[Replica], before: datetime | None, born: datetime | None) -> None:
+    """Say when an adapter was last asked for, on whichever replica.
+
+    That is told to ten minutes, as their beginning: which of a young server lies before the server itself.
+    """
     reported = (replica.adapters[item.name].last_used for replica in replicas if item.name in replica.adapters)
-    known = parse_time(before.get(item.name))
-    newest = max([known.timestamp() if known is not None else 0.0, *(time for time in reported if time)])
+    newest = max([before.timestamp() if before is not None else 0.0, *(time for time in reported if time)])
     if newest > 0:
-        item.fields["last_used_time"] = format_time(datetime.fromtimestamp(newest, UTC))
-    return item
+        used = datetime.fromtimestamp(newest, UTC)
+        item.fields["last_used_time"] = format_time(used if born is None else max(used, born))
 
 
 def _order(item: Standing) -> tuple[int, int, str]:

@@ -18,6 +18,7 @@ from tunery_api.serverstatus import (
 )
 from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.server.access import old_rules, with_old_rules
 from tunery_operator.status.server.adapters import Standing, count, shown, standings
 from tunery_operator.status.server.conditions import Seen, set_conditions
 from tunery_operator.status.server.events import server_events
@@ -52,8 +53,10 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     A report that says nothing new changes nothing in it.
     """
     replicas = find_replicas(snapshot, before, now)
-    adapters = standings(snapshot.resolution, replicas, before, stopped=snapshot.replicas == 0)
-    seen = Seen(snapshot, replicas, adapters, hindrance(snapshot, replicas))
+    stopped, born = snapshot.replicas == 0, snapshot.owner.created
+    adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, born=born)
+    rules = old_rules(snapshot, replicas)
+    seen = Seen(snapshot, replicas, adapters, with_old_rules(hindrance(snapshot, replicas), rules), rules)
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
     failure = failure_block(snapshot, seen.hindrance, adapters)

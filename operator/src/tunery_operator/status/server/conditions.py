@@ -10,6 +10,7 @@ from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.plan.desired import Resolution, Waiting
 from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.server.access import no_models_text
 from tunery_operator.status.server.adapters import ANSWERED, Standing, first_problem
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
@@ -30,6 +31,8 @@ class Seen(NamedTuple):
     replicas: Sequence[Replica]
     adapters: Sequence[Standing]
     hindrance: Failure | None
+    old_rules: str = ""
+    """How many replicas still answer under other rules of access than the spec's; see old_rules."""
 
     @property
     def ready(self) -> int:
@@ -86,6 +89,10 @@ def _resolved(conditions: Conditions, resolution: Resolution) -> None:
         conditions.set(type_, False, WAITING, _waits_for(resolution.waiting))
     elif resolution.kept:
         conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.kept[:_NAMED]))
+    elif resolution.no_models:
+        certain = not resolution.no_models[0].may_come
+        reason = FailureReason.ADAPTER_MISSING.value if certain else "ModelsMissing"
+        conditions.set(type_, not certain, reason, no_models_text(resolution.no_models))
     else:
         conditions.set(type_, True, "AdaptersResolved")
 
@@ -146,6 +153,6 @@ def _progressing(conditions: Conditions, seen: Seen) -> None:
     elif seen.moving and seen.stopped:
         conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
     elif seen.moving:
-        conditions.set(type_, True, ROLLING_OUT, stalled or "replicas are made or replaced")
+        conditions.set(type_, True, ROLLING_OUT, (stalled or "replicas are made or replaced") + seen.old_rules)
     else:
         conditions.set(type_, False, "RolledOut", "all replicas are as the spec wants them")

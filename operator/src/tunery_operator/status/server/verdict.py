@@ -11,6 +11,7 @@ from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_operator.plan.desired import Astray
 from tunery_operator.status.diagnosis import failure
+from tunery_operator.status.server.access import NO_MODELS_HINT, no_models_text
 from tunery_operator.status.server.adapters import Standing, first_problem
 from tunery_operator.status.server.hints import hint_for
 from tunery_operator.status.server.obstacles import eviction, refused_pods
@@ -67,11 +68,19 @@ def failure_block(
     if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
         found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY_HINT)
     if found is None:
-        found = _of_adapter(first_problem(adapters))
+        found = _of_adapter(first_problem(adapters)) or _of_clients(snapshot)
     if found is None:
         return None
     hint = shorten(hint_for(found), MAX_MESSAGE_BYTES)
     return {"reason": str(found.reason), "message": found.message, "hint": hint}
+
+
+def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
+    """Return that a client may ask for what is not there; where a selector may find it yet that is but a remark."""
+    missing = snapshot.resolution.no_models if snapshot.resolution is not None else ()
+    if not missing or missing[0].may_come:
+        return None
+    return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS_HINT)
 
 
 def _of_adapter(problem: Standing | None) -> Failure | None:

@@ -12,19 +12,24 @@ from typing import Final, Generic, Protocol, TypeVar
 from aiohttp import web
 
 from tunery_api.reasons import FailureReason
-from tunery_api.serving import ReplicaState
+from tunery_api.scrub import scrub
+from tunery_api.serving import NO_KEYS, ReplicaState
 from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
+from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
 from tunery_server.door.engine_metrics import engine_metrics
-from tunery_server.door.errors import Refusal, not_found, not_served, unknown_model
+from tunery_server.door.errors import Refusal, not_found, not_served
 from tunery_server.door.metrics import Metrics
 from tunery_server.door.models import models, one_model
+from tunery_server.door.near import Near
 from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES, Proxy
 from tunery_server.door.session import EngineAsked
 from tunery_server.engine import EngineGone
 from tunery_server.routes import NotServed, Routes, UnknownModel
 
 HEALTH_SECONDS: Final = 2.0
+MOST_SAID: Final = 1024
+"""Bytes of a sentence in a report."""
 HEALTH_AGE: Final = 1.0
 """For how long the engine is not asked again what needs no key."""
 _TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,6 +58,7 @@ class Door:
     loader: LoaderAsked
     keys: ApiKeys
     metrics: Metrics = field(init=False)
+    near: Near = field(default_factory=Near)
     ending: bool = False
     """Told to stop: no new request is to come."""
 
@@ -60,19 +66,29 @@ class Door:
         self.metrics = Metrics(self.routes, self.keys.names)
 
     def state(self) -> ReplicaState:
-        """Return what the replica says of itself: the loader's state, and that nobody gets in."""
+        """Return what the replica says of itself: the loader's state, and who gets in, and what is wrong with that."""
         state = self.loader.state()
-        if state.reason is None and (problem := self.keys.problem()):
-            told = {"reason": FailureReason.SECRET_NOT_FOUND, "message": problem, "hint": HINT}
-            return state.model_copy(update=told)
-        return state
+        told: dict[str, object] = {"api_keys": self.keys.secret or NO_KEYS}
+        if state.reason is None:
+            told |= self._of_keys()
+        return state.model_copy(update=told)
+
+    def _of_keys(self) -> dict[str, object]:
+        reason = FailureReason.SECRET_NOT_FOUND
+        if problem := self.keys.problem():
+            return {"reason": reason, "message": problem, "hint": HINT}
+        secret, listed = self.keys.secret, frozenset(self.routes.limited())
+        problem = unknown_clients(listed, self.keys.held(), secret) if secret is not None else None
+        if problem is None:
+            return {}
+        return {"reason": reason, "message": scrub(problem, MOST_SAID), "hint": CLIENTS_HINT}
 
 
 def build_app(door: Door) -> web.Application:
     """Return the application. Its runner must not decompress bodies, and cancels a handler whose client has gone."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_in_openais_shape])
     app.on_response_prepare.append(_without_server)
-    proxy = Proxy(door.routes, door.engine, door.keys, door.metrics)
+    proxy = Proxy(door.routes, door.engine, door.keys, door.metrics, door.near)
     app.add_routes([web.post(path, proxy.at(path)) for path in (CHAT, COMPLETIONS, RESPONSES)])
     probes = _Probes(door)
     shown = _Models(door)
@@ -100,10 +116,11 @@ class _Models:
 
     async def one(self, request: web.Request) -> web.Response:
         client = self._door.keys.client(request.headers.get("Authorization"))
+        name = request.match_info["id"]
         try:
-            return web.json_response(one_model(self._door.routes, client, request.match_info["id"]))
+            return web.json_response(one_model(self._door.routes, client, name))
         except UnknownModel as error:
-            raise unknown_model() from error
+            raise self._door.near.refusal(self._door.routes, client, name) from error
         except NotServed as error:
             raise not_served(error) from error
 

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,7 @@ class ApiKeys:
         self._clock = clock
         self._salt = secrets.token_bytes(32)
         self._clients: dict[bytes, str] = {}
+        self._held: frozenset[str] = frozenset()
         self._looked = self._read = -float("inf")
         self._link: str | None = None
         self._said: list[str] = []
@@ -74,6 +75,17 @@ class ApiKeys:
         """Return the clients that have been let in."""
         return {ANYBODY, *self._clients.values()}
 
+    @property
+    def secret(self) -> str | None:
+        """The name of the Secret whose keys let in; None: no key is asked for."""
+        return self._secret.name if self._secret is not None else None
+
+    def held(self) -> frozenset[str]:
+        """Return all keys of the Secret by name, be their values usable or not."""
+        if self._secret is not None:
+            self._refresh(self._secret)
+        return self._held
+
     def _refresh(self, secret: MountedSecret) -> None:
         now = self._clock()
         if now - self._looked < LOOK_SECONDS:
@@ -92,7 +104,9 @@ class ApiKeys:
     def _take(self, folder: Path) -> None:
         found: dict[bytes, list[str]] = {}
         problems: list[str] = []
-        for name, value in _values(folder, problems):
+        paths = _files(folder)
+        self._held = frozenset(path.name for path in paths)
+        for name, value in _values(paths, problems):
             register_secret(value.decode(errors="surrogateescape"))
             found.setdefault(self._digest(value), []).append(name)
         for names in found.values():
@@ -115,12 +129,15 @@ def _target(folder: Path) -> str | None:
         return None
 
 
-def _values(folder: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield client and key of each file; says in `problems` which cannot be used."""
+def _files(folder: Path) -> list[Path]:
     try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("..") and path.is_file())
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("..") and path.is_file())
     except OSError:
-        return
+        return []
+
+
+def _values(paths: Iterable[Path], problems: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield client and key of each file; says in `problems` which cannot be used."""
     for path in paths:
         try:
             with path.open("rb") as file:

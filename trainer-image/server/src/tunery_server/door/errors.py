@@ -50,11 +50,11 @@ def not_found() -> Refusal:
     return Refusal(404, "There is nothing at this path, or not for this method.", "not_found")
 
 
-def unknown_model() -> Refusal:
-    """Return the refusal of a model; the name is not repeated, so that all get the same text."""
-    return Refusal(
-        404, "There is no such model; GET /v1/models lists those that can be asked.", "model_not_found", "model"
-    )
+def unknown_model(near: str | None) -> Refusal:
+    """Return the refusal of a model; its name is not repeated. `near` is one that this client may have meant."""
+    meant = f"did you mean {near}? " if near is not None else ""
+    text = f"There is no such model; {meant}GET /v1/models lists those that can be asked."
+    return Refusal(404, text, "model_not_found", "model")
 
 
 def not_allowed() -> Refusal:

@@ -43,8 +43,7 @@ def _told(name: str, root: str, parent: str | None) -> dict[str, object]:
 
 def models(routes: Routes, client: str) -> dict[str, object]:
     """Return all models that the client may ask for, the base first, the aliases at the end."""
-    names = [name for name in routes.names() if routes.allows(client, name)]
-    return {"object": "list", "data": [model(routes, name) for name in names]}
+    return {"object": "list", "data": [model(routes, name) for name in routes.names_for(client)]}
 
 
 def one_model(routes: Routes, client: str, name: str) -> dict[str, object]:

@@ -17,8 +17,9 @@ from tunery_server.door import body
 from tunery_server.door.answers import ClientGone, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
-from tunery_server.door.errors import Refusal, not_allowed, not_served, unavailable, unknown_model
+from tunery_server.door.errors import Refusal, not_allowed, not_served, unavailable
 from tunery_server.door.metrics import NOTHING, Metrics
+from tunery_server.door.near import Near
 from tunery_server.door.session import HasSession, url
 from tunery_server.routes import RETRY_SECONDS, NotServed, Routes, UnknownModel
 
@@ -50,11 +51,12 @@ class _Count:
 class Proxy:
     """Takes requests of clients to the engine."""
 
-    def __init__(self, routes: Routes, engine: HasSession, keys: ApiKeys, metrics: Metrics) -> None:
+    def __init__(self, routes: Routes, engine: HasSession, keys: ApiKeys, metrics: Metrics, near: Near) -> None:
         self._routes = routes
         self._engine = engine
         self._keys = keys
         self._metrics = metrics
+        self._near = near
         self._gone = False
 
     def at(self, path: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -89,7 +91,7 @@ class Proxy:
         try:
             target = await self._routes.find(asked.model, asked.user)
         except UnknownModel as error:
-            raise unknown_model() from error
+            raise self._near.refusal(self._routes, count.client, asked.model) from error
         except NotServed as error:
             count.adapter = error.name
             raise not_served(error) from error

@@ -1,0 +1,162 @@
+"""Who may ask a server: rules that lead nowhere are told, and so are replicas that answer under those of before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controller.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
+from controller.serverstatuskit import compute, condition, snapshot, told
+from tunery_api.serving import NO_KEYS, Desired
+from tunery_operator.plan.clients import NoModel
+from tunery_operator.plan.desired import Resolution, resolve
+from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.views.server_pod import ContainerView, ServerPodView
+
+KEYS = {"apiKeysSecretRef": {"name": "keys"}}
+NAMED = [{"name": "bot", "uri": "s3://adapters/bot"}]
+TEAM = {"adapterSelector": {"matchLabels": {"team": "support"}}}
+ALIASES = [{"name": "bot:prod", "targets": [{"adapter": "bot"}]}]
+
+
+def resolved(*models: str, **spec: Any) -> Resolution:
+    """Return what becomes of a spec whose client `web` may ask for these models."""
+    access = {**KEYS, "clients": [{"name": "web", "models": list(models)}]}
+    found = offers(offer("selected"), offer("training", phase="Training", uri=None))
+    return resolve(server_spec(access=access, aliases=ALIASES, **spec), found, Desired())
+
+
+# Models that clients may ask for
+
+
+@pytest.mark.parametrize("spec", [{"adapters": NAMED}, {"adapters": NAMED, **TEAM}], ids=["named", "selected"])
+def test_base_adapters_and_aliases_are_known(spec: dict[str, Any]) -> None:
+    known = ["tiny", "bot", "bot:prod", *(["selected", "training"] if "adapterSelector" in spec else [])]
+    assert resolved(*known, **spec).no_models == ()
+
+
+def test_a_model_that_is_none_of_the_servers_is_told_with_what_was_meant_and_degrades_it() -> None:
+    served = resolved("bot:prd", "selected", adapters=NAMED)
+    assert served.no_models == (
+        NoModel("web", "bot:prd", "; did you mean bot:prod?", False),
+        NoModel("web", "selected", "", False),
+    )
+    outcome = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))}))
+    message = (
+        "spec.access.clients lets web ask for bot:prd, which is neither base, adapter nor alias of this server; did "
+        "you mean bot:prod? 1 more name leads nowhere"
+    )
+    assert (outcome.status["phase"], outcome.status["failure"]["message"]) == ("Degraded", message)
+    assert "Correct spec.access.clients" in outcome.status["failure"]["hint"]
+    assert condition(outcome.status, "AdaptersResolved")["message"] == message
+    assert ("AdapterMissing", True) in told(outcome)
+
+
+def test_where_a_selector_may_find_it_yet_it_is_but_a_remark() -> None:
+    served = resolved("late", adapters=NAMED, **TEAM)
+    reports = {"a": heard(reported("bot"), reported("selected"))}
+    outcome = compute(snapshot(server_pod("a"), served=served, reports=reports))
+    resolved_now = condition(outcome.status, "AdaptersResolved")
+    assert (resolved_now["status"], resolved_now["reason"]) == ("True", "ModelsMissing")
+    assert resolved_now["message"] == (
+        "spec.access.clients lets web ask for late, which is no model of this server now"
+    )
+    assert outcome.status["phase"] == "Ready"
+    assert "failure" not in outcome.status
+    assert "AdapterMissing" not in dict(told(outcome))
+
+
+# A client that the Secret does not have
+
+
+def test_a_client_that_the_secret_does_not_have_degrades_a_server_that_serves_until_it_is_mended() -> None:
+    said = "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web)"
+    trouble = {"reason": "SecretNotFound", "message": said, "hint": "Correct the name."}
+    found = snapshot(server_pod("a"), reports={"a": heard(reported("bot"), **trouble)})
+    outcome = compute(found)
+    assert outcome.status["phase"] == "Degraded"
+    assert outcome.status["failure"] == {
+        "reason": "SecretNotFound",
+        "message": f"pod a: {said}",
+        "hint": "Correct the name.",
+    }
+    assert outcome.status["replicaStatuses"][0]["message"] == said
+    assert condition(outcome.status, "Available")["status"] == "True"
+    assert ("SecretNotFound", True) in told(outcome)
+    mended = compute(replace(found, reports={"uid-a": heard(reported("bot"))}), outcome.status)
+    assert (mended.status["phase"], mended.status.get("failure")) == ("Ready", None)
+
+
+# Rules that a rollout has not brought everywhere yet
+
+NO_SECRET = ContainerView(
+    "model",
+    restarts=1,
+    waiting_reason="CrashLoopBackOff",
+    exit_code=64,
+    exit_reason="Error",
+    exit_message='{"failure": {"reason": "SecretNotFound", "message": "keys is missing", "hint": "Make it"}}',
+)
+
+
+def rollout(*old: str, new: ServerPodView | None = None, access: dict[str, Any] | None = None) -> ServerSnapshot:
+    """Return a server whose old replicas ask for the keys of these Secrets, beside a new one that is not ready."""
+    pods = [server_pod(f"old-{number}") for number in range(len(old))]
+    reports = {pod.name: heard(reported("bot"), api_keys=secret) for pod, secret in zip(pods, old, strict=True)}
+    new = new or server_pod("new", ready=False, created="2026-01-02T11:30:00Z")
+    under_way = replace(deployment(len(old)), replicas=len(old) + 1, updated=1)
+    spec = server_spec(access=KEYS if access is None else access)
+    return snapshot(*pods, new, reports=reports, rollout=under_way, spec=spec, replicas=len(old))
+
+
+BEFORE = "until replicas with the new spec.access are ready,"
+
+
+@pytest.mark.parametrize(
+    ("old", "access", "words"),
+    [
+        ([NO_KEYS], KEYS, "1 replica still answers under the rules of before: without asking for a key"),
+        ([NO_KEYS] * 2, KEYS, "2 replicas still answer under the rules of before: without asking for a key"),
+        (["old", "keys"], KEYS, "1 replica still answers under the rules of before: by the keys of Secret old"),
+        (["old"], {}, "1 replica still answers under the rules of before: by the keys of Secret old"),
+    ],
+)
+def test_a_rollout_of_other_rules_says_how_many_replicas_answer_under_the_old(
+    old: list[str], access: dict[str, Any], words: str
+) -> None:
+    status = compute(rollout(*old, access=access)).status
+    assert condition(status, "Progressing")["message"] == f"replicas are made or replaced; {BEFORE} {words}"
+    assert (status["phase"], status.get("failure")) == ("Updating", None)
+
+
+@pytest.mark.parametrize(
+    ("new", "reason"),
+    [
+        ({"containers": (NO_SECRET,)}, "SecretNotFound"),
+        ({"containers": (), "unschedulable": "0/3 nodes are available", "phase": "Pending"}, "Unschedulable"),
+    ],
+)
+def test_a_rollout_that_is_stuck_says_why_and_that_the_old_rules_hold(new: dict[str, Any], reason: str) -> None:
+    pod = server_pod("new", ready=False, created="2026-01-02T11:30:00Z", **new)
+    outcome = compute(rollout(NO_KEYS, new=pod))
+    failure = outcome.status["failure"]
+    assert (outcome.status["phase"], failure["reason"]) == ("Degraded", reason)
+    assert f"; {BEFORE} 1 replica still answers" in failure["message"]
+    assert condition(outcome.status, "Progressing")["message"] == failure["message"]
+    assert (reason, True) in told(outcome)
+
+
+def test_the_old_rules_are_told_behind_a_message_of_any_length() -> None:
+    pod = server_pod("new", ready=False, containers=(), unschedulable="no room " * 300, phase="Pending")
+    message = compute(rollout(NO_KEYS, new=pod)).status["failure"]["message"]
+    assert len(message.encode()) <= 1024
+    assert message.endswith("under the rules of before: without asking for a key")
+
+
+@pytest.mark.parametrize("asks", ["keys", None], ids=["the same", "not known"])
+def test_a_rollout_that_leaves_the_rules_alone_says_nothing_of_them(asks: str | None) -> None:
+    found = rollout("keys")
+    status = compute(replace(found, reports={"uid-old-0": heard(reported("bot"), api_keys=asks)})).status
+    assert condition(status, "Progressing")["message"] == "replicas are made or replaced"

@@ -1,0 +1,58 @@
+"""Who may ask a server, against a real API server: what the replicas report, and a rollout that does not get on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controller.api import eventually
+from controller.live_server import SERVERS, Server
+from controller.objects import Namespace, adapterserver
+from controller.process import OperatorProcess
+
+KEYS = {"apiKeysSecretRef": {"name": "keys"}}
+WRONG = {"reason": "SecretNotFound", "message": "spec.access.clients names wbe, which is no key of Secret keys"}
+
+
+@pytest.fixture
+def server(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> Server:
+    eventually("the namespace's ServiceAccount", lambda: namespace.get("serviceaccounts", "default"))
+    access = {**KEYS, "clients": [{"name": "wbe", "models": ["tiny"]}]}
+    namespace.apply(adapterserver("support", access=access))
+    return Server(namespace, operator, progress_tls)
+
+
+def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_only_by_new_ones(
+    server: Server, namespace: Namespace
+) -> None:
+    [pod] = server.start()
+    server.report(pod, apiKeys="keys", **WRONG)
+    status = namespace.wait_phase("support", "Degraded", SERVERS)
+    assert status["failure"]["message"] == f"pod {pod}: {WRONG['message']}"
+    template = server.child("deployments")["spec"]["template"]
+
+    # The name is mended, and names a model that is none of the server's.
+    namespace.patch_spec("support", SERVERS, access={"clients": [{"name": "web", "models": ["tyny"]}]})
+    eventually("replicas are told", lambda: "web" in server.desired()["clients"])
+    server.report(pod, apiKeys="keys")
+    reason = "AdapterMissing"
+    eventually("it is told", lambda: (server.status.get("failure") or {}).get("reason") == reason)
+    assert server.status["failure"]["message"].endswith("; did you mean tiny?")
+    namespace.patch_spec("support", SERVERS, access={"clients": [{"name": "web", "models": ["tiny"]}]})
+    assert "failure" not in namespace.wait_phase("support", "Ready", SERVERS)
+    assert server.child("deployments")["spec"]["template"] == template, "no pod was replaced for any of that"
+
+    # Other keys need new pods; until they are ready the old ones answer by the old keys.
+    namespace.patch_spec("support", SERVERS, access={"apiKeysSecretRef": {"name": "others"}})
+    server.wait_pods(2)
+    words = "1 replica still answers under the rules of before: by the keys of Secret keys"
+    eventually(
+        "the old rules are told",
+        lambda: words in namespace.condition("support", "Progressing", SERVERS).get("message", ""),
+    )
+    [new] = [each for each in server.pods() if each != pod]
+    namespace.serve_pod(new)
+    server.report(new, apiKeys="others")
+    namespace.wait_phase("support", "Ready", SERVERS)
+    assert words not in namespace.condition("support", "Progressing", SERVERS).get("message", "")
