@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,19 +89,22 @@ class Truth:
 
 @contextmanager
 def watched(server: Server) -> Iterator[Truth]:
-    """Compare status and engines until the block ends."""
+    """Compare status and engines from before the block until it ends."""
     truth, ended = Truth(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(EVERY_SECONDS):
-            try:
-                status = server.status
-                engines = [held_by_engine(pod) for pod in server.pods("serve")]
-            except (KubectlError, OSError):
-                continue
-            truth.look(status, engines, time.monotonic())
+        status = server.status
+        engines = [held_by_engine(pod) for pod in server.pods("serve")]
+        truth.look(status, engines, time.monotonic())
 
-    thread = threading.Thread(target=look, name="truth", daemon=True)
+    def keep_looking() -> None:
+        while not ended.wait(EVERY_SECONDS):
+            # The API server does not answer at times.
+            with suppress(KubectlError, OSError):
+                look()
+
+    look()
+    thread = threading.Thread(target=keep_looking, name="truth", daemon=True)
     thread.start()
     try:
         yield truth
