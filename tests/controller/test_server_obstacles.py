@@ -272,6 +272,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
         "metadata": {
             "name": "p",
             "uid": "u",
+            "deletionTimestamp": "2026-01-02T12:01:00Z",
             "labels": {"tunery.dev/owner-uid": "o"},
             "ownerReferences": [{"kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": True}],
         },
@@ -291,6 +292,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     }
     view = parse_server_pod(body)
     assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
+    assert (view.deleting, view.ends_by) == (True, NOW + timedelta(minutes=1))
     engine = view.container("engine")
     assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
     assert (view.container("door").running, view.container("model").running) == (True, False)
