@@ -219,6 +219,16 @@ def test_the_phase_is_what_the_pod_says_it_does(said: Phase | None, phase: str, 
     assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
 
 
+def test_what_the_pod_does_beside_its_phase_is_told_in_its_own_words() -> None:
+    report = sane(TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server"), NOW)
+    status = judge(running(), progress=report)
+    message = next(item["message"] for item in status["conditions"] if item["type"] == "Running")
+    assert status["phase"] == "Starting"
+    assert message.endswith("on node gpu-1 waits up to 10 seconds for the server")
+    longer = sane(TrainerStatus(phase=Phase.STARTING, doing="x" * 500), NOW)
+    assert len(longer.doing or "") <= 400
+
+
 def test_reports_become_counts_and_progress() -> None:
     status = judge(running(), progress=TrainerStatus(phase=Phase.ANSWERING, answers=COUNTED))
     assert (status["lines"], status["answered"], status["errors"]) == (200, 99, 1)
