@@ -55,6 +55,7 @@ def test_the_job_runs_the_small_images_program_with_what_the_spec_asks_for() -> 
     assert (body["metadata"]["name"], body["spec"]["backoffLimit"]) == ("b-batch", 2)
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
     [container] = pod["containers"]
+    assert container["name"] == body["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == "batch"
     assert container["command"] == ["python", "-m", "tunery_server", "batch", "/etc/tunery/run.json"]
     assert (container["image"], container["imagePullPolicy"]) == ("example/server:1", "Always")
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "10Gi"}
