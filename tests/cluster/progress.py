@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 WORD_SECONDS = 10.0
-"""After which a step that still runs is told where nobody sees it tick; then after twice as long, each minute at last."""
+"""After which a step that still runs is told where nobody sees it tick; then more rarely, each minute at last."""
 _LONGEST_SILENCE = 60.0
 _TICK_SECONDS = 0.5
 MARKS = {"running": "[yellow]…[/]", "done": "[green]✓[/]", "failed": "[red]✗[/]"}

@@ -1,4 +1,4 @@
-"""The command of an engine's container, run by real shells: its ends are the engine's own, at any moment of its life."""
+"""The command of an engine's container, run by real shells: its end is the engine's own, whenever it comes."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]
 
 
 def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return the state of our own container by its name; the kubelet sorts them by name, and others may have been injected."""
+    """Return the state of the container of that name; the kubelet sorts them, and others may have been injected."""
     statuses = status.get("containerStatuses") or ()
     return next((item.get("state") or {} for item in statuses if item.get("name") == name), {})
 

@@ -53,7 +53,7 @@ class Patience:
     first_pause: float = 0.5
     longest_pause: float = 30.0
     unknown_model: float = 10.0
-    """For a model that the server does not know: it may be about to, within two reports of a replica to the operator."""
+    """For a model that the server does not know: it may be about to, within two reports of a replica."""
     renewed_key: float = 120.0
     """For a key that was let in before: the kubelet may renew a Secret in one pod earlier than in the other."""
 
