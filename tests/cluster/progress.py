@@ -1,4 +1,4 @@
-"""One line for each step, with its time: live on a terminal, plain elsewhere."""
+"""One line for each step, with its time: live on a terminal; elsewhere as it ends, and now and then while it lasts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+WORD_SECONDS = 10.0
+"""After which a step that still runs is told where nobody sees it tick; then more rarely, each minute at last."""
+_LONGEST_SILENCE = 60.0
+_TICK_SECONDS = 0.5
 MARKS = {"running": "[yellow]…[/]", "done": "[green]✓[/]", "failed": "[red]✗[/]"}
 
 
@@ -25,6 +29,8 @@ class Step:
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     state: str = "running"
+    next_word: float = WORD_SECONDS
+    """Seconds after its start at which it is told that it still runs."""
 
     def seconds(self) -> float:
         return (self.ended or time.monotonic()) - self.started
@@ -33,9 +39,12 @@ class Step:
 class Progress:
     """Steps that may run side by side; to be used as a context."""
 
-    def __init__(self) -> None:
+    def __init__(self, word_seconds: float = WORD_SECONDS) -> None:
+        self._word_seconds = word_seconds
         self._steps: list[Step] = []
         self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, name="progress", daemon=True)
         self._console = Console(stderr=True)
         # Read again at each refresh, so that times tick by themselves.
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4)
@@ -43,6 +52,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            self._teller.start()
         return self
 
     def __exit__(
@@ -50,11 +61,14 @@ class Progress:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        else:
+            self._over.set()
+            self._teller.join()
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         """Show a step while the block runs."""
-        step = Step(title)
+        step = Step(title, next_word=self._word_seconds)
         with self._lock:
             self._steps.append(step)
         try:
@@ -67,8 +81,16 @@ class Progress:
             step.ended = time.monotonic()
             if not self._console.is_terminal:
                 with self._lock:
-                    sys.stderr.write(f"[{step.seconds():6.1f} s] {step.state:6} {step.title}\n")
-                    sys.stderr.flush()
+                    _write(step, step.state)
+
+    def _tell(self) -> None:
+        """Say of each step that takes long that it still runs, until all is over."""
+        while not self._over.wait(min(_TICK_SECONDS, self._word_seconds / 2)):
+            with self._lock:
+                for step in self._steps:
+                    if step.ended is None and step.seconds() >= step.next_word:
+                        _write(step, "still")
+                        step.next_word += min(step.next_word, _LONGEST_SILENCE)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -76,3 +98,8 @@ class Progress:
             for step in self._steps:
                 table.add_row(MARKS[step.state], step.title, f"[dim]{step.seconds():.1f} s[/]")
         return table
+
+
+def _write(step: Step, word: str) -> None:
+    sys.stderr.write(f"[{step.seconds():6.1f} s] {word:6} {step.title}\n")
+    sys.stderr.flush()

@@ -13,7 +13,6 @@ from typing import Any
 from controller.api import Api, Json, Refused, eventually
 
 GROUP = "/apis/tunery.dev/v1alpha1"
-CONTAINER = "trainer"
 _GROUPS = {
     "jobs": "/apis/batch/v1",
     "events": "/apis/events.k8s.io/v1",
@@ -178,13 +177,19 @@ class Kubelet:
 
     def _started(self, pod: str) -> str | None:
         statuses = (self.api.get(self.path("pods", pod)) or {}).get("status", {}).get("containerStatuses", [])
-        states = [container["state"] for container in statuses if container["name"] == CONTAINER]
+        own = self._container(pod)
+        states = [container["state"] for container in statuses if container["name"] == own]
         started: str | None = states[0].get("running", {}).get("startedAt") if states else None
         return started
 
+    def _container(self, pod: str) -> str:
+        """Return the name of the container that is ours."""
+        body = self.api.get(self.path("pods", pod))
+        return str(body["spec"]["containers"][0]["name"]) if body is not None else ""
+
     def _write(self, pod: str, phase: str, state: Json, sidecars: Sequence[str] = (), **more: Any) -> None:
         running = {"running": {"startedAt": timestamp()}}
-        containers = [_container(CONTAINER, state), *(_container(name, running) for name in sidecars)]
+        containers = [_container(self._container(pod), state), *(_container(name, running) for name in sidecars)]
         # A kubelet sorts them by name.
         containers.sort(key=lambda container: str(container["name"]))
         status = {"phase": phase, "containerStatuses": containers, **more.get("status", more)}

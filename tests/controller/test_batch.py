@@ -55,6 +55,7 @@ def test_the_job_runs_the_small_images_program_with_what_the_spec_asks_for() -> 
     assert (body["metadata"]["name"], body["spec"]["backoffLimit"]) == ("b-batch", 2)
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
     [container] = pod["containers"]
+    assert container["name"] == body["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == "batch"
     assert container["command"] == ["python", "-m", "tunery_server", "batch", "/etc/tunery/run.json"]
     assert (container["image"], container["imagePullPolicy"]) == ("example/server:1", "Always")
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "10Gi"}
@@ -217,6 +218,16 @@ def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: st
 def test_the_phase_is_what_the_pod_says_it_does(said: Phase | None, phase: str, reason: str) -> None:
     status = judge(running(), progress=TrainerStatus(phase=said))
     assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
+
+
+def test_what_the_pod_does_beside_its_phase_is_told_in_its_own_words() -> None:
+    report = sane(TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server"), NOW)
+    status = judge(running(), progress=report)
+    message = next(item["message"] for item in status["conditions"] if item["type"] == "Running")
+    assert status["phase"] == "Starting"
+    assert message.endswith("on node gpu-1 waits up to 10 seconds for the server")
+    longer = sane(TrainerStatus(phase=Phase.STARTING, doing="x" * 500), NOW)
+    assert len(longer.doing or "") <= 400
 
 
 def test_reports_become_counts_and_progress() -> None:

@@ -185,7 +185,9 @@ def test_the_engine_is_called_with_flags_that_keep_its_api_for_the_door() -> Non
     assert engine["command"] == [
         "sh",
         "-c",
-        'rm -f /run/tunery/engine.sock; exec vllm serve /model "$@"',
+        'rm -f /run/tunery/engine.sock; end() { told=1; kill -TERM $vllm; }; vllm serve /model "$@" & vllm=$!; '
+        "trap end TERM INT; code=127; while wait $vllm; now=$?; [ $now = 127 ] || code=$now; [ $told ]; "
+        "do told=; done; exit $code",
         "vllm",
         "--uds=/run/tunery/engine.sock",
         "--served-model-name=tiny",

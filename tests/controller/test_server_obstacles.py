@@ -70,6 +70,61 @@ def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str,
     assert "job" not in status["failure"]["hint"].lower()
 
 
+def ending(seconds: float = 60, **changes: Any) -> ServerPodView:
+    """Return a pod that was told to end, and is killed after so many seconds."""
+    return replace(server_pod("old", ready=False, **changes), deleting=True, ends_by=NOW + timedelta(seconds=seconds))
+
+
+NO_ROOM = "0/1 nodes are available: 1 Insufficient cpu."
+
+
+def test_a_replica_waits_for_a_pod_of_its_server_that_ends_and_then_for_a_node() -> None:
+    found = snapshot(ending(), starting(unschedulable=NO_ROOM, node=None), replicas=1, rollout=deployment(1, updated=0))
+    outcome = compute(found)
+    status, words = outcome.status, "pod a waits for pod old, which is ending, to make room"
+    assert "failure" not in status
+    assert (status["phase"], status["replicas"]) == ("Starting", 1)
+    progressing = condition(status, "Progressing")
+    assert (progressing["status"], progressing["reason"], progressing["message"]) == (
+        "True", "WaitingForPredecessor", words,
+    )  # fmt: skip
+    assert status["replicaStatuses"] == [
+        {"pod": "a", "ready": False, "reason": "WaitingForPredecessor", "message": words}
+    ]
+    assert not any(warning for _, warning in told(outcome))
+    # The kubelet has killed it by then: it makes no room any more by which to be excused.
+    assert outcome.next_look is not None
+    late = compute(found, status, seconds=outcome.next_look)
+    assert outcome.next_look < 80
+    assert late.status["failure"]["reason"] == "Unschedulable"
+
+
+def test_beside_replicas_that_answer_a_wait_for_room_is_an_update() -> None:
+    served = {"b": heard(reported("bot"))}
+    pods = (server_pod("b"), ending(), starting(unschedulable=NO_ROOM))
+    found = snapshot(*pods, replicas=2, reports=served, rollout=deployment(2, updated=1))
+    status = compute(found).status
+    assert (status["phase"], condition(status, "Progressing")["reason"]) == ("Updating", "WaitingForPredecessor")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (ending(node=None), NO_ROOM),
+        (ending(phase="Succeeded"), NO_ROOM),
+        (ending(-60), NO_ROOM),
+        (server_pod("old"), NO_ROOM),
+        (ending(), 'persistentvolumeclaim "models" not found'),
+    ],
+    ids=["never placed", "ended", "not ended in time", "not told to end", "a claim"],
+)
+def test_only_a_pod_that_ends_makes_room_and_only_room_is_made(other: ServerPodView, words: str) -> None:
+    found = snapshot(other, starting(unschedulable=words), replicas=2, rollout=deployment(2, updated=1))
+    status = compute(found).status
+    assert status["failure"]["reason"] == "Unschedulable"
+    assert words in status["failure"]["message"]
+
+
 def warned(reason: str, message: str, seconds_ago: float = 5) -> tuple[ClusterWarning, ...]:
     at = (NOW - timedelta(seconds=seconds_ago)).isoformat()
     return (
@@ -217,6 +272,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
         "metadata": {
             "name": "p",
             "uid": "u",
+            "deletionTimestamp": "2026-01-02T12:01:00Z",
             "labels": {"tunery.dev/owner-uid": "o"},
             "ownerReferences": [{"kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": True}],
         },
@@ -236,6 +292,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     }
     view = parse_server_pod(body)
     assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
+    assert (view.deleting, view.ends_by) == (True, NOW + timedelta(minutes=1))
     engine = view.container("engine")
     assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
     assert (view.container("door").running, view.container("model").running) == (True, False)

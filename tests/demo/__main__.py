@@ -111,7 +111,7 @@ def follow(job: Job) -> None:
 def _row(status: dict[str, Any]) -> tuple[str, ...]:
     progress, metrics = status.get("progress", {}), status.get("metrics", {})
     cells = (
-        status.get("phase"), progress.get("percentText"), metrics.get("loss"), metrics.get("evalLoss"),
+        status.get("phase", "Pending"), progress.get("percentText"), metrics.get("loss"), metrics.get("evalLoss"),
         progress.get("eta"),
     )  # fmt: skip
     return tuple(str(cell) if cell else "" for cell in cells)

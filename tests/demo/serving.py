@@ -86,8 +86,7 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
     def all_served() -> bool:
         nonlocal shown
         status = (kubectl.get("adapterserver", name, NAMESPACE) or {}).get("status", {})
-        cells = [str(status.get(field, "")) for field in ("phase", "readyText", "adaptersText")]
-        row = (*cells, _reason(status))
+        row = _row(status)
         if row != shown:
             console.print("  " + "".join(f"{cell:<14}" for cell in row))
             shown = row
@@ -98,6 +97,12 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
         wait_for(f"AdapterServer {name}: all adapters served", all_served, START_SECONDS, every=1)
     except TimeoutError as error:
         raise TimeoutError(f"{error}\n{kubectl.run('describe', 'adapterserver', name, '-n', NAMESPACE)}") from error
+
+
+def _row(status: dict[str, Any]) -> tuple[str, ...]:
+    """Return what stands in a line of the table; a server that nobody has looked at yet is Pending."""
+    cells = [str(status.get(field, "")) for field in ("readyText", "adaptersText")]
+    return (status.get("phase", "Pending"), *cells, _reason(status))
 
 
 def _reason(status: dict[str, Any]) -> str:

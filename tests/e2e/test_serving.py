@@ -261,7 +261,7 @@ def again(server: Server, pod: dict[str, Any], first: str) -> None:
 
 
 ENGINE_PROCESS = "engine.sock"
-"""A word of the engine's command line, with both engines."""
+"""A word of the command lines of the engine, whichever it is, and of the shell before it: they end together."""
 
 
 @pytest.mark.long

@@ -9,11 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
 
-from server.batch_kit import Table, jsonl, request, table
+from server.batch_kit import HURRIED, Table, jsonl, request, table
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ProgressUpdate, TrainerStatus
@@ -113,8 +117,9 @@ async def test_the_last_words_of_a_failure_name_the_reason_and_end_with_its_code
         assert program.log.splitlines()[-2].startswith("InputInvalid: spec.input.uri: 1 line of pvc://data/in.jsonl")
 
 
-async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
-    told: list[TrainerStatus] = []
+@asynccontextmanager
+async def operator(told: list[TrainerStatus]) -> AsyncIterator[dict[str, str]]:
+    """Take reports into `told`, and yield the variables that name where to."""
 
     async def take(asked: web.Request) -> web.Response:
         told.append(ProgressUpdate.model_validate_json(await asked.read()).trainer_status)
@@ -125,12 +130,32 @@ async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with table(tmp_path) as here:
+    try:
+        yield {"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/report"}
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_model_that_the_server_lacks_is_told_while_it_is_waited_for(tmp_path: Path) -> None:
+    told: list[TrainerStatus] = []
+    lines = [request(0), request(1, model="nobody"), request(2, model="nor-this")]
+    async with operator(told) as variables, table(tmp_path) as here:
+        began = time.monotonic()
+        here.pace = replace(here.pace, patience=replace(HURRIED, unknown_model=3.0))
+        program = await here.start(here.put(jsonl(lines)), variables)
+        assert await program.end() == ExitCode.USER_ERROR
+    assert time.monotonic() - began < 10
+    words = "waits up to 3 seconds for the server support to know the model 'nobody' of line 2 and 1 more"
+    assert [status.phase for status in told if status.doing == words][:1] == [Phase.STARTING]
+    assert words in program.log
+
+
+async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
+    told: list[TrainerStatus] = []
+    async with operator(told) as variables, table(tmp_path) as here:
         here.oracle.seconds = 0.1
-        variables = {"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/report"}
         program = await here.start(here.put(jsonl(request(number) for number in range(150))), variables)
         assert await program.end() == ExitCode.OK, program.log
-    await runner.cleanup()
     answering = [status for status in told if status.phase is Phase.ANSWERING and status.step]
     assert len(answering) >= 2
     assert all(status.total_steps == 150 and status.answers for status in answering)

@@ -39,8 +39,9 @@ DATA_REPORT_TEXT: Final = "data-report.md"
 """What preflight found in the data, for programs and for people; beside an adapter, too."""
 CACHE_FOLDER: Final = "tunery-cache"
 """The folder of a cache's claim below which all of it lies: the claim may hold other things."""
-CONTAINER: Final = "trainer"
-"""The container of every pod of ours; others may be injected beside it."""
+_CONTAINER: Final = "trainer"
+_CONTAINERS: Final[Mapping[str, str]] = {"batchinference": "batch"}
+"""By kind, where it does not run the trainer's image."""
 
 KUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Copied from the owner to the train Job."""
@@ -89,6 +90,14 @@ LONGEST_HOST_NAME: Final = 48
 """What a name must be, and its characters at most, where it becomes part of a Service's: nothing is cut off that."""
 MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
+
+
+def container_name(kind: str) -> str:
+    """Return the name of our container in the pods of a kind's Jobs; `kind` is as KIND_LABEL has it.
+
+    Others may be injected beside it. Its name stands in what Kubernetes says of it, as in events.
+    """
+    return _CONTAINERS.get(kind, _CONTAINER)
 
 
 def adapter_purpose(index: int) -> str:

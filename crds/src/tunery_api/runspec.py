@@ -221,8 +221,8 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `checkpoint`, `evaluations`, `findings` and `checks` are
-    ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `checkpoint`, `evaluations`, `findings` and
+    `checks` are ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -234,6 +234,8 @@ class TrainerStatus(OpenModel):
     epoch: Annotated[str, Field(max_length=32)] | None = None
     tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
     phase: Phase | None = None
+    doing: Annotated[str, Field(max_length=512)] | None = None
+    """What it does or waits for now, where the phase alone does not tell."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.exitcodes import ExitCode
-from tunery_api.names import CONTAINER, SETTINGS_ANNOTATION
+from tunery_api.names import SETTINGS_ANNOTATION, container_name
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
 from tunery_operator.plan.types import JobPlan
@@ -30,15 +30,15 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
             "completions": 1,
             "backoffLimit": plan.retries,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": _failure_rules(container_name(plan.owner.key.kind.singular))},
             "template": build_pod_template(plan),
         },
     }
 
 
-def _failure_rules() -> list[dict[str, Any]]:
+def _failure_rules(container: str) -> list[dict[str, Any]]:
     """Return the rules in order: what the user must mend ends the Job, a disruption is free, the rest counts."""
-    user_error = {"containerName": CONTAINER, "operator": "In", "values": [int(ExitCode.USER_ERROR)]}
+    user_error = {"containerName": container, "operator": "In", "values": [int(ExitCode.USER_ERROR)]}
     return [
         {"action": "FailJob", "onExitCodes": user_error},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},

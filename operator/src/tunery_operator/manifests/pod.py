@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.names import (
-    CONTAINER,
     OWNER_UID_LABEL,
     PROGRESS_CA_ANNOTATION,
     PROGRESS_CA_ENV,
@@ -18,6 +17,7 @@ from tunery_api.names import (
     RUN_FILE,
     TERMINATION_PATH,
     WORK_DIR,
+    container_name,
 )
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
@@ -93,7 +93,7 @@ def pull_secrets(image: Image) -> dict[str, Any]:
 
 def _container(plan: JobPlan) -> dict[str, Any]:
     return {
-        "name": CONTAINER,
+        "name": container_name(plan.owner.key.kind.singular),
         "image": plan.image.name,
         "imagePullPolicy": plan.image.pull_policy,
         "command": ["python", "-m", plan.program, plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],

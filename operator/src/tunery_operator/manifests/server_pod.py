@@ -27,8 +27,17 @@ GRACE_SECONDS: Final = 90
 """preStop, then the engine finishes its requests, then the door ends: it is a sidecar, and so the last."""
 _UNLISTED_SECONDS: Final = 5
 """How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
-_START: Final = f'rm -f {ENGINE_SOCKET}; exec vllm serve {MODEL_DIR} "$@"'
-"""vLLM does not take the socket that an engine before it has left."""
+_START: Final = (
+    f"rm -f {ENGINE_SOCKET}; end() {{ told=1; kill -TERM $vllm; }}; "
+    f'vllm serve {MODEL_DIR} "$@" & vllm=$!; trap end TERM INT; code=127; '
+    "while wait $vllm; now=$?; [ $now = 127 ] || code=$now; [ $told ]; do told=; done; exit $code"
+)
+"""vLLM does not take the socket that an engine before it has left.
+
+It heeds no SIGTERM until it has loaded, and as the first process of a container it would live on till the grace period
+is over: so the shell stays the first, and passes it on. A trap ends `wait` early, so that it is waited for again; 127
+is what `wait` says of a process whose end it has told already.
+"""
 _DOOR_HOME: Final = "/tmp"  # noqa: S108
 
 

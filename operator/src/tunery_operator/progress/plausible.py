@@ -9,10 +9,13 @@ from typing import Final
 
 from tunery_api.findings import FindingStatus
 from tunery_api.runspec import AnswersReport, TrainerStatus
+from tunery_api.scrub import scrub
 
 MAX_WHOLE: Final = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly."""
 MAX_SECONDS: Final = 10 * 365 * 86_400
+_LONGEST_WORDS: Final = 400
+"""Bytes of what a pod says it does."""
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -30,6 +33,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "step": _at_most(report.step, MAX_WHOLE),
             "total_steps": _at_most(report.total_steps, MAX_WHOLE),
             "epoch": _number(report.epoch),
+            "doing": None if report.doing is None else scrub(report.doing, _LONGEST_WORDS),
             "tokens_per_second": _number(report.tokens_per_second),
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),

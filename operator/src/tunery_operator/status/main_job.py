@@ -118,6 +118,9 @@ def _show_activity(draft: Draft, pod: PodView) -> None:
     silence = until_silence(draft.snapshot)
     if silence is not None and silence <= 0 and reason in (POD_STARTED, NOT_REPORTING):
         reason, text = NOT_REPORTING, f"{text} runs, and no report of it has come: what it does is in its log"
+    report = draft.snapshot.progress
+    if report is not None and draft.snapshot.reporter == pod.uid and report.doing:
+        text = f"{text} {report.doing}"
     draft.conditions.set(_RUNNING, True, reason, text)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.names import CONTAINER, OWNER_UID_LABEL
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, container_name
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
@@ -91,7 +91,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
     controller, labels = controller_of(body), meta.get("labels") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     disrupted = conditions.get("DisruptionTarget") or {}
-    state = _container_state(status)
+    state = _container_state(status, container_name(labels.get(KIND_LABEL, "")))
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     started, finished = _times(meta, terminated or state.get("running") or {}, seen)
     return PodView(
@@ -147,10 +147,10 @@ def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]
     return phase == "Running" and ready == "False" and containers == "True"
 
 
-def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of our own container; the kubelet sorts them by name, and others may have been injected."""
+def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the state of the container of that name; the kubelet sorts them, and others may have been injected."""
     statuses = status.get("containerStatuses") or ()
-    return next((item.get("state") or {} for item in statuses if item.get("name") == CONTAINER), {})
+    return next((item.get("state") or {} for item in statuses if item.get("name") == name), {})
 
 
 def _unschedulable(condition: Mapping[str, Any]) -> str | None:

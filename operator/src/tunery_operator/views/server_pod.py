@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tunery_api.names import OWNER_UID_LABEL
+from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
 
@@ -49,6 +51,8 @@ class ServerPodView:
     ready: bool = False
     """It gets requests, by the kubelet's word and the node controller's."""
     deleting: bool = False
+    ends_by: datetime | None = None
+    """When its kubelet kills it at the latest, once it was told to end."""
     node: str | None = None
     unschedulable: str | None = None
     """The scheduler's message while no node fits."""
@@ -93,6 +97,7 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
         phase=status.get("phase") or "Pending",
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting="deletionTimestamp" in meta,
+        ends_by=parse_time(meta.get("deletionTimestamp")),
         node=spec.get("nodeName"),
         unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
         status_reason=status.get("reason"),

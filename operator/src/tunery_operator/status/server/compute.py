@@ -20,10 +20,10 @@ from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import old_rules, with_old_rules
 from tunery_operator.status.server.adapters import Standing, count, shown, standings
-from tunery_operator.status.server.conditions import Seen, set_conditions
+from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
 from tunery_operator.status.server.phase import server_phase
-from tunery_operator.status.server.replicas import Replica, find_replicas
+from tunery_operator.status.server.replicas import Replica, find_replicas, room_in
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import failure_block, hindrance
 from tunery_operator.views.clock import format_time
@@ -74,7 +74,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     last = format_time(now) if changed else before.get("lastChangeTime")
     if last is not None:
         status["lastChangeTime"] = last
-    return Outcome(status, server_events(before, status, now), min(_looks(snapshot, replicas), default=None))
+    return Outcome(status, server_events(before, status, now), min(_looks(snapshot, replicas, now), default=None))
 
 
 def _of_replicas(seen: Seen) -> dict[str, Any]:
@@ -96,6 +96,8 @@ def _replica(replica: Replica) -> dict[str, Any]:
     reason, message = (None, None) if obstacle is None else (str(obstacle.reason), obstacle.message)
     if replica.silent:
         reason, message = "NotReporting", "it has not reported for more than 30 seconds"
+    elif replica.waits is not None:
+        reason, message = PREDECESSOR, replica.waits
     elif obstacle is None and known is not None and known.reason is not None:
         reason, message = known.reason, known.message
     return ReplicaStatus(
@@ -140,10 +142,12 @@ def _what_is_served(status: Mapping[str, Any]) -> Any:
     return sorted(item for item in served if item[1]), (status.get("adapterCounts") or {}).get("served", 0)
 
 
-def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[float]:
+def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime) -> Iterator[float]:
     for replica in replicas:
         if replica.silent_in is not None:
             yield replica.silent_in + _MARGIN
+        if replica.awaited is not None:
+            yield room_in(replica.awaited, now) + _MARGIN
         if replica.pod.unstarted and not replica.ready:
             # Why only events tell, and no watch tells of those.
             yield _PAUSE

@@ -20,6 +20,7 @@ NOT_REPORTING: Final = "NotReporting"
 STOPPED: Final = "Stopped"
 ROLLING_OUT: Final = "RollingOut"
 WAITING: Final = "WaitingForAdapters"
+PREDECESSOR: Final = "WaitingForPredecessor"
 _NAMED: Final = 5
 """Names in a message; the others are counted."""
 
@@ -43,6 +44,11 @@ class Seen(NamedTuple):
     def stopped(self) -> bool:
         """Tell whether no replica is wanted."""
         return self.snapshot.replicas == 0
+
+    @property
+    def waits(self) -> str | None:
+        """Return what a replica waits for that comes by itself, in words."""
+        return next((replica.waits for replica in self.replicas if replica.waits is not None), None)
 
     @property
     def moving(self) -> bool:
@@ -149,7 +155,9 @@ def _progressing(conditions: Conditions, seen: Seen) -> None:
     elif seen.hindrance is not None:
         conditions.set(type_, seen.moving, str(seen.hindrance.reason), seen.hindrance.message)
     elif snapshot.waiting_for is not None:
-        conditions.set(type_, True, "WaitingForPredecessor", snapshot.waiting_for)
+        conditions.set(type_, True, PREDECESSOR, snapshot.waiting_for)
+    elif seen.waits is not None:
+        conditions.set(type_, True, PREDECESSOR, seen.waits)
     elif seen.moving and seen.stopped:
         conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
     elif seen.moving:

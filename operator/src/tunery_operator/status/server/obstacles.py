@@ -34,12 +34,16 @@ def pod_obstacle(
     if pod.ready:
         return None
     if pod.unschedulable is not None:
-        claim = "persistentvolumeclaim" in pod.unschedulable.lower()
-        hint = REPLACE_IN_PLACE if beside_others and not claim else None
+        hint = REPLACE_IN_PLACE if beside_others and wants_room(pod) else None
         return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
     if pod.unstarted:
         return start_failure(f"pod {pod.name}", str(pod.node), warning)
     return next(_of_containers(pod), None)
+
+
+def wants_room(pod: ServerPodView) -> bool:
+    """Tell whether no node fits a pod, for another cause than a claim."""
+    return pod.unschedulable is not None and "persistentvolumeclaim" not in pod.unschedulable.lower()
 
 
 def _of_containers(pod: ServerPodView) -> Iterator[Failure]:

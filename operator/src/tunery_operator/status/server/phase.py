@@ -10,7 +10,7 @@ from tunery_operator.status.server.conditions import NOT_REPORTING, ROLLING_OUT,
 def server_phase(conditions: Conditions, seen: Seen, *, hindered: bool) -> ServerPhase:
     """Return the phase; the first line that holds wins. `hindered`: something stands in the way."""
     available = conditions.is_true(ServerCondition.AVAILABLE)
-    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT
+    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or seen.waits is not None
     checks = (
         (conditions.is_false(ServerCondition.VALIDATED), ServerPhase.INVALID),
         (seen.stopped, ServerPhase.STOPPED),

@@ -10,8 +10,8 @@ from typing import Any, Final
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
-from tunery_operator.status.diagnosis import FRESH
-from tunery_operator.status.server.obstacles import pod_obstacle
+from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
+from tunery_operator.status.server.obstacles import pod_obstacle, wants_room
 from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.attempt import ClusterWarning
@@ -38,6 +38,8 @@ class Replica:
     """What it says of each, by name."""
     loaded: int = 0
     """How many of those that it serves its engine holds."""
+    awaited: ServerPodView | None = None
+    """The pod of this server that ends and makes room for it; None: there is none, or it needs no room."""
 
     @property
     def ready(self) -> bool:
@@ -48,6 +50,13 @@ class Replica:
     def starting(self) -> bool:
         """Tell whether it has just not come so far yet."""
         return not self.pod.ready and not any(container.restarts for container in self.pod.containers)
+
+    @property
+    def waits(self) -> str | None:
+        """Return in words what it waits for that comes by itself; None: nothing of the kind is known."""
+        if self.awaited is None:
+            return None
+        return f"pod {self.pod.name} waits for pod {self.awaited.name}, which is ending, to make room"
 
     @property
     def served(self) -> int:
@@ -76,7 +85,9 @@ def _replica(
     state, loaded = heard.state if heard is not None else None, None
     if state is None and pod.ready and not silent:
         state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
-    obstacle = pod_obstacle(pod, _fresh(snapshot.warnings.get(pod.uid, ()), now), beside_others=others)
+    awaited = _awaited(pod, snapshot.pods, now)
+    warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
+    obstacle = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
     return Replica(
         pod,
         state,
@@ -85,7 +96,23 @@ def _replica(
         obstacle,
         {item.name: item for item in state.adapters} if state is not None else {},
         (_loaded(state) if loaded is None else loaded) if pod.ready else 0,
+        awaited,
     )
+
+
+def _awaited(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -> ServerPodView | None:
+    """Return the first to end of the pods that make room for one that no node fits yet; one that should be gone long
+    ago makes none.
+    """
+    if not wants_room(pod):
+        return None
+    ending = [other for other in pods if other.node is not None and not other.finished and room_in(other, now) > 0]
+    return min(ending, key=lambda other: room_in(other, now), default=None)
+
+
+def room_in(pod: ServerPodView, now: datetime) -> float:
+    """Return the seconds in which a pod that ends has made room at the latest; 0: it should have, or does not end."""
+    return max(0.0, (pod.ends_by + NODE_GRACE - now).total_seconds()) if pod.ends_by is not None else 0.0
 
 
 def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:

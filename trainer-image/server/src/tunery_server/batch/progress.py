@@ -22,6 +22,7 @@ LOG_SECONDS: Final = 15.0
 _WINDOW_SECONDS: Final = 300.0
 """The speed is that of the last minutes."""
 _CLOSE_SECONDS: Final = 6.0
+_LONGEST_WORDS: Final = 400
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Progress:
         self._pace = Pace()
         self._log_seconds = log_seconds
         self._phase = Phase.STARTING
+        self._doing: str | None = None
         self._counted: Callable[[], AnswersReport] | None = None
         self._samples: deque[tuple[float, int, int]] = deque()
         self._condition = threading.Condition()
@@ -46,9 +48,16 @@ class Progress:
     def phase(self, phase: Phase) -> None:
         """Enter a phase; told at once."""
         with self._condition:
-            self._phase, self._urgent = phase, True
+            self._phase, self._doing, self._urgent = phase, None, True
             self._condition.notify_all()
         _log.info("%s", phase)
+
+    def doing(self, words: str) -> None:
+        """Say what is done or waited for within the phase, as the end of a sentence about the pod; told at once."""
+        with self._condition:
+            self._doing, self._urgent = scrub(words, _LONGEST_WORDS), True
+            self._condition.notify_all()
+        _log.info("this pod %s", self._doing)
 
     def count(self, counted: Callable[[], AnswersReport]) -> None:
         """Tell from now on what `counted` returns; it is called from a thread."""
@@ -103,13 +112,14 @@ class Progress:
         with suppress(RuntimeError):  # it changed meanwhile: the next report tells it
             counted = self.report()
         if counted is None:
-            return TrainerStatus(phase=self._phase, last_updated_time=now)
+            return TrainerStatus(phase=self._phase, doing=self._doing, last_updated_time=now)
         done = counted.answered + counted.errors
         speed, tokens = self._speed(done, counted.prompt_tokens + counted.completion_tokens)
         left = counted.lines - done
         eta = round(left / speed) if speed else None
         return TrainerStatus(
             phase=self._phase,
+            doing=self._doing,
             last_updated_time=now,
             progress_percentage=done * 100 // counted.lines if counted.lines else 0,
             step=done,

@@ -74,6 +74,7 @@ def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) ->
     if done is None:
         probe(target)
         api_key(work, spec)
+        progress.doing(f"reads and checks {spec.input.uri}")
         batch = _prepare(work, spec, place, pace)
         ended = _answered(batch, progress, stop)
         progress.phase(Phase.UPLOADING)
@@ -183,7 +184,7 @@ async def _ask(batch: Batch, kept: Kept, progress: Progress, signal: StopSignal)
     server = Server(access, stops.stop)
     with signal.graceful(stops.stop):
         try:
-            await _refuse_unknown_models(batch, server)
+            await _refuse_unknown_models(batch, server, progress)
             progress.phase(Phase.ANSWERING)
             marks, whole = await _keep_asking(batch, kept, server, stops)
         except Stopped as stopped:
@@ -226,15 +227,21 @@ class Counted:
             self.stops.stop.set()
 
 
-async def _refuse_unknown_models(batch: Batch, server: Server) -> None:
+async def _refuse_unknown_models(batch: Batch, server: Server, progress: Progress) -> None:
     """Raise InputInvalid for the models that the server neither serves nor is to serve."""
+    name, seconds = batch.spec.server_ref.name, batch.pace.patience.unknown_model
+    progress.doing(f"asks the server {name} for its models")
     listed = await server.models()
     asked = {model: line for model, line in batch.checked.models.items() if model not in listed}
+    if asked:
+        model, line = next(iter(asked.items()))
+        which = f"the model {model!r} of line {line}" + (f" and {len(asked) - 1} more" if len(asked) > 1 else "")
+        progress.doing(f"waits up to {seconds:.0f} seconds for the server {name} to know {which}")
     known = await asyncio.gather(*(server.knows(model) for model in asked))
     with _refusing(batch.work, batch.spec, batch.parts.place) as problems:
         for (model, line), is_known in zip(asked.items(), known, strict=True):
             if not is_known:
-                problems.add(line, f"the server {batch.spec.server_ref.name} has no model {model!r}")
+                problems.add(line, f"the server {name} has no model {model!r}")
 
 
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:

@@ -52,8 +52,8 @@ class Patience:
     """Answers of 5xx, for one line, after which it is an error."""
     first_pause: float = 0.5
     longest_pause: float = 30.0
-    unknown_model: float = 30.0
-    """For a model that the server does not know: it may be about to."""
+    unknown_model: float = 10.0
+    """For a model that the server does not know: it may be about to, within two reports of a replica."""
     renewed_key: float = 120.0
     """For a key that was let in before: the kubelet may renew a Secret in one pod earlier than in the other."""
 
@@ -130,7 +130,7 @@ class Server:
                 return False
             if waited >= patience.outage:
                 raise self._silent(path, got)
-            await self._pause(min(2.0, patience.longest_pause))
+            await self._pause(min(1.0, patience.longest_pause))
 
     async def ask(self, line: Line, request: Request) -> Answer:
         """Return the end of a line; raises TuneryError where no line can be asked any more, and Stopped."""

@@ -143,7 +143,7 @@ class _Probes:
         door = self._door
         problems = ["told to stop"] if door.ending else []
         if problem := door.keys.problem():
-            problems.append(f"{FailureReason.SECRET_NOT_FOUND}: {problem}")
+            problems.append(f"{FailureReason.SECRET_NOT_FOUND}: {problem}. {HINT}")
         if not await self._health.get():
             problems.append("the engine does not answer")
         elif not door.loader.ready():

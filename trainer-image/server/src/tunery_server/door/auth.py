@@ -49,7 +49,7 @@ class ApiKeys:
         if self._secret is None:
             return ANYBODY
         if problem := self.problem():
-            raise unavailable(FailureReason.SECRET_NOT_FOUND, problem, RETRY_SECONDS)
+            raise unavailable(FailureReason.SECRET_NOT_FOUND, f"{problem}. {HINT}", RETRY_SECONDS)
         scheme, _, key = (authorization or "").strip().partition(" ")
         digest = self._digest(key.strip().encode(errors="surrogateescape"))
         name = self._clients.get(digest)
@@ -60,16 +60,14 @@ class ApiKeys:
         return name
 
     def problem(self) -> str | None:
-        """Return why nobody gets in, or None where somebody may."""
+        """Return why nobody gets in, or None where somebody may; what to do is HINT."""
         if self._secret is None:
             return None
         self._refresh(self._secret)
         if self._clients:
             return None
-        return (
-            f"{self._secret.field}: the Secret {self._secret.name} is missing or holds no usable API key, so nobody "
-            f"may ask. {HINT}"
-        )
+        where = f"{self._secret.field}: the Secret {self._secret.name}"
+        return f"{where} is missing or holds no usable API key, so nobody may ask"
 
     def names(self) -> set[str]:
         """Return the clients that have been let in."""

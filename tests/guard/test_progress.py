@@ -1,0 +1,41 @@
+"""What the cluster's commands and the demos say while something takes its time."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from cluster.progress import Progress
+from demo import __main__ as demo
+from demo import serving
+
+LINE = re.compile(r"\[ *\d+\.\d s\] (still|done|failed) +(.+)")
+
+
+def test_a_step_that_lasts_is_told_before_it_is_over_and_ever_more_rarely(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(word_seconds=0.2) as progress:
+        with progress.step("short"):
+            pass
+        with progress.step("long"):
+            time.sleep(1.1)
+    told = [found.groups() for found in map(LINE.fullmatch, capsys.readouterr().err.splitlines()) if found]
+    assert (told[0], told[-1]) == (("done", "short"), ("done", "long"))
+    assert set(told[1:-1]) == {("still", "long")}
+    assert 2 <= len(told[1:-1]) <= 4, "after 0.2, 0.4 and 0.8 seconds, and after 1.6 on a machine that is busy"
+
+
+def test_a_step_that_fails_is_told_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"), Progress() as progress, progress.step("step"):
+        raise ValueError("broken")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("failed step")
+
+
+def test_an_object_that_nobody_has_looked_at_yet_is_pending_in_the_tables_of_the_demos() -> None:
+    assert demo._row({}) == ("Pending", "", "", "", "")
+    assert serving._row({}) == ("Pending", "", "", "")
+    status = {"phase": "Ready", "readyText": "1/1", "adaptersText": "2/2"}
+    assert serving._row(status) == ("Ready", "1/1", "2/2", "")
