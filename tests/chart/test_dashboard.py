@@ -48,7 +48,9 @@ def told() -> dict[str, set[str]]:
     metrics.used("bot")
     metrics.requested("bot", "web", 200)
     metrics.took("bot", "web", Usage(1, 1))
-    texts = (metrics.expose().decode(), engine_protocol.metrics("tiny", running=[], waiting=[], max_loras=1))
+    # That real vLLM tells the same is in the contract of tests/server.
+    engine = engine_protocol.metrics("tiny", running=[], waiting=[], first_tokens=[], max_loras=1)
+    texts = (metrics.expose().decode(), engine)
     families = [family for text in texts for family in text_string_to_metric_families(text)]
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
@@ -138,7 +140,7 @@ def test_prometheus_looks_only_where_servers_may_be(helm: Helm) -> None:
     assert rendered.one("PodMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["a", "b"]}
 
 
-@pytest.mark.parametrize(("title", "text"), expressions())
+@pytest.mark.parametrize(("title", "text"), list(expressions()))
 def test_an_expression_speaks_of_series_and_labels_that_are_told(shown: Rendered, title: str, text: str) -> None:
     expr = promql.parse(text)
     series, of_targets = told(), monitored(shown)
