@@ -157,7 +157,9 @@ def test_an_expression_speaks_of_series_and_labels_that_are_told(shown: Rendered
 def test_a_legend_names_labels_that_its_expression_keeps() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
-            kept = set().union(*(by for by, _ in grouped(promql.parse(target["expr"].replace("$__rate_interval", "5m")))))
+            kept = set().union(
+                *(by for by, _ in grouped(promql.parse(target["expr"].replace("$__rate_interval", "5m"))))
+            )
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= kept, panel["title"]
 
 
