@@ -1,4 +1,4 @@
-"""The dashboard of servers: where Grafana and Prometheus look, and that each of its expressions speaks of what is told."""
+"""The dashboard of servers: Grafana and Prometheus find it and them, and each expression speaks of what is told."""
 
 from __future__ import annotations
 
