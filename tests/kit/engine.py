@@ -52,6 +52,8 @@ class Batch:
         self.waiting: list[tuple[Row, str, asyncio.Queue[Exception | None]]] = []
         self.running: list[tuple[Row, str, asyncio.Queue[Exception | None]]] = []
         self.dead = False
+        self.first_tokens: list[float] = []
+        """How many seconds each answer's first token took."""
         self._arrived = asyncio.Event()
         # One thread: a load stands between two passes and holds all up, as in vLLM.
         self._thread = ThreadPoolExecutor(1)
@@ -64,7 +66,7 @@ class Batch:
         """Yield a request's tokens; raises Died. A request whose client has gone leaves the batch."""
         if self.dead:
             raise Died
-        entry = (row, name, asyncio.Queue[Exception | None]())
+        entry, since = (row, name, asyncio.Queue[Exception | None]()), time.monotonic()
         self.waiting.append(entry)
         self._arrived.set()
         try:
@@ -72,6 +74,8 @@ class Batch:
                 if error := await entry[2].get():
                     raise error
                 row.asked += 1
+                if row.asked == 1:
+                    self.first_tokens.append(time.monotonic() - since)
                 yield row.chosen[row.asked - 1]
         finally:
             for entries in (self.waiting, self.running):
@@ -159,7 +163,13 @@ class Engine:
 
     async def metrics(self, _: web.Request) -> web.Response:
         running, waiting = ([name for _, name, _ in entries] for entries in (self.batch.running, self.batch.waiting))
-        text = metrics(self.registry.base, running=running, waiting=waiting, max_loras=self.options.max_loras)
+        text = metrics(
+            self.registry.base,
+            running=running,
+            waiting=waiting,
+            first_tokens=self.batch.first_tokens,
+            max_loras=self.options.max_loras,
+        )
         return web.Response(text=text, content_type="text/plain")
 
     async def load(self, request: web.Request) -> web.Response:

@@ -114,8 +114,13 @@ def _card(name: str, root: str, parent: str | None, length: int | None) -> Json:
     return {**own, "object": "model", "created": int(time.time()), "owned_by": "vllm", "permission": []}
 
 
-def metrics(base: str, *, running: Sequence[str], waiting: Sequence[str], max_loras: int) -> str:
-    """Return the metrics that the door reads; `running` and `waiting` hold the model of each request."""
+def metrics(
+    base: str, *, running: Sequence[str], waiting: Sequence[str], first_tokens: Sequence[float], max_loras: int
+) -> str:
+    """Return the metrics that people look at; `running` and `waiting` hold the model of each request.
+
+    `first_tokens` are the seconds until each answer's first.
+    """
     label = f'engine="0",model_name="{base}"'
     adapters = [",".join(sorted({name for name in names if name != base})) for names in (running, waiting)]
     info = f'max_lora="{max_loras}",running_lora_adapters="{adapters[0]}",waiting_lora_adapters="{adapters[1]}"'
@@ -126,7 +131,25 @@ def metrics(base: str, *, running: Sequence[str], waiting: Sequence[str], max_lo
         ("lora_requests_info", info, time.time()),
     ):
         lines += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {value}"]
+    lines += _histogram("vllm:time_to_first_token_seconds", base, first_tokens)
     return "\n".join(lines) + "\n"
+
+
+def _histogram(name: str, base: str, values: Sequence[float]) -> list[str]:
+    label = f'engine="0",model_name="{base}"'
+    buckets = [
+        f'{name}_bucket{{engine="0",le="{most}",model_name="{base}"}} {float(sum(value <= most for value in values))}'
+        for most in (0.01, 0.1, 1.0, 10.0)
+    ]
+    count = float(len(values))
+    whole = f'{name}_bucket{{engine="0",le="+Inf",model_name="{base}"}} {count}'
+    return [
+        f"# TYPE {name} histogram",
+        *buckets,
+        whole,
+        f"{name}_count{{{label}}} {count}",
+        f"{name}_sum{{{label}}} {sum(values)}",
+    ]
 
 
 def answer_id(kind: str) -> str:

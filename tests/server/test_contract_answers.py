@@ -167,6 +167,21 @@ async def test_metrics_count_requests_and_name_the_adapters_in_flight(engine: En
     assert 'max_lora="2"' in seen
 
 
+async def test_metrics_measure_the_time_to_the_first_token(engine: EngineProcess) -> None:
+    count = "vllm:time_to_first_token_seconds_count"
+    before = value((await engine.get("/metrics")).body, count)
+    await engine.complete(BASE, PROMPT, max_tokens=2)
+    for _ in range(50):
+        seen = (await engine.get("/metrics")).body
+        if value(seen, count) == before + 1:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("no first token was measured")
+    assert f'_bucket{{engine="0",le="+Inf",model_name="{BASE}"}} {before + 1}' in seen
+    assert value(seen, count.replace("_count", "_sum")) > 0
+
+
 async def test_requests_for_two_adapters_and_the_base_run_together(engine: EngineProcess, shelf: Shelf) -> None:
     for name in ("one", "two"):
         await engine.load(f"{name}@together", shelf[name])
