@@ -107,7 +107,7 @@ def test_ranks_of_single_modules_and_rslora_fit(llama: Path, tmp_path: Path) -> 
 
 def test_a_rank_that_is_too_high_is_told_with_what_a_slot_would_take(copy: Path, llama: Path) -> None:
     hint = refusal(named(copy, r=100), served(llama)).hint
-    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, a slot then takes " in hint
+    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, and each slot then takes " in hint
     assert "into: Model" in refusal(named(copy, r=1024), served(llama)).hint
 
 
