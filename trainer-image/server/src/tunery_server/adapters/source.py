@@ -23,8 +23,6 @@ from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
 
 _LARGEST_MANIFEST: Final = 16_000_000
-_TRIES: Final = 2
-"""What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame."""
 _OTHER: Final = (
     "Other content lies there than was vouched for: correct manifestSha256 of the entry, or have the job that made it "
     "publish it again."
@@ -142,15 +140,15 @@ def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[i
 
     Raises TuneryError: AdapterMissing, AdapterCorrupt naming the file, DiskFull, and the reasons of the storage.
     """
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return _fetch(place, sha256, cache, moved)
-        except TuneryError as error:
-            if error.reason is FailureReason.DISK_FULL and attempt < _TRIES:
-                cache.discard_unused()
-            elif error.reason is not FailureReason.ADAPTER_CORRUPT or attempt == _TRIES:
-                raise
-    raise RuntimeError("unreachable: the last attempt returns or raises")
+    try:
+        return _fetch(place, sha256, cache, moved)
+    except TuneryError as error:
+        if error.reason is FailureReason.DISK_FULL:
+            cache.discard_unused()
+        elif error.reason is not FailureReason.ADAPTER_CORRUPT:
+            raise
+    # What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame.
+    return _fetch(place, sha256, cache, moved)
 
 
 def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
