@@ -208,6 +208,7 @@ async def test_a_server_that_restarts_fails_no_line_and_one_that_stays_away_the_
         assert (await running).answers.answered == 120  # type: ignore[union-attr]
         assert len(here.lines()) == 120
         here.uid = "u-2"
+        here.pace = replace(here.pace, patience=replace(here.pace.patience, outage=1.0))
         running = asyncio.create_task(here.run(uri))
         while len(here.parts) < 4:
             await asyncio.sleep(0.02)
