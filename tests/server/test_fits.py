@@ -345,3 +345,20 @@ def test_a_base_whose_files_are_damaged_is_compared_by_its_config_only(tmp_path:
     shard.write_bytes(shard.read_bytes()[:-3])
     assert read_base(base).tensors == {}
     assert check_fit(good, NOBODY, served(base)).rank == 4
+
+
+def test_a_folder_that_lacks_a_file_is_no_fault_of_the_adapter(copy: Path, llama: Path) -> None:
+    for name in (WEIGHTS, CONFIG):
+        (copy / name).unlink()
+        error = refusal(copy, served(llama))
+        assert error.reason is FailureReason.INTERNAL_ERROR
+        assert f"{name} cannot be read: No such file" in error.message
+
+
+def test_halves_of_different_ranks_are_told_with_both(copy: Path, llama: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    name = next(each for each in sorted(tensors) if "lora_B" in each)
+    save_file(tensors | {name: tensors[name][:, :2].contiguous()}, copy / WEIGHTS)
+    error = refusal(copy, served(llama))
+    assert error.reason is FailureReason.ADAPTER_UNSUPPORTED
+    assert "has rank 4, its lora_B 2" in error.message
