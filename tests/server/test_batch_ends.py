@@ -154,18 +154,18 @@ async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
     told: list[TrainerStatus] = []
     async with operator(told) as variables, table(tmp_path) as here:
         here.oracle.seconds = 0.1
-        program = await here.start(here.put(jsonl(request(number) for number in range(150))), variables)
+        program = await here.start(here.put(jsonl(request(number) for number in range(100))), variables)
         assert await program.end() == ExitCode.OK, program.log
     answering = [status for status in told if status.phase is Phase.ANSWERING and status.step]
     assert len(answering) >= 2
-    assert all(status.total_steps == 150 and status.answers for status in answering)
+    assert all(status.total_steps == 100 and status.answers for status in answering)
     steps = [status.step for status in told if status.step is not None]
     assert steps == sorted(steps)
     assert any(status.estimated_remaining_seconds and status.tokens_per_second for status in answering)
     last = told[-1]
     assert (last.phase, last.progress_percentage, last.estimated_remaining_seconds) == (Phase.SUCCEEDED, 100, 0)
     assert last.answers == program.words.answers
-    assert progress.line(answering[0]).startswith(f"{answering[0].step} of 150 lines (")
+    assert progress.line(answering[0]).startswith(f"{answering[0].step} of 100 lines (")
 
 
 async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:

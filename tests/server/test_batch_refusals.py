@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from server.batch_kit import Table, jsonl, request, table
+from server.door_kit import write_keys
+from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.batch.lines import MAX_LINE
@@ -208,6 +210,7 @@ async def test_a_server_that_restarts_fails_no_line_and_one_that_stays_away_the_
         assert (await running).answers.answered == 120  # type: ignore[union-attr]
         assert len(here.lines()) == 120
         here.uid = "u-2"
+        here.pace = replace(here.pace, patience=replace(here.pace.patience, outage=1.0))
         running = asyncio.create_task(here.run(uri))
         while len(here.parts) < 4:
             await asyncio.sleep(0.02)
@@ -217,3 +220,22 @@ async def test_a_server_that_restarts_fails_no_line_and_one_that_stays_away_the_
         assert caught.value.reason is FailureReason.SERVER_UNAVAILABLE
         assert caught.value.reached.answers.answered > 10  # type: ignore[union-attr]
         assert len(here.parts) >= 4
+
+
+async def test_a_key_that_can_be_none_is_refused_before_the_server_is_asked(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", batch="two words").model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path) as here:
+        here.keys = keys
+        error = await refused(here, here.put(jsonl([request(0)])))
+        assert error.reason is FailureReason.SECRET_NOT_FOUND
+        assert "the key batch of the Secret keys has a character that no API key has" in error.message
+        assert "two words" not in f"{error.message} {error.hint}"
+
+
+async def test_an_operator_that_takes_no_reports_disturbs_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with table(tmp_path) as here:
+        monkeypatch.setenv(PROGRESS_URL_ENV, f"{here.site.url}/v1/no-such-place")
+        await here.run(here.put(jsonl(request(number) for number in range(3))))
+        assert len(here.lines()) == 3

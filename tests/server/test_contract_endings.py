@@ -27,7 +27,7 @@ async def test_terminated_it_answers_what_is_in_flight_and_its_socket_stays_in_t
 ) -> None:
     """The file of the socket is not removed, and a second start ends at it: hence `rm -f` before `vllm serve`."""
     engine = new_engine().start()
-    body = {"model": BASE, "prompt": PROMPT, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    body = {"model": BASE, "prompt": PROMPT, "max_tokens": 100, "ignore_eos": True, "stream": True}
     async with engine.request("POST", "/v1/completions", body) as response:
         first = await response.content.readuntil(b"\n\n")
         engine.terminate()

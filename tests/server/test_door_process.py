@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from server.door_kit import BASE, CHAT, FakeEngine, chunk, event, open_site, stream, write_keys
 from tunery_api.inputs import ModelSpec
+from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import MountedSecret, RunIdentity
-from tunery_api.serving import Desired, ServeSpec
+from tunery_api.serving import Desired, HeldAdapter, ReplicaReply, ReplicaReport, ReplicaState, ServeSpec
 from tunery_server.process import close_door
 
 KEY = {"Authorization": "Bearer key-of-alice"}
@@ -106,6 +108,37 @@ async def test_a_process_answers_ends_what_it_has_begun_and_says_no_key(tmp_path
     assert "Traceback" not in log
     assert "key-of-alice" not in log
     assert len(log.splitlines()) < 5
+
+
+async def test_a_process_reports_and_takes_what_it_is_answered_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[ReplicaState] = []
+    later = Desired(revision=7, held=[HeldAdapter(name="late", reason="JobRunning", message="is being trained")])
+
+    async def take(request: web.Request) -> web.Response:
+        told.append(ReplicaReport.model_validate_json(await request.read()).replica_status)
+        reply = ReplicaReply(desired=later, interval_seconds=1.0)
+        return web.Response(text=reply.model_dump_json(by_alias=True), content_type="application/json")
+
+    operator = web.Application()
+    operator.router.add_post("/report", take)
+    runner = web.AppRunner(operator)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv(PROGRESS_URL_ENV, f"http://127.0.0.1:{runner.addresses[0][1]}/report")
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice")
+    async with started(tmp_path, engine, keys) as server, aiohttp.ClientSession() as client:
+        async with asyncio.timeout(30):
+            while not told or told[-1].revision != 7:
+                await asyncio.sleep(0.05)
+        async with client.post(server.url + CHAT, json={"model": "late"}, headers=KEY) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "JobRunning")
+        server.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(server.process.wait(), 5) == 0
+    await runner.cleanup()
+    assert (told[0].revision, told[0].engine_ready) == (0, False)
 
 
 async def test_a_process_whose_engine_dies_while_it_ends_does_not_wait_for_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import tracemalloc
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,32 @@ def test_a_version_that_was_held_is_known_by_its_own_name_only() -> None:
     routes.serve("support-bot", BOT, SHA)
     assert routes.resolve("support-bot").version == "3fa9c1d20b7e"
     assert routes.names() == [BASE, "support-bot"]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.door.body.READ_SECONDS", 0.1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"model": '
+        await asyncio.sleep(0.5)
+        yield b'"support-bot"}'
+
+    async with open_site(tmp_path) as site:
+        async with site.client.post(site.url + CHAT, data=slowly()) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (408, "timeout")
+        assert site.engine.asked == []
+
+
+async def test_a_defect_of_the_door_is_an_answer_and_a_trace_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_site(tmp_path) as site:
+        with monkeypatch.context() as patched:
+            patched.setattr(site.routes, "find", lambda *_: 1 / 0)
+            answer = await site.ask({"model": BASE})
+        assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
+        assert "ZeroDivisionError" in caplog.text
+        assert "Zero" not in str(answer.json)
+        assert (await site.ask({"model": BASE})).status == 200

@@ -107,7 +107,7 @@ def test_ranks_of_single_modules_and_rslora_fit(llama: Path, tmp_path: Path) -> 
 
 def test_a_rank_that_is_too_high_is_told_with_what_a_slot_would_take(copy: Path, llama: Path) -> None:
     hint = refusal(named(copy, r=100), served(llama)).hint
-    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, a slot then takes " in hint
+    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, and each slot then takes " in hint
     assert "into: Model" in refusal(named(copy, r=1024), served(llama)).hint
 
 
@@ -345,3 +345,20 @@ def test_a_base_whose_files_are_damaged_is_compared_by_its_config_only(tmp_path:
     shard.write_bytes(shard.read_bytes()[:-3])
     assert read_base(base).tensors == {}
     assert check_fit(good, NOBODY, served(base)).rank == 4
+
+
+def test_a_folder_that_lacks_a_file_is_no_fault_of_the_adapter(copy: Path, llama: Path) -> None:
+    for name in (WEIGHTS, CONFIG):
+        (copy / name).unlink()
+        error = refusal(copy, served(llama))
+        assert error.reason is FailureReason.INTERNAL_ERROR
+        assert f"{name} cannot be read: No such file" in error.message
+
+
+def test_halves_of_different_ranks_are_told_with_both(copy: Path, llama: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    name = next(each for each in sorted(tensors) if "lora_B" in each)
+    save_file(tensors | {name: tensors[name][:, :2].contiguous()}, copy / WEIGHTS)
+    error = refusal(copy, served(llama))
+    assert error.reason is FailureReason.ADAPTER_UNSUPPORTED
+    assert "has rank 4, its lora_B 2" in error.message

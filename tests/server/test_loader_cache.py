@@ -141,6 +141,69 @@ async def test_a_folder_that_is_not_what_its_manifest_says_is_not_found(tmp_path
     assert AdapterCache(folder.parent, tmp_path / "model", None, Needs()).find(sha) is None
 
 
+def test_what_is_brought_twice_stays_the_first(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, 1 << 30)
+    sha = put(cache, "1")
+    made = cache.folder(sha).stat().st_ino
+    put(cache, "1")
+    assert cache.folder(sha).stat().st_ino == made
+
+
+def test_a_version_whose_manifest_is_gone_is_brought_anew(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, 1 << 30)
+    sha = put(cache, "1")
+    (tmp_path / "adapters" / ".manifests" / f"{sha}.json").unlink()
+    cache.used(sha)
+    again = cache_of(tmp_path, needs, 1 << 30)
+    assert again.glance(sha) is None
+    assert again.find(sha) is None
+    assert not again.folder(sha).exists()
+    assert cache_of(tmp_path, needs, SIZE + 100).draft("2" * 64, manifest_model()).is_dir()
+
+
+def manifest_model() -> Manifest:
+    return Manifest.model_validate_json(manifest_of(adapter_files()))
+
+
+def test_a_disk_that_cannot_be_written_is_no_fault_of_the_adapter(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, 1 << 30)
+    draft = cache.draft("1" * 64, manifest_model())
+    with pytest.raises(TuneryError, match=r"cannot be written: No such file") as caught:
+        cache.put("1" * 64, draft, manifest_of(adapter_files()))  # nothing has come
+    assert caught.value.reason is FailureReason.INTERNAL_ERROR
+    cache.give_up(draft)
+    (tmp_path / "adapters" / ".drafts").rmdir()
+    (tmp_path / "adapters" / ".drafts").touch()
+    with pytest.raises(TuneryError, match="cannot be written"):
+        cache.draft("1" * 64, manifest_model())
+
+
+@pytest.mark.parametrize("note", [".served.json", ".used.json", ".strikes.json"])
+async def test_without_its_notes_a_loader_goes_on(note: str, tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    (Path(table.spec.adapters_dir) / note / "in the way").mkdir(parents=True)
+    table.engine.dies_of = lambda name: name.startswith("poison")
+    table.want(table.item("bot", table.publish("bot")), table.item("poison", table.publish("poison", adapter_files(9))))
+    for start in (2, 3, 4):
+        await table.go()
+        if table.engine.number is None:
+            table.engine.start(start)
+    with table.routes.using(table.routes.resolve("bot")):
+        pass
+    await table.go(seconds=60)
+    assert table.told("bot").state == "Served"
+    assert table.told("poison").reason == "EngineFailed"
+
+
+async def test_where_not_even_a_note_of_a_try_can_be_written_nothing_is_tried(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    (Path(table.spec.adapters_dir) / ".loading" / "in the way").mkdir(parents=True)
+    table.want(table.item("bot", table.publish("bot")))
+    await table.go()
+    assert table.told("bot").reason == "DiskFull"
+    assert table.engine.did("load") == []
+
+
 def test_a_path_that_the_engine_would_look_up_on_a_hub_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is relative"):
         AdapterCache(Path("adapters"), tmp_path, None, Needs())

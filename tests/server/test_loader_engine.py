@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tunery_api.runspec import MountedSecret
-from tunery_api.serving import DesiredAdapter
+from tunery_api.serving import Desired, DesiredAdapter
 from tunery_server.adapters import probe as probes
 from tunery_server.adapters.loop import Loader
 from tunery_server.adapters.residents import is_supported
@@ -151,6 +151,21 @@ async def test_an_engine_that_hangs_at_one_adapter_goes_on_with_the_others(
     states = {each.name: (each.state.value, each.reason) for each in loader.state().adapters}
     assert states == {"stuck": ("Failed", "EngineRefused"), "bot": ("Served", None)}
     assert "did not answer /v1/load_lora_adapter" in str(loader.state().adapters[0].message)
+
+
+async def test_a_loader_that_is_told_to_end_as_something_happens_ends(tmp_path: Path) -> None:
+    for turns in range(5):
+        table = Table(tmp_path / str(turns))
+        running = asyncio.create_task(table.loader.run())
+        await asyncio.wait_for(table.loader.changed.wait(), 5)
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        table.loader.offer(Desired(revision=1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        assert running.cancelled(), f"{turns} turns of the event loop later"
 
 
 @dataclass

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.serving import Desired
+from tunery_api.reasons import FailureReason
+from tunery_api.serving import Desired, DesiredAdapter
+from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath
 
-from .loader_kit import BASE, Table, adapter_files
+from .loader_kit import BASE, Table, adapter_files, open_file
 
 
 @pytest.fixture
@@ -247,3 +250,27 @@ async def test_content_whose_digest_begins_as_that_of_another_is_never_answered_
     told = table.told("bot")
     assert (told.manifest_sha256, told.wanted_sha256, told.reason) == (first, second, "AdapterUnsupported")
     assert "begins as that of" in str(told.message)
+
+
+async def test_a_list_that_is_no_file_is_told(table: Table) -> None:
+    Path(table.spec.desired_file).mkdir()
+    await table.go()
+    assert "cannot be read: Is a directory" in str(table.loader.state().message)
+    assert not table.loader.ready()
+
+
+async def test_of_a_cold_adapter_whose_store_failed_nothing_is_told_once_it_answers(tmp_path: Path) -> None:
+    down = True
+
+    def opened(item: DesiredAdapter) -> StorePath:
+        if down and item.name == "cold":
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "the storage does not answer")
+        return open_file(item)
+
+    table = Table(tmp_path, limit=1, opened=opened)
+    table.want(table.item("bot", table.publish("bot")), table.item("cold", table.publish("cold", adapter_files(7))))
+    await table.go(seconds=10)
+    assert table.told("cold").reason == "StorageUnavailable"
+    down = False
+    await table.go(seconds=300)
+    assert (table.told("cold").state, table.told("cold").reason) == ("Cold", None)

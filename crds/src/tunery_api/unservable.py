@@ -43,8 +43,11 @@ def method_problem(method: str | None) -> Unservable | None:
     )
 
 
-def rank_problem(rank: int | None, max_rank: int) -> Unservable | None:
-    """Return why an adapter of this rank cannot be served; None where it can, or where its rank is not known."""
+def rank_problem(rank: int | None, max_rank: int, slot_bytes: int | None = None) -> Unservable | None:
+    """Return why an adapter of this rank cannot be served; None where it can, or where its rank is not known.
+
+    `slot_bytes`, where they are known, are what one slot takes for each of its ranks.
+    """
     if rank is None or rank <= max_rank:
         return None
     message = f"its rank is {rank}, engine.maxRank is {max_rank}"
@@ -52,7 +55,8 @@ def rank_problem(rank: int | None, max_rank: int) -> Unservable | None:
     if enough is None:
         text = f"{message}, and none above {ENGINE_RANKS[-1]} is served"
         return Unservable(FailureReason.RANK_TOO_HIGH, text, INTO_MODEL)
-    raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one, and each slot takes more memory)"
+    memory = f"then takes {slot_bytes * enough / 2**20:,.0f} MiB" if slot_bytes else "takes more memory"
+    raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one, and each slot {memory})"
     return Unservable(FailureReason.RANK_TOO_HIGH, message, f"{raised}, or make an adapter of a lower rank.")
 
 

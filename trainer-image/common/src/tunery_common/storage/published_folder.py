@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,20 +85,19 @@ def verify_file(store: Store, key: str, record: FileRecord) -> None:
 
 
 def download_published(
-    place: StorePath,
-    folder: Path,
-    expected_sha256: str | None = None,
-    progress: OnBytes | None = None,
-    only: Collection[str] | None = None,
+    place: StorePath, folder: Path, expected_sha256: str | None = None, progress: OnBytes | None = None
 ) -> PublishedManifest:
-    """Copy a published folder, or `only` these of its files, to `folder`, each file's digest checked on the way.
-
-    Raises what `verify` raises.
-    """
+    """Copy a published folder to `folder`, each file's digest checked on the way; raises what `verify` raises."""
     found = read_manifest(place, expected_sha256)
-    for name, record in found.manifest.files.items():
-        if only is not None and name not in only:
-            continue
+    download_files(place, folder, found.manifest.files, progress)
+    return found
+
+
+def download_files(
+    place: StorePath, folder: Path, records: Mapping[str, FileRecord], progress: OnBytes | None = None
+) -> None:
+    """Copy files that a manifest lists to `folder`; raises ADAPTER_CORRUPT naming the first that is not as listed."""
+    for name, record in records.items():
         key, path = place.key(name), folder / name
         try:
             digest = place.store.download(key, path, progress)
@@ -106,7 +105,6 @@ def download_published(
             message = f"{place.store.uri(key)} is missing, but its manifest lists it"
             raise TuneryError(FailureReason.ADAPTER_CORRUPT, message) from error
         _compare(place.store.uri(key), record, path.stat().st_size, digest)
-    return found
 
 
 def _compare(uri: str, record: FileRecord, size: int, digest: str) -> None:

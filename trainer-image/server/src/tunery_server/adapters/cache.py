@@ -152,9 +152,6 @@ class AdapterCache:
         try:
             for name in FILES:
                 (draft / name).chmod(_MODE)
-            for path in draft.iterdir():
-                if path.name not in FILES:
-                    path.unlink()
             draft.chmod(0o755)
             with self._lock:
                 if self.folder(sha256).exists():

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.manifest import CONFIG_FILE, Lineage
 from tunery_api.reasons import FailureReason
-from tunery_api.unservable import INTO_MODEL, LINEAR, PEFT_ONLY
+from tunery_api.unservable import INTO_MODEL, LINEAR, PEFT_ONLY, Unservable, base_problem, rank_problem
 from tunery_common.errors import TuneryError
 
 LARGEST_CONFIG: Final = 16_000_000
@@ -136,27 +135,16 @@ def _ranks(found: Mapping[str, Any]) -> list[int]:
 
 def check_rank(rank: int, largest: int, slot: int | None) -> None:
     """Raise RankTooHigh where `rank` is above `largest`; `slot` are the bytes that one of rank 1 takes."""
-    if rank <= largest:
-        return
-    message = f"its rank is {rank}, engine.maxRank is {largest}"
-    enough = next((each for each in ENGINE_RANKS if each >= rank), None)
-    if enough is None:
-        raise TuneryError(
-            FailureReason.RANK_TOO_HIGH, f"{message}, and none above {ENGINE_RANKS[-1]} is served", INTO_MODEL
-        )
-    room = f", a slot then takes {slot * enough / 2**20:,.0f} MiB" if slot else ""
-    raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one{room})"
-    hint = f"{raised}, or make an adapter of a lower rank."
-    raise TuneryError(FailureReason.RANK_TOO_HIGH, message, hint)
+    _raise_for(rank_problem(rank, largest, slot))
 
 
 def check_base_name(config: AdapterConfig, lineage: Lineage, served_name: str) -> None:
     """Raise BaseMismatch where the adapter names a base, and another than the server's."""
     names = [name for name in (lineage.served_name, config.base_name) if name]
-    if names and served_name not in names:
-        message = f"it was trained on {names[0][:200]}, and the model of this server is {served_name}"
-        hint = (
-            f"Serve it from an AdapterServer of {names[0][:200]}; if that is this very model under another name, make "
-            "the server anew with that name as spec.model.servedName."
-        )
-        raise TuneryError(FailureReason.BASE_MISMATCH, message, hint)
+    if served_name not in names:
+        _raise_for(base_problem(names[0][:200] if names else None, served_name))
+
+
+def _raise_for(problem: Unservable | None) -> None:
+    if problem is not None:
+        raise TuneryError(problem.reason, problem.message, problem.hint)

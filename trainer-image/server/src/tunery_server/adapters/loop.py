@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,12 +99,11 @@ class Loader:
         try:
             while True:
                 await self._step_or_log()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), TICK_SECONDS)
-                except TimeoutError:
-                    continue
-                finally:
-                    self._wake.clear()
+                # wait_for of Python 3.11 forgets to be cancelled where that and the end of the waiting come together.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._wake.wait()
+                self._wake.clear()
         finally:
             for task in self._tasks():
                 task.cancel()

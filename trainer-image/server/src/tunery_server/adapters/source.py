@@ -15,7 +15,7 @@ from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, StorePath, open_store
 from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
-from tunery_common.storage.published_folder import download_published, parse_manifest, read_manifest
+from tunery_common.storage.published_folder import download_files, parse_manifest, read_manifest
 from tunery_common.storage.s3_client import SharedClient
 from tunery_server.adapters.cache import FILES, AdapterCache, Content, wanted_bytes
 from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
@@ -23,8 +23,6 @@ from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
 
 _LARGEST_MANIFEST: Final = 16_000_000
-_TRIES: Final = 2
-"""What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame."""
 _OTHER: Final = (
     "Other content lies there than was vouched for: correct manifestSha256 of the entry, or have the job that made it "
     "publish it again."
@@ -73,13 +71,17 @@ def marks(place: StorePath) -> tuple[str, ...]:
     """Return the versions of the manifest and of both files; raises AdapterMissing, and the storage's reasons."""
     manifest = place.store.head(place.key(MANIFEST_NAME))
     if manifest is None:
-        message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
-        raise TuneryError(FailureReason.ADAPTER_MISSING, message)
+        raise _unpublished(place)
     if manifest.size > _LARGEST_MANIFEST:
         message = f"{place.below(MANIFEST_NAME).uri} has {manifest.size:,} bytes, which no manifest has"
         raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
     files = [place.store.head(place.key(name)) for name in FILES]
     return (manifest.version, *(entry.version if entry else "" for entry in files))
+
+
+def _unpublished(place: StorePath) -> TuneryError:
+    message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
+    return TuneryError(FailureReason.ADAPTER_MISSING, message)
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,7 @@ def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
 
     Raises what `fetch` and `check_fit` raise, but for what only the weights tell.
     """
-    uri = place.below(MANIFEST_NAME).uri
-    try:
-        data = place.store.read_range(place.key(MANIFEST_NAME), 0, _LARGEST_MANIFEST + 1)
-    except ObjectMissing as error:
-        message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
-        raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
-    manifest = parse_manifest(data, uri, sha256, _OTHER).manifest
+    manifest, _ = _manifest(place, sha256)
     _check_files(place, manifest)
     _check_size(place, manifest)
     record, key = manifest.files[WEIGHTS_FILE], place.key(WEIGHTS_FILE)
@@ -113,6 +109,16 @@ def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
 
     fit = check_parts(_config(place, manifest), header, manifest.lineage, base)
     return Known(sha256, fit, wanted_bytes(manifest))
+
+
+def _manifest(place: StorePath, sha256: str) -> tuple[Manifest, bytes]:
+    """Return the manifest with that digest, and its bytes, read once; raises AdapterMissing and AdapterCorrupt."""
+    uri = place.below(MANIFEST_NAME).uri
+    try:
+        data = place.store.read_range(place.key(MANIFEST_NAME), 0, _LARGEST_MANIFEST + 1)
+    except ObjectMissing as error:
+        raise _unpublished(place) from error
+    return parse_manifest(data, uri, sha256, _OTHER).manifest, data
 
 
 def _config(place: StorePath, manifest: Manifest) -> AdapterConfig:
@@ -134,30 +140,25 @@ def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[i
 
     Raises TuneryError: AdapterMissing, AdapterCorrupt naming the file, DiskFull, and the reasons of the storage.
     """
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return _fetch(place, sha256, cache, moved)
-        except TuneryError as error:
-            if error.reason is FailureReason.DISK_FULL and attempt < _TRIES:
-                cache.discard_unused()
-            elif error.reason is not FailureReason.ADAPTER_CORRUPT or attempt == _TRIES:
-                raise
-    raise RuntimeError("unreachable: the last attempt returns or raises")
+    try:
+        return _fetch(place, sha256, cache, moved)
+    except TuneryError as error:
+        if error.reason is FailureReason.DISK_FULL:
+            cache.discard_unused()
+        elif error.reason is not FailureReason.ADAPTER_CORRUPT:
+            raise
+    # What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame.
+    return _fetch(place, sha256, cache, moved)
 
 
 def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
-    marks(place)  # a manifest of any size would be read below
-    found = read_manifest(place, sha256)
-    _check_files(place, found.manifest)
-    _check_size(place, found.manifest)  # before the disk is asked for what a manifest only claims
-    draft = cache.draft(sha256, found.manifest)
+    manifest, data = _manifest(place, sha256)
+    _check_files(place, manifest)
+    _check_size(place, manifest)  # before the disk is asked for what a manifest only claims
+    draft = cache.draft(sha256, manifest)
     try:
-        download_published(place, draft, sha256, moved, FILES)
-        manifest = place.read_bytes(MANIFEST_NAME)
-        if hashlib.sha256(manifest).hexdigest() != sha256:
-            message = f"{place.below(MANIFEST_NAME).uri} was replaced while it was read"
-            raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
-        return cache.put(sha256, draft, manifest)
+        download_files(place, draft, {name: manifest.files[name] for name in FILES}, moved)
+        return cache.put(sha256, draft, data)
     finally:
         cache.give_up(draft)
 

@@ -28,7 +28,7 @@ from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.parts import Mark, Parts, batch_digest
 from tunery_server.batch.progress import Progress
 from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, result_of, too_many_errors
-from tunery_server.batch.requests import parse
+from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Access, Patience, Server, Stopped
 from tunery_server.batch.stopping import StopRequested, StopSignal
 
@@ -159,9 +159,13 @@ def _answered(batch: Batch, progress: Progress, stop: StopSignal) -> Ended:
         batch.parts.next_round()
         raise failure
     if batch.lines.digest != batch.checked.digest:
-        message = f"spec.input.uri: {batch.spec.input.uri} was changed while it was read"
-        raise TuneryError(FailureReason.INPUT_INVALID, message, "Let it be, and retry.")
+        raise _changed(batch)
     return Ended(batch.work.run, batch.spec, batch.checked, batch.parts, found, tally)
+
+
+def _changed(batch: Batch) -> TuneryError:
+    message = f"spec.input.uri: {batch.spec.input.uri} was changed while it was read"
+    return TuneryError(FailureReason.INPUT_INVALID, message, "Let it be, and retry.")
 
 
 def _reached(kept: Kept, batch: Batch) -> RunResult:
@@ -252,7 +256,11 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
     keeper = Keeper(batch.parts, kept, batch.pace.part)
 
     async def ask(line: Line) -> Answer:
-        return await server.ask(line, parse(line.raw, batch.spec.default_model))
+        try:
+            request = parse(line.raw, batch.spec.default_model)
+        except BadLine as error:  # each was a request when it was checked
+            raise _changed(batch) from error
+        return await server.ask(line, request)
 
     conveyor = Conveyor(ask, kept.left(batch.lines), Counted(keeper, batch.spec.max_errors, stops), stops.stop)
     keeping = asyncio.create_task(keeper.keep(conveyor.stored))

@@ -1,0 +1,175 @@
+"""A batch whose input, parts or storage are not as they were a moment ago: what can be gone on with, and what not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.batch_kit import Table, jsonl, request, table
+from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import LocalStore, PutResult
+from tunery_server.batch.check import MOST_MODELS
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Which writes fail: how many more, by a word of their key; `list` are the listings."""
+    left: dict[str, int] = {}
+    plain_put, plain_file, plain_list = LocalStore.put_bytes, LocalStore.upload_file, LocalStore.list
+
+    def check(key: str) -> None:
+        for word in left:
+            if word in key and left[word]:
+                left[word] -= 1
+                raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"{key}: the storage does not answer")
+
+    def put_bytes(store: LocalStore, key: str, *values: Any, **more: Any) -> PutResult:
+        check(key)
+        return plain_put(store, key, *values, **more)
+
+    def upload_file(store: LocalStore, path: Path, key: str, *values: Any, **more: Any) -> Any:
+        check(key)
+        return plain_file(store, path, key, *values, **more)
+
+    def list_(store: LocalStore, prefix: str) -> Any:
+        check(f"list {prefix}")
+        return plain_list(store, prefix)
+
+    monkeypatch.setattr(LocalStore, "put_bytes", put_bytes)
+    monkeypatch.setattr(LocalStore, "upload_file", upload_file)
+    monkeypatch.setattr(LocalStore, "list", list_)
+    monkeypatch.setattr("tunery_server.batch.keeping._PAUSE_SECONDS", 0.02)
+    return left
+
+
+async def refused(here: Table, uri: str, **more: Any) -> TuneryError:
+    with pytest.raises(TuneryError) as caught:
+        await here.run(uri, **more)
+    return caught.value
+
+
+async def test_a_storage_that_fails_for_a_moment_loses_no_part(tmp_path: Path, flaky: dict[str, int]) -> None:
+    async with table(tmp_path) as here:
+        flaky["part-"] = 3
+        here.oracle.seconds = 0.02
+        await here.run(here.put(jsonl(request(number) for number in range(60))))
+        assert flaky == {"part-": 0}
+        assert len(here.lines()) == 60
+        assert set(here.oracle.asked.values()) == {1}
+
+
+async def test_parts_that_cannot_be_removed_stay_and_the_batch_has_succeeded(
+    tmp_path: Path, flaky: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with table(tmp_path) as here:
+        here.oracle.broken = {str(request(0)["body"]["messages"])}
+        uri = here.put(jsonl(request(number) for number in range(3)))
+        await refused(here, uri)
+        here.oracle.broken = set()
+
+        def fail() -> None:
+            flaky["list parts-u-1"] = 9
+
+        here.site.engine.handler = _then(here.oracle, fail)
+        result = await here.run(uri)
+        assert result.output is not None
+        assert "the parts below" in caplog.text
+        flaky.clear()
+        assert here.parts != []
+
+
+def _then(oracle: Any, done: Any) -> Any:
+    async def answer(asked: Any, body: Any) -> Any:
+        got = await oracle(asked, body)
+        done()
+        return got
+
+    return answer
+
+
+async def test_bad_lines_are_told_though_their_list_cannot_be_stored(tmp_path: Path, flaky: dict[str, int]) -> None:
+    async with table(tmp_path) as here:
+        flaky["invalid-lines"] = 9
+        error = await refused(here, here.put(b"\n".join([b"{"] * 200)))
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert "200 lines of pvc://data/in.jsonl cannot be asked: line 1: is not JSON" in error.message
+        assert "invalid-lines" not in str(error.hint)
+
+
+async def test_a_part_that_is_not_what_was_stored_is_asked_again(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        here.oracle.broken = {str(request(25)["body"]["messages"])}
+        uri = here.put(jsonl(request(number) for number in range(30)))
+        await refused(here, uri)
+        here.oracle.broken = set()
+        folder, name = here.place("parts-u-1"), next(each for each in here.parts if "part-000000000000-" in each)
+        folder.store.put_bytes(folder.key(name), b"x")
+        error = await refused(here, uri)
+        assert error.reason is FailureReason.STORAGE_UNAVAILABLE
+        assert "is not what was stored: its 10 lines are asked again" in error.message
+        await here.run(uri)
+        assert [line["custom_id"] for line in here.lines()] == [f"row-{number}" for number in range(30)]
+        assert here.oracle.asked.total() == 30 + 1 + 10
+
+
+async def test_notes_that_are_nonsense_are_those_of_nobody(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        here.oracle.broken = {str(request(5)["body"]["messages"])}
+        uri = here.put(jsonl(request(number) for number in range(20)))
+        await refused(here, uri)
+        folder = here.place("parts-u-1")
+        for name in here.parts:
+            if name.endswith(".json"):
+                folder.store.put_bytes(folder.key(name), b"[7]")
+        here.oracle.broken = set()
+        await here.run(uri)
+        assert len(here.lines()) == 20
+        assert here.parts == []
+
+
+@pytest.mark.parametrize(
+    "later", [jsonl(request(number) for number in range(50, 70)), b"{\n" * 20], ids=["other", "bad"]
+)
+async def test_an_input_that_changes_while_it_is_answered_publishes_nothing(later: bytes, tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        uri = here.put(jsonl(request(number, padding="x" * 100_000) for number in range(20)))
+
+        def change() -> None:
+            here.put(later)
+
+        here.site.engine.handler = _then(here.oracle, change)
+        error = await refused(here, uri, concurrency=1)
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert "was changed while it was read" in error.message
+        assert here.listed("out-u-1") == []
+
+
+async def test_more_models_than_any_server_has_are_refused(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        lines = (request(number, model=f"m{number}") for number in range(MOST_MODELS + 1))
+        error = await refused(here, here.put(jsonl(lines)))
+        assert f"more than {MOST_MODELS} different models are asked for" in error.message
+        assert not here.oracle.asked
+
+
+async def test_told_twice_to_stop_it_ends_at_once(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        here.oracle.seconds = 60
+        here.pace = replace(here.pace, grace_seconds=60.0)
+        program = await here.start(here.put(jsonl(request(number) for number in range(20))))
+        while len(here.oracle.asked) < 4:
+            await asyncio.sleep(0.01)
+        program.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            while "Told to stop" not in program.log:
+                await asyncio.sleep(0.01)
+            assert await program.end(signal.SIGTERM) == ExitCode.TERMINATED, program.log
+        assert program.words.answers is not None
+        assert program.words.answers.answered == 0
