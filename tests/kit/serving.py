@@ -47,13 +47,17 @@ class Server(Job):
     def __init__(self, kubectl: Kubectl, manifest: dict[str, Any], namespace: str) -> None:
         super().__init__(kubectl, manifest, namespace)
         self.key: str | None = None
+        self._url = ""
 
     @property
     def url(self) -> str:
-        """The Service's own address: tests run on the node."""
+        """The Service's own address: tests run on the node. It is asked for again where nothing answers there."""
+        if self._url:
+            return self._url
         service = self.kubectl.get("service", f"{self.name}-server", self.namespace)
         assert service is not None, f"{self.name} has no Service\n{self.story()}"
-        return f"http://{service['spec']['clusterIP']}:8000"
+        self._url = f"http://{service['spec']['clusterIP']}:8000"
+        return self._url
 
     def ask(self, model: str, path: str = "/v1/completions", **body: Any) -> Reply:
         """Post a request for a model; of a completion one token by default."""
@@ -72,6 +76,7 @@ class Server(Job):
         except urllib.error.HTTPError as error:
             return Reply(error.code, _document(error.read()), dict(error.headers))
         except OSError as error:
+            self._url = ""
             return Reply(0, {"error": {"message": str(error)}}, {})
 
     def adapter(self, name: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Truth:
 
 @contextmanager
 def watched(server: Server) -> Iterator[Truth]:
-    """Compare status and engines from before the block until it ends."""
+    """Compare status and engines from before the block until after it."""
     truth, ended = Truth(), threading.Event()
 
     def look() -> None:
@@ -111,3 +111,5 @@ def watched(server: Server) -> Iterator[Truth]:
     finally:
         ended.set()
         thread.join(30)
+        with suppress(KubectlError, OSError):
+            look()
