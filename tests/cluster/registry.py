@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ import yaml
 from cluster.daemon import Daemon
 from cluster.paths import cache_dir
 from cluster.ports import is_listening, kept_ports
+from cluster.shell import run
 
 WANTED_PORT = 5000
+KEPT = 3
+"""Images of each name that are kept, the latest: each change of a source makes one, of up to a gigabyte."""
 MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -47,11 +51,23 @@ class Registry:
         file = self.state_dir / "registry.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(config))
+        if not self.daemon.is_running():
+            self._forget_old(file)
         self.daemon.start(["docker-registry", "serve", file])
         self.daemon.wait_ready(lambda: is_listening(self.address, port))
 
     def stop(self) -> None:
         self.daemon.stop()
+
+    def _forget_old(self, config: Path) -> None:
+        """Remove the images that later ones of the same name have replaced, with what only they needed."""
+        old = []
+        for tags in cache_dir().glob("registry/docker/registry/v2/repositories/*/_manifests/tags"):
+            old += sorted(tags.iterdir(), key=lambda tag: (tag / "current" / "link").stat().st_mtime)[:-KEPT]
+        for tag in old:
+            shutil.rmtree(tag)
+        if old:
+            run(["docker-registry", "garbage-collect", "--delete-untagged", config])
 
     def has(self, repository: str, tag: str) -> bool:
         """Tell whether the registry holds an image."""
