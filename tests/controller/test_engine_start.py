@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from controller.servers import owner, server_spec
+from tunery_api.serving import ENGINE_SOCKET
 from tunery_operator.manifests.server import build_server
 from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.job import Platform
@@ -23,24 +25,31 @@ from tunery_operator.settings import Serving, Settings
 from cluster.waiting import wait_until
 
 ENGINE = """\
-import os, signal, sys, time
+import os, signal, socket, sys, time
 
 def drain(*_):
     signal.signal(signal.SIGTERM, lambda *_: print("told twice", flush=True))
+    server.close()
     print("drains", flush=True)
     time.sleep(0.5)
     print("drained", flush=True)
     sys.exit(int(os.environ["DRAINED"]))
 
 print(*sys.argv[1:], os.getpid(), flush=True)
+server = socket.socket(socket.AF_UNIX)
+server.bind(os.environ["SOCKET"])
+if "WAITS" in os.environ:
+    signal.signal(signal.SIGTERM, lambda *_: print("waits for its own processes", flush=True))
+    print("loads", flush=True)
 if "DRAINED" in os.environ:
     signal.signal(signal.SIGTERM, drain)
+    server.listen()
     print("listens", flush=True)
 if "ENDS" in os.environ:
     sys.exit(int(os.environ["ENDS"]))
 time.sleep(60)
 """
-"""A stand-in for `vllm` that knows no SIGTERM until it has loaded, and then finishes its requests."""
+"""A stand-in for `vllm`: it has the name of its socket at once, listens once it has loaded, and finishes requests."""
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 
 
@@ -91,9 +100,19 @@ def started(folder: Path, shell: str, **environment: str) -> Iterator[Container]
     vllm.chmod(0o755)
     first, *rest = command()
     assert first == "sh"
+    with tempfile.TemporaryDirectory() as short:  # of a socket's name no more than a hundred characters are taken
+        place = f"{short}/engine.sock"
+        with _started(
+            folder, [shell, *(word.replace(ENGINE_SOCKET, place) for word in rest)], environment | {"SOCKET": place}
+        ) as it:
+            yield it
+
+
+@contextmanager
+def _started(folder: Path, command: list[str], environment: dict[str, str]) -> Iterator[Container]:
     apart = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child"]
     allowed = subprocess.run([*apart, "true"], check=False, capture_output=True).returncode == 0
-    words = [*(apart if allowed else []), shell, *rest]
+    words = [*(apart if allowed else []), *command]
     with (folder / "log").open("wb") as log:
         variables = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
         process = subprocess.Popen(words, env=variables, stdout=log, stderr=log)
@@ -111,7 +130,7 @@ def test_an_engine_that_ends_by_itself_ends_its_container_with_its_own_code(
 ) -> None:
     with started(tmp_path, shell, ENDS=str(code)) as container:
         assert container.end() == code
-        assert container.log[0].startswith("serve /model --uds=/run/tunery/engine.sock ")
+        assert container.log[0].startswith("serve /model --uds=")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -120,8 +139,20 @@ def test_an_engine_that_still_loads_ends_as_soon_as_it_is_told(tmp_path: Path, s
         container.wait_line("serve /model")
         began = time.monotonic()
         container.tell()
-        assert container.end() == 128 + signal.SIGTERM
+        assert container.end() == 128 + signal.SIGKILL
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_engine_that_loads_and_would_wait_for_its_own_processes_has_nothing_to_finish(
+    tmp_path: Path, shell: str
+) -> None:
+    """vLLM's first process has a handler by then, which gives the others as long as requests would get."""
+    with started(tmp_path, shell, WAITS="1") as container:
+        container.wait_line("loads")
+        container.tell()
+        assert container.end() == 128 + signal.SIGKILL
+        assert "waits for its own processes" not in container.log
 
 
 @pytest.mark.parametrize("shell", SHELLS)

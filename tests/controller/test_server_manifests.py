@@ -185,7 +185,10 @@ def test_the_engine_is_called_with_flags_that_keep_its_api_for_the_door() -> Non
     assert engine["command"] == [
         "sh",
         "-c",
-        'rm -f /run/tunery/engine.sock; end() { told=1; kill -TERM $vllm; }; vllm serve /model "$@" & vllm=$!; '
+        'rm -f /run/tunery/engine.sock; end() { told=1 how=TERM; if [ -z "$ends" ] && [ -r /proc/net/unix ]; '
+        "then how=KILL; while read -r _ _ _ flags _ _ _ path; do "
+        '[ "$flags $path" != "00010000 /run/tunery/engine.sock" ] || how=TERM; done < /proc/net/unix; fi; '
+        'ends=1; kill -$how $vllm; }; vllm serve /model "$@" & vllm=$!; '
         "trap end TERM INT; code=127; while wait $vllm; now=$?; [ $now = 127 ] || code=$now; [ $told ]; "
         "do told=; done; exit $code",
         "vllm",

@@ -28,15 +28,19 @@ GRACE_SECONDS: Final = 90
 _UNLISTED_SECONDS: Final = 5
 """How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
 _START: Final = (
-    f"rm -f {ENGINE_SOCKET}; end() {{ told=1; kill -TERM $vllm; }}; "
+    f'rm -f {ENGINE_SOCKET}; end() {{ told=1 how=TERM; if [ -z "$ends" ] && [ -r /proc/net/unix ]; then how=KILL; '
+    "while read -r _ _ _ flags _ _ _ path; do "
+    f'[ "$flags $path" != "00010000 {ENGINE_SOCKET}" ] || how=TERM; done < /proc/net/unix; fi; '
+    "ends=1; kill -$how $vllm; }; "
     f'vllm serve {MODEL_DIR} "$@" & vllm=$!; trap end TERM INT; code=127; '
     "while wait $vllm; now=$?; [ $now = 127 ] || code=$now; [ $told ]; do told=; done; exit $code"
 )
 """vLLM does not take the socket that an engine before it has left.
 
-It heeds no SIGTERM until it has loaded, and as the first process of a container it would live on till the grace period
-is over: so the shell stays the first, and passes it on. A trap ends `wait` early, so that it is waited for again; 127
-is what `wait` says of a process whose end it has told already.
+As the first process of a container it would heed no SIGTERM before it has a handler, and while it loads it waits for
+its own processes as long as for requests: the pod would end with its grace period. So the shell stays the first. Before
+anybody listens at the socket there is no request to finish, and the engine is killed; later it is told to end. A trap
+ends `wait` early, so that it is waited for again; 127 is what `wait` says of a process whose end it has told already.
 """
 _DOOR_HOME: Final = "/tmp"  # noqa: S108
 
