@@ -1,4 +1,4 @@
-"""docs/install.md names the chart's values: each that there is, and none that there is not; README sets the same images."""
+"""docs/install.md names the chart's values, each that there is and no other, and sets the same images as README."""
 
 from __future__ import annotations
 

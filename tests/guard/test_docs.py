@@ -20,6 +20,8 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 
+from kit.environment import engine_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -167,3 +169,28 @@ def test_the_first_data_of_the_quickstart_can_be_trained_on(tmp_path: Path) -> N
     rows = [json.loads(line) for line in (tmp_path / "support.jsonl").read_text().splitlines()]
     assert len({json.dumps(row) for row in rows}) == 40
     assert {frozenset(row) for row in rows} == {frozenset({"prompt", "completion"})}
+
+
+def cpus(amount: str | int) -> float:
+    """Return an amount of CPU, such as 1700m, in CPUs."""
+    text = str(amount)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
+    values = yaml.safe_load((ROOT / "charts" / "tunery" / "values.yaml").read_text())
+    operator = values["operator"]["replicas"] * cpus(values["operator"]["resources"]["requests"]["cpu"])
+    examples = ROOT / "docs" / "examples"
+    job = yaml.safe_load((examples / "quickstart.yaml").read_text())["spec"]["resources"]
+    _, second, server = yaml.safe_load_all((examples / "serving-demo.yaml").read_text())
+    (door,) = (
+        line.partition("=")[2] for line in engine_settings({"TUNERY_ENGINE_IMAGE": "e:1"}, "vllm") if ".cpu=" in line
+    )
+    preflight, training = cpus(values["preflight"]["resources"]["cpu"]), cpus(job["cpu"])
+    served = cpus(server["spec"]["resources"]["cpu"]) + cpus(door)
+    both = served + cpus(second["spec"]["resources"]["cpu"]) + operator
+    text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())
+    assert f"{max(preflight, training) + operator:g} CPUs free: {training:g} for the job ({preflight:g} for its" in text
+    assert f"and {operator:g} for the operator's two replicas" in text
+    assert f"`make demo-serving` takes {both:g} CPUs" in text
+    assert f"keeps {served:g} CPUs until it is deleted" in text

@@ -8,8 +8,7 @@ import time
 import pytest
 
 from cluster.progress import Progress
-from demo import __main__ as demo
-from demo import serving
+from demo import jobs, serving
 
 LINE = re.compile(r"\[ *\d+\.\d s\] (still|done|failed) +(.+)")
 
@@ -35,7 +34,7 @@ def test_a_step_that_fails_is_told_so_once(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_object_that_nobody_has_looked_at_yet_is_pending_in_the_tables_of_the_demos() -> None:
-    assert demo._row({}) == ("Pending", "", "", "", "")
+    assert jobs.row({}) == ("Pending", "", "", "", "")
     assert serving._row({}) == ("Pending", "", "", "")
     status = {"phase": "Ready", "readyText": "1/1", "adaptersText": "2/2"}
     assert serving._row(status) == ("Ready", "1/1", "2/2", "")
