@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_operator.status.events import RANK_TOO_LOW
 
 from kit.environment import engine_settings
 
@@ -151,6 +153,32 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
     assert set(table(heading)) == {condition.value for condition in ServerCondition}
     section = OPERATIONS.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     assert [phase.value for phase in ServerPhase if not re.search(rf"\b{phase.value}\b", section)] == []
+
+
+# Words of Kubernetes, which the operator reads, and those of events.
+NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
+NO_REASON = {"True", "False", "Unknown", "Job", "Pod", "Retried"}
+
+
+def reasons_of_conditions() -> set[str]:
+    """Return the reasons of conditions in the operator's sources that are no failure, nor the name of a condition."""
+    source = ROOT / "operator" / "src" / "tunery_operator"
+    files = [path for path in (source / "status").rglob("*.py") if path.name not in NO_REASONS]
+    nodes = (
+        node
+        for path in [*files, source / "views" / "attempt.py", source / "views" / "event.py"]
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    told = {each.value for kind in (ConditionType, ServerCondition, FailureReason) for each in kind}
+    return {word for word in words if re.fullmatch(r"([A-Z][a-z]+)+", word)} - told - NO_REASON
+
+
+def test_every_reason_of_a_condition_is_explained_with_its_condition() -> None:
+    rows = table("Reasons of conditions")
+    assert set(rows) - {RANK_TOO_LOW} == reasons_of_conditions()
+    known = {each.value for kind in (ConditionType, ServerCondition) for each in kind}
+    assert {name for row in rows.values() for name in row[0].split(", ")} <= known
 
 
 def test_the_metrics_in_the_docs_are_those_of_the_code() -> None:
