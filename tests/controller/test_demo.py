@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -118,11 +119,12 @@ def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(api_server: Kubec
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     while "held by Unschedulable" not in process.stdout.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: kubectl gets it, too
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert out.splitlines()[-1].startswith("Interrupted: lorajob/left and the local cluster go on; to stop it: ")
