@@ -156,7 +156,7 @@ cluster-env: setup ## Print exports for the running cluster: eval "$(make -s clu
 	@$(CLUSTER_CLI) env
 
 .PHONY: images
-images: setup ## Build the operator and trainer images
+images: setup ## Build the images of operator, trainer and server
 	@$(CLUSTER_CLI) images
 
 .PHONY: engine-image

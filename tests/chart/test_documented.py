@@ -1,17 +1,22 @@
-"""docs/install.md names the chart's values: each that there is, and none that there is not."""
+"""docs/install.md names the chart's values, each that there is and no other, and sets the same images as README."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import pytest
 import yaml
 
-from .rendering import CHART, Helm
+from .rendering import CHART, KUBE_VERSION, Helm, Rendered
+from cluster.images import IMAGES
+from kit.environment import NEEDED
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 PAGE = (CHART.parents[1] / "docs" / "install.md").read_text()
+README = (CHART.parents[1] / "README.md").read_text()
+REGISTRY = "registry.example.com/tunery"
 
 
 def documented() -> set[str]:
@@ -56,3 +61,37 @@ def test_every_block_of_values_renders(helm: Helm, block: str) -> None:
     values = yaml.safe_load(block)
     assert set(values) <= set(VALUES)
     assert helm.render(values=values).one("Deployment")
+
+
+def installing(page: str) -> list[str]:
+    """Return the words of a page's `helm install`."""
+    (command,) = re.findall(r"^helm install (?:.*\\\n)*.*$", page, re.MULTILINE)
+    return shlex.split(command.replace("\\\n", " "))
+
+
+def image_values(page: str) -> set[str]:
+    """Return the values of images that a page's `helm install` sets."""
+    return {name for word in installing(page) for name in re.findall(r"([a-z.]+\.image\.[a-z]+)=", word)}
+
+
+def images_of(rendered: Rendered) -> set[str]:
+    """Return what the operator runs, and has run, of this product: whatever has its name, wherever it stands."""
+    deployment = rendered.one("Deployment")
+    return set(re.findall(r"[^\s\"',]*\btunery-[a-z]+:[^\s\"',]+", yaml.safe_dump(deployment, width=10**6)))
+
+
+def test_readme_and_install_set_the_same_images_those_that_make_push_builds(helm: Helm) -> None:
+    assert image_values(README) == image_values(PAGE)
+    repositories = {f"{REGISTRY}/{image.repository}" for image in IMAGES}
+    told = [word for word in installing(PAGE) if ".image.repository=" in word]
+    assert {word.partition("=")[2] for word in told} == repositories
+    _, _, name, chart, *flags = [word for word in installing(PAGE) if word != "--wait"]
+    text = helm.run("template", name, str(CHART.parents[1] / chart), "--kube-version", KUBE_VERSION, *flags)
+    assert images_of(Rendered.parse(text)) == {f"{repository}:TAG" for repository in repositories}
+
+
+def test_install_names_each_image_of_make_push_and_what_it_prints() -> None:
+    section = PAGE.split("\n## 1. Images\n", 1)[1].split("\n## ", 1)[0]
+    assert [image.name for image in IMAGES if f"`{image.repository}`" not in section] == []
+    assert [image.name for image in IMAGES if f"`{image.folder}/Dockerfile`" not in section] == []
+    assert [name for name in NEEDED if f"`{name}`" not in PAGE] == []

@@ -128,6 +128,9 @@ def main() -> int:
     except ERRORS as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        # Whoever called it, such as the demo, says what goes on.
+        return 130
     return 0
 
 

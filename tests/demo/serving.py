@@ -16,8 +16,10 @@ from typing import Any
 import aiohttp
 import yaml
 
-from demo.__main__ import MANIFEST, NAMESPACE, QUESTIONS, cluster, console, follow, step
-from kit.environment import MissingEnvironment, engine_settings, images, is_existing, uri_root
+from demo.__main__ import MANIFEST, QUESTIONS, cluster
+from demo.jobs import begin, follow
+from demo.telling import NAMESPACE, Hold, console, ended, going_on, step
+from kit.environment import engine_settings, images, is_existing, uri_root
 from kit.installation import ROOT, install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -31,21 +33,20 @@ MAX_TOKENS = 24
 
 def main() -> int:
     """Run the demo; return the exit code."""
+    return ended(_demo)
+
+
+def _demo() -> None:
     began = time.monotonic()
-    try:
-        environment = cluster()
-        engine = engine_settings(environment, "vllm")
-        kubectl = Kubectl(environment)
-        with step("Install the chart with Helm, with an image of vLLM for CPUs as its engine"):
-            install(kubectl, images(environment), *engine)
-        with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
-            create_tenant(kubectl, NAMESPACE, environment)
-        _serve(kubectl, uri_root(environment))
-    except (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
-        console.print(f"[red]{type(error).__name__}[/]: {error}", markup=True)
-        return 1
+    environment = cluster()
+    engine = engine_settings(environment, "vllm")
+    kubectl = Kubectl(environment)
+    with step("Install the chart with Helm, with an image of vLLM for CPUs as its engine"):
+        install(kubectl, images(environment), *engine)
+    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
+        create_tenant(kubectl, NAMESPACE, environment)
+    _serve(kubectl, uri_root(environment))
     console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
-    return 0
 
 
 def _serve(kubectl: Kubectl, root: str) -> None:
@@ -56,24 +57,25 @@ def _serve(kubectl: Kubectl, root: str) -> None:
         console.print(text, style="cyan", markup=False)
         kubectl.apply(rows, server, namespace=NAMESPACE)
         kubectl.run("label", "lorajob", quickstart.name, "-n", NAMESPACE, "--overwrite", LABEL)
-    second = _adapter(kubectl, parcels)
-    with step(f"Serve: kubectl get adapterserver {server['metadata']['name']} -n {NAMESPACE} -w"):
-        _follow_server(kubectl, server["metadata"]["name"], {quickstart.name, second.name})
+    name = server["metadata"]["name"]
     base = server["spec"]["model"].get("servedName") or server["spec"]["model"]["uri"].rsplit("/", 1)[-1]
-    with step("Ask the base and both adapters at the same time: one mixed batch in the engine, streamed"):
-        _ask_all(kubectl, server["metadata"]["name"], [base, quickstart.name, second.name])
-    _farewell(server["metadata"]["name"], second.name)
+    with going_on(f"adapterserver/{name}"):
+        second = _adapter(kubectl, parcels)
+        with step(f"Serve: kubectl get adapterserver {name} -n {NAMESPACE} -w"):
+            _follow_server(kubectl, name, {quickstart.name, second.name})
+        with step("Ask the base and both adapters at the same time: one mixed batch in the engine, streamed"):
+            _ask_all(kubectl, name, [base, quickstart.name, second.name])
+    _farewell(name, second.name)
 
 
 def _adapter(kubectl: Kubectl, manifest: dict[str, Any]) -> Job:
-    """Return a LoRAJob of the demo that has succeeded: the one that is there, or a new one."""
+    """Return a LoRAJob of the demo that has succeeded: the one that is there, be it done or at work, or a new one."""
     job = Job(kubectl, manifest, NAMESPACE)
     if job.status.get("phase") == "Succeeded":
         console.print(f"[bold]▸ LoRAJob {job.name} has succeeded before[/]")
         return job
     with step(f"Fine-tune {job.name}: kubectl get lorajob {job.name} -n {NAMESPACE} -w"):
-        kubectl.delete(job.kind, job.name, NAMESPACE)
-        job.apply()
+        begin(job)
         follow(job)
     return job
 
@@ -82,6 +84,7 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
     """Print a line whenever what `kubectl get adapterserver` shows has changed, until all adapters are served."""
     console.print("  " + "".join(f"{word:<14}" for word in ("PHASE", "READY", "ADAPTERS")) + "REASON")
     shown: tuple[str, ...] = ()
+    hold = Hold()
 
     def all_served() -> bool:
         nonlocal shown
@@ -90,13 +93,15 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
         if row != shown:
             console.print("  " + "".join(f"{cell:<14}" for cell in row))
             shown = row
+        hold.tell(status)
         served = {each["name"] for each in status.get("adapters", []) if each["state"] == "Served"}
         return status.get("phase") == "Ready" and wanted <= served
 
     try:
         wait_for(f"AdapterServer {name}: all adapters served", all_served, START_SECONDS, every=1)
     except TimeoutError as error:
-        raise TimeoutError(f"{error}\n{kubectl.run('describe', 'adapterserver', name, '-n', NAMESPACE)}") from error
+        story = kubectl.run("describe", "adapterserver", name, "-n", NAMESPACE)
+        raise TimeoutError(f"{error}; it goes on\n{story}\n{hold.now or error}") from error
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:

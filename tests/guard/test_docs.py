@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -19,6 +20,9 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_operator.status.events import RANK_TOO_LOW
+
+from kit.environment import engine_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -151,6 +155,32 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
     assert [phase.value for phase in ServerPhase if not re.search(rf"\b{phase.value}\b", section)] == []
 
 
+# Words of Kubernetes, which the operator reads, and those of events.
+NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
+NO_REASON = {"True", "False", "Unknown", "Job", "Pod", "Retried"}
+
+
+def reasons_of_conditions() -> set[str]:
+    """Return the reasons of conditions in the operator's sources that are no failure, nor the name of a condition."""
+    source = ROOT / "operator" / "src" / "tunery_operator"
+    files = [path for path in (source / "status").rglob("*.py") if path.name not in NO_REASONS]
+    nodes = (
+        node
+        for path in [*files, source / "views" / "attempt.py", source / "views" / "event.py"]
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    told = {each.value for kind in (ConditionType, ServerCondition, FailureReason) for each in kind}
+    return {word for word in words if re.fullmatch(r"([A-Z][a-z]+)+", word)} - told - NO_REASON
+
+
+def test_every_reason_of_a_condition_is_explained_with_its_condition() -> None:
+    rows = table("Reasons of conditions")
+    assert set(rows) - {RANK_TOO_LOW} == reasons_of_conditions()
+    known = {each.value for kind in (ConditionType, ServerCondition) for each in kind}
+    assert {name for row in rows.values() for name in row[0].split(", ")} <= known
+
+
 def test_the_metrics_in_the_docs_are_those_of_the_code() -> None:
     calls = re.compile(r'(?:GaugeMetricFamily|Counter|Histogram|Gauge)\(\s*"(tunery_[a-z_]+)"')
     sources = (ROOT / "operator" / "src" / "tunery_operator").rglob("*.py")
@@ -167,3 +197,28 @@ def test_the_first_data_of_the_quickstart_can_be_trained_on(tmp_path: Path) -> N
     rows = [json.loads(line) for line in (tmp_path / "support.jsonl").read_text().splitlines()]
     assert len({json.dumps(row) for row in rows}) == 40
     assert {frozenset(row) for row in rows} == {frozenset({"prompt", "completion"})}
+
+
+def cpus(amount: str | int) -> float:
+    """Return an amount of CPU, such as 1700m, in CPUs."""
+    text = str(amount)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
+    values = yaml.safe_load((ROOT / "charts" / "tunery" / "values.yaml").read_text())
+    operator = values["operator"]["replicas"] * cpus(values["operator"]["resources"]["requests"]["cpu"])
+    examples = ROOT / "docs" / "examples"
+    job = yaml.safe_load((examples / "quickstart.yaml").read_text())["spec"]["resources"]
+    _, second, server = yaml.safe_load_all((examples / "serving-demo.yaml").read_text())
+    (door,) = (
+        line.partition("=")[2] for line in engine_settings({"TUNERY_ENGINE_IMAGE": "e:1"}, "vllm") if ".cpu=" in line
+    )
+    preflight, training = cpus(values["preflight"]["resources"]["cpu"]), cpus(job["cpu"])
+    served = cpus(server["spec"]["resources"]["cpu"]) + cpus(door)
+    both = served + cpus(second["spec"]["resources"]["cpu"]) + operator
+    text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())
+    assert f"{max(preflight, training) + operator:g} CPUs free: {training:g} for the job ({preflight:g} for its" in text
+    assert f"and {operator:g} for the operator's two replicas" in text
+    assert f"`make demo-serving` takes {both:g} CPUs" in text
+    assert f"keeps {served:g} CPUs until it is deleted" in text

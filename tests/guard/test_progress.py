@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from cluster.progress import Progress
-from demo import __main__ as demo
-from demo import serving
+from demo import jobs, serving
+from projects import ROOT
+
+SLOW = """
+import sys, time
+from cluster import __main__ as cluster
+cluster.COMMANDS["env"] = lambda _: (print("begun"), time.sleep(60))
+sys.argv[1:] = ["env"]
+sys.exit(cluster.main())
+"""
 
 LINE = re.compile(r"\[ *\d+\.\d s\] (still|done|failed) +(.+)")
 
@@ -35,7 +46,28 @@ def test_a_step_that_fails_is_told_so_once(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_object_that_nobody_has_looked_at_yet_is_pending_in_the_tables_of_the_demos() -> None:
-    assert demo._row({}) == ("Pending", "", "", "", "")
+    assert jobs.row({}) == ("Pending", "", "", "", "")
     assert serving._row({}) == ("Pending", "", "", "")
     status = {"phase": "Ready", "readyText": "1/1", "adaptersText": "2/2"}
     assert serving._row(status) == ("Ready", "1/1", "2/2", "")
+
+
+def test_a_command_of_the_cluster_that_ctrl_c_ends_prints_no_traceback() -> None:
+    command = [sys.executable, "-uc", SLOW]
+    process = subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "")
+
+
+@pytest.mark.parametrize("demo", ["demo", "demo.serving"])
+def test_a_demo_on_a_cluster_of_yours_names_in_a_line_what_it_lacks(demo: str) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "CLUSTER": "existing"}
+    command = [sys.executable, "-m", demo]
+    done = subprocess.run(command, cwd=ROOT / "tests", env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("MissingEnvironment: CLUSTER=existing needs AWS_ENDPOINT_URL, ")
+    assert "TUNERY_SERVER_IMAGE" in line

@@ -1,17 +1,27 @@
-"""docs/serving.md says of the door what the door does: its routes and its metrics."""
+"""docs/serving.md says of the door what the door does: routes, metrics, errors, and how soon it sees keys."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
 
 from server.door_kit import open_site
+from tunery_api.adapterserver import DEFAULT_IN_BATCH, DEFAULT_LOADED
+from tunery_api.reasons import FailureReason
+from tunery_operator.plan.desired import ADAPTER_WAITING
+from tunery_operator.status.server.hints import hint_of
+from tunery_server.door.clients import CLIENTS_HINT
 
 from projects import ROOT
 
 PAGE = (ROOT / "docs" / "serving.md").read_text()
+SERVER = ROOT / "trainer-image" / "server" / "src" / "tunery_server"
+CODE_AT = {"Refusal": 2, "unavailable": 0, "NotServed": 1}
+"""Which argument of a call is the code of the answer."""
 
 
 async def test_every_route_is_told_and_with_a_key_or_without(tmp_path: Path) -> None:
@@ -37,3 +47,60 @@ async def test_every_metric_is_told(tmp_path: Path) -> None:
         exposed = site.door.metrics.expose().decode()
     shown = {re.sub(r'="[^"]*"', "", series) for series in re.findall(r"^(tunery_\S+) ", exposed, re.MULTILINE)}
     assert shown == set(re.findall(r"^\| `(tunery_[^`]+)` \|", PAGE, re.MULTILINE))
+
+
+def answered() -> Iterator[tuple[str | None, str]]:
+    """Yield the codes that the door's sources answer with, each with its status where that is written there.
+
+    A reason of a failure is told as such. Words that a request waits for are constants of the loader.
+    """
+    yield "503", ADAPTER_WAITING
+    for path in sorted([*(SERVER / "door").glob("*.py"), *(SERVER / "adapters").glob("*.py"), SERVER / "routes.py"]):
+        text = path.read_text()
+        yield from (("503", word) for word in re.findall(r'^[A-Z_]+: Final = "([A-Z][A-Za-z]+)"$', text, re.MULTILINE))
+        for node in ast.walk(ast.parse(text)):
+            index = CODE_AT.get(getattr(node.func, "id", "")) if isinstance(node, ast.Call) else None
+            if index is None or len(node.args) <= index or not isinstance(node.args[index], ast.Constant):
+                continue
+            first = node.args[0]
+            status = str(first.value) if isinstance(first, ast.Constant) and index == 2 else None
+            yield status, str(node.args[index].value)
+
+
+def test_every_error_of_the_door_is_told_with_its_status() -> None:
+    section = PAGE.split("\n## Errors\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if re.match(r"\| \d", line)]
+    told = {
+        (status, code)
+        for row in rows
+        for status in re.findall(r"\d{3}", row[0])
+        for code in re.findall(r"`(\w+)`", row[1])
+    }
+    codes = set(answered())
+    assert {"AdapterWaiting", "NoRoom", "model_not_found"} <= {code for _, code in codes}
+    broken_off = ("503", "engine_error")  # the last event of a stream whose status was 200
+    assert {each for each in codes if each[0] is not None} - told == {broken_off}
+    assert {code for _, code in codes} - {code for _, code in told} == set()
+    assert {code for _, code in told} - {code for _, code in codes} <= {reason.value for reason in FailureReason}
+
+
+def test_how_soon_a_change_of_the_keys_counts_is_one_figure() -> None:
+    (figure,) = re.findall(r"once the kubelet has brought it\s+\(within (\d+ seconds)\)", PAGE)
+    assert f"within {figure}, without a restart" in CLIENTS_HINT
+    assert f"the replicas see it within {figure}." in hint_of(FailureReason.SECRET_NOT_FOUND, None)
+
+
+def test_the_least_of_loaded_adapters_is_told_where_they_are_explained_and_in_the_sizes() -> None:
+    explained = PAGE.split("\n## More adapters than fit\n", 1)[1].split("```", 1)[0]
+    assert f"`engine.maxLoadedAdapters` (default {DEFAULT_LOADED})" in explained
+    assert f"at least `engine.maxAdaptersInBatch` (default {DEFAULT_IN_BATCH})" in " ".join(explained.split())
+    sizes = PAGE.split("\n## Sizing\n", 1)[1].split("\n## ", 1)[0]
+    assert "| `engine.maxLoadedAdapters` | at least `maxAdaptersInBatch`" in sizes
+
+
+def test_the_namespace_of_the_examples_is_said_once_at_the_top() -> None:
+    top, rest = PAGE.split("\n## ", 1)
+    named = set(re.findall(r"http://[a-z-]+\.([a-z-]+)\.svc", rest))
+    assert named == {"team-a"}
+    assert "`kubectl config set-context --current --namespace team-a`" in top
+    assert re.findall(r"kubectl -n|-n team-a", rest) == []

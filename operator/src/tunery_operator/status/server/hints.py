@@ -15,7 +15,7 @@ _HINTS: Final[dict[str, str]] = {
     "served before goes on meanwhile.",
     _R.NAME_CONFLICT: "Delete or rename the object that bears the named name, or give the server another one.",
     _R.SECRET_NOT_FOUND: "Create the Secret with the named keys in the namespace of the server; the replicas see it "
-    "within two minutes. A store that is not AWS's own needs AWS_ENDPOINT_URL in it, too.",
+    "within 90 seconds. A store that is not AWS's own needs AWS_ENDPOINT_URL in it, too.",
     _R.MODEL_NOT_FOUND: "Put the model there; another spec.model needs a new server.",
     _R.MODEL_UNSUPPORTED: "Use a causal language model in safetensors format that the engine knows, in a new server.",
     _R.STORAGE_ACCESS_DENIED: "Correct the keys in the named Secret, or give them the right to read the named place.",

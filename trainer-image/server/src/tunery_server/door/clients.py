@@ -9,8 +9,8 @@ from typing import Final
 from tunery_api.errors import near
 
 CLIENTS_HINT: Final = (
-    "Correct the name in spec.access.clients, or add the key to the Secret: the replicas see it within two minutes, "
-    "without a restart."
+    "Correct the name in spec.access.clients, or add the key to the Secret: the replicas see it within "
+    "90 seconds, without a restart."
 )
 _NAMED: Final = 5
 """Names in a message; the others are counted."""

@@ -1,0 +1,143 @@
+"""What the demos print of a job that waits, is joined, or is left by Ctrl-C, beside a real operator and scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from controller.objects import RESULT, Namespace, adapterserver, lorajob
+
+from demo import serving
+from demo.jobs import begin, follow
+from demo.telling import NAMESPACE, Hold, Interrupted
+from kit.jobs import Job
+from kit.kubectl import Kubectl
+from projects import ROOT
+
+FOLLOW = """
+import json, os, sys
+from demo.jobs import follow
+from demo.telling import ended
+from kit.jobs import Job
+from kit.kubectl import Kubectl
+sys.exit(ended(lambda: follow(Job(Kubectl(os.environ), json.loads(sys.argv[1]), sys.argv[2]))))
+"""
+
+
+def waiting_job(kubectl: Kubectl, namespace: Namespace, name: str, **spec: Any) -> Job:
+    """Return a job, applied as the demo does it, that the scheduler has found no node for: there is none."""
+    job = Job(kubectl, lorajob(name, **spec), namespace.name)
+    begin(job)
+    job.wait_failure("Unschedulable", 60)
+    return job
+
+
+def test_what_holds_a_job_is_told_once_under_the_table_and_as_the_last_line_at_a_timeout(
+    api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = waiting_job(api_server, namespace, "full")
+    with pytest.raises(TimeoutError) as caught:
+        follow(job, seconds=4)
+    failure = job.failure
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [f"  held by Unschedulable: {failure['message']}", f"    {failure['hint']}"]
+    first, *_, last = str(caught.value).splitlines()
+    assert "it goes on, and the same command looks on again" in first
+    assert last == f"held by Unschedulable: {failure['message']} {failure['hint']}"
+
+
+def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    hold = Hold()
+    full = {"failure": {"reason": "Unschedulable", "message": "0/1 nodes [/x]", "hint": "Free one."}}
+    condition = {"type": "Preflight", "status": "Unknown", "reason": "WaitingForPredecessor", "message": "waits for p"}
+    for status in ({}, full, full, {"conditions": [condition]}, {"conditions": [condition]}, {}, {}):
+        hold.tell(status)
+    assert capsys.readouterr().out.splitlines() == [
+        "  held by Unschedulable: 0/1 nodes [/x]",
+        "    Free one.",
+        "  held by WaitingForPredecessor: waits for p",
+        "  held no more",
+    ]
+
+
+def test_what_holds_a_server_is_told_under_its_table_and_as_the_last_line(
+    api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace.apply(adapterserver("full"))
+    Job(api_server, adapterserver("full"), namespace.name).wait_failure("Unschedulable", 60)
+    monkeypatch.setattr(serving, "NAMESPACE", namespace.name)
+    monkeypatch.setattr(serving, "START_SECONDS", 3)
+    with pytest.raises(TimeoutError) as caught:
+        serving._follow_server(api_server, "full", set())
+    assert capsys.readouterr().out.count("  held by Unschedulable: ") == 1
+    assert str(caught.value).splitlines()[-1].startswith("held by Unschedulable: ")
+
+
+def test_a_job_that_still_waits_is_joined_by_the_next_demo_and_one_of_another_spec_is_said_to_be_replaced(
+    api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = waiting_job(api_server, namespace, "again")
+    uid = job.uid
+    capsys.readouterr()
+    begin(job)
+    assert job.uid == uid
+    assert (
+        "LoRAJob again of an earlier run is still at work with the same spec: it is joined" in capsys.readouterr().out
+    )
+    other = Job(api_server, lorajob("again", training={"maxSteps": 3}), namespace.name)
+    begin(other)
+    assert other.uid != uid
+    assert "LoRAJob again of an earlier run (Preflight) is deleted" in capsys.readouterr().out
+
+
+def test_a_job_that_has_ended_is_replaced_and_its_end_is_told(
+    api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(api_server, lorajob("done", preflight="Skip"), namespace.name)
+    begin(job)
+    namespace.end_pod(namespace.run_pod("done-train"), message=RESULT)
+    job.wait_phase("Succeeded", timeout=60)
+    uid = job.uid
+    begin(job)
+    assert job.uid != uid
+    assert "LoRAJob done of an earlier run (Succeeded) is deleted" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(api_server: Kubectl, namespace: Namespace) -> None:
+    job = waiting_job(api_server, namespace, "left")
+    command = [sys.executable, "-uc", FOLLOW, json.dumps(job.manifest), namespace.name]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT / "tests",
+        env=api_server.environment | {"CLUSTER": "local"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "held by Unschedulable" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: kubectl gets it, too
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert out.splitlines()[-1].startswith("Interrupted: lorajob/left and the local cluster go on; to stop it: ")
+    assert job.uid, "it goes on"
+
+
+def test_what_ctrl_c_says_names_every_object_that_goes_on_and_nothing_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLUSTER", "existing")
+    objects = ("adapterserver/demo", "lorajob/parcels")
+    delete = f"kubectl delete -n {NAMESPACE} adapterserver/demo lorajob/parcels"
+    assert str(Interrupted(*objects)) == f"Interrupted: {' and '.join(objects)} go on; to stop them: {delete}"
+    assert str(Interrupted()) == "Interrupted: no job of the demo runs"
+    monkeypatch.delenv("CLUSTER")
+    assert str(Interrupted()) == "Interrupted: the local cluster goes on; make cluster-down stops it all"
