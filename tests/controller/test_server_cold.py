@@ -141,7 +141,7 @@ def test_an_alias_that_leads_nowhere_is_told_with_what_to_do() -> None:
     astray = (Astray("bot:prod", "both"), Astray("bot:dev", "x"))
     found = snapshot(server_pod("a"), served=resolution("bot", astray=astray), reports={"a": heard(reported("bot"))})
     outcome = compute(found)
-    message = "alias bot:prod leads to both, which is no adapter of this server, and 1 more lead nowhere"
+    message = "alias bot:prod leads to both, which is no adapter of this server; 1 more target of aliases is none"
     assert outcome.status["phase"] == "Degraded"
     assert outcome.status["failure"]["message"] == message
     assert "spec.aliases" in outcome.status["failure"]["hint"]

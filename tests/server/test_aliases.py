@@ -165,6 +165,23 @@ async def test_models_lists_the_aliases_and_to_each_client_what_it_may_ask_for(s
     assert (await site.get("/v1/models", headers={"Authorization": "Bearer wrong"})).status == 401
 
 
+async def test_an_alias_that_leads_nowhere_is_told_as_its_requests_are(site: Site) -> None:
+    site.routes.lead([alias("prod", gone=1)])
+    for answer in (
+        await site.get("/v1/models/prod", **bearer("few")),
+        await site.ask({"model": "prod", "messages": []}, **bearer("few")),
+    ):
+        assert (answer.status, answer.error["code"]) == (503, "NoTargetServed")
+    assert "prod" not in [each["id"] for each in (await site.get("/v1/models", **bearer("all"))).json["data"]]
+
+
+def test_a_base_with_an_at_in_its_name_is_no_version_of_an_adapter() -> None:
+    routes = Routes("my@base")
+    routes.allow({"few": ["my"]})
+    assert routes.allows("few", "my@3fa9c1d20b7e")
+    assert not routes.allows("few", "my@base")
+
+
 async def test_the_same_user_is_answered_by_the_same_target_at_the_door(site: Site) -> None:
     for user in ("ann", "bob", "eve"):
         body = {"model": "both", "messages": [], "user": user}

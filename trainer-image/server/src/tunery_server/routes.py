@@ -118,8 +118,8 @@ class Routes:
             except NotServed as error:
                 failed[name] = error
             except UnknownModel:
-                failed[name] = self._no_target(alias)
-        raise next(iter(failed.values()), None) or self._no_target(alias)
+                failed[name] = self.no_target(alias)
+        raise next(iter(failed.values()), None) or self.no_target(alias)
 
     async def _awake(self, model: str) -> Target:
         for _ in range(2):
@@ -132,7 +132,8 @@ class Routes:
         name = model.partition("@")[0]
         raise NotServed(name, "AdapterLoading", "others have taken its place in the engine again")
 
-    def _no_target(self, alias: Alias) -> NotServed:
+    def no_target(self, alias: Alias) -> NotServed:
+        """Return why an alias cannot answer: what is wrong with each of its targets."""
         why = [f"{each.adapter}: {self._why_not(each.adapter)}" for each in alias.targets if each.weight]
         held = self._held.get(alias.targets[0].adapter) if len(alias.targets) == 1 else None
         reason = held.reason if held else NO_MODEL
@@ -208,7 +209,8 @@ class Routes:
     def allows(self, client: str, model: str) -> bool:
         """Say whether `client` may ask for `model`, a name or name@version."""
         allowed = self._allowed.get(client)
-        return allowed is None or model.partition("@")[0] in allowed
+        # The base's own name may have an @ in it, and then is no version of another.
+        return allowed is None or (model if model == self._base.name else model.partition("@")[0]) in allowed
 
     def serve(self, name: str, engine_name: str, sha256: str) -> None:
         """From now on `name` leads to this version, and to no other."""

@@ -32,7 +32,8 @@ def as_text(errors: Sequence[FieldError]) -> str:
 def astray_text(astray: Sequence[Astray]) -> str:
     """Return which aliases lead to what is no adapter of the server."""
     first = astray[0]
-    more = f", and {len(astray) - 1} more lead nowhere" if len(astray) > 1 else ""
+    others = len(astray) - 1
+    more = f"; {others} more target{' of aliases is' if others == 1 else 's of aliases are'} none" if others else ""
     return f"alias {first.alias} leads to {first.adapter}, which is no adapter of this server{more}"
 
 

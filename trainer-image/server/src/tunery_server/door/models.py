@@ -27,6 +27,8 @@ def model(routes: Routes, name: str) -> dict[str, object]:
 
 def _only_target(routes: Routes, alias: Alias) -> str:
     able = [each.adapter for each in alias.targets if each.weight and routes.usable(each.adapter)]
+    if not able:
+        raise routes.no_target(alias)
     return routes.look(able[0]).engine_name if len(able) == 1 else alias.name
 
 
