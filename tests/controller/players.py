@@ -64,12 +64,15 @@ class Kubelets(threading.Thread):
     def _act(self, pod: Json) -> None:
         meta = pod["metadata"]
         kubelet = Kubelet(self._api, meta["namespace"])
+        role = meta["labels"].get(ROLE_LABEL)
         if "deletionTimestamp" in meta:
             return
-        if meta["labels"].get(ROLE_LABEL) == "serve":
+        if role == "serve":
             if pod["status"].get("phase") == "Pending":
                 kubelet.serve_pod(meta["name"])
             return
+        if role not in WORDS:
+            return  # another test's, which is no pod of an operator
         if pod["status"].get("phase") == "Pending":
             kubelet.start_pod(meta["name"])
             return
