@@ -203,6 +203,8 @@ def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: st
     assert status["phase"] == phase
     assert message in found.get("message", "")
     assert found["status"] == str(isinstance(inputs, ReadyServer))
+    missing = isinstance(inputs, UnfinishedInput) and not inputs.exists
+    assert (status.get("failure") or {}).get("reason") == ("ServerUnavailable" if missing else None)
 
 
 @pytest.mark.parametrize(
