@@ -145,6 +145,7 @@ class ReplicaState(OpenModel):
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
     remark: Remark | None = None
+    """None: there is nothing of the kind."""
     adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
     api_keys: Annotated[str, Field(max_length=253)] | None = None
     """The Secret whose API keys it asks for, NO_KEYS where it asks for none; None: it does not say."""
