@@ -118,7 +118,7 @@ async def test_a_model_that_is_held_to_other_clients_is_named_with_its_line_and_
             "for 1 more"
         )
         assert "spec.access.clients of the AdapterServer" in (caught.value.hint or "")
-        with pytest.raises(TuneryError, match="the model 'tune' of line 1; did you mean 'tone'?"):
+        with pytest.raises(TuneryError, match=r"the model 'tune' of line 1; did you mean 'tone'\?"):
             await here.run(here.put(jsonl([request(5, model="tune")])))
         assert not here.oracle.asked
         # Followed to the letter, it goes.

@@ -48,7 +48,7 @@ class Replica:
 
     @property
     def runs(self) -> bool:
-        """Tell whether its door has started, or has been heard of: before, a pod brings the base or waits for a node."""
+        """Tell whether its door has started: before, its pod waits for a node, or brings the base."""
         return self.pod.ready or self.state is not None or self.pod.phase != "Pending"
 
     @property

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tunery_server.batch.check import Problems
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_server.batch.check import MOST_MODELS, Problems
 from tunery_server.batch.lines import InputLines
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Server, Standing
@@ -29,6 +31,8 @@ async def look_up(server: Server, name: str, asked: Mapping[str, int], waiting: 
 
     `waiting` is told whether any is waited for that the server does not list. Raises TuneryError, and Stopped.
     """
+    if len(asked) > MOST_MODELS:
+        raise TuneryError(FailureReason.INPUT_INVALID, f"there are more than {MOST_MODELS} of them")
     listed = await server.models()
     absent = [model for model in asked if model not in listed]
     if absent:
