@@ -203,6 +203,8 @@ def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: st
     assert status["phase"] == phase
     assert message in found.get("message", "")
     assert found["status"] == str(isinstance(inputs, ReadyServer))
+    missing = isinstance(inputs, UnfinishedInput) and not inputs.exists
+    assert (status.get("failure") or {}).get("reason") == ("ServerUnavailable" if missing else None)
 
 
 @pytest.mark.parametrize(
@@ -287,3 +289,10 @@ def test_what_was_reached_is_told_beside_the_failure(reason: str, code: int, pha
     status = judge(ended(code=code, says=words), train=job(failed_reason="PodFailurePolicy"))
     assert (status["phase"], status["failure"]["reason"], status["answered"]) == (phase, reason, 150)
     assert "kubectl annotate batchinference b" in status["failure"]["hint"]
+
+
+def test_which_attempt_failed_is_told_and_not_that_it_was_the_last_as_it_can_be_tried_again() -> None:
+    words = {"failure": {"reason": "InputInvalid", "message": "line 7"}}
+    failed = job(failed_reason="PodFailurePolicy")
+    status = judge(ended(code=64, says=words), train=failed, status={"attempts": 2})
+    assert status["failure"]["message"] == f"line 7 (attempt {status['attempts']})"

@@ -87,6 +87,21 @@ def test_a_batch_waits_for_its_server_then_asks(
     eventually("events tell it, a moment after the status", lambda: told <= set(namespace.reasons_told("b")))
 
 
+def test_a_misspelt_server_is_told_with_what_was_meant_until_one_of_that_name_answers(
+    namespace: Namespace, operator: OperatorProcess, serve: Serve
+) -> None:
+    serve()
+    namespace.apply(batchinference("b", serverRef={"name": "suport"}))
+    status = namespace.wait_phase("b", "Waiting", BATCHES)
+    text = "AdapterServer suport does not exist yet; did you mean support?"
+    assert namespace.condition("b", "InputsReady", BATCHES)["message"] == text
+    assert (status["failure"]["reason"], status["failure"]["message"]) == ("ServerUnavailable", text)
+    assert "spec.serverRef of a new BatchInference" in status["failure"]["hint"]
+    namespace.apply(adapterserver("suport"))
+    eventually("it is there", lambda: "failure" not in (namespace.get(BATCHES, "b") or {})["status"])
+    assert namespace.condition("b", "InputsReady", BATCHES)["message"].startswith("AdapterServer suport is ")
+
+
 def test_what_a_lost_pod_has_published_is_said_again_by_the_small_image(namespace: Namespace, serve: Serve) -> None:
     serve()
     namespace.apply(batchinference("b"))

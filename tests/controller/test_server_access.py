@@ -74,7 +74,7 @@ def test_where_a_selector_may_find_it_yet_it_is_but_a_remark() -> None:
 def test_a_client_that_the_secret_does_not_have_degrades_a_server_that_serves_until_it_is_mended() -> None:
     said = "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web)"
     trouble = {"reason": "SecretNotFound", "message": said, "hint": "Correct the name."}
-    found = snapshot(server_pod("a"), reports={"a": heard(reported("bot"), **trouble)})
+    found = snapshot(server_pod("a"), reports={"a": heard(reported("bot"), remark=trouble)})
     outcome = compute(found)
     assert outcome.status["phase"] == "Degraded"
     assert outcome.status["failure"] == {
@@ -84,9 +84,25 @@ def test_a_client_that_the_secret_does_not_have_degrades_a_server_that_serves_un
     }
     assert outcome.status["replicaStatuses"][0]["message"] == said
     assert condition(outcome.status, "Available")["status"] == "True"
+    progressing = condition(outcome.status, "Progressing")
+    assert (progressing["status"], progressing["reason"]) == ("False", "RolledOut"), "no rollout waits for it"
     assert ("SecretNotFound", True) in told(outcome)
     mended = compute(replace(found, reports={"uid-a": heard(reported("bot"))}), outcome.status)
     assert (mended.status["phase"], mended.status.get("failure")) == ("Ready", None)
+
+
+def test_such_a_client_is_not_why_a_server_that_starts_does_not_answer_yet() -> None:
+    said = "spec.access.clients names wbe, which is no key of Secret keys"
+    starting = server_pod("a", ready=False)
+    trouble = {"reason": "SecretNotFound", "message": said}
+    reports = {"a": heard(reported("bot", "Loading"), engine_ready=False, remark=trouble)}
+    outcome = compute(snapshot(starting, reports=reports, rollout=replace(deployment(1), updated=0)))
+    reasons = [condition(outcome.status, type_)["reason"] for type_ in ("Available", "Progressing")]
+    assert reasons == ["Starting", "RollingOut"]
+    assert condition(outcome.status, "Progressing")["status"] == "True"
+    assert outcome.status["phase"] == "Starting"
+    assert outcome.status["failure"]["message"] == f"pod a: {said}"
+    assert ("SecretNotFound", True) in told(outcome)
 
 
 # Rules that a rollout has not brought everywhere yet

@@ -13,6 +13,7 @@ from controller.process import OperatorProcess
 
 KEYS = {"apiKeysSecretRef": {"name": "keys"}}
 WRONG = {"reason": "SecretNotFound", "message": "spec.access.clients names wbe, which is no key of Secret keys"}
+"""What a replica remarks on."""
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_on
     server: Server, namespace: Namespace
 ) -> None:
     [pod] = server.start()
-    server.report(pod, apiKeys="keys", **WRONG)
+    server.report(pod, apiKeys="keys", remark=WRONG)
     status = namespace.wait_phase("support", "Degraded", SERVERS)
     assert status["failure"]["message"] == f"pod {pod}: {WRONG['message']}"
     template = server.child("deployments")["spec"]["template"]

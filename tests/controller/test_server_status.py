@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.views.server_pod import ContainerView
 
 
 def test_a_server_that_serves_all() -> None:
@@ -93,6 +95,24 @@ def test_a_pod_that_the_kubelet_calls_not_ready_serves_nothing_whatever_it_last_
     status = compute(replace(HEALTHY, pods=both)).status
     assert (status["adapters"][0]["state"], status["adapters"][0]["replicas"]) == ("Loading", "0/0")
     assert condition(status, "Available")["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"node": None, "unschedulable": "0/3 nodes are available", "containers": ()},
+        {"containers": (ContainerView("model", running=True), ContainerView("door"), ContainerView("engine"))},
+    ],
+    ids=["no node fits", "it brings the base"],
+)
+def test_before_any_door_runs_an_adapter_waits_and_is_not_being_loaded(why: dict[str, Any]) -> None:
+    pending = server_pod("a", ready=False, phase="Pending", **why)
+    bot = compute(snapshot(pending)).status["adapters"][0]
+    assert (bot["state"], bot["message"]) == ("Waiting", "no replica runs yet")
+    assert "replicas" not in bot
+    running = server_pod("b", ready=False)
+    bot = compute(snapshot(pending, running)).status["adapters"][0]
+    assert (bot["state"], bot["replicas"]) == ("Loading", "0/0")
 
 
 def test_an_operator_that_has_just_started_believes_the_status_for_thirty_seconds() -> None:

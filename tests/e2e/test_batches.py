@@ -117,7 +117,7 @@ def test_a_bad_line_is_named_before_the_first_request(server: Server, kubectl: K
     job = Job(kubectl, batch("bad", uri), NAMESPACE).apply()
     status = job.wait_phase("Failed", timeout=180)
     assert status["failure"]["reason"] == "InputInvalid", job.story()
-    for word in ("7", "/v1/files", "21"):
+    for word in ("line 7", "/v1/files", "line 12", "nobody", "line 21"):
         assert word in status["failure"]["message"], status["failure"]
     assert status["attempts"] == 1, "no retry can mend it"
     put(s3, "bad.jsonl", text_of(lines(20)))

@@ -14,7 +14,7 @@ from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.batch.answers import Answer, Reply, answered
-from tunery_server.batch.check import check, problems_in
+from tunery_server.batch.check import Problems, check
 from tunery_server.batch.keeping import Kept
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.parts import Parts
@@ -52,11 +52,11 @@ def main(folder: Path, count: int) -> None:
     )
     work, lines, took = Mounts(run), InputLines(folder / "in.jsonl", "pvc://c/in"), {"start": _peak()}
     began = time.monotonic()
-    with problems_in(folder) as problems:
-        checked = check(lines, None, folder, problems)
+    problems = Problems(folder)
+    checked = check(lines, None, folder, problems)
     took |= {"check_s": time.monotonic() - began, "checked": _peak()}
     parts = Parts(open_store((folder / "store" / "parts").as_uri(), ambient(), "x"), "b")
-    batch = Batch(work, run.batch_inference, lines, checked, parts, Pace())
+    batch = Batch(work, run.batch_inference, lines, checked, problems, parts, Pace())
     kept = Kept.of(parts, parts.load())
     began = time.monotonic()
     stops = asyncio.run(_stops())

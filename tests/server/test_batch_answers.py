@@ -95,13 +95,66 @@ async def test_an_api_key_opens_the_server_and_a_wrong_one_ends_the_batch_at_onc
         assert caught.value.reason is FailureReason.SERVER_ACCESS_DENIED
         assert "another" not in caught.value.message
         here.keys = write_keys(right, other="x").model_copy(update={"field": "spec.apiKeySecretRef"})
-        with pytest.raises(TuneryError, match="lacks the keys batch") as caught:
+        with pytest.raises(TuneryError, match="the Secret keys has no key batch, or there is no such Secret") as caught:
             await here.run(uri)
         assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
         assert not here.oracle.asked
         here.keys = keys.model_copy(update={"field": "spec.apiKeySecretRef"})
         await here.run(uri)
         assert len(here.lines()) == 3
+
+
+async def test_a_model_that_is_held_to_other_clients_is_named_with_its_line_and_what_to_do(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", batch="secret-key").model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path, keys=keys) as here:
+        here.keys = keys
+        here.site.routes.allow({"batch": ["tone", BASE]})
+        uri = here.put(jsonl([request(0), request(2), request(1), request(5, model="tune")]))
+        with pytest.raises(TuneryError) as caught:
+            await here.run(uri)
+        assert caught.value.reason is FailureReason.SERVER_ACCESS_DENIED
+        assert caught.value.message == (
+            "spec.apiKeySecretRef: the server does not let this API key ask for the model 'support-bot' of line 3 and "
+            "for 1 more"
+        )
+        assert "spec.access.clients of the AdapterServer" in (caught.value.hint or "")
+        with pytest.raises(TuneryError, match=r"the model 'tune' of line 1; did you mean 'tone'\?"):
+            await here.run(here.put(jsonl([request(5, model="tune")])))
+        assert not here.oracle.asked
+        # Followed to the letter, it goes.
+        here.site.routes.allow({"batch": ["tone", BASE, "support-bot", "tune"]})
+        await here.run(here.put(jsonl([request(0), request(2), request(1)])))
+        assert len(here.lines()) == 3
+
+
+async def test_a_model_that_is_taken_from_the_key_meanwhile_ends_the_batch_and_is_named(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", batch="secret-key").model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path, keys=keys) as here:
+        here.keys, here.oracle.seconds = keys, 0.05
+        running = asyncio.create_task(here.run(here.put(jsonl(request(2) | {"custom_id": str(n)} for n in range(200)))))
+        while not here.oracle.asked:
+            await asyncio.sleep(0.02)
+        here.site.routes.allow({"batch": [BASE]})
+        with pytest.raises(TuneryError, match=r"does not let this API key ask for the model 'tone' of line \d+$"):
+            await running
+
+
+@pytest.mark.parametrize(("value", "words"), [(None, "has no key batch, or there is no such"), (" \n", "is empty")])
+async def test_a_key_that_the_secret_lacks_is_told_with_where_to_look(
+    value: str | None, words: str, tmp_path: Path
+) -> None:
+    """The pod sees nothing of the Secret but that key: it cannot tell whether there is a Secret without it."""
+    given = {} if value is None else {"batch": value}
+    keys = write_keys(tmp_path / "keys", **given).model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path) as here:
+        here.keys = keys
+        with pytest.raises(TuneryError, match=words) as caught:
+            await here.run(here.put(jsonl([request(0)])))
+        assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
+        assert caught.value.message.startswith("spec.apiKeySecretRef: the ")
+        if value is None:
+            assert "`kubectl describe secret keys -n team` names its keys" in (caught.value.hint or "")
+            assert "correct spec.apiKeySecretRef.key" in (caught.value.hint or "")
 
 
 async def test_a_key_that_is_renewed_meanwhile_is_read_anew(tmp_path: Path) -> None:

@@ -166,10 +166,10 @@ async def test_a_server_that_is_not_up_yet_is_waited_for_and_no_longer_than_its_
         await server.models()
     site.says({}, status=500)
     with pytest.raises(TuneryError, match="/v1/models/tone cannot be asked: it answers 500"):
-        await server.knows("tone")
+        await server.standing("tone")
     site.answers = [lambda request: request.transport.close()]  # type: ignore[union-attr]
     with pytest.raises(TuneryError, match="/v1/models/tone cannot be asked: Server"):
-        await server.knows("tone")
+        await server.standing("tone")
 
 
 async def test_told_to_stop_nobody_waits_on_for_a_server(odd: tuple[Odd, Server, asyncio.Event]) -> None:
@@ -215,7 +215,7 @@ async def test_a_key_that_may_not_is_told_at_once(odd: tuple[Odd, Server, asynci
     site.says({"data": []})
     await server.models()
     site.says({"error": {"message": "not yours"}}, status=403)
-    for question in (server.models(), server.knows("tone"), server.ask(LINE, ASKED)):
+    for question in (server.models(), server.standing("tone"), server.ask(LINE, ASKED)):
         with pytest.raises(TuneryError, match="answers 403: not yours") as caught:
             await question
         assert caught.value.reason is FailureReason.SERVER_ACCESS_DENIED

@@ -15,7 +15,8 @@ from server.door_kit import write_keys
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_server.batch.lines import MAX_LINE
+from tunery_server.batch.check import Problems, check
+from tunery_server.batch.lines import MAX_LINE, InputLines
 from tunery_server.batch.requests import BadLine, parse
 
 
@@ -77,6 +78,65 @@ async def test_all_bad_lines_are_told_before_the_first_is_asked(tmp_path: Path) 
         here.put(b"\n".join(good))
         await here.run("pvc://data/in.jsonl")
         assert here.parts == []
+
+
+async def test_bad_lines_and_models_are_told_in_one_file_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    lines = [
+        request(0),
+        request(1, model="toen"),
+        request(0),
+        {"x": 1},
+        request(4, model="toen"),
+        request(5, model="7"),
+    ]
+    async with table(tmp_path) as here:
+        error = await refused(here, here.put(jsonl(lines)))
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert error.message == (
+            "spec.input.uri: 5 lines of pvc://data/in.jsonl cannot be asked: "
+            "line 2: the server support has no model 'toen'; did you mean 'tone'?; "
+            "line 3: custom_id is that of line 1; line 4: custom_id must be a text that is not empty; "
+            "line 6: the server support has no model '7'; …"
+        )
+        stored = [json.loads(each) for each in here.place("parts-u-1").read_bytes("invalid-lines.jsonl").splitlines()]
+        assert [each["line"] for each in stored] == [2, 3, 4, 5, 6]
+        assert stored[3]["problem"] == stored[0]["problem"], "every line of an unknown model stands there"
+
+
+def test_names_that_repeat_are_listed_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(jsonl([*map(request, range(300)), {"x": 1}, *map(request, range(300))]))
+    problems = Problems(tmp_path)
+    check(InputLines(tmp_path / "in", "in"), None, tmp_path, problems)
+    assert "301 lines of in cannot be asked: line 301: custom_id must be" in problems.failure("in").message
+    stored = [json.loads(each)["line"] for each in problems.file.read_text().splitlines()]
+    assert stored == list(range(301, 602))
+
+
+@pytest.mark.parametrize("reached", [False, True], ids=["the server is away", "the key is wrong"])
+async def test_where_the_server_cannot_be_asked_bad_lines_are_told_and_that_models_were_not(
+    reached: bool, tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys", other="right") if reached else None
+    async with table(tmp_path, keys=keys) as here:
+        if not reached:
+            await here.site.runner.cleanup()
+        error = await refused(here, here.put(jsonl([{"x": 1}, request(1, model="nobody")])))
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert "1 line of pvc://data/in.jsonl cannot be asked: line 1: custom_id must be" in error.message
+        said = error.message.partition("; the models were not checked: ")[2]
+        assert said.startswith("spec.apiKeySecretRef is not set" if reached else f"{here.site.url}/v1/models cannot be")
+
+
+async def test_a_model_that_the_key_may_not_ask_for_stands_among_other_bad_lines(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", batch="secret-key").model_copy(update={"field": "spec.apiKeySecretRef"})
+    async with table(tmp_path, keys=keys) as here:
+        here.keys = keys
+        here.site.routes.allow({"batch": ["tone"]})
+        error = await refused(here, here.put(jsonl([request(2), request(1), {"x": 1}])))
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert (
+            "line 2: by spec.access.clients of the server support this API key may not ask for the model 'support-bot'"
+        ) in error.message
 
 
 @pytest.mark.parametrize(

@@ -166,24 +166,28 @@ async def test_a_listed_client_that_the_secret_does_not_have_is_told_until_it_is
     secret = write_keys(tmp_path / "keys", batch="key-of-batch", web="key-of-web")
     async with open_site(tmp_path, secret) as site:
         site.routes.allow({"wbe": ["support-bot"]})
-        state = site.door.state()
-        assert (state.reason, state.message) == (
+        state, remark = site.door.state(), site.door.state().remark
+        assert state.reason is None, "the replica itself lacks nothing"
+        assert remark is not None
+        assert (remark.reason, remark.message) == (
             "SecretNotFound",
             "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web); did you mean web? "
             "batch, web are not listed and so may ask for every model",
         )
-        assert (state.hint or "").startswith("Correct the name in spec.access.clients, or add the key to the Secret")
+        assert (remark.hint or "").startswith("Correct the name in spec.access.clients, or add the key to the Secret")
         assert (await site.get("/readyz")).status == 200
         for client in ("batch", "web"):
             assert (await site.ask({"model": BASE}, headers=bearer(f"key-of-{client}"))).status == 200
         site.routes.allow({"web": ["support-bot"]})
-        assert site.door.state().reason is None
+        assert site.door.state().remark is None
         assert (await site.ask({"model": BASE}, headers=bearer("key-of-web"))).status == 403
         site.routes.allow({"web": ["support-bot"], "eve": ["support-bot"], "zoe": ["support-bot"]})
-        assert (site.door.state().message or "").startswith("spec.access.clients names eve, zoe, which are no keys of")
+        remark = site.door.state().remark
+        assert remark is not None
+        assert remark.message.startswith("spec.access.clients names eve, zoe, which are no keys of")
         write_keys(tmp_path / "keys", web="key-of-web", eve="key-of-eve", zoe=" ")
         await asyncio.sleep(LOOK_SECONDS)
-        assert site.door.state().reason is None, "a key without a value lets nobody in, and is there"
+        assert site.door.state().remark is None, "a key without a value lets nobody in, and is there"
 
 
 @pytest.mark.parametrize("has", [{"web": "key-of-web"}, None], ids=["keys", "no keys"])

@@ -123,6 +123,14 @@ class ReportedAdapter(OpenModel):
     hint: Annotated[str, Field(max_length=1024)] | None = None
 
 
+class Remark(OpenModel):
+    """What somebody is to mend although it keeps the replica from nothing."""
+
+    reason: Reason
+    message: Annotated[str, Field(max_length=1024)]
+    hint: Annotated[str, Field(max_length=1024)] | None = None
+
+
 class ReplicaState(OpenModel):
     """What one replica says of itself."""
 
@@ -136,6 +144,8 @@ class ReplicaState(OpenModel):
     """What stands in the way of the replica as a whole."""
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
+    remark: Remark | None = None
+    """None: there is nothing of the kind."""
     adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
     api_keys: Annotated[str, Field(max_length=253)] | None = None
     """The Secret whose API keys it asks for, NO_KEYS where it asks for none; None: it does not say."""

@@ -88,6 +88,10 @@ class Offers:
         if wishes.pop(key, None) is not None and not wishes:
             del self._wishes[key.namespace]
 
+    def servers(self, namespace: str) -> list[str]:
+        """Return the names of all servers of a namespace."""
+        return sorted(key.name for key in self._wishes.get(namespace, {}))
+
     def of(self, key: Key) -> dict[OfferKey, Offer]:
         """Return what a server asks for and what exists of that."""
         wish = self._wishes.get(key.namespace, {}).get(key)

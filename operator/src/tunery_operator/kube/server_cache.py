@@ -43,6 +43,11 @@ class ServerCache:
         with self._lock:
             return self._owners.offers.of(key)
 
+    def names(self, namespace: str) -> list[str]:
+        """Return the names of all servers of a namespace, as far as they were seen."""
+        with self._lock:
+            return self._owners.offers.servers(namespace)
+
     # Deployments
 
     def see_deployment(self, body: dict[str, Any]) -> set[Key]:

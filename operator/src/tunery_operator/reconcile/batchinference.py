@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.errors import near
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.serverstatus import ServerCondition, ServerPhase
@@ -49,7 +50,8 @@ def _server(services: Services, obj: FoundObject, key: Key) -> ReadyServer | Unf
     services.cache.wait_for(key, obj.owner.key)
     body = peek_object(services.client, services.cache, key)
     if body is None:
-        return UnfinishedInput(key.name, "does not exist yet", exists=False, kind=key.kind)
+        meant = near(key.name, services.cache.servers.names(key.namespace))
+        return UnfinishedInput(key.name, f"does not exist yet{meant}", exists=False, kind=key.kind)
     status = body.get("status") or {}
     if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:
         return ReadyServer(key.name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.deadline import check_deadline
+from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import close_ledger, keep_ledger
 from tunery_operator.status.main_job import check_main_job
@@ -45,6 +47,10 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     return draft.finish()
 
 
+_NO_SERVER_HINT: Final = (
+    "Create that AdapterServer: the batch goes on by itself once it answers. If another is meant, name it in "
+    "spec.serverRef of a new BatchInference, and delete this one."
+)
 SCHEDULING: Final = "spec.scheduling"
 """A field that may be corrected in place."""
 
@@ -96,6 +102,9 @@ def _check_inputs(draft: Draft) -> bool:
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
         text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
+        if any(item.kind is Kind.ADAPTERSERVER and not item.exists for item in waiting):
+            # Beside the condition, so that a misspelt name is seen in a list: a server is seldom made after its batch.
+            draft.show_obstacle(failure(FailureReason.SERVER_UNAVAILABLE, text, _NO_SERVER_HINT))
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):
         draft.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")

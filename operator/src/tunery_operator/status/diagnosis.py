@@ -234,7 +234,7 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
         found = failure(_R.RETRIES_EXHAUSTED, found.message)
     if job.role in _CHECKS and found.reason in _LIMITS:
         found = failure(found.reason, found.message, _LIMITS_HINT)
-    counted = f"{found.message} (attempt {attempts}, the last)" if attempts > 1 else found.message
+    counted = f"{found.message} (attempt {attempts})" if attempts > 1 else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
 
 

@@ -74,7 +74,7 @@ def standings(
     `born` is when the server was made: nobody asked for anything before.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
     """
-    asked = [replica for replica in replicas if replica.ready] or list(replicas)
+    asked = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
     found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
     made = parse_time(born)

@@ -59,7 +59,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     seen = Seen(snapshot, replicas, adapters, with_old_rules(hindrance(snapshot, replicas), rules), rules)
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
-    failure = failure_block(snapshot, seen.hindrance, adapters)
+    failure = failure_block(snapshot, seen.hindrance, replicas, adapters)
     phase = server_phase(conditions, seen, hindered=failure is not None)
     fields = {
         "observedGeneration": snapshot.owner.generation,
@@ -100,6 +100,8 @@ def _replica(replica: Replica) -> dict[str, Any]:
         reason, message = PREDECESSOR, replica.waits
     elif obstacle is None and known is not None and known.reason is not None:
         reason, message = known.reason, known.message
+    elif obstacle is None and known is not None and known.remark is not None:
+        reason, message = known.remark.reason, known.remark.message
     return ReplicaStatus(
         pod=replica.pod.name,
         ready=replica.ready,

@@ -47,6 +47,11 @@ class Replica:
         return self.pod.ready
 
     @property
+    def runs(self) -> bool:
+        """Tell whether its door has started: before, its pod waits for a node, or brings the base."""
+        return self.pod.ready or self.state is not None or self.pod.phase != "Pending"
+
+    @property
     def starting(self) -> bool:
         """Tell whether it has just not come so far yet."""
         return not self.pod.ready and not any(container.restarts for container in self.pod.containers)

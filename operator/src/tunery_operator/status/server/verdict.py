@@ -61,9 +61,13 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
 
 
 def failure_block(
-    snapshot: ServerSnapshot, found: Failure | None, adapters: Sequence[Standing]
+    snapshot: ServerSnapshot, found: Failure | None, replicas: Sequence[Replica], adapters: Sequence[Standing]
 ) -> dict[str, Any] | None:
-    """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well."""
+    """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
+
+    What a replica remarks on hinders nothing, so that no condition speaks of it: here it is told.
+    """
+    found = found or _remark(replicas)
     if snapshot.errors:
         found = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors))
     if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
@@ -74,6 +78,14 @@ def failure_block(
         return None
     hint = shorten(hint_for(found), MAX_MESSAGE_BYTES)
     return {"reason": str(found.reason), "message": found.message, "hint": hint}
+
+
+def _remark(replicas: Sequence[Replica]) -> Failure | None:
+    for replica in replicas:
+        remark = replica.state.remark if replica.state is not None and not replica.silent else None
+        if remark is not None:
+            return failure(remark.reason, f"pod {replica.pod.name}: {remark.message}", remark.hint)
+    return None
 
 
 def _of_clients(snapshot: ServerSnapshot) -> Failure | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Final
 
@@ -37,38 +39,81 @@ class Checked:
     """Each model that is asked for, and the number of the first line that does."""
 
 
-@dataclass
 class Problems:
-    """Bad lines: all of them in a file, the first ones in the log and in the message."""
+    """Bad lines: all of them in a file, by their number; the first ones in the log and in the message.
 
-    file: IO[str]
-    count: int = 0
-    first: list[tuple[int, str]] = field(default_factory=list)
+    They come in runs, each in the order of the lines: those that are no requests, those that repeat a name, those whose
+    model cannot be asked. Each run has a file of its own, so that their number costs no memory.
+    """
 
-    def add(self, number: int, text: str) -> None:
-        """Take one."""
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._runs: list[Path] = []
+        self._run: IO[str] | None = None
+        self._last = 0
+        self._first: list[tuple[int, str]] = []
+        self._hidden = False
+        self.count = 0
+
+    def add(self, number: int, text: str, *, shown: bool = True) -> None:
+        """Take one; one that is not shown stands in the file alone."""
+        if self._run is None or number < self._last:
+            self._run = self._next_run()
+        self._run.write(json.dumps({"line": number, "problem": text}) + "\n")
+        self._last = number
         self.count += 1
-        self.file.write(json.dumps({"line": number, "problem": text}) + "\n")
-        self.first.append((number, text))
-        if len(self.first) > 4 * SHOWN:
-            self.first = sorted(self.first)[:SHOWN]
+        if not shown:
+            self._hidden = True
+            return
+        self._first.append((number, text))
+        if len(self._first) > 4 * SHOWN:
+            self._first, self._hidden = sorted(self._first)[:SHOWN], True
         if self.count <= LOGGED:
             _log.error("line %d: %s", number, text)
 
-    def failure(self, uri: str) -> TuneryError:
-        """Return InputInvalid, with the first lines by their number."""
-        shown = "; ".join(f"line {number}: {text}" for number, text in sorted(self.first)[:SHOWN])
-        lines = "1 line" if self.count == 1 else f"{self.count:,} lines"
-        more = "; …" if self.count > SHOWN else ""
-        message = f"spec.input.uri: {lines} of {uri} cannot be asked: {shown}{more}"
+    def failure(self, uri: str, unchecked: str | None = None) -> TuneryError:
+        """Return InputInvalid, with the first lines by their number; all of them are in `file` from now on.
+
+        `unchecked`: why nobody knows whether the models can be asked.
+        """
+        count = self._merge()
+        shown = "; ".join(f"line {number}: {text}" for number, text in sorted(self._first)[:SHOWN])
+        lines = "1 line" if count == 1 else f"{count:,} lines"
+        more = "; …" if self._hidden or len(self._first) > SHOWN else ""
+        rest = f"; the models were not checked: {unchecked}" if unchecked is not None else ""
+        message = f"spec.input.uri: {lines} of {uri} cannot be asked: {shown}{more}{rest}"
         return TuneryError(FailureReason.INPUT_INVALID, message)
 
+    @property
+    def file(self) -> Path:
+        """Where all of them are."""
+        return self._folder / PROBLEMS_FILE
 
-@contextmanager
-def problems_in(folder: Path) -> Iterator[Problems]:
-    """Yield a new list of bad lines, kept below `folder`."""
-    with (folder / PROBLEMS_FILE).open("w", encoding="utf-8") as file:
-        yield Problems(file)
+    def close(self) -> None:
+        """Write nothing more."""
+        if self._run is not None:
+            self._run.close()
+
+    def _next_run(self) -> IO[str]:
+        self.close()
+        self._runs.append(self._folder / f"problems-{len(self._runs)}")
+        return self._runs[-1].open("w", encoding="utf-8")
+
+    def _merge(self) -> int:
+        """Write all of them in the order of the lines; return how many lines they are."""
+        self.close()
+        count = last = 0
+        with ExitStack() as stack, self.file.open("w", encoding="utf-8") as file:
+            runs = [stack.enter_context(path.open(encoding="utf-8")) for path in self._runs]
+            for number, row in heapq.merge(*map(_numbered, runs), key=itemgetter(0)):
+                file.write(row)
+                count, last = count + (number != last), number
+        return count
+
+
+def _numbered(rows: Iterable[str]) -> Iterator[tuple[int, str]]:
+    for row in rows:
+        yield json.loads(row)["line"], row
 
 
 def check(lines: InputLines, default_model: str | None, folder: Path, problems: Problems) -> Checked:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.batchinference import BatchInferenceSpec, SecretKeyReference
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
@@ -47,12 +47,30 @@ def api_key(work: Mounts, spec: BatchInferenceSpec) -> str | None:
     secret = work.run.secrets.get(Purpose.API_KEY)
     if asked is None or secret is None:
         return None
-    hint = f"Create the Secret {asked.name} with an API key of the server as {asked.key}, and retry."
+    folder = Path(secret.path)
+    if not (folder / asked.key).is_file():
+        raise _no_key(work, asked, secret.field)
+    hint = f"Write an API key of the server into the Secret {asked.name} as {asked.key}, and retry."
     try:
-        value = from_secret(Path(secret.path), secret.name, (asked.key,), secret.field).get(asked.key) or ""
+        value = from_secret(folder, secret.name, (), secret.field).get(asked.key)
     except TuneryError as error:
         raise TuneryError(error.reason, error.message, hint) from error
+    if value is None:
+        message = f"{secret.field}: the key {asked.key} of the Secret {asked.name} is empty"
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
     if not value.isascii() or not value.isprintable() or " " in value:
         message = f"{secret.field}: the key {asked.key} of the Secret {asked.name} has a character that no API key has"
         raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
     return value
+
+
+def _no_key(work: Mounts, asked: SecretKeyReference, field: str) -> TuneryError:
+    """Return that the key is not there. Nothing else of the Secret is mounted: it may be missing itself."""
+    name, key = asked.name, asked.key
+    message = f"{field}: the Secret {name} has no key {key}, or there is no such Secret"
+    hint = (
+        f"`kubectl describe secret {name} -n {work.run.identity.namespace}` names its keys. Where {key} is misspelt, "
+        f"correct spec.apiKeySecretRef.key, in a new object; else add the key {key} with an API key of the server, or "
+        "create the Secret with it, and retry."
+    )
+    return TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)

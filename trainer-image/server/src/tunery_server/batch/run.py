@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -21,15 +19,16 @@ from tunery_common.storage.credentials import ambient
 from tunery_common.storage.publisher import Target, probe, published_before, published_by
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.asking import Conveyor
-from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check, problems_in
+from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check
 from tunery_server.batch.inputs import api_key, fetch_input
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
 from tunery_server.batch.lines import InputLines, Line
+from tunery_server.batch.models import Refused, add_lines, look_up
 from tunery_server.batch.parts import Mark, Parts, batch_digest
 from tunery_server.batch.progress import Progress
 from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, result_of, too_many_errors
 from tunery_server.batch.requests import BadLine, parse
-from tunery_server.batch.server import Access, Patience, Server, Stopped
+from tunery_server.batch.server import Access, Patience, Server, Stopped, model_denied
 from tunery_server.batch.stopping import StopRequested, StopSignal
 
 GRACE_SECONDS: Final = 20.0
@@ -57,6 +56,8 @@ class Batch:
     spec: BatchInferenceSpec
     lines: InputLines
     checked: Checked
+    problems: Problems
+    """What is wrong with lines; told once the models have been looked up, too."""
     parts: Parts
     pace: Pace
 
@@ -113,32 +114,15 @@ def _clear_away(place: StorePath) -> None:
 
 
 def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pace) -> Batch:
-    """Fetch and check the input; raises InputInvalid naming the lines that cannot be asked."""
+    """Fetch and check the input; raises InputInvalid where it has no line, or cannot be unpacked."""
     lines = InputLines(fetch_input(work, spec), spec.input.uri)
-    with _refusing(work, spec, place) as problems:
-        checked = check(lines, spec.default_model, work.folder("check"), problems)
+    problems = Problems(work.folder("check"))
+    checked = check(lines, spec.default_model, work.folder("check"), problems)
     if not checked.lines:
         message = f"spec.input.uri: {spec.input.uri} has no line"
         raise TuneryError(FailureReason.INPUT_INVALID, message, "Put requests there, one a line, and retry.")
     digest = batch_digest(checked.digest, [spec.server_ref.name, spec.default_model])
-    return Batch(work, spec, lines, checked, Parts(place, digest), pace)
-
-
-@contextmanager
-def _refusing(work: Mounts, spec: BatchInferenceSpec, place: StorePath) -> Iterator[Problems]:
-    """Yield a list of bad lines; raises InputInvalid afterwards if there are any, and stores the list."""
-    folder = work.folder("check")
-    with problems_in(folder) as problems:
-        yield problems
-    if problems.count:
-        failure = problems.failure(spec.input.uri)
-        stored = place.below(PROBLEMS_FILE)
-        try:
-            stored.store.upload_file(folder / PROBLEMS_FILE, stored.prefix)
-        except TuneryError as error:
-            _log.warning("the list of bad lines cannot be stored: %s", error.message)
-            raise failure from error
-        raise TuneryError(failure.reason, failure.message, f"{failure.hint} All of them are in {stored.uri}.")
+    return Batch(work, spec, lines, checked, problems, Parts(place, digest), pace)
 
 
 def _answered(batch: Batch, progress: Progress, stop: StopSignal) -> Ended:
@@ -181,14 +165,15 @@ async def _ask(batch: Batch, kept: Kept, progress: Progress, signal: StopSignal)
 
     Raises TuneryError, and StopRequested.
     """
-    run, stops = batch.work.run, Stops(asyncio.Event(), asyncio.Event())
-    access = Access(
-        run.server_url or "", partial(api_key, batch.work, batch.spec), run.identity.uid, batch.pace.patience
-    )
+    run, stops, patience = batch.work.run, Stops(asyncio.Event(), asyncio.Event()), batch.pace.patience
+    if batch.problems.count:
+        # It ends anyhow: only for what else is wrong the server is asked, and not waited for.
+        patience = replace(patience, outage=patience.unknown_model)
+    access = Access(run.server_url or "", partial(api_key, batch.work, batch.spec), run.identity.uid, patience)
     server = Server(access, stops.stop)
     with signal.graceful(stops.stop):
         try:
-            await _refuse_unknown_models(batch, server, progress)
+            await _refuse(batch, server, progress)
             progress.phase(Phase.ANSWERING)
             marks, whole = await _keep_asking(batch, kept, server, stops)
         except Stopped as stopped:
@@ -231,21 +216,42 @@ class Counted:
             self.stops.stop.set()
 
 
-async def _refuse_unknown_models(batch: Batch, server: Server, progress: Progress) -> None:
-    """Raise InputInvalid for the models that the server neither serves nor is to serve."""
-    name, seconds = batch.spec.server_ref.name, batch.pace.patience.unknown_model
-    progress.doing(f"asks the server {name} for its models")
-    listed = await server.models()
-    asked = {model: line for model, line in batch.checked.models.items() if model not in listed}
-    if asked:
-        model, line = next(iter(asked.items()))
-        which = f"the model {model!r} of line {line}" + (f" and {len(asked) - 1} more" if len(asked) > 1 else "")
+async def _refuse(batch: Batch, server: Server, progress: Progress) -> None:
+    """Raise InputInvalid naming the lines that cannot be asked, be it for their model.
+
+    Raises ServerAccessDenied where all that is wrong is that the API key may not ask for a model.
+    """
+    spec, problems, asked = batch.spec, batch.problems, batch.checked.models
+    name, seconds, refused, unchecked = spec.server_ref.name, batch.pace.patience.unknown_model, Refused(), None
+
+    def waiting(which: str) -> None:
         progress.doing(f"waits up to {seconds:.0f} seconds for the server {name} to know {which}")
-    known = await asyncio.gather(*(server.knows(model) for model in asked))
-    with _refusing(batch.work, batch.spec, batch.parts.place) as problems:
-        for (model, line), is_known in zip(asked.items(), known, strict=True):
-            if not is_known:
-                problems.add(line, f"the server {name} has no model {model!r}")
+
+    progress.doing(f"asks the server {name} for its models")
+    try:
+        refused = await look_up(server, name, asked, waiting)
+    except TuneryError as error:
+        if not problems.count:
+            raise
+        unchecked = error.message
+    if refused.denied and not refused.unknown and not problems.count:
+        model = next(iter(refused.denied))
+        more = f" and for {len(refused.denied) - 1} more" if len(refused.denied) > 1 else ""
+        raise model_denied(f"{model!r} of line {asked[model]}{more}", refused.meant[model])
+    add_lines(problems, batch.lines, spec.default_model, refused)
+    if problems.count:
+        raise _stored(batch, problems.failure(spec.input.uri, unchecked))
+
+
+def _stored(batch: Batch, failure: TuneryError) -> TuneryError:
+    """Store the list of bad lines; return the failure that says where it is."""
+    place = batch.parts.place.below(PROBLEMS_FILE)
+    try:
+        place.store.upload_file(batch.problems.file, place.prefix)
+    except TuneryError as error:
+        _log.warning("the list of bad lines cannot be stored: %s", error.message)
+        return failure
+    return TuneryError(failure.reason, failure.message, f"{failure.hint} All of them are in {place.uri}.")
 
 
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:

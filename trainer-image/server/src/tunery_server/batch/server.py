@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from tunery_server.batch.answers import Answer, Reply, Trouble, answered, failed
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request
 from tunery_server.door.answers import ADAPTER_HEADER, MANIFEST_HEADER, MAX_ANSWER
+from tunery_server.door.errors import MODEL_NOT_ALLOWED
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=1800.0, sock_connect=10.0)
 """The door gives an engine ten minutes for an answer; waiting for a slot comes before."""
@@ -32,6 +34,12 @@ _MOST_WORDS: Final = 400
 _SILENCE: Final = 1 / 30
 """Of the patience with an outage: for so long a server may say nothing to anybody that answers others."""
 _SHORTEST_PAUSE: Final = 0.05
+
+_ALLOW_IT: Final = (
+    "Allow the model for this key's client in spec.access.clients of the AdapterServer, or have the lines ask for "
+    "models that it may ask for (GET /v1/models with the key lists them), and retry; to ask with another key takes a "
+    "new object."
+)
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +64,15 @@ class Patience:
     """For a model that the server does not know: it may be about to, within two reports of a replica."""
     renewed_key: float = 120.0
     """For a key that was let in before: the kubelet may renew a Secret in one pod earlier than in the other."""
+
+
+class Standing(Enum):
+    """How a model stands with a server."""
+
+    KNOWN = auto()
+    UNKNOWN = auto()
+    DENIED = auto()
+    """The API key may not ask for it."""
 
 
 class Waits(Protocol):
@@ -118,16 +135,18 @@ class Server:
             raise TuneryError(FailureReason.SERVER_UNAVAILABLE, message)
         return {model["id"] for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)}
 
-    async def knows(self, model: str) -> bool:
-        """Tell whether the server knows a model, also one that it cannot serve yet; raises TuneryError, and Stopped."""
+    async def standing(self, model: str) -> Standing:
+        """Return whether a model can be asked for, also one that is not served yet; raises TuneryError, and Stopped."""
         path, began, patience = f"/v1/models/{quote(model, safe='')}", time.monotonic(), self._access.patience
         while True:
             got, waited = await self._get(path), time.monotonic() - began
             status = got.status if isinstance(got, Reply) else None
             if status in (200, _UNAVAILABLE):
-                return True
+                return Standing.KNOWN
+            if status == _FORBIDDEN:
+                return Standing.DENIED
             if status == 404 and waited >= patience.unknown_model:
-                return False
+                return Standing.UNKNOWN
             if waited >= patience.outage:
                 raise self._silent(path, got)
             await self._pause(min(1.0, patience.longest_pause))
@@ -138,7 +157,7 @@ class Server:
         began: float | None = None
         failures, pause = 0, self._access.patience.first_pause
         while True:
-            got = await self._post(request, name)
+            got = await self._post(line, request, name)
             if isinstance(got, Reply):
                 self._lost.discard(request.model)
                 return answered(line, request, got)
@@ -205,13 +224,13 @@ class Server:
                 reply = Reply(got.status, "", _json(await _read(got)))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return _unreached(error)
-        if reply.status in (_UNAUTHORIZED, _FORBIDDEN):
+        if reply.status in (_UNAUTHORIZED, _FORBIDDEN) and _code(reply) != MODEL_NOT_ALLOWED:
             return await self._denied(reply)
         self._entered()
         return reply
 
-    async def _post(self, request: Request, name: str) -> Reply | Trouble:
-        """Ask once; raises TuneryError where the server lets nobody in with this key."""
+    async def _post(self, line: Line, request: Request, name: str) -> Reply | Trouble:
+        """Ask once; raises TuneryError where the server lets nobody in with this key, or not to the model."""
         headers = {**self._headers(), "Content-Type": "application/json", "X-Request-Id": name}
         try:
             url = self._access.root + request.url
@@ -222,6 +241,8 @@ class Server:
         adapter, sha = got.headers.get(ADAPTER_HEADER), got.headers.get(MANIFEST_HEADER)
         reply = Reply(got.status, name, _json(read), adapter.partition("@")[0] if adapter else None, sha)
         if reply.status in (_UNAUTHORIZED, _FORBIDDEN):
+            if _code(reply) == MODEL_NOT_ALLOWED:
+                raise model_denied(f"{request.model!r} of line {line.number}")
             return await self._denied(reply)
         trouble = _trouble(reply, got.headers.get("Retry-After"))
         self._entered()
@@ -245,6 +266,12 @@ class Server:
             self._key = renewed
             return Trouble("invalid_api_key", _words(reply), reply, outage=True, retry_after=1.0)
         raise _access_denied(self._access.url, reply, has_key=self._key is not None)
+
+
+def model_denied(which: str, meant: str = "") -> TuneryError:
+    """Return that the server holds the API key to other models; `which` names the model and its line."""
+    message = f"spec.apiKeySecretRef: the server does not let this API key ask for the model {which}{meant}"
+    return TuneryError(FailureReason.SERVER_ACCESS_DENIED, message, _ALLOW_IT)
 
 
 def _access_denied(url: str, reply: Reply, *, has_key: bool) -> TuneryError:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import NO_KEYS, ReplicaState
+from tunery_api.serving import NO_KEYS, Remark, ReplicaState
 from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
@@ -69,19 +69,20 @@ class Door:
         """Return what the replica says of itself: the loader's state, and who gets in, and what is wrong with that."""
         state = self.loader.state()
         told: dict[str, object] = {"api_keys": self.keys.secret or NO_KEYS}
-        if state.reason is None:
-            told |= self._of_keys()
+        if problem := self.keys.problem():
+            if state.reason is None:
+                told |= {"reason": FailureReason.SECRET_NOT_FOUND, "message": problem, "hint": HINT}
+        else:
+            told["remark"] = self._of_clients()
         return state.model_copy(update=told)
 
-    def _of_keys(self) -> dict[str, object]:
-        reason = FailureReason.SECRET_NOT_FOUND
-        if problem := self.keys.problem():
-            return {"reason": reason, "message": problem, "hint": HINT}
+    def _of_clients(self) -> Remark | None:
+        """Return which listed clients no key belongs to: that keeps nobody else out, nor the replica from its work."""
         secret, listed = self.keys.secret, frozenset(self.routes.limited())
         problem = unknown_clients(listed, self.keys.held(), secret) if secret is not None else None
         if problem is None:
-            return {}
-        return {"reason": reason, "message": scrub(problem, MOST_SAID), "hint": CLIENTS_HINT}
+            return None
+        return Remark(reason=FailureReason.SECRET_NOT_FOUND, message=scrub(problem, MOST_SAID), hint=CLIENTS_HINT)
 
 
 def build_app(door: Door) -> web.Application:

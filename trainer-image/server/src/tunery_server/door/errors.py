@@ -10,6 +10,7 @@ from tunery_server.routes import NotServed
 
 INVALID: Final = "invalid_request_error"
 FAILED: Final = "server_error"
+MODEL_NOT_ALLOWED: Final = "model_not_allowed"
 
 
 class Refusal(Exception):
@@ -62,6 +63,6 @@ def not_allowed() -> Refusal:
     return Refusal(
         403,
         "This API key may not ask for this model; GET /v1/models lists those that it may.",
-        "model_not_allowed",
+        MODEL_NOT_ALLOWED,
         "model",
     )

@@ -42,13 +42,15 @@ class Near:
         began = self._clock()
         if len(asked) > LONGEST or began < self._rests_until:
             return None
-        close = _closest(asked.lower(), list(names()))
+        close = closest(asked, list(names()))
         ended = self._clock()
         self._rests_until = ended + max(LEAST_REST, REST * (ended - began))
         return close
 
 
-def _closest(asked: str, names: Sequence[str]) -> str | None:
+def closest(asked: str, names: Sequence[str]) -> str | None:
+    """Return the name closest to `asked`, in any case of letters; None where none is close."""
+    asked = asked.lower()
     if len(names) > COMPARED:
         names = nlargest(COMPARED, names, key=lambda name: _alike(asked, name.lower()))
     by_lower = {name.lower(): name for name in names}

@@ -1,0 +1,67 @@
+"""The models that lines ask for and that cannot be asked: the server lacks them, or the API key may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_server.batch.check import MOST_MODELS, Problems
+from tunery_server.batch.lines import InputLines
+from tunery_server.batch.requests import BadLine, parse
+from tunery_server.batch.server import Server, Standing
+from tunery_server.door.near import closest
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Models that cannot be asked, each with why."""
+
+    unknown: dict[str, str] = field(default_factory=dict)
+    denied: dict[str, str] = field(default_factory=dict)
+    """Those that are held to other clients, as far as this key is let know: there may be none of that name."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """Of either: what somebody may have meant, in words."""
+
+
+async def look_up(server: Server, name: str, asked: Mapping[str, int], waiting: Callable[[str], None]) -> Refused:
+    """Return those of the models `asked`, each with its first line, that the server of this name does not answer for.
+
+    `waiting` is told whether any is waited for that the server does not list. Raises TuneryError, and Stopped.
+    """
+    if len(asked) > MOST_MODELS:
+        raise TuneryError(FailureReason.INPUT_INVALID, f"there are more than {MOST_MODELS} of them")
+    listed = await server.models()
+    absent = [model for model in asked if model not in listed]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        waiting(f"the model {absent[0]!r} of line {asked[absent[0]]}{more}")
+    found, refused = await asyncio.gather(*(server.standing(model) for model in absent)), Refused()
+    for model, standing in zip(absent, found, strict=True):
+        if standing is Standing.KNOWN:
+            continue
+        near = closest(model, sorted(listed))
+        meant = refused.meant[model] = f"; did you mean {near!r}?" if near is not None else ""
+        if standing is Standing.UNKNOWN:
+            refused.unknown[model] = f"the server {name} has no model {model!r}{meant}"
+        else:
+            text = f"by spec.access.clients of the server {name} this API key may not ask for the model {model!r}"
+            refused.denied[model] = text + meant
+    return refused
+
+
+def add_lines(problems: Problems, lines: InputLines, default_model: str | None, refused: Refused) -> None:
+    """Add every line that asks for one of these models; of each model the first one is shown."""
+    why, told = refused.unknown | refused.denied, set[str]()
+    if not why:
+        return
+    for line in lines:
+        try:
+            model = parse(line.raw, default_model).model
+        except BadLine:  # told already
+            continue
+        if model in why:
+            problems.add(line.number, why[model], shown=model not in told)
+            told.add(model)
