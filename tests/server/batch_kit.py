@@ -67,6 +67,8 @@ class Oracle:
     """Contents that are refused with 400."""
     trouble: list[int] = field(default_factory=list)
     """Statuses of the next answers."""
+    words: str = "a bad day"
+    """What is said then."""
     now: int = 0
     most: int = 0
     """Requests that were in flight at a time."""
@@ -81,7 +83,7 @@ class Oracle:
         finally:
             self.now -= 1
         if self.trouble:
-            return web.json_response({"error": {"message": "a bad day"}}, status=self.trouble.pop(0))
+            return web.json_response({"error": {"message": self.words}}, status=self.trouble.pop(0))
         if content in self.broken:
             return web.json_response({"error": {"message": "too long", "code": "too_long"}}, status=400)
         text = hashlib.sha256(f"{body['model']}{content}".encode()).hexdigest()

@@ -23,7 +23,7 @@ from tunery_common.progress_client import retry_after
 from tunery_server.batch.answers import Answer, Reply, Trouble, answered, failed, request_id
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request
-from tunery_server.door.answers import ADAPTER_HEADER, MANIFEST_HEADER, MAX_ANSWER
+from tunery_server.door.answers import ADAPTER_HEADER, ENGINE_DIED, MANIFEST_HEADER, MAX_ANSWER
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=1800.0, sock_connect=10.0)
 """The door gives an engine ten minutes for an answer; waiting for a slot comes before."""
@@ -49,7 +49,7 @@ class Patience:
     known_outage: float = 10.0
     """For a model on which a line has waited so long already, until it answers again."""
     failures: int = 5
-    """Answers of 5xx, for one line, after which it is an error."""
+    """For one line: answers of 5xx that are no outage, and deaths of an engine that had it, after which it is an error."""
     first_pause: float = 0.5
     longest_pause: float = 30.0
     unknown_model: float = 10.0
@@ -144,7 +144,7 @@ class Server:
                 return answered(line, request, got)
             now = time.monotonic()
             began = began if began is not None else now
-            failures += not got.outage
+            failures += not got.outage or got.code == ENGINE_DIED
             left = self._left(request.model, now - began)
             if got.final or failures >= self._access.patience.failures or left <= 0:
                 self._give_up(request.model, got)
@@ -225,7 +225,7 @@ class Server:
             return await self._denied(reply)
         trouble = _trouble(reply, got.headers.get("Retry-After"))
         self._entered()
-        if trouble is None or trouble.code != FailureReason.ENGINE_FAILED:
+        if trouble is None or trouble.code not in (FailureReason.ENGINE_FAILED, ENGINE_DIED):
             self._spoke = time.monotonic()
         return trouble or reply
 
