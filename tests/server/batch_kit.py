@@ -28,6 +28,7 @@ from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import Credentials, ambient
 from tunery_server.batch import program
 from tunery_server.batch.keeping import PartSize
+from tunery_server.batch.parts import Mark
 from tunery_server.batch.progress import Progress
 from tunery_server.batch.run import Pace, run_batch
 from tunery_server.batch.server import Patience
@@ -181,6 +182,12 @@ class Table:
     @property
     def parts(self) -> list[str]:
         return self.listed(f"parts-{self.uid}")
+
+    def marks(self) -> list[Mark]:
+        """Return what says of parts that they are whole."""
+        place = self.place(f"parts-{self.uid}")
+        names = [name for name in self.parts if name.startswith("part-") and name.endswith(".json")]
+        return [Mark.model_validate_json(place.read_bytes(name)) for name in names]
 
     async def start(self, uri: str, variables: dict[str, str] | None = None, **more: Any) -> Program:
         """Start the program in a process of its own."""

@@ -49,7 +49,7 @@ class Patience:
     known_outage: float = 10.0
     """For a model on which a line has waited so long already, until it answers again."""
     failures: int = 5
-    """For one line: answers of 5xx that are no outage, and deaths of an engine that had it, after which it is an error."""
+    """Of one line, after which it is an error: answers of 5xx that are no outage, and deaths of an engine that had it."""
     first_pause: float = 0.5
     longest_pause: float = 30.0
     unknown_model: float = 10.0
@@ -101,6 +101,8 @@ class Server:
         """When it last answered, if only that it cannot serve a model now; that its engine is gone is no answer."""
         self._lost: set[str] = set()
         """Models on which a line has waited in vain."""
+        self._waiting: dict[int, float] = {}
+        """Since when a line is asked again and again, by its index."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, socket_factory=_lasting_socket), timeout=_TIMEOUT
         )
@@ -132,10 +134,20 @@ class Server:
                 raise self._silent(path, got)
             await self._pause(min(1.0, patience.longest_pause))
 
+    def waits(self, line: Line, seconds: float) -> bool:
+        """Tell whether a line has been asked again and again for so long."""
+        since = self._waiting.get(line.index)
+        return since is not None and time.monotonic() - since >= seconds
+
     async def ask(self, line: Line, request: Request) -> Answer:
         """Return the end of a line; raises TuneryError where no line can be asked any more, and Stopped."""
+        try:
+            return await self._ask(line, request)
+        finally:
+            self._waiting.pop(line.index, None)
+
+    async def _ask(self, line: Line, request: Request) -> Answer:
         name = request_id(self._access.uid, line)
-        began: float | None = None
         failures, pause = 0, self._access.patience.first_pause
         while True:
             got = await self._post(request, name)
@@ -143,7 +155,7 @@ class Server:
                 self._lost.discard(request.model)
                 return answered(line, request, got)
             now = time.monotonic()
-            began = began if began is not None else now
+            began = self._waiting.setdefault(line.index, now)
             failures += not got.outage or got.code == ENGINE_DIED
             left = self._left(request.model, now - began)
             if got.final or failures >= self._access.patience.failures or left <= 0:
