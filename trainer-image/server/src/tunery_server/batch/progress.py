@@ -60,10 +60,9 @@ class Progress:
         _log.info("this pod %s", self._doing)
 
     def count(self, counted: Callable[[], AnswersReport]) -> None:
-        """Tell what `counted` returns, at once and from now on; it is called from a thread."""
+        """Tell from now on what `counted` returns; it is called from a thread."""
         with self._condition:
-            self._counted, self._urgent = counted, True
-            self._condition.notify_all()
+            self._counted = counted
 
     def report(self) -> AnswersReport | None:
         """Return the newest numbers; None where nothing is counted yet."""
