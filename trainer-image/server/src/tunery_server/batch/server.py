@@ -49,7 +49,7 @@ class Patience:
     known_outage: float = 10.0
     """For a model on which a line has waited so long already, until it answers again."""
     failures: int = 5
-    """Of one line, after which it is an error: answers of 5xx that are no outage, and deaths of an engine that had it."""
+    """Of one line, after which it is an error: 5xx that is no outage, and deaths of an engine that had it."""
     first_pause: float = 0.5
     longest_pause: float = 30.0
     unknown_model: float = 10.0
