@@ -11,7 +11,7 @@ from tunery_server.batch.lines import Line
 from tunery_server.batch.server import Stopped
 
 WINDOW: Final = 2000
-"""Lines that may have been begun behind the first one without an end: so many are lost with a pod at most."""
+"""Lines that may have been begun and whose end is not handed on: so many of them are lost with a pod at most."""
 MOST_BYTES: Final = 64 << 20
 """Of lines and of answers that are held."""
 _SPACE: Final = 3
