@@ -96,7 +96,7 @@ def test_exhausted_retries_name_the_last_attempts_reason(namespace: Namespace) -
     namespace.apply(lorajob("e", preflight="Skip", retries=0))
     namespace.end_pod(namespace.run_pod("e-train"), 137)
     failure = namespace.wait_phase("e", "Failed")["failure"]
-    assert failure["reason"] == "OutOfMemory"
+    assert failure["reason"] == "Killed"
     assert failure["exitCode"] == 137
 
 

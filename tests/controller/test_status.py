@@ -75,7 +75,7 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "succeeded": (snapshot(ended(says=RESULT), train=DONE), "Succeeded", None),
     "said why": (failed(64, says=NAN), "Failed", "LossDiverged"),
     "oom": (failed(137, why="OOMKilled"), "Failed", "OutOfMemory"),
-    "killed": (failed(137), "Failed", "OutOfMemory"),
+    "killed": (failed(137), "Failed", "Killed"),
     "node lost": (failed(137, disruption="DeletionByTaintManager"), "Failed", "NodeLost"),
     "bug": (failed(1), "Failed", "InternalError"),
     "bug, again and again": (failed(1, 1), "Failed", "RetriesExhausted"),

@@ -213,6 +213,20 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 75, started=-50, stopped=-5)]},
         Told("Starting", "False", "AttemptFailed"),
     ),
+    "killed three times, which nobody calls memory": (
+        {
+            "pods": [
+                ended(code=137, why="Error", started=-300, stopped=-250),
+                ended("p2", 137, started=-200, stopped=-150, why="Error"),
+                ended("p3", 137, started=-100, stopped=-50, why="Error"),
+            ]
+        },
+        Told("Starting", "False", "AttemptFailed"),
+    ),
+    "killed, then out of memory once": (
+        {"pods": [ended(code=137, why="Error"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
+        Told("Starting", "False", "AttemptFailed"),
+    ),
     "failed once": ({"pods": [ended(code=75)]}, Told("Starting", "False", "AttemptFailed")),
     "container ended well, Job not yet": ({"pods": [ended()]}, Told("Uploading", "False", "Finishing")),
     "sidecar outlives the trainer": (

@@ -28,6 +28,7 @@ from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import Credentials, ambient
 from tunery_server.batch import program
 from tunery_server.batch.keeping import PartSize
+from tunery_server.batch.parts import Mark
 from tunery_server.batch.progress import Progress
 from tunery_server.batch.run import Pace, run_batch
 from tunery_server.batch.server import Patience
@@ -67,6 +68,8 @@ class Oracle:
     """Contents that are refused with 400."""
     trouble: list[int] = field(default_factory=list)
     """Statuses of the next answers."""
+    words: str = "a bad day"
+    """What is said then."""
     now: int = 0
     most: int = 0
     """Requests that were in flight at a time."""
@@ -81,7 +84,7 @@ class Oracle:
         finally:
             self.now -= 1
         if self.trouble:
-            return web.json_response({"error": {"message": "a bad day"}}, status=self.trouble.pop(0))
+            return web.json_response({"error": {"message": self.words}}, status=self.trouble.pop(0))
         if content in self.broken:
             return web.json_response({"error": {"message": "too long", "code": "too_long"}}, status=400)
         text = hashlib.sha256(f"{body['model']}{content}".encode()).hexdigest()
@@ -179,6 +182,12 @@ class Table:
     @property
     def parts(self) -> list[str]:
         return self.listed(f"parts-{self.uid}")
+
+    def marks(self) -> list[Mark]:
+        """Return what says of parts that they are whole."""
+        place = self.place(f"parts-{self.uid}")
+        names = [name for name in self.parts if name.startswith("part-") and name.endswith(".json")]
+        return [Mark.model_validate_json(place.read_bytes(name)) for name in names]
 
     async def start(self, uri: str, variables: dict[str, str] | None = None, **more: Any) -> Program:
         """Start the program in a process of its own."""

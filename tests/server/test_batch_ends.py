@@ -17,12 +17,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from server.batch_kit import HURRIED, Table, jsonl, request, table
+from server.batch_kit import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
+from server.door_kit import BASE
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ProgressUpdate, TrainerStatus
 from tunery_api.status import Phase
 from tunery_server.batch import progress
+from tunery_server.batch.keeping import PartSize
 
 from cluster.s3 import S3Server
 
@@ -76,6 +78,40 @@ async def test_killed_at_any_instant_it_goes_on_where_it_was(tmp_path: Path, s3_
         assert program.words.output is not None
         assert program.words.answers is not None
         assert program.words.answers.answered == LINES
+
+
+async def test_a_line_whose_model_is_not_served_holds_back_no_answer_that_a_kill_would_lose(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        here.site.routes.hold("tone", "AdapterCorrupt", "its digest differs")
+        here.pace = replace(here.pace, patience=replace(HURRIED, outage=60), part=PartSize(lines=10, seconds=0.3))
+        lines = [request(number, model="tone" if number in (0, 47) else BASE) for number in range(100)]
+        uri = here.put(jsonl(lines))
+        program = await here.start(uri)
+        async with asyncio.timeout(20):
+            while (stored := sum(mark.lines for mark in here.marks())) < 98:
+                await asyncio.sleep(0.05)
+        await program.kill()
+        assert (stored, here.oracle.asked.total()) == (98, 98)
+        here.site.routes.serve("tone", TONE, TONE_SHA)
+        await here.run(uri)
+        assert [line["custom_id"] for line in here.lines()] == [f"row-{number}" for number in range(100)]
+        assert set(here.oracle.asked.values()) == {1}
+
+
+async def test_answers_that_another_batch_keeps_from_being_published_are_counted(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        uri = here.put(jsonl(request(number) for number in range(40)))
+        here.output, here.oracle.seconds = "shared", 0.05
+        program = await here.start(uri, concurrency=1)
+        while len(here.oracle.asked) < 2:
+            await asyncio.sleep(0.01)
+        here.uid = "u-2"
+        await here.run(uri, concurrency=32)
+        assert await program.end() == ExitCode.USER_ERROR, program.log
+        assert program.words.failure is not None
+        assert program.words.failure.reason is FailureReason.OUTPUT_EXISTS
+        assert program.words.answers is not None
+        assert (program.words.answers.lines, program.words.answers.answered) == (40, 40)
 
 
 async def test_told_to_stop_it_keeps_what_is_answered_and_asks_nothing_twice(tmp_path: Path) -> None:
@@ -148,6 +184,26 @@ async def test_a_model_that_the_server_lacks_is_told_while_it_is_waited_for(tmp_
     words = "waits up to 3 seconds for the server support to know the model 'nobody' of line 2 and 1 more"
     assert [status.phase for status in told if status.doing == words][:1] == [Phase.STARTING]
     assert words in program.log
+
+
+async def test_after_a_kill_who_watches_is_told_what_was_kept_before_the_first_line_is_asked(tmp_path: Path) -> None:
+    told: list[TrainerStatus] = []
+    async with operator(told) as variables, table(tmp_path) as here:
+        uri = here.put(jsonl(request(number) for number in range(200)))
+        here.oracle.seconds = 0.02
+        program = await here.start(uri)
+        while len(here.marks()) < 2:
+            await asyncio.sleep(0.01)
+        await program.kill()
+        kept = sum(mark.lines for mark in here.marks())
+        here.site.routes.drop("tone")  # so that it does not come to asking
+        here.pace = replace(here.pace, patience=replace(HURRIED, unknown_model=1.5))
+        program = await here.start(uri, variables)
+        assert await program.end() == ExitCode.USER_ERROR
+    first = next(status for status in told[:-1] if status.answers)
+    assert first.phase is Phase.STARTING
+    assert first.answers is not None
+    assert first.answers.answered == kept >= 20
 
 
 async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:

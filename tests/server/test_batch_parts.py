@@ -43,11 +43,16 @@ def lines(count: int) -> list[Line]:
     count=st.integers(1, 60),
     ends=st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), max_size=4),
     size=st.integers(1, 9),
+    late=st.sets(st.integers(0, 59), max_size=6),
 )
 def test_attempts_that_end_anywhere_leave_each_line_once(
-    count: int, ends: list[tuple[int, set[int]]], size: int, tmp_path_factory: pytest.TempPathFactory
+    count: int,
+    ends: list[tuple[int, set[int]]],
+    size: int,
+    late: set[int],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Each attempt ends after so many lines, some of them failed; the last one answers all."""
+    """Each attempt ends after so many ends, those of some lines later than others; the last one answers all."""
     where = place(tmp_path_factory.mktemp("parts"))
     for limit, failing in [*ends, (count, set[int]())]:
         parts = Parts(where, "batch")
@@ -55,7 +60,7 @@ def test_attempts_that_end_anywhere_leave_each_line_once(
         before = {line.index for line in lines(count)} - {line.index for line in kept.left(lines(count))}
         assert kept.tally.done == len(before)
         keeper = Keeper(parts, kept, PartSize(lines=size))
-        for line in list(kept.left(lines(count)))[:limit]:
+        for line in sorted(kept.left(lines(count)), key=lambda line: (line.index in late, line.index))[:limit]:
             keeper.take(answer(line.index, line.index not in failing))
         keeper.end()
         asyncio.run(keeper.keep(lambda _: None))
@@ -204,6 +209,44 @@ def test_ends_come_in_the_order_of_the_lines(count: int, concurrency: int, seed:
     assert asyncio.run(run())
     assert taken == list(range(count))
     assert most <= concurrency
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "answered at last"])
+def test_lines_that_wait_for_long_hold_back_no_end_behind_them(stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "WINDOW", 5)
+    monkeypatch.setattr(asking, "_LOOK_SECONDS", 0.01)
+    taken, late = Listed([]), set[int]()
+
+    async def run() -> None:
+        stop, served = asyncio.Event(), asyncio.Event()
+
+        async def ask(line: Line) -> Answer:
+            if line.index in (0, 7):
+                await served.wait()
+            return answer(line.index)
+
+        conveyor = Conveyor(ask, iter(lines(20)), taken, stop, lambda line: line.index in late)
+        running = asyncio.create_task(conveyor.run(4, 0.0))
+        await asyncio.sleep(0.1)
+        assert taken.places == [], "the first line may end any moment"
+        late.update({0})
+        async with asyncio.timeout(5):
+            while len(taken.places) < 6:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert taken.places == [1, 2, 3, 4, 5, 6]
+        (stop if stopped else served).set()
+        await running
+        assert conveyor.whole is not stopped
+
+    asyncio.run(run())
+    assert taken.places[:6] == [1, 2, 3, 4, 5, 6]
+    assert len(taken.places) == len(set(taken.places))
+    if stopped:  # what was answered behind the seventh is kept, too
+        assert set(taken.places) > {8, 9, 10}
+        assert not {0, 7} & set(taken.places)
+    else:
+        assert set(taken.places) == set(range(20))
 
 
 @pytest.mark.parametrize("storing", [True, False], ids=["being stored", "of a part that is mended"])

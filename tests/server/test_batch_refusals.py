@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.batch_kit import Table, jsonl, request, table
+from server.batch_kit import HURRIED, Table, jsonl, request, table
 from server.door_kit import write_keys
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import FailureReason
@@ -18,6 +18,7 @@ from tunery_common.errors import TuneryError
 from tunery_server.batch.check import Problems, check
 from tunery_server.batch.lines import MAX_LINE, InputLines
 from tunery_server.batch.requests import BadLine, parse
+from tunery_server.door.dying import DIED, ENDS
 
 
 def line(**more: Any) -> bytes:
@@ -39,6 +40,7 @@ BAD = {
     line(body="x"): "body must be an object",
     line(body={}): "body.model is missing",
     line(body={"model": ""}): "body.model must be a text",
+    line(body={"model": "\ud800"}): "body.model is no text: it has half a surrogate pair",
     line(body={"model": "tone", "stream": True}): "body.stream must be false",
     b" " * (MAX_LINE + 1): "has more than 10 MiB",
 }
@@ -242,6 +244,25 @@ async def test_bad_answers_are_asked_again_and_at_last_are_errors(tmp_path: Path
         error = await refused(here, here.put(jsonl([request(1)])))
         assert error.reason is FailureReason.REQUESTS_FAILED
         assert "line 1: engine_error: The engine failed: a bad day" in error.message
+
+
+async def test_an_engine_that_is_being_stopped_is_waited_for_and_one_that_dies_of_a_line_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: 0.05)
+    async with table(tmp_path) as here:
+        here.oracle.words = next(iter(ENDS))
+        here.oracle.trouble = [500] * 3 * HURRIED.failures
+        await here.run(here.put(jsonl([request(1)])), concurrency=1)
+        assert len(here.lines()) == 1
+        assert here.oracle.asked.total() == 3 * HURRIED.failures + 1
+        here.uid = "u-2"
+        here.oracle.words = next(iter(DIED))
+        here.oracle.trouble = [500] * 3 * HURRIED.failures
+        error = await refused(here, here.put(jsonl([request(1)])))
+        assert error.reason is FailureReason.REQUESTS_FAILED
+        assert "line 1: EngineDied: The engine has died while it had this request" in error.message
+        assert len(here.oracle.trouble) == 2 * HURRIED.failures
 
 
 async def test_a_model_that_stays_away_fails_its_lines_and_not_the_others(tmp_path: Path) -> None:

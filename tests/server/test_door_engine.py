@@ -73,6 +73,53 @@ async def test_an_adapter_that_the_engine_has_lost_is_told_as_not_served(tmp_pat
         assert (await site.ask({"model": BASE})).status == 404
 
 
+SHUTDOWN = "cannot schedule new futures after shutdown"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_an_engine_that_is_being_stopped_is_no_failure_and_sends_clients_elsewhere(
+    stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_site(tmp_path) as site:
+        said = {"error": {"message": SHUTDOWN, "type": "Internal Server Error", "param": None, "code": 500}}
+        site.engine.handler = answering(500, said)
+        answer = await site.ask({"model": "support-bot", "stream": stream})
+        assert (answer.status, answer.error["code"]) == (503, "EngineFailed")
+        assert "is being stopped" in answer.error["message"]
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert answer.headers["Connection"] == "close"
+        assert (await site.get("/readyz")).body == b"the engine is being stopped"
+        assert (await site.get("/healthz/engine")).status == 200, "the kubelet is not to end it once more"
+        site.engine.handler = None
+        answer = await site.ask()
+        assert (answer.status, answer.headers.get("Connection")) == (200, None)
+        assert (await site.get("/readyz")).status == 200
+        site.engine.handler = answering(500, said)
+        await site.ask()
+        monkeypatch.setattr("tunery_server.door.dying.STANDS_SECONDS", 0.0)
+        assert (await site.get("/readyz")).status == 200
+
+
+async def test_a_request_whose_engine_dies_is_told_so_on_its_last_connection(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+        site.engine.handler = answering(500, {"error": {"message": words, "code": 500}})
+        answer = await site.ask()
+        assert (answer.status, answer.error["code"]) == (503, "EngineDied")
+        assert answer.headers["Connection"] == "close"
+        assert "Retry-After" in answer.headers
+
+
+@pytest.mark.parametrize("body", [{"error": {"message": f"no: {SHUTDOWN}"}}, {"error": SHUTDOWN}, [SHUTDOWN], b"{"])
+async def test_other_words_of_an_engine_are_not_taken_for_its_end(body: Any, tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        site.engine.handler = answering(500, body)
+        answer = await site.ask()
+        assert (answer.status, answer.error["code"]) == (500, "engine_error")
+        assert "Connection" not in answer.headers
+        assert (await site.get("/readyz")).status == 200
+
+
 async def test_an_engine_that_leads_elsewhere_or_answers_without_end_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

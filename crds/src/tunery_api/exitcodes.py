@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     RETRYABLE = 75
     """May heal by itself: worth a retry (sysexits' EX_TEMPFAIL)."""
     KILLED = 137
-    """SIGKILL, most often the kernel's for too much memory."""
+    """SIGKILL, often the kernel's for too much memory; OOMKilled beside it says so."""
     TERMINATED = 143
     """Told to stop (SIGTERM) before the last step; a checkpoint was written."""
 

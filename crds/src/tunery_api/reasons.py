@@ -27,6 +27,7 @@ class FailureReason(StrEnum):
     GPU_FAULT = "GPUFault"
     GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
     OUT_OF_MEMORY = "OutOfMemory"
+    KILLED = "Killed"
     DISK_FULL = "DiskFull"
     LOSS_DIVERGED = "LossDiverged"
     NOT_IMPROVED = "NotImproved"
@@ -142,6 +143,11 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.OUT_OF_MEMORY: Advice(
         True,
         "Raise spec.resources.memory, which may change while no pod runs; the container was killed for using more.",
+    ),
+    _R.KILLED: Advice(
+        True,
+        "Nothing to do if the next attempt goes well; else look at what ends processes on the node, and raise "
+        "spec.resources.memory, which may change while no pod runs: not every kill for memory is told as one.",
     ),
     _R.DISK_FULL: Advice(False, "Raise spec.resources.ephemeralStorage, which may change while no pod runs."),
     _R.LOSS_DIVERGED: Advice(

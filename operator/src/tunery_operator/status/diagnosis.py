@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
@@ -43,7 +44,7 @@ _ROOM_HINTS: Final = {
     for task in (Task.PREFLIGHT, Task.REPORT, Task.PUBLISH)
 }
 """By the Job's role, where it does not ask for what the spec says."""
-_LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.DISK_FULL})
+_LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.KILLED, _R.DISK_FULL})
 _CHECKS: Final = frozenset({Task.PREFLIGHT.value, Task.REPORT.value, Task.PUBLISH.value})
 _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
@@ -170,8 +171,10 @@ def _observed(pod: PodView) -> Failure:
         return failure(_R.NODE_LOST, f"node {pod.node} lost track of pod {pod.name}, as after a restart")
     if pod.exit_reason == "OOMKilled":
         return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
-    if pod.exit_code == 137 and not pod.deleting:
-        return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed (exit 137), most likely for too much memory")
+    if pod.exit_code == ExitCode.KILLED and not pod.deleting:
+        # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
+        text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
+        return failure(_R.KILLED, text)
     return failure(_R.INTERNAL_ERROR, _exit_text(pod))
 
 

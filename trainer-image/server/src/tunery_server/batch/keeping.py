@@ -72,14 +72,15 @@ class Kept:
 
 
 class Keeper:
-    """Takes ends in the order of their lines, and stores them."""
+    """Takes ends, most of them in the order of their lines, and stores them: those of consecutive lines in one part."""
 
     def __init__(self, parts: Parts, kept: Kept, size: PartSize) -> None:
         self._parts = parts
         self._size = size
         self._mends = [mark for mark in kept.marks if mark.errors and mark.round < parts.round]
         self._firsts = [mark.first for mark in self._mends]
-        self._mended: list[Answer] = []
+        self._mended: dict[int, list[Answer]] = {}
+        """Ends of the lines of a part to be mended, by its first line."""
         self._waiting: list[list[Answer]] = []
         """Complete in themselves: parts to be stored, or the lines of a part to be mended."""
         self._open: list[Answer] = []
@@ -98,10 +99,10 @@ class Keeper:
         mend = self._mend_of(answer.index)
         if mend is not None:
             self._close()
-            self._mended.append(answer)
-            if len(self._mended) == mend.errors:
-                self._waiting.append(self._mended)
-                self._mended = []
+            mended = self._mended.setdefault(mend.first, [])
+            mended.append(answer)
+            if len(mended) == mend.errors:
+                self._waiting.append(sorted(self._mended.pop(mend.first), key=lambda each: each.index))
             return
         if self._open and self._open[-1].index + 1 != answer.index:
             self._close()

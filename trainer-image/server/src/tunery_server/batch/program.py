@@ -46,7 +46,7 @@ def main(path: Path, pace: Pace | None = None, task: Task = Task.BATCH) -> int:
         _log.info("told to stop; what was answered is kept")
     except Exception as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
-        message, code = _failed(failure), failure.exit_code
+        message, code = _failed(failure, progress), failure.exit_code
         _show(failure, error)
     stop.disarm()
     write_termination(message)
@@ -83,8 +83,9 @@ def explain(error: Exception) -> TuneryError:
     return TuneryError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error)}")
 
 
-def _failed(failure: TuneryError) -> RunResult:
-    reached = failure.reached if isinstance(failure.reached, RunResult) else RunResult()
+def _failed(failure: TuneryError, progress: Progress) -> RunResult:
+    """Return the last word of a failure, with what was answered by then, also where it is not published."""
+    reached = failure.reached if isinstance(failure.reached, RunResult) else RunResult(answers=progress.report())
     hint = scrub(failure.hint) if failure.hint else None
     told = Failure(reason=failure.reason, message=scrub(failure.message), hint=hint)
     return reached.model_copy(update={"failure": told})

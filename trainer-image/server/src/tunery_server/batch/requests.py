@@ -82,6 +82,8 @@ def _model(body: dict[str, Any], default_model: str | None) -> str:
         raise BadLine("body.model is missing, and spec.defaultModel is not set")
     if not isinstance(model, str) or not model or len(model) > LONGEST_MODEL:
         raise BadLine(f"body.model must be a text of 1 to {LONGEST_MODEL} characters")
+    if any("\ud800" <= each <= "\udfff" for each in model):
+        raise BadLine("body.model is no text: it has half a surrogate pair")
     return model
 
 

@@ -268,7 +268,11 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
             raise _changed(batch) from error
         return await server.ask(line, request)
 
-    conveyor = Conveyor(ask, kept.left(batch.lines), Counted(keeper, batch.spec.max_errors, stops), stops.stop)
+    def late(line: Line) -> bool:
+        return server.waits(line, batch.pace.part.seconds)
+
+    counted = Counted(keeper, batch.spec.max_errors, stops)
+    conveyor = Conveyor(ask, kept.left(batch.lines), counted, stops.stop, late)
     keeping = asyncio.create_task(keeper.keep(conveyor.stored))
     asking = asyncio.create_task(conveyor.run(batch.spec.concurrency, batch.pace.grace_seconds))
     await asyncio.wait({keeping, asking}, return_when=asyncio.FIRST_COMPLETED)

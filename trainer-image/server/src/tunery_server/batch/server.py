@@ -24,7 +24,7 @@ from tunery_common.progress_client import retry_after
 from tunery_server.batch.answers import Answer, Reply, Trouble, answered, failed, request_id
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request
-from tunery_server.door.answers import ADAPTER_HEADER, MANIFEST_HEADER, MAX_ANSWER
+from tunery_server.door.answers import ADAPTER_HEADER, ENGINE_DIED, MANIFEST_HEADER, MAX_ANSWER
 from tunery_server.door.errors import MODEL_NOT_ALLOWED
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=1800.0, sock_connect=10.0)
@@ -57,7 +57,7 @@ class Patience:
     known_outage: float = 10.0
     """For a model on which a line has waited so long already, until it answers again."""
     failures: int = 5
-    """Answers of 5xx, for one line, after which it is an error."""
+    """Of one line, after which it is an error: 5xx that is no outage, and deaths of an engine that had it."""
     first_pause: float = 0.5
     longest_pause: float = 30.0
     unknown_model: float = 10.0
@@ -118,6 +118,8 @@ class Server:
         """When it last answered, if only that it cannot serve a model now; that its engine is gone is no answer."""
         self._lost: set[str] = set()
         """Models on which a line has waited in vain."""
+        self._waiting: dict[int, float] = {}
+        """Since when a line is asked again and again, by its index."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, socket_factory=_lasting_socket), timeout=_TIMEOUT
         )
@@ -151,10 +153,20 @@ class Server:
                 raise self._silent(path, got)
             await self._pause(min(1.0, patience.longest_pause))
 
+    def waits(self, line: Line, seconds: float) -> bool:
+        """Tell whether a line has been asked again and again for so long."""
+        since = self._waiting.get(line.index)
+        return since is not None and time.monotonic() - since >= seconds
+
     async def ask(self, line: Line, request: Request) -> Answer:
         """Return the end of a line; raises TuneryError where no line can be asked any more, and Stopped."""
+        try:
+            return await self._ask(line, request)
+        finally:
+            self._waiting.pop(line.index, None)
+
+    async def _ask(self, line: Line, request: Request) -> Answer:
         name = request_id(self._access.uid, line)
-        began: float | None = None
         failures, pause = 0, self._access.patience.first_pause
         while True:
             got = await self._post(line, request, name)
@@ -162,8 +174,8 @@ class Server:
                 self._lost.discard(request.model)
                 return answered(line, request, got)
             now = time.monotonic()
-            began = began if began is not None else now
-            failures += not got.outage
+            began = self._waiting.setdefault(line.index, now)
+            failures += not got.outage or got.code == ENGINE_DIED
             left = self._left(request.model, now - began)
             if got.final or failures >= self._access.patience.failures or left <= 0:
                 self._give_up(request.model, got)
@@ -246,7 +258,7 @@ class Server:
             return await self._denied(reply)
         trouble = _trouble(reply, got.headers.get("Retry-After"))
         self._entered()
-        if trouble is None or trouble.code != FailureReason.ENGINE_FAILED:
+        if trouble is None or trouble.code not in (FailureReason.ENGINE_FAILED, ENGINE_DIED):
             self._spoke = time.monotonic()
         return trouble or reply
 

@@ -14,7 +14,8 @@ import aiohttp
 from aiohttp import web
 
 from tunery_api.scrub import scrub
-from tunery_server.door.errors import Refusal
+from tunery_server.door.dying import DIED, ENDS, engines_words
+from tunery_server.door.errors import Refusal, engine_failed
 from tunery_server.door.usage import Usage, UsageReader, usage_in
 from tunery_server.routes import Target
 
@@ -22,6 +23,8 @@ ADAPTER_HEADER: Final = "X-Tunery-Adapter"
 MANIFEST_HEADER: Final = "X-Tunery-Manifest-SHA256"
 IDLE_SECONDS: Final = 600.0
 """Between two pieces of a stream: for the engine to give one, and for the client to take one."""
+ENGINE_DIED: Final = "EngineDied"
+"""The code of an answer to a request that the engine had when it died: that may be the request's own doing."""
 MAX_ANSWER: Final = 64 << 20
 MAX_ERROR: Final = 512
 """Bytes of what the engine says of its own failure."""
@@ -93,13 +96,14 @@ async def _client(response: web.StreamResponse, said: Awaitable[object]) -> None
 
 
 async def whole(passage: Passage, answer: aiohttp.ClientResponse) -> web.Response:
-    """Return an answer that is not streamed; raises Refusal where the engine has failed."""
+    """Return an answer that is not streamed; raises Refusal where the engine has failed, and EngineEnds."""
     read = bytearray()
     async for data in answer.content.iter_any():
         read += data
         if len(read) > MAX_ANSWER:
             raise Refusal(502, f"The engine's answer takes more than {MAX_ANSWER >> 20} MiB.", "answer_too_large")
     if answer.status >= 500:
+        _look_for_its_end(bytes(read))
         raise Refusal(answer.status, _told(bytes(read)), "engine_error")
     if answer.status < 200 or 300 <= answer.status < 400:
         raise Refusal(502, f"The engine answered with {answer.status}.", "engine_error")
@@ -107,6 +111,20 @@ async def whole(passage: Passage, answer: aiohttp.ClientResponse) -> web.Respons
         passage.usage = usage_in(bytes(read))
     headers = {"Content-Type": _content_type(answer), **passage.headers()}
     return web.Response(body=bytes(read), status=answer.status, headers=headers)
+
+
+class EngineEnds(Exception):
+    """The engine says that it is ending; whatever it was asked is not to blame."""
+
+
+def _look_for_its_end(read: bytes) -> None:
+    """Raise EngineEnds, or Refusal where the engine has died, if that is what the engine says."""
+    said = engines_words(read) if len(read) < MAX_ERROR_BODY else None
+    if said in ENDS:
+        raise EngineEnds
+    if said in DIED:
+        text = "The engine has died while it had this request, and is being started again; ask again."
+        raise engine_failed(text, ENGINE_DIED)
 
 
 async def break_off(request: web.Request, response: web.StreamResponse, error: Exception) -> None:
@@ -130,8 +148,6 @@ def _content_type(answer: aiohttp.ClientResponse) -> str:
 
 def _told(read: bytes) -> str:
     """Return what the engine says of its failure, short and without credentials."""
-    text = read[: 8 * MAX_ERROR].decode(errors="replace")
-    if len(read) < MAX_ERROR_BODY:
-        with suppress(ValueError, RecursionError, TypeError, KeyError):
-            text = str(json.loads(read)["error"]["message"])
+    said = engines_words(read) if len(read) < MAX_ERROR_BODY else None
+    text = read[: 8 * MAX_ERROR].decode(errors="replace") if said is None else said
     return scrub(f"The engine failed: {text.strip() or 'it does not say why'}", MAX_ERROR)

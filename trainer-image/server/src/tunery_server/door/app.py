@@ -17,6 +17,7 @@ from tunery_api.serving import NO_KEYS, Remark, ReplicaState
 from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
+from tunery_server.door.dying import Dying
 from tunery_server.door.engine_metrics import engine_metrics
 from tunery_server.door.errors import Refusal, not_found, not_served
 from tunery_server.door.metrics import Metrics
@@ -91,7 +92,7 @@ def build_app(door: Door) -> web.Application:
     app.on_response_prepare.append(_without_server)
     proxy = Proxy(door.routes, door.engine, door.keys, door.metrics, door.near)
     app.add_routes([web.post(path, proxy.at(path)) for path in (CHAT, COMPLETIONS, RESPONSES)])
-    probes = _Probes(door)
+    probes = _Probes(door, proxy.dying)
     shown = _Models(door)
     for path, handler in (
         ("/v1/models", shown.all),
@@ -129,8 +130,9 @@ class _Models:
 class _Probes:
     """What the kubelet and Prometheus ask, without a key: the engine is asked for it no more than once a second."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, dying: Dying) -> None:
         self._door = door
+        self._dying = dying
         self._health = _Remembered(self._ask_health)
         self._engines = _Remembered(lambda: engine_metrics(door.engine))
 
@@ -147,6 +149,8 @@ class _Probes:
             problems.append(f"{FailureReason.SECRET_NOT_FOUND}: {problem}. {HINT}")
         if not await self._health.get():
             problems.append("the engine does not answer")
+        elif self._dying.now:
+            problems.append("the engine is being stopped")
         elif not door.loader.ready():
             problems.append(door.loader.state().message or "adapters are being loaded")
         return _told(problems)

@@ -6,7 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
-from tunery_server.routes import NotServed
+from tunery_api.reasons import FailureReason
+from tunery_server.routes import RETRY_SECONDS, NotServed
 
 INVALID: Final = "invalid_request_error"
 FAILED: Final = "server_error"
@@ -23,6 +24,8 @@ class Refusal(Exception):
         self.code = code
         self.param = param
         self.headers: dict[str, str] = {}
+        self.closes = False
+        """The client's next request is to go over a new connection, which may lead to another replica."""
 
     def body(self) -> dict[str, object]:
         """Return the error as JSON has it."""
@@ -31,13 +34,23 @@ class Refusal(Exception):
 
     def response(self) -> web.Response:
         """Return the answer."""
-        return web.json_response(self.body(), status=self.status, headers=self.headers)
+        response = web.json_response(self.body(), status=self.status, headers=self.headers)
+        if self.closes:
+            response.force_close()
+        return response
 
 
 def unavailable(code: str, message: str, retry_after: int) -> Refusal:
     """Return the refusal of what may be asked again after `retry_after` seconds."""
     refusal = Refusal(503, message, code)
     refusal.headers["Retry-After"] = str(max(1, retry_after))
+    return refusal
+
+
+def engine_failed(message: str, code: str = FailureReason.ENGINE_FAILED) -> Refusal:
+    """Return the refusal of what this replica's engine cannot answer now, and another's may."""
+    refusal = unavailable(code, message, RETRY_SECONDS)
+    refusal.closes = True
     return refusal
 
 

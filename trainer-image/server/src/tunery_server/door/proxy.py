@@ -12,16 +12,16 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from tunery_api.reasons import FailureReason
 from tunery_server.door import body
-from tunery_server.door.answers import ClientGone, Passage, break_off, stream, whole
+from tunery_server.door.answers import ClientGone, EngineEnds, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
-from tunery_server.door.errors import Refusal, not_allowed, not_served, unavailable
+from tunery_server.door.dying import Dying
+from tunery_server.door.errors import Refusal, engine_failed, not_allowed, not_served
 from tunery_server.door.metrics import NOTHING, Metrics
 from tunery_server.door.near import Near
 from tunery_server.door.session import HasSession, url
-from tunery_server.routes import RETRY_SECONDS, NotServed, Routes, UnknownModel
+from tunery_server.routes import NotServed, Routes, UnknownModel
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -58,6 +58,8 @@ class Proxy:
         self._metrics = metrics
         self._near = near
         self._gone = False
+        self.dying = Dying()
+        """Whether the engine says that it ends."""
 
     def at(self, path: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the handler of a path, which is the engine's path, too."""
@@ -114,10 +116,15 @@ class Proxy:
         try:
             async with asyncio.timeout(FIRST_SECONDS) as limit, await self._ask(passage, data) as answer:
                 self._gone = False
+                if answer.status == 200:
+                    self.dying.answers()
                 if answer.status == 200 and answer.content_type == "text/event-stream":
                     return await stream(passage, answer, limit, swallow=asks)
                 _lost(passage, answer)
                 return await whole(passage, answer)
+        except EngineEnds as error:
+            self.dying.said()
+            raise engine_failed("The engine is being stopped, and takes no request any more; ask again.") from error
         except (aiohttp.ClientError, OSError) as error:
             if passage.begun is None:
                 raise self._is_gone(error) from error
@@ -154,7 +161,7 @@ class Proxy:
             self._gone = True
             logger.warning("the engine does not answer: %s: %s", type(error).__name__, error)
         text = "The engine does not answer: it is starting, or has failed and is being started again."
-        return unavailable(FailureReason.ENGINE_FAILED, text, RETRY_SECONDS)
+        return engine_failed(text)
 
 
 def headers_for_engine(given: Mapping[str, str]) -> dict[str, str]:
@@ -175,4 +182,4 @@ def _lost(passage: Passage, answer: aiohttp.ClientResponse) -> None:
     if answer.status == 404 and target.version is not None and passage.path != RESPONSES:
         logger.warning("the engine does not know %s", target.engine_name)
         text = f"The engine has lost {target.engine_name}; it is loaded again as soon as it can be."
-        raise unavailable(FailureReason.ENGINE_FAILED, text, RETRY_SECONDS)
+        raise engine_failed(text)
