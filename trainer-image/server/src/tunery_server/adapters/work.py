@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Final
 from tunery_api.manifest import WEIGHTS_FILE
 from tunery_api.serving import VERSION_DIGITS, ServeSpec
 from tunery_common.errors import TuneryError
+from tunery_common.storage.published_folder import Replaced
 from tunery_server.adapters.base import read_base
 from tunery_server.adapters.bring import Bringer
 from tunery_server.adapters.cache import AdapterCache, Content
@@ -65,7 +67,20 @@ class Worker:
         """Versions on the disk whose files were found to be good by this process."""
 
     async def advance(self, slot: Slot) -> None:
-        """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal."""
+        """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal.
+
+        Without a pin another manifest than at the last look is no damage: it is what is wanted now.
+        """
+        for _ in range(2):
+            try:
+                return await self._advance(slot)
+            except Replaced:
+                if slot.item.manifest_sha256 is not None:
+                    raise
+                slot.look_at = -math.inf
+        raise Later
+
+    async def _advance(self, slot: Slot) -> None:
         if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
             await self._restore(slot)
         item = slot.item
@@ -89,7 +104,7 @@ class Worker:
 
     async def _verify(self, slot: Slot, wanted: str) -> None:
         """Know of what would be loaded for whoever asks."""
-        if slot.cold is not None and slot.cold.sha256 == wanted:
+        if slot.cold is not None and slot.cold.sha256 == wanted and slot.verified_at == slot.look:
             if slot.problem is not None and not slot.problem.settled:
                 slot.problem = None
             return
@@ -101,7 +116,7 @@ class Worker:
         known = await self._tools.bringer.know(slot, wanted, await self._for())
         slot.bringing = False
         if slot.item is item:
-            slot.cold = known
+            slot.cold, slot.verified_at = known, slot.look
             slot.succeeded()
 
     async def _restore(self, slot: Slot) -> None:
@@ -132,7 +147,11 @@ class Worker:
         found = await self._tools.bringer.look(item, before)
         slot.bringing, slot.look, slot.wanted, slot.look_at = False, found, found.sha256, now + LOOK_SECONDS
         if found != before or (slot.problem is not None and slot.problem.sha256 is None):
-            slot.problem, slot.tries = None, 0
+            slot.tries = 0
+            if slot.problem is not None and slot.problem.sha256 == found.sha256:
+                slot.retry(now)  # not even a file that has changed tells that all is well
+            else:
+                slot.problem = None
         return found.sha256
 
     async def _serve(self, slot: Slot, content: Content) -> None:
