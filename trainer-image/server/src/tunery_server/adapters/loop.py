@@ -25,6 +25,7 @@ from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.desired import DesiredSource
+from tunery_server.adapters.disk_room import DiskRoom
 from tunery_server.adapters.needs import Needs
 from tunery_server.adapters.notes import ServedNote, UsedNote
 from tunery_server.adapters.places import Places
@@ -66,22 +67,21 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
-        self._routes = routes
+        self._routes, clock = routes, self._ways.clock
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
         self._note, self._used, self._breaker = ServedNote(root), UsedNote(root), Breaker(root)
-        self._residents = Residents(
-            engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
-        )
+        self._residents = Residents(engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), clock)
         self._places = Places(spec.max_loaded_adapters, routes, self._leave)
-        self._teller = Teller(routes, self._residents, self._ways.clock)
+        self._teller = Teller(routes, self._residents, clock)
         self._waking = Waking(self._places, self._refusal, self._admit)
-        needs = self._needs = Needs(self._residents, self._places)
-        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, needs)
+        self._needs = Needs(self._residents, self._places)
+        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._needs)
         bringer = Bringer(self._ways.open, self._cache, self._moved)
-        self.departures = Departures(self._residents, routes, needs.routed, self._ways.clock)
-        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, self._ways.clock)
+        self.departures = Departures(self._residents, routes, self._needs.routed, clock)
+        room = DiskRoom(self._places, self.departures, clock)
+        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, room, clock)
         self._worker = Worker(spec, tools, self._is_current, self._moved)
         self._taken: Desired | None = None
         self._base_task: asyncio.Task[None] | None = None
@@ -89,10 +89,9 @@ class Loader:
         """Whether the engine was up, and which start of it, at the last pass."""
         self._came_up = False
         """Everything was there, or was waited for long enough, since the engine is up."""
-        self._progress = self._ways.clock()
-        self._wake = asyncio.Event()
-        self.changed = asyncio.Event()
-        """Set whenever `state` may say something new."""
+        self._progress = clock()
+        self._wake, self.changed = asyncio.Event(), asyncio.Event()
+        """Set whenever a pass is due; `changed` whenever `state` may say something new."""
 
     async def run(self) -> None:
         """Keep at it until cancelled."""

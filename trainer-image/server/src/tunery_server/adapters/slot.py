@@ -12,6 +12,7 @@ from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
 from tunery_common.errors import TuneryError
+from tunery_server.adapters.cache import DiskTooSmall
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
 from tunery_server.adapters.source import Known, Look
@@ -149,12 +150,12 @@ class Slot:
 
     def failed(self, error: TuneryError, sha256: str | None, now: float) -> None:
         """Note why, and when it is worth another try."""
-        if error.reason in TRANSIENT:
+        if error.reason in TRANSIENT and not isinstance(error, DiskTooSmall):
             wait, settled = min(2.0**self.tries, LONGEST_BACKOFF), False
             self.tries = min(self.tries + 1, 10)
         else:
             self.tries, settled = 0, True
-            if error.reason in _MENDABLE:
+            if error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
                 wait = LONGEST_BACKOFF
             elif error.reason in (_R.ENGINE_REFUSED, _R.ADAPTER_CORRUPT) or isinstance(error, NoAnswer):
                 wait = LOOK_SECONDS

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import WEIGHTS_FILE
+from tunery_api.reasons import FailureReason
 from tunery_api.serving import VERSION_DIGITS, ServeSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage.published_folder import Replaced
@@ -19,6 +20,7 @@ from tunery_server.adapters.base import read_base
 from tunery_server.adapters.bring import Bringer
 from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.departures import Departures
+from tunery_server.adapters.disk_room import DiskRoom
 from tunery_server.adapters.finite import check_finite
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 from tunery_server.adapters.poison import Breaker
@@ -48,6 +50,7 @@ class Tools:
     cache: AdapterCache
     bringer: Bringer
     departures: Departures
+    disk: DiskRoom
     clock: Callable[[], float]
 
 
@@ -96,16 +99,28 @@ class Worker:
             return
         self._tools.breaker.check(wanted)
         slot.bringing = True
-        content = await self._tools.bringer.bring(slot, wanted)
+        content = await self._brought(slot, wanted)
         slot.bringing = False
         if slot.item is item:
             await self._serve(slot, content)
             slot.succeeded()
 
+    async def _brought(self, slot: Slot, wanted: str) -> Content:
+        """Return the version once it is on the disk, for which others may have to leave it."""
+        while True:
+            try:
+                return await self._tools.bringer.bring(slot, wanted)
+            except TuneryError as error:
+                if error.reason is not FailureReason.DISK_FULL:
+                    raise
+                if not await self._tools.disk.make(slot, error):
+                    raise Later from error
+
     async def _verify(self, slot: Slot, wanted: str) -> None:
         """Know of what would be loaded for whoever asks."""
         if slot.cold is not None and slot.cold.sha256 == wanted and slot.verified_at == slot.look:
             if slot.problem is not None and not slot.problem.settled:
+                slot.tries = 0 if slot.problem.error.reason is FailureReason.DISK_FULL else slot.tries
                 slot.problem = None
             return
         item, slot.about = slot.item, wanted
