@@ -94,6 +94,8 @@ class Routes:
         self._idle: dict[str, asyncio.Event] = {}
         self.wake: Callable[[str], Awaitable[None]] | None = None
         """Returns once a cold name is served; raises NotServed."""
+        self.refused: Callable[[str], None] = lambda name: None
+        """Called with the name of an adapter that somebody asks for, and that is not served now."""
         self.idle: Callable[[], None] = lambda: None
         """Called whenever a version has answered all its requests."""
 
@@ -119,12 +121,17 @@ class Routes:
                 failed[name] = error
             except UnknownModel:
                 failed[name] = self.no_target(alias)
+        for each in alias.targets:
+            self.refused(each.adapter)
         raise next(iter(failed.values()), None) or self.no_target(alias)
 
     async def _awake(self, model: str) -> Target:
         for _ in range(2):
             try:
                 return self.resolve(model)
+            except NotServed as error:
+                self.refused(error.name)
+                raise
             except Asleep as asleep:
                 if self.wake is None:
                     break

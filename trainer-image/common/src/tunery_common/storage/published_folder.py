@@ -39,6 +39,10 @@ def read_manifest(place: StorePath, expected_sha256: str | None = None) -> Publi
     return parse_manifest(data, uri, expected_sha256)
 
 
+class Replaced(TuneryError):
+    """Another manifest lies there than was expected."""
+
+
 def parse_manifest(
     data: bytes, uri: str, expected_sha256: str | None = None, hint: str | None = None
 ) -> PublishedManifest:
@@ -49,7 +53,7 @@ def parse_manifest(
     digest = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
         message = f"{uri} was replaced: its digest is {digest}, not {expected_sha256}"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint)
+        raise Replaced(FailureReason.ADAPTER_CORRUPT, message, hint)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:

@@ -56,6 +56,14 @@ def wanted_bytes(manifest: Manifest) -> int:
     return sum(manifest.files[name].size for name in FILES if name in manifest.files)
 
 
+class OverLimit(TuneryError):
+    """What is on the disk leaves no room within its limit."""
+
+
+class DiskTooSmall(TuneryError):
+    """The disk is full of what never leaves it."""
+
+
 class Usage(Protocol):
     """What versions are needed for; asked from threads."""
 
@@ -224,11 +232,13 @@ class AdapterCache:
             if size <= free:
                 break
         if size > free:
+            why = "all adapters that are there are in use" if self.on_disk() else "no adapter is there that could leave"
             message = (
                 f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
-                "free, and all adapters that are there are in use"
+                f"free, and {why}"
             )
-            raise TuneryError(FailureReason.DISK_FULL, message, f"Raise {limit.field}, or serve fewer adapters.")
+            hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
+            raise OverLimit(FailureReason.DISK_FULL, message, hint)
 
     def _size(self, folder: Path) -> int:
         if folder not in self._sizes:

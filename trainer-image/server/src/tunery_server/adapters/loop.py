@@ -19,12 +19,14 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import VERSION_DIGITS, Desired, DesiredAdapter, ReplicaState, ServeSpec
+from tunery_api.serving import Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.desired import DesiredSource
+from tunery_server.adapters.disk_room import DiskRoom
+from tunery_server.adapters.needs import Needs
 from tunery_server.adapters.notes import ServedNote, UsedNote
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
@@ -65,22 +67,21 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
-        self._routes = routes
+        self._routes, clock = routes, self._ways.clock
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
-        routes.wake, routes.idle = self.wake, self._admit
-        self._note, self._used = ServedNote(root), UsedNote(root)
-        self._breaker = Breaker(root)
-        self._residents = Residents(
-            engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), self._ways.clock
-        )
+        routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
+        self._note, self._used, self._breaker = ServedNote(root), UsedNote(root), Breaker(root)
+        self._residents = Residents(engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), clock)
         self._places = Places(spec.max_loaded_adapters, routes, self._leave)
-        self._teller = Teller(routes, self._residents, self._ways.clock)
+        self._teller = Teller(routes, self._residents, clock)
         self._waking = Waking(self._places, self._refusal, self._admit)
-        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self)
+        self._needs = Needs(self._residents, self._places)
+        self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._needs)
         bringer = Bringer(self._ways.open, self._cache, self._moved)
-        self.departures = Departures(self._residents, routes, self._routed, self._ways.clock)
-        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, self._ways.clock)
+        self.departures = Departures(self._residents, routes, self._needs.routed, clock)
+        room = DiskRoom(self._places, self.departures, clock)
+        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, room, clock)
         self._worker = Worker(spec, tools, self._is_current, self._moved)
         self._taken: Desired | None = None
         self._base_task: asyncio.Task[None] | None = None
@@ -88,10 +89,9 @@ class Loader:
         """Whether the engine was up, and which start of it, at the last pass."""
         self._came_up = False
         """Everything was there, or was waited for long enough, since the engine is up."""
-        self._progress = self._ways.clock()
-        self._wake = asyncio.Event()
-        self.changed = asyncio.Event()
-        """Set whenever `state` may say something new."""
+        self._progress = clock()
+        self._wake, self.changed = asyncio.Event(), asyncio.Event()
+        """Set whenever a pass is due; `changed` whenever `state` may say something new."""
 
     async def run(self) -> None:
         """Keep at it until cancelled."""
@@ -122,7 +122,7 @@ class Loader:
         if self.desired.current is not None and self.desired.current is not self._taken:
             self._take(self.desired.current)
         await self._residents.check()
-        if (self._residents.up, self._residents.birth) != self._was or self._lost():
+        if (self._residents.up, self._residents.birth) != self._was or self._needs.lost():
             self._engine_changed()
         if self._residents.up and self._residents.supported and not self._residents.answers and not self._base_task:
             self._base_task = asyncio.create_task(self._ask_base())
@@ -207,8 +207,12 @@ class Loader:
         return slot
 
     def _forget_unless_there(self, slot: Slot) -> None:
-        """Of what is cold only what lies on the disk can be loaded once something else is wanted."""
-        if slot.cold is not None and not slot.verified and not self._cache.folder(slot.cold.sha256).exists():
+        """Of what is cold only what lies on the disk can be loaded once something else is wanted, or it is lost."""
+        if (
+            slot.cold is not None
+            and (slot.lost or not slot.verified)
+            and not self._cache.folder(slot.cold.sha256).exists()
+        ):
             slot.cold = None
 
     def _remove(self, slot: Slot) -> None:
@@ -234,11 +238,6 @@ class Loader:
             slot.became_cold(Known(served.sha256, served.fit, served.size))
             self.departures.leave(served.engine_name, drain=True)
         self._teller.tell(slot)
-
-    def _lost(self) -> bool:
-        """Tell whether the engine does not hold what is routed to."""
-        held = self._residents.registered
-        return any(slot.served and slot.served.engine_name not in held for slot in self._places.hot.values())
 
     def _engine_changed(self) -> None:
         """Route to what the engine holds, and to nothing else."""
@@ -285,6 +284,11 @@ class Loader:
         """
         if (slot := self._slots.get(name)) is not None and slot.served is None:
             await self._waking.wait(slot)
+
+    def _refused(self, name: str) -> None:
+        """Somebody has asked for what is not served: look at it again if it may be there by now."""
+        if (slot := self._slots.get(name)) is not None and self._waking.again.asked(slot, self._ways.clock()):
+            self._wake.set()
 
     def _refusal(self, slot: Slot) -> tuple[str, str] | None:
         """Return why it is not even tried to load a slot now."""
@@ -366,19 +370,6 @@ class Loader:
 
     def _is_current(self, slot: Slot) -> bool:
         return self._slots.get(slot.item.name) is slot and slot.over is None and slot.hot
-
-    def _routed(self) -> set[str]:
-        """Return the engine's names for what names lead to."""
-        return {slot.served.engine_name for slot in self._places.hot.values() if slot.served}
-
-    def held(self, sha256: str) -> bool:
-        """Tell whether the engine may read a version's folder; called from threads."""
-        names = (*self._residents.registered, self._residents.trying or "")
-        return any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names)
-
-    def wanted(self) -> set[str]:
-        """Return the versions that names with a place lead to, or are to lead to; called from threads."""
-        return {sha256 for slot in list(self._places.hot.values()) for sha256 in slot.digests}
 
     def _keep_served(self) -> None:
         self._note.keep({name: slot.kept for name, slot in self._places.hot.items() if slot.kept})

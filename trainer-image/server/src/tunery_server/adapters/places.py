@@ -8,6 +8,7 @@ stay (keepLoaded).
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from tunery_server.adapters.slot import Slot
@@ -22,12 +23,16 @@ class Places:
         self.limit = limit
         self._routes = routes
         self._leave = leave
+        self._fit = limit
+        """How many are loaded without being asked for: fewer than `limit` where the disk does not hold more."""
+        self._full_until = -math.inf
         self.hot: dict[str, Slot] = {}
         self._asked: dict[str, Slot] = {}
         """Those that wait for a place, the longest first."""
 
     def judge(self, slots: Iterable[Slot]) -> None:
         """Say of each slot whether there can ever be a place for it, which only keepLoaded takes away."""
+        self._full_until = -math.inf
         all_of_them = list(slots)
         kept = [slot for slot in all_of_them if slot.item.keep_loaded]
         many = f"{len(kept)} adapters have keepLoaded, engine.maxLoadedAdapters is {self.limit}"
@@ -48,7 +53,8 @@ class Places:
             if slot.item.keep_loaded and not slot.hot and slot.over is None and _worth_a_place(slot, now):
                 self._asked.setdefault(name, slot)
         given = self.admit()
-        free = self.limit - len(self.hot) - len(self._asked)
+        most = self._fit if now < self._full_until else self.limit
+        free = most - len(self.hot) - len(self._asked)
         if free <= 0:
             return given
         may = (slot for slot in slots.values() if not slot.hot and slot.over is None and not _failed(slot, now))
@@ -81,6 +87,23 @@ class Places:
             self._give(slot)
             given.append(slot)
         return given
+
+    def evict(self) -> bool:
+        """Have the one leave that is loaded, idle, and was not asked for the longest time; return whether one does."""
+        victim = self._victim()
+        if victim is None or victim.served is None:
+            return False
+        self.release(victim)
+        self._leave(victim)
+        return True
+
+    def disk_is_full(self, until: float) -> None:
+        """Until then, or until another list is judged, load no more than there are unless somebody asks."""
+        self._fit, self._full_until = len(self.hot), until
+
+    def only_kept_beside(self, slot: Slot) -> bool:
+        """Tell whether no other has a place that it could ever lose."""
+        return all(each is slot or each.item.keep_loaded for each in self.hot.values())
 
     @property
     def waits(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunery_api.reasons import FailureReason
@@ -12,6 +12,7 @@ from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
 from tunery_common.errors import TuneryError
+from tunery_server.adapters.cache import DiskTooSmall
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
 from tunery_server.adapters.source import Known, Look
@@ -23,6 +24,8 @@ _MENDABLE: Final = frozenset(
     {_R.STORAGE_ACCESS_DENIED, _R.STORAGE_NOT_FOUND, _R.SECRET_NOT_FOUND, _R.ADAPTER_MISSING, _R.INVALID_SPEC}
 )
 """Somebody must act, and nothing tells the replica when they have."""
+OF_ITS_PLACE: Final = _MENDABLE | {_R.ADAPTER_CORRUPT}
+"""What lies where it is published cannot be had, or is not what it should be."""
 LONGEST_BACKOFF: Final = 60.0
 LOOK_SECONDS: Final = 300.0
 """Between two looks at what may change without a word: what is published at a URI, and what the engine refused."""
@@ -48,6 +51,8 @@ class Problem:
     sha256: str | None
     """The version; None: it is not even known which one is to be served."""
     retry_at: float
+    noted: float
+    """When it was found."""
     settled: bool
     """Waiting alone will not mend it soon: a replica is ready without it."""
 
@@ -73,6 +78,8 @@ class Slot:
     wanted: str | None = None
     """The version that it is to lead to, as far as that is known."""
     look: Look | None = None
+    verified_at: Look | None = None
+    """The look after which the cold version was verified last."""
     look_at: float = -math.inf
     problem: Problem | None = None
     tries: int = 0
@@ -143,18 +150,34 @@ class Slot:
 
     def failed(self, error: TuneryError, sha256: str | None, now: float) -> None:
         """Note why, and when it is worth another try."""
-        if error.reason in TRANSIENT:
+        if error.reason in TRANSIENT and not isinstance(error, DiskTooSmall):
             wait, settled = min(2.0**self.tries, LONGEST_BACKOFF), False
             self.tries = min(self.tries + 1, 10)
         else:
             self.tries, settled = 0, True
-            if error.reason in _MENDABLE:
+            if error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
                 wait = LONGEST_BACKOFF
             elif error.reason in (_R.ENGINE_REFUSED, _R.ADAPTER_CORRUPT) or isinstance(error, NoAnswer):
                 wait = LOOK_SECONDS
             else:
                 wait = math.inf
-        self.problem = Problem(error, sha256, now + wait, settled)
+        self.problem = Problem(error, sha256, now + wait, now, settled)
+
+    def look_again(self, now: float) -> None:
+        """Have what failed be tried now, and what is published be looked at before; until then it is still failed."""
+        self.look_at = -math.inf
+        self.retry(now)
+
+    def retry(self, now: float) -> None:
+        """Have what failed be tried now."""
+        if self.problem is not None:
+            self.problem = replace(self.problem, retry_at=now)
+
+    @property
+    def lost(self) -> bool:
+        """Whether what is wanted cannot be had where it is published."""
+        problem = self.problem
+        return problem is not None and problem.settled and problem.error.reason in OF_ITS_PLACE
 
     def due(self, now: float) -> bool:
         """Tell whether something is to be done for it now, apart from what waits for the engine."""
@@ -211,7 +234,7 @@ class Slot:
         """Return what the report says of the problem, where there is one that counts."""
         problem = self.problem
         if self.over is not None:
-            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, True)
+            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, 0.0, True)
         known = self.served or self.cold
         if problem is None or (known is not None and problem.sha256 is None and not problem.settled):
             return {}

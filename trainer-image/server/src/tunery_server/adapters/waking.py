@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from tunery_server.adapters.again import Again
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.slot import Slot
 from tunery_server.routes import NotServed
@@ -26,6 +27,7 @@ class Waking:
         self._places = places
         self._refusal = refusal
         self._admit = admit
+        self.again = Again()
 
     async def wait(self, slot: Slot) -> None:
         """Return once the slot is served; raises NotServed.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import WEIGHTS_FILE
+from tunery_api.reasons import FailureReason
 from tunery_api.serving import VERSION_DIGITS, ServeSpec
 from tunery_common.errors import TuneryError
+from tunery_common.storage.published_folder import Replaced
 from tunery_server.adapters.base import read_base
 from tunery_server.adapters.bring import Bringer
 from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.departures import Departures
+from tunery_server.adapters.disk_room import DiskRoom
 from tunery_server.adapters.finite import check_finite
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 from tunery_server.adapters.poison import Breaker
@@ -46,6 +50,7 @@ class Tools:
     cache: AdapterCache
     bringer: Bringer
     departures: Departures
+    disk: DiskRoom
     clock: Callable[[], float]
 
 
@@ -65,7 +70,20 @@ class Worker:
         """Versions on the disk whose files were found to be good by this process."""
 
     async def advance(self, slot: Slot) -> None:
-        """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal."""
+        """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal.
+
+        Without a pin another manifest than at the last look is no damage: it is what is wanted now.
+        """
+        for _ in range(2):
+            try:
+                return await self._advance(slot)
+            except Replaced:
+                if slot.item.manifest_sha256 is not None:
+                    raise
+                slot.look_at = -math.inf
+        raise Later
+
+    async def _advance(self, slot: Slot) -> None:
         if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
             await self._restore(slot)
         item = slot.item
@@ -81,16 +99,28 @@ class Worker:
             return
         self._tools.breaker.check(wanted)
         slot.bringing = True
-        content = await self._tools.bringer.bring(slot, wanted)
+        content = await self._brought(slot, wanted)
         slot.bringing = False
         if slot.item is item:
             await self._serve(slot, content)
             slot.succeeded()
 
+    async def _brought(self, slot: Slot, wanted: str) -> Content:
+        """Return the version once it is on the disk, for which others may have to leave it."""
+        while True:
+            try:
+                return await self._tools.bringer.bring(slot, wanted)
+            except TuneryError as error:
+                if error.reason is not FailureReason.DISK_FULL:
+                    raise
+                if not await self._tools.disk.make(slot, error):
+                    raise Later from error
+
     async def _verify(self, slot: Slot, wanted: str) -> None:
         """Know of what would be loaded for whoever asks."""
-        if slot.cold is not None and slot.cold.sha256 == wanted:
+        if slot.cold is not None and slot.cold.sha256 == wanted and slot.verified_at == slot.look:
             if slot.problem is not None and not slot.problem.settled:
+                slot.tries = 0 if slot.problem.error.reason is FailureReason.DISK_FULL else slot.tries
                 slot.problem = None
             return
         item, slot.about = slot.item, wanted
@@ -101,7 +131,7 @@ class Worker:
         known = await self._tools.bringer.know(slot, wanted, await self._for())
         slot.bringing = False
         if slot.item is item:
-            slot.cold = known
+            slot.cold, slot.verified_at = known, slot.look
             slot.succeeded()
 
     async def _restore(self, slot: Slot) -> None:
@@ -132,7 +162,11 @@ class Worker:
         found = await self._tools.bringer.look(item, before)
         slot.bringing, slot.look, slot.wanted, slot.look_at = False, found, found.sha256, now + LOOK_SECONDS
         if found != before or (slot.problem is not None and slot.problem.sha256 is None):
-            slot.problem, slot.tries = None, 0
+            slot.tries = 0
+            if slot.problem is not None and slot.problem.sha256 == found.sha256:
+                slot.retry(now)  # not even a file that has changed tells that all is well
+            else:
+                slot.problem = None
         return found.sha256
 
     async def _serve(self, slot: Slot, content: Content) -> None:

@@ -1,0 +1,158 @@
+"""Cold adapters whose files change, go or come back: what is asked for is looked at again, and nothing is hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_api.serving import DesiredAdapter
+from tunery_common.storage import StorePath
+from tunery_server.adapters.again import AGAIN_SECONDS, MOST
+from tunery_server.routes import NotServed
+
+from .loader_kit import Table, adapter_files, open_file
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Counted:
+    """Opens folders, and counts how often each was asked for."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, item: DesiredAdapter) -> StorePath:
+        self.names.append(item.name)
+        return open_file(item)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path, limit=1, opened=Counted())
+
+
+async def ask(table: Table, name: str) -> str:
+    """Be one request, and let all come to rest after it: the engine's name of what answers, or the reason."""
+    try:
+        found = (await table.routes.find(name)).engine_name
+    except NotServed as error:
+        found = error.reason
+    await table.go(steps=1)
+    return found
+
+
+async def cold(table: Table, pinned: bool = False) -> str:
+    """Have `d` cold, beside one that is kept loaded and takes its turn; returns its digest."""
+    sha = table.publish("d", adapter_files(3))
+    table.want(table.item("a", table.publish("a")), table.item("d", sha if pinned else None))
+    await table.go()
+    assert table.told("d").state == "Cold"
+    return sha
+
+
+async def test_a_cold_adapter_that_was_published_anew_answers_the_first_who_asks(table: Table) -> None:
+    await cold(table)
+    sha = table.publish("d", adapter_files(9))
+    assert await ask(table, "d") == f"d@{sha[:12]}"
+    assert (table.told("d").state, table.told("d").reason) == ("Served", None)
+
+
+async def test_a_new_version_that_does_not_fit_is_told_for_what_it_is(table: Table) -> None:
+    await cold(table)
+    table.publish("d", adapter_files(9, use_dora=True))
+    assert await ask(table, "d") == "AdapterUnsupported"
+    assert (table.told("d").state, table.told("d").reason) == ("Failed", "AdapterUnsupported")
+
+
+async def test_a_pinned_adapter_whose_place_has_other_content_is_corrupt_until_that_is_back(table: Table) -> None:
+    sha = await cold(table, pinned=True)
+    table.publish("d", adapter_files(9))
+    assert await ask(table, "d") == "AdapterCorrupt"
+    assert "correct manifestSha256" in str(table.told("d").hint)
+    table.publish("d", adapter_files(3))
+    await after_the_hint(table, sha)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize(("name", "reason"), [(WEIGHTS, "AdapterCorrupt"), ("manifest.json", "AdapterMissing")])
+async def test_what_is_missing_stays_failed_whenever_it_is_looked_at_and_comes_soon_after_it_is_back(
+    table: Table, name: str, reason: str, pinned: bool
+) -> None:
+    sha = await cold(table, pinned)
+    path = table.place("d") / name
+    content = path.read_bytes()
+    path.unlink()
+    assert await ask(table, "d") == reason
+    for _ in range(60):
+        await table.go(steps=1, seconds=11)
+        told = table.told("d")
+        assert (told.state, told.reason) == ("Failed", reason)
+        assert told.message
+        assert "d" not in table.routes.names()
+    path.write_bytes(content)
+    await after_the_hint(table, sha)
+
+
+async def after_the_hint(table: Table, sha: str) -> None:
+    """Ask as a client does who is told to come again after five seconds: within half a minute it is answered."""
+    for _ in range(6):
+        if (found := await ask(table, "d")) == f"d@{sha[:12]}":
+            return
+        table.clock.now += 4
+    raise AssertionError(found)
+
+
+async def test_a_look_finds_that_the_weights_of_a_cold_adapter_are_gone(table: Table) -> None:
+    await cold(table)
+    (table.place("d") / WEIGHTS).unlink()
+    await table.go(steps=2, seconds=300)
+    assert (table.told("d").state, table.told("d").reason) == ("Failed", "AdapterCorrupt")
+    assert f"{WEIGHTS} is missing" in str(table.told("d").message)
+
+
+async def test_a_storm_of_requests_leads_to_few_looks(tmp_path: Path) -> None:
+    counted = Counted()
+    table = Table(tmp_path, limit=1, opened=counted)
+    names = [f"gone{number}" for number in range(100)]
+    table.want(*(table.item(name, "0" * 64) for name in names))
+    await table.go()
+    assert {table.told(name).reason for name in names} == {"AdapterMissing"}
+    await burst(table, ["gone0"] * 1000)
+    counted.names.clear()
+    await burst(table, ["gone0"] * 1000)
+    assert not counted.names, "it has just been looked at"
+    table.clock.now += AGAIN_SECONDS
+    await burst(table, ["gone0"] * 1000)
+    assert counted.names == ["gone0"]
+    table.clock.now += AGAIN_SECONDS
+    counted.names.clear()
+    await burst(table, names * 10)
+    assert len(counted.names) == MOST
+
+
+async def burst(table: Table, names: list[str]) -> None:
+    found: set[Any] = set()
+    for name in names:
+        with pytest.raises(NotServed) as caught:
+            await table.routes.find(name)
+        found.add(caught.value.reason)
+    await table.loader.step()
+    await table.loader.settle()
+    assert found == {"AdapterMissing"}
+
+
+async def test_an_alias_that_leads_to_a_failed_adapter_has_it_looked_at_too(table: Table) -> None:
+    sha = await cold(table)
+    weights = table.place("d") / WEIGHTS
+    content = weights.read_bytes()
+    weights.unlink()
+    assert await ask(table, "d") == "AdapterCorrupt"
+    weights.write_bytes(content)
+    alias = {"name": "bot", "targets": [{"adapter": "d", "weight": 100}]}
+    table.want(table.item("a", table.publish("a")), table.item("d"), aliases=[alias])
+    table.clock.now += AGAIN_SECONDS
+    await table.go(steps=1)
+    assert await ask(table, "bot") == "AdapterCorrupt"
+    assert await ask(table, "bot") == f"d@{sha[:12]}"
