@@ -82,8 +82,10 @@ async def test_the_least_recently_asked_leaves_the_disk_and_neither_who_is_asked
 
 async def test_who_finds_all_of_the_disk_busy_waits_for_the_first_that_has_answered(tmp_path: Path) -> None:
     table = small(tmp_path, 1.5)
-    table.want(*items(table, 3))
-    await table.go(steps=4)
+    wanted = items(table, 3)
+    for many in (1, 3):
+        table.want(*wanted[:many])
+        await table.go(steps=4)
     hold = asyncio.Event()
     running = asyncio.create_task(ask(table, "a00", hold))
     await asyncio.sleep(0)
