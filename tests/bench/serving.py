@@ -1,6 +1,6 @@
 """An AdapterServer beside what one would do without it, on one machine and in the same rounds.
 
-    python -m bench.serving [--rounds 3] [--tokens 64] [--updates 10] [--requests 2000] [--parts speed,door,...]
+    python -m bench.serving [--rounds 3] [--tokens 64] [--updates 10] [--requests 2000] [--tiny] [--parts speed,...]
 
 `speed`: the same requests of two adapters, half each, to (a) the door before vLLM, (b) vLLM's own socket, (c) PEFT that
 makes an adapter active for each request, (d) PEFT with one batch of rows of both; and whether the answers are equal.
@@ -32,6 +32,7 @@ from bench.serving_peft import Peft, Row, running
 from bench.serving_replica import BASE, Replica, ask, replica, tokens_of
 from cluster.model import ensure
 from kit.engine_process import VLLM
+from kit.tiny_models import write_chat_model
 
 PARTS: Final = ("door", "speed", "served", "cold", "updates")
 ADAPTERS: Final = ("support", "tone")
@@ -39,6 +40,7 @@ ROWS_EACH: Final = 8
 LONGEST: Final = 48
 """Words of the longest prompt; the shortest has a tenth."""
 PROBES: Final = 6
+TINY: Final[dict[str, Any]] = {"initializer_range": 0.1, "head_dim": 32, "max_position_embeddings": 2048}
 BESIDE_TOKENS: Final = 64
 """Of the rows that the base is asked beside."""
 SALT: Final = {"cache_salt": "straight"}
@@ -166,7 +168,7 @@ async def base_beside_adapters(site: Replica, texts: list[str]) -> dict[str, Any
 
 async def with_engine(folder: Path, options: argparse.Namespace) -> None:
     """Measure what needs vLLM, and print it."""
-    model = ensure()
+    model = write_chat_model(folder / "tiny", **TINY) if options.tiny else ensure()
     began = time.perf_counter()
     async with running(model) as peft, replica(folder, model) as site:
         print(f"  engine and door are ready after {time.perf_counter() - began:.0f} s", flush=True)
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of `door` and `served`")
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--requests", type=int, default=2000, help="of `updates`")
+    parser.add_argument("--tiny", action="store_true", help="a tiny random base, of which thousands are answered soon")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
