@@ -24,13 +24,13 @@ from bench.serving_replica import BASE, Replica, tokens_of
 
 NEW: Final = "newcomer"
 CHANGING: Final = "changing"
-PROMPTS: Final = 4
+PROMPTS: Final = 8
 SHARED_TOKENS: Final = 520
 """Of the text that all prompts begin with: more than 512, so that a prefix cache has whole blocks of it."""
 TOKENS: Final = 6
 STRENGTH: Final = 0.2
 """Of the versions' factors B: each answers otherwise than the base and the others."""
-SURE: Final = 0.01
+SURE: Final = 0.001
 """Where the second token is nearer than this, a batch of another size may choose it; such pairs are left out."""
 AT_ONCE: Final = 8
 OTHERS_EVERY: Final = 5
