@@ -58,13 +58,22 @@ def answered() -> Iterator[tuple[str | None, str]]:
     for path in sorted([*(SERVER / "door").glob("*.py"), *(SERVER / "adapters").glob("*.py"), SERVER / "routes.py"]):
         text = path.read_text()
         yield from (("503", word) for word in re.findall(r'^[A-Z_]+: Final = "([A-Z][A-Za-z]+)"$', text, re.MULTILINE))
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        words = {
+            node.target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        for node in ast.walk(tree):
             index = CODE_AT.get(getattr(node.func, "id", "")) if isinstance(node, ast.Call) else None
-            if index is None or len(node.args) <= index or not isinstance(node.args[index], ast.Constant):
+            if index is None or len(node.args) <= index:
+                continue
+            code = words.get(getattr(node.args[index], "id", ""), node.args[index])
+            if not isinstance(code, ast.Constant):
                 continue
             first = node.args[0]
             status = str(first.value) if isinstance(first, ast.Constant) and index == 2 else None
-            yield status, str(node.args[index].value)
+            yield status, str(code.value)
 
 
 def test_every_error_of_the_door_is_told_with_its_status() -> None:
