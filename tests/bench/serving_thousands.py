@@ -2,8 +2,8 @@
 
     python -m bench.serving_thousands [--rounds 5] [--seconds 0.1]
 
-The loader and the door of a replica before an engine that answers after a fixed time (`kit.faulty_engine`): compared is the
-door alone, with requests beside it to adapters that are loaded, and to others by Zipf.
+The loader and the door of a replica before an engine that answers after a fixed time (`kit.faulty_engine`): compared is
+the door alone, with requests beside it to adapters that are loaded, and to others by Zipf.
 """
 
 from __future__ import annotations
