@@ -297,3 +297,16 @@ class Table:
 def open_file(item: DesiredAdapter) -> StorePath:
     """Open a folder, as a store that faults are easily made in."""
     return open_store(item.uri, ambient(), "uri")
+
+
+async def ask(table: Table, name: str, hold: asyncio.Event | None = None) -> str:
+    """Be one request: return the engine's name of what answers, or the reason of the refusal."""
+    try:
+        target = await table.routes.find(name)
+    except NotServed as error:
+        return error.reason
+    with table.routes.using(target):
+        assert target.engine_name in table.engine.held
+        if hold is not None:
+            await hold.wait()
+    return target.engine_name

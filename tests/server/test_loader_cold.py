@@ -14,7 +14,7 @@ from tunery_api.serving import DesiredAdapter, HeldAdapter
 from tunery_server.adapters import waking
 from tunery_server.routes import NotServed
 
-from .loader_kit import Table, adapter_files, lora_shapes, safetensors
+from .loader_kit import Table, adapter_files, ask, lora_shapes, safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -32,19 +32,6 @@ def items(table: Table, names: str = "abcd", **more: bool) -> list[DesiredAdapte
 
 def states(table: Table) -> dict[str, str]:
     return {each.name: each.state.value for each in table.loader.state().adapters}
-
-
-async def ask(table: Table, name: str, hold: asyncio.Event | None = None) -> str:
-    """Be one request: return the engine's name of what answers, or the reason of the refusal."""
-    try:
-        target = await table.routes.find(name)
-    except NotServed as error:
-        return error.reason
-    with table.routes.using(target):
-        assert target.engine_name in table.engine.held
-        if hold is not None:
-            await hold.wait()
-    return target.engine_name
 
 
 async def asked(table: Table, name: str) -> str:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tunery_api.runspec import DiskLimit
 from tunery_api.serving import DesiredAdapter
-from tunery_server.routes import NotServed
 
-from .loader_kit import Table, adapter_files, write_base
+from .loader_kit import Table, adapter_files, ask, write_base
 
 SIZE = sum(map(len, adapter_files().values()))
 FIELD = "spec.resources.ephemeralStorage"
@@ -31,15 +30,9 @@ def count(table: Table, state: str) -> int:
     return sum(each.state.value == state for each in table.loader.state().adapters)
 
 
-async def ask(table: Table, name: str, hold: asyncio.Event | None = None) -> str:
-    try:
-        target = await table.routes.find(name)
-    except NotServed as error:
-        return error.reason
-    with table.routes.using(target):
-        if hold is not None:
-            await hold.wait()
-    return target.engine_name.partition("@")[0]
+async def answers(table: Table, name: str, hold: asyncio.Event | None = None) -> str:
+    """Return the name of the adapter that answers, or the reason of the refusal."""
+    return (await ask(table, name, hold)).partition("@")[0]
 
 
 async def test_what_the_disk_does_not_hold_is_cold_at_once_and_each_answers_whoever_asks(tmp_path: Path) -> None:
@@ -51,7 +44,7 @@ async def test_what_the_disk_does_not_hold_is_cold_at_once_and_each_answers_whoe
     assert not any(each.reason for each in table.loader.state().adapters)
     for _ in range(2):
         for number in range(12):
-            assert await ask(table, f"a{number:02d}") == f"a{number:02d}"
+            assert await answers(table, f"a{number:02d}") == f"a{number:02d}"
             await table.go(steps=1)
             assert len(table.engine.held) <= 3
     assert table.loader.ready()
@@ -68,14 +61,14 @@ async def test_the_least_recently_asked_leaves_the_disk_and_neither_who_is_asked
         await table.go(steps=4)
     assert {name.partition("@")[0] for name in table.engine.held} == {"a00", "a01", "a02"}
     hold = asyncio.Event()
-    running = asyncio.create_task(ask(table, "a01", hold))
+    running = asyncio.create_task(answers(table, "a01", hold))
     await asyncio.sleep(0)
-    assert await ask(table, "a03") == "a03"
+    assert await answers(table, "a03") == "a03"
     await table.go()
     assert {name.partition("@")[0] for name in table.engine.held} == {"a00", "a01", "a03"}
     hold.set()
     assert await running == "a01"
-    assert await ask(table, "a04") == "a04"
+    assert await answers(table, "a04") == "a04"
     await table.go()
     assert {name.partition("@")[0] for name in table.engine.held} == {"a00", "a03", "a04"}, "a01 was asked before a03"
 
@@ -87,9 +80,9 @@ async def test_who_finds_all_of_the_disk_busy_waits_for_the_first_that_has_answe
         table.want(*wanted[:many])
         await table.go(steps=4)
     hold = asyncio.Event()
-    running = asyncio.create_task(ask(table, "a00", hold))
+    running = asyncio.create_task(answers(table, "a00", hold))
     await asyncio.sleep(0)
-    waiting = asyncio.create_task(ask(table, "a01"))
+    waiting = asyncio.create_task(answers(table, "a01"))
     await asyncio.sleep(0.3)
     assert not waiting.done()
     hold.set()
@@ -105,7 +98,7 @@ async def test_where_all_of_the_disk_is_kept_loaded_the_rest_says_that_it_is_ful
     table.want(*wanted)
     await table.go(steps=4)
     assert (count(table, "Served"), count(table, "Cold")) == (1, 2)
-    assert await ask(table, "a01") == "DiskFull"
+    assert await answers(table, "a01") == "DiskFull"
     await table.go()
     told = table.told("a01")
     assert (told.state, told.reason) == ("Failed", "DiskFull")
@@ -113,8 +106,8 @@ async def test_where_all_of_the_disk_is_kept_loaded_the_rest_says_that_it_is_ful
     assert told.hint == f"Raise {FIELD}, or serve fewer adapters, or fewer with keepLoaded."
     table.want(*(item.model_copy(update={"keep_loaded": False}) for item in wanted))
     await table.go(steps=2, seconds=60)
-    assert await ask(table, "a01") == "a01"
-    assert await ask(table, "a02") == "a02"
+    assert await answers(table, "a01") == "a01"
+    assert await answers(table, "a02") == "a02"
 
 
 async def test_two_that_are_to_be_kept_and_do_not_fit_leave_one_of_them_served_and_the_other_told(
@@ -138,7 +131,7 @@ async def test_a_disk_that_holds_no_adapter_at_all_is_told(tmp_path: Path) -> No
     table.want(*items(table, 2))
     await table.go(steps=4)
     assert table.loader.ready()
-    assert await ask(table, "a00") == "DiskFull"
+    assert await answers(table, "a00") == "DiskFull"
     assert "no adapter is there that could leave" in str(table.told("a00").message)
     assert table.told("a00").state == "Failed"
 
