@@ -31,6 +31,8 @@ IN_A_BLOCK: Final = 60
 
 async def measure(replica: Replica, peft: Peft, options: argparse.Namespace) -> dict[str, Any]:
     """Return the medians of both kinds of blocks, and their ratio in each round."""
+    # Cold requests come faster than loads end: who may make room for them are the cold ones themselves.
+    replica.want(*(replica.wanted[name].model_copy(update={"keep_loaded": True}) for name in (WARM, BESIDE)))
     names = [f"cold{number}" for number in range(COLD)]
     for number, name in enumerate(names):
         folder = replica.folder / "made" / name

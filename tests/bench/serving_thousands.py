@@ -23,12 +23,9 @@ from pathlib import Path
 
 import aiohttp
 
-from server.loader_kit import BASE, Table, adapter_files
+from server.loader_kit import BASE, Table, adapter_files, behind_a_door
 from tunery_server.adapters.loop import Loader
-from tunery_server.door.app import Door
-from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine
-from tunery_server.process import open_door
 from tunery_server.routes import Routes
 
 from kit.engine_process import EngineProcess, Kind
@@ -73,29 +70,23 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, object
     table.want(*map(table.item, names, published))
     routes, engine = Routes(BASE), Engine(str(engine_process.socket))
     loader = Loader(table.spec, routes, engine)
-    runner = await open_door(Door(routes, engine, loader, ApiKeys(None)), 0, "127.0.0.1")
-    running = asyncio.create_task(loader.run())
     try:
-        while not loader.ready():
-            await asyncio.sleep(0.1)
-        switches.write_text(json.dumps({"slow_generate": options.seconds}))
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/completions"
-        weights = [1 / place for place in range(1, ASKED + 1)]
-        cold = iter(random.Random(11).choices(names[ROOM : ROOM + ASKED], weights, k=1_000_000))
-        medians: dict[str, list[float]] = {"warm": [], "cold": []}
-        seen: dict[str, Counter[str]] = {"warm": Counter(), "cold": Counter()}
-        async with aiohttp.ClientSession() as client:
-            for _ in range(options.rounds):
-                for kind, others in (("warm", itertools.cycle(["a1", "a2"])), ("cold", cold)):
-                    for name in ("a0", "a1", "a2"):
-                        await ask(client, url, name)
-                    medians[kind].append(await block(client, url, others, seen[kind]))
+        async with behind_a_door(loader, routes, engine) as door:
+            while not loader.ready():
+                await asyncio.sleep(0.1)
+            switches.write_text(json.dumps({"slow_generate": options.seconds}))
+            url = f"{door}/v1/completions"
+            weights = [1 / place for place in range(1, ASKED + 1)]
+            cold = iter(random.Random(11).choices(names[ROOM : ROOM + ASKED], weights, k=1_000_000))
+            medians: dict[str, list[float]] = {"warm": [], "cold": []}
+            seen: dict[str, Counter[str]] = {"warm": Counter(), "cold": Counter()}
+            async with aiohttp.ClientSession() as client:
+                for _ in range(options.rounds):
+                    for kind, others in (("warm", itertools.cycle(["a1", "a2"])), ("cold", cold)):
+                        for name in ("a0", "a1", "a2"):
+                            await ask(client, url, name)
+                        medians[kind].append(await block(client, url, others, seen[kind]))
     finally:
-        running.cancel()
-        await runner.cleanup()
-        await asyncio.wait([running])
-        await loader.settle()
-        await engine.close()
         engine_process.kill()
     ratios = [one / other for one, other in zip(medians["cold"], medians["warm"], strict=True)]
     return {

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from tunery_api.serving import Desired, DesiredAdapter, ReportedAdapter, ServeSp
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.adapters.loop import Loader, Ways
+from tunery_server.door.app import Door
+from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
+from tunery_server.process import open_door
 from tunery_server.routes import Asleep, NotServed, Routes, UnknownModel
 
 BASE = "org/base"
@@ -310,3 +314,18 @@ async def ask(table: Table, name: str, hold: asyncio.Event | None = None) -> str
         if hold is not None:
             await hold.wait()
     return target.engine_name
+
+
+@asynccontextmanager
+async def behind_a_door(loader: Loader, routes: Routes, engine: Engine) -> AsyncIterator[str]:
+    """Run a loader and a door to it; yields the door's address, and ends both, the loads under way too."""
+    runner = await open_door(Door(routes, engine, loader, ApiKeys(None)), 0, "127.0.0.1")
+    running = asyncio.create_task(loader.run())
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        running.cancel()
+        await runner.cleanup()
+        await asyncio.wait([running])
+        await loader.settle()
+        await engine.close()

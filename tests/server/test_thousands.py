@@ -18,14 +18,11 @@ from tunery_api.runspec import DiskLimit
 from tunery_api.serving import DesiredAdapter
 from tunery_common.storage import StorePath
 from tunery_server.adapters.loop import Loader, Ways
-from tunery_server.door.app import Door
-from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine
-from tunery_server.process import open_door
 from tunery_server.report import MAX_REPORT, body_of
 from tunery_server.routes import Routes
 
-from .loader_kit import BASE, Table, adapter_files, open_file
+from .loader_kit import BASE, Table, adapter_files, behind_a_door, open_file
 from kit.engine_process import EngineProcess, Kind
 
 COUNT, ASKED, ROOM, REQUESTS, AT_ONCE = 2_000, 200, 8, 1_000, 6
@@ -133,9 +130,7 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
     counted = Counted()
     routes, engine = Routes(BASE), Watched(str(faulty.socket))
     loader = Loader(table.spec, routes, engine, Ways(counted.open))
-    runner = await open_door(Door(routes, engine, loader, ApiKeys(None)), 0, "127.0.0.1")
-    running = asyncio.create_task(loader.run())
-    try:
+    async with behind_a_door(loader, routes, engine) as door:
         assert await until_ready(loader) < 30
         states = Counter(each.state.value for each in loader.state().adapters)
         assert states == {"Served": ROOM, "Cold": COUNT - ROOM}
@@ -144,7 +139,7 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
         assert counted.count["download"] == 2 * ROOM
         assert len(body_of(loader.state())) < MAX_REPORT / 3
 
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/completions"
+        url = f"{door}/v1/completions"
         warm = [seconds for _, _, seconds in await all_asked(url, [f"a{at % ROOM}" for at in range(200)])]
         answers = await all_asked(url, zipf(REQUESTS))
         codes = Counter(status for status, _, _ in answers)
@@ -158,12 +153,6 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
         again = [seconds for _, _, seconds in await all_asked(url, ["a8"] * 200)]
         assert statistics.median(again) < 3 * statistics.median(warm) + 0.01
         assert max(await passes(loader)) < 0.05
-    finally:
-        running.cancel()
-        await runner.cleanup()
-        await asyncio.wait([running])
-        await loader.settle()
-        await engine.close()
 
 
 async def passes(loader: Loader) -> list[float]:
