@@ -60,11 +60,8 @@ class CacheSpec(ApiModel):
     )
 
 
-class LoRAJobSpec(LifecycleFields):
-    """What to train, with what, and where to put it."""
-
-    MUTABLE: ClassVar[frozenset[str]] = LifecycleFields.MUTABLE | {"onStop"}
-    SET_ONCE: ClassVar[frozenset[str]] = frozenset({"stop"})
+class TrainingRun(ApiModel):
+    """What to train and with what: of a LoRAJob, and of each trial of a LoRASweep."""
 
     model: ModelSpec = Field(description="The base model.")
     dataset: DatasetSpec = Field(description="The training data.")
@@ -97,18 +94,26 @@ class LoRAJobSpec(LifecycleFields):
     )
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
-    resume_from: ResumeFrom | None = Field(
-        None,
-        description="Checkpoints of another LoRAJob to go on from, one that failed, was deleted, or kept them: of the "
-        "same base, data, adapter and rows of an optimizer step. Not with continueFrom.",
-    )
-    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
     cache: CacheSpec | None = Field(None, description="Where base models and prepared data are kept for the next job.")
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of the training pod.")
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."
     )
+
+
+class LoRAJobSpec(TrainingRun, LifecycleFields):
+    """What to train, with what, and where to put it."""
+
+    MUTABLE: ClassVar[frozenset[str]] = LifecycleFields.MUTABLE | {"onStop"}
+    SET_ONCE: ClassVar[frozenset[str]] = frozenset({"stop"})
+
+    resume_from: ResumeFrom | None = Field(
+        None,
+        description="Checkpoints of another LoRAJob to go on from, one that failed, was deleted, or kept them: of the "
+        "same base, data, adapter and rows of an optimizer step. Not with continueFrom.",
+    )
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     preflight: PreflightPolicy = Field(
         PreflightPolicy.REQUIRED,
         description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for. "

@@ -1,0 +1,258 @@
+"""LoRASweep: search for the settings of a LoRAJob that give the lowest held-out loss, and publish the best adapter."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tunery_api.fields import ApiModel, DecimalString, FractionString, ObjectName, SignedDecimalString
+from tunery_api.inputs import OutputSpec
+from tunery_api.lifecycle import KindSpec
+from tunery_api.lorajob import TrainingRun
+from tunery_api.training import TrainingSpec
+
+MAX_TRIALS = 128
+MAX_PARAMETERS = 16
+
+FieldPath = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][A-Za-z0-9]*(\.[a-z][A-Za-z0-9]*)*$")]
+"""A field of the template, as in a manifest: `training.learningRate`."""
+
+Choice = Annotated[str, Field(min_length=1, max_length=256)]
+"""A value as a manifest writes it; of a list its entries, joined by commas."""
+
+
+class SweepPreset(StrEnum):
+    """Whose space is searched."""
+
+    GUIDE = "Guide"
+
+
+class Metric(StrEnum):
+    """What is minimised."""
+
+    EVAL_LOSS = "EvalLoss"
+
+
+class SamplerType(StrEnum):
+    """Who proposes the next trial."""
+
+    TPE = "TPE"
+    RANDOM = "Random"
+    GRID = "Grid"
+
+
+class PrunerType(StrEnum):
+    """Who ends a trial that promises nothing."""
+
+    HALVING = "Halving"
+    MEDIAN = "Median"
+    NONE = "None"
+
+
+class SweepPreflight(StrEnum):
+    """Which trials are checked on a CPU first."""
+
+    AUTO = "Auto"
+    EVERY = "Every"
+
+
+class TrialTemplate(TrainingRun):
+    """What all trials have in common: a LoRAJob's spec without what the sweep itself says."""
+
+    retries: int | None = Field(None, ge=0, le=100, description="As in a LoRAJob, of each trial. Default: 3.")
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, le=31_536_000, description="As in a LoRAJob, of each trial. Default: 86400."
+    )
+
+
+class ObjectiveSpec(ApiModel):
+    """What the best trial is."""
+
+    metric: Metric = Field(Metric.EVAL_LOSS, description="The held-out loss; lower is better.")
+    tolerance: FractionString = Field(
+        "0.0",
+        description="Of the trials within this share of the lowest loss, the one that trains the fewest parameters is "
+        "the best.",
+    )
+
+
+class RangeSpec(ApiModel):
+    """Numbers from min to max, both included."""
+
+    min: SignedDecimalString = Field(description="The smallest value.")
+    max: SignedDecimalString = Field(description="The largest value.")
+    log: bool = Field(False, description="Equal factors are equally likely, not equal distances. Not with step.")
+    step: DecimalString | None = Field(None, description="Only min, min + step, …; a Grid needs it.")
+
+
+class WhenSpec(ApiModel):
+    """What an earlier parameter must be for this one to exist."""
+
+    path: FieldPath = Field(description="An earlier parameter with choices.")
+    values: list[Choice] = Field(alias="in", min_length=1, max_length=64, description="Choices of it.")
+
+
+class ParameterSpec(ApiModel):
+    """A field of the template that differs from trial to trial."""
+
+    path: FieldPath = Field(description="The field, such as training.learningRate or lora.rank.")
+    range: RangeSpec | None = Field(None, description="Of a field that is a number; instead of choices.")
+    choices: list[Choice] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description='The values, as strings: "16", "true", DoRA; of lora.targetModules names joined by commas.',
+    )
+    when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
+
+
+class SamplerSpec(ApiModel):
+    """Who proposes the next trial."""
+
+    type: SamplerType = Field(
+        SamplerType.TPE,
+        description="TPE: Optuna's, which learns from the trials so far; Random; Grid: every point once, in order.",
+    )
+    startup_trials: int = Field(8, ge=1, le=MAX_TRIALS, description="Trials by chance before TPE learns from them.")
+
+
+class PrunerSpec(ApiModel):
+    """Who ends a trial that promises nothing. What a trial finds out about itself ends it in any case."""
+
+    type: PrunerType = Field(
+        PrunerType.HALVING,
+        description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
+        "worse than the median of the earlier ones; None: all run to their ends.",
+    )
+    rungs: list[FractionString] = Field(
+        default_factory=lambda: ["0.25", "0.5"],
+        min_length=1,
+        max_length=8,
+        description="Shares of the steps at which trials are compared, rising, above 0 and below 1.",
+    )
+    keep: FractionString = Field("0.5", description="Halving: the share of the trials that go on at a rung.")
+    min_rivals: int = Field(
+        6, ge=2, le=MAX_TRIALS, description="Earlier trials that must have come to a rung before any ends there."
+    )
+
+
+class BudgetSpec(ApiModel):
+    """What all trials together may take."""
+
+    gpu_seconds: int = Field(
+        ge=1, le=10_000_000_000, description="Seconds that pods run, times their GPUs. Spent: the best so far is it."
+    )
+
+
+class FinalSpec(ApiModel):
+    """The best trial's settings once more, with these on top."""
+
+    training: TrainingSpec = Field(description="Fields of training that differ, such as epochs.")
+
+
+class SweepReference(ApiModel):
+    """A LoRASweep of the same namespace that has ended."""
+
+    name: ObjectName = Field(description="Its name.")
+
+
+class LoRASweepSpec(KindSpec):
+    """What to search, how long, and where to put the best."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "suspend",
+            "maxTrials",
+            "parallelTrials",
+            "maxFailedTrials",
+            "stopAfterTrialsWithoutImprovement",
+            "budget",
+            "activeDeadlineSeconds",
+            "ttlSecondsAfterFinished",
+        }
+    )
+
+    template: TrialTemplate = Field(description="What all trials have in common; as in a LoRAJob's spec.")
+    preset: SweepPreset | None = Field(
+        None,
+        description="Guide: the guide's space, its three tuned configurations first; parameters replaces it path by "
+        "path, and what the template sets is not searched.",
+    )
+    parameters: list[ParameterSpec] = Field(
+        default_factory=list,
+        max_length=MAX_PARAMETERS,
+        description="What differs from trial to trial. Default: the preset's.",
+    )
+    initial: list[dict[FieldPath, Choice]] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Values that are tried first, in this order, by path; what one leaves open is proposed.",
+    )
+    warm_start_from: list[SweepReference] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Sweeps whose trials the sampler learns from: of the same model, data and evaluation. Those of "
+        "their trials that are no points of this space are left out.",
+    )
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="What the best trial is.")
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec, description="Who proposes the next trial.")
+    pruner: PrunerSpec = Field(
+        default_factory=PrunerSpec, description="Who ends a trial that promises nothing, and when."
+    )
+    seed: int = Field(
+        42,
+        ge=0,
+        le=2**31 - 1,
+        description="Seed of the sampler: the same manifest applied again searches alike. That of the trials is "
+        "template.training.seed, one for all.",
+    )
+    max_trials: int = Field(
+        20,
+        ge=1,
+        le=MAX_TRIALS,
+        description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
+    )
+    parallel_trials: int = Field(1, ge=1, le=32, description="Trials that are under way at a time.")
+    max_failed_trials: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TRIALS,
+        description="Trials that may fail by chance (a lost node, storage that is away); with one more, the sweep "
+        "fails. Default: a fifth of maxTrials, at least 3.",
+    )
+    stop_after_trials_without_improvement: int | None = Field(
+        None, ge=1, le=MAX_TRIALS, description="End after so many trials in a row that were not better than the best."
+    )
+    budget: BudgetSpec | None = Field(None, description="What all trials together may take. Default: no limit.")
+    active_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=31_536_000,
+        description="Seconds by the clock, waiting too, after which trials are stopped and the best so far is it. "
+        "Default: no limit.",
+    )
+    preflight: SweepPreflight = Field(
+        SweepPreflight.AUTO,
+        description="Auto: after the first, trials that differ from a checked one only in what can change neither data "
+        "nor memory are not checked again. Every: each is.",
+    )
+    final: FinalSpec | None = Field(
+        None, description="Train the best settings once more; the better of the two is published. Default: no."
+    )
+    keep_adapters: int = Field(
+        1,
+        ge=1,
+        le=MAX_TRIALS,
+        description="Trials whose own adapters stay, the best ones; the others' are removed at the end.",
+    )
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Where the best adapter is published.")
+    suspend: bool = Field(False, description="Stop the trials, after a checkpoint, and make no others; false goes on.")
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=315_360_000,
+        description="Seconds after the end at which this object and its trials are deleted; unset: the platform's "
+        "default, 30 days unless it chose otherwise.",
+    )
