@@ -1,0 +1,72 @@
+"""What a sweep searches: each parameter's values, and how a manifest writes them.
+
+Everywhere outside of the sampler a value is the text that stands in the manifest of the trial: what the sampler is told
+is then what ran, to the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+Values = Mapping[str, str]
+"""The values of a trial by path; a parameter whose condition does not hold is not there."""
+
+DIGITS: Final = 4
+"""Significant digits of a number that is proposed."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What another parameter must be for this one to exist."""
+
+    path: str
+    values: tuple[str, ...]
+
+    def holds(self, values: Values) -> bool:
+        """Tell whether it does among these values."""
+        return values.get(self.path) in self.values
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A parameter that is one of several texts."""
+
+    path: str
+    choices: tuple[str, ...]
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A parameter that is a number from `low` to `high`, both included."""
+
+    path: str
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    whole: bool = False
+    """Only whole numbers."""
+    when: Condition | None = None
+
+    def text(self, value: float) -> str:
+        """Return a proposed number as the field writes it: rounded, within the range, never with an exponent."""
+        if self.whole:
+            return str(round(min(max(value, self.low), self.high)))
+        if self.step:
+            value = self.low + self.step * round((value - self.low) / self.step)
+        elif value:
+            value = round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
+        return plain(min(max(value, self.low), self.high))
+
+
+Dimension = Categorical | Numeric
+
+
+def plain(value: float) -> str:
+    """Return a number without an exponent, as every field takes it: 0.00001."""
+    text = f"{value:.12f}".rstrip("0").rstrip(".")
+    return text if text not in ("-0", "") else "0"

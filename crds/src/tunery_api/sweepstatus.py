@@ -1,0 +1,154 @@
+"""The status of a LoRASweep: its trials, the best of them, and why it came to its end."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from tunery_api.fields import OpenModel
+from tunery_api.lorasweep import MAX_PARAMETERS, MAX_TRIALS
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
+from tunery_api.status import AdapterStatus, CommonStatus, Text
+
+TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
+"""Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""
+
+TrialName = Annotated[str, Field(max_length=253)]
+TrialValue = Annotated[str, Field(max_length=256)]
+Parameters = Annotated[dict[Annotated[str, Field(max_length=64)], TrialValue], Field(max_length=MAX_PARAMETERS)]
+"""Values by path, as the trial's manifest writes them."""
+
+
+class TrialState(StrEnum):
+    """What is known of a trial. The first two are under way; the others are final."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    COMPLETE = "Complete"
+    PRUNED = "Pruned"
+    INFEASIBLE = "Infeasible"
+    """Its parameters cannot work: out of memory, diverged."""
+    FAILED = "Failed"
+    """By chance."""
+    DELETED = "Deleted"
+
+
+FINAL_TRIAL_STATES: Final = frozenset(TrialState) - {TrialState.WAITING, TrialState.RUNNING}
+
+
+class EndReason(StrEnum):
+    """Why no more trials are made."""
+
+    MAX_TRIALS = "MaxTrials"
+    BUDGET = "Budget"
+    DEADLINE = "Deadline"
+    NO_IMPROVEMENT = "NoImprovement"
+    SPACE_EXHAUSTED = "SpaceExhausted"
+
+
+class TrialAdapter(OpenModel):
+    """What a trial has published at its own place."""
+
+    uri: Text = Field(description="Where it lies.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
+
+
+class TrialStatus(OpenModel):
+    """One trial. A final one never changes."""
+
+    number: int = Field(ge=0, description="Its number; never used again.")
+    name: TrialName = Field(description="Name of its LoRAJob.")
+    origin: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Who proposed it: TPE, Random, Grid, Initial, Final, or the configuration of the guide."
+    )
+    state: Annotated[str, Field(max_length=32)] = Field(
+        description="Waiting, Running, Complete, Pruned, Infeasible, Failed or Deleted."
+    )
+    value: Number | None = Field(None, description="The held-out loss of what it published, or would have.")
+    base_value: Number | None = Field(None, description="The held-out loss before its training.")
+    parameters: Parameters = Field(default_factory=dict, description="Its values by path.")
+    trainable_parameters: int | None = Field(None, ge=0, description="Parameters that it trains.")
+    steps: int | None = Field(None, ge=0, description="Optimizer steps that it was to take.")
+    evaluations: list[EvaluationStatus] | None = Field(
+        None, max_length=EVALUATIONS_KEPT, description="Its evaluations, once it is final."
+    )
+    gpu_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran, times their GPUs.")
+    run_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran.")
+    at: Annotated[str, Field(max_length=12)] | None = Field(
+        None, description="Share of its steps at which it was ended."
+    )
+    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Of a trial that failed.")
+    why: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="Why it was ended, or failed, in a sentence."
+    )
+    adapter: TrialAdapter | None = Field(None, description="What it published.")
+
+
+class TrialCounts(OpenModel):
+    """Trials by state."""
+
+    created: int = Field(0, ge=0, description="All of them.")
+    waiting: int = Field(0, ge=0, description="Not running yet.")
+    running: int = Field(0, ge=0, description="Running.")
+    complete: int = Field(0, ge=0, description="Measured at their end.")
+    pruned: int = Field(0, ge=0, description="Ended early, as they promised nothing.")
+    infeasible: int = Field(0, ge=0, description="Whose parameters cannot work.")
+    failed: int = Field(0, ge=0, description="Failed by chance, or deleted.")
+
+
+class BestTrial(OpenModel):
+    """The best trial so far."""
+
+    trial: int = Field(ge=0, description="Its number.")
+    name: TrialName = Field(description="Name of its LoRAJob.")
+    value: Number = Field(description="Its held-out loss.")
+    base_value: Number | None = Field(None, description="The held-out loss before training.")
+    improvement: Annotated[str, Field(max_length=16)] | None = Field(
+        None, description="How far value is below baseValue, for people."
+    )
+    parameters: Parameters = Field(default_factory=dict, description="Its values by path.")
+
+
+class ParameterImportance(OpenModel):
+    """How much a parameter matters."""
+
+    path: Annotated[str, Field(max_length=64)] = Field(description="The parameter.")
+    share: Number = Field(description="Its share of what the parameters change of the loss, by PED-ANOVA.")
+
+
+class Improvement(OpenModel):
+    """A trial that was better than all before it."""
+
+    trial: int = Field(ge=0, description="Its number.")
+    value: Number = Field(description="Its held-out loss.")
+
+
+class LoRASweepStatus(CommonStatus):
+    """The status of a LoRASweep."""
+
+    adapter: AdapterStatus | None = Field(None, description="The published result: the best trial's adapter.")
+    counts: TrialCounts | None = Field(None, description="Trials by state.")
+    counts_text: Annotated[str, Field(max_length=16)] | None = Field(
+        None, description="Trials that count and have ended, of those in all."
+    )
+    best: BestTrial | None = Field(None, description="The best trial so far.")
+    trials: list[TrialStatus] | None = Field(None, max_length=TRIALS_KEPT, description="Every trial, by number.")
+    importance: list[ParameterImportance] | None = Field(
+        None,
+        max_length=MAX_PARAMETERS,
+        description="What matters most, from 20 complete trials on.",
+    )
+    convergence: list[Improvement] | None = Field(
+        None, max_length=MAX_TRIALS, description="The trials that were the best when they ended."
+    )
+    trials_since_improvement: int | None = Field(
+        None, ge=0, description="Trials that have ended since the best was found."
+    )
+    gpu_seconds_saved: int | None = Field(
+        None, ge=0, description="What the pruned trials would have taken on top, at the mean of the complete ones."
+    )
+    end_reason: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="Why no more trials are made: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted."
+    )
