@@ -13,8 +13,10 @@ from tunery_api.batchstatus import BatchInferenceStatus
 from tunery_api.fields import OpenModel
 from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
+from tunery_api.sweepstatus import LoRASweepStatus
 
 
 class Column(NamedTuple):
@@ -33,6 +35,7 @@ class Kind(StrEnum):
     ADAPTERMERGE = "AdapterMerge"
     ADAPTERSERVER = "AdapterServer"
     BATCHINFERENCE = "BatchInference"
+    LORASWEEP = "LoRASweep"
 
     @property
     def singular(self) -> str:
@@ -169,8 +172,32 @@ _BATCHINFERENCE: Final = KindDefinition(
     running=Running(has_preflight=False, working_phase=Phase.ANSWERING, result="output"),
 )
 
+_LORASWEEP: Final = KindDefinition(
+    kind=Kind.LORASWEEP,
+    short="lsw",
+    spec=LoRASweepSpec,
+    status=LoRASweepStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("Trials", ".status.countsText"),
+        Column("Running", ".status.counts.running", "integer"),
+        Column("Best", ".status.best.value"),
+        Column("Trial", ".status.best.name"),
+        _AGE,
+        Column("Improvement", ".status.best.improvement", priority=1),
+        Column("GPU-s", ".status.gpuSeconds", "integer", priority=1),
+        Column("Saved", ".status.gpuSecondsSaved", "integer", priority=1),
+        _QUEUE,
+        _RESULT,
+        _REASON,
+    ),
+    description="A LoRASweep searches for the settings of a LoRAJob that give the lowest held-out loss, and publishes "
+    "the best adapter.",
+    running=Running(has_preflight=False, working_phase=Phase.UPLOADING),
+)
+
 KINDS: Final[Mapping[Kind, KindDefinition]] = {
-    each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER, _BATCHINFERENCE)
+    each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER, _BATCHINFERENCE, _LORASWEEP)
 }
 JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
 """The kinds that run a Job to its end."""

@@ -48,6 +48,7 @@ class Phase(StrEnum):
     EVALUATING = "Evaluating"
     MERGING = "Merging"
     ANSWERING = "Answering"
+    SEARCHING = "Searching"
     UPLOADING = "Uploading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -65,6 +66,7 @@ class ConditionType(StrEnum):
     """The condition types of every kind."""
 
     VALIDATED = "Validated"
+    SEARCHING = "Searching"
     INPUTS_READY = "InputsReady"
     PREFLIGHT = "Preflight"
     QUOTA_RESERVED = "QuotaReserved"

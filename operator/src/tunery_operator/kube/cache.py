@@ -109,6 +109,11 @@ class Cache:
         with self._lock:
             self._owners.wait_for(target, waiter)
 
+    def trials(self, sweep_uid: str) -> frozenset[str]:
+        """Return the names of a sweep's LoRAJobs, whether they have ended or not."""
+        with self._lock:
+            return self._owners.trials.of(sweep_uid)
+
     def unfinished(self) -> list[Key]:
         """Return the keys of all objects that have not ended."""
         with self._lock:

@@ -16,6 +16,7 @@ from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import FINAL_PHASES, ConditionStatus, Phase
 from tunery_operator.kube.offers import Offers
 from tunery_operator.kube.serving import Serving
+from tunery_operator.kube.trials import Trials
 from tunery_operator.kube.versions import Tombstones, later
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key, retry_mark
@@ -67,6 +68,7 @@ class Owners:
     def __init__(self, default_ttl: int | None = None) -> None:
         self._default_ttl = default_ttl
         self.offers = Offers()
+        self.trials = Trials()
         self._seen: dict[Key, Seen] = {}
         self._unfinished: dict[Key, Unfinished] = {}
         self._keys: dict[str, Key] = {}
@@ -101,6 +103,8 @@ class Owners:
             waiters |= self.offers.see(key, body)
         elif kind not in JOB_KINDS:
             self.offers.follow(key, body.get("spec") or {})
+        if kind is Kind.LORAJOB:
+            waiters |= self.trials.see(key, body)
         if over:
             # Who ends an object looks after its Jobs; where another has ended it, somebody has to.
             ended = {key} if key in self._unfinished else set()
@@ -141,7 +145,7 @@ class Owners:
         return self._remove(key, seen) | self._waiters.get(key, set())
 
     def _remove(self, key: Key, seen: Seen) -> set[Key]:
-        """Forget an object altogether; return the servers that wanted what it offered."""
+        """Forget an object altogether; return the servers that wanted what it offered, and the sweep that made it."""
         self._gone.add(seen.uid)
         self._end(key)
         del self._seen[key]
@@ -149,7 +153,8 @@ class Owners:
         if len(self._expiring) > 64 + 2 * len(self._seen):
             self._expiring = [(when, kept) for when, kept in self._expiring if self._expires_at(kept) == when]
             heapq.heapify(self._expiring)
-        return self.offers.forget(key) if key.kind in ADAPTER_KINDS else set()
+        woken = self.trials.forget(key) if key.kind is Kind.LORAJOB else set()
+        return woken | (self.offers.forget(key) if key.kind in ADAPTER_KINDS else set())
 
     def _end(self, key: Key) -> None:
         """Drop what only an unfinished object needs."""

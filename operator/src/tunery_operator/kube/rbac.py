@@ -59,11 +59,13 @@ DEPLOYMENTS: Final = _resource("Deployment", "apps", "deployments")
 CONFIG_MAPS: Final = _resource("ConfigMap", "", "configmaps")
 SERVICES: Final = _resource("Service", "", "services")
 DISRUPTION_BUDGETS: Final = _resource("PodDisruptionBudget", "policy", "poddisruptionbudgets")
+LORAJOBS: Final = _resource(Kind.LORAJOB.value, GROUP, Kind.LORAJOB.plural)
+"""The trials of a LoRASweep."""
 NETWORK_POLICIES: Final = _resource("NetworkPolicy", "networking.k8s.io", "networkpolicies")
 GET_REPLICA_SET: Final = Call("apps", "replicasets", "get")
 """Whose a pod is that says it is a server's: its labels could say anything."""
 
-_CHILDREN: Final = (JOBS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES)
+_CHILDREN: Final = (JOBS, LORAJOBS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES)
 
 
 def get_owner(plural: str) -> Call:

@@ -72,6 +72,8 @@ class FoundObject:
     @property
     def resources(self) -> tuple[int, str]:
         """The GPUs of a pod that works, and the name of their resource."""
+        if "resources" not in KINDS[self.owner.key.kind].spec.model_fields:
+            return 0, ""
         default = _default(self.owner.key.kind, "resources")
         raw = self.spec.get("resources")
         if raw is None:
@@ -86,7 +88,9 @@ class FoundObject:
 
     @property
     def deadline_seconds(self) -> int | None:
-        """How long its pods may run in all; None: for ever."""
+        """How long its pods may run in all; None: for ever. Of a sweep its trials' own say that."""
+        if self.owner.key.kind is Kind.LORASWEEP:
+            return None
         seconds: int | None = self.spec.get("activeDeadlineSeconds")
         return _default(self.owner.key.kind, "active_deadline_seconds") if seconds is None else seconds
 
