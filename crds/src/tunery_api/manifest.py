@@ -103,6 +103,19 @@ class EvaluationRecord(_Record):
     loss: float
 
 
+class SweepRecord(_Record):
+    """The sweep that found the adapter."""
+
+    name: str
+    uid: str
+    trial: int
+    """The number of the one whose adapter it is."""
+    trials: int
+    """How many there were."""
+    seed: int
+    sampler: str
+
+
 class AnsweredByRecord(_Record):
     """What answered lines of a batch."""
 
@@ -159,6 +172,8 @@ class Lineage(_Record):
     """Why it was not published at the output, but beside it; None for every result that is one."""
     inputs: list[MergeInputRecord] = Field(default_factory=list)
     """The adapters of a merge, in order."""
+    sweep: SweepRecord | None = None
+    """None: no sweep published it."""
     verification: VerificationStatus | None = None
     found: DatasetStatus | None = None
     """What was found in the data set, as status.dataset tells it."""

@@ -42,6 +42,8 @@ CHECKPOINTS_PREFIX: Final = "tunery-checkpoints"
 """The folder of a bucket below which all checkpoints lie, so that one lifecycle rule can name them."""
 REPORTS_PREFIX: Final = "tunery-reports"
 """The same for the data reports of preflights, of which those of jobs that never succeeded stay."""
+_TRIALS: Final = "trials"
+"""What the place of a sweep's trials is called, beside that of its output."""
 DATA_REPORT_JSON: Final = "data-report.json"
 DATA_REPORT_TEXT: Final = "data-report.md"
 """What preflight found in the data, for programs and for people; beside an adapter, too."""
@@ -98,6 +100,23 @@ LONGEST_HOST_NAME: Final = 48
 """What a name must be, and its characters at most, where it becomes part of a Service's: nothing is cut off that."""
 MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
+
+
+def beside(uri: str, word: str) -> str:
+    """Return the place `<uri>-<word>`, or, where `uri` is a whole bucket, the folder `word` in it."""
+    place = uri.rstrip("/")
+    return f"{place}-{word}" if "/" in place.partition("://")[2] else f"{place}/{word}"
+
+
+def folder_in_bucket(output_uri: str, prefix: str, namespace: str, name: str, uid: str) -> str:
+    """Return the folder of one object below a prefix that all objects have in the output's bucket."""
+    scheme, _, rest = output_uri.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/{prefix}/{namespace}/{name}-{uid}"
+
+
+def trials_uri(output_uri: str, uid: str) -> str:
+    """Return the place below which the trials of one sweep publish, each in a folder; nobody else writes there."""
+    return f"{beside(output_uri, _TRIALS)}/{uid}"
 
 
 def container_name(kind: str) -> str:

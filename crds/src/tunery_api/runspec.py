@@ -29,6 +29,7 @@ from tunery_api.status import (
     ResolvedStatus,
     VerificationStatus,
 )
+from tunery_api.sweepstatus import TRIALS_KEPT, ParameterImportance, TrialStatus
 
 
 class Task(StrEnum):
@@ -37,6 +38,8 @@ class Task(StrEnum):
     PREFLIGHT = "preflight"
     TRAIN = "train"
     MERGE = "merge"
+    CONCLUDE = "conclude"
+    """Publish the best trial's adapter as the result of its sweep, then remove those that are not kept; on CPU."""
     REPORT = "report"
     """Say again what this very object has published; on CPU, and nothing is written."""
     PUBLISH = "publish"
@@ -107,6 +110,38 @@ class ResolvedAdapter(OpenModel):
     """Digest that the LoRAJob's status vouches for; None for a plain URI."""
 
 
+class SearchedParameter(OpenModel):
+    """One parameter of what a sweep searched, as cards and pictures show it."""
+
+    path: str
+    words: str
+    """Its values, for people: `0.00001 to 0.01, by factors`."""
+    log: bool = False
+    """Equal factors are equally far apart."""
+    choices: list[str] | None = None
+
+
+class LoRASweepRun(OpenModel):
+    """What is known of a sweep at its end. No trial is under way any more."""
+
+    trials: list[TrialStatus] = Field(min_length=1, max_length=TRIALS_KEPT)
+    best: int
+    """The number of the trial whose adapter is the result."""
+    trials_uri: str
+    """The place below which the trials published; names.trials_uri says which that must be."""
+    keep_adapters: int = Field(1, ge=1)
+    overwrite: bool = False
+    """spec.output.overwrite."""
+    seed: int
+    sampler: str
+    space: list[SearchedParameter] = Field(default_factory=list)
+    rungs: list[str] = Field(default_factory=list)
+    """Shares of the steps at which trials were compared; none where their place among the others ends no trial."""
+    importance: list[ParameterImportance] = Field(default_factory=list)
+    end_reason: str | None = None
+    gpu_seconds_saved: int | None = None
+
+
 class RunSpec(OpenModel):
     """Everything a container needs to know; nothing in it is secret. Exactly one of the specs is set."""
 
@@ -114,6 +149,8 @@ class RunSpec(OpenModel):
     lora_job: LoRAJobSpec | None = None
     adapter_merge: AdapterMergeSpec | None = None
     batch_inference: BatchInferenceSpec | None = None
+    lora_sweep: LoRASweepRun | None = None
+    """Of a sweep its end, not its spec: what it published is all that is left to do."""
     server_url: str | None = None
     """For a batch: the base URL of the server that is asked, such as http://support-server.team-a.svc:8000/v1."""
     output_uri: str
@@ -180,7 +217,7 @@ class PreflightReport(OpenModel):
 
 
 class RunResult(OpenModel):
-    """The termination message of a train or merge container, at most 4 KiB of JSON.
+    """The termination message of a train, merge or conclude container, at most 4 KiB of JSON.
 
     `adapter` is set only after the manifest was read back and every digest in it matched.
     """

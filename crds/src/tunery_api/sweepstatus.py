@@ -60,6 +60,9 @@ class TrialStatus(OpenModel):
 
     number: int = Field(ge=0, description="Its number; never used again.")
     name: TrialName = Field(description="Name of its LoRAJob.")
+    uid: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="UID of its LoRAJob; its checkpoints lie in a folder that is named after it."
+    )
     origin: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="Who proposed it: TPE, Random, Grid, Initial, Final, or the configuration of the guide."
     )

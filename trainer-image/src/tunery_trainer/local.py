@@ -23,7 +23,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MANIFEST_NAME
-from tunery_api.names import API_VERSION
+from tunery_api.names import API_VERSION, beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -32,7 +32,6 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
-from tunery_common.storage.uris import beside
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
 """What runs without a cluster."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
-from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, REPORTS_PREFIX, child_name
+from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, REPORTS_PREFIX, child_name, folder_in_bucket
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.plan import mounts, placing
@@ -63,16 +63,12 @@ def checkpoint_place(output_uri: str, owner: Owner, newest: str | None) -> str:
     before = (newest or "").rstrip("/").rpartition("/")[0]
     if owner.uid in before:
         return before
-    scheme, _, rest = output_uri.partition("://")
-    key = owner.key
-    return f"{scheme}://{rest.partition('/')[0]}/{CHECKPOINTS_PREFIX}/{key.namespace}/{key.name}-{owner.uid}"
+    return folder_in_bucket(output_uri, CHECKPOINTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 
 def report_place(output_uri: str, owner: Owner) -> str:
     """Return the folder for an object's data report, in the output's bucket: of this very object only."""
-    scheme, _, rest = output_uri.partition("://")
-    key = owner.key
-    return f"{scheme}://{rest.partition('/')[0]}/{REPORTS_PREFIX}/{key.namespace}/{key.name}-{owner.uid}"
+    return folder_in_bucket(output_uri, REPORTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 
 def identity(owner: Owner) -> RunIdentity:

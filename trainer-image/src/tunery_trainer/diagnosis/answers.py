@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -71,3 +71,14 @@ def write_answers(answers: Sequence[Answer], folder: Path) -> None:
     """Write all of them beside the adapter, one JSON object a line."""
     lines = (json.dumps(asdict(each), ensure_ascii=False) for each in answers)
     (folder / ANSWERS_FILE).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """Return what `write_answers` wrote into a folder, also another version of it; none where there is no such file."""
+    names = [each.name for each in fields(Answer)]
+    try:
+        lines = (folder / ANSWERS_FILE).read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    said = [json.loads(line) for line in lines if line]
+    return [Answer(**{name: each.get(name) for name in names}) for each in said]

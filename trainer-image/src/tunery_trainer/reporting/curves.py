@@ -11,7 +11,8 @@ from tunery_api.findings import FindingStatus
 FILE_NAME: Final = "training_curves.png"
 TITLE: Final = "Training curves"
 
-_LOSS, _EVAL, _BASE, _RATE, _GRID, _TEXT = "#4477aa", "#ee6677", "#888888", "#228833", "#dddddd", "#333333"
+LINE, BEST, BASE, GRID, TEXT = "#4477aa", "#ee6677", "#888888", "#dddddd", "#333333"
+_RATE: Final = "#228833"
 """Paul Tol's bright scheme: told apart in print and by people who are colour-blind."""
 
 
@@ -40,9 +41,9 @@ def draw_curves(
         _accuracies(panels[1], history)
     _rate(panels[-1], history)
     for axes in panels:
-        axes.grid(color=_GRID, linewidth=0.6)
+        axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_TEXT)
+        axes.tick_params(colors=TEXT)
         axes.set_ylim(bottom=None if axes is panels[0] else 0)
     figure.savefig(path)
 
@@ -50,9 +51,9 @@ def draw_curves(
 def _losses(axes: Any, history: Sequence[Mapping[str, Any]], base_loss: float | None) -> None:
     _trained(axes, history, "loss")
     steps, evaluations = _series(history, "eval_loss")
-    axes.plot(steps, evaluations, color=_EVAL, marker="o", markersize=4, linewidth=1.5, label="held-out")
+    axes.plot(steps, evaluations, color=BEST, marker="o", markersize=4, linewidth=1.5, label="held-out")
     if base_loss is not None:
-        axes.axhline(base_loss, color=_BASE, linestyle="--", linewidth=1.2, label="held-out, before training")
+        axes.axhline(base_loss, color=BASE, linestyle="--", linewidth=1.2, label="held-out, before training")
     axes.legend(frameon=False, ncols=2)
 
 
@@ -62,7 +63,7 @@ def _found(axes: Any, findings: Sequence[FindingStatus]) -> None:
     for each in (finding for finding in findings if finding.step):
         steps.setdefault(each.step, []).append(each.type)
     for step, types in steps.items():
-        axes.axvline(step, color=_TEXT, linestyle=":", linewidth=1)
+        axes.axvline(step, color=TEXT, linestyle=":", linewidth=1)
         axes.annotate(
             ", ".join(types),
             (step, 0.98),
@@ -73,14 +74,14 @@ def _found(axes: Any, findings: Sequence[FindingStatus]) -> None:
             ha="right",
             va="top",
             fontsize="x-small",
-            color=_TEXT,
+            color=TEXT,
         )
 
 
 def _accuracies(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
     _trained(axes, history, "reward_accuracy")
     steps, evaluations = _series(history, "eval_reward_accuracy")
-    axes.plot(steps, evaluations, color=_EVAL, marker="o", markersize=4, linewidth=1.5)
+    axes.plot(steps, evaluations, color=BEST, marker="o", markersize=4, linewidth=1.5)
     axes.set_ylabel("reward accuracy")
     axes.set_ylim(top=1.02)
 
@@ -98,9 +99,9 @@ def _rate(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
 def _trained(axes: Any, history: Sequence[Mapping[str, Any]], name: str) -> None:
     """Draw what training has logged; smoothed, too, where it is much."""
     steps, values = _series(history, name)
-    axes.plot(steps, values, color=_LOSS, alpha=0.35 if len(values) > 20 else 1.0, linewidth=1.2, label="training")
+    axes.plot(steps, values, color=LINE, alpha=0.35 if len(values) > 20 else 1.0, linewidth=1.2, label="training")
     if len(values) > 20:
-        axes.plot(steps, _smoothed(values), color=_LOSS, linewidth=2, label="training, smoothed")
+        axes.plot(steps, _smoothed(values), color=LINE, linewidth=2, label="training, smoothed")
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -17,6 +17,7 @@ from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
 from tunery_api.unservable import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
+from tunery_trainer.reporting.markdown import section, table
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.units import human_bytes
 
@@ -49,6 +50,8 @@ class Shown:
     """Names of image files, by title."""
     answers: Sequence[Answer] = ()
     """Of which the first few are shown."""
+    search: str = ""
+    """How a sweep found it, in Markdown."""
 
 
 def model_card(
@@ -73,15 +76,16 @@ def model_card(
         f"**Rejected, and not to be served:** {lineage.rejected}." if lineage.rejected else "",
         f"**Not finished:** {lineage.stopped}." if lineage.stopped else "",
         f"# {run.name}\n\n{kind} for `{base}`, made by Tunery ({run.kind} `{run.namespace}/{run.name}`).",
-        _section("Results", _table(("Metric", "Value"), _metric_rows(lineage))),
-        _section("What to know", _table(_FOUND, _finding_rows(lineage))),
-        _section("Answers", _answers(shown.answers, lineage)),
+        section("Results", table(("Metric", "Value"), _metric_rows(lineage))),
+        section("What to know", table(_FOUND, _finding_rows(lineage))),
+        section("Answers", _answers(shown.answers, lineage)),
         *(f"## {title}\n\n![{title}]({name})" for title, name in shown.pictures.items()),
-        _section("Checklist", _table(("Check", "Result", ""), _check_rows(lineage))),
-        _section("Inputs", _table(_input_head(lineage), _input_rows(lineage))),
-        _section("How it was made", _table(("", ""), _origin_rows(lineage))),
-        _section("Settings", _table(("Field", "Value"), _setting_rows(lineage))),
-        _section("How to load it", loading),
+        section("How it was found", shown.search),
+        section("Checklist", table(("Check", "Result", ""), _check_rows(lineage))),
+        section("Inputs", table(_input_head(lineage), _input_rows(lineage))),
+        section("How it was made", table(("", ""), _origin_rows(lineage))),
+        section("Settings", table(("Field", "Value"), _setting_rows(lineage))),
+        section("How to load it", loading),
     ]
     return scrub("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
 
@@ -136,10 +140,10 @@ def _answers(answers: Sequence[Answer], lineage: Lineage) -> str:
         tuple(_quoted(text) for text in (each.prompt, each.expected, each.before, each.after))
         for each in answers[:_SHOWN_ANSWERS]
     ]
-    table = _table(
+    shown = table(
         ("Held-out row", "Its answer", _start(lineage).removeprefix("the ").capitalize(), "This adapter"), rows
     )
-    return f"{table}\n\nAll {len(answers)} are in `{ANSWERS_FILE}`. The likeliest token was taken each time."
+    return f"{shown}\n\nAll {len(answers)} are in `{ANSWERS_FILE}`. The likeliest token was taken each time."
 
 
 def _quoted(text: str | None) -> str:
@@ -316,18 +320,3 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(folder)})
 ```sh
 vllm serve {folder}
 ```"""
-
-
-def _section(title: str, content: str) -> str:
-    return f"## {title}\n\n{content}" if content else ""
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, tuple("---" for _ in head), *(tuple(_cell(cell) for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

@@ -50,6 +50,10 @@ def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:
         from tunery_trainer.tasks.merge import run_merge
 
         return run_merge(run)
+    if task is Task.CONCLUDE:
+        from tunery_trainer.tasks.conclude import run_conclude
+
+        return run_conclude(run)
     if task is Task.PUBLISH:
         from tunery_trainer.tasks.publish import run_publish
 

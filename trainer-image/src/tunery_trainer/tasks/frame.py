@@ -45,12 +45,13 @@ def tell_of_loading(task: str) -> None:
 
 
 def output_target(work: Workspace, beyond: float = 0) -> Target:
-    """Return the place of the result, of a training run or of a merge; nothing is contacted yet.
+    """Return the place of the result, of a training run, a merge or a sweep; nothing is contacted yet.
 
     What the run published as it was stopped gives way where that was after fewer steps than `beyond`.
     """
-    spec = work.run.adapter_merge or work.lora_job
-    return Target(work.output, work.run.identity, spec.output.overwrite, beyond)
+    sweep, merge = work.run.lora_sweep, work.run.adapter_merge
+    overwrite = sweep.overwrite if sweep else (merge or work.lora_job).output.overwrite
+    return Target(work.output, work.run.identity, overwrite, beyond)
 
 
 def refuse_own_input(run: RunSpec) -> None:

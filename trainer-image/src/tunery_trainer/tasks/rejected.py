@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import Lineage
+from tunery_api.names import beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_common.storage.published_folder import read_manifest
 from tunery_common.storage.publisher import Target, publish
-from tunery_common.storage.uris import beside
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.result import result_of

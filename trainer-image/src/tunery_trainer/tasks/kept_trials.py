@@ -1,0 +1,104 @@
+"""What becomes of a sweep's trials once the best is published and was read back: a few stay, the rest is removed.
+
+Nothing is touched but what lies below the folder of this very sweep's trials and in those of their checkpoints; both
+bear a uid, so that no other object can have written there.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.names import CHECKPOINTS_PREFIX, folder_in_bucket, trials_uri
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import LoRASweepRun, Purpose, RunSpec
+from tunery_api.sweepstatus import TrialStatus
+from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath
+from tunery_common.storage.cleanup import remove_stale_uploads
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.reporting.sweep_rows import kept
+
+_FIELD: Final = "spec.output.uri"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]*")
+_AT_A_TIME: Final = 8
+"""Objects that are removed side by side: a sweep leaves some thousands."""
+_MARKERS: Final = (MANIFEST_NAME, "complete.json")
+"""Whose removal makes the rest of a folder nobody's result, and nobody's checkpoint."""
+
+_log = logging.getLogger(__name__)
+
+
+def check_trials_place(run: RunSpec, sweep: LoRASweepRun) -> None:
+    """Raise INTERNAL_ERROR unless the place of the trials is that of this sweep alone, beside its output."""
+    uid = run.identity.uid
+    right = trials_uri(run.output_uri, uid)
+    if not _PLAIN.fullmatch(uid) or sweep.trials_uri.rstrip("/") != right:
+        message = f"the trials of the sweep with uid {uid!r} lie below {right}, run.json says {sweep.trials_uri}"
+        raise TuneryError(FailureReason.INTERNAL_ERROR, message)
+
+
+def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> None:
+    """Remove what the trials have stored, but for the adapters that are kept and those trials' own checkpoints.
+
+    The result is there: whatever the storage answers is a warning, never a failure. Raises INTERNAL_ERROR, before
+    anything is removed, if the place is not that of this sweep.
+    """
+    check_trials_place(work.run, sweep)
+    staying = kept(sweep)
+    try:
+        place = work.open(Purpose.OUTPUT, sweep.trials_uri, _FIELD)
+        folders = [_open(work, row.adapter.uri) for row in staying if row.adapter]
+        removed = _remove(place, _not_below(place, folders))
+        remove_stale_uploads(place, older_than_seconds=0)
+        for checkpoints in _checkpoints(work, [row for row in sweep.trials if row not in staying]):
+            removed += _remove(checkpoints, _not_below(checkpoints, ()))
+            remove_stale_uploads(checkpoints, older_than_seconds=0)
+    except TuneryError as error:
+        _log.warning("what the other trials stored was not removed, or not all of it: %s", error.message)
+        return
+    names = ", ".join(row.name for row in staying)
+    print(f"Removed {removed} objects of the other trials; the adapters of {names} stay", flush=True)
+
+
+def _open(work: Workspace, uri: str) -> StorePath:
+    return work.open(Purpose.OUTPUT, uri, _FIELD)
+
+
+def _not_below(place: StorePath, folders: Sequence[StorePath]) -> list[str]:
+    """Return the keys of all that lies below a place but in none of the folders.
+
+    They are compared as the store itself writes them: two ways to write one URI must not cost an adapter.
+    """
+    staying = tuple(f"{folder.uri}/" for folder in folders)
+    # Checked again: a server that ignores the prefix must not make us remove what is someone else's.
+    keys = [entry.key for entry in place.store.list(place.prefix) if entry.key.startswith(f"{place.prefix}/")]
+    return [key for key in keys if not place.store.uri(key).startswith(staying)]
+
+
+def _checkpoints(work: Workspace, rows: Iterable[TrialStatus]) -> Iterator[StorePath]:
+    """Yield where the checkpoints of each trial lie in the bucket; without a cluster they are none of ours."""
+    run = work.run
+    if not run.output_uri.startswith("s3://"):
+        return
+    for row in rows:
+        if row.uid and _PLAIN.fullmatch(row.uid) and _PLAIN.fullmatch(row.name):
+            uri = folder_in_bucket(run.output_uri, CHECKPOINTS_PREFIX, run.identity.namespace, row.name, row.uid)
+            yield _open(work, uri)
+
+
+def _remove(place: StorePath, keys: Sequence[str]) -> int:
+    """Remove objects, markers before the rest, and return how many; raises for the first that cannot be removed."""
+    for markers in (True, False):
+        chosen = [key for key in keys if (key.rpartition("/")[2] in _MARKERS) is markers]
+        pool = ThreadPoolExecutor(_AT_A_TIME)
+        try:
+            for done in [pool.submit(place.store.delete, key) for key in chosen]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after the first that fails no other one is begun
+    return len(keys)
