@@ -65,7 +65,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
 CLOCKED := api chart controller server
-AFTER_THEM := common trainer/process trainer/reporting \
+AFTER_THEM := common search trainer/process trainer/reporting \
 	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
 BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
 	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \

@@ -59,6 +59,7 @@ class FailureReason(StrEnum):
     NODE_LOST = "NodeLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RETRIES_EXHAUSTED = "RetriesExhausted"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
     INTERNAL_ERROR = "InternalError"
 
 
@@ -244,6 +245,11 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.RETRIES_EXHAUSTED: Advice(
         False,
         "Mend what the message of the last attempt says, or raise spec.retries, which may change while no pod runs.",
+    ),
+    _R.BUDGET_EXHAUSTED: Advice(
+        False,
+        "Raise spec.budget or spec.activeDeadlineSeconds, or make the trials shorter, in a new sweep.",
+        mendable=False,
     ),
     _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
 }

@@ -1,0 +1,69 @@
+"""Ask what to try next: in this process where nobody needs Optuna for it, else in one that ends with its answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Final
+
+from pydantic import ValidationError
+
+from tunery_api.lorasweep import SamplerType
+from tunery_api.search.propose import proposed, random_draw
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
+
+TIMEOUT_SECONDS: Final = 60.0
+_PROGRAM: Final = "tunery_api.search.suggest"
+_SINGLE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SHOWN: Final = 500
+
+
+class SuggestionFailed(Exception):
+    """Nobody could say what to try next; asking again may help."""
+
+
+def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS) -> Answer:
+    """Return what to try next; it waits for a process, a second or two. Raises SuggestionFailed."""
+    if ask.sampler is SamplerType.TPE:
+        if find_spec("optuna") is None:
+            raise SuggestionFailed(
+                'sampler.type TPE needs Optuna, which is not installed: pip install "tunery-api[search]", or choose '
+                "Random or Grid"
+            )
+        return _of_process(ask, timeout)
+    enough = sum(told.state is ToldState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
+    if enough and find_spec("optuna") is not None:
+        return _of_process(ask, timeout)
+    return Answer(suggestions=proposed(ask, random_draw(ask)))
+
+
+def _of_process(ask: Ask, timeout: float) -> Answer:
+    """Run the program with as little of this process's environment as it needs, no credential among it."""
+    environment = {
+        **dict.fromkeys(_SINGLE, "1"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", _PROGRAM],
+            input=ask.model_dump_json(by_alias=True).encode(),
+            capture_output=True,
+            timeout=timeout,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SuggestionFailed(f"the sampler did not answer within {timeout:.0f} s") from None
+    except OSError as error:
+        raise SuggestionFailed(f"the sampler could not be started: {error}") from error
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise SuggestionFailed(f"the sampler ended with {done.returncode}: {(said or ['no word'])[-1][:_SHOWN]}")
+    try:
+        return Answer.model_validate_json(done.stdout)
+    except ValidationError as error:
+        raise SuggestionFailed(f"the sampler's answer is none: {error.errors()[0]['msg']}") from error

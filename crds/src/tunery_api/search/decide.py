@@ -1,0 +1,222 @@
+"""What a sweep does next, from its trials alone: pure, so that it can be asked again at any time, after any crash."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.scrub import shorten
+from tunery_api.search.failures import Fault, fault_of
+from tunery_api.search.prune import pruned
+from tunery_api.search.rows import Trial, stop_text
+from tunery_api.search.terms import was_checked
+from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
+from tunery_api.sweepstatus import EndReason, TrialState
+
+_MESSAGE = 1024
+_STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
+"""Ends after which trials that run are stopped, and nothing more is trained."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What of the world beside its trials a decision depends on."""
+
+    now: datetime
+    started: datetime
+    """When the sweep was first looked at, or made: its deadline counts from there."""
+    recorded: EndReason | None = None
+    """The endReason of the status. That a sampler found no other point, SpaceExhausted, is known from there alone."""
+    concluding: bool = False
+    """The best is being published: nothing is searched any more, whatever the spec says by now."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done."""
+
+    create: tuple[int, ...] = ()
+    """Numbers of the trials to make; how each is checked first is for preflight_of to say."""
+    final: int | None = None
+    """Number of the trial to make with the best values and spec.final on top."""
+    stop: Mapping[int, str] = field(default_factory=dict)
+    """The `stop` to set, by the number of the trial."""
+    conclude: int | None = None
+    """Number of the trial whose adapter is to be published: the search is over."""
+    fail: Failure | None = None
+    """Why the sweep fails."""
+    end_reason: EndReason | None = None
+    """Why no more trials are made; None while some may be."""
+    look_again: datetime | None = None
+    """When to ask again although nothing has changed."""
+
+
+def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Decision:
+    """Return what a sweep does next; the order of `trials` does not matter."""
+    trials = sorted(trials, key=lambda trial: trial.row.number)
+    failure = None if moment.concluding else _failure(spec, trials)
+    if failure is not None:
+        return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
+    end = _end(spec, trials, moment)
+    if end in _STOPS_ALL:
+        text = "the budget is spent" if end is EndReason.BUDGET else "the time of the sweep is over"
+        stop = _stop_all(trials, text)
+    else:
+        stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
+    alive = [trial for trial in trials if not trial.is_final]
+    if end is not None and not alive:
+        return _after(spec, trials, end)
+    firm = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
+    shown = end if firm else None
+    decision = Decision(stop=stop, end_reason=shown, look_again=_look_again(spec, trials, moment))
+    return decision if end is not None else replace(decision, create=_new(spec, trials, moment))
+
+
+def _failure(spec: LoRASweepSpec, trials: Sequence[Trial]) -> Failure | None:
+    """Return why the whole sweep fails, whatever else its trials say."""
+    failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
+    for trial in failed:
+        if _fault(trial) is Fault.EVERY:
+            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {trial.row.why}"
+            return _failed(trial.row.reason, text)
+    allowed = most_failed(spec)
+    if len(failed) > allowed:
+        last = failed[-1].row
+        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {last.why}"
+        return _failed(_commonest(failed) or last.reason, text)
+    return None
+
+
+def most_failed(spec: LoRASweepSpec) -> int:
+    """Return how many trials may fail by chance."""
+    return max(3, spec.max_trials // 5) if spec.max_failed_trials is None else spec.max_failed_trials
+
+
+def _fault(trial: Trial) -> Fault:
+    return fault_of(trial.row.reason or "", trial.row.parameters, ran=bool(trial.row.run_seconds))
+
+
+def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
+    """Return why no other trial is made now; some of it may pass, as trials are under way or limits are raised."""
+    if moment.concluding:
+        return moment.recorded or EndReason.MAX_TRIALS
+    deadline = _deadline(spec, moment)
+    if deadline is not None and moment.now >= deadline:
+        return EndReason.DEADLINE
+    if spec.budget is not None and _spent(trials, moment) >= spec.budget.gpu_seconds:
+        return EndReason.BUDGET
+    if _is_over(trials, moment):
+        return moment.recorded or EndReason.MAX_TRIALS
+    return _no_more(spec, trials, moment)
+
+
+def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
+    """Tell whether the search has led to something that more trials would not: it does not go on after that."""
+    return moment.concluding or any(trial.is_extra for trial in trials)
+
+
+def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
+    """Return why the trials that there are suffice."""
+    if moment.recorded is EndReason.SPACE_EXHAUSTED or sum(not trial.counts for trial in trials) >= spec.max_trials:
+        return EndReason.SPACE_EXHAUSTED
+    if sum(trial.counts for trial in trials) >= spec.max_trials:
+        return EndReason.MAX_TRIALS
+    patience, since = spec.stop_after_trials_without_improvement, since_improvement(trials)
+    if patience is not None and since is not None and since >= patience:
+        return EndReason.NO_IMPROVEMENT
+    if _affordable(spec, trials, moment) == 0 and all(trial.is_final for trial in trials):
+        return EndReason.BUDGET
+    return None
+
+
+def _after(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Decision:
+    """Return what follows once nothing runs and no other trial is made."""
+    chosen = best(trials, float(spec.objective.tolerance))
+    if chosen is None:
+        return Decision(fail=_nothing(trials, end), end_reason=end)
+    if spec.suspend:
+        return Decision(end_reason=end)
+    extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
+    if extra:
+        return Decision(final=_next(trials), end_reason=end)
+    return Decision(conclude=chosen.number, end_reason=end)
+
+
+def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[int, ...]:
+    """Return the numbers of the trials to make now."""
+    alive = [trial for trial in trials if not trial.is_final]
+    if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
+        return ()
+    # One goes ahead: a wrong bucket costs one pod on a CPU, not one for each trial.
+    parallel = spec.parallel_trials if any(map(was_checked, trials)) else 1
+    counted = sum(trial.counts for trial in trials)
+    number = min(parallel - len(alive), spec.max_trials - counted, _affordable(spec, trials, moment))
+    first = _next(trials)
+    return tuple(range(first, first + max(0, number)))
+
+
+def _next(trials: Sequence[Trial]) -> int:
+    """Return the lowest number above all that were ever given."""
+    return max((trial.row.number for trial in trials), default=-1) + 1
+
+
+def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
+    """Return how many more trials the budget has room for, beside what those under way are expected to take."""
+    mean = mean_gpu_seconds(trials)
+    if spec.budget is None or not mean:
+        return spec.parallel_trials
+    alive = [trial for trial in trials if not trial.is_final]
+    coming = sum(max(0.0, mean - trial.gpu_seconds(moment.now)) for trial in alive)
+    return max(0, int((spec.budget.gpu_seconds - _spent(trials, moment) - coming) // mean))
+
+
+def _spent(trials: Sequence[Trial], moment: Moment) -> float:
+    return sum(trial.gpu_seconds(moment.now) for trial in trials)
+
+
+def _deadline(spec: LoRASweepSpec, moment: Moment) -> datetime | None:
+    seconds = spec.active_deadline_seconds
+    return None if seconds is None else moment.started + timedelta(seconds=seconds)
+
+
+def _look_again(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> datetime | None:
+    """Return when the first limit of time is reached, if nothing changes before."""
+    times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
+    rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
+    if spec.budget is not None and rate:
+        left = spec.budget.gpu_seconds - _spent(trials, moment)
+        times.append(moment.now + timedelta(seconds=left / rate))
+    return min((time for time in times if time > moment.now), default=None)
+
+
+def _stop_all(trials: Sequence[Trial], why: str) -> dict[int, str]:
+    alive = (trial for trial in trials if trial.live is not None and not trial.live.stopping)
+    return {trial.row.number: stop_text(why) for trial in alive}
+
+
+def _nothing(trials: Sequence[Trial], end: EndReason) -> Failure:
+    """Return why there is no adapter to publish."""
+    if end in _STOPS_ALL:
+        limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
+        return _failed(FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter")
+    reason = _commonest(trials)
+    if reason is None:
+        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials came to its end")
+    alike = [trial.row for trial in trials if trial.row.reason == reason]
+    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and none is complete; the last: {alike[-1].why}"
+    return _failed(reason, text)
+
+
+def _commonest(trials: Sequence[Trial]) -> str | None:
+    """Return the reason that most trials failed for; of several the one that came first."""
+    found = Counter(trial.row.reason for trial in trials if trial.row.reason)
+    return found.most_common(1)[0][0] if found else None
+
+
+def _failed(reason: str | None, text: str) -> Failure:
+    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(text, _MESSAGE))

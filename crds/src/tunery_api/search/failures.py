@@ -1,0 +1,115 @@
+"""Whose fault it is that a trial failed: every trial's, its parameters', or chance."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from tunery_api.reasons import FailureReason
+from tunery_api.search.dimensions import Values
+
+_R = FailureReason
+
+
+class Fault(StrEnum):
+    """Whose fault it is."""
+
+    EVERY = "of every trial"
+    """Any other trial of the sweep would fail alike."""
+    PARAMETERS = "of the parameters"
+    """Other values may do; the sampler is told."""
+    CHANCE = "of chance"
+    """The same values may do; counted, and the sampler is not told."""
+
+
+FAULTS: Final[dict[FailureReason, Fault]] = {
+    **dict.fromkeys(
+        (
+            _R.INVALID_SPEC,
+            _R.SECRET_NOT_FOUND,
+            _R.MODEL_NOT_FOUND,
+            _R.MODEL_GATED,
+            _R.MODEL_UNSUPPORTED,
+            _R.DATASET_NOT_FOUND,
+            _R.DATASET_INVALID,
+            _R.STORAGE_ACCESS_DENIED,
+            _R.STORAGE_NOT_FOUND,
+            _R.OUTPUT_EXISTS,
+            _R.NAME_CONFLICT,
+            _R.ADAPTER_MISSING,
+            _R.ADAPTER_CORRUPT,
+            _R.ADAPTER_UNSUPPORTED,
+            _R.BASE_MISMATCH,
+            _R.CHECKPOINT_MISSING,
+            _R.BUDGET_EXHAUSTED,
+        ),
+        Fault.EVERY,
+    ),
+    **dict.fromkeys(
+        (
+            _R.WONT_FIT,
+            _R.GPU_OUT_OF_MEMORY,
+            _R.OUT_OF_MEMORY,
+            _R.LOSS_DIVERGED,
+            _R.NOT_IMPROVED,
+        ),
+        Fault.PARAMETERS,
+    ),
+    **dict.fromkeys(
+        (
+            _R.STORAGE_UNAVAILABLE,
+            _R.IMAGE_PULL_FAILED,
+            _R.UNSCHEDULABLE,
+            _R.GPU_UNAVAILABLE,
+            _R.GPU_FAULT,
+            _R.KILLED,
+            _R.DISK_FULL,
+            _R.QUOTA_EXCEEDED,
+            _R.CREATE_REFUSED,
+            _R.CLUSTER_UNAVAILABLE,
+            _R.POD_REFUSED,
+            _R.MOUNT_FAILED,
+            _R.CONTAINER_REFUSED,
+            _R.PLATFORM_CHANGED,
+            _R.FIELD_CONTESTED,
+            _R.NODE_PRESSURE,
+            _R.NODE_LOST,
+            _R.DEADLINE_EXCEEDED,
+            _R.RETRIES_EXHAUSTED,
+            _R.INTERNAL_ERROR,
+            # Of servers and batches: no trial ends with one.
+            _R.RANK_TOO_HIGH,
+            _R.TOO_MANY_ADAPTERS,
+            _R.ENGINE_REFUSED,
+            _R.PROBE_FAILED,
+            _R.ENGINE_FAILED,
+            _R.ENGINE_UNSUPPORTED,
+            _R.INPUT_INVALID,
+            _R.REQUESTS_FAILED,
+            _R.SERVER_UNAVAILABLE,
+            _R.SERVER_ACCESS_DENIED,
+        ),
+        Fault.CHANCE,
+    ),
+}
+"""One entry for each reason; a test keeps it complete."""
+
+_TARGETS: Final = "lora.targetModules"
+
+
+def fault_of(reason: str, values: Values, *, ran: bool) -> Fault:
+    """Return whose fault a failure is; of a reason that a later version may have added: of chance.
+
+    `values` are the trial's; `ran` tells whether it had trained before.
+    """
+    try:
+        known = FailureReason(reason)
+    except ValueError:
+        return Fault.CHANCE
+    if known is _R.INVALID_SPEC and _TARGETS in values:
+        # All else was parsed before; which modules a base has is known to preflight alone.
+        return Fault.PARAMETERS
+    if known is _R.ADAPTER_MISSING and ran:
+        # Not that of continueFrom: what it published itself cannot be found.
+        return Fault.CHANCE
+    return FAULTS[known]

@@ -1,0 +1,107 @@
+"""Propose trials: each number has a seed of its own, and no point is proposed twice.
+
+A sampler with one seed, rebuilt for each proposal, would propose the same point again and again; with one for each
+number the same history gives the same proposals, in whatever process, and trials that are proposed together differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Final
+
+from tunery_api.lorasweep import SamplerType
+from tunery_api.search.dimensions import Categorical, Dimension, plain
+from tunery_api.search.grid import grid
+from tunery_api.search.points import exists, has, in_order, key, last_step, spacing
+from tunery_api.search.protocol import Ask, Suggestion, Told, ToldState
+
+SALTS: Final = 20
+"""Proposals for one number, until one of them is new."""
+_LOOKED_THROUGH: Final = 4096
+"""Points of a grid among which one is sought that is left."""
+
+Draw = Callable[[int, tuple[Told, ...], Mapping[str, str]], dict[str, str]]
+"""From a seed, what is known, and values that are fixed: a point."""
+
+
+def seed_of(seed: int, number: int, salt: int) -> int:
+    """Return the seed of one proposal, of 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{salt}".encode()).digest()[:4], "big")
+
+
+def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
+    """Return a new point for each number; fewer where the space has no others."""
+    known = (*ask.earlier, *sorted(ask.trials, key=lambda told: told.number))
+    seen = {key(told.values) for told in ask.trials}
+    found: list[Suggestion] = []
+    for number in sorted(ask.numbers):
+        one = next((each for each in _candidates(ask, number, known, draw) if key(each.values) not in seen), None)
+        if one is None:
+            break
+        found.append(one)
+        seen.add(key(one.values))
+        known = (*known, Told(number=number, state=ToldState.RUNNING, values=one.values))
+    return tuple(found)
+
+
+def _candidates(ask: Ask, number: int, known: tuple[Told, ...], draw: Draw) -> Iterator[Suggestion]:
+    """Yield what may be proposed for a number: as it is fixed, then as the sampler has it, then whatever is left."""
+    fixed = ask.fixed.get(number)
+    if fixed is not None:
+        for salt in range(SALTS):
+            values = draw(seed_of(ask.seed, number, salt), known, fixed.values)
+            yield Suggestion(number=number, origin=fixed.origin, values=values)
+    origin = ask.sampler.value
+    if ask.sampler is not SamplerType.GRID:
+        for salt in range(SALTS):
+            values = draw(seed_of(ask.seed, number, salt), known, {})
+            yield Suggestion(number=number, origin=origin, values=values)
+    left = _left(ask, known)
+    if ask.sampler is not SamplerType.GRID:
+        random.Random(seed_of(ask.seed, number, SALTS)).shuffle(left)  # noqa: S311  # no secret
+    yield from (Suggestion(number=number, origin=origin, values=values) for values in left)
+
+
+def _left(ask: Ask, known: tuple[Told, ...]) -> list[dict[str, str]]:
+    """Return points of the grid that are not known, in order; none of a space that has no grid."""
+    taken = {key(told.values) for told in known[len(ask.earlier) :]}
+    new = (values for values in grid(ask.space) if key(values) not in taken)
+    return list(islice(new, 1 if ask.sampler is SamplerType.GRID else _LOOKED_THROUGH))
+
+
+def random_draw(ask: Ask) -> Draw:
+    """Return the sampler that knows nothing: every value of a parameter is as likely as any other."""
+    order = in_order(ask.space)
+
+    def draw(seed: int, known: tuple[Told, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        chance = random.Random(seed)  # noqa: S311  # no secret
+        values: dict[str, str] = {}
+        for dimension in order:
+            if exists(dimension, values):
+                values[dimension.path] = fixed_value(dimension, fixed) or _at_random(dimension, chance)
+        return values
+
+    return draw
+
+
+def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
+    """Return the value that is given for a parameter, in one spelling; None where none is, or one it cannot have."""
+    text = fixed.get(dimension.path)
+    if text is None or not has(dimension, text):
+        return None
+    return text if isinstance(dimension, Categorical) else plain(float(text))
+
+
+def _at_random(dimension: Dimension, chance: random.Random) -> str:
+    if isinstance(dimension, Categorical):
+        return chance.choice(dimension.choices)
+    low, high, step = dimension.low, dimension.high, spacing(dimension)
+    if dimension.log:
+        return dimension.text(math.exp(chance.uniform(math.log(low), math.log(high))))
+    if step is None:
+        return dimension.text(chance.uniform(low, high))
+    return dimension.text(low + step * chance.randint(0, last_step(dimension, step)))

@@ -1,0 +1,90 @@
+"""Which trials promise nothing: compared with their elders after the same share of their steps, or by their own word.
+
+Only elders, the trials with lower numbers, are rivals: nobody remembers when a trial was judged, and against all others
+it would be judged again with each that comes. Looked at twice, in any order, the answer is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Final
+
+from tunery_api.lorasweep import PrunerSpec, PrunerType
+from tunery_api.measured import share_text
+from tunery_api.methods import Preset
+from tunery_api.search.rows import FINAL_ORIGIN, Course, Trial
+
+NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
+"""Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
+_EPSILON: Final = 1e-9
+
+
+def pruned(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
+    """Return which trials are to end, by number, each with why."""
+    if spec.type is PrunerType.NONE:
+        return {}
+    found: dict[int, str] = {}
+    for trial in trials:
+        if trial.live is None or trial.live.stopping:
+            continue
+        why = sick(trial) or _outdone(spec, trial, trials)
+        if why is not None:
+            found[trial.row.number] = why
+    return found
+
+
+def sick(trial: Trial) -> str | None:
+    """Return the Problem that a trial has found and goes on with; None where its trainer ends it, or there is none."""
+    return trial.live.problem if trial.live is not None and not trial.live.ends_itself else None
+
+
+def _outdone(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | None:
+    if trial.row.origin in NEVER_COMPARED:
+        return None
+    judge = halving if spec.type is PrunerType.HALVING else median
+    elders = [each for each in trials if each.row.number < trial.row.number and not each.is_extra]
+    return next((why for rung in spec.rungs if (why := judge(spec, float(rung), trial, elders))), None)
+
+
+def at_rung(course: Course, rung: float) -> float | None:
+    """Return the lowest loss up to the first evaluation at a rung; None where it was not reached.
+
+    Also where that evaluation is no longer told, as there were many since: the trial is not compared there any more.
+    """
+    index = next((index for index, (share, _) in enumerate(course) if share >= rung - _EPSILON), None)
+    if index is None or (index == 0 and len(course) > 1 and course[0][0] - rung > course[1][0] - course[0][0]):
+        return None
+    return min(loss for _, loss in course[: index + 1])
+
+
+def halving(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:
+    """Return why a trial ends at a rung: it is not among the share of all that came so far which go on. Ties go on."""
+    own, others = _compared(spec, rung, trial, elders)
+    if own is None:
+        return None
+    rank = 1 + sum(loss < own for loss in others)
+    places = math.ceil(float(spec.keep) * (len(others) + 1) - _EPSILON)
+    if rank <= places:
+        return None
+    return f"{_at(own, rung)} it is number {rank} of {len(others) + 1}, and the best {places} go on"
+
+
+def median(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:
+    """Return why a trial ends at a rung: it is worse than the median of those that came before."""
+    own, others = _compared(spec, rung, trial, elders)
+    if own is None or own <= (middle := statistics.median(others)):
+        return None
+    return f"{_at(own, rung)} it is above {middle:.5g}, the median of the {len(others)} before it"
+
+
+def _compared(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> tuple[float | None, list[float]]:
+    """Return a trial's loss at a rung and those of its rivals; no loss where nothing can be said."""
+    own = at_rung(trial.course, rung)
+    others = [loss for each in elders if (loss := at_rung(each.course, rung)) is not None]
+    return (own if len(others) >= spec.min_rivals else None), others
+
+
+def _at(loss: float, rung: float) -> str:
+    return f"with a held-out loss of {loss:.5g} after {share_text(rung)} of the steps"

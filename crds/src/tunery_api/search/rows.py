@@ -1,0 +1,303 @@
+"""What is known of a trial: the row of the sweep's status, and what only its LoRAJob says while it is under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from tunery_api.findings import Severity
+from tunery_api.measured import EvaluationStatus
+from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
+from tunery_api.placement import ResourcesSpec
+from tunery_api.reasons import FailureReason
+from tunery_api.scrub import shorten
+from tunery_api.search.dimensions import Values
+from tunery_api.search.failures import Fault, fault_of
+from tunery_api.status import ConditionType, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialState, TrialStatus
+from tunery_api.training import DiagnosisAction
+
+FINAL_ORIGIN: Final = "Final"
+"""Origin of the best settings trained once more."""
+STOPPED_BY_SWEEP: Final = "sweep: "
+"""So begins the `stop` of a trial that the sweep has ended; any other is somebody's own."""
+_WHY: Final = 256
+_GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
+_RUNNING: Final = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.UPLOADING, Phase.STOPPING, Phase.SUSPENDING})
+
+Body = Mapping[str, Any]
+"""A LoRAJob, as the API server has it."""
+ReadValues = Callable[[Mapping[str, Any]], Values]
+"""From the spec of a trial to its values by path."""
+Course = tuple[tuple[float, float], ...]
+"""Losses on the held-out rows, each with the share of the steps after which it was measured."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a trial that is under way says of itself."""
+
+    course: Course = ()
+    problem: str | None = None
+    """What it has found that makes it of no use, in a sentence."""
+    ends_itself: bool = True
+    """Its trainer acts on that."""
+    held: bool = False
+    """It waits for quota, for a node, or for somebody to mend something."""
+    checked: bool = False
+    """Its preflight has passed."""
+    stopping: bool = False
+    """It has been told to end."""
+    since: tuple[datetime, ...] = ()
+    """When its pods that run now started."""
+    gpus: int = _GPUS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial."""
+
+    row: TrialStatus
+    live: Live | None = None
+    """None: it is final."""
+
+    @property
+    def course(self) -> Course:
+        """Return its evaluations so far, oldest first."""
+        return self.live.course if self.live is not None else _course(self.row.evaluations or (), self.row.steps)
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether nothing of it changes any more."""
+        return self.row.state in FINAL_TRIAL_STATES
+
+    @property
+    def is_extra(self) -> bool:
+        """Tell whether it is no trial of the search, but its best once more."""
+        return self.row.origin == FINAL_ORIGIN
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it is one of maxTrials: what preflight found too large cost no GPU."""
+        return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
+
+    @property
+    def is_measured(self) -> bool:
+        """Tell whether it says something of its values, good or bad."""
+        return self.counts and self.row.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.INFEASIBLE)
+
+    def gpu_seconds(self, now: datetime) -> float:
+        """Return what it has taken, with what runs now."""
+        running = sum((now - since).total_seconds() * self.live.gpus for since in self.live.since) if self.live else 0.0
+        return (self.row.gpu_seconds or 0) + max(0.0, running)
+
+
+def stop_text(why: str) -> str:
+    """Return the `stop` of a trial that the sweep ends."""
+    return shorten(STOPPED_BY_SWEEP + why, _WHY)
+
+
+def merge(rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues) -> tuple[Trial, ...]:
+    """Return every trial by its number, from the rows of the status and all LoRAJobs of the sweep that there are.
+
+    What was final stays as it was, whether its LoRAJob is still there or not. A trial that was not and whose LoRAJob
+    is gone was deleted: `children` must be complete, with those that were made since the status was written.
+    """
+    found = {row.number: Trial(row) for row in rows}
+    there = {number: child for child in children if (number := number_of(child)) is not None}
+    for number, known in list(found.items()):
+        if not known.is_final and number not in there:
+            gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
+            found[number] = Trial(known.row.model_copy(update=gone))
+    for number, child in there.items():
+        if number not in found or not found[number].is_final:
+            found[number] = trial_of(child, read)
+    return tuple(found[number] for number in sorted(found))
+
+
+def number_of(child: Body) -> int | None:
+    """Return the number of a trial's LoRAJob; None where it has none."""
+    text = str((child["metadata"].get("labels") or {}).get(TRIAL_LABEL) or "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def trial_of(child: Body, read: ReadValues) -> Trial:
+    """Return what a LoRAJob with a trial's label says."""
+    row = _row(child, read)
+    return Trial(row, None if row.state in FINAL_TRIAL_STATES else _live(child, row))
+
+
+def _row(child: Body, read: ReadValues) -> TrialStatus:
+    metadata, status = child["metadata"], child.get("status") or {}
+    values = read(child["spec"])
+    steps = _steps(status)
+    verdict = _verdict(child, values, steps)
+    final = verdict["state"] in FINAL_TRIAL_STATES
+    return TrialStatus(
+        number=number_of(child) or 0,
+        name=metadata["name"],
+        origin=(metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION),
+        base_value=_number_text(_metrics(status).get("baseEvalLoss")),
+        parameters=dict(values),
+        trainable_parameters=(status.get("resolved") or {}).get("trainableParameters"),
+        steps=steps,
+        evaluations=_evaluations(status) or None if final else None,
+        gpu_seconds=status.get("gpuSeconds"),
+        run_seconds=status.get("runSeconds"),
+        **verdict,
+    )
+
+
+def _verdict(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
+    """Return the state of a trial, with what belongs to it alone."""
+    status = child.get("status") or {}
+    phase = status.get("phase")
+    if phase == Phase.SUCCEEDED:
+        return _complete(status)
+    if phase == Phase.STOPPED:
+        return _pruned(status, steps, _stop_why(child))
+    if phase == Phase.FAILED:
+        return _failed(child, values, steps)
+    return {"state": (TrialState.RUNNING if phase in _RUNNING else TrialState.WAITING).value}
+
+
+def _complete(status: Mapping[str, Any]) -> dict[str, Any]:
+    value, adapter = _value(status), status.get("adapter")
+    if value is None:
+        why = "it succeeded, and its loss on the held-out rows is not known"
+        return {"state": TrialState.FAILED.value, "why": why}
+    published = adapter and TrialAdapter(uri=adapter["uri"], manifest_sha256=adapter["manifestSha256"])
+    return {"state": TrialState.COMPLETE.value, "value": value, "adapter": published or None}
+
+
+def _pruned(status: Mapping[str, Any], steps: int | None, why: str) -> dict[str, Any]:
+    best = min(_evaluations(status), key=lambda each: float(each.loss), default=None)
+    return {
+        "state": TrialState.PRUNED.value,
+        "value": best.loss if best else None,
+        "at": _reached(status, steps),
+        "why": shorten(why, _WHY),
+    }
+
+
+def _stop_why(child: Body) -> str:
+    """Return who stopped a trial, and why; without `stop`, its deadline did."""
+    why = child["spec"].get("stop")
+    if why is None:
+        return "its activeDeadlineSeconds ended it"
+    text = str(why)
+    return text.removeprefix(STOPPED_BY_SWEEP) if text.startswith(STOPPED_BY_SWEEP) else f"by hand: {text}"
+
+
+def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
+    status = child["status"]
+    failure = status.get("failure") or {}
+    reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
+    told = {"reason": reason[:128], "why": shorten(str(failure.get("message") or ""), _WHY) or None}
+    fault = fault_of(reason, values, ran=bool(status.get("runSeconds")))
+    if reason == FailureReason.NOT_IMPROVED:
+        value = _value(status)
+        if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):
+            return {**_pruned(status, steps, ""), **told}
+        # It was measured, as any other; only that nobody has a use for its adapter.
+        return {"state": TrialState.COMPLETE.value, "value": value, **told}
+    state = TrialState.INFEASIBLE if fault is Fault.PARAMETERS else TrialState.FAILED
+    at = _reached(status, steps) if state is TrialState.INFEASIBLE else None
+    return {"state": state.value, "at": at, **told}
+
+
+def _live(child: Body, row: TrialStatus) -> Live:
+    spec, status = child["spec"], child.get("status") or {}
+    gpus = (spec.get("resources") or {}).get("gpus")
+    return Live(
+        course=_course(_evaluations(status), row.steps),
+        problem=_problem(status),
+        ends_itself=_ends_itself(child),
+        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or bool(status.get("failure")),
+        checked=_is_checked(status),
+        stopping=spec.get("stop") is not None,
+        since=tuple(_open_attempts(status)),
+        gpus=_GPUS if gpus is None else int(gpus),
+    )
+
+
+def _ends_itself(child: Body) -> bool:
+    return (child["spec"].get("diagnosis") or {}).get("action") == DiagnosisAction.STOP
+
+
+def _problem(status: Mapping[str, Any]) -> str | None:
+    """Return the Problem that a run has found, None where it has found none."""
+    for each in status.get("findings") or ():
+        if each.get("severity") == Severity.PROBLEM:
+            return f"{each['type']}: {each['message']}" if each.get("message") else str(each["type"])
+    return None
+
+
+def _is_checked(status: Mapping[str, Any]) -> bool:
+    kind = ConditionType.PREFLIGHT
+    return any(each["type"] == kind and each["status"] == "True" for each in status.get("conditions") or ())
+
+
+def _open_attempts(status: Mapping[str, Any]) -> Iterable[datetime]:
+    for each in status.get("attemptHistory") or ():
+        if each.get("endTime") is None and each.get("seconds") is None:
+            started = datetime.fromisoformat(each["startTime"])
+            yield started if started.tzinfo else started.replace(tzinfo=UTC)
+
+
+def _steps(status: Mapping[str, Any]) -> int | None:
+    """Return how many steps a run takes: as it counts them itself, else as preflight did."""
+    told = (status.get("progress") or {}).get("totalSteps") or (status.get("resolved") or {}).get("steps")
+    return int(told) if told else None
+
+
+def _metrics(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return status.get("metrics") or {}
+
+
+def _evaluations(status: Mapping[str, Any]) -> list[EvaluationStatus]:
+    """Return the evaluations that came to a number, oldest first."""
+    told = status.get("evaluations") or ()
+    return [EvaluationStatus(step=each["step"], loss=each["loss"]) for each in told if _number_text(each["loss"])]
+
+
+def _value(status: Mapping[str, Any]) -> str | None:
+    """Return the held-out loss of the weights that a run came out with, as exactly as it is known.
+
+    `metrics.evalLoss` is of those weights, the best of the run or the last, as evaluation.publish has it. Its result
+    says it in six digits; where that was lost, it has the four of a report, and the evaluation that they are of six.
+    """
+    text = _number_text(_metrics(status).get("evalLoss"))
+    if text is None:
+        return None
+    losses = [each.loss for each in _evaluations(status)]
+    rounded = (loss for loss in losses if f"{float(loss):.4g}" == text)
+    return text if text in losses else next(rounded, text)
+
+
+def _number_text(text: object) -> str | None:
+    try:
+        return str(text) if math.isfinite(float(str(text))) else None
+    except ValueError:
+        return None
+
+
+def _course(evaluations: Iterable[EvaluationStatus], steps: int | None) -> Course:
+    return tuple((min(1.0, each.step / steps), float(each.loss)) for each in evaluations) if steps else ()
+
+
+def _is_through(status: Mapping[str, Any], steps: int | None) -> bool:
+    evaluations = _evaluations(status)
+    return bool(steps and evaluations and evaluations[-1].step >= steps)
+
+
+def _reached(status: Mapping[str, Any], steps: int | None) -> str | None:
+    """Return the share of its steps that a run has come to."""
+    told = [(status.get(name) or {}).get(field) for name, field in (("stopped", "afterStep"), ("progress", "step"))]
+    done = next((step for step in told if step is not None), None)
+    if done is None:
+        done = max((each.step for each in _evaluations(status)), default=None)
+    return f"{min(1.0, done / steps):.2g}" if done is not None and steps else None

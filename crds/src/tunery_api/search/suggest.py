@@ -1,0 +1,138 @@
+"""`python -m tunery_api.search.suggest`: the program that asks Optuna; one Ask as JSON in, one Answer out.
+
+A program, and nothing to import: Optuna takes 33 MB and half a second of import, which then are given back.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Final
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from tunery_api.lorasweep import SamplerType
+from tunery_api.search.dimensions import Categorical, Dimension
+from tunery_api.search.points import exists, in_order, is_point
+from tunery_api.search.propose import Draw, fixed_value, proposed, random_draw
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, Told, ToldState
+
+_STATES: Final = {
+    ToldState.COMPLETE: TrialState.COMPLETE,
+    ToldState.PRUNED: TrialState.PRUNED,
+    ToldState.RUNNING: TrialState.RUNNING,
+    ToldState.FAILED: TrialState.FAIL,
+}
+_Value = str | int | float
+
+
+def answer(ask: Ask) -> Answer:
+    """Return what to try next, and what has mattered."""
+    draw = _tpe_draw(ask) if ask.sampler is SamplerType.TPE else random_draw(ask)
+    return Answer(suggestions=proposed(ask, draw), importance=_importance(ask))
+
+
+def _tpe_draw(ask: Ask) -> Draw:
+    """Return the tree-structured Parzen estimator: a new study for each proposal."""
+    order = in_order(ask.space)
+    frozen: dict[int, FrozenTrial] = {}
+
+    def draw(seed: int, known: tuple[Told, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        sampler = TPESampler(
+            seed=seed,
+            n_startup_trials=ask.startup,
+            multivariate=True,
+            group=any(dimension.when for dimension in order),
+            constant_liar=True,
+        )
+        study = optuna.create_study(sampler=sampler)
+        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in _points(ask, known)])
+        trial, values = study.ask(), dict[str, str]()
+        for dimension in order:
+            if exists(dimension, values):
+                values[dimension.path] = fixed_value(dimension, fixed) or _suggested(trial, dimension)
+        return values
+
+    return draw
+
+
+def _points(ask: Ask, known: tuple[Told, ...]) -> tuple[Told, ...]:
+    """Return the trials that are points of this space: the preset of another version may have had another."""
+    return tuple(told for told in known if is_point(ask.space, told.values))
+
+
+def _suggested(trial: Trial, dimension: Dimension) -> str:
+    if isinstance(dimension, Categorical):
+        return trial.suggest_categorical(dimension.path, dimension.choices)
+    if dimension.whole:
+        step = 1 if dimension.step is None else round(dimension.step)
+        number = trial.suggest_int(
+            dimension.path, round(dimension.low), round(dimension.high), step=step, log=dimension.log
+        )
+        return dimension.text(number)
+    return dimension.text(
+        trial.suggest_float(dimension.path, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+    )
+
+
+def _frozen(order: tuple[Dimension, ...], told: Told) -> FrozenTrial:
+    """Return a trial as Optuna knows it."""
+    there = [dimension for dimension in order if dimension.path in told.values]
+    return create_trial(
+        state=_STATES[told.state],
+        params={each.path: _value(each, told.values[each.path]) for each in there},
+        distributions={each.path: _distribution(each) for each in there},
+        value=told.value if told.state is ToldState.COMPLETE else None,
+        intermediate_values=dict(told.course),
+    )
+
+
+def _value(dimension: Dimension, text: str) -> _Value:
+    if isinstance(dimension, Categorical):
+        return text
+    return int(float(text)) if dimension.whole else float(text)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Categorical):
+        return CategoricalDistribution(dimension.choices)
+    low, high, log = dimension.low, dimension.high, dimension.log
+    if dimension.whole:
+        step = 1 if dimension.step is None else round(dimension.step)
+        return IntDistribution(round(low), round(high), log=log, step=step)
+    return FloatDistribution(low, high, log=log, step=dimension.step)
+
+
+def _importance(ask: Ask) -> dict[str, float]:
+    """Return what share of the change of the loss each parameter explains; empty where that is not known."""
+    order = in_order(ask.space)
+    done = [told for told in _points(ask, ask.trials) if told.state is ToldState.COMPLETE]
+    if len(done) < IMPORTANCE_FROM:
+        return {}
+    study = optuna.create_study()
+    study.add_trials([_frozen(order, told) for told in sorted(done, key=lambda told: told.number)])
+    try:
+        return {path: round(share, 3) for path, share in optuna.importance.get_param_importances(study).items()}
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def main() -> int:
+    """Answer the question on standard input."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sys.stdout.write(answer(Ask.model_validate_json(sys.stdin.buffer.read())).model_dump_json(by_alias=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What a sampler is told of the trials: that which ran, to the last digit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.search.dimensions import Dimension
+from tunery_api.search.points import is_point
+from tunery_api.search.protocol import Ask, Fixed, Told, ToldState
+from tunery_api.search.rows import Trial
+from tunery_api.sweepstatus import TrialState, TrialStatus
+
+
+def question(
+    spec: LoRASweepSpec,
+    space: Sequence[Dimension],
+    trials: Iterable[Trial],
+    numbers: Sequence[int],
+    fixed: Mapping[int, Fixed],
+) -> Ask:
+    """Return what is asked for trials of these numbers; with_earlier adds other sweeps'."""
+    return Ask(
+        seed=spec.seed,
+        sampler=spec.sampler.type,
+        startup=spec.sampler.startup_trials,
+        space=tuple(space),
+        trials=tuple(told(trial) for trial in trials if not trial.is_extra),
+        fixed={number: fixed[number] for number in numbers if number in fixed},
+        numbers=tuple(numbers),
+    )
+
+
+def with_earlier(ask: Ask, sweeps: Iterable[Iterable[TrialStatus]]) -> Ask:
+    """Return the question with what the rows of other sweeps say: their trials that ended and are points here."""
+    rows = (row for sweep in sweeps for row in sorted(sweep, key=lambda row: row.number))
+    there = [told(trial) for trial in map(Trial, rows) if trial.is_final and not trial.is_extra]
+    known = tuple(each for each in there if each.state is not ToldState.FAILED and is_point(ask.space, each.values))
+    return ask.model_copy(update={"earlier": known})
+
+
+def told(trial: Trial) -> Told:
+    """Return what a sampler is told of a trial."""
+    row, state = trial.row, _state(trial)
+    return Told(
+        number=row.number,
+        state=state,
+        values=row.parameters,
+        value=float(row.value) if state is ToldState.COMPLETE and row.value is not None else None,
+        course=_course(trial) if state is ToldState.PRUNED and row.state == TrialState.PRUNED else (),
+    )
+
+
+def _state(trial: Trial) -> ToldState:
+    state = trial.row.state
+    if state == TrialState.COMPLETE:
+        return ToldState.COMPLETE
+    if state == TrialState.INFEASIBLE:
+        # Without a loss it is behind all that have one: half as many trials are wasted as where nothing is said.
+        return ToldState.PRUNED
+    if state == TrialState.PRUNED:
+        # One that was stopped before anything was measured, and not for what it found itself, says nothing.
+        return ToldState.PRUNED if trial.course or trial.row.reason else ToldState.FAILED
+    return ToldState.FAILED if trial.is_final else ToldState.RUNNING
+
+
+def _course(trial: Trial) -> tuple[tuple[int, float], ...]:
+    """Return its losses by the percentage of its steps: trials of other batches have other steps."""
+    return tuple({round(100 * share): loss for share, loss in trial.course}.items())

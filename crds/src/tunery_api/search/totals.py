@@ -1,0 +1,146 @@
+"""What all trials together come to: the best, how it was found, what was spent and what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from tunery_api.lorasweep import MAX_PARAMETERS
+from tunery_api.measured import change_text
+from tunery_api.search.rows import Trial
+from tunery_api.sweepstatus import (
+    BestTrial,
+    Improvement,
+    ParameterImportance,
+    TrialCounts,
+    TrialState,
+    TrialStatus,
+)
+
+_S = TrialState
+_COUNTED_AS: Final[Mapping[str, str]] = {
+    _S.WAITING: "waiting",
+    _S.RUNNING: "running",
+    _S.COMPLETE: "complete",
+    _S.PRUNED: "pruned",
+    _S.INFEASIBLE: "infeasible",
+    _S.FAILED: "failed",
+    _S.DELETED: "failed",
+}
+
+
+def best(trials: Iterable[Trial], tolerance: float = 0.0) -> TrialStatus | None:
+    """Return the trial whose adapter is to be published; None where none is complete and has one.
+
+    Of those within `tolerance` of the lowest loss it is the one that trains the fewest parameters, then the one made
+    first. The best settings trained once more are better only where their loss is lower.
+    """
+    there = [trial for trial in trials if _has_adapter(trial)]
+    searched = [trial.row for trial in there if not trial.is_extra]
+    lowest = min(map(loss_of, searched), default=None)
+    chosen: list[TrialStatus] = []
+    if lowest is not None:
+        near = [row for row in searched if loss_of(row) <= lowest + tolerance * abs(lowest)]
+        chosen = [min(near, key=_size if tolerance else _place)]
+    again = [trial.row for trial in there if trial.is_extra]
+    return min([*chosen, *again], key=_place, default=None)
+
+
+def _has_adapter(trial: Trial) -> bool:
+    return trial.row.state == _S.COMPLETE and trial.row.adapter is not None and trial.row.value is not None
+
+
+def loss_of(row: TrialStatus) -> float:
+    """Return the loss of a row that has one."""
+    return float(row.value or "nan")
+
+
+def _place(row: TrialStatus) -> tuple[float, int]:
+    return loss_of(row), row.number
+
+
+def _size(row: TrialStatus) -> tuple[float, int]:
+    size = row.trainable_parameters
+    return float("inf") if size is None else size, row.number
+
+
+def best_trial(row: TrialStatus) -> BestTrial:
+    """Return the best trial as a status shows it."""
+    base = float(row.base_value) if row.base_value is not None else None
+    change = (loss_of(row) - base) / abs(base) if base else None
+    return BestTrial(
+        trial=row.number,
+        name=row.name,
+        value=row.value or "",
+        base_value=row.base_value,
+        improvement=None if change is None else change_text(change)[:16],
+        parameters=row.parameters,
+    )
+
+
+def convergence(trials: Iterable[Trial]) -> list[Improvement]:
+    """Return the trials that were better than all with a lower number, in their order."""
+    found: list[Improvement] = []
+    for trial in _by_number(trials):
+        row = trial.row
+        if trial.is_extra or not _has_adapter(trial):
+            continue
+        if not found or loss_of(row) < float(found[-1].value):
+            found.append(Improvement(trial=row.number, value=row.value or ""))
+    return found
+
+
+def since_improvement(trials: Sequence[Trial]) -> int | None:
+    """Return how many trials behind the best one have ended and say something of their values; None without a best."""
+    improvements = convergence(trials)
+    if not improvements:
+        return None
+    return sum(trial.is_measured and trial.row.number > improvements[-1].trial for trial in trials)
+
+
+def counts(trials: Sequence[Trial]) -> TrialCounts:
+    """Return how many trials are in which state."""
+    numbers = dict.fromkeys(set(_COUNTED_AS.values()), 0)
+    for trial in trials:
+        if trial.row.state in _COUNTED_AS:
+            numbers[_COUNTED_AS[trial.row.state]] += 1
+    return TrialCounts(created=len(trials), **numbers)
+
+
+def counts_text(trials: Iterable[Trial], most: int) -> str:
+    """Return how many of the trials that count have ended, of those in all: `7/20`."""
+    return f"{sum(trial.counts and trial.is_final for trial in trials)}/{most}"
+
+
+def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
+    """Return what a trial takes that comes to its end; None where none has."""
+    taken = [
+        trial.row.gpu_seconds
+        for trial in trials
+        if trial.row.state == _S.COMPLETE and trial.row.gpu_seconds is not None and not trial.is_extra
+    ]
+    return sum(taken) / len(taken) if taken else None
+
+
+def gpu_seconds(trials: Iterable[Trial]) -> int:
+    """Return what the attempts that have ended took, of all trials."""
+    return sum(trial.row.gpu_seconds or 0 for trial in trials)
+
+
+def gpu_seconds_saved(trials: Sequence[Trial]) -> int | None:
+    """Return what the pruned trials would have taken on top; None where no trial has come to its end."""
+    mean = mean_gpu_seconds(trials)
+    if mean is None:
+        return None
+    pruned = [trial.row.gpu_seconds or 0 for trial in trials if trial.row.state == _S.PRUNED]
+    return round(sum(max(0.0, mean - taken) for taken in pruned))
+
+
+def importance_shown(importance: Mapping[str, float]) -> list[ParameterImportance] | None:
+    """Return what matters as a status shows it, the most first; None where nothing is known."""
+    most = sorted(importance.items(), key=lambda item: (-item[1], item[0]))[:MAX_PARAMETERS]
+    return [ParameterImportance(path=path, share=f"{share:.3g}") for path, share in most] or None
+
+
+def _by_number(trials: Iterable[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: trial.row.number)

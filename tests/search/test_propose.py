@@ -1,0 +1,236 @@
+"""What is proposed: the same from the same history, nothing twice, and every point of a small space."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunery_api.lorasweep import SamplerType
+from tunery_api.search import ask as asking
+from tunery_api.search.ask import SuggestionFailed, suggestions
+from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
+from tunery_api.search.grid import grid, point, size
+from tunery_api.search.points import has, in_order, is_point, key
+from tunery_api.search.protocol import Ask, Fixed, Told, ToldState
+from tunery_api.search.suggest import answer
+
+RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
+RANK = Categorical("lora.rank", ("4", "8", "16", "32", "64"))
+SPACE: tuple[Dimension, ...] = (
+    RANK,
+    RATE,
+    Numeric("lora.dropout", 0.0, 0.2, step=0.05),
+    Numeric("training.epochs", 1, 3, whole=True),
+)
+SIXTY: tuple[Dimension, ...] = (
+    RANK,
+    Categorical("lora.alpha", ("8", "16", "32")),
+    Numeric("lora.dropout", 0.0, 0.15, step=0.05),
+)
+LORA = Condition("method", ("LoRA", "DoRA"))
+METHODS: tuple[Dimension, ...] = (
+    Categorical("method", ("LoRA", "DoRA", "IA3", "PromptTuning")),
+    Categorical("lora.rank", ("4", "8"), when=LORA),
+    Numeric("lora.dropout", 0.0, 0.2, when=LORA),
+    Numeric("promptTuning.virtualTokens", 8, 64, whole=True, log=True, when=Condition("method", ("PromptTuning",))),
+    RATE,
+)
+
+
+def question(space: tuple[Dimension, ...] = SPACE, *, sampler: str = "TPE", **fields: Any) -> Ask:
+    known = {"seed": 42, "startup": 4, "numbers": (0,), **fields}
+    return Ask(sampler=SamplerType(sampler), space=space, **known)
+
+
+def history(space: tuple[Dimension, ...], number: int) -> tuple[Told, ...]:
+    """Return trials by chance, of each state."""
+    made = answer(question(space, sampler="Random", seed=7, numbers=tuple(range(number)))).suggestions
+    states = (ToldState.COMPLETE, ToldState.COMPLETE, ToldState.PRUNED, ToldState.RUNNING, ToldState.FAILED)
+    return tuple(
+        Told(
+            number=each.number,
+            state=(state := states[each.number % len(states)]),
+            values=each.values,
+            value=1.0 + each.number / 10 if state is ToldState.COMPLETE else None,
+            course=((25, 2.0),) if state is ToldState.PRUNED else (),
+        )
+        for each in made
+    )
+
+
+@pytest.mark.parametrize("sampler", ["TPE", "Random"])
+@pytest.mark.parametrize("space", [SPACE, METHODS], ids=["plain", "conditional"])
+def test_thirty_six_trials_at_a_time_are_all_different_and_points_of_the_space(
+    space: tuple[Dimension, ...], sampler: str
+) -> None:
+    trials = history(space, 12)
+    made = answer(question(space, sampler=sampler, trials=trials, numbers=tuple(range(12, 48)))).suggestions
+    assert [each.number for each in made] == list(range(12, 48))
+    assert len({key(each.values) for each in [*made, *trials]}) == 48
+    assert [each for each in made if not is_point(space, each.values)] == []
+    assert {each.origin for each in made} == {sampler}
+
+
+def test_one_number_is_proposed_alike_whoever_else_is_asked_for_after_it() -> None:
+    alone = answer(question(trials=history(SPACE, 12), numbers=(12,))).suggestions
+    assert answer(question(trials=history(SPACE, 12), numbers=(12, 13, 14))).suggestions[:1] == alone
+
+
+def test_all_four_methods_are_tried_each_with_its_own_settings_alone() -> None:
+    made = answer(question(METHODS, numbers=tuple(range(24)))).suggestions
+    assert {each.values["method"] for each in made} == {"LoRA", "DoRA", "IA3", "PromptTuning"}
+    for each in made:
+        theirs = {"LoRA", "DoRA"} if "lora.rank" in each.values else {"IA3", "PromptTuning"}
+        assert each.values["method"] in theirs
+        assert ("promptTuning.virtualTokens" in each.values) == (each.values["method"] == "PromptTuning")
+
+
+@pytest.mark.parametrize("sampler", ["TPE", "Random", "Grid"])
+def test_a_space_of_sixty_points_is_exhausted_and_then_ends(sampler: str) -> None:
+    trials: tuple[Told, ...] = ()
+    for start in range(0, 66, 6):
+        made = answer(question(SIXTY, sampler=sampler, trials=trials, numbers=tuple(range(start, start + 6))))
+        trials += tuple(
+            Told(number=each.number, state=ToldState.COMPLETE, value=float(each.number), values=each.values)
+            for each in made.suggestions
+        )
+    assert len(trials) == len({key(each.values) for each in trials}) == 60
+    assert answer(question(SIXTY, sampler=sampler, trials=trials, numbers=(60,))).suggestions == ()
+
+
+def test_a_grid_is_tried_in_its_order() -> None:
+    made = answer(question(SIXTY, sampler="Grid", numbers=(0, 1, 2))).suggestions
+    assert [each.values for each in made] == [point(SIXTY, number) for number in range(3)]
+    assert (size(SIXTY, 1000), size(SIXTY, 7), point(SIXTY, 60)) == (60, 7, None)
+
+
+def test_a_condition_that_does_not_hold_makes_no_points() -> None:
+    space = (*METHODS[:2], Numeric("training.epochs", 1, 2, whole=True))
+    assert len(list(grid(space))) == 2 * (2 + 2 + 1 + 1)
+    assert list(grid((*space, RATE))) == []
+
+
+def test_what_is_fixed_comes_first_and_the_sampler_fills_the_rest() -> None:
+    fixed = {
+        0: Fixed(origin="InstructionTuning", values={"lora.rank": "16", "training.learningRate": "2e-4"}),
+        1: Fixed(origin="Initial", values={"lora.rank": "5", "training.epochs": "2", "lora.alpha": "1"}),
+    }
+    first, second, third = answer(question(fixed=fixed, numbers=(0, 1, 2))).suggestions
+    assert (first.origin, first.values["lora.rank"], first.values["training.learningRate"]) == (
+        "InstructionTuning",
+        "16",
+        "0.0002",
+    )
+    assert (second.origin, second.values["training.epochs"]) == ("Initial", "2")
+    assert second.values["lora.rank"] in RANK.choices, "5 is none of them"
+    assert third.origin == "TPE"
+    assert all(is_point(SPACE, each.values) for each in (first, second, third))
+
+
+def test_what_is_fixed_and_known_already_gives_way_to_a_proposal() -> None:
+    whole = {"lora.rank": "8", "lora.alpha": "16", "lora.dropout": "0.05"}
+    fixed = {number: Fixed(origin="Initial", values=whole) for number in (0, 1)}
+    first, second = answer(question(SIXTY, fixed=fixed, numbers=(0, 1))).suggestions
+    assert (first.values, first.origin) == (whole, "Initial")
+    assert (second.values == whole, second.origin) == (False, "TPE")
+
+
+def test_what_is_told_is_what_ran_to_the_last_digit() -> None:
+    made = answer(question(trials=history(SPACE, 12), numbers=tuple(range(12, 32)))).suggestions
+    for each in made:
+        rate = each.values["training.learningRate"]
+        assert "e" not in rate
+        assert len(rate) <= 12
+        assert RATE.text(float(rate)) == rate
+        assert each.values["lora.dropout"] in {"0", "0.05", "0.1", "0.15", "0.2"}
+
+
+def test_trials_that_are_no_points_of_the_space_are_read_over() -> None:
+    odd = Told(number=3, state=ToldState.COMPLETE, value=0.1, values={"lora.rank": "5", "other": "1"})
+    trials = history(SPACE, 12)
+    assert answer(question(trials=trials, earlier=(odd,), numbers=(12,))) == answer(
+        question(trials=trials, numbers=(12,))
+    )
+
+
+def test_other_sweeps_are_learnt_from_and_their_points_may_be_made_again() -> None:
+    whole = {"lora.rank": "8", "lora.alpha": "16", "lora.dropout": "0.05"}
+    earlier = (Told(number=0, state=ToldState.COMPLETE, value=0.1, values=whole),)
+    fixed = {0: Fixed(origin="Initial", values=whole)}
+    (again,) = answer(question(SIXTY, earlier=earlier, fixed=fixed)).suggestions
+    assert again.values == whole
+    learnt = tuple(
+        Told(
+            number=number,
+            state=ToldState.COMPLETE,
+            value=abs(number - 20),
+            values={"training.learningRate": f"{1e-5 * 10 ** (3 * number / 39):.7f}"},
+        )
+        for number in range(39)
+    )
+    near = answer(question((RATE,), earlier=learnt, numbers=tuple(range(8)))).suggestions
+    assert all(1e-4 < float(each.values["training.learningRate"]) < 1e-3 for each in near), "the best was 0.00035"
+
+
+def test_the_parameter_that_matters_is_found_from_twenty_trials_on() -> None:
+    made = answer(question(numbers=tuple(range(20)), sampler="Random")).suggestions
+    trials = tuple(
+        Told(
+            number=each.number,
+            state=ToldState.COMPLETE,
+            value=abs(float(each.values["training.learningRate"]) - 1e-3),
+            values=each.values,
+        )
+        for each in made
+    )
+    importance = answer(question(trials=trials, numbers=())).importance
+    assert max(importance, key=lambda path: importance[path]) == "training.learningRate"
+    assert sum(importance.values()) == pytest.approx(1, abs=0.01)
+    assert answer(question(trials=trials[1:], numbers=())).importance == {}
+
+
+def test_conditions_come_behind_what_they_ask_and_else_paths_decide() -> None:
+    assert [each.path for each in in_order(METHODS)] == [
+        "method",
+        "training.learningRate",
+        "lora.dropout",
+        "lora.rank",
+        "promptTuning.virtualTokens",
+    ]
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 2**31 - 1))
+def test_every_draw_by_chance_is_a_point_whatever_the_order_of_the_space(chance: random.Random, seed: int) -> None:
+    mixed = list(METHODS)
+    chance.shuffle(mixed)
+    asked = question(tuple(mixed), sampler="Random", seed=seed, numbers=(0, 1, 2))
+    made = answer(asked).suggestions
+    assert made == answer(question(METHODS, sampler="Random", seed=seed, numbers=(0, 1, 2))).suggestions
+    assert [each for each in made if not is_point(METHODS, each.values)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("0.05", True), ("5e-2", True), ("0.06", False), ("0.25", False), ("x", False), ("nan", False)],
+)
+def test_a_text_is_a_value_of_a_stepped_range(text: str, is_one: bool) -> None:
+    assert has(Numeric("lora.dropout", 0.0, 0.2, step=0.05), text) is is_one
+
+
+def test_random_and_grid_need_no_optuna_and_tpe_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "find_spec", lambda name: None)
+    for sampler in ("Random", "Grid"):
+        asked = question(SIXTY, sampler=sampler, trials=history(SIXTY, 40), numbers=(40, 41))
+        assert suggestions(asked).suggestions == answer(asked).suggestions
+    with pytest.raises(SuggestionFailed, match=r'pip install "tunery-api\[search\]"'):
+        suggestions(question())
+
+
+def test_a_question_is_the_same_after_its_way_through_json() -> None:
+    asked = question(METHODS, trials=history(METHODS, 10), fixed={3: Fixed(origin="Initial", values={"method": "IA3"})})
+    assert Ask.model_validate_json(json.dumps(json.loads(asked.model_dump_json(by_alias=True)))) == asked

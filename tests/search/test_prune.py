@@ -1,0 +1,158 @@
+"""Who ends a trial that promises nothing: elders at the same share of the steps, or the trial itself."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunery_api.lorasweep import PrunerSpec
+from tunery_api.search.prune import at_rung, pruned
+from tunery_api.search.rows import Trial
+from tunery_api.sweepstatus import TrialState
+
+from kit.sweeps import Curve, curves, running, trial
+
+
+def pruner(**fields: Any) -> PrunerSpec:
+    return PrunerSpec.model_validate(fields)
+
+
+def complete(number: int, *losses: float) -> Trial:
+    return trial(number, TrialState.COMPLETE, losses[-1], losses=losses)
+
+
+ELDERS = [complete(number, 3.0, 2.0 + number / 10, 1.8, 1.5) for number in range(6)]
+"""At a quarter: 2.0, 2.1, …, 2.5."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "ended"),
+    [(1.9, False), (2.25, False), (2.3, False), (2.31, True)],
+    ids=["the best", "in the better half", "a tie goes to the trial", "in the worse half"],
+)
+def test_halving_ends_the_worse_of_those_that_came_so_far(loss: float, ended: bool) -> None:
+    assert list(pruned(pruner(), [*ELDERS, running(6, 3.0, loss)])) == ([6] if ended else [])
+
+
+def test_halving_says_how_many_were_better() -> None:
+    assert pruned(pruner(), [*ELDERS, running(6, 3.0, 2.42)]) == {
+        6: "with a held-out loss of 2.42 after 25 % of the steps it is number 6 of 7, and the best 4 go on"
+    }
+
+
+def test_nobody_ends_before_a_rung_or_with_fewer_rivals() -> None:
+    assert pruned(pruner(), [*ELDERS, running(6, 9.0)]) == {}
+    assert pruned(pruner(), [*ELDERS[1:], running(6, 3.0, 9.0)]) == {}
+    assert pruned(pruner(minRivals=5), [*ELDERS[1:], running(6, 3.0, 9.0)]).keys() == {6}
+
+
+def test_only_elders_are_rivals_whether_they_run_or_ended_and_only_where_they_came() -> None:
+    bad, younger = running(3, 3.0, 9.0), [complete(number, 3.0, 2.0, 1.0) for number in range(4, 9)]
+    assert pruned(pruner(minRivals=3), [*ELDERS[:3], bad, *younger]).keys() == {3}
+    assert pruned(pruner(minRivals=4), [*ELDERS[:3], bad, *younger]) == {}
+    stopped = trial(1, TrialState.PRUNED, 2.0, losses=(3.0, 2.0))
+    still = running(2, 3.0, 2.0)
+    assert pruned(pruner(minRivals=3), [ELDERS[0], stopped, still, bad]).keys() == {3}
+    not_yet = running(2, 3.0)
+    assert pruned(pruner(minRivals=3), [ELDERS[0], stopped, not_yet, bad]) == {}
+
+
+def test_a_loss_that_was_better_before_the_rung_counts() -> None:
+    assert pruned(pruner(), [*ELDERS, running(6, 1.9, 9.0)]) == {}
+
+
+def test_the_guides_configurations_and_the_final_trial_run_to_their_ends() -> None:
+    for origin in ("InstructionTuning", "DomainAdaptation", "StyleTransfer", "Final"):
+        assert pruned(pruner(), [*ELDERS, running(6, 3.0, 9.0, origin=origin)]) == {}
+    assert pruned(pruner(), [*ELDERS, running(6, 3.0, 9.0, origin="Initial")]).keys() == {6}
+
+
+def test_the_guides_configurations_are_rivals_and_the_final_trial_is_none() -> None:
+    guides = [*ELDERS[:5], trial(5, value=1.5, losses=(3.0, 2.0, 1.5), origin="StyleTransfer")]
+    assert pruned(pruner(), [*guides, running(6, 3.0, 9.0)]).keys() == {6}
+    final = [*ELDERS[:5], trial(5, value=1.5, losses=(3.0, 2.0, 1.5), origin="Final")]
+    assert pruned(pruner(), [*final, running(6, 3.0, 9.0)]) == {}
+
+
+def test_median_ends_what_is_above_the_median_of_the_earlier_ones() -> None:
+    spec = pruner(type="Median")
+    assert pruned(spec, [*ELDERS, running(6, 3.0, 2.25)]) == {}
+    assert pruned(spec, [*ELDERS, running(6, 3.0, 2.26)]) == {
+        6: "with a held-out loss of 2.26 after 25 % of the steps it is above 2.25, the median of the 6 before it"
+    }
+
+
+def test_a_problem_ends_a_trial_whose_trainer_goes_on() -> None:
+    assert pruned(pruner(), [running(0, problem="NoGradient: it is zero", ends_itself=False)]) == {
+        0: "NoGradient: it is zero"
+    }
+    assert pruned(pruner(), [running(0, problem="NoGradient: it is zero", ends_itself=True)]) == {}
+
+
+def test_a_pruner_that_is_none_ends_nobody() -> None:
+    bad = running(6, 3.0, 9.0, problem="NoGradient: it is zero", ends_itself=False)
+    assert pruned(pruner(type="None"), [*ELDERS, bad]) == {}
+
+
+def test_a_trial_that_is_being_stopped_is_not_told_again() -> None:
+    assert pruned(pruner(), [*ELDERS, running(6, 3.0, 9.0, stopping=True)]) == {}
+
+
+def test_where_the_evaluations_at_a_rung_are_forgotten_nothing_is_compared() -> None:
+    newest = tuple((share / 100, 1.0) for share in range(85, 101))
+    assert at_rung(newest, 0.25) is None
+    assert at_rung(newest, 0.9) == 1.0
+
+
+def test_trials_with_other_steps_are_compared_at_the_first_evaluation_behind_the_rung() -> None:
+    assert at_rung(((0.2, 2.0), (0.4, 1.5), (0.6, 1.0)), 0.25) == 1.5
+    assert at_rung(((0.2, 2.0),), 0.25) is None
+
+
+LOSSES = st.lists(st.sampled_from([1.0, 1.5, 2.0, 2.5, 3.0]), min_size=0, max_size=8)
+
+
+@given(st.lists(LOSSES, min_size=2, max_size=12), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(losses: list[list[float]], chance: random.Random) -> None:
+    trials = [running(number, *each) for number, each in enumerate(losses)]
+    mixed = list(trials)
+    chance.shuffle(mixed)
+    spec = pruner(minRivals=2)
+    assert pruned(spec, mixed) == pruned(spec, trials)
+
+
+def simulated(spec: PrunerSpec, chosen: Sequence[Curve]) -> tuple[int, float]:
+    """Return the eighths that sweeps of these runs take, one after the other, and the lowest loss they come to.
+
+    What is worse than the base model by 5 % at an evaluation ends there, as its trainer ends it.
+    """
+    trials: list[Trial] = []
+    for number, curve in enumerate(chosen):
+        came = 8
+        for done in range(1, 8):
+            now = running(number, *curve.losses[:done])
+            if curve.losses[done - 1] > 1.05 * curve.base or pruned(spec, [*trials, now]):
+                came = done
+                break
+        state = TrialState.COMPLETE if came == 8 else TrialState.PRUNED
+        trials.append(trial(number, state, curve.losses[came - 1], losses=curve.losses[:came]))
+    taken = sum(len(each.row.evaluations or ()) for each in trials)
+    ends = [float(each.row.value or "nan") for each in trials if each.row.state == TrialState.COMPLETE]
+    return taken, min(ends)
+
+
+@pytest.mark.parametrize(("trials", "most"), [(20, 0.63), (40, 0.56)])
+def test_halving_takes_little_more_than_half_of_the_steps_and_never_loses_the_best(trials: int, most: float) -> None:
+    shares = []
+    for seed in range(100):
+        chosen = random.Random(seed).sample(curves(), trials)
+        taken, lowest = simulated(pruner(), chosen)
+        shares.append(taken / (8 * trials))
+        assert lowest == pytest.approx(min(curve.losses[-1] for curve in chosen), abs=1e-5), seed
+    assert 0.45 < statistics.mean(shares) < most
