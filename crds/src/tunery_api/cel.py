@@ -29,6 +29,13 @@ from tunery_api.adapterserver import (
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import (
+    DEFAULT_MAX_TRIALS,
+    DEFAULT_PARALLEL_TRIALS,
+    LoRASweepSpec,
+    ParameterSpec,
+    RangeSpec,
+)
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
@@ -333,6 +340,28 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule(
             "!has(self.clients) || has(self.apiKeysSecretRef)",
             "clients needs apiKeysSecretRef: without keys nobody knows who asks",
+        ),
+    ],
+    RangeSpec: [
+        CelRule("double(self.min) < double(self.max)", "max must be above min"),
+        CelRule("!has(self.log) || !self.log || double(self.min) > 0.0", "min must be above 0 with log: true"),
+        CelRule("!has(self.log) || !self.log || !has(self.step)", "step cannot be set together with log"),
+        CelRule("!has(self.step) || double(self.step) > 0.0", "step must be above 0"),
+    ],
+    ParameterSpec: [CelRule("has(self.range) != has(self.choices)", "takes exactly one of range and choices")],
+    LoRASweepSpec: [
+        CelRule(
+            "has(self.preset) || (has(self.parameters) && self.parameters.size() > 0)",
+            "names nothing to search; list fields of the template as parameters, or set preset: Guide",
+        ),
+        CelRule(
+            "!has(self.parameters) || self.parameters.all(p, self.parameters.exists_one(q, q.path == p.path))",
+            "a path is a parameter twice; keep one of the two",
+        ),
+        CelRule(
+            f"(has(self.parallelTrials) ? self.parallelTrials : {DEFAULT_PARALLEL_TRIALS}) <= "
+            f"(has(self.maxTrials) ? self.maxTrials : {DEFAULT_MAX_TRIALS})",
+            f"parallelTrials must be at most maxTrials, by default {DEFAULT_MAX_TRIALS}",
         ),
     ],
     AdapterServerSpec: [

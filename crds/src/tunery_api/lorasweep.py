@@ -14,10 +14,17 @@ from tunery_api.lorajob import TrainingRun
 from tunery_api.training import TrainingSpec
 
 MAX_TRIALS = 128
+DEFAULT_MAX_TRIALS = 20
+DEFAULT_PARALLEL_TRIALS = 1
 MAX_PARAMETERS = 16
+LARGEST_SPACE = 2 * MAX_PARAMETERS
+"""Parameters of a manifest, and those of its preset."""
 
-FieldPath = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][A-Za-z0-9]*(\.[a-z][A-Za-z0-9]*)*$")]
-"""A field of the template, as in a manifest: `training.learningRate`."""
+FieldPath = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*$")
+]
+"""A field of the template, as in a manifest: `training.learningRate`. The pattern lets typos by, which are
+told with what was meant."""
 
 Choice = Annotated[str, Field(min_length=1, max_length=256)]
 """A value as a manifest writes it; of a list its entries, joined by commas."""
@@ -185,7 +192,7 @@ class LoRASweepSpec(KindSpec):
         max_length=MAX_PARAMETERS,
         description="What differs from trial to trial. Default: the preset's.",
     )
-    initial: list[dict[FieldPath, Choice]] = Field(
+    initial: list[Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE)]] = Field(
         default_factory=list,
         max_length=32,
         description="Values that are tried first, in this order, by path; what one leaves open is proposed.",
@@ -209,12 +216,14 @@ class LoRASweepSpec(KindSpec):
         "template.training.seed, one for all.",
     )
     max_trials: int = Field(
-        20,
+        DEFAULT_MAX_TRIALS,
         ge=1,
         le=MAX_TRIALS,
         description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
     )
-    parallel_trials: int = Field(1, ge=1, le=32, description="Trials that are under way at a time.")
+    parallel_trials: int = Field(
+        DEFAULT_PARALLEL_TRIALS, ge=1, le=32, description="Trials that are under way at a time."
+    )
     max_failed_trials: int | None = Field(
         None,
         ge=0,

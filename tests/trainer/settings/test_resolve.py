@@ -13,13 +13,14 @@ import pytest
 from tunery_api.errors import InvalidSpec
 from tunery_api.methods import RANK_GUIDELINES, ComputeType, LoraInit, LoraSpec, Method, Preset, QuantizationType
 from tunery_api.preference import PreferenceLoss
+from tunery_api.presets import PRESETS
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision
 from tunery_api.validation import parse_lorajob
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.auto_method import method_choices
-from tunery_trainer.settings.presets import PRESETS, guideline_for, rank_reason
+from tunery_trainer.settings.presets import guideline_for, rank_reason
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, PreferenceSettings, RunSettings
 

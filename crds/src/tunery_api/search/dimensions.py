@@ -16,6 +16,8 @@ Values = Mapping[str, str]
 
 DIGITS: Final = 4
 """Significant digits of a number that is proposed."""
+DECIMALS: Final = 10
+"""Digits after the point that every field of numbers has room for."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Numeric:
     path: str
     low: float
     high: float
+    """With a step, the last number that steps from `low` come to."""
     log: bool = False
     step: float | None = None
     whole: bool = False
@@ -54,13 +57,12 @@ class Numeric:
 
     def text(self, value: float) -> str:
         """Return a proposed number as the field writes it: rounded, within the range, never with an exponent."""
-        if self.whole:
-            return str(round(min(max(value, self.low), self.high)))
         if self.step:
             value = self.low + self.step * round((value - self.low) / self.step)
-        elif value:
+        elif value and not self.whole:
             value = round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
-        return plain(min(max(value, self.low), self.high))
+        value = min(max(value, self.low), self.high)
+        return str(round(value)) if self.whole else plain(value)
 
 
 Dimension = Categorical | Numeric
@@ -68,5 +70,5 @@ Dimension = Categorical | Numeric
 
 def plain(value: float) -> str:
     """Return a number without an exponent, as every field takes it: 0.00001."""
-    text = f"{value:.12f}".rstrip("0").rstrip(".")
+    text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
     return text if text not in ("-0", "") else "0"

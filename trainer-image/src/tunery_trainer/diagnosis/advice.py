@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.presets import METHOD_LEARNING_RATES, RATE_AROUND, usual_span
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
-from tunery_trainer.settings.loop import METHOD_LEARNING_RATES
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.types import RunSettings
 
-RATES: Final = (1e-5, 5e-4)
-"""The guide's, for the LoRA family."""
 LEAST_DROPOUT: Final = 0.1
-RATE_AROUND: Final = 10.0
-"""How far another method's rate may be from its own."""
 FAR: Final = 3.0
 """Times the upper end of the usual span: of a rate above that a third lies outside, too, and is as likely to fail."""
 
@@ -108,8 +104,7 @@ def usual_rates(settings: RunSettings) -> tuple[float, float]:
 
     A quarter of that for DPO, ORPO and KTO, as of their default.
     """
-    own = METHOD_LEARNING_RATES.get(settings.method)
-    least, most = (own / RATE_AROUND, own * RATE_AROUND) if own else RATES
+    least, most = usual_span(METHOD_LEARNING_RATES.get(settings.method))
     share = PREFERENCE_RATE if settings.task in PREFERENCE_TASKS else 1.0
     return share * least, share * most
 

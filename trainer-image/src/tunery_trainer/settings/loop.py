@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from tunery_api.methods import PROMPT_LEARNING, Method, PrefixTuningSpec, PromptTuningSpec
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.presets import DEFAULT_LEARNING_RATE, method_rate
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
 from tunery_common.errors import TuneryError
@@ -19,17 +20,6 @@ from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, S
 DEFAULT_WARMUP: Final = 0.1
 DEFAULT_BATCH_SIZE: Final = 4
 """Rows of a forward pass where the memory of the device is not known."""
-DEFAULT_LEARNING_RATE: Final = 2e-4
-METHOD_LEARNING_RATES: Final = {
-    Method.ADALORA: 1e-3,
-    Method.IA3: 3e-3,
-    Method.PROMPT_TUNING: 3e-2,
-    Method.PREFIX_TUNING: 1e-2,
-}
-"""Where 2e-4 would hardly move the weights: AdaLoRA and IA3 as in their papers (Zhang et al. 2023, Liu et al. 2022),
-prompt and prefix tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
-PROJECTION_LEARNING_RATE: Final = 1e-3
-"""Prefix tuning through its network: at 1e-2 the loss of SmolLM2 tripled within 20 steps (docs/benchmarks.md)."""
 BASE_RANK: Final = 8
 """The rank at which the guide's scaled learning rate is the plain one."""
 SCALED_LEARNING_RATE: Final = "training.learningRate, scaled with rank"
@@ -134,13 +124,8 @@ def _warmup(decisions: Decisions) -> float:
 
 def _learning_rate(decisions: Decisions, rank: int) -> float:
     block = decisions.spec.training
-    own = METHOD_LEARNING_RATES.get(decisions.method)
-    if (
-        decisions.method is Method.PREFIX_TUNING
-        and decisions.spec.prefix_tuning
-        and decisions.spec.prefix_tuning.projection
-    ):
-        own = PROJECTION_LEARNING_RATE
+    prefix = decisions.spec.prefix_tuning
+    own = method_rate(decisions.method, prefix is not None and prefix.projection)
     preset = decisions.preset.learning_rate if decisions.preset and own is None else None
     otherwise = (
         Fallback(DEFAULT_LEARNING_RATE, SettingSource.DEFAULT) if own is None else Fallback(own, SettingSource.RULE)

@@ -1,35 +1,11 @@
-"""The guide's tuned configurations, number for number, and what its guidelines say of a rank."""
+"""What the guide's guidelines say of a rank."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.methods import RANK_GUIDELINES, Preset, RankGuideline
-
-
-@dataclass(frozen=True)
-class PresetValues:
-    """What a preset fills in where the manifest is silent; the guide's TUNED_CONFIGURATIONS."""
-
-    rank: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...]
-    learning_rate: float
-    epochs: float
-    warmup: float
-    """Share of all steps."""
-    use: str
-    """As the guideline of its rank calls it."""
-
-
-PRESETS: Final[dict[Preset, PresetValues]] = {
-    Preset.INSTRUCTION_TUNING: PresetValues(16, 32, 0.05, ("attention",), 2e-4, 3, 0.1, "general instruction tuning"),
-    Preset.DOMAIN_ADAPTATION: PresetValues(32, 64, 0.1, ("all-linear",), 1e-4, 5, 0.05, "domain adaptation"),
-    Preset.STYLE_TRANSFER: PresetValues(8, 16, 0.0, ("query-value",), 3e-4, 2, 0.1, "style transfer"),
-}
-
+from tunery_api.methods import RANK_GUIDELINES, RankGuideline
+from tunery_api.presets import PresetValues
 
 FAR: Final = 2
 """A rank is far off its use below half of the lowest that the guide suggests for it, and above twice the highest."""

@@ -19,6 +19,7 @@ from tunery_api.methods import (
     QuantizationSpec,
 )
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.presets import PRESETS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_common.errors import TuneryError
@@ -28,7 +29,7 @@ from tunery_trainer.settings.evaluation import evaluation_settings
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.loop import Chosen, Given, training_settings
 from tunery_trainer.settings.preference import preference_settings
-from tunery_trainer.settings.presets import PRESETS, rank_reason
+from tunery_trainer.settings.presets import rank_reason
 from tunery_trainer.settings.stored_quantization import check_stored
 from tunery_trainer.settings.types import (
     AdaLoraSettings,

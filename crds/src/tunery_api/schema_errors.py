@@ -1,0 +1,140 @@
+"""What is told of an object that the schema refuses: the field, what is wrong with it, and what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+from urllib.parse import quote
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from tunery_api.errors import FieldError, near
+
+_MAX_SHOWN: Final = 60
+"""Characters of a bad value that a message repeats."""
+
+_GLOBS: Final = "/*?[]"
+"""Signs that a path keeps as it becomes a URI."""
+_PLACES: Final = {"model": "file://folder", "dataset": "file://data.jsonl", "storage": "file://folder"}
+"""Places on this machine, where a URI gives no better example."""
+_URI_SCHEMES: Final = {
+    "model": "hf://owner/name, s3://bucket/prefix or pvc://claim/path",
+    "dataset": "hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key",
+    "storage": "s3://bucket/prefix",
+}
+
+_VALUES: Final = frozenset({"choices", "initial", "in"})
+"""Fields of a sweep that hold values of other fields, each as one string."""
+
+
+def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> FieldError:
+    """Return what is wrong with a field of `model`; `local` allows places on this machine.
+
+    `detail` is one of pydantic's errors.
+    """
+    location = [part for part in detail["loc"] if part != "[key]"]
+    path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    # A URI may be too short for any scheme, which is not yet empty.
+    if detail["type"] in ("string_pattern_mismatch", "string_too_short") and location[-1] == "uri" and detail["input"]:
+        return FieldError(path, _uri_message(str(detail["input"]), _uri_kind(location), local))
+    return FieldError(path, _message(detail, location, model))
+
+
+def _uri_message(uri: str, kind: str, local: bool) -> str:
+    """Return what a URI must be; without a cluster with the scheme of this machine's own files."""
+    here = ""
+    if local:
+        path = uri.strip().removeprefix("./")
+        named = path and "://" not in path and not path.startswith("~")
+        here = f", or {f'file://{quote(path, safe=_GLOBS)}' if named else _PLACES[kind]} for a place on this machine"
+    return f"must be {_URI_SCHEMES[kind]}{here}, is {shown(uri)}"
+
+
+def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseModel]) -> str:
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
+    if kind == "extra_forbidden":
+        name, above = str(location[-1]), _fields_at(model, location[:-1])
+        elsewhere = len(location) > 1 and name in _fields_at(model, [])
+        return "unknown field" + (f"; did you mean spec.{name}?" if elsewhere else _did_you_mean(name, above))
+    if kind == "string_pattern_mismatch" and location[-1] == "stop":
+        return "must say why, in a word or a sentence"
+    if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
+        return f"must be a number of bytes above 0, such as 24Gi, is {shown(value)}"
+    if kind == "string_type" and (quoted := _quoted(value, location)):
+        return f"must be a string: write it in quotes, {quoted}"
+    text = {
+        "missing": "is required",
+        "string_type": f"must be a string, is {shown(value)}",
+        "int_type": f"must be a whole number, is {shown(value)}",
+        "int_parsing": f"must be a whole number, is {shown(value)}",
+        "int_from_float": f"must be a whole number, is {shown(value)}",
+        "bool_type": f"must be true or false, is {shown(value)}",
+        "bool_parsing": f"must be true or false, is {shown(value)}",
+        "list_type": f"must be a list, is {shown(value)}",
+        "dict_type": f"must be a mapping, is {shown(value)}",
+        "model_type": f"must be a mapping, is {shown(value)}",
+        "greater_than_equal": f"must be at least {context.get('ge')}, is {shown(value)}",
+        "less_than_equal": f"must be at most {context.get('le')}, is {shown(value)}",
+        "enum": f"must be {context.get('expected')}, is {shown(value)}",
+        "string_pattern_mismatch": f"must look like {context.get('pattern')}, is {shown(value)}",
+        "string_too_long": f"must have at most {context.get('max_length')} characters",
+        "string_too_short": "must not be empty",
+        "too_long": f"must have at most {context.get('max_length')} entries, has {context.get('actual_length')}",
+        "too_short": f"must have at least {context.get('min_length')} entries, has {context.get('actual_length')}",
+    }.get(kind, f"{detail['msg']}, is {shown(value)}")
+    return text + (near(str(value), _enum_values(context)) if kind == "enum" else "")
+
+
+def _quoted(value: Any, location: list[int | str]) -> str | None:
+    """Return how a value that YAML reads as something else is written as a string, None where there is no such way."""
+    if isinstance(value, bool):
+        return f'"{str(value).lower()}"'
+    if isinstance(value, (int, float)):
+        return f'"{value}"'
+    if not _VALUES.intersection(location):
+        return None
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return f'"{",".join(value)}"'
+    if isinstance(value, Mapping) and len(value) == 1 and "initial" in location:
+        name, inner = next(iter(value.items()))
+        return f"after the whole path: {location[-1]}.{name}: {_quoted(inner, location) or shown(inner)}"
+    return None
+
+
+def _enum_values(context: Mapping[str, Any]) -> list[str]:
+    return [word.strip("'") for word in str(context.get("expected", "")).replace(" or ", ", ").split(", ")]
+
+
+def _uri_kind(location: list[int | str]) -> str:
+    parents = set(location)
+    return "model" if "model" in parents else "dataset" if "dataset" in parents else "storage"
+
+
+def shown(value: Any) -> str:
+    """Return a bad value as a message repeats it."""
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    return near(word, known) or (f"; the fields here are {', '.join(known)}" if known else "")
+
+
+def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:
+    """Return the field names that exist where `location` points to."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or current is None:
+            continue
+        info = next((info for info in current.model_fields.values() if info.alias == part), None)
+        current = _model_in(info.annotation) if info else None
+    return [info.alias or name for name, info in current.model_fields.items()] if current else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model class inside `X`, `X | None` or `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)

@@ -1,0 +1,97 @@
+"""Whether values are a point of a space, or a part of one, and how the space itself writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from tunery_api.errors import FieldError, near
+from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
+from tunery_api.search.paths import canonical
+
+_STEPS_OFF = 1e-6
+"""Share of a step that a value may be off its place."""
+
+
+def ends(dimension: Dimension) -> tuple[str, ...]:
+    """Return the choices of a parameter, or both ends of its range."""
+    if isinstance(dimension, Categorical):
+        return dimension.choices
+    return dimension.text(dimension.low), dimension.text(dimension.high)
+
+
+def exists(dimension: Dimension, values: Values) -> bool:
+    """Tell whether a parameter exists among these values."""
+    return dimension.when is None or dimension.when.holds(values)
+
+
+def value_in(dimension: Dimension, text: str) -> str:
+    """Return a value of a parameter in its canonical text.
+
+    Raises ValueError, whose message begins with "must", where it is none.
+    """
+    value = canonical(dimension.path, text)
+    if isinstance(dimension, Categorical):
+        if value not in dimension.choices:
+            raise ValueError(f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}")
+        return value
+    _check_number(dimension, float(value), text)
+    return value
+
+
+def _check_number(dimension: Numeric, number: float, text: str) -> None:
+    low, high = ends(dimension)
+    if not dimension.low <= number <= dimension.high:
+        raise ValueError(f"must be from {low} to {high}, is {text!r}")
+    if dimension.step:
+        steps = (number - dimension.low) / dimension.step
+        if not math.isclose(steps, round(steps), abs_tol=_STEPS_OFF):
+            raise ValueError(f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}")
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence takes them: a, b or c."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
+    """Yield, by path, what of the values is no part of a point: a value, or one that may not exist beside the others.
+
+    A parameter that the values leave open is no misfit.
+    """
+    known = {dimension.path: dimension for dimension in dimensions}
+    placed: dict[str, str] = {}
+    for path, text in values.items():
+        if path not in known:
+            yield FieldError(path, f"is no parameter of this sweep{near(path, known) or '; leave it out'}")
+            continue
+        try:
+            placed[path] = value_in(known[path], text)
+        except ValueError as error:
+            yield FieldError(path, str(error))
+    for path in placed:
+        when = known[path].when
+        if when is None or when.holds(placed):
+            continue
+        if when.path not in values:
+            yield FieldError(path, f"exists only in some trials: say here, too, that {when.path} is {when.values[0]}")
+        elif when.path in placed:
+            yield FieldError(path, f"exists only where {when.path} is {listed(when.values)}; leave it out")
+
+
+def part_of_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no part of any point of it."""
+    known = {dimension.path: dimension for dimension in dimensions}
+    if any(misfits(known.values(), values)):
+        return None
+    return {path: value_in(known[path], text) for path, text in sorted(values.items())}
+
+
+def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
+    known = tuple(dimensions)
+    placed = part_of_point(known, values)
+    if placed is None or any(exists(dimension, placed) != (dimension.path in placed) for dimension in known):
+        return None
+    return placed

@@ -1,0 +1,183 @@
+"""What a parameter of a LoRASweep must not say although the schema allows it, and what it searches if it is sound."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tunery_api.errors import FieldError, near
+from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, SamplerType, WhenSpec
+from tunery_api.search.dimensions import Categorical, Dimension
+from tunery_api.search.guide import guide_dimensions
+from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read
+from tunery_api.search.fitting import value_in
+from tunery_api.search.space import dimension_of
+
+Errors = Iterator[FieldError]
+MOST_STEPS: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a spec: what is wrong with them, and those that nothing is wrong with."""
+
+    errors: tuple[FieldError, ...]
+    own: tuple[Dimension, ...]
+    """Those that the manifest lists."""
+    guide: tuple[Dimension, ...]
+    """Those of `preset: Guide`."""
+    places: Mapping[str, str]
+    """The place of each parameter in the manifest, by path: `spec.parameters[0]`."""
+    choices: Mapping[tuple[str, str], int]
+    """The place among its choices of each value of each parameter of the manifest, by path and canonical text."""
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """Return all that are sound, the guide's first."""
+        return self.guide + self.own
+
+
+def checked(spec: LoRASweepSpec) -> Parameters:
+    """Return the parameters of a spec, each held to be a field of its own that the template leaves open.
+
+    Of one with some wrong choices the others are kept, so that what is wrong with them is told at once.
+    """
+    template = spec.template.to_json_dict()
+    errors: list[FieldError] = []
+    own: dict[str, Dimension] = {}
+    places: dict[str, str] = {}
+    choices: dict[tuple[str, str], int] = {}
+    for index, parameter in enumerate(spec.parameters):
+        at = f"spec.parameters[{index}]"
+        wrong = [*_path(at, parameter.path, template, places), *_values(at, parameter, spec.sampler.type)]
+        when, earlier = parameter.when, {**_unconditional(spec, own), **own}
+        hangs_on_wrong = when is not None and when.path in places and when.path not in earlier
+        if when is not None and spec.preset and parameter.path == "method":
+            wrong.append(
+                FieldError(f"{at}.when", "with preset: Guide its parameters depend on the method; leave it out")
+            )
+        elif when is not None and not hangs_on_wrong:
+            wrong += _condition(f"{at}.when", when, earlier)
+        places.setdefault(parameter.path, at)
+        errors += wrong
+        sound = _sound_choices(parameter) if parameter.path in TYPES else {}
+        if hangs_on_wrong or any(not error.path.startswith(f"{at}.choices") for error in wrong):
+            continue
+        if sound or not wrong:
+            own[parameter.path] = dimension_of(parameter.model_copy(update={"choices": list(sound) or None}))
+            choices |= {(parameter.path, value): place for value, place in sound.items()}
+    mine = tuple(own.values())
+    guide = tuple(item for item in _guide(spec, mine) if item.path not in places)
+    return Parameters(tuple(errors), mine, guide, places, choices)
+
+
+def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ...]:
+    return guide_dimensions(spec.template, tuple(own)) if spec.preset else ()
+
+
+def _unconditional(spec: LoRASweepSpec, own: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """Return those of the guide's parameters that every trial has, whatever the method: others may depend on them."""
+    return {item.path: item for item in _guide(spec, own.values()) if item.when is None}
+
+
+def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str]) -> Errors:
+    problem = path_problem(path)
+    if problem:
+        yield FieldError(f"{at}.path", problem)
+    elif path in seen:
+        yield FieldError(f"{at}.path", f"{path} is a parameter already; keep one of the two")
+    elif read(template, path) is not None:
+        yield FieldError(f"{at}.path", f"the template sets {path}, too; leave it out there")
+
+
+def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
+    if (parameter.range is None) == (parameter.choices is None):
+        yield FieldError(at, "takes exactly one of range and choices")
+    elif parameter.path in TYPES and parameter.range is None:
+        yield from _choices(at, parameter)
+    elif parameter.path in TYPES:
+        yield from _range(f"{at}.range", parameter, sampler)
+
+
+def _choices(at: str, parameter: ParameterSpec) -> Errors:
+    """Yield what is wrong with the choices of a field."""
+    sound = _sound_choices(parameter)
+    for place, text in enumerate(parameter.choices or ()):
+        try:
+            first = sound[canonical(parameter.path, text)]
+        except ValueError as error:
+            yield FieldError(f"{at}.choices[{place}]", f"{parameter.path} {error}")
+            continue
+        if first != place:
+            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first}] once more; leave it out")
+
+
+def _sound_choices(parameter: ParameterSpec) -> dict[str, int]:
+    """Return the choices that the field's type has, in their canonical text, each with its first place."""
+    sound: dict[str, int] = {}
+    for place, text in enumerate(parameter.choices or ()):
+        with contextlib.suppress(ValueError):
+            sound.setdefault(canonical(parameter.path, text), place)
+    return sound
+
+
+def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
+    """Yield what is wrong with the range of a field."""
+    given, path = parameter.range, parameter.path
+    if given is None:
+        return
+    if TYPES[path] not in NUMERIC:
+        yield FieldError(at, f"{path} is no number; give choices")
+        return
+    numbers: dict[str, float] = {}
+    for name in ("min", "max", "step"):
+        text = getattr(given, name)
+        try:
+            numbers |= {} if text is None else {name: float(canonical(path, text))}
+        except ValueError as error:
+            yield FieldError(f"{at}.{name}", f"{path} {error}")
+    if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
+        yield from _span(at, path, given, numbers)
+    if sampler is SamplerType.GRID and given.step is None:
+        instead = "choices in place of the range" if given.log else 'it, such as "0.1"'
+        yield FieldError(f"{at}.step", f"sampler type Grid needs {instead}")
+
+
+def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) -> Errors:
+    """Yield what is wrong with the numbers of a range beside each other."""
+    low, high, step = numbers["min"], numbers["max"], numbers.get("step")
+    if low >= high:
+        yield FieldError(f"{at}.max", f"must be above min, {given.min}, is {given.max}")
+        return
+    if given.log and low == 0:
+        yield FieldError(f"{at}.min", "must be above 0 with log: true; raise it, or leave log out")
+    if given.log and step is not None:
+        yield FieldError(f"{at}.step", "cannot be set together with log; keep one of the two")
+    if step == 0:
+        yield FieldError(f"{at}.step", "must be above 0; leave it out for any number of the range")
+    elif step is not None and step > high - low:
+        yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {high - low:g}")
+    elif step is not None and (high - low) / step > MOST_STEPS:
+        yield FieldError(f"{at}.step", f"makes more than {MOST_STEPS} numbers; raise it, or leave it out")
+    if path == "training.warmup" and low < 1 <= high:
+        yield FieldError(
+            f"{at}.max", "warmup is a share of the steps below 1 and a number of steps from 1 on; take one"
+        )
+
+
+def _condition(at: str, when: WhenSpec, earlier: Mapping[str, Dimension]) -> Errors:
+    """Yield what is wrong with a condition: it is on an earlier parameter with choices, and on some of these."""
+    on = earlier.get(when.path)
+    if on is None:
+        hint = near(when.path, earlier) or "; list it before this one"
+        yield FieldError(f"{at}.path", f"{when.path} is no earlier parameter{hint}")
+    elif not isinstance(on, Categorical):
+        yield FieldError(f"{at}.path", f"{when.path} has a range; a condition is on a parameter with choices")
+    else:
+        for place, text in enumerate(when.values):
+            try:
+                value_in(on, text)
+            except ValueError as error:
+                yield FieldError(f"{at}.in[{place}]", f"{when.path} {error}")

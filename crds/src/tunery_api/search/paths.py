@@ -1,0 +1,224 @@
+"""Which fields of a template may be searched, of what type each is, and how a manifest writes its values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum, auto
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+from tunery_api.errors import near
+from tunery_api.fields import DecimalString, FractionString
+from tunery_api.lorasweep import TrialTemplate
+from tunery_api.search.dimensions import DECIMALS, plain
+
+_LORA: Final = ("rank", "alpha", "dropout", "targetModules", "useRslora", "init")
+_TRAINING: Final = (
+    "epochs",
+    "maxSteps",
+    "learningRate",
+    "scaleLearningRateWithRank",
+    "scheduler",
+    "warmup",
+    "batchSize",
+    "gradientAccumulation",
+    "optimizer",
+    "weightDecay",
+    "maxGradNorm",
+    "precision",
+    "packing",
+    "groupByLength",
+    "gradientCheckpointing",
+    "neftuneNoiseAlpha",
+)
+_ADALORA: Final = ("initialRank", "targetRank", "warmupSteps", "finalSteps", "updateEverySteps")
+
+_SEARCHED: Final = (
+    "method",
+    "preset",
+    *(f"lora.{name}" for name in _LORA),
+    *(f"adalora.{name}" for name in _ADALORA),
+    "promptTuning.virtualTokens",
+    "prefixTuning.virtualTokens",
+    "prefixTuning.projection",
+    "quantization.type",
+    "quantization.doubleQuant",
+    "quantization.computeType",
+    *(f"training.{name}" for name in _TRAINING),
+)
+
+_ALIKE: Final = "it changes nothing that a trial learns; set it in the template, for all trials"
+_MEASURED: Final = "losses of trials that are measured in different ways cannot be compared; set it in the template"
+_TEXT: Final = "it is no single value; set it in the template, for all trials"
+
+REFUSED: Final[Mapping[str, str]] = {
+    "model": "losses per token of two base models cannot be compared; take a sweep for each",
+    "dataset": "trials must learn from and be measured on the same rows; take a sweep for each data set",
+    "task": "losses of two tasks cannot be compared; take a sweep for each",
+    "preference": "it is a part of the loss itself, and losses of different kinds cannot be compared; "
+    "set it in the template",
+    "evaluation": _MEASURED,
+    "training.maxLength": "other tokens would be measured, and such losses cannot be compared; set it in the template",
+    "training.loss": "other tokens would be measured, and such losses cannot be compared; set it in the template",
+    "training.seed": "it draws the held-out rows: losses on others cannot be compared; set it in the template",
+    "training.onOutOfMemory": _ALIKE,
+    "lora.modulesToSave": _TEXT,
+    "lora.rankPattern": _TEXT,
+    "lora.alphaPattern": _TEXT,
+    "promptTuning.initText": _TEXT,
+    "continueFrom": "all trials start alike; set it in the template",
+    "diagnosis": _ALIKE,
+    "checkpoint": _ALIKE,
+    "tracking": _ALIKE,
+    "cache": _ALIKE,
+    "resources": _ALIKE,
+    "scheduling": _ALIKE,
+    "retries": _ALIKE,
+    "activeDeadlineSeconds": _ALIKE,
+    "output": "each trial has a place of its own, below that of spec.output; leave it out",
+    "suspend": "it is the sweep's own: spec.suspend; leave it out",
+    "preflight": "it is the sweep's own: spec.preflight; leave it out",
+    "ttlSecondsAfterFinished": "it is the sweep's own: spec.ttlSecondsAfterFinished; leave it out",
+    "stop": "it is how the sweep ends a trial; leave it out",
+    "onStop": "it is how the sweep ends a trial; leave it out",
+    "resumeFrom": "all trials start alike; leave it out",
+}
+"""Fields, and blocks, of a LoRAJob that are no parameters, and why."""
+
+
+class FieldType(Enum):
+    """What a field holds."""
+
+    WHOLE = auto()
+    NUMBER = auto()
+    FRACTION = auto()
+    """A number from 0 to 1, which is written without an exponent."""
+    NAME = auto()
+    SWITCH = auto()
+    LIST = auto()
+    """Names; as one text they are joined by commas."""
+
+
+NUMERIC: Final = frozenset({FieldType.WHOLE, FieldType.NUMBER, FieldType.FRACTION})
+"""The types of fields that take a range."""
+
+
+def _type_at(path: str) -> FieldType:
+    """Return the type of the field that a path leads to, by the annotation of its class.
+
+    Raises KeyError where no field is, ValueError where it is of no type that can be searched.
+    """
+    model: Any = TrialTemplate
+    for name in path.split("."):
+        names = {info.alias: key for key, info in model.model_fields.items()}
+        hint = get_type_hints(model, include_extras=True)[names[name]]
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        model = options[0]
+    for annotation, found in ((int, FieldType.WHOLE), (bool, FieldType.SWITCH)):
+        if model is annotation:
+            return found
+    if model == FractionString:
+        return FieldType.FRACTION
+    if model == DecimalString:
+        return FieldType.NUMBER
+    if get_origin(model) is list:
+        return FieldType.LIST
+    if isinstance(model, type) and issubclass(model, Enum):
+        return FieldType.NAME
+    raise ValueError(f"{path}: {model} cannot be searched")
+
+
+TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _SEARCHED}
+"""The fields that may be searched, each with its type."""
+
+
+def path_problem(path: str) -> str | None:
+    """Return why a field cannot be searched and what to do, None where it can."""
+    if path in TYPES:
+        return None
+    for refused, reason in REFUSED.items():
+        if path == refused or path.startswith(f"{refused}."):
+            return f"{refused} cannot be searched: {reason}"
+    inside = [known for known in TYPES if known.startswith(f"{path}.")]
+    if inside:
+        return f"{path} is a block; name a field of it: {', '.join(inside)}"
+    plain_path = path.removeprefix("spec.").removeprefix("template.")
+    if plain_path in TYPES:
+        return f"{path} begins in the template: write {plain_path}"
+    ends = [known for known in TYPES if known.rpartition(".")[2] == plain_path.rpartition(".")[2]]
+    hint = f"; did you mean {ends[0]}?" if len(ends) == 1 else near(plain_path, TYPES)
+    return f"{path} is no field that can be searched{hint or '; these can: ' + ', '.join(TYPES)}"
+
+
+def canonical(path: str, text: str) -> str:
+    """Return a value as it stands in a trial's manifest and in the sweep's status: one text for each value.
+
+    Raises ValueError, whose message begins with "must", where the text is no value of the field's type.
+    """
+    kind = TYPES[path]
+    if kind in NUMERIC:
+        return _number(kind, text)
+    if kind is FieldType.SWITCH and text not in _SWITCH:
+        raise ValueError(f'must be "true" or "false", is {text!r}')
+    if kind is FieldType.LIST:
+        names = [name.strip() for name in text.split(",")]
+        if not all(names):
+            raise ValueError(f"must be names joined by commas, is {text!r}")
+        return ",".join(names)
+    return text
+
+
+_SWITCH: Final = {"true": True, "false": False}
+_DECIMAL: Final = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
+_WHOLE: Final = re.compile(r"[0-9]+")
+
+
+def _number(kind: FieldType, text: str) -> str:
+    if kind is FieldType.WHOLE:
+        if not _WHOLE.fullmatch(text):
+            raise ValueError(f"must be a whole number of at least 0, is {text!r}")
+        return str(int(text))
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f"must be a number of at least 0, is {text!r}")
+    value = float(text)
+    if kind is FieldType.FRACTION and value > 1:
+        raise ValueError(f"must be a number from 0 to 1, is {text!r}")
+    if float(plain(value)) != value:
+        raise ValueError(f"must have at most {DECIMALS} digits after the point, is {text!r}")
+    return plain(value)
+
+
+def written(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
+    """Return a template's dict with the values in it, each as its field takes it; what is handed in stays as it is.
+
+    Each value is in its canonical text.
+    """
+    result = dict(template)
+    for path, text in values.items():
+        *blocks, last = path.split(".")
+        block = result
+        for name in blocks:
+            block[name] = block = dict(block.get(name, {}))
+        block[last] = _in_manifest(TYPES[path], text)
+    return result
+
+
+def _in_manifest(kind: FieldType, text: str) -> int | bool | str | list[str]:
+    if kind is FieldType.WHOLE:
+        return int(text)
+    if kind is FieldType.SWITCH:
+        return _SWITCH[text]
+    return text.split(",") if kind is FieldType.LIST else text
+
+
+def read(spec: Mapping[str, Any], path: str) -> str | None:
+    """Return the value at a path of a manifest's spec in its canonical text, None where it is left out."""
+    value: Any = spec
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, list) else str(value)

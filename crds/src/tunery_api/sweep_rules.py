@@ -1,0 +1,224 @@
+"""What the spec of a LoRASweep must not say although the schema allows it: each rule one small function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from tunery_api.errors import FieldError
+from tunery_api.fields import alias_of
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
+from tunery_api.preference import TrainingTask
+from tunery_api.rules import LORAJOB_RULES
+from tunery_api.schema_errors import field_error
+from tunery_api.search.corners import TOGETHER, Blame, blames, first_point
+from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
+from tunery_api.search.parameters import Parameters, checked
+from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
+from tunery_api.search.fitting import ends, misfits
+from tunery_api.search.space import final_spec, trial_spec
+
+Errors = Iterator[FieldError]
+_MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
+"""Fields of training that decide what is measured."""
+
+
+def something_to_search(spec: LoRASweepSpec) -> Errors:
+    """A sweep has a space, and the guide's numbers are those of one task."""
+    if spec.preset is None and not spec.parameters:
+        yield FieldError(
+            "spec.parameters", "names nothing to search; list fields of the template, or set preset: Guide"
+        )
+    elif not spec.parameters and not checked(spec).guide:
+        yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
+    if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
+        yield FieldError(
+            "spec.preset",
+            f"the guide's space is for task: SFT, not {spec.template.task}; leave it out, and list parameters",
+        )
+
+
+def parameters(spec: LoRASweepSpec) -> Errors:
+    """Each parameter a field of its own that the template leaves open, with values that the field can have."""
+    found = checked(spec)
+    yield from found.errors
+    if spec.sampler.type is SamplerType.GRID:
+        open_ones = [item.path for item in found.guide if isinstance(item, Numeric)]
+        if open_ones:
+            yield FieldError(
+                "spec.sampler.type",
+                f"Grid needs steps, which the guide's {', '.join(open_ones)} have none of; take TPE or Random, or list "
+                "them as parameters with choices",
+            )
+
+
+def initial(spec: LoRASweepSpec) -> Errors:
+    """What is tried first lies in the space."""
+    found = checked(spec)
+    broken = set(found.places) - {item.path for item in found.own}
+    for index, values in enumerate(spec.initial):
+        if not values:
+            yield FieldError(f"spec.initial[{index}]", "names no value; leave it out")
+        for path, message in misfits(
+            found.dimensions, {path: text for path, text in values.items() if path not in broken}
+        ):
+            yield FieldError(f"spec.initial[{index}].{path}", message)
+
+
+def trials(spec: LoRASweepSpec) -> Errors:
+    """No more at a time than in all, and a budget of what is used."""
+    if spec.parallel_trials > spec.max_trials:
+        yield FieldError("spec.parallelTrials", f"must be at most maxTrials, {spec.max_trials}")
+    if spec.budget is not None and spec.template.resources.gpus == 0:
+        yield FieldError(
+            "spec.budget",
+            "counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds instead",
+        )
+
+
+def pruner(spec: LoRASweepSpec) -> Errors:
+    """Rungs in order, some trials that end and some that go on, and a trial that is measured before its first rung."""
+    block = spec.pruner
+    if block.type is PrunerType.NONE:
+        return
+    rungs = [float(rung) for rung in block.rungs]
+    for index, rung in enumerate(rungs):
+        if not 0 < rung < 1:
+            yield FieldError(f"spec.pruner.rungs[{index}]", "must be above 0 and below 1")
+        elif index and rung <= rungs[index - 1]:
+            yield FieldError(
+                f"spec.pruner.rungs[{index}]", f"must be above the one before it, {block.rungs[index - 1]}"
+            )
+    if not 0 < float(block.keep) < 1:
+        yield FieldError("spec.pruner.keep", "must be above 0 and below 1; to let all trials go on, set type: None")
+    times, first = spec.template.evaluation.times, min(rungs)
+    if times is not None and 0 < first < 1 and times * first < 1:
+        yield FieldError(
+            "spec.template.evaluation.times",
+            f"must be at least {math.ceil(1 / first)}, so that a trial is measured before the rung at {first:g}; "
+            "or set spec.pruner.type: None",
+        )
+
+
+def final(spec: LoRASweepSpec) -> Errors:
+    """The final training keeps what was found, and is measured as the trials were."""
+    if spec.final is None:
+        return
+    if not spec.final.training.model_fields_set:
+        yield FieldError("spec.final.training", "sets nothing, so it would train the same once more; leave final out")
+    block, searched = spec.final.training, {item.path for item in checked(spec).dimensions}
+    for name in sorted(alias_of(block, name) for name in block.model_fields_set):
+        path = f"training.{name}"
+        if path in searched:
+            yield FieldError(f"spec.final.{path}", "is a parameter: the best trial's is taken; leave it out")
+        elif name in _MEASURED_ALIKE:
+            yield FieldError(f"spec.final.{path}", REFUSED[path].replace("set it in the template", "leave it out"))
+
+
+def corners(spec: LoRASweepSpec) -> Errors:
+    """Each corner of the space is a LoRAJob that the door lets in, and so is the final one."""
+    found = checked(spec)
+    if "method" in found.places and all(item.path != "method" for item in found.own):
+        return  # what goes with which method would be told of one that no trial has
+    template = spec.template.to_json_dict() | {"output": spec.output.to_json_dict()}
+
+    def errors_of(values: Values) -> frozenset[FieldError]:
+        return frozenset(_job_errors(written(template, values)))
+
+    conditions = set[str]()
+    for blame in blames(found.dimensions, errors_of):
+        error = _told(blame, found)
+        if error.path not in conditions:
+            yield error
+        if error.path.endswith(".when"):
+            conditions.add(error.path)
+
+
+def _job_errors(trial: Mapping[str, Any]) -> Errors:
+    """Yield what the door says of a LoRAJob with this spec."""
+    try:
+        spec = LoRAJobSpec.model_validate(trial)
+    except ValidationError as error:
+        yield from (field_error(detail, LoRAJobSpec, False) for detail in error.errors())
+    else:
+        for rule in LORAJOB_RULES:
+            yield from rule(spec)
+
+
+def _told(blame: Blame, found: Parameters) -> FieldError:
+    """Return an error of a corner at the place of the sweep's manifest where it is mended."""
+    field, message = blame.error.path.removeprefix("spec."), blame.error.message
+    inside = [path for path in found.places if path == field or path.startswith(f"{field}.")]
+    if blame.path is None:
+        if field.partition(".")[0] == "output":
+            return blame.error
+        only = next((item for item in found.own if item.path == field and len(set(ends(item))) == 1), None)
+        if only:
+            return FieldError(_place(only, ends(only)[0], found), f"{field}{_joined(message)}")
+        at = f"{found.places[inside[0]]}.path" if inside else f"spec.template.{field}"
+        return FieldError(at, f"{field}{_joined(message)}" if inside else message)
+    culprit = next(item for item in found.dimensions if item.path == blame.path)
+    value = blame.values[blame.path]
+    open_one = next((path for path in inside if path != blame.path and _can_depend(path, found)), None)
+    if open_one and blame.fitting and isinstance(culprit, Categorical):
+        names = TYPES[blame.path] is FieldType.NAME
+        values = ", ".join(text if names else f'"{text}"' for text in blame.fitting)
+        when = f"{{path: {blame.path}, in: [{values}]}}"
+        return FieldError(f"{found.places[open_one]}.when", f"must be {when}, else {field}{_joined(message, ';')}")
+    others = "" if blame.fitting else _beside(blame)
+    return FieldError(_place(culprit, value, found), f"{field}{_joined(message)}{others}")
+
+
+def _can_depend(path: str, found: Parameters) -> bool:
+    """Tell whether a parameter of the manifest has no condition yet."""
+    return any(item.path == path and item.when is None for item in found.own)
+
+
+def _place(dimension: Dimension, value: str, found: Parameters) -> str:
+    at = found.places.get(dimension.path)
+    if at is None:
+        return "spec.preset"
+    if isinstance(dimension, Categorical):
+        return f"{at}.choices[{found.choices[dimension.path, value]}]"
+    return f"{at}.range.{'min' if value == ends(dimension)[0] else 'max'}"
+
+
+def _joined(message: str, end: str = "") -> str:
+    """Return a message, up to an end, as it follows the name of its field: `lora.alpha must be …`, `method: IA3 …`."""
+    said = message.partition(end)[0] if end else message
+    return f" {said}" if said[:1].islower() else f": {said}"
+
+
+def _beside(blame: Blame) -> str:
+    """Return the other values of a combination that fails, those of names and switches."""
+    others = [
+        f"{path}: {text}" for path, text in blame.values.items() if path != blame.path and TYPES[path] in TOGETHER
+    ]
+    return f" (with {', '.join(others)})" if others else ""
+
+
+def final_run(spec: LoRASweepSpec) -> Errors:
+    """The best trial's settings with those of `final` on top are a LoRAJob that the door lets in."""
+    if spec.final is None:
+        return
+    first = first_point(checked(spec).dimensions)
+    before = {error.path for error in _job_errors(trial_spec(spec, first))}
+    for error in _job_errors(final_spec(spec, first)):
+        if error.path not in before:
+            yield FieldError("spec.final", f"{error.path.removeprefix('spec.')}{_joined(error.message)}")
+
+
+LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
+    something_to_search,
+    parameters,
+    initial,
+    trials,
+    pruner,
+    final,
+    final_run,
+    corners,
+)
