@@ -25,6 +25,7 @@ _GROUPS = {
     "adaptermerges": GROUP,
     "adapterservers": GROUP,
     "batchinferences": GROUP,
+    "lorasweeps": GROUP,
 }
 
 

@@ -52,6 +52,24 @@ def batchinference(name: str, **spec: Any) -> Json:
     return _object("BatchInference", name, base | spec)
 
 
+def lorasweep(name: str, **spec: Any) -> Json:
+    """Return a LoRASweep over learning rates of jobs that need no GPU."""
+    base: Json = {
+        "template": {
+            "model": {"uri": "s3://models/tiny"},
+            "dataset": {"uri": "s3://datasets/d.jsonl", "evaluation": {"fraction": "0.1"}},
+            "method": "LoRA",
+            "evaluation": {"times": 8},
+            "resources": {"gpus": 0},
+        },
+        "parameters": [{"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-1", "log": True}}],
+        "maxTrials": 4,
+        "parallelTrials": 2,
+        "output": {"uri": f"s3://adapters/{name}", "secretRef": {"name": "s3"}},
+    }
+    return _object("LoRASweep", name, base | spec)
+
+
 def _object(kind: str, name: str, spec: Json) -> Json:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 

@@ -152,6 +152,9 @@ class LoRASweepStatus(CommonStatus):
     gpu_seconds_saved: int | None = Field(
         None, ge=0, description="What the pruned trials would have taken on top, at the mean of the complete ones."
     )
+    forgiven: int | None = Field(
+        None, ge=0, description="Trials below this number count no more among those that failed: the sweep was retried."
+    )
     end_reason: Annotated[str, Field(max_length=32)] | None = Field(
         None, description="Why no more trials are made: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted."
     )

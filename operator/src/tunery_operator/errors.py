@@ -27,6 +27,12 @@ class PreflightsFull(OperatorError):
     """As many preflights run as the platform allows at a time."""
 
 
+class SamplerBusy(OperatorError):
+    """As many samplers run for other sweeps as may run at a time."""
+
+    retry_after = 1.0
+
+
 class FieldContested(OperatorError):
     """Another controller keeps undoing a change of ours: it is left alone for `retry_after` seconds."""
 

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.findings import FindingType
+from tunery_api.kinds import Kind
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
@@ -52,6 +53,10 @@ RECONCILE_ERRORS: Final = Counter("tunery_reconcile_errors", "Reconciles that en
 RECONCILE_CONFLICTS: Final = Counter(
     "tunery_reconcile_conflicts", "Reconciles whose object had changed meanwhile; they are done again.", ["kind"]
 )
+SUGGEST_SECONDS: Final = Histogram(
+    "tunery_suggest_seconds", "Time until a sampler said which trials of a sweep to make.", buckets=_LATENCY
+)
+SUGGEST_ERRORS: Final = Counter("tunery_suggest_errors", "Samplers that could not say which trials to make.")
 QUEUE_WAIT: Final = Histogram(
     "tunery_work_queue_wait_seconds", "Time that a key waited for its reconcile, by lane.", ["lane"], buckets=_LATENCY
 )
@@ -201,6 +206,8 @@ def _findings(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> I
 
 
 def _gpu_seconds(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
+    if facts.kind == Kind.LORASWEEP.value:
+        return  # its trials have told theirs themselves
     seconds = int(new.get("gpuSeconds") or 0) - int(old.get("gpuSeconds") or 0)
     if seconds > 0:
         labels = (facts.namespace, facts.gpu_resource, str(new.get("queue") or ""))

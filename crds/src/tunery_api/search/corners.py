@@ -10,8 +10,8 @@ from typing import Final
 
 from tunery_api.errors import FieldError
 from tunery_api.search.dimensions import Categorical, Dimension, Values
-from tunery_api.search.paths import TYPES, FieldType
 from tunery_api.search.fitting import ends, exists
+from tunery_api.search.paths import TYPES, FieldType
 
 COMBINATIONS: Final = 64
 _APART: Final = 0.618

@@ -32,6 +32,8 @@ class Moment:
     """When the sweep was first looked at, or made: its deadline counts from there."""
     recorded: EndReason | None = None
     """The endReason of the status. That a sampler found no other point, SpaceExhausted, is known from there alone."""
+    forgiven: int = 0
+    """What trials below this number failed for was mended since: it fails the sweep no more."""
     concluding: bool = False
     """The best is being published: nothing is searched any more, whatever the spec says by now."""
 
@@ -59,7 +61,8 @@ class Decision:
 def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Decision:
     """Return what a sweep does next; the order of `trials` does not matter."""
     trials = sorted(trials, key=lambda trial: trial.row.number)
-    failure = None if moment.concluding else _failure(spec, trials)
+    judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
+    failure = None if moment.concluding else _failure(spec, judged)
     if failure is not None:
         return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
     end = _end(spec, trials, moment)

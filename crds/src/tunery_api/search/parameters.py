@@ -10,9 +10,9 @@ from typing import Any, Final
 from tunery_api.errors import FieldError, near
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, SamplerType, WhenSpec
 from tunery_api.search.dimensions import Categorical, Dimension
+from tunery_api.search.fitting import value_in
 from tunery_api.search.guide import guide_dimensions
 from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read
-from tunery_api.search.fitting import value_in
 from tunery_api.search.space import dimension_of
 
 Errors = Iterator[FieldError]

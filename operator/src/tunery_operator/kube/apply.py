@@ -51,6 +51,11 @@ def adopt(found: Json, owner: Owner, resource: Resource) -> Json:
     raise NameTaken(found["metadata"]["name"], resource.kind)
 
 
+def is_child(found: Json, owner: Owner) -> bool:
+    """Tell whether an object is a child of ours."""
+    return controller_of(found).get("uid") == owner.uid
+
+
 def patch_child(client: KubeClient, resource: Resource, found: Json, change: Json) -> Json:
     """Change a child of a server as it was read, and return it as it is now; without a version, whatever it is by now.
 

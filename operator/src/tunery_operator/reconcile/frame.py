@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.lifecycle import LifecycleFields
+from tunery_api.lifecycle import KindSpec
 from tunery_api.reasons import FailureReason
 from tunery_operator.errors import (
     ApiFailure,
@@ -33,7 +33,7 @@ from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import PodView
 
-Spec = TypeVar("Spec", bound=LifecycleFields)
+Spec = TypeVar("Spec", bound=KindSpec)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tunery_operator.reconcile.adapterserver import reconcile_server
 from tunery_operator.reconcile.batchinference import BATCHINFERENCE_STEPS
 from tunery_operator.reconcile.frame import reconcile_job
 from tunery_operator.reconcile.lorajob import LORAJOB_STEPS
+from tunery_operator.reconcile.lorasweep import LORASWEEP_STEPS
 from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import Key
@@ -25,6 +26,7 @@ RECONCILERS: Final[Mapping[Kind, Callable[[Services, Key], Requeue]]] = {
     Kind.ADAPTERMERGE: partial(reconcile_job, steps=ADAPTERMERGE_STEPS),
     Kind.ADAPTERSERVER: reconcile_server,
     Kind.BATCHINFERENCE: partial(reconcile_job, steps=BATCHINFERENCE_STEPS),
+    Kind.LORASWEEP: partial(reconcile_job, steps=LORASWEEP_STEPS),
 }
 
 

@@ -13,6 +13,7 @@ from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.events import EventPoster
 from tunery_operator.plan.job import Platform
 from tunery_operator.reconcile.pace import Quarrels, Retries
+from tunery_operator.reconcile.sampler import Sampler
 from tunery_operator.reconcile.warnings import Warnings
 
 
@@ -33,6 +34,7 @@ class Services:
     retries: Retries = field(default_factory=Retries)
     quarrels: Quarrels = field(default_factory=lambda: Quarrels(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
+    sampler: Sampler = field(default_factory=Sampler)
     watched_before: datetime | None = None
     """Until when another operator was at work before this one began, as the Lease says; None: unknown."""
     acting_since: datetime | None = None

@@ -22,6 +22,7 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
 from tunery_operator.status.stopping import check_stop
+from tunery_operator.status.sweep import check_search
 from tunery_operator.views.event import RESUMED
 from tunery_operator.views.owner import retry_mark
 
@@ -139,6 +140,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     keep_ledger,
     check_stop,
     _check_inputs,
+    check_search,
     check_preflight,
     check_main_job,
     check_deadline,

@@ -39,6 +39,7 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     silence = until_silence(snapshot)
     if silence is not None and silence >= 0:
         yield silence + 1.0
+    yield from _of_search(snapshot)
     for pod in pods:
         if pod.deleted_at is not None and not pod.finished:
             grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()
@@ -53,6 +54,14 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
             yield _pause(snapshot.now, started)
     if snapshot.refusal is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
+
+
+def _of_search(snapshot: Snapshot) -> Iterator[float]:
+    search = snapshot.search
+    if search is not None and search.look_again is not None:
+        yield max(0.0, (search.look_again - snapshot.now).total_seconds())
+    if search is not None and search.hindrance is not None:
+        yield search.hindrance.seconds
 
 
 def _does_not_start(attempt: Attempt) -> bool:

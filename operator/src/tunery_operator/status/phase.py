@@ -56,6 +56,7 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
         (conditions.is_true(ConditionType.SUSPENDED), Phase.SUSPENDED),
         (conditions.reason(ConditionType.SUSPENDED) == STOPPING, Phase.SUSPENDING),
         (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
+        (conditions.status(ConditionType.SEARCHING) in ("True", "Unknown"), Phase.SEARCHING),
         # The pod has ended well, and its Job does not say so yet, or its words are gone: nothing starts again.
         (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),

@@ -22,6 +22,10 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
         return None
     fields = {name: value for name, value in status.items() if name not in _ENDED}
     conditions = [c for c in status.get("conditions") or () if not _is_judged_again(c)]
+    if "trials" in fields:
+        # Of a sweep: what has failed before the cause was mended fails it no more.
+        fields["forgiven"] = 1 + max((row["number"] for row in fields["trials"]), default=-1)
+        fields.pop("endReason", None)
     return {**fields, "conditions": conditions, "observedRetry": mark, "phase": Phase.PENDING.value}
 
 

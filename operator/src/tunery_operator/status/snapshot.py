@@ -13,6 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import Input
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
+from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Owner
 from tunery_operator.views.pod import LostPod, PodView
@@ -81,6 +82,8 @@ class Snapshot:
     waiting_reason: str = WAITING_FOR_PREDECESSOR
     retry: str | None = None
     """The annotation tunery.dev/retry."""
+    search: Search | None = None
+    """What a sweep knows of its trials; None: of another kind, or nothing was found out in this look."""
     input_references: tuple[dict[str, Any], ...] = ()
     """The LoRAJobs that it uses, as status.inputReferences tells them."""
 

@@ -18,6 +18,8 @@ def still_there(snapshot: Snapshot) -> Iterator[str]:
     for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
         saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
         yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
+    for name in snapshot.search.not_held if snapshot.search is not None else ():
+        yield f"trial {name} is not suspended yet"
     for pod in snapshot.leftovers:
         if not pod.finished:
             yield f"pod {pod.name} {_what_it_does(pod, snapshot)}"

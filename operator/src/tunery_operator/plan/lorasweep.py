@@ -1,0 +1,131 @@
+"""The plans of a LoRASweep: its trials, the Job that publishes the best of them, and the one that reports again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from tunery_api.inputs import OutputSpec
+from tunery_api.lorasweep import LoRASweepSpec, PrunerType
+from tunery_api.names import child_name, trials_uri
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.runspec import LoRASweepRun, Purpose, Task
+from tunery_api.search.decide import Decision
+from tunery_api.search.protocol import Suggestion
+from tunery_api.search.rows import FINAL_ORIGIN, Trial
+from tunery_api.search.space import Space, final_spec, trial_spec
+from tunery_api.search.terms import on_terms, preflight_of, was_checked
+from tunery_api.search.words import searched
+from tunery_api.sweepstatus import ParameterImportance, TrialStatus
+from tunery_operator.plan import job
+from tunery_operator.plan.job import Place, Platform
+from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.types import JobPlan
+from tunery_operator.views.owner import Owner
+
+RETRIES: Final = 3
+"""Of the Job that publishes: what the trials took is not lost for one node."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPlan:
+    """One trial: everything that was decided of its LoRAJob."""
+
+    owner: Owner
+    number: int
+    name: str
+    origin: str
+    spec: Mapping[str, Any]
+    looks_at: str | None = None
+    """The place of the sweep's own result, where this trial's preflight is to look whether it is free."""
+
+
+class Found(NamedTuple):
+    """What a sweep has found when its search is over."""
+
+    trials: Sequence[TrialStatus]
+    best: int
+    importance: Sequence[ParameterImportance]
+    end_reason: str | None
+    saved: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Conclusion:
+    """What a plan asks of a spec, of the Job that publishes: it runs where checks run."""
+
+    output: OutputSpec
+    scheduling: SchedulingSpec
+    suspend: bool
+    retries: int = RETRIES
+    resources: ResourcesSpec = field(default_factory=lambda: ResourcesSpec(gpus=0))
+
+
+def plan_trial(
+    spec: LoRASweepSpec, owner: Owner, place: Place, trials: Sequence[Trial], suggestion: Suggestion
+) -> TrialPlan:
+    """Return the plan of a trial, beside the others; `place` is that of the sweep's result."""
+    number, values = suggestion.number, suggestion.values
+    final = suggestion.origin == FINAL_ORIGIN
+    body = final_spec(spec, values) if final else trial_spec(spec, values)
+    preflight = preflight_of(spec.preflight, trials, values)
+    output: dict[str, Any] = {"uri": f"{trials_uri(place.uri, owner.uid)}/{number:03d}"}
+    if spec.output.secret_ref is not None:
+        output["secretRef"] = spec.output.secret_ref.to_json_dict()
+    first = not spec.output.overwrite and not any(map(was_checked, trials))
+    return TrialPlan(
+        owner=owner,
+        number=number,
+        name=trial_name(owner.key.name, number, final=final),
+        origin=suggestion.origin,
+        spec={**on_terms(body, preflight), "output": output},
+        looks_at=place.uri if first else None,
+    )
+
+
+def trial_name(sweep: str, number: int, *, final: bool = False) -> str:
+    """Return the name of a trial's LoRAJob."""
+    return child_name(sweep, "final" if final else f"{number:03d}")
+
+
+def plan_conclude(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
+    """Return the plan of the Job that publishes the best trial's adapter; raises InvalidSpec when it has no place."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
+    work = _Conclusion(spec.output, spec.template.scheduling, spec.suspend)
+    own = {"lora_sweep": run_of(spec, owner, place, found, space)}
+    run = job.run_spec(work, owner, platform, place, accesses).model_copy(update=own)
+    base = job.job_plan(work, owner, platform, job.Errand(Task.CONCLUDE, run, accesses))
+    return job.check_plan(base, work, platform.settings)
+
+
+def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
+    """Return the plan of the Job that says again what the sweep published; raises InvalidSpec as `plan_conclude`."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    work = _Conclusion(spec.output, spec.template.scheduling, spec.suspend)
+    return job.report_plan(work, owner, platform, {"lora_sweep": run_of(spec, owner, place, found, space)})
+
+
+def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space: Space) -> LoRASweepRun:
+    """Return what the Job that publishes is told of the sweep."""
+    return LoRASweepRun(
+        trials=list(found.trials),
+        best=found.best,
+        trials_uri=trials_uri(place.uri, owner.uid),
+        keep_adapters=spec.keep_adapters,
+        overwrite=spec.output.overwrite,
+        seed=spec.seed,
+        sampler=spec.sampler.type.value,
+        space=searched(space.dimensions),
+        rungs=[] if spec.pruner.type is PrunerType.NONE else list(spec.pruner.rungs),
+        importance=list(found.importance),
+        end_reason=found.end_reason,
+        gpu_seconds_saved=found.saved,
+    )
+
+
+def final_suggestion(decision: Decision, best: TrialStatus) -> Suggestion:
+    """Return the trial that trains the best settings once more."""
+    assert decision.final is not None  # noqa: S101 - whoever asks has seen it
+    return Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=best.parameters)

@@ -1,0 +1,292 @@
+"""The steps of a LoRASweep: trials as the search asks for them, then the best one published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from tunery_api.kinds import Kind
+from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.names import SUSPENDED_BY_ANNOTATION, child_name
+from tunery_api.runspec import Task
+from tunery_api.search.ask import SuggestionFailed
+from tunery_api.search.decide import Decision, Moment, decide
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
+from tunery_api.search.rows import Trial, merge, number_of
+from tunery_api.search.space import Space, read_values, space_of, starts
+from tunery_api.search.telling import question, with_earlier
+from tunery_api.search.totals import best, gpu_seconds_saved
+from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialState, TrialStatus
+from tunery_api.tolerant import without_invalid
+from tunery_api.validation import parse_lorasweep
+from tunery_operator.errors import SamplerBusy
+from tunery_operator.kube import apply
+from tunery_operator.kube.client import Json
+from tunery_operator.kube.rbac import LORAJOBS
+from tunery_operator.kube.read import peek_object
+from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
+from tunery_operator.plan.job import output_place
+from tunery_operator.plan.lorasweep import Found, final_suggestion, plan_conclude, plan_report, plan_trial
+from tunery_operator.reconcile.children import ensure_attempt
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.frame import KindSteps
+from tunery_operator.reconcile.gathering import gather_main_job, report_again
+from tunery_operator.reconcile.services import Services
+from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.clock import parse_time
+from tunery_operator.views.owner import Key
+
+FAILED_SECONDS: Final = 30.0
+"""Time until a sampler that failed is asked again."""
+BUSY_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """One sweep in one look: what is asked of it, and the trials as they are in the cluster."""
+
+    services: Services
+    obj: FoundObject
+    spec: LoRASweepSpec
+    space: Space
+    rows: tuple[TrialStatus, ...]
+    children: Mapping[int, Json]
+    """The LoRAJobs of the trials that are not final in the status, by number."""
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, as status and LoRAJobs tell it."""
+        return merge(self.rows, self.children.values(), lambda job_spec: read_values(self.space, job_spec))
+
+    def with_child(self, body: Json) -> _Sweep:
+        """Return the sweep with a LoRAJob as it is now."""
+        # The watch will tell no news of it any more: the trial is to be reconciled from here.
+        cache = self.services.cache
+        cache.owe(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
+        number = number_of(body)
+        return self if number is None else replace(self, children={**self.children, number: body})
+
+
+def _gather(services: Services, obj: FoundObject) -> Snapshot:
+    """Return what is in the cluster of the Job that publishes the best."""
+    return gather_main_job(services, obj, Task.CONCLUDE)
+
+
+def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
+    """Stop what is hopeless, make the trials that are due, or publish the best once the search is over."""
+    # Judged before anything is waited for.
+    output_place(spec.output, obj.owner, services.platform.settings)
+    sweep = _found(services, obj, spec)
+    main = snapshot.main
+    trials = sweep.trials
+    moment = _moment(services, obj, concluding=main is not None)
+    decision = decide(spec, trials, moment)
+    if main is not None and main.job.finished:
+        found = _result(obj, sweep.trials, decision)
+        shown = replace(snapshot, search=Search(spec, trials, decision))
+        return report_again(
+            services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
+        )
+    sweep = _stop(sweep, decision.stop)
+    sweep, not_held = _hold(sweep)
+    search = Search(spec, trials, decision, not_held=not_held)
+    if decision.create or decision.final is not None:
+        sweep, search = _make(sweep, search)
+    snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
+    if decision.conclude is None:
+        return snapshot
+    return _conclude(sweep, snapshot)
+
+
+def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:
+    rows = tuple(_rows(obj.status))
+    children = _children(services, obj, rows)
+    return _Sweep(services, obj, spec, space_of(spec), rows, children)
+
+
+def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
+    """Yield the rows of a status; of a later version's what is known here."""
+    for row in status.get("trials") or ():
+        yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
+
+
+def _children(services: Services, obj: FoundObject, rows: Sequence[TrialStatus]) -> dict[int, Json]:
+    """Return the LoRAJobs of the trials that are not final in the status, by number; raises ApiFailure.
+
+    From the cache while they go on. One that has ended is read once: then its row is final. One that the cache does not
+    know is asked for: a trial that is taken for deleted would never count.
+    """
+    final = {row.name for row in rows if row.state not in (TrialState.WAITING, TrialState.RUNNING)}
+    names = services.cache.trials(obj.owner.uid) | {row.name for row in rows}
+    found = {}
+    for name in sorted(names - final):
+        body = _child(services, obj, name)
+        number = number_of(body) if body is not None else None
+        if body is not None and number is not None:
+            found[number] = body
+    return found
+
+
+def _child(services: Services, obj: FoundObject, name: str) -> Json | None:
+    key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
+    body = None if services.cache.is_stale(obj.owner.key) else services.cache.body(key)
+    body = body if body is not None else services.client.get(LORAJOBS.get, key.namespace, name)
+    return body if body is not None and apply.is_child(body, obj.owner) else None
+
+
+def _moment(services: Services, obj: FoundObject, *, concluding: bool) -> Moment:
+    recorded = obj.status.get("endReason")
+    known = {reason.value for reason in EndReason}
+    return Moment(
+        now=services.now(),
+        started=parse_time(obj.owner.created) or services.now(),
+        recorded=EndReason(recorded) if recorded in known else None,
+        concluding=concluding,
+        forgiven=int(obj.status.get("forgiven") or 0),
+    )
+
+
+# Trials that there are
+
+
+def _stop(sweep: _Sweep, stop: Mapping[int, str]) -> _Sweep:
+    """Have the named trials end for good."""
+    for number, why in stop.items():
+        sweep = _change(sweep, number, stop_change(why))
+    return sweep
+
+
+def _hold(sweep: _Sweep) -> tuple[_Sweep, tuple[str, ...]]:
+    """Have the trials suspended with their sweep, or let those go on again; return who has not come to rest yet.
+
+    One that somebody else has suspended stays so.
+    """
+    not_held = []
+    for number, body in sweep.children.items():
+        spec, phase = body.get("spec") or {}, (body.get("status") or {}).get("phase")
+        if phase in FINAL_PHASES or spec.get("stop") is not None:
+            continue
+        held = bool(spec.get("suspend"))
+        ours = (body["metadata"].get("annotations") or {}).get(SUSPENDED_BY_ANNOTATION) == "sweep"
+        if sweep.obj.suspend and not held:
+            sweep = _change(sweep, number, hold_change(True))
+        elif not sweep.obj.suspend and held and ours:
+            sweep = _change(sweep, number, hold_change(False))
+        if sweep.obj.suspend and phase != Phase.SUSPENDED:
+            not_held.append(body["metadata"]["name"])
+    return sweep, tuple(not_held)
+
+
+def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
+    """Change a trial, whatever else has changed in it; raises StaleObject where it is gone, Rejected, ApiFailure."""
+    body = sweep.children.get(number)
+    if body is None:
+        return sweep
+    meta = body["metadata"]
+    same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
+    return sweep.with_child(apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+
+
+# Trials that are made
+
+
+def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+    """Make the trials that are due; tell why none was where the sampler could not say which."""
+    decision, trials = search.decision, search.trials
+    if decision.final is not None:
+        chosen = best(trials, float(sweep.spec.objective.tolerance))
+        suggestions = [final_suggestion(decision, chosen)] if chosen is not None else []
+    else:
+        try:
+            answer = _ask(sweep, trials, decision.create)
+        except SamplerBusy as error:
+            return sweep, replace(search, hindrance=Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS))
+        except SuggestionFailed as error:
+            return sweep, replace(search, hindrance=Hindrance(SUGGESTION_FAILED, str(error), FAILED_SECONDS))
+        search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
+        suggestions = list(answer.suggestions)
+    for suggestion in suggestions:
+        sweep = _create(sweep, suggestion)
+    return sweep, search
+
+
+def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
+    """Return what to try next. Raises SamplerBusy, SuggestionFailed, StaleObject, ApiFailure."""
+    first = enumerate(starts(sweep.spec, sweep.space))
+    fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
+    ask = question(sweep.spec, sweep.space.dimensions, trials, numbers, fixed)
+    if sweep.spec.warm_start_from:
+        ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
+    return sweep.services.sampler.suggestions(ask)
+
+
+def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
+    """Return the trials of an earlier sweep; none where it is gone: what it knew is no condition of this one."""
+    services = sweep.services
+    key = Key(Kind.LORASWEEP, sweep.obj.owner.key.namespace, name)
+    body = peek_object(services.client, services.cache, key)
+    return list(_rows((body or {}).get("status") or {}))
+
+
+def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
+    """Make one trial, or take over the one of that number that is there. Raises as `create_child`."""
+    services, owner = sweep.services, sweep.obj.owner
+    place = output_place(sweep.spec.output, owner, services.platform.settings)
+    plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
+    return sweep.with_child(apply.create_child(services.client, owner, LORAJOBS, build_trial(plan)))
+
+
+# The end
+
+
+def _conclude(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
+    """Make the Job that publishes the best trial's adapter."""
+    services, obj, search = sweep.services, sweep.obj, snapshot.search
+    assert search is not None  # noqa: S101 - set by the caller, for the type checker
+    if snapshot.main is None:
+        try:
+            search = _with_importance(sweep, search)
+        except SamplerBusy as error:
+            return replace(
+                snapshot, search=replace(search, hindrance=Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS))
+            )
+    found = _result(obj, sweep.trials, search.decision, search.importance)
+    plan = plan_conclude(sweep.spec, obj.owner, services.platform, found, sweep.space)
+    return replace(snapshot, search=search, main=ensure_attempt(services, obj, plan, snapshot.main))
+
+
+def _with_importance(sweep: _Sweep, search: Search) -> Search:
+    """Return the search with what mattered, of all trials; without where that cannot be said: nothing hangs on it."""
+    complete = sum(trial.row.state == TrialState.COMPLETE for trial in search.trials)
+    if complete < IMPORTANCE_FROM:
+        return search
+    try:
+        return replace(search, importance=_ask(sweep, search.trials, ()).importance or None)
+    except SuggestionFailed:
+        return search
+
+
+def _result(
+    obj: FoundObject, trials: Sequence[Trial], decision: Decision, importance: Mapping[str, float] | None = None
+) -> Found:
+    """Return what the search has found."""
+    shown = [ParameterImportance(path=path, share=f"{share:.3g}") for path, share in (importance or {}).items()]
+    known = [ParameterImportance.model_validate(each) for each in obj.status.get("importance") or ()]
+    end = decision.end_reason
+    return Found(
+        trials=[trial.row for trial in trials],
+        best=decision.conclude if decision.conclude is not None else -1,
+        importance=shown or known,
+        end_reason=end.value if end is not None else None,
+        saved=gpu_seconds_saved(trials),
+    )
+
+
+def _jobs(key: Key) -> tuple[str, ...]:
+    return (child_name(key.name, Task.CONCLUDE.value),)
+
+
+LORASWEEP_STEPS: Final = KindSteps(parse_lorasweep, _gather, _advance, _jobs)

@@ -1,0 +1,105 @@
+"""What a sweep's status says of its trials: rows, the best, and why no more are made."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from tunery_api.search import totals
+from tunery_api.search.rows import Trial
+from tunery_api.status import ConditionType
+from tunery_api.sweepstatus import EndReason
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.search import TRIALS_QUEUED, Search
+
+_SEARCHING: Final = ConditionType.SEARCHING
+_END: Final = {
+    EndReason.MAX_TRIALS: "all spec.maxTrials have been made",
+    EndReason.BUDGET: "spec.budget has no room for another trial",
+    EndReason.DEADLINE: "spec.activeDeadlineSeconds is over",
+    EndReason.NO_IMPROVEMENT: "the last spec.stopAfterTrialsWithoutImprovement trials were not better than the best",
+    EndReason.SPACE_EXHAUSTED: "the space has no other point that would fit",
+}
+
+
+def check_search(draft: Draft) -> bool:
+    """Take over what is known of the trials; True where the sweep fails."""
+    search = draft.snapshot.search
+    if search is None:
+        return False
+    _show_trials(draft, search)
+    failure = search.decision.fail
+    if failure is None:
+        _show_stage(draft, search)
+        return False
+    if search.alive:
+        # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
+        draft.show_obstacle(failure)
+        draft.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
+        return True
+    draft.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
+    draft.fail(failure)
+    return True
+
+
+def _show_trials(draft: Draft, search: Search) -> None:
+    spec, trials = search.spec, search.trials
+    best = totals.best(trials, float(spec.objective.tolerance))
+    convergence = totals.convergence(trials)
+    end = EndReason.SPACE_EXHAUSTED if search.exhausted else search.decision.end_reason
+    draft.put(
+        trials=[trial.row.to_json_dict() for trial in trials] or None,
+        counts=totals.counts(trials).to_json_dict(),
+        countsText=totals.counts_text(trials, spec.max_trials),
+        best=totals.best_trial(best).to_json_dict() if best is not None else None,
+        convergence=[each.to_json_dict() for each in convergence] or None,
+        trialsSinceImprovement=totals.since_improvement(trials),
+        gpuSeconds=totals.gpu_seconds(trials),
+        gpuSecondsSaved=totals.gpu_seconds_saved(trials),
+        endReason=end.value if end is not None else None,
+    )
+    if search.importance is not None:
+        shown = totals.importance_shown(search.importance)
+        draft.put(importance=[each.to_json_dict() for each in shown] if shown else None)
+    started = _started(trials)
+    if started is not None:
+        draft.fields.setdefault("startTime", started)
+
+
+def _started(trials: tuple[Trial, ...]) -> str | None:
+    """Return when the first pod of a trial started, as far as this look tells."""
+    times = [since for trial in trials if trial.live is not None for since in trial.live.since]
+    return _text(min(times)) if times else None
+
+
+def _text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _show_stage(draft: Draft, search: Search) -> None:
+    """Say whether trials are made, and why none is."""
+    decision, hindrance = search.decision, search.hindrance
+    end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
+    if decision.conclude is not None or (end is not None and decision.final is None and not decision.create):
+        why = _END.get(end, "it is over") if end is not None else "it is over"
+        still = f"; {_still(search)}" if search.alive else ""
+        draft.conditions.set(_SEARCHING, False, end.value if end is not None else "Ended", why + still)
+    elif hindrance is not None:
+        draft.conditions.set(_SEARCHING, None, hindrance.reason, hindrance.message)
+    elif (queued := _held(search)) is not None:
+        draft.conditions.set(_SEARCHING, None, TRIALS_QUEUED, queued)
+    else:
+        draft.conditions.set(_SEARCHING, True, "Searching", "trials are made")
+
+
+def _held(search: Search) -> str | None:
+    held = [trial.row for trial in search.alive if trial.live is not None and trial.live.held]
+    if not held:
+        return None
+    names = ", ".join(row.name for row in held)
+    return f"{names} waits: kubectl get lorajob {held[0].name} says for what; no other is made before it runs"
+
+
+def _still(search: Search) -> str:
+    names = ", ".join(trial.row.name for trial in search.alive)
+    return f"waits for {names} to end"
