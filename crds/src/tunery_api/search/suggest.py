@@ -42,11 +42,17 @@ def answer(ask: Ask) -> Answer:
 
 
 def _tpe_draw(ask: Ask) -> Draw:
-    """Return the tree-structured Parzen estimator: a new study for each proposal."""
-    order = in_order(ask.space)
+    """Return the tree-structured Parzen estimator: a new study for each proposal.
+
+    Its first trials are by chance, those that Random would make: only so it is told from Random by what it learns.
+    """
+    order, by_chance = in_order(ask.space), random_draw(ask)
     frozen: dict[int, FrozenTrial] = {}
 
     def draw(seed: int, known: tuple[Told, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        there = _points(ask, known)
+        if sum(told.state in (ToldState.COMPLETE, ToldState.PRUNED) for told in there) < ask.startup:
+            return by_chance(seed, known, fixed)
         sampler = TPESampler(
             seed=seed,
             n_startup_trials=ask.startup,
@@ -55,7 +61,7 @@ def _tpe_draw(ask: Ask) -> Draw:
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in _points(ask, known)])
+        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in there])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
             if exists(dimension, values):
