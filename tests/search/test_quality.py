@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric
-from tunery_api.search.protocol import Ask, Told, ToldState
+from tunery_api.search.protocol import Ask, ToldState, ToldTrial
 from tunery_api.search.suggest import answer
 
 GUIDE: tuple[Dimension, ...] = (
@@ -58,13 +58,13 @@ def searched(
     judge: Judge, space: tuple[Dimension, ...], sampler: SamplerType, seed: int, *, trials: int, bad: ToldState
 ) -> list[float | None]:
     """Return what each of so many trials came to, one after the other; `bad` is what is told where it cannot work."""
-    known: tuple[Told, ...] = ()
+    known: tuple[ToldTrial, ...] = ()
     for number in range(trials):
         asked = Ask(seed=seed, sampler=sampler, startup=8, space=space, trials=known, numbers=(number,))
         (made,) = answer(asked).suggestions
         value = judge(made.values)
         state = bad if value is None else ToldState.COMPLETE
-        known += (Told(number=number, state=state, values=made.values, value=value),)
+        known += (ToldTrial(number=number, state=state, values=made.values, value=value),)
     return [judge(told.values) for told in known]
 
 
