@@ -16,7 +16,7 @@ from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
 from tunery_api.search.grid import grid, point, size
 from tunery_api.search.points import has, in_order, is_point, key
-from tunery_api.search.protocol import Ask, Fixed, Told, ToldState
+from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
 from tunery_api.search.suggest import answer
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
@@ -47,12 +47,12 @@ def question(space: tuple[Dimension, ...] = SPACE, *, sampler: str = "TPE", **fi
     return Ask(sampler=SamplerType(sampler), space=space, **known)
 
 
-def history(space: tuple[Dimension, ...], number: int) -> tuple[Told, ...]:
+def history(space: tuple[Dimension, ...], number: int) -> tuple[ToldTrial, ...]:
     """Return trials by chance, of each state."""
     made = answer(question(space, sampler="Random", seed=7, numbers=tuple(range(number)))).suggestions
     states = (ToldState.COMPLETE, ToldState.COMPLETE, ToldState.PRUNED, ToldState.RUNNING, ToldState.FAILED)
     return tuple(
-        Told(
+        ToldTrial(
             number=each.number,
             state=(state := states[each.number % len(states)]),
             values=each.values,
@@ -92,11 +92,11 @@ def test_all_four_methods_are_tried_each_with_its_own_settings_alone() -> None:
 
 @pytest.mark.parametrize("sampler", ["TPE", "Random", "Grid"])
 def test_a_space_of_sixty_points_is_exhausted_and_then_ends(sampler: str) -> None:
-    trials: tuple[Told, ...] = ()
+    trials: tuple[ToldTrial, ...] = ()
     for start in range(0, 66, 6):
         made = answer(question(SIXTY, sampler=sampler, trials=trials, numbers=tuple(range(start, start + 6))))
         trials += tuple(
-            Told(number=each.number, state=ToldState.COMPLETE, value=float(each.number), values=each.values)
+            ToldTrial(number=each.number, state=ToldState.COMPLETE, value=float(each.number), values=each.values)
             for each in made.suggestions
         )
     assert len(trials) == len({key(each.values) for each in trials}) == 60
@@ -151,7 +151,7 @@ def test_what_is_told_is_what_ran_to_the_last_digit() -> None:
 
 
 def test_trials_that_are_no_points_of_the_space_are_read_over() -> None:
-    odd = Told(number=3, state=ToldState.COMPLETE, value=0.1, values={"lora.rank": "5", "other": "1"})
+    odd = ToldTrial(number=3, state=ToldState.COMPLETE, value=0.1, values={"lora.rank": "5", "other": "1"})
     trials = history(SPACE, 12)
     assert answer(question(trials=trials, earlier=(odd,), numbers=(12,))) == answer(
         question(trials=trials, numbers=(12,))
@@ -160,12 +160,12 @@ def test_trials_that_are_no_points_of_the_space_are_read_over() -> None:
 
 def test_other_sweeps_are_learnt_from_and_their_points_may_be_made_again() -> None:
     whole = {"lora.rank": "8", "lora.alpha": "16", "lora.dropout": "0.05"}
-    earlier = (Told(number=0, state=ToldState.COMPLETE, value=0.1, values=whole),)
+    earlier = (ToldTrial(number=0, state=ToldState.COMPLETE, value=0.1, values=whole),)
     fixed = {0: Fixed(origin="Initial", values=whole)}
     (again,) = answer(question(SIXTY, earlier=earlier, fixed=fixed)).suggestions
     assert again.values == whole
     learnt = tuple(
-        Told(
+        ToldTrial(
             number=number,
             state=ToldState.COMPLETE,
             value=abs(number - 20),
@@ -180,7 +180,7 @@ def test_other_sweeps_are_learnt_from_and_their_points_may_be_made_again() -> No
 def test_the_parameter_that_matters_is_found_from_twenty_trials_on() -> None:
     made = answer(question(numbers=tuple(range(20)), sampler="Random")).suggestions
     trials = tuple(
-        Told(
+        ToldTrial(
             number=each.number,
             state=ToldState.COMPLETE,
             value=abs(float(each.values["training.learningRate"]) - 1e-3),

@@ -130,9 +130,12 @@ def test_a_failure_is_infeasible_where_the_parameters_are_at_fault(reason: Failu
 
 
 def test_some_faults_depend_on_the_trial() -> None:
-    modules = {"lora.targetModules": "q_proj"}
-    assert fault_of("InvalidSpec", {}, ran=False) is Fault.EVERY
-    assert fault_of("InvalidSpec", modules, ran=False) is Fault.PARAMETERS
+    rate, steps = {"training.learningRate": "0.001"}, {"adalora.initialWarmupSteps": "90"}
+    assert fault_of("InvalidSpec", rate, "spec.adalora.initialWarmupSteps: too many", ran=False) is Fault.EVERY
+    assert fault_of("InvalidSpec", steps, "spec.adalora.initialWarmupSteps: too many", ran=False) is Fault.PARAMETERS
+    for refused in ({"lora.targetModules": "q_proj"}, {"method": "IA3"}, {"quantization.type": "FP4"}):
+        assert fault_of("ModelUnsupported", refused, "no such layer", ran=False) is Fault.PARAMETERS
+    assert fault_of("SecretNotFound", {"method": "IA3"}, ran=False) is Fault.EVERY
     assert fault_of("AdapterMissing", {}, ran=False) is Fault.EVERY
     assert fault_of("AdapterMissing", {}, ran=True) is Fault.CHANCE
     assert fault_of("OfALaterVersion", {}, ran=False) is Fault.CHANCE

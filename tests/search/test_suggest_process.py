@@ -15,7 +15,7 @@ from tunery_api.lorasweep import SamplerType
 from tunery_api.search import ask as asking
 from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_api.search.protocol import Answer, Ask, Told, ToldState
+from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
 
 LORA = Condition("method", ("LoRA", "DoRA"))
 SPACE: tuple[Dimension, ...] = (
@@ -27,7 +27,7 @@ SPACE: tuple[Dimension, ...] = (
 )
 
 
-def told(number: int) -> Told:
+def told(number: int) -> ToldTrial:
     chance = random.Random(number)
     values = {
         "method": chance.choice(["LoRA", "DoRA", "IA3"]),
@@ -39,7 +39,7 @@ def told(number: int) -> Told:
     state = chance.choice([ToldState.COMPLETE] * 8 + [ToldState.PRUNED, ToldState.FAILED, ToldState.RUNNING])
     value = 1 + chance.random() if state is ToldState.COMPLETE else None
     course = ((25, 2.0),) if state is ToldState.PRUNED else ()
-    return Told(number=number, state=state, values=values, value=value, course=course)
+    return ToldTrial(number=number, state=state, values=values, value=value, course=course)
 
 
 def question(**fields: Any) -> Ask:
@@ -137,7 +137,7 @@ def test_a_process_that_does_not_answer_is_ended_and_told() -> None:
 
 def test_a_process_that_fails_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SuggestionFailed, match=r"ended with 1: ValueError: .*low.*high"):
-        suggestions(question(space=(Numeric("training.learningRate", 2.0, 1.0),), trials=()))
+        suggestions(question(space=(Numeric("training.learningRate", 2.0, 1.0),), trials=(), startup=0))
     monkeypatch.setattr(asking, "_PROGRAM", "this")
     with pytest.raises(SuggestionFailed, match="the sampler's answer is none"):
         suggestions(question())

@@ -126,7 +126,8 @@ class SamplerSpec(ApiModel):
 
 
 class PrunerSpec(ApiModel):
-    """Who ends a trial that promises nothing. What a trial finds out about itself ends it in any case."""
+    """Who ends a trial that promises nothing. A Problem that a trial finds ends it by itself, unless the template's
+    diagnosis.action is Warn: then the pruner does, whatever its type but None."""
 
     type: PrunerType = Field(
         PrunerType.HALVING,

@@ -17,6 +17,8 @@ from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
 TIMEOUT_SECONDS: Final = 60.0
 _PROGRAM: Final = "tunery_api.search.suggest"
 _SINGLE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_KEPT: Final = ("HOME", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
+"""What a Python may need to start."""
 _SHOWN: Final = 500
 
 
@@ -42,6 +44,7 @@ def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS) -> Answer:
 def _of_process(ask: Ask, timeout: float) -> Answer:
     """Run the program with as little of this process's environment as it needs, no credential among it."""
     environment = {
+        **{name: os.environ[name] for name in _KEPT if name in os.environ},
         **dict.fromkeys(_SINGLE, "1"),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONUTF8": "1",

@@ -101,7 +101,8 @@ def most_failed(spec: LoRASweepSpec) -> int:
 
 
 def _fault(trial: Trial) -> Fault:
-    return fault_of(trial.row.reason or "", trial.row.parameters, ran=bool(trial.row.run_seconds))
+    # What its parameters are at fault for is Infeasible, not Failed.
+    return fault_of(trial.row.reason or "", {}, ran=bool(trial.row.run_seconds))
 
 
 def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:

@@ -17,14 +17,14 @@ from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension, plain
 from tunery_api.search.grid import grid
 from tunery_api.search.points import exists, has, in_order, key, last_step, spacing
-from tunery_api.search.protocol import Ask, Suggestion, Told, ToldState
+from tunery_api.search.protocol import Ask, Suggestion, ToldState, ToldTrial
 
 SALTS: Final = 20
 """Proposals for one number, until one of them is new."""
 _LOOKED_THROUGH: Final = 4096
 """Points of a grid among which one is sought that is left."""
 
-Draw = Callable[[int, tuple[Told, ...], Mapping[str, str]], dict[str, str]]
+Draw = Callable[[int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
 """From a seed, what is known, and values that are fixed: a point."""
 
 
@@ -44,11 +44,11 @@ def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
             break
         found.append(one)
         seen.add(key(one.values))
-        known = (*known, Told(number=number, state=ToldState.RUNNING, values=one.values))
+        known = (*known, ToldTrial(number=number, state=ToldState.RUNNING, values=one.values))
     return tuple(found)
 
 
-def _candidates(ask: Ask, number: int, known: tuple[Told, ...], draw: Draw) -> Iterator[Suggestion]:
+def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw) -> Iterator[Suggestion]:
     """Yield what may be proposed for a number: as it is fixed, then as the sampler has it, then whatever is left."""
     fixed = ask.fixed.get(number)
     if fixed is not None:
@@ -66,7 +66,7 @@ def _candidates(ask: Ask, number: int, known: tuple[Told, ...], draw: Draw) -> I
     yield from (Suggestion(number=number, origin=origin, values=values) for values in left)
 
 
-def _left(ask: Ask, known: tuple[Told, ...]) -> list[dict[str, str]]:
+def _left(ask: Ask, known: tuple[ToldTrial, ...]) -> list[dict[str, str]]:
     """Return points of the grid that are not known, in order; none of a space that has no grid."""
     taken = {key(told.values) for told in known[len(ask.earlier) :]}
     new = (values for values in grid(ask.space) if key(values) not in taken)
@@ -77,7 +77,7 @@ def random_draw(ask: Ask) -> Draw:
     """Return the sampler that knows nothing: every value of a parameter is as likely as any other."""
     order = in_order(ask.space)
 
-    def draw(seed: int, known: tuple[Told, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+    def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
         chance = random.Random(seed)  # noqa: S311  # no secret
         values: dict[str, str] = {}
         for dimension in order:

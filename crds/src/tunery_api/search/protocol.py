@@ -27,7 +27,7 @@ class ToldState(StrEnum):
     """It says nothing of its values."""
 
 
-class Told(ApiModel):
+class ToldTrial(ApiModel):
     """A trial that is known."""
 
     number: int
@@ -52,9 +52,9 @@ class Ask(ApiModel):
     sampler: SamplerType
     startup: int
     space: tuple[Categorical | Numeric, ...]
-    earlier: tuple[Told, ...] = ()
+    earlier: tuple[ToldTrial, ...] = ()
     """Trials of other sweeps to learn from, points of this space."""
-    trials: tuple[Told, ...] = ()
+    trials: tuple[ToldTrial, ...] = ()
     fixed: dict[int, Fixed] = Field(default_factory=dict)
     """By the number of the trial."""
     numbers: tuple[int, ...] = ()

@@ -68,7 +68,7 @@ def halving(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]
     places = math.ceil(float(spec.keep) * (len(others) + 1) - _EPSILON)
     if rank <= places:
         return None
-    return f"{_at(own, rung)} it is number {rank} of {len(others) + 1}, and the best {places} go on"
+    return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} go on"
 
 
 def median(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:
@@ -76,7 +76,7 @@ def median(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial])
     own, others = _compared(spec, rung, trial, elders)
     if own is None or own <= (middle := statistics.median(others)):
         return None
-    return f"{_at(own, rung)} it is above {middle:.5g}, the median of the {len(others)} before it"
+    return f"{_at(own, rung)}: above {middle:.5g}, the median of the {len(others)} before it"
 
 
 def _compared(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> tuple[float | None, list[float]]:
@@ -87,4 +87,4 @@ def _compared(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Tria
 
 
 def _at(loss: float, rung: float) -> str:
-    return f"with a held-out loss of {loss:.5g} after {share_text(rung)} of the steps"
+    return f"after {share_text(rung)} of the steps its lowest held-out loss is {loss:.5g}"

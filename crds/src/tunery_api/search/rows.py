@@ -197,7 +197,7 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     failure = status.get("failure") or {}
     reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
     told = {"reason": reason[:128], "why": shorten(str(failure.get("message") or ""), _WHY) or None}
-    fault = fault_of(reason, values, ran=bool(status.get("runSeconds")))
+    fault = fault_of(reason, values, str(failure.get("message") or ""), ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
         value = _value(status)
         if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):

@@ -24,7 +24,7 @@ from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension
 from tunery_api.search.points import exists, in_order, is_point
 from tunery_api.search.propose import Draw, fixed_value, proposed, random_draw
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, Told, ToldState
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
 
 _STATES: Final = {
     ToldState.COMPLETE: TrialState.COMPLETE,
@@ -42,11 +42,17 @@ def answer(ask: Ask) -> Answer:
 
 
 def _tpe_draw(ask: Ask) -> Draw:
-    """Return the tree-structured Parzen estimator: a new study for each proposal."""
-    order = in_order(ask.space)
+    """Return the tree-structured Parzen estimator: a new study for each proposal.
+
+    Its first trials are by chance, those that Random would make: only so it is told from Random by what it learns.
+    """
+    order, by_chance = in_order(ask.space), random_draw(ask)
     frozen: dict[int, FrozenTrial] = {}
 
-    def draw(seed: int, known: tuple[Told, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+    def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        there = _points(ask, known)
+        if sum(told.state in (ToldState.COMPLETE, ToldState.PRUNED) for told in there) < ask.startup:
+            return by_chance(seed, known, fixed)
         sampler = TPESampler(
             seed=seed,
             n_startup_trials=ask.startup,
@@ -55,7 +61,7 @@ def _tpe_draw(ask: Ask) -> Draw:
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in _points(ask, known)])
+        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in there])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
             if exists(dimension, values):
@@ -65,7 +71,7 @@ def _tpe_draw(ask: Ask) -> Draw:
     return draw
 
 
-def _points(ask: Ask, known: tuple[Told, ...]) -> tuple[Told, ...]:
+def _points(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...]:
     """Return the trials that are points of this space: the preset of another version may have had another."""
     return tuple(told for told in known if is_point(ask.space, told.values))
 
@@ -84,7 +90,7 @@ def _suggested(trial: Trial, dimension: Dimension) -> str:
     )
 
 
-def _frozen(order: tuple[Dimension, ...], told: Told) -> FrozenTrial:
+def _frozen(order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
     """Return a trial as Optuna knows it."""
     there = [dimension for dimension in order if dimension.path in told.values]
     return create_trial(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.search.dimensions import Dimension
 from tunery_api.search.points import is_point
-from tunery_api.search.protocol import Ask, Fixed, Told, ToldState
+from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialState, TrialStatus
 
@@ -39,10 +39,10 @@ def with_earlier(ask: Ask, sweeps: Iterable[Iterable[TrialStatus]]) -> Ask:
     return ask.model_copy(update={"earlier": known})
 
 
-def told(trial: Trial) -> Told:
+def told(trial: Trial) -> ToldTrial:
     """Return what a sampler is told of a trial."""
     row, state = trial.row, _state(trial)
-    return Told(
+    return ToldTrial(
         number=row.number,
         state=state,
         values=row.parameters,

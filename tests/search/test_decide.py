@@ -1,0 +1,353 @@
+"""What a sweep does next: a table of situations, and that it does not matter when or how often it is asked."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunery_api.reasons import FailureReason
+from tunery_api.search.decide import Decision, decide, most_failed
+from tunery_api.search.failures import FAULTS, Fault
+from tunery_api.search.rows import Live, Trial
+from tunery_api.sweepstatus import EndReason, TrialState
+
+from kit.sweeps import START, moment, running, sweep, trial
+
+S = TrialState
+WAITING = trial(0, S.WAITING)
+
+
+def done(number: int, value: float | None = None, **fields: Any) -> Trial:
+    return trial(number, S.COMPLETE, value, **fields)
+
+
+def unfit(number: int) -> Trial:
+    return trial(number, S.INFEASIBLE, reason="WontFit", why="40 GiB of 24")
+
+
+def by_chance(number: int, reason: str = "NodeLost") -> Trial:
+    return trial(number, S.FAILED, reason=reason, why=f"node {number} is gone")
+
+
+@pytest.mark.parametrize(
+    ("trials", "create"),
+    [
+        ([], (0,)),
+        ([WAITING], ()),
+        ([running(0, checked=False)], ()),
+        ([running(0)], (1, 2, 3)),
+        ([done(0)], (1, 2, 3, 4)),
+        ([unfit(0)], (1,)),
+        ([by_chance(0)], (1,)),
+        ([trial(0, S.INFEASIBLE, reason="GPUOutOfMemory", run_seconds=9)], (1, 2, 3, 4)),
+        ([trial(0, S.PRUNED, 2.0, losses=(2.0,))], (1, 2, 3, 4)),
+        ([trial(0, S.DELETED)], (1,)),
+    ],
+    ids=[
+        "the first",
+        "it waits",
+        "it is being checked",
+        "it passed",
+        "it is complete",
+        "it did not fit",
+        "it failed by chance in preflight",
+        "it failed on the GPU",
+        "it was pruned",
+        "it was deleted",
+    ],
+)
+def test_one_trial_goes_ahead_until_one_has_passed_preflight(trials: list[Trial], create: tuple[int, ...]) -> None:
+    decision = decide(sweep(parallelTrials=4), trials, moment())
+    assert (decision.create, decision.end_reason, decision.conclude, decision.fail) == (create, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("trials", "create"),
+    [
+        ([done(0), running(1)], (2,)),
+        ([done(0), running(1), running(2)], ()),
+        ([done(0), running(1, held=True)], ()),
+        ([done(0), running(7)], (8,)),
+    ],
+    ids=["one place is free", "none is", "one waits for quota", "numbers are never used again"],
+)
+def test_as_many_run_as_may_unless_one_waits(trials: list[Trial], create: tuple[int, ...]) -> None:
+    assert decide(sweep(parallelTrials=2), trials, moment()).create == create
+
+
+def test_nothing_is_made_while_suspended() -> None:
+    spec = sweep(suspend=True, maxTrials=1, final={"training": {"epochs": "3"}})
+    assert decide(spec, [], moment()) == Decision()
+    assert decide(spec, [done(0)], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
+
+
+def test_limits_may_change_while_it_runs() -> None:
+    trials = [done(number) for number in range(5)]
+    assert decide(sweep(maxTrials=5), trials, moment()).conclude == 0
+    assert decide(sweep(maxTrials=6), trials, moment()).create == (5,)
+    assert decide(sweep(maxTrials=3), [*trials, running(5)], moment()) == Decision()
+
+
+def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> None:
+    spec = sweep(maxTrials=3, parallelTrials=4)
+    assert decide(spec, [done(0), unfit(1), unfit(2)], moment()).create == (3, 4)
+    best = decide(spec, [done(0), unfit(1), unfit(2), unfit(3)], moment())
+    assert (best.conclude, best.end_reason) == (0, EndReason.SPACE_EXHAUSTED)
+    none = decide(spec, [unfit(0), unfit(1), unfit(2)], moment())
+    assert none.fail is not None
+    assert (none.fail.reason, none.fail.message) == (
+        "WontFit",
+        "3 of 3 trials ended as WontFit, and none is complete; the last: 40 GiB of 24",
+    )
+
+
+EVERY = [reason for reason, fault in FAULTS.items() if fault is Fault.EVERY]
+
+
+@pytest.mark.parametrize("reason", EVERY)
+def test_a_failure_of_every_trial_ends_the_sweep_after_one(reason: FailureReason) -> None:
+    failed = trial(0, S.FAILED, reason=reason.value, why="Secret s3 has no AWS_ACCESS_KEY_ID")
+    decision = decide(sweep(parallelTrials=4), [failed, running(1)], moment())
+    assert decision.fail is not None
+    assert decision.fail.reason is reason
+    assert decision.fail.message == "trial 0 (support-000), as any other would: Secret s3 has no AWS_ACCESS_KEY_ID"
+    assert decision.stop == {1: "sweep: the sweep has failed"}
+    assert decision.create == ()
+
+
+def test_failures_by_chance_are_counted() -> None:
+    failed = [by_chance(0, "NodeLost"), by_chance(1, "GPUFault"), by_chance(2, "NodeLost"), by_chance(3, "NodeLost")]
+    assert decide(sweep(maxFailedTrials=4), failed, moment()).create == (4,)
+    decision = decide(sweep(maxTrials=10), [done(4), *failed], moment())
+    assert decision.fail is not None
+    assert (decision.fail.reason, decision.fail.message) == (
+        "NodeLost",
+        "4 trials failed by chance, spec.maxFailedTrials is 3; the last: node 3 is gone",
+    )
+    assert [most_failed(sweep(maxTrials=most)) for most in (1, 20, 40, 128)] == [3, 4, 8, 25]
+    assert most_failed(sweep(maxFailedTrials=0)) == 0
+
+
+def test_a_reason_of_a_later_version_is_of_chance() -> None:
+    assert decide(sweep(), [by_chance(0, "MoonIsFull")], moment()).create == (1,)
+
+
+def test_the_worse_ones_are_stopped_by_the_sweep() -> None:
+    elders = [done(number, losses=(3.0, 2.0)) for number in range(6)]
+    decision = decide(sweep(parallelTrials=2), [*elders, running(6, 3.0, 9.0)], moment())
+    assert decision.stop.keys() == {6}
+    text = "sweep: after 25 % of the steps its lowest held-out loss is 3: number 7 of 7, and the best 4 go on"
+    assert decision.stop[6] == text
+    assert decision.create == (7,)
+
+
+def test_no_improvement_for_so_many_trials_ends_it_once_nothing_runs() -> None:
+    spec = sweep(stopAfterTrialsWithoutImprovement=3)
+    worse = [trial(1, S.PRUNED, 9.0), trial(2, S.INFEASIBLE, reason="LossDiverged")]
+    assert decide(spec, [done(0, 1.0), *worse, by_chance(3), unfit(4)], moment()).create == (5,)
+    ended = [done(0, 1.0), *worse, done(3, 2.0)]
+    assert decide(spec, [*ended, running(4)], moment()) == Decision()
+    assert decide(spec, ended, moment()) == Decision(conclude=0, end_reason=EndReason.NO_IMPROVEMENT)
+    assert decide(spec, [*ended, done(4, 0.5)], moment()).create == (5,)
+
+
+def test_a_space_that_is_exhausted_ends_it() -> None:
+    spec, known = sweep(), moment(recorded=EndReason.SPACE_EXHAUSTED)
+    assert decide(spec, [done(0), running(1)], known) == Decision(end_reason=EndReason.SPACE_EXHAUSTED)
+    assert decide(spec, [done(0), done(1)], known) == Decision(conclude=0, end_reason=EndReason.SPACE_EXHAUSTED)
+
+
+def test_the_deadline_stops_all_and_publishes_the_best() -> None:
+    spec = sweep(activeDeadlineSeconds=3600, final={"training": {"epochs": "3"}})
+    trials = [done(0), running(1), trial(2, S.WAITING), running(3, stopping=True)]
+    before = decide(spec, trials, moment(3599))
+    assert (before.stop, before.look_again) == ({}, START + timedelta(seconds=3600))
+    after = decide(spec, trials, moment(3600))
+    text = "sweep: the time of the sweep is over"
+    assert (after.stop, after.create, after.end_reason) == ({1: text, 2: text}, (), EndReason.DEADLINE)
+    ended = [done(0), trial(1, S.PRUNED), trial(2, S.PRUNED), trial(3, S.PRUNED)]
+    assert decide(spec, ended, moment(3600)) == Decision(conclude=0, end_reason=EndReason.DEADLINE)
+
+
+def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
+    spec = sweep(budget={"gpuSeconds": 150})
+    runs = running(1, since=(START,))
+    before = decide(spec, [done(0), runs], moment(49))
+    assert (before.stop, before.look_again) == ({}, START + timedelta(seconds=50))
+    after = decide(spec, [done(0), runs], moment(50))
+    assert (after.stop, after.end_reason) == ({1: "sweep: the budget is spent"}, EndReason.BUDGET)
+    ended = [done(0), trial(1, S.PRUNED, gpu_seconds=51)]
+    assert decide(spec, ended, moment(99)) == Decision(conclude=0, end_reason=EndReason.BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("budget", "trials", "create"),
+    [
+        (1000, [done(0)], (1, 2, 3, 4)),
+        (399, [done(0)], (1, 2)),
+        (400, [done(0)], (1, 2, 3)),
+        (400, [done(0), running(1)], (2, 3)),
+        (400, [done(0), running(1, since=(START,))], (2, 3)),
+        (400, [done(0), trial(1, S.PRUNED, gpu_seconds=25)], (2, 3)),
+        (250, [done(0), running(1)], ()),
+    ],
+    ids=["enough", "for two", "for three", "one runs", "one has begun", "one was pruned", "for what runs alone"],
+)
+def test_a_trial_is_made_only_where_the_budget_has_room_for_it(
+    budget: int, trials: list[Trial], create: tuple[int, ...]
+) -> None:
+    decision = decide(sweep(parallelTrials=4, budget={"gpuSeconds": budget}), trials, moment(30))
+    assert (decision.create, decision.end_reason) == (create, None)
+
+
+def test_a_budget_without_room_for_another_trial_ends_it() -> None:
+    decision = decide(sweep(budget={"gpuSeconds": 199}), [done(0)], moment())
+    assert decision == Decision(conclude=0, end_reason=EndReason.BUDGET)
+
+
+def test_a_budget_that_ran_out_before_anything_was_complete_says_so() -> None:
+    spec = sweep(budget={"gpuSeconds": 100})
+    decision = decide(spec, [trial(0, S.PRUNED, gpu_seconds=101)], moment())
+    assert decision.fail is not None
+    assert decision.fail.reason is FailureReason.BUDGET_EXHAUSTED
+    assert decision.fail.message == "spec.budget ran out before any trial had published an adapter"
+
+
+def test_without_anything_complete_the_commonest_reason_is_the_sweeps() -> None:
+    out = [trial(number, S.INFEASIBLE, reason="GPUOutOfMemory", why=f"at step {number}") for number in (0, 2)]
+    decision = decide(sweep(maxTrials=3), [*out, trial(1, S.INFEASIBLE, reason="LossDiverged")], moment())
+    assert decision.fail is not None
+    assert (decision.fail.reason, decision.fail.message) == (
+        "GPUOutOfMemory",
+        "2 of 3 trials ended as GPUOutOfMemory, and none is complete; the last: at step 2",
+    )
+
+
+def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
+    trials = [done(number, adapter=None, reason="NotImproved", why="it is no better") for number in range(2)]
+    decision = decide(sweep(maxTrials=2), trials, moment())
+    assert decision.fail is not None
+    assert decision.fail.reason == "NotImproved"
+    pruned = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="by hand: enough")], moment())
+    assert pruned.fail is not None
+    assert pruned.fail.message == "none of 1 trials came to its end"
+
+
+def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
+    spec = sweep(maxTrials=2, final={"training": {"epochs": "3"}})
+    searched, known = [done(0, 2.0), done(1, 1.5)], moment(recorded=EndReason.MAX_TRIALS)
+    assert decide(spec, searched, moment()) == Decision(final=2, end_reason=EndReason.MAX_TRIALS)
+    assert decide(spec, [*searched, running(2, origin="Final")], known) == Decision(end_reason=EndReason.MAX_TRIALS)
+    better = decide(spec, [*searched, done(2, 1.2, origin="Final")], known)
+    assert better == Decision(conclude=2, end_reason=EndReason.MAX_TRIALS)
+    assert decide(spec, [*searched, done(2, 1.7, origin="Final")], known).conclude == 1
+    lost = trial(2, S.FAILED, reason="SecretNotFound", origin="Final")
+    assert decide(spec, [*searched, lost], known).conclude == 1
+    more = sweep(maxTrials=9, final={"training": {"epochs": "3"}})
+    assert decide(more, [*searched, running(2, origin="Final")], known).create == ()
+
+
+def test_while_the_best_is_published_nothing_else_is_done() -> None:
+    known = moment(9999, recorded=EndReason.NO_IMPROVEMENT, concluding=True)
+    spec = sweep(maxTrials=99, activeDeadlineSeconds=1)
+    assert decide(spec, [done(0)], known) == Decision(conclude=0, end_reason=EndReason.NO_IMPROVEMENT)
+
+
+def test_a_smaller_adapter_within_the_tolerance_is_the_best() -> None:
+    spec = sweep(maxTrials=2, objective={"tolerance": "0.01"})
+    trials = [done(0, 1.0, trainable_parameters=900), done(1, 1.009, trainable_parameters=100)]
+    assert decide(spec, trials, moment()).conclude == 1
+
+
+ONES = st.sampled_from(
+    [
+        done,
+        lambda number: trial(number, S.PRUNED, 3.0, losses=(3.0,)),
+        lambda number: trial(number, S.INFEASIBLE, reason="GPUOutOfMemory", run_seconds=5),
+        unfit,
+        by_chance,
+        lambda number: trial(number, S.DELETED),
+        lambda number: trial(number, S.WAITING),
+        lambda number: running(number, 3.0, 2.0),
+    ]
+)
+SPECS = st.builds(
+    lambda trials, parallel, patience: sweep(
+        maxTrials=trials, parallelTrials=min(parallel, trials), stopAfterTrialsWithoutImprovement=patience
+    ),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.sampled_from([None, 2, 4]),
+)
+SITUATIONS = st.lists(ONES, max_size=10).map(lambda made: [one(number) for number, one in enumerate(made)])
+
+
+@given(SPECS, SITUATIONS, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(spec: Any, trials: list[Trial], chance: random.Random) -> None:
+    mixed = list(trials)
+    chance.shuffle(mixed)
+    assert decide(spec, mixed, moment()) == decide(spec, trials, moment())
+
+
+@given(SPECS, SITUATIONS)
+def test_asked_again_once_it_was_done_nothing_is_done_twice(spec: Any, trials: list[Trial]) -> None:
+    """However often it is asked: the trials that it made are there, those that it stopped are being stopped."""
+    decision = decide(spec, trials, moment())
+    after = [_told(each) if each.row.number in decision.stop else each for each in trials]
+    after += [trial(number, S.WAITING) for number in decision.create]
+    again = decide(spec, after, moment())
+    assert (again.create, again.stop) == ((), {})
+
+
+def _told(stopped: Trial) -> Trial:
+    live = stopped.live or Live()
+    return Trial(stopped.row, Live(**{**vars(live), "stopping": True}))
+
+
+@given(SPECS, SITUATIONS)
+def test_a_sweep_is_never_stuck(spec: Any, trials: list[Trial]) -> None:
+    """Where nothing is under way, something is made, published, or failed; and never more than there may be."""
+    decision = decide(spec, trials, moment())
+    alive = sum(not each.is_final for each in trials)
+    if not alive:
+        assert decision.create or decision.fail or decision.conclude is not None
+    assert alive + len(decision.create) <= max(alive, spec.parallel_trials)
+    assert sum(each.counts for each in trials) + len(decision.create) <= max(
+        spec.max_trials, sum(each.counts for each in trials)
+    )
+    assert set(decision.create).isdisjoint(each.row.number for each in trials)
+
+
+@given(SPECS, st.lists(ONES, max_size=30), st.data())
+def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: list[Any], data: st.DataObject) -> None:
+    """The fate of a trial is its number's: a sweep that is looked at at any moments ends with the same trials."""
+    final = [one(number) for number, one in enumerate(fates)]
+    fate = [each if each.is_final else done(each.row.number) for each in final]
+    fate += [done(number) for number in range(len(fate), 40)]
+
+    def played(*, asleep: bool) -> tuple[list[Trial], Decision]:
+        trials: list[Trial] = []
+        for _ in range(200):
+            decision = decide(spec, trials, moment())
+            if decision.fail or decision.conclude is not None:
+                return trials, decision
+            trials += [running(number) for number in decision.create]
+            open_ones = [index for index, each in enumerate(trials) if not each.is_final]
+            ended = (
+                data.draw(st.lists(st.sampled_from(open_ones), min_size=1, unique=True)) if asleep else open_ones[:1]
+            )
+            for index in ended:
+                trials[index] = fate[trials[index].row.number]
+        raise AssertionError("it does not end")
+
+    one_by_one, decision = played(asleep=False)
+    in_bulk, other = played(asleep=True)
+    if spec.parallel_trials == 1:
+        assert (in_bulk, other) == (one_by_one, decision)
+    assert (other.fail is None) == (other.conclude is not None)
+    assert sum(each.counts for each in in_bulk) <= spec.max_trials

@@ -1,0 +1,202 @@
+"""What all trials come to: the best, its path, and what was spent; what samplers are told; how trials run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunery_api.lorajob import PreflightPolicy
+from tunery_api.lorasweep import SweepPreflight
+from tunery_api.search.dimensions import Numeric
+from tunery_api.search.protocol import Fixed, ToldState
+from tunery_api.search.rows import Live, Trial
+from tunery_api.search.telling import question, told, with_earlier
+from tunery_api.search.terms import on_terms, preflight_of
+from tunery_api.search.totals import (
+    best,
+    best_trial,
+    convergence,
+    counts,
+    counts_text,
+    gpu_seconds,
+    gpu_seconds_saved,
+    importance_shown,
+    since_improvement,
+)
+from tunery_api.sweepstatus import TrialState
+from tunery_api.validation import parse_lorajob
+
+from kit.sweeps import running, sweep, trial
+
+S = TrialState
+RATE = "training.learningRate"
+TRIALS = [
+    trial(0, value=2.0, gpu_seconds=100),
+    trial(1, S.PRUNED, 2.5, gpu_seconds=30, losses=(2.6, 2.5)),
+    trial(2, value=1.0, adapter=None, reason="NotImproved"),
+    trial(3, value=1.5, gpu_seconds=200),
+    trial(4, S.INFEASIBLE, reason="GPUOutOfMemory"),
+    trial(5, S.FAILED, reason="NodeLost"),
+    trial(6, S.INFEASIBLE, reason="WontFit"),
+    trial(7, value=1.7, gpu_seconds=100),
+    trial(8, S.DELETED),
+    running(9),
+    trial(10, S.WAITING),
+]
+
+
+def number_of_best(trials: list[Trial], tolerance: float = 0.0) -> int | None:
+    found = best(trials, tolerance)
+    return None if found is None else found.number
+
+
+def test_the_best_has_the_lowest_loss_and_an_adapter() -> None:
+    assert number_of_best(TRIALS) == 3
+    assert number_of_best(TRIALS[1:3]) is None
+    assert number_of_best([trial(4, value=1.0), trial(2, value=1.0)]) == 2
+
+
+@pytest.mark.parametrize(("tolerance", "number"), [(0.0, 0), (0.01, 1), (0.05, 3)])
+def test_within_the_tolerance_the_smallest_adapter_is_the_best(tolerance: float, number: int) -> None:
+    sizes = ((1.0, 900), (1.005, 300), (1.008, None), (1.04, 100), (1.045, 100))
+    trials = [trial(index, value=value, trainable_parameters=size) for index, (value, size) in enumerate(sizes)]
+    assert number_of_best(trials, tolerance) == number
+
+
+def test_the_best_settings_once_more_are_better_only_where_their_loss_is() -> None:
+    small = trial(0, value=1.01, trainable_parameters=100)
+    large = trial(1, value=1.0, trainable_parameters=900)
+    assert number_of_best([small, large, trial(2, value=1.005, origin="Final")], 0.05) == 2
+    assert number_of_best([small, large, trial(2, value=1.02, origin="Final")], 0.05) == 0
+    assert number_of_best([trial(2, value=1.02, origin="Final")]) == 2
+
+
+def test_the_best_is_shown_with_how_far_it_is_below_the_base() -> None:
+    row = trial(4, value=1.4123, base_value="2.0310", parameters={RATE: "0.0004121"}).row
+    assert best_trial(row).to_json_dict() == {
+        "trial": 4,
+        "name": "support-004",
+        "value": "1.4123",
+        "baseValue": "2.0310",
+        "improvement": "−30.5 %",
+        "parameters": {RATE: "0.0004121"},
+    }
+    assert best_trial(trial(4).row).improvement is None
+
+
+def test_the_path_to_the_best_and_what_came_after_it() -> None:
+    assert [each.trial for each in convergence(reversed(TRIALS))] == [0, 3]
+    assert since_improvement(TRIALS) == 2, "out of memory, and a worse one; chance and what did not fit say nothing"
+    assert since_improvement(TRIALS[1:3]) is None
+
+
+def test_trials_are_counted() -> None:
+    assert counts(TRIALS).to_json_dict() == {
+        "created": 11,
+        "waiting": 1,
+        "running": 1,
+        "complete": 4,
+        "pruned": 1,
+        "infeasible": 2,
+        "failed": 2,
+    }
+    assert counts_text(TRIALS, 20) == "8/20"
+    assert counts_text([*TRIALS, trial(11, origin="Final")], 20) == "8/20"
+
+
+def test_what_was_spent_and_what_pruning_saved() -> None:
+    assert gpu_seconds(TRIALS) == 530
+    assert gpu_seconds_saved(TRIALS) == 95, "a complete one takes 125"
+    assert gpu_seconds_saved(TRIALS[1:2]) is None
+
+
+def test_what_matters_most_comes_first() -> None:
+    shown = importance_shown({"lora.rank": 0.1234, RATE: 0.8})
+    assert shown is not None
+    assert [(each.path, each.share) for each in shown] == [(RATE, "0.8"), ("lora.rank", "0.123")]
+    assert importance_shown({}) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "value", "course"),
+    [
+        (trial(0, value=2.0, losses=(2.5, 2.0)), "Complete", 2.0, ()),
+        (trial(0, value=2.0, adapter=None), "Complete", 2.0, ()),
+        (trial(0, S.PRUNED, 2.0, losses=(2.5, 2.0)), "Pruned", None, ((12, 2.5), (25, 2.0))),
+        (trial(0, S.PRUNED, reason="NotImproved"), "Pruned", None, ()),
+        (trial(0, S.PRUNED, why="by hand: enough"), "Failed", None, ()),
+        (trial(0, S.INFEASIBLE, reason="LossDiverged", losses=(2.5,)), "Pruned", None, ()),
+        (trial(0, S.INFEASIBLE, reason="WontFit"), "Pruned", None, ()),
+        (trial(0, S.WAITING), "Running", None, ()),
+        (running(0, 2.0), "Running", None, ()),
+        (trial(0, S.FAILED, reason="NodeLost"), "Failed", None, ()),
+        (trial(0, S.DELETED), "Failed", None, ()),
+    ],
+)
+def test_a_sampler_is_told_what_a_trial_says_of_its_values(
+    known: Trial, state: str, value: float | None, course: tuple[Any, ...]
+) -> None:
+    found = told(known)
+    assert (found.state, found.value, found.course) == (ToldState(state), value, course)
+
+
+def test_a_question_is_made_of_the_spec_and_all_trials_of_the_search() -> None:
+    spec = sweep(seed=7, sampler={"type": "Random", "startupTrials": 3})
+    space = [Numeric(RATE, 1e-5, 1e-2, log=True)]
+    fixed = {number: Fixed(origin="Initial", values={RATE: "0.001"}) for number in (0, 12)}
+    asked = question(spec, space, [*TRIALS, trial(11, origin="Final")], (12, 13), fixed)
+    assert (asked.seed, asked.sampler, asked.startup, asked.numbers) == (7, "Random", 3, (12, 13))
+    assert [each.number for each in asked.trials] == list(range(11))
+    assert asked.fixed == {12: fixed[12]}
+
+
+def test_of_other_sweeps_is_told_what_ended_and_is_a_point_of_this_space() -> None:
+    asked = question(sweep(), [Numeric(RATE, 1e-5, 1e-2, log=True)], [], (0,), {})
+    inside, outside, other = {RATE: "0.001"}, {RATE: "0.1"}, {RATE: "0.001", "lora.rank": "8"}
+    rows = [
+        trial(3, value=2.0, parameters=inside).row,
+        trial(0, S.PRUNED, 2.0, losses=(2.0,), parameters=inside).row,
+        trial(1, parameters=outside).row,
+        trial(2, parameters=other).row,
+        trial(4, S.FAILED, parameters=inside).row,
+        trial(5, S.RUNNING, parameters=inside).row,
+        trial(6, value=1.0, parameters=inside, origin="Final").row,
+    ]
+    assert [each.number for each in with_earlier(asked, [rows, rows[:1]]).earlier] == [0, 3, 3]
+
+
+CHECKED = trial(0, S.RUNNING, parameters={RATE: "0.001", "lora.rank": "8"}, live=Live(checked=True))
+
+
+@pytest.mark.parametrize(
+    ("policy", "trials", "values", "expected"),
+    [
+        ("Auto", [CHECKED], {RATE: "0.002", "lora.rank": "8"}, "Skip"),
+        ("Auto", [CHECKED], {RATE: "0.001", "lora.rank": "16"}, "Required"),
+        ("Auto", [CHECKED], {RATE: "0.001"}, "Required"),
+        ("Auto", [trial(0, parameters={"lora.rank": "8"})], {RATE: "0.001", "lora.rank": "8"}, "Skip"),
+        ("Auto", [trial(0, S.DELETED, parameters={"lora.rank": "8"})], {"lora.rank": "8"}, "Required"),
+        ("Auto", [], {RATE: "0.001"}, "Required"),
+        ("Every", [CHECKED], {RATE: "0.002", "lora.rank": "8"}, "Required"),
+    ],
+)
+def test_a_trial_is_checked_unless_one_like_it_was(
+    policy: str, trials: list[Trial], values: dict[str, str], expected: str
+) -> None:
+    assert preflight_of(SweepPreflight(policy), trials, values) == expected
+
+
+def test_trials_publish_nothing_once_stopped_and_end_themselves_unless_told_otherwise() -> None:
+    template: dict[str, Any] = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
+    spec = on_terms(template, PreflightPolicy.SKIP)
+    assert spec == {**template, "diagnosis": {"action": "Stop"}, "onStop": "Discard", "preflight": "Skip"}
+    told_otherwise = on_terms({**template, "diagnosis": {"action": "Warn", "showExample": True}}, PreflightPolicy.SKIP)
+    assert told_otherwise["diagnosis"] == {"action": "Warn", "showExample": True}
+    body = {
+        "apiVersion": "tunery.dev/v1alpha1",
+        "kind": "LoRAJob",
+        "metadata": {"name": "support-000"},
+        "spec": {**spec, "output": {"uri": "s3://out/000"}},
+    }
+    assert parse_lorajob(body).diagnosis.action == "Stop"
