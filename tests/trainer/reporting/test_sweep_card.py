@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from tunery_api.manifest import Lineage
 from tunery_api.runspec import LoRASweepRun, RunIdentity, RunSpec
+from tunery_trainer.reporting.model_card import Shown, model_card
 from tunery_trainer.reporting.sweep_card import how_it_was_found, sweep_json
 from tunery_trainer.reporting.sweep_rows import kept, loss_of, ranked
 
@@ -55,6 +57,17 @@ def test_it_says_why_the_search_ended_and_what_was_saved() -> None:
     assert "Sampler Grid with seed 7; compared at 0.25 of the steps." in text
     assert "![Trials](t.png)" in text
     assert "The search ended as SomethingNew." in how_it_was_found(sweep(trial, endReason="SomethingNew"), {})
+
+
+def test_a_card_of_the_longest_values_comes_to_its_end() -> None:
+    values = {f"training.{'a' * 50}{at:02}": "q_proj," * 36 for at in range(16)}
+    space = [{"path": path, "words": "x" * 16_000} for path in values]
+    ended = [{"state": "Pruned", "why": "w" * 256, "parameters": values} for _ in range(128)]
+    run = sweep(*(complete(f"1.{at:02}", parameters=values) for at in range(128)), *ended, space=space)
+    identity = RunIdentity(kind="LoRASweep", namespace="n", name="s", uid="u")
+    shown = Shown(search=how_it_was_found(run, {}))
+    card = model_card(identity, Lineage(method="LoRA", rank=8, served_name="org/base"), "s3://b/out", shown=shown)
+    assert card.rstrip().endswith("vllm serve org/base --enable-lora --max-lora-rank 8 --lora-modules s=./out\n```")
 
 
 def test_the_file_has_every_row_to_the_letter() -> None:
