@@ -87,12 +87,10 @@ def _accuracies(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _rate(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.plot(*_series(history, "learning_rate"), color=_RATE, linewidth=1.8)
     axes.set_ylabel("learning rate")
     axes.set_xlabel("optimizer step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 

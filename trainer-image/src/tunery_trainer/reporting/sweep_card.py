@@ -14,6 +14,9 @@ from tunery_trainer.reporting.sweep_rows import base_loss, loss_of, of_state, ra
 SWEEP_FILE: Final = "sweep.json"
 _BEST_SHOWN: Final = 10
 _OTHERS_SHOWN: Final = 20
+_VALUE: Final = 40
+_WORDS: Final = 300
+"""Characters of a value, and of many of them: a card that is too long would lose its end."""
 _OTHERS: Final = (TrialState.PRUNED, TrialState.INFEASIBLE, TrialState.FAILED, TrialState.DELETED)
 _ENDINGS: Final = {
     "MaxTrials": "it made as many trials as spec.maxTrials asks for",
@@ -74,7 +77,7 @@ def _best(sweep: LoRASweepRun, best: list[TrialStatus]) -> str:
         (
             str(row.number),
             f"{loss_of(row):.4g}",
-            *(row.parameters.get(path, "") for path in paths),
+            *(_cut(row.parameters.get(path, ""), _VALUE) for path in paths),
             "" if row.trainable_parameters is None else f"{row.trainable_parameters:,}",
             "" if row.gpu_seconds is None else f"{row.gpu_seconds:,}",
             row.origin or "",
@@ -87,7 +90,10 @@ def _best(sweep: LoRASweepRun, best: list[TrialStatus]) -> str:
 def _space(sweep: LoRASweepRun) -> str:
     shares = {each.path: each.share for each in sweep.importance}
     head = ("Parameter", "Values", *(("Share of what they change",) if shares else ()))
-    rows = [(f"`{each.path}`", each.words, *((shares.get(each.path, ""),) if shares else ())) for each in sweep.space]
+    rows = [
+        (f"`{each.path}`", _cut(each.words, _WORDS), *((shares.get(each.path, ""),) if shares else ()))
+        for each in sweep.space
+    ]
     return table(head, rows)
 
 
@@ -99,7 +105,7 @@ def _others(sweep: LoRASweepRun) -> str:
             row.state,
             row.at or "",
             row.why or row.reason or "",
-            ", ".join(f"`{path}` {value}" for path, value in row.parameters.items()),
+            _cut(", ".join(f"{path} {value}" for path, value in row.parameters.items()), _WORDS),
         )
         for row in others[:_OTHERS_SHOWN]
     ]
@@ -107,3 +113,7 @@ def _others(sweep: LoRASweepRun) -> str:
     return table(("Trial", "State", "At", "Why", "Parameters"), rows) + (
         f"\n\n{more} more stand in `{SWEEP_FILE}`." if more > 0 else ""
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

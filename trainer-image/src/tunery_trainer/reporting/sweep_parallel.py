@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from matplotlib import patheffects
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from tunery_api.runspec import LoRASweepRun, SearchedParameter
 from tunery_api.search.dimensions import plain
 from tunery_api.sweepstatus import TrialState, TrialStatus
@@ -60,8 +66,6 @@ class _Axis:
 
 def draw_parallel(sweep: LoRASweepRun, path: Path) -> None:
     """Draw a line for each trial through its values; pruned ones are grey, infeasible ones dotted."""
-    from matplotlib.figure import Figure
-
     axes_of = [*(_axis(each, sweep.trials) for each in sweep.space), _loss_axis(sweep)]
     figure = Figure(figsize=(max(8.0, _AXIS_INCHES * len(axes_of) + 1.5), 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -82,8 +86,6 @@ def draw_parallel(sweep: LoRASweepRun, path: Path) -> None:
 
 
 def _lines(axes: Any, sweep: LoRASweepRun, axes_of: Sequence[_Axis]) -> None:
-    from matplotlib import patheffects
-
     ended = ((TrialState.INFEASIBLE, _INFEASIBLE, ":"), (TrialState.PRUNED, _PRUNED, "-"))
     for state, colour, style in ended:
         rows = of_state(sweep, state)
@@ -110,9 +112,6 @@ def _way(row: TrialStatus, axes_of: Sequence[_Axis]) -> tuple[list[int], list[fl
 
 
 def _colours(sweep: LoRASweepRun) -> Any:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     axis = _loss_axis(sweep)
     return ScalarMappable(Normalize(axis.low, axis.high, clip=True), "viridis")
 
@@ -144,8 +143,6 @@ def _round_numbers(low: float, high: float, *, log: bool) -> list[float]:
         factors = (1,) if len(decades) > _FEW else (1, 2, 5)
         numbers = [factor * 10.0**decade for decade in decades for factor in factors]
     else:
-        from matplotlib.ticker import MaxNLocator
-
         numbers = [float(value) for value in MaxNLocator(6).tick_values(low, high)]
     inside = [value for value in numbers if low <= value <= high]
     return inside if len(inside) > 1 else sorted({float(f"{low:.3g}"), float(f"{high:.3g}")})

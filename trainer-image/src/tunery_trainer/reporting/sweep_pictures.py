@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from tunery_api.runspec import LoRASweepRun
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.curves import BASE, BEST, GRID, LINE, TEXT
@@ -40,6 +43,8 @@ def draw_sweep(sweep: LoRASweepRun, folder: Path) -> dict[str, str]:
         "Which parameters matter": ("sweep-importance.png", draw_importance),
         "Loss of the trials": ("sweep-curves.png", draw_trial_curves),
     }
+    if not sweep.space:
+        del drawn["Parameters of the trials"]
     if not sweep.importance or len(ranked(sweep)) < IMPORTANCE_FROM:
         del drawn["Which parameters matter"]
     for name, draw in drawn.values():
@@ -49,8 +54,6 @@ def draw_sweep(sweep: LoRASweepRun, folder: Path) -> dict[str, str]:
 
 def draw_history(sweep: LoRASweepRun, path: Path) -> None:
     """Draw the loss of each trial by its number, and the best so far."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _frame((8, 4.5))
     _losses_up_to(axes, sweep)
     complete = sorted(ranked(sweep), key=lambda row: row.number)
@@ -104,9 +107,6 @@ def draw_importance(sweep: LoRASweepRun, path: Path) -> None:
 
 
 def _frame(size: tuple[float, float]) -> tuple[Any, Any]:
-    # Half a second that a run which fails early should not wait.
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.grid(color=GRID, linewidth=0.6)

@@ -59,7 +59,7 @@ def worth_seeing(sweep: LoRASweepRun) -> float:
     losses = sorted(loss for row in ranked(sweep) if (loss := loss_of(row)) is not None)
     base = base_loss(sweep)
     high = base if base is not None else losses[int(0.9 * (len(losses) - 1))]
-    high = max(high, losses[0], losses[len(losses) // 2])
+    high = max(high, losses[0], losses[(len(losses) - 1) // 2])
     return high + 0.08 * (high - losses[0] or abs(high) or 1.0)
 
 

@@ -22,13 +22,12 @@ from tunery_common.storage import StorePath
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.sweep_rows import kept
+from tunery_trainer.resuming.checkpoints import remove_checkpoints
 
 _FIELD: Final = "spec.output.uri"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]*")
 _AT_A_TIME: Final = 8
-"""Objects that are removed side by side: a sweep leaves some thousands."""
-_MARKERS: Final = (MANIFEST_NAME, "complete.json")
-"""Whose removal makes the rest of a folder nobody's result, and nobody's checkpoint."""
+"""Objects that are removed side by side: a sweep may leave a thousand."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,16 +52,15 @@ def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> None:
     try:
         place = work.open(Purpose.OUTPUT, sweep.trials_uri, _FIELD)
         folders = [_open(work, row.adapter.uri) for row in staying if row.adapter]
-        removed = _remove(place, _not_below(place, folders))
+        _remove(place, _not_below(place, folders))
         remove_stale_uploads(place, older_than_seconds=0)
         for checkpoints in _checkpoints(work, [row for row in sweep.trials if row not in staying]):
-            removed += _remove(checkpoints, _not_below(checkpoints, ()))
-            remove_stale_uploads(checkpoints, older_than_seconds=0)
+            remove_checkpoints(checkpoints)
     except TuneryError as error:
         _log.warning("what the other trials stored was not removed, or not all of it: %s", error.message)
         return
     names = ", ".join(row.name for row in staying)
-    print(f"Removed {removed} objects of the other trials; the adapters of {names} stay", flush=True)
+    print(f"The adapters of {names} stay; what the other trials have stored was removed", flush=True)
 
 
 def _open(work: Workspace, uri: str) -> StorePath:
@@ -91,14 +89,13 @@ def _checkpoints(work: Workspace, rows: Iterable[TrialStatus]) -> Iterator[Store
             yield _open(work, uri)
 
 
-def _remove(place: StorePath, keys: Sequence[str]) -> int:
-    """Remove objects, markers before the rest, and return how many; raises for the first that cannot be removed."""
-    for markers in (True, False):
-        chosen = [key for key in keys if (key.rpartition("/")[2] in _MARKERS) is markers]
+def _remove(place: StorePath, keys: Sequence[str]) -> None:
+    """Remove objects, manifests first: half an adapter is nobody's result. Raises for the first that cannot be."""
+    for manifests in (True, False):
+        chosen = [key for key in keys if (key.rpartition("/")[2] == MANIFEST_NAME) is manifests]
         pool = ThreadPoolExecutor(_AT_A_TIME)
         try:
             for done in [pool.submit(place.store.delete, key) for key in chosen]:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after the first that fails no other one is begun
-    return len(keys)

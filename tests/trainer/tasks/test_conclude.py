@@ -1,0 +1,428 @@
+"""The end of a sweep: its best adapter is published with how it was found, and nothing but the losers is removed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunery_api.exitcodes import ExitCode
+from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunIdentity, RunResult, RunSpec
+from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath, open_store
+from tunery_common.storage.credentials import ambient
+from tunery_common.storage.local import LocalStore
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.publisher import Publisher, Target, publish
+from tunery_trainer.tasks.conclude import run_conclude
+from tunery_trainer.tasks.report import run_report
+
+from cluster.s3 import S3Server
+from kit.adapters import logits, logits_of
+from kit.peft_reader import plain_peft
+from kit.results import lineage
+from kit.s3 import credentials
+from kit.story import environment, run_here
+from kit.sweeps import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
+
+PICTURES = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
+FILES = PICTURES | {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "answers.jsonl",
+    "sweep.json",
+    "training_curves.png",
+}
+CORRUPT = f"out-trials/{UID}/002/adapter_model.safetensors"
+LIGHT = """
+import sys
+from pathlib import Path
+from tunery_trainer.cli import main
+code = main(["conclude", sys.argv[1]])
+heavy = {"torch", "transformers", "peft", "trl", "datasets", "optuna"} & set(sys.modules)
+assert not heavy, heavy
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print("MiB", int(peak.split()[1]) // 1024)
+sys.exit(code)
+"""
+
+
+class Killed(BaseException):
+    """The process ends here; nothing but what unwinds is done any more."""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_model: Path) -> EndedSweep:
+    """A sweep on the disk."""
+    (tmp_path / "model").symlink_to(tiny_model)
+    place = open_store(tmp_path.as_uri(), ambient(), "test")
+    ended = below(place.store, place.prefix, tiny_model)
+    ended.publish_trials(tmp_path / "saved")
+    return ended
+
+
+@pytest.fixture
+def in_bucket(tmp_path: Path, tiny_model: Path, s3_server: S3Server, bucket: str) -> EndedSweep:
+    """A sweep in a bucket of its own."""
+    ended = below(open_store(f"s3://{bucket}", credentials(s3_server), "test").store, "", tiny_model)
+    ended.publish_trials(tmp_path / "saved")
+    return ended
+
+
+@pytest.fixture
+def secret(tmp_path: Path, s3_server: S3Server) -> Path:
+    """A mounted Secret for the S3 server."""
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    for name, value in s3_server.environment().items():
+        (folder / name).write_text(value)
+    return folder
+
+
+def stays(keys: set[str], *numbers: int) -> None:
+    """Assert that of the trials these alone are there, each whole, and that nothing of others is gone."""
+    trials = {key.split("/")[2] for key in keys if key.startswith(f"out-trials/{UID}/")}
+    assert trials == {f"{number:03}" for number in numbers}
+    assert set(NEIGHBOURS) <= keys
+
+
+def said_by(place: StorePath, name: str) -> Any:
+    return json.loads(place.below("out").read_bytes(name))
+
+
+def test_the_best_is_published_with_how_it_was_found(sweep: EndedSweep, tmp_path: Path) -> None:
+    run = sweep.run(tmp_path / "work", keepAdapters=2)
+    trial = sweep.place.below(f"out-trials/{UID}/002")
+    before = verify(trial).manifest
+    result = run_conclude(run)
+
+    found = verify(sweep.place.below("out"))  # every digest
+    assert found.manifest.files.keys() == FILES
+    assert found.manifest.run == run.identity
+    assert result.adapter is not None
+    assert (result.adapter.uri, result.adapter.manifest_sha256) == (run.output_uri, found.sha256)
+    assert result.metrics is not None
+    assert result.metrics.eval_loss == "1.41234"
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training_curves.png", "answers.jsonl"):
+        assert found.manifest.files[name] == before.files[name]
+    record = found.manifest.lineage.sweep
+    assert record is not None
+    assert record.model_dump() == {
+        "name": "support",
+        "uid": UID,
+        "trial": BEST,
+        "trials": 7,
+        "seed": 42,
+        "sampler": "TPE",
+    }
+    assert found.manifest.lineage.model_copy(update={"sweep": None}) == before.lineage
+    told = said_by(sweep.place, "sweep.json")
+    assert told["trials"] == [row.model_dump(mode="json", by_alias=True, exclude_none=True) for row in sweep.rows]
+    for name in PICTURES:
+        content = sweep.place.below("out").read_bytes(name)
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", content[16:24])
+        assert 1000 <= width <= 4000
+        assert 400 <= height <= 1200
+    stays(sweep.stored(), 2, 4)
+    verify(trial)
+    verify(sweep.place.below(f"out-trials/{UID}/004"))
+    assert not set(LEFT) & sweep.stored()
+    assert run_report(run) == result
+
+
+def test_the_card_is_the_trials_with_how_it_was_found(sweep: EndedSweep, tmp_path: Path) -> None:
+    run = sweep.run(tmp_path / "work")
+    run_conclude(run)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "made by Tunery (LoRASweep `team/support`)" in card
+    assert run.output_uri in card
+    assert "| say red | red red | blue | red red |" in card
+    search = card.split("## How it was found")[1].split("\n## ")[0]
+    assert "This is trial 2 (`support-002`) of 7: held-out loss 1.412, 2.031 before training." in search
+    assert "4 complete, 1 pruned, 1 infeasible, 1 failed" in search
+    assert next(line for line in search.splitlines() if line.startswith("| 2 |")).startswith(
+        "| 2 | 1.412 | 8 | 0.0003 |"
+    )
+    assert "| `training.learningRate` | 0.00001 to 0.01, by factors |" in search
+    assert "why trial 3 ended \\| so" in search
+    for name in PICTURES:
+        assert f"]({name})" in search
+
+
+def test_plain_peft_loads_what_is_published(sweep: EndedSweep, tmp_path: Path) -> None:
+    run_conclude(sweep.run(tmp_path / "work"))
+    adapted = logits_of(plain_peft(tmp_path))
+    assert torch.equal(adapted, logits(sweep.base, tmp_path / "saved/trial-2"))
+    assert not torch.equal(adapted, logits(sweep.base))
+
+
+def test_a_container_concludes_in_s3_and_a_report_says_the_same(
+    in_bucket: EndedSweep, secret: Path, tmp_path: Path
+) -> None:
+    path, message = tmp_path / "run.json", tmp_path / "termination"
+    run = in_bucket.run(tmp_path / "work", secret=secret)
+    path.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
+    said = []
+    for task in ("conclude", "report", "conclude"):
+        message.write_text("")
+        done = run_here(task, path, TUNERY_TERMINATION_PATH=str(message))
+        assert done.returncode == ExitCode.OK, done.stderr
+        said.append(RunResult.model_validate_json(message.read_bytes()))
+    assert said[0].adapter is not None
+    assert said[0] == said[1] == said[2]
+    verify(in_bucket.place.below("out"), said[0].adapter.manifest_sha256)
+    keys = in_bucket.stored()
+    stays(keys, 2)
+    assert not {*LEFT, *CHECKPOINTS} & keys
+
+
+def test_checkpoints_of_a_kept_trial_stay_as_its_template_asks(
+    in_bucket: EndedSweep, secret: Path, tmp_path: Path
+) -> None:
+    own = "tunery-checkpoints/team/support-002-t-2/step-000020/complete.json"
+    in_bucket.place.store.put_bytes(own, b"{}")
+    run_conclude(in_bucket.run(tmp_path / "work", secret=secret))
+    assert {key for key in in_bucket.stored() if key.startswith("tunery-checkpoints/team/support-00")} == {
+        own,
+        *(key for key in NEIGHBOURS if key.startswith("tunery-checkpoints/team")),
+    }
+
+
+@pytest.mark.parametrize("keep", [1, 3, 20])
+def test_as_many_adapters_stay_as_were_asked_for(sweep: EndedSweep, tmp_path: Path, keep: int) -> None:
+    run_conclude(sweep.run(tmp_path / "work", keepAdapters=keep))
+    stays(sweep.stored(), *((2,) if keep == 1 else (0, 2, 4)))
+
+
+def test_the_best_stays_though_tolerance_chose_it(sweep: EndedSweep, tmp_path: Path) -> None:
+    run_conclude(sweep.run(tmp_path / "work", best=0))
+    assert said_by(sweep.place, MANIFEST_NAME)["lineage"]["sweep"]["trial"] == 0
+    stays(sweep.stored(), 0)
+
+
+def _flip(sweep: EndedSweep) -> str:
+    content = bytearray(sweep.place.read_bytes(CORRUPT))
+    content[-1] ^= 1
+    sweep.place.store.put_bytes(sweep.place.key(CORRUPT), bytes(content))
+    return CORRUPT
+
+
+def _remove_file(sweep: EndedSweep) -> str:
+    sweep.place.store.delete(sweep.place.key(CORRUPT))
+    return CORRUPT
+
+
+def _replace(sweep: EndedSweep) -> str:
+    """Another whole adapter, published at the place of the best by someone else."""
+    manifest = sweep.place.read_bytes(f"out-trials/{UID}/004/{MANIFEST_NAME}")
+    sweep.place.store.put_bytes(sweep.place.key(f"out-trials/{UID}/002/{MANIFEST_NAME}"), manifest)
+    return f"out-trials/{UID}/002/{MANIFEST_NAME}"
+
+
+def _unpublish(sweep: EndedSweep) -> str:
+    sweep.place.store.delete(sweep.place.key(f"out-trials/{UID}/002/{MANIFEST_NAME}"))
+    return f"out-trials/{UID}/002"
+
+
+@pytest.mark.parametrize("harm", [_flip, _remove_file, _replace, _unpublish])
+def test_nothing_is_removed_where_the_best_is_not_whole(
+    sweep: EndedSweep, tmp_path: Path, harm: Callable[[EndedSweep], str]
+) -> None:
+    where = harm(sweep)
+    before = sweep.stored()
+    with pytest.raises(TuneryError) as caught:
+        run_conclude(sweep.run(tmp_path / "work"))
+    missing = harm is _unpublish
+    assert caught.value.reason is (FailureReason.ADAPTER_MISSING if missing else FailureReason.ADAPTER_CORRUPT)
+    assert sweep.place.below(where).uri in caught.value.message
+    assert "trial 2 (support-002)" in caught.value.message
+    assert "retry" in (caught.value.hint or "")
+    assert {key for key in sweep.stored() if not key.startswith("work/")} == before
+
+
+def test_deletes_that_are_refused_are_a_warning(
+    in_bucket: EndedSweep,
+    secret: Path,
+    tmp_path: Path,
+    s3_server: S3Server,
+    bucket: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refused = [f"arn:aws:s3:::{bucket}/out-trials/*", f"arn:aws:s3:::{bucket}/tunery-checkpoints/*"]
+    statement = {"Effect": "Deny", "Principal": "*", "Action": ["s3:DeleteObject"], "Resource": refused}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    s3_server.client().put_bucket_policy(Bucket=bucket, Policy=policy)
+    before = in_bucket.stored()
+    try:
+        with caplog.at_level(logging.WARNING):
+            result = run_conclude(in_bucket.run(tmp_path / "work", secret=secret))
+    finally:
+        s3_server.client().delete_bucket_policy(Bucket=bucket)
+    assert result.adapter is not None
+    verify(in_bucket.place.below("out"), result.adapter.manifest_sha256)
+    assert in_bucket.stored() >= before
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "s3:DeleteObject was denied" in warning
+    assert f"out-trials/{UID}" in warning
+
+
+def _killing(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: Callable[..., bool]) -> None:
+    """Let the first call of a method that `at` chooses, by its arguments, be where the process ends."""
+    plain = getattr(owner, method)
+    left = [1]
+
+    def killed(self: Any, *arguments: Any, **named: Any) -> Any:
+        if left[0] and at(*arguments):
+            left[0] = 0
+            raise Killed
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(owner, method, killed)
+
+
+STEPS = {
+    "before the claim": (LocalStore, "put_bytes", lambda key, *_: key.endswith("out/.tunery-claim.json")),
+    "before the best is read": (LocalStore, "download", lambda *_: True),
+    "before the last file": (Publisher, "add", lambda path, name, *_: name == "training_curves.png"),
+    "before the manifest": (LocalStore, "put_bytes", lambda key, *_: key.endswith(f"out/{MANIFEST_NAME}")),
+    "before it is read back": (Publisher, "_read_back", lambda *_: True),
+    "before the claim goes": (LocalStore, "delete", lambda key: key.endswith("out/.tunery-claim.json")),
+    "before the first loser": (LocalStore, "delete", lambda key: f"{UID}/000/" in key),
+    "between the losers": (LocalStore, "delete", lambda key: key.endswith(f"{UID}/004/adapter_model.safetensors")),
+    "before leftovers of uploads": (LocalStore, "abort_stale_uploads", lambda prefix, *_: prefix.endswith(UID)),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_that_was_killed_is_run_again_and_publishes_once(
+    sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    manifests = []
+    plain = LocalStore.put_bytes
+
+    def put(self: LocalStore, key: str, data: bytes, *, if_none_match: bool = False) -> Any:
+        if key.endswith(f"out/{MANIFEST_NAME}"):
+            manifests.append(data)
+        return plain(self, key, data, if_none_match=if_none_match)
+
+    monkeypatch.setattr(LocalStore, "put_bytes", put)
+    _killing(monkeypatch, *STEPS[step])
+    run = sweep.run(tmp_path / "work")
+    with pytest.raises(Killed):
+        run_conclude(run)
+    assert verify(sweep.place.below(f"out-trials/{UID}/002"))  # whatever happened
+    result = run_conclude(run)
+    assert len(manifests) == 1
+    found = verify(sweep.place.below("out"))
+    assert found.manifest.files.keys() == FILES
+    assert result.adapter is not None
+    assert result.adapter.manifest_sha256 == found.sha256
+    keys = sweep.stored()
+    stays(keys, 2)
+    assert not set(LEFT) & keys
+    assert {key for key in keys if key.startswith("out/")} == {
+        *(f"out/{name}" for name in FILES),
+        f"out/{MANIFEST_NAME}",
+        f"out/{UID}/000/manifest.json",
+    }
+
+
+@pytest.mark.parametrize("uid", [UID, "", "..", "a/b", f"{UID}x"])
+@pytest.mark.parametrize("place", ["out-trials", "out", "out-trials-x", f"out-trials/{UID}", ""])
+def test_no_other_place_than_that_of_the_sweep_is_taken_for_its_trials(
+    sweep: EndedSweep, tmp_path: Path, uid: str, place: str
+) -> None:
+    right = sweep.run(tmp_path / "work")
+    identity = right.identity.model_copy(update={"uid": uid})
+    before = sweep.stored()
+    for folder in (f"{place}/{uid}", place, f"{place}/{UID}", f"{place}/{UID}/.."):
+        uri = f"{sweep.place.uri}/{folder}"
+        if uri == f"{sweep.place.uri}/out-trials/{uid}" and uid in (UID, f"{UID}x"):
+            continue
+        ended = right.lora_sweep.model_copy(update={"trials_uri": uri}) if right.lora_sweep else None
+        wrong = right.model_copy(update={"identity": identity, "lora_sweep": ended})
+        with pytest.raises(TuneryError, match="lie below") as caught:
+            run_conclude(wrong)
+        assert caught.value.reason is FailureReason.INTERNAL_ERROR
+    assert sweep.stored() == before
+
+
+def _no_adapter(run: RunSpec) -> RunSpec:
+    return _with_best(run, 6)
+
+
+def _pruned(run: RunSpec) -> RunSpec:
+    return _with_best(run, 1)
+
+
+def _unknown(run: RunSpec) -> RunSpec:
+    return _with_best(run, 99)
+
+
+def _with_best(run: RunSpec, number: int) -> RunSpec:
+    assert run.lora_sweep is not None
+    return run.model_copy(update={"lora_sweep": run.lora_sweep.model_copy(update={"best": number})})
+
+
+@pytest.mark.parametrize("change", [_no_adapter, _pruned, _unknown])
+def test_a_trial_that_has_no_adapter_is_no_result(
+    sweep: EndedSweep, tmp_path: Path, change: Callable[[RunSpec], RunSpec]
+) -> None:
+    before = sweep.stored()
+    with pytest.raises(TuneryError, match="cannot be the best") as caught:
+        run_conclude(change(sweep.run(tmp_path / "work")))
+    assert caught.value.reason is FailureReason.INTERNAL_ERROR
+    assert sweep.stored() == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_lies_at_the_output_gives_way_only_where_that_is_asked_for(
+    sweep: EndedSweep, tmp_path: Path, overwrite: bool
+) -> None:
+    other = RunIdentity(kind="LoRAJob", namespace="team", name="other", uid="o")
+    publish(tmp_path / "saved/trial-0", Target(sweep.place.below("out"), other), lineage())
+    before = sweep.stored()
+    run = sweep.run(tmp_path / "work", overwrite=overwrite)
+    if overwrite:
+        run_conclude(run)
+        assert verify(sweep.place.below("out")).manifest.run == run.identity
+        return
+    with pytest.raises(TuneryError) as caught:
+        run_conclude(run)
+    assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+    assert {key for key in sweep.stored() if not key.startswith("work/")} == before
+
+
+def test_a_place_that_is_written_in_another_way_is_the_same(sweep: EndedSweep, tmp_path: Path) -> None:
+    run = sweep.run(tmp_path / "work")
+    assert run.lora_sweep is not None
+    rows = [
+        row.model_copy(update={"adapter": row.adapter.model_copy(update={"uri": row.adapter.uri.replace("-", "%2D")})})
+        if row.adapter
+        else row
+        for row in run.lora_sweep.trials
+    ]
+    run_conclude(run.model_copy(update={"lora_sweep": run.lora_sweep.model_copy(update={"trials": rows})}))
+    stays(sweep.stored(), 2)
+
+
+def test_it_takes_little_memory_and_no_library_of_tensors(sweep: EndedSweep, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(sweep.run(tmp_path / "work").model_dump_json(by_alias=True, exclude_none=True))
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(path)], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert int(done.stdout.split("MiB")[-1]) < 250
