@@ -89,7 +89,8 @@ def test_a_trial_is_the_template_with_each_value_as_its_field_takes_it() -> None
         "method": "LoRA",
         "lora": {"rank": 8, "alpha": 16, "dropout": "0.05", "targetModules": ["q_proj", "v_proj"]},
         "training": {
-            "seed": 7, "learningRate": "0.00001", "weightDecay": "0.03", "warmup": "50", "scheduler": "Linear", "batchSize": 16,
+            "seed": 7, "learningRate": "0.00001", "weightDecay": "0.03", "warmup": "50", "scheduler": "Linear",
+            "batchSize": 16,
         },
     }  # fmt: skip
     assert spec.template.to_json_dict()["training"] == {"seed": 7}
