@@ -111,7 +111,7 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description='The values, as strings: "16", "true", DoRA; of lora.targetModules names joined by commas.',
+        description='The values, as strings: "16", "true", Cosine; of lora.targetModules names joined by commas.',
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
 
