@@ -7,25 +7,28 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tunery_api.errors import InvalidSpec
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.search.paths import TYPES
 from tunery_api.validation import parse_lorasweep
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 RANKS = "{path: lora.rank, choices: ['4', '8']}"
 
 
-def parsed(text: str, local: bool = False, **template: Any) -> Any:
-    spec = yaml.safe_load(text) or {}
-    return parse_lorasweep({"spec": {**spec, "template": {**TEMPLATE, **template}}}, local=local)
+def refusals(spec: dict[str, Any], local: bool = False) -> tuple[FieldError, ...]:
+    try:
+        parse_lorasweep({"spec": spec}, local=local)
+    except InvalidSpec as refused:
+        return refused.errors
+    return ()
 
 
 def errors(text: str, local: bool = False, **template: Any) -> list[str]:
-    try:
-        parsed(text, local, **template)
-    except InvalidSpec as refused:
-        return [str(error) for error in refused.errors]
-    return []
+    spec = yaml.safe_load(text) or {}
+    return [str(error) for error in refusals({**spec, "template": {**TEMPLATE, **template}}, local)]
 
 
 ACCEPTED = [
@@ -364,6 +367,19 @@ CORNERS: list[Any] = [
         ["spec.parameters[1].path: training.maxSteps cannot be set together with epochs; keep one of the two"],
         id="two-parameters",
     ),
+    pytest.param(
+        """
+        parameters:
+        - {path: lora.init, choices: [Default, EVA]}
+        - {path: lora.useRslora, choices: ["true", "false"]}
+        - {path: adalora.finalSteps, choices: ["1"], when: {path: lora.init, in: [Default]}}
+        - {path: adalora.warmupSteps, choices: ["1"], when: {path: lora.useRslora, in: ["true"]}}
+        """, {},
+        [
+            "spec.parameters[2].path: adalora goes with method: AdaLoRA, not Auto; set that, or leave it out",
+        ],
+        id="what-takes-two-other-values-to-end",
+    ),
 ]  # fmt: skip
 
 
@@ -380,6 +396,52 @@ def test_a_condition_that_is_asked_for_mends_it() -> None:
     assert [error[: len(wanted)] for error in errors(f"parameters: [{methods}, {RANKS}]")] == [wanted]
     mended = "{path: lora.rank, choices: ['4', '8'], when: {path: method, in: [LoRA]}}"
     assert errors(f"parameters: [{methods}, {mended}]") == []
+
+
+FIELDS = st.sampled_from([*TYPES, "lora", "training.seed", "typo"])
+TEXTS = st.sampled_from(
+    [
+        "LoRA",
+        "IA3",
+        "AdaLoRA",
+        "EVA",
+        "LoftQ",
+        "Linear",
+        "true",
+        "false",
+        "4",
+        "16",
+        "0.1",
+        "1e-4",
+        "q_proj,v_proj",
+        "5000",
+    ]
+)
+RANGES = st.fixed_dictionaries({"min": TEXTS, "max": TEXTS}, optional={"log": st.booleans(), "step": TEXTS})
+CHOICES = st.lists(TEXTS, min_size=1, max_size=4)
+PARAMETERS = st.fixed_dictionaries(
+    {"path": FIELDS},
+    optional={
+        "choices": CHOICES, "range": RANGES, "when": st.fixed_dictionaries({"path": FIELDS, "in": CHOICES}),
+    },
+)  # fmt: skip
+SPECS = st.fixed_dictionaries(
+    {"template": st.just(TEMPLATE), "parameters": st.lists(PARAMETERS, max_size=5)},
+    optional={
+        "preset": st.just("Guide"),
+        "initial": st.lists(st.dictionaries(FIELDS, TEXTS, max_size=3), max_size=2),
+        "sampler": st.just({"type": "Grid"}),
+        "final": st.just({"training": {"epochs": "2"}}),
+    },
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SPECS)
+def test_whatever_is_asked_for_is_taken_or_refused_by_its_fields(spec: dict[str, Any]) -> None:
+    told = refusals(spec)
+    assert all(error.path.startswith("spec.") for error in told)
+    assert len(set(told)) == len(told), "nothing is told twice"
 
 
 def test_a_condition_on_a_wrong_parameter_is_no_second_error() -> None:

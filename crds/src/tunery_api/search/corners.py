@@ -32,7 +32,7 @@ class Blame:
     values: Values
     """The corner."""
     path: str | None = None
-    """The parameter whose value here it comes from; None where every corner has it."""
+    """The parameter whose value here it comes from; None where every corner has it, or it comes from no single one."""
     fitting: tuple[str, ...] = ()
     """Its other values, with which nothing is said of the error's field."""
 
@@ -178,8 +178,11 @@ def _digits(index: int, sizes: Iterable[int]) -> Iterator[int]:
         yield digit
 
 
-def _needed(ordered: Sequence[Dimension], values: Values, fails: Callable[[Values], bool]) -> str:
-    """Return the last parameter whose first value would end what fails at a combination, else the last that differs."""
+def _needed(ordered: Sequence[Dimension], values: Values, fails: Callable[[Values], bool]) -> str | None:
+    """Return the last parameter whose first value would end what fails at a combination, else the last that differs.
+
+    None where none differs: what fails at the first corner needs more than one other value to end.
+    """
     differing = [item for item in ordered if values.get(item.path, ends(item)[0]) != ends(item)[0]]
     ending = [item.path for item in differing if not fails(_point(ordered, {**values, item.path: ends(item)[0]}))]
-    return (ending or [item.path for item in differing])[-1]
+    return next(reversed(ending or [item.path for item in differing]), None)
