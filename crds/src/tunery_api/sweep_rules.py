@@ -121,7 +121,7 @@ def final(spec: LoRASweepSpec) -> Errors:
 
 
 def corners(spec: LoRASweepSpec) -> Errors:
-    """Each corner of the space is a LoRAJob that the door lets in, and so is the final one."""
+    """Each corner of the space is a LoRAJob that the door lets in."""
     found = checked(spec)
     if "method" in found.places and all(item.path != "method" for item in found.own):
         return  # what goes with which method would be told of one that no trial has
