@@ -17,6 +17,7 @@ MAX_TRIALS = 128
 DEFAULT_MAX_TRIALS = 20
 DEFAULT_PARALLEL_TRIALS = 1
 MAX_PARAMETERS = 16
+MOST_CHOICES = 64
 LARGEST_SPACE = 2 * MAX_PARAMETERS
 """Parameters of a manifest, and those of its preset."""
 
@@ -98,7 +99,7 @@ class WhenSpec(ApiModel):
     """What an earlier parameter must be for this one to exist."""
 
     path: FieldPath = Field(description="An earlier parameter with choices.")
-    values: list[Choice] = Field(alias="in", min_length=1, max_length=64, description="Choices of it.")
+    values: list[Choice] = Field(alias="in", min_length=1, max_length=MOST_CHOICES, description="Choices of it.")
 
 
 class ParameterSpec(ApiModel):
@@ -109,8 +110,8 @@ class ParameterSpec(ApiModel):
     choices: list[Choice] | None = Field(
         None,
         min_length=1,
-        max_length=64,
-        description='The values, as strings: "16", "true", DoRA; of lora.targetModules names joined by commas.',
+        max_length=MOST_CHOICES,
+        description='The values, as strings: "16", "true", Cosine; of lora.targetModules names joined by commas.',
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
 

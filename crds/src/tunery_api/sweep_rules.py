@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -120,7 +121,7 @@ def final(spec: LoRASweepSpec) -> Errors:
 
 
 def corners(spec: LoRASweepSpec) -> Errors:
-    """Each corner of the space is a LoRAJob that the door lets in, and so is the final one."""
+    """Each corner of the space is a LoRAJob that the door lets in."""
     found = checked(spec)
     if "method" in found.places and all(item.path != "method" for item in found.own):
         return  # what goes with which method would be told of one that no trial has
@@ -130,8 +131,7 @@ def corners(spec: LoRASweepSpec) -> Errors:
         return frozenset(_job_errors(written(template, values)))
 
     conditions = set[str]()
-    for blame in blames(found.dimensions, errors_of):
-        error = _told(blame, found)
+    for error in itertools.chain.from_iterable(_told(blame, found) for blame in blames(found.dimensions, errors_of)):
         if error.path not in conditions:
             yield error
         if error.path.endswith(".when"):
@@ -149,33 +149,49 @@ def _job_errors(trial: Mapping[str, Any]) -> Errors:
             yield from rule(spec)
 
 
-def _told(blame: Blame, found: Parameters) -> FieldError:
-    """Return an error of a corner at the place of the sweep's manifest where it is mended."""
+def _told(blame: Blame, found: Parameters) -> Errors:
+    """Yield an error of a corner at the places of the sweep's manifest where it is mended."""
     field, message = blame.error.path.removeprefix("spec."), blame.error.message
     inside = [path for path in found.places if path == field or path.startswith(f"{field}.")]
     if blame.path is None:
-        if field.partition(".")[0] == "output":
-            return blame.error
-        only = next((item for item in found.own if item.path == field and len(set(ends(item))) == 1), None)
-        if only:
-            return FieldError(_place(only, ends(only)[0], found), f"{field}{_joined(message)}")
-        at = f"{found.places[inside[0]]}.path" if inside else f"spec.template.{field}"
-        return FieldError(at, f"{field}{_joined(message)}" if inside else message)
+        yield _of_every_corner(blame.error, inside, found)
+        return
     culprit = next(item for item in found.dimensions if item.path == blame.path)
-    value = blame.values[blame.path]
-    open_one = next((path for path in inside if path != blame.path and _can_depend(path, found)), None)
-    if open_one and blame.fitting and isinstance(culprit, Categorical):
-        names = TYPES[blame.path] is FieldType.NAME
-        values = ", ".join(text if names else f'"{text}"' for text in blame.fitting)
-        when = f"{{path: {blame.path}, in: [{values}]}}"
-        return FieldError(f"{found.places[open_one]}.when", f"must be {when}, else {field}{_joined(message, ';')}")
+    dependent = [path for path in inside if path != blame.path and _can_depend(path, found)]
+    if dependent and blame.fitting and isinstance(culprit, Categorical):
+        for path in dependent:
+            yield FieldError(
+                f"{found.places[path]}.when",
+                f"must be {_condition(blame, path, found)}, else {field}{_joined(message, ';')}",
+            )
+        return
     others = "" if blame.fitting else _beside(blame)
-    return FieldError(_place(culprit, value, found), f"{field}{_joined(message)}{others}")
+    yield FieldError(_place(culprit, blame.values[blame.path], found), f"{field}{_joined(message)}{others}")
+
+
+def _of_every_corner(error: FieldError, inside: Sequence[str], found: Parameters) -> FieldError:
+    """Return an error that no value mends: of the output, of a parameter (`inside` its field), or of the template."""
+    field = error.path.removeprefix("spec.")
+    if field.partition(".")[0] == "output":
+        return error
+    if not inside:
+        return FieldError(f"spec.template.{field}", error.message)
+    only = next((item for item in found.own if item.path == field and len(set(ends(item))) == 1), None)
+    at = _place(only, ends(only)[0], found) if only else f"{found.places[inside[0]]}.path"
+    return FieldError(at, f"{field}{_joined(error.message)}")
 
 
 def _can_depend(path: str, found: Parameters) -> bool:
     """Tell whether a parameter of the manifest has no condition yet."""
     return any(item.path == path and item.when is None for item in found.own)
+
+
+def _condition(blame: Blame, path: str, found: Parameters) -> str:
+    """Return the condition under which the parameter at `path` has no such error, as a manifest writes it."""
+    on, order = str(blame.path), list(found.places)
+    values = ", ".join(text if TYPES[on] is FieldType.NAME else f'"{text}"' for text in blame.fitting)
+    late = on in order and order.index(on) > order.index(path)
+    return f"{{path: {on}, in: [{values}]}}" + (f", with {on} listed before it" if late else "")
 
 
 def _place(dimension: Dimension, value: str, found: Parameters) -> str:
@@ -205,11 +221,14 @@ def final_run(spec: LoRASweepSpec) -> Errors:
     """The best trial's settings with those of `final` on top are a LoRAJob that the door lets in."""
     if spec.final is None:
         return
-    first = first_point(checked(spec).dimensions)
+    first, on_top = first_point(checked(spec).dimensions), spec.final.training.to_json_dict()
     before = {error.path for error in _job_errors(trial_spec(spec, first))}
     for error in _job_errors(final_spec(spec, first)):
-        if error.path not in before:
-            yield FieldError("spec.final", f"{error.path.removeprefix('spec.')}{_joined(error.message)}")
+        field = error.path.removeprefix("spec.")
+        if error.path not in before and field.removeprefix("training.") in on_top:
+            yield FieldError(f"spec.final.{field}", error.message)
+        elif error.path not in before:
+            yield FieldError("spec.final", f"{field}{_joined(error.message)}")
 
 
 LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunery_api.fields import OpenModel
-from tunery_api.lorasweep import MAX_PARAMETERS, MAX_TRIALS
+from tunery_api.lorasweep import LARGEST_SPACE, MAX_TRIALS
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
 from tunery_api.status import AdapterStatus, CommonStatus, Text
 
@@ -17,7 +17,7 @@ TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
 
 TrialName = Annotated[str, Field(max_length=253)]
 TrialValue = Annotated[str, Field(max_length=256)]
-Parameters = Annotated[dict[Annotated[str, Field(max_length=64)], TrialValue], Field(max_length=MAX_PARAMETERS)]
+Parameters = Annotated[dict[Annotated[str, Field(max_length=64)], TrialValue], Field(max_length=LARGEST_SPACE)]
 """Values by path, as the trial's manifest writes them."""
 
 
@@ -140,7 +140,7 @@ class LoRASweepStatus(CommonStatus):
     trials: list[TrialStatus] | None = Field(None, max_length=TRIALS_KEPT, description="Every trial, by number.")
     importance: list[ParameterImportance] | None = Field(
         None,
-        max_length=MAX_PARAMETERS,
+        max_length=LARGEST_SPACE,
         description="What matters most, from 20 complete trials on.",
     )
     convergence: list[Improvement] | None = Field(

@@ -33,7 +33,7 @@ from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
 from kit.story import environment, run_here
-from kit.sweeps import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
+from kit.ended_sweep import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
 
 PICTURES = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
 FILES = PICTURES | {

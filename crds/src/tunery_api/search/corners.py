@@ -10,8 +10,9 @@ from typing import Final
 
 from tunery_api.errors import FieldError
 from tunery_api.search.dimensions import Categorical, Dimension, Values
-from tunery_api.search.fitting import ends, exists
+from tunery_api.search.fitting import ends
 from tunery_api.search.paths import TYPES, FieldType
+from tunery_api.search.points import exists, in_order
 
 COMBINATIONS: Final = 64
 _APART: Final = 0.618
@@ -32,7 +33,7 @@ class Blame:
     values: Values
     """The corner."""
     path: str | None = None
-    """The parameter whose value here it comes from; None where every corner has it."""
+    """The parameter whose value here it comes from; None where every corner has it, or it comes from no single one."""
     fitting: tuple[str, ...] = ()
     """Its other values, with which nothing is said of the error's field."""
 
@@ -43,7 +44,7 @@ def blames(dimensions: Iterable[Dimension], errors_of: ErrorsOf) -> Iterator[Bla
     The corners are each value of each parameter in turn, the others at their first, and combinations of choices: all
     where they are at most 64, else so many. An error of a combination is left out where a single value has it, too.
     """
-    ordered = parents_first(dimensions)
+    ordered = in_order(tuple(dimensions))
     lines = {item: {value: _with(ordered, item, value) for value in ends(item)} for item in ordered}
     combined = [_point(ordered, wanted) for wanted in _combinations(ordered)]
     base = _point(ordered, {})
@@ -111,22 +112,9 @@ def _key(values: Values) -> frozenset[tuple[str, str]]:
     return frozenset(values.items())
 
 
-def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
-    """Return the parameters in an order in which each comes after the one that its existence depends on."""
-    waiting, ordered = list(dimensions), []
-    known = {dimension.path for dimension in waiting}
-    placed: set[str] = set()
-    while waiting:
-        ready = [item for item in waiting if item.when is None or item.when.path in placed | ({item.when.path} - known)]
-        ordered += ready or waiting
-        placed |= {item.path for item in ready or waiting}
-        waiting = [item for item in waiting if item.path not in placed]
-    return tuple(ordered)
-
-
 def first_point(dimensions: Iterable[Dimension]) -> Values:
     """Return the point at which every parameter has its first value."""
-    return _point(parents_first(dimensions), {})
+    return _point(in_order(tuple(dimensions)), {})
 
 
 def _point(ordered: Sequence[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
@@ -178,8 +166,11 @@ def _digits(index: int, sizes: Iterable[int]) -> Iterator[int]:
         yield digit
 
 
-def _needed(ordered: Sequence[Dimension], values: Values, fails: Callable[[Values], bool]) -> str:
-    """Return the last parameter whose first value would end what fails at a combination, else the last that differs."""
+def _needed(ordered: Sequence[Dimension], values: Values, fails: Callable[[Values], bool]) -> str | None:
+    """Return the last parameter whose first value would end what fails at a combination, else the last that differs.
+
+    None where none differs: what fails at the first corner needs more than one other value to end.
+    """
     differing = [item for item in ordered if values.get(item.path, ends(item)[0]) != ends(item)[0]]
     ending = [item.path for item in differing if not fails(_point(ordered, {**values, item.path: ends(item)[0]}))]
-    return (ending or [item.path for item in differing])[-1]
+    return next(reversed(ending or [item.path for item in differing]), None)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tunery_api.errors import FieldError, near
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
 from tunery_api.search.paths import canonical
+from tunery_api.search.points import exists
 
 _STEPS_OFF = 1e-6
 """Share of a step that a value may be off its place."""
@@ -18,11 +19,6 @@ def ends(dimension: Dimension) -> tuple[str, ...]:
     if isinstance(dimension, Categorical):
         return dimension.choices
     return dimension.text(dimension.low), dimension.text(dimension.high)
-
-
-def exists(dimension: Dimension, values: Values) -> bool:
-    """Tell whether a parameter exists among these values."""
-    return dimension.when is None or dimension.when.holds(values)
 
 
 def value_in(dimension: Dimension, text: str) -> str:

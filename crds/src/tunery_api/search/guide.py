@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tunery_api.lorasweep import TrialTemplate
-from tunery_api.methods import LORA_FAMILY, Method
+from tunery_api.methods import LORA_FAMILY, RANK_GUIDELINES, Method
 from tunery_api.presets import LORA_LEARNING_RATES, PRESETS, PresetValues, method_rate, usual_span
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric, plain
 from tunery_api.search.fitting import part_of_point
@@ -14,7 +14,7 @@ from tunery_api.search.paths import read
 
 _LORA: Final = frozenset({*LORA_FAMILY, Method.AUTO})
 """Methods that the guide's tuner is for; Auto is one of the family but for a handful of rows."""
-_RANKS: Final = ("4", "8", "16", "32", "64")
+_RANKS: Final = tuple(str(line.rank) for line in RANK_GUIDELINES)
 _ALPHAS: Final = ("8", "16", "32", "64")
 _TARGETS: Final = ("query-value", "attention", "all-linear")
 """The guide's minimal, recommended and maximal target modules."""

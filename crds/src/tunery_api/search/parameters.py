@@ -5,18 +5,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from tunery_api.errors import FieldError, near
-from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, SamplerType, WhenSpec
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import (
+    MAX_PARAMETERS,
+    MOST_CHOICES,
+    LoRASweepSpec,
+    ParameterSpec,
+    RangeSpec,
+    SamplerType,
+    WhenSpec,
+)
+from tunery_api.schema_errors import field_error
 from tunery_api.search.dimensions import Categorical, Dimension
 from tunery_api.search.fitting import value_in
 from tunery_api.search.guide import guide_dimensions
-from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read
+from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read, written
 from tunery_api.search.space import dimension_of
 
 Errors = Iterator[FieldError]
 MOST_STEPS: Final = 10_000
+_AROUND: Final = {"model": {"uri": "s3://bucket/model"}, "dataset": {"uri": "s3://bucket/rows.jsonl"}}
+"""What a LoRAJob cannot be without."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +118,47 @@ def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
 
 def _choices(at: str, parameter: ParameterSpec) -> Errors:
     """Yield what is wrong with the choices of a field."""
-    sound = _sound_choices(parameter)
+    first: dict[str, int] = {}
     for place, text in enumerate(parameter.choices or ()):
         try:
-            first = sound[canonical(parameter.path, text)]
+            value = _value(parameter.path, text)
         except ValueError as error:
             yield FieldError(f"{at}.choices[{place}]", f"{parameter.path} {error}")
             continue
-        if first != place:
-            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first}] once more; leave it out")
+        if value in first:
+            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[value]}] once more; leave it out")
+        first.setdefault(value, place)
 
 
 def _sound_choices(parameter: ParameterSpec) -> dict[str, int]:
-    """Return the choices that the field's type has, in their canonical text, each with its first place."""
+    """Return the choices that the field can have, in their canonical text, each with its first place."""
     sound: dict[str, int] = {}
     for place, text in enumerate(parameter.choices or ()):
         with contextlib.suppress(ValueError):
-            sound.setdefault(canonical(parameter.path, text), place)
+            sound.setdefault(_value(parameter.path, text), place)
     return sound
+
+
+@lru_cache(maxsize=2 * MAX_PARAMETERS * MOST_CHOICES)
+def _problem(path: str, value: str) -> str | None:
+    """Return what the schema of a LoRAJob says of a field's value alone."""
+    try:
+        LoRAJobSpec.model_validate(written(_AROUND, {path: value}))
+    except ValidationError as error:
+        return field_error(error.errors()[0], LoRAJobSpec, False).message
+    return None
+
+
+def _value(path: str, text: str) -> str:
+    """Return a value in its canonical text.
+
+    Raises ValueError, whose message begins with "must", where its field cannot have it.
+    """
+    value = canonical(path, text)
+    problem = _problem(path, value)
+    if problem:
+        raise ValueError(problem)
+    return value
 
 
 def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
@@ -135,7 +173,8 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     for name in ("min", "max", "step"):
         text = getattr(given, name)
         try:
-            numbers |= {} if text is None else {name: float(canonical(path, text))}
+            read_as = canonical if name == "step" else _value
+            numbers |= {} if text is None else {name: float(read_as(path, text))}
         except ValueError as error:
             yield FieldError(f"{at}.{name}", f"{path} {error}")
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):

@@ -1,0 +1,484 @@
+"""What a LoRASweep must not say: each refusal with its field and what to do, and that doing so mends it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.search.paths import TYPES
+from tunery_api.validation import parse_lorasweep
+
+TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
+RANKS = "{path: lora.rank, choices: ['4', '8']}"
+
+
+def refusals(spec: dict[str, Any], local: bool = False) -> tuple[FieldError, ...]:
+    try:
+        parse_lorasweep({"spec": spec}, local=local)
+    except InvalidSpec as refused:
+        return refused.errors
+    return ()
+
+
+def errors(text: str, local: bool = False, **template: Any) -> list[str]:
+    spec = yaml.safe_load(text) or {}
+    return [str(error) for error in refusals({**spec, "template": {**TEMPLATE, **template}}, local)]
+
+
+ACCEPTED = [
+    pytest.param("preset: Guide", {}, id="guide"),
+    pytest.param("preset: Guide", {"method": "IA3"}, id="guide-of-another-method"),
+    pytest.param("preset: Guide\nparameters: [{path: method, choices: [LoRA, DoRA, IA3]}]", {}, id="guide-and-methods"),
+    pytest.param(f"parameters: [{RANKS}]\nsampler: {{type: Grid}}", {}, id="grid-of-choices"),
+    pytest.param(
+        "parameters: [{path: lora.dropout, range: {min: '0', max: '0.2', step: '0.05'}}]\nsampler: {type: Grid}",
+        {},
+        id="grid-of-steps",
+    ),
+    pytest.param("preset: Guide\npruner: {type: None}", {"evaluation": {"times": 1}}, id="one-evaluation-no-pruner"),
+    pytest.param("preset: Guide\nfinal: {training: {epochs: '3'}}", {"training": {"epochs": "1"}}, id="longer-at-last"),
+    pytest.param(
+        """
+        parameters:
+        - {path: method, choices: [LoRA, IA3, AdaLoRA]}
+        - {path: lora.rank, choices: ["4", "8"], when: {path: method, in: [LoRA]}}
+        - {path: adalora.targetRank, choices: ["4", "8"], when: {path: method, in: [AdaLoRA]}}
+        - {path: training.learningRate, range: {min: "1e-5", max: "1e-2", log: true}}
+        - {path: lora.targetModules, choices: ["q_proj, v_proj", attention]}
+        initial: [{training.learningRate: "2e-4", method: LoRA, lora.rank: "8"}, {method: IA3}]
+        """,
+        {},
+        id="conditions",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "template"), ACCEPTED)
+def test_what_can_be_searched_is_accepted(text: str, template: dict[str, Any]) -> None:
+    assert errors(text, **template) == []
+
+
+REFUSED: list[Any] = [
+    pytest.param(
+        "{}", {},
+        ["spec.parameters: names nothing to search; list fields of the template, or set preset: Guide"],
+        id="nothing",
+    ),
+    pytest.param(
+        "preset: Guide", {"method": "IA3", "training": {"learningRate": "1e-3", "warmup": "0", "weightDecay": "0"}},
+        ["spec.preset: the template sets all that the guide searches; leave some of it open there"],
+        id="guide-without-a-space",
+    ),
+    pytest.param(
+        "preset: Guide", {"task": "DPO"},
+        ["spec.preset: the guide's space is for task: SFT, not DPO; leave it out, and list parameters"],
+        id="guide-dpo",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.rank, choices: [4, 8]}, {path: training.packing, choices: [true]}]", {},
+        [
+            'spec.parameters[0].choices[0]: must be a string: write it in quotes, "4"',
+            'spec.parameters[0].choices[1]: must be a string: write it in quotes, "8"',
+            'spec.parameters[1].choices[0]: must be a string: write it in quotes, "true"',
+        ],
+        id="natural-yaml",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.targetModules, choices: [[q_proj, v_proj]]}]", {},
+        ['spec.parameters[0].choices[0]: must be a string: write it in quotes, "q_proj,v_proj"'],
+        id="natural-list",
+    ),
+    pytest.param(
+        "preset: Guide\ninitial: [{lora: {rank: 16}}]", {},
+        ['spec.initial[0].lora: must be a string: write it in quotes, after the whole path: lora.rank: "16"'],
+        id="natural-block",
+    ),
+    pytest.param(
+        "preset: Guide", {"suspend": True},
+        ["spec.template.suspend: unknown field; did you mean spec.suspend?"],
+        id="field-of-the-sweep",
+    ),
+    pytest.param(
+        "parameters: [{path: learning_rate, choices: ['1']}, {path: lora, choices: ['1']}, "
+        "{path: spec.lora.alpha, choices: ['1']}, {path: training.seed, choices: ['1']}]", {},
+        [
+            "spec.parameters[0].path: learning_rate is no field that can be searched; did you mean "
+            "training.learningRate?",
+            "spec.parameters[1].path: lora is a block; name a field of it: lora.rank, lora.alpha, lora.dropout, "
+            "lora.targetModules, lora.useRslora, lora.init",
+            "spec.parameters[2].path: spec.lora.alpha begins in the template: write lora.alpha",
+            "spec.parameters[3].path: training.seed cannot be searched: it draws the held-out rows: losses on others "
+            "cannot be compared; set it in the template",
+        ],
+        id="paths",
+    ),
+    pytest.param(
+        f"parameters: [{RANKS}, {RANKS}, {{path: lora.alpha, choices: ['8']}}]", {"lora": {"alpha": 16}},
+        [
+            "spec.parameters[1].path: lora.rank is a parameter already; keep one of the two",
+            "spec.parameters[2].path: the template sets lora.alpha, too; leave it out there",
+        ],
+        id="said-twice",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.rank}, {path: lora.alpha, choices: ['8'], range: {min: '8', max: '16'}}]", {},
+        [
+            "spec.parameters[0]: takes exactly one of range and choices",
+            "spec.parameters[1]: takes exactly one of range and choices",
+        ],
+        id="range-and-choices",
+    ),
+    pytest.param(
+        """
+        parameters:
+        - {path: lora.alpha, range: {min: '8', max: '4'}}
+        - {path: training.learningRate, range: {min: '0', max: '1e-3', log: true}}
+        - {path: training.weightDecay, range: {min: '1e-3', max: '1e-1', log: true, step: '1e-3'}}
+        - {path: lora.init, range: {min: '0', max: '1'}}
+        - {path: lora.dropout, range: {min: '0', max: '2'}}
+        - {path: lora.rank, range: {min: '4.5', max: '8'}}
+        - {path: training.maxGradNorm, range: {min: '0', max: '1', step: '2'}}
+        - {path: training.warmup, range: {min: '0', max: '10'}}
+        - {path: training.neftuneNoiseAlpha, range: {min: '1e-15', max: '10'}}
+        """, {},
+        [
+            "spec.parameters[0].range.max: must be above min, 8, is 4",
+            "spec.parameters[1].range.min: must be above 0 with log: true; raise it, or leave log out",
+            "spec.parameters[2].range.step: cannot be set together with log; keep one of the two",
+            "spec.parameters[3].range: lora.init is no number; give choices",
+            "spec.parameters[4].range.max: lora.dropout must be a number from 0 to 1, is '2'",
+            "spec.parameters[5].range.min: lora.rank must be a whole number of at least 0, is '4.5'",
+            "spec.parameters[6].range.step: is more than lies between min and max; at most 1",
+            "spec.parameters[7].range.max: warmup is a share of the steps below 1 and a number of steps from 1 on; "
+            "take one",
+            "spec.parameters[8].range.min: training.neftuneNoiseAlpha must have at most 10 digits after the point, is "
+            "'1e-15'",
+        ],
+        id="ranges",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.rank, choices: ['4', '04', x]}, {path: lora.useRslora, choices: ['yes']}, "
+        "{path: training.learningRate, choices: ['1e-4', '0.0001']}, {path: lora.targetModules, choices: ['a,,b']}]",
+        {},
+        [
+            "spec.parameters[0].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[0].choices[2]: lora.rank must be a whole number of at least 0, is 'x'",
+            "spec.parameters[1].choices[0]: lora.useRslora must be \"true\" or \"false\", is 'yes'",
+            "spec.parameters[2].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[3].choices[0]: lora.targetModules must be names joined by commas, is 'a,,b'",
+        ],
+        id="choices",
+    ),
+    pytest.param(
+        """
+        parameters:
+        - {path: lora.dropout, range: {min: '0', max: '0.2'}}
+        - {path: lora.rank, choices: ['4'], when: {path: method, in: [LoRA]}}
+        - {path: lora.alpha, choices: ['4'], when: {path: lora.dropout, in: ['0.1']}}
+        - {path: method, choices: [LoRA, DoRA]}
+        - {path: lora.init, choices: [EVA], when: {path: method, in: [DoRA, Dora]}}
+        """, {},
+        [
+            "spec.parameters[1].when.path: method is no earlier parameter; list it before this one",
+            "spec.parameters[2].when.path: lora.dropout has a range; a condition is on a parameter with choices",
+            "spec.parameters[4].when.in[1]: method must be LoRA or DoRA, is 'Dora'; did you mean DoRA?",
+        ],
+        id="conditions",
+    ),
+    pytest.param(
+        """
+        parameters:
+        - {path: training.learningRate, range: {min: "1e-4", max: "1e-3", log: true}}
+        - {path: method, choices: [LoRA, IA3]}
+        - {path: lora.rank, choices: ["4", "8"], when: {path: method, in: [LoRA]}}
+        - {path: lora.dropout, range: {min: "0", max: "0.2", step: "0.05"}, when: {path: method, in: [LoRA]}}
+        initial:
+        - {lora.rank: "4"}
+        - {method: IA3, lora.rank: "4"}
+        - {method: LoRA, lora.rank: "16", training.learningRate: "2e-2", lora.dropout: "0.07"}
+        - {lora.rnk: "4"}
+        - {}
+        """, {},
+        [
+            "spec.initial[0].lora.rank: exists only in some trials: say here, too, that method is LoRA",
+            "spec.initial[1].lora.rank: exists only where method is LoRA; leave it out",
+            "spec.initial[2].lora.rank: must be 4 or 8, is '16'",
+            "spec.initial[2].training.learningRate: must be from 0.0001 to 0.001, is '2e-2'",
+            "spec.initial[2].lora.dropout: must be 0 and a multiple of 0.05 on top, is '0.07'",
+            "spec.initial[3].lora.rnk: is no parameter of this sweep; did you mean lora.rank?",
+            "spec.initial[4]: names no value; leave it out",
+        ],
+        id="initial",
+    ),
+    pytest.param(
+        "preset: Guide\nparallelTrials: 9\nmaxTrials: 3\nbudget: {gpuSeconds: 5}", {"resources": {"gpus": 0}},
+        [
+            "spec.parallelTrials: must be at most maxTrials, 3",
+            "spec.budget: counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds "
+            "instead",
+        ],
+        id="trials",
+    ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.5', '0.2', '1.0'], keep: '1'}", {"evaluation": {"times": 4}},
+        [
+            "spec.pruner.rungs[1]: must be above the one before it, 0.5",
+            "spec.pruner.rungs[2]: must be above 0 and below 1",
+            "spec.pruner.keep: must be above 0 and below 1; to let all trials go on, set type: None",
+            "spec.template.evaluation.times: must be at least 5, so that a trial is measured before the rung at 0.2; "
+            "or set spec.pruner.type: None",
+        ],
+        id="pruner",
+    ),
+    pytest.param(
+        "preset: Guide\nsampler: {type: Grid}\nparameters: [{path: training.epochs, range: {min: '1', max: '2'}},"
+        "{path: training.learningRate, range: {min: '1e-4', max: '1e-3', log: true}}]", {},
+        [
+            'spec.parameters[0].range.step: sampler type Grid needs it, such as "0.1"',
+            "spec.parameters[1].range.step: sampler type Grid needs choices in place of the range",
+            "spec.sampler.type: Grid needs steps, which the guide's lora.dropout, training.warmup, "
+            "training.weightDecay have none of; take TPE or Random, or list them as parameters with choices",
+        ],
+        id="grid",
+    ),
+    pytest.param(
+        "preset: Guide\nfinal: {training: {learningRate: '1e-4', maxLength: 64, epochs: '0'}}", {},
+        [
+            "spec.final.training.learningRate: is a parameter: the best trial's is taken; leave it out",
+            "spec.final.training.maxLength: other tokens would be measured, and such losses cannot be compared; leave "
+            "it out",
+            "spec.final.training.epochs: must be above 0",
+        ],
+        id="final",
+    ),
+    pytest.param(
+        "preset: Guide\nfinal: {training: {epochs: '3'}}", {"training": {"maxSteps": 100}},
+        ["spec.final: training.maxSteps cannot be set together with epochs; keep one of the two"],
+        id="final-beside-the-template",
+    ),
+    pytest.param(
+        "preset: Guide\nfinal: {training: {}}", {},
+        ["spec.final.training: sets nothing, so it would train the same once more; leave final out"],
+        id="final-of-nothing",
+    ),
+    pytest.param(
+        "preset: Guide\noutput: {uri: 's3://key@bucket/a'}", {},
+        ["spec.output.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix"],
+        id="output",
+    ),
+    pytest.param(
+        "preset: Guide", {"model": {"uri": "file://m"}},
+        ["spec.template.model.uri: file:// works without a cluster only; use s3:// or pvc:// here"],
+        id="file",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "template", "told"), REFUSED)
+def test_every_error_is_told_at_once_with_its_field(text: str, template: dict[str, Any], told: list[str]) -> None:
+    assert errors(text, **template) == told
+
+
+CORNERS: list[Any] = [
+    pytest.param(
+        f"parameters: [{RANKS}, {{path: lora.alpha, choices: ['8', '16', '5000', x]}}]", {},
+        [
+            "spec.parameters[1].choices[2]: lora.alpha must be at most 4096, is 5000",
+            "spec.parameters[1].choices[3]: lora.alpha must be a whole number of at least 0, is 'x'",
+        ],
+        id="a-choice",
+    ),
+    pytest.param(
+        f"parameters: [{{path: lora.alpha, choices: ['5000', '8']}}, {RANKS}]", {},
+        ["spec.parameters[0].choices[0]: lora.alpha must be at most 4096, is 5000"],
+        id="the-first-choice",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.alpha, choices: ['5000']}]", {},
+        ["spec.parameters[0].choices[0]: lora.alpha must be at most 4096, is 5000"],
+        id="the-only-choice",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.dropout, range: {min: '0', max: '1'}}, "
+        "{path: lora.rank, range: {min: '0', max: '8'}}]", {},
+        [
+            "spec.parameters[1].range.min: lora.rank must be at least 1, is 0",
+            "spec.parameters[0].range.max: lora.dropout must be below 1, which would drop everything",
+        ],
+        id="ends-of-a-range",
+    ),
+    pytest.param(
+        f"parameters: [{RANKS}, {{path: training.scheduler, choices: [cosine, Linear]}}]", {},
+        [
+            "spec.parameters[1].choices[0]: training.scheduler must be 'Cosine', 'Linear', 'Constant', 'Polynomial' or "
+            "'InverseSqrt', is 'cosine'; did you mean Cosine?"
+        ],
+        id="a-name",
+    ),
+    pytest.param(
+        "parameters: [{path: method, choices: [LoRA, IA3]}]", {"lora": {"rank": 4}},
+        ["spec.parameters[0].choices[1]: lora.rank: IA3 has no such setting; leave it out"],
+        id="a-method-that-does-not-read-the-template",
+    ),
+    pytest.param(
+        f"parameters: [{{path: method, choices: [IA3, LoRA, PromptTuning, DoRA]}}, {RANKS}]", {},
+        [
+            "spec.parameters[1].when: must be {path: method, in: [LoRA, DoRA]}, else lora.rank: IA3 has no such setting"
+        ],
+        id="a-parameter-that-needs-a-condition",
+    ),
+    pytest.param(
+        "parameters: [{path: adalora.targetRank, choices: ['4']}, {path: method, choices: [LoRA, AdaLoRA]}]", {},
+        [
+            "spec.parameters[0].when: must be {path: method, in: [AdaLoRA]}, with method listed before it, else "
+            "adalora goes with method: AdaLoRA, not LoRA"
+        ],
+        id="a-block-that-needs-a-condition",
+    ),
+    pytest.param(
+        "parameters: [{path: method, choices: [LoRA, QLoRA]}, {path: lora.init, choices: [Default, PiSSA]}]", {},
+        [
+            "spec.parameters[1].choices[1]: lora.init: PiSSA changes the base weights, which QLoRA has quantised; use "
+            "method: LoRA or LoftQ (with method: QLoRA)"
+        ],
+        id="a-combination",
+    ),
+    pytest.param(
+        "parameters: [{path: training.epochs, choices: ['1', '2']}]", {"training": {"maxSteps": 5}},
+        ["spec.template.training.maxSteps: cannot be set together with epochs; keep one of the two"],
+        id="the-template",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.rnk, choices: ['1']}]", {"quantization": {}, "method": "DoRA"},
+        [
+            "spec.parameters[0].path: lora.rnk is no field that can be searched; did you mean lora.rank?",
+            "spec.template.quantization: DoRA trains on the unquantised base; use method: QDoRA, or leave it out",
+        ],
+        id="the-template-beside-a-wrong-parameter",
+    ),
+    pytest.param(
+        "parameters: [{path: training.epochs, choices: ['1']}, {path: training.maxSteps, choices: ['9', '8']}]", {},
+        ["spec.parameters[1].path: training.maxSteps cannot be set together with epochs; keep one of the two"],
+        id="two-parameters",
+    ),
+    pytest.param(
+        """
+        parameters:
+        - {path: lora.init, choices: [Default, EVA]}
+        - {path: lora.useRslora, choices: ["true", "false"]}
+        - {path: adalora.finalSteps, choices: ["1"], when: {path: lora.init, in: [Default]}}
+        - {path: adalora.warmupSteps, choices: ["1"], when: {path: lora.useRslora, in: ["true"]}}
+        """, {},
+        [
+            "spec.parameters[2].path: adalora goes with method: AdaLoRA, not Auto; set that, or leave it out",
+        ],
+        id="what-takes-two-other-values-to-end",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "template", "told"), CORNERS)
+def test_an_error_of_a_corner_is_told_once_where_it_comes_from(
+    text: str, template: dict[str, Any], told: list[str]
+) -> None:
+    assert errors(text, **template) == told
+
+
+def test_a_condition_that_is_asked_for_mends_it() -> None:
+    methods = "{path: method, choices: [LoRA, IA3, AdaLoRA]}"
+    wanted = "spec.parameters[1].when: must be {path: method, in: [LoRA]}, else"
+    assert [error[: len(wanted)] for error in errors(f"parameters: [{methods}, {RANKS}]")] == [wanted]
+    mended = "{path: lora.rank, choices: ['4', '8'], when: {path: method, in: [LoRA]}}"
+    assert errors(f"parameters: [{methods}, {mended}]") == []
+
+
+FIELDS = st.sampled_from([*TYPES, "lora", "training.seed", "typo"])
+TEXTS = st.sampled_from(
+    [
+        "LoRA",
+        "IA3",
+        "AdaLoRA",
+        "EVA",
+        "LoftQ",
+        "Linear",
+        "true",
+        "false",
+        "4",
+        "16",
+        "0.1",
+        "1e-4",
+        "q_proj,v_proj",
+        "5000",
+    ]
+)
+RANGES = st.fixed_dictionaries({"min": TEXTS, "max": TEXTS}, optional={"log": st.booleans(), "step": TEXTS})
+CHOICES = st.lists(TEXTS, min_size=1, max_size=4)
+PARAMETERS = st.fixed_dictionaries(
+    {"path": FIELDS},
+    optional={
+        "choices": CHOICES, "range": RANGES, "when": st.fixed_dictionaries({"path": FIELDS, "in": CHOICES}),
+    },
+)  # fmt: skip
+SPECS = st.fixed_dictionaries(
+    {"template": st.just(TEMPLATE), "parameters": st.lists(PARAMETERS, max_size=5)},
+    optional={
+        "preset": st.just("Guide"),
+        "initial": st.lists(st.dictionaries(FIELDS, TEXTS, max_size=3), max_size=2),
+        "sampler": st.just({"type": "Grid"}),
+        "final": st.just({"training": {"epochs": "2"}}),
+    },
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SPECS)
+def test_whatever_is_asked_for_is_taken_or_refused_by_its_fields(spec: dict[str, Any]) -> None:
+    told = refusals(spec)
+    assert all(error.path.startswith("spec.") for error in told)
+    assert len(set(told)) == len(told), "nothing is told twice"
+
+
+def test_a_condition_on_a_wrong_parameter_is_no_second_error() -> None:
+    told = errors(
+        "parameters: [{path: lora.init, choices: [EVA], range: {min: '1', max: '2'}},"
+        "{path: lora.rank, choices: ['4'], when: {path: lora.init, in: [EVA]}}]"
+    )
+    assert told == ["spec.parameters[0]: takes exactly one of range and choices"]
+
+
+def test_with_the_guide_no_condition_leads_round_in_a_circle() -> None:
+    told = errors(
+        "preset: Guide\nparameters: [{path: method, choices: [LoRA, IA3], when: {path: lora.rank, in: ['8']}}]"
+    )
+    assert told == [
+        "spec.parameters[0].when: with preset: Guide its parameters depend on the method; leave it out",
+    ]
+
+
+def test_without_a_cluster_files_may_be_named() -> None:
+    assert errors("preset: Guide\noutput: {uri: 'file://out'}", local=True, model={"uri": "file://m"}) == []
+
+
+@pytest.mark.parametrize("first", [1, 9_000], ids=["sound", "hundreds-of-errors"])
+def test_the_largest_spec_is_judged_in_less_than_half_a_second(first: int) -> None:
+    paths = (
+        "lora.rank", "lora.alpha", "adalora.initialRank", "training.batchSize", "training.gradientAccumulation",
+        "training.maxSteps", "promptTuning.virtualTokens", "prefixTuning.virtualTokens", "training.learningRate",
+        "training.weightDecay", "training.maxGradNorm", "training.neftuneNoiseAlpha", "training.warmup",
+        "lora.dropout", "adalora.warmupSteps", "adalora.finalSteps",
+    )  # fmt: skip
+    shares = {"training.warmup", "lora.dropout"}
+    listed = [
+        {"path": path, "choices": [f"0.{i:04}" if path in shares else str(i) for i in range(first, first + 64)]}
+        for path in paths
+    ]
+    began = time.process_time()
+    with pytest.raises(InvalidSpec):
+        parse_lorasweep({"spec": {"template": TEMPLATE, "parameters": listed}})
+    assert time.process_time() - began < 0.5
