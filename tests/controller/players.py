@@ -26,7 +26,23 @@ ANSWERED: Json = {
     "output": {"uri": "s3://answers/b", "manifestSha256": "ef" * 32, "sizeBytes": 5},
     "answers": {"lines": 10, "answered": 10},
 }
-WORDS = {"preflight": REPORT, "train": RESULT, "merge": MERGED, "publish": RESULT, "report": RESULT, "batch": ANSWERED, "conclude": MERGED}
+WORDS = {
+    "preflight": REPORT,
+    "train": RESULT,
+    "merge": MERGED,
+    "publish": RESULT,
+    "report": RESULT,
+    "batch": ANSWERED,
+    "conclude": MERGED,
+}
+    "preflight": REPORT,
+    "train": RESULT,
+    "merge": MERGED,
+    "publish": RESULT,
+    "report": RESULT,
+    "batch": ANSWERED,
+    "conclude": MERGED,
+}
 _MANAGED = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dtunery"
 _UNFINISHED = "fieldSelector=status.phase!%3DSucceeded%2Cstatus.phase!%3DFailed"
 

@@ -29,11 +29,11 @@ from tunery_trainer.tasks.report import run_report
 
 from cluster.s3 import S3Server
 from kit.adapters import logits, logits_of
+from kit.ended_sweep import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
 from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
 from kit.story import environment, run_here
-from kit.ended_sweep import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
 
 PICTURES = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
 FILES = PICTURES | {

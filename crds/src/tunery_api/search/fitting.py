@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
+from tunery_api.search.dimensions import Categorical, Dimension, Numeric, plain
 from tunery_api.search.paths import canonical
 from tunery_api.search.points import exists
 
