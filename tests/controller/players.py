@@ -35,14 +35,6 @@ WORDS = {
     "batch": ANSWERED,
     "conclude": MERGED,
 }
-    "preflight": REPORT,
-    "train": RESULT,
-    "merge": MERGED,
-    "publish": RESULT,
-    "report": RESULT,
-    "batch": ANSWERED,
-    "conclude": MERGED,
-}
 _MANAGED = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dtunery"
 _UNFINISHED = "fieldSelector=status.phase!%3DSucceeded%2Cstatus.phase!%3DFailed"
 

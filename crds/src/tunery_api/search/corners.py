@@ -12,7 +12,7 @@ from tunery_api.errors import FieldError
 from tunery_api.search.dimensions import Categorical, Dimension, Values
 from tunery_api.search.fitting import ends
 from tunery_api.search.paths import TYPES, FieldType
-from tunery_api.search.points import exists, in_order
+from tunery_api.search.points import exists, parents_first
 
 COMBINATIONS: Final = 64
 _APART: Final = 0.618
@@ -44,7 +44,7 @@ def blames(dimensions: Iterable[Dimension], errors_of: ErrorsOf) -> Iterator[Bla
     The corners are each value of each parameter in turn, the others at their first, and combinations of choices: all
     where they are at most 64, else so many. An error of a combination is left out where a single value has it, too.
     """
-    ordered = in_order(tuple(dimensions))
+    ordered = parents_first(dimensions)
     lines = {item: {value: _with(ordered, item, value) for value in ends(item)} for item in ordered}
     combined = [_point(ordered, wanted) for wanted in _combinations(ordered)]
     base = _point(ordered, {})
@@ -114,7 +114,7 @@ def _key(values: Values) -> frozenset[tuple[str, str]]:
 
 def first_point(dimensions: Iterable[Dimension]) -> Values:
     """Return the point at which every parameter has its first value."""
-    return _point(in_order(tuple(dimensions)), {})
+    return _point(parents_first(dimensions), {})
 
 
 def _point(ordered: Sequence[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:

@@ -32,10 +32,10 @@ class Moment:
     """When the sweep was first looked at, or made: its deadline counts from there."""
     recorded: EndReason | None = None
     """The endReason of the status. That a sampler found no other point, SpaceExhausted, is known from there alone."""
-    forgiven: int = 0
-    """What trials below this number failed for was mended since: it fails the sweep no more."""
     concluding: bool = False
     """The best is being published: nothing is searched any more, whatever the spec says by now."""
+    forgiven: int = 0
+    """What trials below this number failed for was mended since: it fails the sweep no more."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
 
@@ -13,13 +13,20 @@ Space = Sequence[Dimension]
 
 def in_order(space: Space) -> tuple[Dimension, ...]:
     """Return the parameters by path, each behind the one that its condition asks: the order of a manifest is none."""
-    known = {dimension.path: dimension for dimension in space}
+    return parents_first(sorted(space, key=lambda dimension: dimension.path))
 
-    def depth(dimension: Dimension) -> int:
-        above = known.get(dimension.when.path) if dimension.when else None
-        return 0 if above is None else 1 + depth(above)
 
-    return tuple(sorted(space, key=lambda dimension: (depth(dimension), dimension.path)))
+def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
+    """Return the parameters as they come, but each behind the one that its condition asks."""
+    waiting, ordered = list(dimensions), []
+    known = {dimension.path for dimension in waiting}
+    placed: set[str] = set()
+    while waiting:
+        ready = [item for item in waiting if item.when is None or item.when.path in placed | ({item.when.path} - known)]
+        ordered += ready or waiting
+        placed |= {item.path for item in ready or waiting}
+        waiting = [item for item in waiting if item.path not in placed]
+    return tuple(ordered)
 
 
 def exists(dimension: Dimension, values: Values) -> bool:
