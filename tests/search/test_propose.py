@@ -15,7 +15,7 @@ from tunery_api.search import ask as asking
 from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
 from tunery_api.search.grid import grid, point, size
-from tunery_api.search.points import has, in_order, is_point, key
+from tunery_api.search.lattice import has, in_order, is_point, key
 from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
 from tunery_api.search.suggest import answer
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from tunery_api.search.dimensions import Dimension
-from tunery_api.search.points import Space, exists, in_order, texts
+from tunery_api.search.lattice import Space, exists, in_order, texts
 
 
 def grid(space: Space) -> Iterator[dict[str, str]]:

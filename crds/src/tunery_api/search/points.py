@@ -1,96 +1,93 @@
-"""Points of a space: which parameters a trial has, in which order they are chosen, and whether values are a point."""
+"""Whether values are a point of a space, or a part of one, and how the space itself writes them."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
+from tunery_api.errors import FieldError, near
+from tunery_api.search.dimensions import Categorical, Dimension, Numeric, plain
+from tunery_api.search.paths import canonical
+from tunery_api.search.lattice import exists
 
-Space = Sequence[Dimension]
-
-
-def in_order(space: Space) -> tuple[Dimension, ...]:
-    """Return the parameters by path, each behind the one that its condition asks: the order of a manifest is none."""
-    return parents_first(sorted(space, key=lambda dimension: dimension.path))
-
-
-def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
-    """Return the parameters as they come, but each behind the one that its condition asks."""
-    waiting, ordered = list(dimensions), []
-    known = {dimension.path for dimension in waiting}
-    placed: set[str] = set()
-    while waiting:
-        ready = [item for item in waiting if item.when is None or item.when.path in placed | ({item.when.path} - known)]
-        ordered += ready or waiting
-        placed |= {item.path for item in ready or waiting}
-        waiting = [item for item in waiting if item.path not in placed]
-    return tuple(ordered)
+_STEPS_OFF = 1e-6
+"""Share of a step that a value may be off its place."""
 
 
-def exists(dimension: Dimension, values: Values) -> bool:
-    """Tell whether a trial with these values has that parameter."""
-    return dimension.when is None or dimension.when.holds(values)
-
-
-def has(dimension: Dimension, text: str) -> bool:
-    """Tell whether `text` is one of the parameter's values."""
-    if isinstance(dimension, Categorical):
-        return text in dimension.choices
-    try:
-        value = float(text)
-    except ValueError:
-        return False
-    if not dimension.low <= value <= dimension.high or (dimension.whole and value != int(value)):
-        return False
-    steps = (value - dimension.low) / dimension.step if dimension.step else 0.0
-    return math.isclose(steps, round(steps), abs_tol=1e-6)
-
-
-def is_point(space: Space, values: Values) -> bool:
-    """Tell whether these values are a trial of this space: every parameter that exists, and no other."""
-    there = [dimension for dimension in space if exists(dimension, values)]
-    return {each.path for each in there} == set(values) and all(has(each, values[each.path]) for each in there)
-
-
-def key(values: Mapping[str, str]) -> str:
-    """Return what two points have in common that are the same."""
-    return json.dumps(dict(values), sort_keys=True)
-
-
-def texts(dimension: Dimension) -> Sequence[str] | None:
-    """Return all values of a parameter; None where they are not counted: a range without steps."""
+def ends(dimension: Dimension) -> tuple[str, ...]:
+    """Return the choices of a parameter, or both ends of its range."""
     if isinstance(dimension, Categorical):
         return dimension.choices
-    step = spacing(dimension)
-    if step is None:
+    return dimension.text(dimension.low), dimension.text(dimension.high)
+
+
+def value_in(dimension: Dimension, text: str) -> str:
+    """Return a value of a parameter in its canonical text.
+
+    Raises ValueError, whose message begins with "must", where it is none.
+    """
+    value = canonical(dimension.path, text)
+    if isinstance(dimension, Categorical):
+        if value not in dimension.choices:
+            raise ValueError(f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}")
+        return value
+    _check_number(dimension, float(value), text)
+    return value
+
+
+def _check_number(dimension: Numeric, number: float, text: str) -> None:
+    low, high = ends(dimension)
+    if not dimension.low <= number <= dimension.high:
+        raise ValueError(f"must be from {low} to {high}, is {text!r}")
+    if dimension.step:
+        steps = (number - dimension.low) / dimension.step
+        if not math.isclose(steps, round(steps), abs_tol=_STEPS_OFF):
+            raise ValueError(f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}")
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence takes them: a, b or c."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
+    """Yield, by path, what of the values is no part of a point: a value, or one that may not exist beside the others.
+
+    A parameter that the values leave open is no misfit.
+    """
+    known = {dimension.path: dimension for dimension in dimensions}
+    placed: dict[str, str] = {}
+    for path, text in values.items():
+        if path not in known:
+            yield FieldError(path, f"is no parameter of this sweep{near(path, known) or '; leave it out'}")
+            continue
+        try:
+            placed[path] = value_in(known[path], text)
+        except ValueError as error:
+            yield FieldError(path, str(error))
+    for path in placed:
+        when = known[path].when
+        if when is None or when.holds(placed):
+            continue
+        if when.path not in values:
+            yield FieldError(path, f"exists only in some trials: say here, too, that {when.path} is {when.values[0]}")
+        elif when.path in placed:
+            yield FieldError(path, f"exists only where {when.path} is {listed(when.values)}; leave it out")
+
+
+def part_of_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no part of any point of it."""
+    known = {dimension.path: dimension for dimension in dimensions}
+    if any(misfits(known.values(), values)):
         return None
-    count = last_step(dimension, step) + 1
-    return _Steps(dimension, step, count)
+    return {path: value_in(known[path], text) for path, text in sorted(values.items())}
 
 
-def spacing(dimension: Numeric) -> float | None:
-    """Return the distance of two neighbours; None where there is none."""
-    return dimension.step or (1.0 if dimension.whole else None)
-
-
-def last_step(dimension: Numeric, step: float) -> int:
-    """Return how many steps lead from the lowest value to the highest that is one."""
-    return math.floor((dimension.high - dimension.low) / step + 1e-9)
-
-
-class _Steps(Sequence[str]):
-    """The values of a stepped range: there may be a million, of which a few are looked at."""
-
-    def __init__(self, dimension: Numeric, step: float, count: int) -> None:
-        self._dimension, self._step, self._count = dimension, step, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # nobody asks for a slice
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        value = self._dimension.low + index * self._step
-        return str(round(value)) if self._dimension.whole else plain(value)
+def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
+    known = tuple(dimensions)
+    placed = part_of_point(known, values)
+    if placed is None or any(exists(dimension, placed) != (dimension.path in placed) for dimension in known):
+        return None
+    return placed

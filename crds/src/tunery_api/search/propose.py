@@ -16,7 +16,7 @@ from typing import Final
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension, plain
 from tunery_api.search.grid import grid
-from tunery_api.search.points import exists, has, in_order, key, last_step, spacing
+from tunery_api.search.lattice import exists, has, in_order, key, last_step, spacing
 from tunery_api.search.protocol import Ask, Suggestion, ToldState, ToldTrial
 
 SALTS: Final = 20

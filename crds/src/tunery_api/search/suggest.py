@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension
-from tunery_api.search.points import exists, in_order, is_point
+from tunery_api.search.lattice import exists, in_order, is_point
 from tunery_api.search.propose import Draw, fixed_value, proposed, random_draw
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.search.dimensions import Dimension
-from tunery_api.search.points import is_point
+from tunery_api.search.lattice import is_point
 from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialState, TrialStatus
