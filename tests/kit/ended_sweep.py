@@ -48,6 +48,16 @@ NEIGHBOURS: Final = (
     "tunery-checkpoints/other/support-001-t-1/step-000010/complete.json",
 )
 """What others have stored, as near as can be to what is removed."""
+PICTURES: Final = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
+FILES: Final = PICTURES | {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "answers.jsonl",
+    "sweep.json",
+    "training_curves.png",
+}
+"""What lies at the output afterwards, beside the manifest."""
 LEFT: Final = (
     f"out-trials/{UID}/005/adapter_model.safetensors",
     f"out-trials/{UID}/006-rejected/manifest.json",
@@ -122,6 +132,13 @@ class EndedSweep:
 def below(store: Store, prefix: str, base: Path) -> EndedSweep:
     """Return a sweep that stores below a prefix."""
     return EndedSweep(StorePath(store, prefix), base)
+
+
+def stays(keys: set[str], *numbers: int) -> None:
+    """Assert that of the trials these alone are there, each whole, and that nothing of others is gone."""
+    trials = {key.split("/")[2] for key in keys if key.startswith(f"out-trials/{UID}/")}
+    assert trials == {f"{number:03}" for number in numbers}
+    assert set(NEIGHBOURS) <= keys
 
 
 def _lineage(base: Path, loss: str) -> Lineage:

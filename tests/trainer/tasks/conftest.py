@@ -1,4 +1,4 @@
-"""The operator's way into the trainer: a run.json, Secrets as files, and a real S3 server."""
+"""The operator's way into the trainer: a run.json, Secrets as files, and a real S3 server; a sweep at its end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from tunery_common.storage import open_store
+from tunery_common.storage.credentials import ambient
+
 from cluster.s3 import S3Server
 from kit.explained import Train, explained_runs
 from kit.learned import write_learned_model
 from kit.story import Case, Run, manifest
+from kit.sweeps import EndedSweep, below
 
 
 @pytest.fixture
@@ -72,3 +76,13 @@ def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     return explained_runs(tmp_path, learned, monkeypatch)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_model: Path) -> EndedSweep:
+    """A sweep on the disk."""
+    (tmp_path / "model").symlink_to(tiny_model)
+    place = open_store(tmp_path.as_uri(), ambient(), "test")
+    ended = below(place.store, place.prefix, tiny_model)
+    ended.publish_trials(tmp_path / "saved")
+    return ended

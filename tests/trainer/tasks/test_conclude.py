@@ -20,30 +20,19 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity, RunResult, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath, open_store
-from tunery_common.storage.credentials import ambient
-from tunery_common.storage.local import LocalStore
 from tunery_common.storage.published_folder import verify
-from tunery_common.storage.publisher import Publisher, Target, publish
+from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.tasks.conclude import run_conclude
 from tunery_trainer.tasks.report import run_report
 
 from cluster.s3 import S3Server
 from kit.adapters import logits, logits_of
-from kit.ended_sweep import BEST, CHECKPOINTS, LEFT, NEIGHBOURS, UID, EndedSweep, below
 from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
 from kit.story import environment, run_here
+from kit.ended_sweep import BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, UID, EndedSweep, below, stays
 
-PICTURES = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
-FILES = PICTURES | {
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "answers.jsonl",
-    "sweep.json",
-    "training_curves.png",
-}
 CORRUPT = f"out-trials/{UID}/002/adapter_model.safetensors"
 LIGHT = """
 import sys
@@ -56,20 +45,6 @@ peak = next(line for line in Path("/proc/self/status").read_text().splitlines() 
 print("MiB", int(peak.split()[1]) // 1024)
 sys.exit(code)
 """
-
-
-class Killed(BaseException):
-    """The process ends here; nothing but what unwinds is done any more."""
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, tiny_model: Path) -> EndedSweep:
-    """A sweep on the disk."""
-    (tmp_path / "model").symlink_to(tiny_model)
-    place = open_store(tmp_path.as_uri(), ambient(), "test")
-    ended = below(place.store, place.prefix, tiny_model)
-    ended.publish_trials(tmp_path / "saved")
-    return ended
 
 
 @pytest.fixture
@@ -88,13 +63,6 @@ def secret(tmp_path: Path, s3_server: S3Server) -> Path:
     for name, value in s3_server.environment().items():
         (folder / name).write_text(value)
     return folder
-
-
-def stays(keys: set[str], *numbers: int) -> None:
-    """Assert that of the trials these alone are there, each whole, and that nothing of others is gone."""
-    trials = {key.split("/")[2] for key in keys if key.startswith(f"out-trials/{UID}/")}
-    assert trials == {f"{number:03}" for number in numbers}
-    assert set(NEIGHBOURS) <= keys
 
 
 def said_by(place: StorePath, name: str) -> Any:
@@ -276,67 +244,6 @@ def test_deletes_that_are_refused_are_a_warning(
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "s3:DeleteObject was denied" in warning
     assert f"out-trials/{UID}" in warning
-
-
-def _killing(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: Callable[..., bool]) -> None:
-    """Let the first call of a method that `at` chooses, by its arguments, be where the process ends."""
-    plain = getattr(owner, method)
-    left = [1]
-
-    def killed(self: Any, *arguments: Any, **named: Any) -> Any:
-        if left[0] and at(*arguments):
-            left[0] = 0
-            raise Killed
-        return plain(self, *arguments, **named)
-
-    monkeypatch.setattr(owner, method, killed)
-
-
-STEPS = {
-    "before the claim": (LocalStore, "put_bytes", lambda key, *_: key.endswith("out/.tunery-claim.json")),
-    "before the best is read": (LocalStore, "download", lambda *_: True),
-    "before the last file": (Publisher, "add", lambda path, name, *_: name == "training_curves.png"),
-    "before the manifest": (LocalStore, "put_bytes", lambda key, *_: key.endswith(f"out/{MANIFEST_NAME}")),
-    "before it is read back": (Publisher, "_read_back", lambda *_: True),
-    "before the claim goes": (LocalStore, "delete", lambda key: key.endswith("out/.tunery-claim.json")),
-    "before the first loser": (LocalStore, "delete", lambda key: f"{UID}/000/" in key),
-    "between the losers": (LocalStore, "delete", lambda key: key.endswith(f"{UID}/004/adapter_model.safetensors")),
-    "before leftovers of uploads": (LocalStore, "abort_stale_uploads", lambda prefix, *_: prefix.endswith(UID)),
-}
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_one_that_was_killed_is_run_again_and_publishes_once(
-    sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    manifests = []
-    plain = LocalStore.put_bytes
-
-    def put(self: LocalStore, key: str, data: bytes, *, if_none_match: bool = False) -> Any:
-        if key.endswith(f"out/{MANIFEST_NAME}"):
-            manifests.append(data)
-        return plain(self, key, data, if_none_match=if_none_match)
-
-    monkeypatch.setattr(LocalStore, "put_bytes", put)
-    _killing(monkeypatch, *STEPS[step])
-    run = sweep.run(tmp_path / "work")
-    with pytest.raises(Killed):
-        run_conclude(run)
-    assert verify(sweep.place.below(f"out-trials/{UID}/002"))  # whatever happened
-    result = run_conclude(run)
-    assert len(manifests) == 1
-    found = verify(sweep.place.below("out"))
-    assert found.manifest.files.keys() == FILES
-    assert result.adapter is not None
-    assert result.adapter.manifest_sha256 == found.sha256
-    keys = sweep.stored()
-    stays(keys, 2)
-    assert not set(LEFT) & keys
-    assert {key for key in keys if key.startswith("out/")} == {
-        *(f"out/{name}" for name in FILES),
-        f"out/{MANIFEST_NAME}",
-        f"out/{UID}/000/manifest.json",
-    }
 
 
 @pytest.mark.parametrize("uid", [UID, "", "..", "a/b", f"{UID}x"])

@@ -1,0 +1,113 @@
+"""The end of a sweep that is killed, wherever that is, and run again: its result is published once, losers are gone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_api.exitcodes import ExitCode
+from tunery_api.manifest import MANIFEST_NAME
+from tunery_common.storage.local import LocalStore
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.publisher import Publisher
+from tunery_trainer.tasks.conclude import run_conclude
+
+from kit.story import environment, run_here
+from kit.ended_sweep import FILES, LEFT, UID, EndedSweep, stays
+
+KILLED = """
+import os, signal, sys
+from tunery_common.storage.local import LocalStore
+from tunery_trainer.cli import main
+plain = LocalStore.delete
+def delete(store, key):
+    if key.endswith("004/adapter_model.safetensors"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain(store, key)
+LocalStore.delete = delete
+main(["conclude", sys.argv[1]])
+"""
+
+
+class Killed(BaseException):
+    """The process ends here; nothing but what unwinds is done any more."""
+
+
+def _killing(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: Callable[..., bool]) -> None:
+    """Let the first call of a method that `at` chooses, by its arguments, be where the process ends."""
+    plain = getattr(owner, method)
+    left = [1]
+
+    def killed(self: Any, *arguments: Any, **named: Any) -> Any:
+        if left[0] and at(*arguments):
+            left[0] = 0
+            raise Killed
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(owner, method, killed)
+
+
+STEPS = {
+    "before the claim": (LocalStore, "put_bytes", lambda key, *_: key.endswith("out/.tunery-claim.json")),
+    "before the best is read": (LocalStore, "download", lambda *_: True),
+    "before the last file": (Publisher, "add", lambda path, name, *_: name == "training_curves.png"),
+    "before the manifest": (LocalStore, "put_bytes", lambda key, *_: key.endswith(f"out/{MANIFEST_NAME}")),
+    "before it is read back": (Publisher, "_read_back", lambda *_: True),
+    "before the claim goes": (LocalStore, "delete", lambda key: key.endswith("out/.tunery-claim.json")),
+    "before the first loser": (LocalStore, "delete", lambda key: f"{UID}/000/" in key),
+    "between the losers": (LocalStore, "delete", lambda key: key.endswith(f"{UID}/004/adapter_model.safetensors")),
+    "before leftovers of uploads": (LocalStore, "abort_stale_uploads", lambda prefix, *_: prefix.endswith(UID)),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_that_was_killed_is_run_again_and_publishes_once(
+    sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    manifests = []
+    plain = LocalStore.put_bytes
+
+    def put(self: LocalStore, key: str, data: bytes, *, if_none_match: bool = False) -> Any:
+        if key.endswith(f"out/{MANIFEST_NAME}"):
+            manifests.append(data)
+        return plain(self, key, data, if_none_match=if_none_match)
+
+    monkeypatch.setattr(LocalStore, "put_bytes", put)
+    _killing(monkeypatch, *STEPS[step])
+    run = sweep.run(tmp_path / "work")
+    with pytest.raises(Killed):
+        run_conclude(run)
+    assert verify(sweep.place.below(f"out-trials/{UID}/002"))  # whatever happened
+    result = run_conclude(run)
+    assert len(manifests) == 1
+    found = verify(sweep.place.below("out"))
+    assert found.manifest.files.keys() == FILES
+    assert result.adapter is not None
+    assert result.adapter.manifest_sha256 == found.sha256
+    keys = sweep.stored()
+    stays(keys, 2)
+    assert not set(LEFT) & keys
+    assert {key for key in keys if key.startswith("out/")} == {
+        *(f"out/{name}" for name in FILES),
+        f"out/{MANIFEST_NAME}",
+        f"out/{UID}/000/manifest.json",
+    }
+
+
+def test_a_container_that_is_killed_among_the_losers_is_run_again(sweep: EndedSweep, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(sweep.run(tmp_path / "work").model_dump_json(by_alias=True, exclude_none=True))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    published = verify(sweep.place.below("out"))
+    assert f"out-trials/{UID}/004/adapter_model.safetensors" in sweep.stored()
+    again = run_here("conclude", path)
+    assert again.returncode == ExitCode.OK, again.stderr
+    assert verify(sweep.place.below("out")) == published
+    stays(sweep.stored(), 2)
