@@ -15,8 +15,8 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, TrialTemplate
 from tunery_api.presets import PRESETS
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric
-from tunery_api.search.paths import REFUSED, TYPES, FieldType, path_problem
 from tunery_api.search.lattice import exists
+from tunery_api.search.paths import REFUSED, TYPES, FieldType, path_problem
 from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
 from tunery_api.validation import parse_lorajob, parse_lorasweep
 

@@ -18,9 +18,9 @@ from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
 from tunery_api.search.corners import TOGETHER, Blame, blames, first_point
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
-from tunery_api.search.points import ends, misfits
 from tunery_api.search.parameters import Parameters, checked
 from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
+from tunery_api.search.points import ends, misfits
 from tunery_api.search.space import final_spec, trial_spec
 
 Errors = Iterator[FieldError]

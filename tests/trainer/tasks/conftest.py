@@ -12,10 +12,10 @@ from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient
 
 from cluster.s3 import S3Server
+from kit.ended_sweep import EndedSweep, below
 from kit.explained import Train, explained_runs
 from kit.learned import write_learned_model
 from kit.story import Case, Run, manifest
-from kit.sweeps import EndedSweep, below
 
 
 @pytest.fixture

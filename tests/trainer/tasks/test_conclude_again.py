@@ -18,8 +18,8 @@ from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Publisher
 from tunery_trainer.tasks.conclude import run_conclude
 
-from kit.story import environment, run_here
 from kit.ended_sweep import FILES, LEFT, UID, EndedSweep, stays
+from kit.story import environment, run_here
 
 KILLED = """
 import os, signal, sys

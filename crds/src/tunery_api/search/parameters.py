@@ -23,9 +23,9 @@ from tunery_api.lorasweep import (
 )
 from tunery_api.schema_errors import field_error
 from tunery_api.search.dimensions import Categorical, Dimension
-from tunery_api.search.points import value_in
 from tunery_api.search.guide import guide_dimensions
 from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read, written
+from tunery_api.search.points import value_in
 from tunery_api.search.space import dimension_of
 
 Errors = Iterator[FieldError]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, plain
-from tunery_api.search.paths import canonical
 from tunery_api.search.lattice import exists
+from tunery_api.search.paths import canonical
 
 _STEPS_OFF = 1e-6
 """Share of a step that a value may be off its place."""

@@ -139,6 +139,7 @@ def _row(child: Body, read: ReadValues) -> TrialStatus:
     return TrialStatus(
         number=number_of(child) or 0,
         name=metadata["name"],
+        uid=metadata.get("uid"),
         origin=(metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION),
         base_value=_number_text(_metrics(status).get("baseEvalLoss")),
         parameters=dict(values),

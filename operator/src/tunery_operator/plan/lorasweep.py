@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from tunery_api.fields import parse_quantity
 from tunery_api.inputs import OutputSpec
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
 from tunery_api.names import child_name, trials_uri
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
-from tunery_api.runspec import LoRASweepRun, Purpose, Task
+from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
 from tunery_api.search.decide import Decision
 from tunery_api.search.protocol import Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN, Trial
@@ -97,7 +98,15 @@ def plan_conclude(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: 
     own = {"lora_sweep": run_of(spec, owner, place, found, space)}
     run = job.run_spec(work, owner, platform, place, accesses).model_copy(update=own)
     base = job.job_plan(work, owner, platform, job.Errand(Task.CONCLUDE, run, accesses))
-    return job.check_plan(base, work, platform.settings)
+    return _with_the_trials_disk(job.check_plan(base, work, platform.settings), spec)
+
+
+def _with_the_trials_disk(plan: JobPlan, spec: LoRASweepSpec) -> JobPlan:
+    """Return the plan with the disk of a trial: the adapter, which a trial has written there, is brought whole."""
+    disk = spec.template.resources.ephemeral_storage
+    limit = DiskLimit(bytes=int(parse_quantity(disk)), field="spec.template.resources.ephemeralStorage")
+    sized = replace(plan.resources, ephemeral_storage=disk)
+    return replace(plan, resources=sized, run=plan.run.model_copy(update={"disk": limit}))
 
 
 def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
