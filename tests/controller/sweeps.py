@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from controller.api import Json
@@ -16,6 +18,7 @@ STEPS = 80
 BEST_RATE = 1e-3
 """The learning rate with the lowest loss."""
 BASE_LOSS = 3.0
+RESOLVED: Json = {"method": "LoRA", "steps": STEPS, "trainableParameters": 1000}
 
 
 def run_in(pod: Json) -> Json:
@@ -29,20 +32,48 @@ def loss_of(rate: float) -> float:
     return 1.0 + 0.3 * abs(math.log10(rate / BEST_RATE))
 
 
-def trial_ends(pod: Json) -> tuple[int, Any]:
-    """Return how a pod of a trial, or of a sweep, ends: well."""
-    role, run = pod["metadata"]["labels"][ROLE_LABEL], run_in(pod)
-    if role == "preflight":
-        return 0, {**REPORT, "resolved": {"method": "LoRA", "steps": STEPS, "trainableParameters": 1000}}
-    adapter = {"uri": run["outputUri"], "manifestSha256": _digest(run["outputUri"]), "sizeBytes": 12}
-    if role == "conclude":
-        return 0, {"adapter": adapter}
-    loss = loss_of(float(run["loraJob"]["training"]["learningRate"]))
+@dataclass
+class Trials:
+    """Says how the pods of trials, and of their sweeps, end."""
+
+    held: set[str] = field(default_factory=set)
+    """Names of LoRAJobs whose training goes on."""
+    ends: dict[str, Callable[[Json], tuple[int, Any] | None]] = field(default_factory=dict)
+    """By role: another end than a good one, from the run.json."""
+
+    def end(self, pod: Json) -> tuple[int, Any] | None:
+        """Return the end of a pod that runs."""
+        role, run = pod["metadata"]["labels"][ROLE_LABEL], run_in(pod)
+        if role == "train" and (run["identity"]["name"] in self.held or "*" in self.held):
+            return None
+        return self.ends.get(role, _GOOD[role])(run)
+
+
+def _checked(_: Json) -> tuple[int, Any]:
+    return 0, {**REPORT, "resolved": RESOLVED}
+
+
+def _trained(run: Json) -> tuple[int, Any]:
+    # Of a job of somebody else the rate may be left open.
+    loss = loss_of(float(run["loraJob"].get("training", {}).get("learningRate", BEST_RATE)))
     return 0, {
-        "adapter": adapter,
+        "adapter": _adapter(run),
         "metrics": {"evalLoss": f"{loss:.6g}", "baseEvalLoss": f"{BASE_LOSS:.6g}"},
         "evaluations": course(loss, EVALUATIONS),
+        "resolved": RESOLVED,
     }
+
+
+def _concluded(run: Json) -> tuple[int, Any]:
+    return 0, {"adapter": _adapter(run)}
+
+
+_GOOD = {"preflight": _checked, "train": _trained, "conclude": _concluded, "report": _concluded}
+
+
+def _adapter(run: Json) -> Json:
+    digest = hashlib.sha256(run["outputUri"].encode()).hexdigest()
+    return {"uri": run["outputUri"], "manifestSha256": digest, "sizeBytes": 12}
 
 
 def course(loss: float, evaluations: int) -> list[Json]:
@@ -53,5 +84,6 @@ def course(loss: float, evaluations: int) -> list[Json]:
     ]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def failed(reason: str, message: str) -> tuple[int, Any]:
+    """Return the end of a pod that fails for good."""
+    return 64, {"failure": {"reason": reason, "message": message}}

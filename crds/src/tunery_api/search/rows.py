@@ -162,7 +162,8 @@ def _verdict(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
         return _pruned(status, steps, _stop_why(child))
     if phase == Phase.FAILED:
         return _failed(child, values, steps)
-    return {"state": (TrialState.RUNNING if phase in _RUNNING else TrialState.WAITING).value}
+    runs = phase in _RUNNING or any(_open_attempts(status))
+    return {"state": (TrialState.RUNNING if runs else TrialState.WAITING).value}
 
 
 def _complete(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import OutputSpec
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
 from tunery_api.names import child_name, trials_uri
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
@@ -70,7 +71,8 @@ def plan_trial(
     number, values = suggestion.number, suggestion.values
     final = suggestion.origin == FINAL_ORIGIN
     body = final_spec(spec, values) if final else trial_spec(spec, values)
-    preflight = preflight_of(spec.preflight, trials, values)
+    # What `final` puts on top may change data and memory.
+    preflight = PreflightPolicy.REQUIRED if final else preflight_of(spec.preflight, trials, values)
     output: dict[str, Any] = {"uri": f"{trials_uri(place.uri, owner.uid)}/{number:03d}"}
     if spec.output.secret_ref is not None:
         output["secretRef"] = spec.output.secret_ref.to_json_dict()
