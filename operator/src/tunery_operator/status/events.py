@@ -9,10 +9,13 @@ from typing import Any, Final
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType, Phase
+from tunery_api.sweepstatus import TrialState
 from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
+NEW_BEST: Final = "NewBest"
+TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 _WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
 """What a reader should see, though nothing has failed for good."""
@@ -47,6 +50,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
     if _is_retried(old, new):
         text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
+    events.update({event.reason: event for event in _of_trials(old, new)})
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
@@ -57,6 +61,30 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
             # Of several conditions one tells it whole.
             events[reason] = replace(first, note=max(first.note, note, key=len))
     return tuple(events.values())
+
+
+def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield what is told of a sweep's trials: a new best one, and those that failed by chance; not each of them."""
+    best, before = new.get("best") or {}, old.get("best") or {}
+    if best and best.get("trial") != before.get("trial"):
+        beside = f", {before['name']} came to {before['value']}" if before else ""
+        text = f"{best['name']} came to a held-out loss of {best['value']}{beside}"
+        yield Event(NEW_BEST, text, False, str(best["trial"]))
+    known = {row["number"] for row in old.get("trials") or () if _has_failed(row)}
+    failed = [row for row in new.get("trials") or () if _has_failed(row) and row["number"] not in known]
+    if failed:
+        text = "; ".join(
+            f"{row['name']}: {row.get('reason') or row['state']}: {row.get('why') or ''}" for row in failed
+        )
+        yield Event(TRIAL_FAILED, text, True, str(failed[-1]["number"]))
+
+
+def _how_it_failed(row: Mapping[str, Any]) -> str:
+    return ": ".join(str(part) for part in (row["name"], row.get("reason") or row["state"], row.get("why")) if part)
+
+
+def _has_failed(row: Mapping[str, Any]) -> bool:
+    return row.get("state") in (TrialState.FAILED.value, TrialState.INFEASIBLE.value)
 
 
 def _dataset_warnings(status: Mapping[str, Any]) -> list[str]:

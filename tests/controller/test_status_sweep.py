@@ -1,0 +1,151 @@
+"""The status of a sweep in tables: what it says of its trials, why none is made, and which events that makes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controller.statuskit import NOW, ended, job
+from controller.statuskit import running as at_work
+from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.search.decide import Decision
+from tunery_api.search.rows import Live, Trial
+from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.search import SUGGESTION_FAILED, Hindrance, Search
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.owner import Key, Owner
+
+from kit.sweeps import running, sweep, trial
+
+OWNER = Owner(Key(Kind.LORASWEEP, "ns", "support"), "uid-1", 3, {})
+SPEC = sweep(maxTrials=4)
+Json = dict[str, Any]
+
+
+def snapshot(*trials: Trial, decision: Decision | None = None, status: Json | None = None, **more: Any) -> Snapshot:
+    names = {name: more.pop(name) for name in ("importance", "exhausted", "hindrance", "not_held") if name in more}
+    search = Search(SPEC, trials, decision or Decision(), **names)
+    return Snapshot(Kind.LORASWEEP, OWNER, status or {}, NOW, search=search, **more)
+
+
+def told(*trials: Trial, **more: Any) -> Json:
+    return compute_status(snapshot(*trials, **more))
+
+
+def condition(status: Json, type_: str) -> tuple[str, str, str]:
+    found = next(each for each in status["conditions"] if each["type"] == type_)
+    return found["status"], found["reason"], found.get("message", "")
+
+
+def test_it_tells_of_every_trial_and_of_the_best() -> None:
+    done = [trial(0, value=2.0, base_value="3.0"), trial(1, TrialState.PRUNED, why="worse"), trial(2, value=1.5)]
+    status = told(*done, running(3, 2.5), importance={"training.learningRate": 0.9, "lora.rank": 0.1})
+    assert status["phase"] == "Searching"
+    assert condition(status, "Searching")[:2] == ("True", "Searching")
+    assert [row["number"] for row in status["trials"]] == [0, 1, 2, 3]
+    assert (status["best"]["trial"], status["best"]["value"], status["countsText"]) == (2, "1.5", "3/4")
+    assert status["counts"]["running"] == 1
+    assert status["convergence"] == [{"trial": 0, "value": "2"}, {"trial": 2, "value": "1.5"}]
+    assert status["gpuSeconds"] == 200
+    assert [each["path"] for each in status["importance"]] == ["training.learningRate", "lora.rank"]
+    assert LoRASweepStatus.model_validate(status).trials is not None
+
+
+def test_importances_stay_where_nobody_asked() -> None:
+    before = {"importance": [{"path": "lora.rank", "share": "0.7"}]}
+    assert told(trial(0), status=before)["importance"] == before["importance"]
+
+
+@pytest.mark.parametrize("end", list(EndReason))
+def test_the_end_of_the_search_says_why(end: EndReason) -> None:
+    status = told(trial(0), running(1), decision=Decision(end_reason=end))
+    assert status["endReason"] == end.value
+    told_status, reason, message = condition(status, "Searching")
+    assert (told_status, reason) == ("False", end.value)
+    assert message.endswith("; waits for support-001 to end")
+
+
+def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> None:
+    status = told(trial(0), exhausted=True, decision=Decision(create=(1,)))
+    assert status["endReason"] == "SpaceExhausted"
+
+
+def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
+    status = told(trial(0), trial(1, TrialState.WAITING, live=Live(held=True)))
+    assert condition(status, "Searching")[:2] == ("Unknown", "TrialsQueued")
+    assert "kubectl get lorajob support-001" in condition(status, "Searching")[2]
+    assert status["phase"] == "Searching"
+
+
+def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
+    seen = snapshot(trial(0), hindrance=Hindrance(SUGGESTION_FAILED, "the sampler ended with 1: boom", 30.0))
+    status = compute_status(seen)
+    assert condition(status, "Searching") == ("Unknown", "SuggestionFailed", "the sampler ended with 1: boom")
+    assert next_look(seen, status) == 30.0
+
+
+def test_time_alone_has_it_looked_at_again() -> None:
+    seen = snapshot(trial(0), decision=Decision(look_again=NOW + timedelta(seconds=7)))
+    assert next_look(seen, compute_status(seen)) == 7.0
+
+
+def test_it_has_failed_once_no_trial_runs() -> None:
+    failure = Failure(reason=FailureReason.SECRET_NOT_FOUND, message="the Secret s3 is missing")
+    failed = trial(0, TrialState.FAILED, reason="SecretNotFound", why="the Secret s3 is missing")
+    status = told(failed, running(1), decision=Decision(fail=failure))
+    assert status["phase"] != "Failed"
+    assert status["failure"]["reason"] == "SecretNotFound"
+    assert condition(status, "Searching")[2].endswith("waits for support-001 to end")
+    status = told(failed, decision=Decision(fail=failure))
+    assert (status["phase"], status["failure"]["reason"]) == ("Failed", "SecretNotFound")
+    assert "kubectl annotate lorasweep support" in status["failure"]["hint"]
+
+
+def test_a_retry_forgives_what_had_failed() -> None:
+    failure = Failure(reason=FailureReason.SECRET_NOT_FOUND, message="the Secret s3 is missing")
+    status = told(trial(0, TrialState.FAILED), trial(1, TrialState.FAILED), decision=Decision(fail=failure))
+    again = reopened({**status, "endReason": "Budget"}, "1")
+    assert again is not None
+    assert again["forgiven"] == 2
+    assert "endReason" not in again
+    assert [row["state"] for row in again["trials"]] == ["Failed", "Failed"]
+
+
+def test_suspended_it_names_the_trial_that_still_works() -> None:
+    status = told(running(0), suspend=True, not_held=("support-000",))
+    assert condition(status, "Suspended")[0] == "False"
+    assert "support-000" in condition(status, "Suspended")[2]
+    assert told(running(0), suspend=True)["phase"] == "Suspended"
+
+
+def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None:
+    concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
+    attempt = Attempt(job(name="support-conclude"), (at_work("p1"),))
+    assert told(trial(0), main=attempt, **concluding)["phase"] in ("Starting", "Uploading")
+    words = {"adapter": {"uri": "s3://a/s", "manifestSha256": "ab" * 32, "sizeBytes": 5}}
+    over = Attempt(job(name="support-conclude", complete=True), (ended("p1", says=words),))
+    status = told(trial(0), main=over, **concluding)
+    assert status["phase"] == "Succeeded"
+    assert status["adapter"]["uri"] == "s3://a/s"
+    assert status["attempts"] == 1
+    assert status["gpuSeconds"] == 100, "what its trials took; its own Job has no GPU"
+
+
+def test_events_tell_of_a_new_best_and_of_failures_and_not_of_each_trial() -> None:
+    old = told(trial(0, value=2.0))
+    failed = trial(2, TrialState.INFEASIBLE, reason="GPUOutOfMemory", why="no room")
+    new = told(trial(0, value=2.0), trial(1, value=1.5), failed, trial(3, TrialState.PRUNED), status=old)
+    events = {event.reason: event for event in transitions(old, new)}
+    assert set(events) == {"NewBest", "TrialFailed"}
+    assert events["NewBest"].note == "support-001 came to a held-out loss of 1.5, support-000 came to 2"
+    assert (events["TrialFailed"].note, events["TrialFailed"].warning) == ("support-002: GPUOutOfMemory: no room", True)
+    assert not list(transitions(new, new))
