@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from controller.objects import lorajob
 from tunery_operator.plan.job import Platform
 
 from .installing import first_install, kubeconfig_of_the_service_account
@@ -63,7 +64,8 @@ def operator(installed: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ku
     pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}}
-    for foreign in (job, config):
+    foreign_job = lorajob("foreign")
+    for foreign in (job, config, foreign_job):
         wait_for("the policies", lambda body=foreign: refusal(kubectl, body) is not None, timeout=60)
     return kubectl
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.objects import adaptermerge, batchinference, lorajob
+from controller.objects import adaptermerge, batchinference, lorajob, lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
-from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob
+from tunery_api.search.space import space_of
+from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob, parse_lorasweep
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.batchinference import plan_batch
@@ -21,6 +23,8 @@ from tunery_operator.plan.batchinference import plan_report as plan_report_of_ba
 from tunery_operator.plan.inputs import plain_input
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.plan.lorasweep import Found, plan_conclude
+from tunery_operator.plan.lorasweep import plan_report as plan_report_of_sweep
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner, parse_owner
 
@@ -54,6 +58,9 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
     batch = parse_batchinference(
         batchinference("x", input={"uri": "pvc://rows/in.jsonl"}, apiKeySecretRef={"name": "keys", "key": "nightly"})
     )
+    sweep = parse_lorasweep(lorasweep("x"))
+    row = TrialStatus(number=0, name="x-000", state=TrialState.COMPLETE)
+    found, space = Found(trials=[row], best=0, importance=[], end_reason="MaxTrials", saved=None), space_of(sweep)
     merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
     return {
         "preflight": plan_preflight(plain, owner(), platform, Known()),
@@ -65,10 +72,15 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
         "batch": plan_batch(batch, owner(Kind.BATCHINFERENCE), platform),
         "batch-report": plan_report_of_batch(batch, owner(Kind.BATCHINFERENCE), platform),
+        "conclude": plan_conclude(sweep, owner(Kind.LORASWEEP), platform, found, space),
+        "sweep-report": plan_report_of_sweep(sweep, owner(Kind.LORASWEEP), platform, found, space),
     }
 
 
-CASES = ["preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report"]
+CASES = [
+    "preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report",
+    "conclude", "sweep-report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

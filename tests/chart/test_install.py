@@ -50,7 +50,8 @@ def test_explain_reads_well(installed: Kubectl) -> None:
         ("get", "leases.coordination.k8s.io"), ("list", "configmaps"), ("delete", "configmaps"), ("list", "services"),
         ("delete", "deployments.apps"), ("patch", "replicasets.apps"), ("delete", "adapterservers.tunery.dev"),
         ("get", "nodes"), ("list", "namespaces"), ("get", "serviceaccounts"), ("create", "serviceaccounts/token"),
-        ("create", "lorajobs.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
+        ("update", "lorajobs.tunery.dev"), ("create", "lorasweeps.tunery.dev"), ("patch", "lorasweeps.tunery.dev"),
+        ("create", "adaptermerges.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
     ],
 )  # fmt: skip
 def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
@@ -62,7 +63,8 @@ def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
     [
         ("watch", "lorajobs.tunery.dev"), ("patch", "lorajobs.tunery.dev/status"), ("create", "jobs.batch"),
         ("delete", "jobs.batch"), ("watch", "pods"), ("list", "events"), ("create", "events"),
-        ("create", "tokenreviews.authentication.k8s.io"),
+        ("create", "tokenreviews.authentication.k8s.io"), ("create", "lorajobs.tunery.dev"),
+        ("patch", "lorajobs.tunery.dev"), ("patch", "lorasweeps.tunery.dev/status"), ("delete", "lorasweeps.tunery.dev"),
     ],
 )  # fmt: skip
 def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:

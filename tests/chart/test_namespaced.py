@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from controller.objects import lorajob
+from controller.objects import lorajob, lorasweep
+
+from tunery_api.inputs import OutputSpec
+from tunery_api.kinds import Kind
+from tunery_api.search.protocol import Suggestion
+from tunery_api.validation import parse_lorasweep
+from tunery_operator.manifests.trial import build_trial
+from tunery_operator.plan.job import output_place
+from tunery_operator.plan.lorasweep import plan_trial
+from tunery_operator.views.owner import parse_owner
 
 from .conftest import kubectl_for
 from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
+from .policies import platform_of, refusal
 from .rendering import NAMESPACE, Helm
 from .running import Operator, running_operator
 from cluster.controlplane import ControlPlane
@@ -19,6 +29,7 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 
 OTHER = "team-b"
+UID = "12345678-0000-0000-0000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +96,7 @@ def test_the_operator_works_in_the_namespaces_that_it_serves(served: Kubectl, op
 
 def applied(kubectl: Kubectl, **spec: object) -> str | None:
     """Apply a LoRAJob as a dry run; return why it is refused, or None."""
-    spec.setdefault("output", {"uri": f"s3://adapters/{TEAM}/y"})
-    try:
-        kubectl.run("create", "--dry-run=server", "-n", TEAM, "-f", "-", stdin=json.dumps(lorajob("y", **spec)))
-    except KubectlError as error:
-        return str(error)
-    return None
+    return refusal(kubectl, lorajob("y", **{"output": {"uri": f"s3://adapters/{TEAM}/y"}, **spec}))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,65 @@ def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, 
 )
 def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -> None:
     assert applied(served, **spec) is None
+
+
+def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None:
+    """Apply a LoRASweep as a dry run; return why it is refused, or None."""
+    sweep = lorasweep("y", output={"uri": uri} if uri is not None else {})
+    sweep["spec"]["template"]["scheduling"] = scheduling
+    return refusal(kubectl, sweep)
+
+
+BESIDE = "as trials publish at <output>-trials"
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        (f"s3://adapters/{TEAM}/y", None),
+        (f"s3://adapters/{TEAM}/y/", None),
+        (None, None),
+        (f"s3://adapters/{TEAM}", BESIDE),
+        (f"s3://adapters/{TEAM}/", BESIDE),
+        ("s3://adapters", "spec.output.uri: the platform allows"),
+        ("s3://adapters/team-b/y", "spec.output.uri: the platform allows"),
+    ],
+)
+def test_a_sweep_and_its_trials_publish_where_the_platform_allows_it(
+    served: Kubectl, uri: str | None, why: str | None
+) -> None:
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    told = searched(served, uri)
+    assert told is None if why is None else why in (told or "")
+
+
+def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: Kubectl) -> None:
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    place = f"s3://adapters/{TEAM}/y"
+    assert searched(served, place, serviceAccountName="trainer") is None
+    told = searched(served, place, serviceAccountName="admin")
+    assert "spec.template.scheduling.serviceAccountName: the platform allows trainer" in (told or "")
+    told = searched(served, place, priorityClassName="system-node-critical")
+    assert "spec.template.scheduling.priorityClassName: the priority classes of the system" in (told or "")
+
+
+def test_a_trial_lies_where_its_sweep_was_taken(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
+    """The platform's default output may be none of the places that tenants may name."""
+    own = Kubectl(served.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(served, tmp_path))})
+    of = parse_owner(Kind.LORASWEEP, {"metadata": {"namespace": TEAM, "name": "y", "uid": UID}})
+    platform = platform_of(helm.render("defaultOutput.uri=s3://elsewhere/default"))
+    body = build_trial(
+        plan_trial(
+            parse_lorasweep(lorasweep("y", output={})),
+            of,
+            output_place(OutputSpec(), of, platform.settings),
+            (),
+            Suggestion(number=0, origin="TPE", values={"training.learningRate": "0.001"}),
+        )
+    )
+    assert body["spec"]["output"]["uri"] == f"s3://elsewhere/default/{TEAM}/y/{UID}-trials/{UID}/000"
+    assert refusal(own, body) is None
+    assert "the platform allows" in (refusal(served, body) or "")
 
 
 def test_the_stand_by_goes_on_when_the_leader_stops(

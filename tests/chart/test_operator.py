@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import ssl
 from collections.abc import Iterator
 
 import pytest
 import yaml
+
+from controller.objects import lorasweep
 
 from .installing import TEAM
 from .rendering import CHART, VERSION, Rendered
@@ -36,6 +39,29 @@ def test_a_job_gets_its_preflight(installed: Kubectl, operator: Operator) -> Non
     wait_for("a phase", lambda: job.status.get("phase") in {"Pending", "Preflight"}, timeout=30)
     installed.delete("lorajob", "lora", TEAM)
     assert "forbidden" not in operator.log().lower()
+
+
+def test_a_sweep_gets_its_trial_and_suspends_it(installed: Kubectl, operator: Operator) -> None:
+    installed.apply(lorasweep("support"), namespace=TEAM)
+    trial = wait_for("the first trial", lambda: installed.get("lorajob", "support-000", TEAM), timeout=60)
+    uid = (installed.get("lorasweep", "support", TEAM) or {})["metadata"]["uid"]
+    assert trial["spec"]["output"]["uri"] == f"s3://adapters/support-trials/{uid}/000"
+    job = Job(installed, trial, TEAM)
+    wait_for("its preflight", lambda: job.jobs("preflight"), timeout=30)
+    for suspended in (True, False):
+        installed.run(
+            "patch", "lorasweep", "support", "-n", TEAM, "--type=merge",
+            "-p", json.dumps({"spec": {"suspend": suspended}}),
+        )  # fmt: skip
+        wait_for(f"suspend: {suspended}", lambda: suspends(installed, "support-000") is suspended, timeout=30)
+    installed.delete("lorasweep", "support", TEAM)
+    wait_for("its trial to go with it", lambda: installed.get("lorajob", "support-000", TEAM) is None, timeout=30)
+    assert "forbidden" not in operator.log().lower()
+
+
+def suspends(kubectl: Kubectl, name: str) -> bool:
+    """Tell whether a LoRAJob is to be suspended."""
+    return bool((kubectl.get("lorajob", name, TEAM) or {"spec": {}})["spec"].get("suspend"))
 
 
 def test_its_events_are_taken(installed: Kubectl, operator: Operator) -> None:

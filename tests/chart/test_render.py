@@ -13,8 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import REGISTRY
 
+from tunery_api.fields import parse_quantity
 from tunery_api.kinds import Kind
 from tunery_operator import metrics
+from tunery_operator.reconcile.sampler import AT_A_TIME
 
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
 
@@ -79,6 +81,12 @@ def test_probes_and_resources(rendered: Rendered) -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert {"cpu", "memory"} <= set(container["resources"]["requests"])
     assert "memory" in container["resources"]["limits"]
+
+
+def test_the_memory_holds_the_samplers_of_sweeps(rendered: Rendered) -> None:
+    """106 MiB with 1,000 running jobs, 61 MiB a sampler that reads 256 trials."""
+    (container,) = rendered.pod()["containers"]
+    assert parse_quantity(container["resources"]["requests"]["memory"]) >= (106 + AT_A_TIME * 61) * 2**20
 
 
 def test_the_selector_selects_the_pod_and_the_service_reaches_its_ports(rendered: Rendered) -> None:

@@ -87,6 +87,7 @@ def test_roles_for_people_aggregate_and_leave_status_to_the_operator(rendered: R
         "adapterservers",
         "adapterservers/scale",
         "batchinferences",
+        "lorasweeps",
     }
 
 

@@ -1,17 +1,27 @@
+{{/* What the operator is called by the API server. */}}
+{{- define "tunery.operatorName" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccountName" . }}
+{{- end -}}
+
 {{/* Binds a policy to the operator's ServiceAccount: whoever else creates Jobs never meets it. */}}
 {{- define "tunery.isOperator" -}}
 - name: operator
-  expression: request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccountName" . }}'
+  expression: request.userInfo.username == '{{ include "tunery.operatorName" . }}'
 {{- end -}}
 
 {{/* CEL: whether an object is a child of one of our own. Takes the name of the object's variable. */}}
 {{- define "tunery.isChild" -}}
-{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference'] && o.?controller.orValue(false))
+{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch', 'conclude'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference', 'LoRASweep'] && o.?controller.orValue(false))
 {{- end -}}
 
 {{/* The same for what is made for a server. */}}
 {{- define "tunery.isServerPart" -}}
 {{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') == 'serve' && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind == 'AdapterServer' && o.?controller.orValue(false) && {{ . }}.metadata.name.startsWith(o.name + '-'))
+{{- end -}}
+
+{{/* CEL: whether the controller of an object is a LoRASweep. Takes the name of the object's variable. */}}
+{{- define "tunery.isTrial" -}}
+{{ . }}.metadata.?ownerReferences.orValue([]).exists(o, o.apiVersion.startsWith('tunery.dev/') && o.kind == 'LoRASweep' && o.?controller.orValue(false))
 {{- end -}}
 
 {{/* A validation: where the operator creates anything at all. */}}

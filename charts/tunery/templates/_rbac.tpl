@@ -1,18 +1,32 @@
 {{/* The operator's rights in a namespace that it serves: in a ClusterRole for all, or in a Role for each. */}}
 {{- define "tunery.rules" -}}
 - apiGroups: [tunery.dev]
-  resources: [lorajobs, adaptermerges, adapterservers, batchinferences]
+  resources: [lorajobs, adaptermerges, adapterservers, batchinferences, lorasweeps]
   verbs: [get, list, watch]
 # When their time to live is over; a server has none.
 - apiGroups: [tunery.dev]
-  resources: [lorajobs, adaptermerges, batchinferences]
+  resources: [lorajobs, adaptermerges, batchinferences, lorasweeps]
   verbs: [delete]
+# The trials of a LoRASweep.
 - apiGroups: [tunery.dev]
-  resources: [lorajobs/status, adaptermerges/status, adapterservers/status, batchinferences/status]
+  resources: [lorajobs]
+  verbs: [create, patch]
+- apiGroups: [tunery.dev]
+  resources:
+    - lorajobs/status
+    - adaptermerges/status
+    - adapterservers/status
+    - batchinferences/status
+    - lorasweeps/status
   verbs: [patch]
 # An owner reference that blocks deletion needs it; the operator sets no finalizer.
 - apiGroups: [tunery.dev]
-  resources: [lorajobs/finalizers, adaptermerges/finalizers, adapterservers/finalizers, batchinferences/finalizers]
+  resources:
+    - lorajobs/finalizers
+    - adaptermerges/finalizers
+    - adapterservers/finalizers
+    - batchinferences/finalizers
+    - lorasweeps/finalizers
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]
