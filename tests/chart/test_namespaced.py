@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from controller.objects import lorajob, lorasweep
-
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
