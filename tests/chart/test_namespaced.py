@@ -142,6 +142,7 @@ BESIDE = "as trials publish at <output>-trials"
         (None, None),
         (f"s3://adapters/{TEAM}", BESIDE),
         (f"s3://adapters/{TEAM}/", BESIDE),
+        (f"s3://adapters/{TEAM}//", BESIDE),
         ("s3://adapters", "spec.output.uri: the platform allows"),
         ("s3://adapters/team-b/y", "spec.output.uri: the platform allows"),
     ],
