@@ -56,9 +56,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize(("number", "origin"), [(0, "Initial"), (127, "TPE"), (256, FINAL_ORIGIN)])
-def test_a_trial_of_any_name_passes(
-    operator: Kubectl, platform: Platform, name: str, number: int, origin: str
-) -> None:
+def test_a_trial_of_any_name_passes(operator: Kubectl, platform: Platform, name: str, number: int, origin: str) -> None:
     body = trial(platform, owner(name), number, origin, final={"training": {"epochs": "3"}})
     assert refusal(operator, body) is None
 

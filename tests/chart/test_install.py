@@ -64,7 +64,8 @@ def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
         ("watch", "lorajobs.tunery.dev"), ("patch", "lorajobs.tunery.dev/status"), ("create", "jobs.batch"),
         ("delete", "jobs.batch"), ("watch", "pods"), ("list", "events"), ("create", "events"),
         ("create", "tokenreviews.authentication.k8s.io"), ("create", "lorajobs.tunery.dev"),
-        ("patch", "lorajobs.tunery.dev"), ("patch", "lorasweeps.tunery.dev/status"), ("delete", "lorasweeps.tunery.dev"),
+        ("patch", "lorajobs.tunery.dev"), ("patch", "lorasweeps.tunery.dev/status"),
+        ("delete", "lorasweeps.tunery.dev"),
     ],
 )  # fmt: skip
 def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from controller.objects import lorajob, lorasweep
-
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
@@ -143,6 +142,7 @@ BESIDE = "as trials publish at <output>-trials"
         (None, None),
         (f"s3://adapters/{TEAM}", BESIDE),
         (f"s3://adapters/{TEAM}/", BESIDE),
+        (f"s3://adapters/{TEAM}//", BESIDE),
         ("s3://adapters", "spec.output.uri: the platform allows"),
         ("s3://adapters/team-b/y", "spec.output.uri: the platform allows"),
     ],

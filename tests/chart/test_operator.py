@@ -48,15 +48,19 @@ def test_a_sweep_gets_its_trial_and_suspends_it(installed: Kubectl, operator: Op
     assert trial["spec"]["output"]["uri"] == f"s3://adapters/support-trials/{uid}/000"
     job = Job(installed, trial, TEAM)
     wait_for("its preflight", lambda: job.jobs("preflight"), timeout=30)
-    for suspended in (True, False):
-        installed.run(
-            "patch", "lorasweep", "support", "-n", TEAM, "--type=merge",
-            "-p", json.dumps({"spec": {"suspend": suspended}}),
-        )  # fmt: skip
-        wait_for(f"suspend: {suspended}", lambda: suspends(installed, "support-000") is suspended, timeout=30)
+    suspend(installed, "support", True)
+    wait_for("the trial to be suspended", lambda: suspends(installed, "support-000"), timeout=30)
+    suspend(installed, "support", False)
+    wait_for("the trial to go on", lambda: not suspends(installed, "support-000"), timeout=30)
     installed.delete("lorasweep", "support", TEAM)
     wait_for("its trial to go with it", lambda: installed.get("lorajob", "support-000", TEAM) is None, timeout=30)
     assert "forbidden" not in operator.log().lower()
+
+
+def suspend(kubectl: Kubectl, name: str, suspended: bool) -> None:
+    """Suspend a LoRASweep, or let it go on."""
+    patch = json.dumps({"spec": {"suspend": suspended}})
+    kubectl.run("patch", "lorasweep", name, "-n", TEAM, "--type=merge", "-p", patch)
 
 
 def suspends(kubectl: Kubectl, name: str) -> bool:
