@@ -18,6 +18,8 @@ class ContainerView:
 
     name: str
     running: bool = False
+    started: bool = False
+    """It runs, and its startup probe has passed."""
     restarts: int = 0
     waiting_reason: str | None = None
     waiting_message: str = ""
@@ -120,6 +122,7 @@ def _container(item: Mapping[str, Any]) -> ContainerView:
     return ContainerView(
         name=item.get("name", ""),
         running="running" in state,
+        started="running" in state and bool(item.get("started")),
         restarts=int(item.get("restartCount") or 0),
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",
