@@ -22,10 +22,12 @@ from tunery_api.adapterserver import (
     AdapterServerSpec,
     AdapterSource,
     Alias,
+    ClientAccess,
     EngineSpec,
     LabelRequirement,
     RolloutSpec,
 )
+from tunery_api.batchinference import SecretKeyReference
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
@@ -55,6 +57,8 @@ _IMPROVEMENT: Final = CelRule(
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 
 
+_KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
+_NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a dot, or begins with two"
 _RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
 _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 
@@ -334,6 +338,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "!has(self.clients) || has(self.apiKeysSecretRef)",
             "clients needs apiKeysSecretRef: without keys nobody knows who asks",
         ),
+    ],
+    ClientAccess: [
+        CelRule(_KEY.format("name"), f"name {_NO_KEY}"),
+    ],
+    SecretKeyReference: [
+        CelRule(_KEY.format("key"), f"key {_NO_KEY}"),
     ],
     AdapterServerSpec: [
         CelRule(
