@@ -19,7 +19,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import Desired, DesiredAdapter, ReplicaState, ServeSpec
+from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache
@@ -68,6 +68,7 @@ class Loader:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
         self._routes, clock = routes, self._ways.clock
+        self._api_keys = spec.api_keys.name if spec.api_keys is not None else NO_KEYS
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
@@ -150,7 +151,7 @@ class Loader:
 
     def ready(self) -> bool:
         """Tell whether requests may come: the base answers, and everything is served, cold, or will not be soon."""
-        if not (self._residents.answers and self._residents.supported) or self._taken is None:
+        if not (self._residents.answers and self._residents.supported) or self._taken is None or self._routes.closed:
             return False
         waited = self._ways.clock() - self._progress >= PATIENCE_SECONDS
         if not self._came_up and (waited or all(slot.settled for slot in self._slots.values())):
@@ -193,7 +194,9 @@ class Loader:
         for name, each in held.items():
             self._routes.hold(name, each.reason, each.message)
         self._routes.lead(desired.aliases)
-        self._routes.allow(desired.clients)
+        clients = desired.clients_of(self._api_keys)
+        if clients is not None or before is None:
+            self._routes.allow(clients, of_before=desired.api_keys not in (None, self._api_keys))
 
     def _slot(self, item: DesiredAdapter) -> Slot:
         """Return the slot of an entry of the list, a new one or the one that it has."""
