@@ -208,8 +208,16 @@ LONG_LOG = "\n".join(['/completions" 200 OK', *[ASKED] * 40])
     [
         (f"{FAILED_ONCE}\n{ASKED}", 3, "exit code 3"),
         (LONG_LOG, 3, "exit code 3"),
-        (f"ValueError: bad\n{ASKED}\n(APIServer pid=7) INFO 11-27 18:00:00 [x.py:1] Shutting down", 1, "ValueError: bad"),
-        ("(APIServer pid=7) WARNING 11-27 18:00:00 [x.py:1] slow\nsh: 1: vllm: not found", 127, "sh: 1: vllm: not found"),
+        (
+            f"ValueError: bad\n{ASKED}\n(APIServer pid=7) INFO 11-27 18:00:00 [x.py:1] Shutting down",
+            1,
+            "ValueError: bad",
+        ),
+        (
+            "(APIServer pid=7) WARNING 11-27 18:00:00 [x.py:1] slow\nsh: 1: vllm: not found",
+            127,
+            "sh: 1: vllm: not found",
+        ),
         (f"{ASKED}\nvllm serve: error: unrecognized arguments: --x", 2, "error: unrecognized arguments: --x"),
         (f"starting\n{ASKED}", 137, "too much memory"),
         (f"torch.OutOfMemoryError: CUDA\n{ASKED}", 137, "; its log says: torch.OutOfMemoryError: CUDA"),
