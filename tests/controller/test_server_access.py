@@ -11,7 +11,7 @@ from controller.servers import deployment, heard, offer, offers, reported, serve
 from controller.serverstatuskit import compute, condition, snapshot, told
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
-from tunery_operator.plan.clients import MAX_BEFORE, Mounts, NoModel
+from tunery_operator.plan.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
 from tunery_operator.plan.desired import Resolution, resolve
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
@@ -124,8 +124,8 @@ def test_such_a_client_is_told_behind_whatever_else_is_wrong_and_by_an_event_of_
     failure = outcome.status["failure"]
     assert failure["reason"] == before["failure"]["reason"] == "Unschedulable"
     assert failure["message"] == (
-        f"no node fits pod new: 0/3 nodes are available; besides, SecretNotFound: pod old-0: {said}; {BEFORE} 1 replica "
-        "still answers under the rules of before: by the keys of Secret old"
+        f"no node fits pod new: 0/3 nodes are available; besides, SecretNotFound: pod old-0: {said}; {BEFORE} 1 "
+        "replica still answers under the rules of before: by the keys of Secret old"
     )
     assert failure["hint"] == f"{before['failure']['hint']} Correct the name."
     assert "besides" not in condition(outcome.status, "Progressing")["message"], "no rollout waits for it"
@@ -238,7 +238,7 @@ def access(secret: str, *clients: str) -> dict[str, Any]:
     return {"apiKeysSecretRef": {"name": secret}, **({"clients": listed} if listed else {})}
 
 
-def told_after(*specs: dict[str, Any], mounts: Mounts = Mounts()) -> Desired:  # noqa: B008 - it is frozen
+def told_after(*specs: dict[str, Any], mounts: Mounts = NOBODY_KNOWS) -> Desired:
     """Return what replicas are told after these rules of access, one after the other."""
     desired = Desired()
     for spec in specs:

@@ -1,4 +1,4 @@
-"""Whose rules a replica holds its clients to: those that belong to the Secret that its pod mounts, whatever else comes."""
+"""Which rules a replica holds its clients to: those of the Secret that its pod mounts, whatever else comes."""
 
 from __future__ import annotations
 

@@ -27,9 +27,8 @@ from tunery_api.adapterserver import (
     LabelRequirement,
     RolloutSpec,
 )
-from tunery_api.batchinference import SecretKeyReference
 from tunery_api.fields import ApiModel
-from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
+from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec

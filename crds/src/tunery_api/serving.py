@@ -68,6 +68,11 @@ class ServeSpec(OpenModel):
     engine_socket: str = ENGINE_SOCKET
     desired_file: str = f"{DESIRED_DIR}/{DESIRED_FILE}"
 
+    @property
+    def keys_of(self) -> str:
+        """The name of the Secret of the API keys; NO_KEYS: no key is asked for."""
+        return self.api_keys.name if self.api_keys is not None else NO_KEYS
+
 
 class DesiredAdapter(OpenModel):
     """One adapter that is to be served."""

@@ -26,6 +26,9 @@ class Mounts(NamedTuple):
     """The one that every pod mounts but those that end; None: a rollout is under way, and pods may come unseen."""
 
 
+NOBODY_KNOWS: Final = Mounts()
+
+
 class NoModel(NamedTuple):
     """A model that a client may ask for, and that is none of this server's now."""
 

@@ -15,7 +15,7 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
-from tunery_operator.plan.clients import Mounts, NoModel, api_keys, no_models, rules_of_before
+from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, NoModel, api_keys, no_models, rules_of_before
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer
 
@@ -103,7 +103,7 @@ class Resolution(NamedTuple):
     no_models: tuple[NoModel, ...] = ()
 
 
-def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = Mounts()) -> Resolution:
+def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = NOBODY_KNOWS) -> Resolution:
     """Return what is to be served.
 
     `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, those at least that the spec names or

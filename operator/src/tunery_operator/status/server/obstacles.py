@@ -98,7 +98,7 @@ def _ended(where: str, container: ContainerView) -> Failure:
 def _last_words(container: ContainerView) -> str:
     """Return the line in which an engine's log says why it ended; empty where none does.
 
-    vLLM's last one may only point to those above. Of who was killed only an error is told: it did not say its last word.
+    vLLM's last one may only point to those above. Who was killed said no last word: of that only an error is told.
     """
     lines = container.exit_message.splitlines()
     if len(container.exit_message.encode()) >= _LOG_BYTES:

@@ -19,7 +19,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
-from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, ReplicaState, ServeSpec
+from tunery_api.serving import Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.bring import Bringer, StillHeld
 from tunery_server.adapters.cache import AdapterCache
@@ -67,8 +67,7 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
-        self._routes, clock = routes, self._ways.clock
-        self._api_keys = spec.api_keys.name if spec.api_keys is not None else NO_KEYS
+        self._routes, self._keys_of, clock = routes, spec.keys_of, self._ways.clock
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
@@ -194,9 +193,9 @@ class Loader:
         for name, each in held.items():
             self._routes.hold(name, each.reason, each.message)
         self._routes.lead(desired.aliases)
-        clients = desired.clients_of(self._api_keys)
+        clients = desired.clients_of(self._keys_of)
         if clients is not None or before is None:
-            self._routes.allow(clients, of_before=desired.api_keys not in (None, self._api_keys))
+            self._routes.allow(clients, of_before=desired.api_keys not in (None, self._keys_of))
 
     def _slot(self, item: DesiredAdapter) -> Slot:
         """Return the slot of an entry of the list, a new one or the one that it has."""
