@@ -53,12 +53,13 @@ class Server:
 
 
 @asynccontextmanager
-async def started(folder: Path, engine: FakeEngine, keys: MountedSecret) -> AsyncIterator[Server]:
-    """Start the process as a pod does."""
+async def started(folder: Path, engine: FakeEngine, keys: MountedSecret, *, told: bool = True) -> AsyncIterator[Server]:
+    """Start the process as a pod does; `told`: there is a list of what is to be served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
+    if told:
+        (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
     spec = ServeSpec(
         identity=RunIdentity(kind="AdapterServer", namespace="team", name="support", uid="1"),
         model=ModelSpec(uri="s3://models/smollm2"),
@@ -205,6 +206,27 @@ async def test_the_door_of_a_pod_of_before_refuses_what_it_refused(tmp_path: Pat
         await answered(client, server, {"news": 403, "prod": 200, BASE: 403})
         async with client.get(f"{server.url}/v1/models", headers=KEY) as answer:
             assert [each["id"] for each in (await answer.json())["data"]] == [BASE, "prod", "news"]
+    await engine.stop()
+
+
+async def test_before_it_has_read_who_may_ask_for_what_a_door_answers_nobody(tmp_path: Path) -> None:
+    """As where a door follows one that was killed: its engine answers, and a limited key is to get no moment of all."""
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    await engine.start()
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice", web="key-of-web")
+    async with started(tmp_path, engine, keys, told=False) as server, aiohttp.ClientSession() as client:
+        await server.until("/healthz/engine", 200)
+        body = {"model": BASE, "messages": []}
+        async with client.post(server.url + CHAT, json=body, headers=KEY) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "EngineFailed")
+            assert answer.headers["Retry-After"]
+        for path in ("/v1/models", f"/v1/models/{BASE}"):
+            async with client.get(server.url + path, headers=KEY) as answer:
+                assert answer.status == 503
+        assert not [asked for asked in engine.asked if "messages" in asked]
+        say(tmp_path, 1, api_keys="keys", clients={"web": ["prod"]})
+        await answered(client, server, {BASE: 403, "prod": 200})
+        assert await server.status("/readyz") == 200
     await engine.stop()
 
 
