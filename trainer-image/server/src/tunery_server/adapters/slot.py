@@ -12,7 +12,7 @@ from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
 from tunery_common.errors import TuneryError
-from tunery_server.adapters.cache import DiskTooSmall
+from tunery_server.adapters.cache import DiskTooSmall, LargerThanDisk
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
 from tunery_server.adapters.source import Known, Look
@@ -115,6 +115,12 @@ class Slot:
         served = self.served.sha256 if self.served else None
         return {sha for sha in (served, self.kept, self.wanted) if sha is not None}
 
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk, as far as that is known."""
+        known = self.served or self.cold
+        return known.size if known is not None else 0
+
     def engine_name(self, sha256: str) -> str:
         """Return what the engine knows a version by."""
         return engine_name(self.item.name, sha256)
@@ -155,7 +161,9 @@ class Slot:
             self.tries = min(self.tries + 1, 10)
         else:
             self.tries, settled = 0, True
-            if error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
+            if isinstance(error, LargerThanDisk):
+                wait = math.inf
+            elif error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
                 wait = LONGEST_BACKOFF
             elif error.reason in (_R.ENGINE_REFUSED, _R.ADAPTER_CORRUPT) or isinstance(error, NoAnswer):
                 wait = LOOK_SECONDS

@@ -131,6 +131,7 @@ class Worker:
         known = await self._tools.bringer.know(slot, wanted, await self._for())
         slot.bringing = False
         if slot.item is item:
+            self._tools.disk.check_size(known.size)
             slot.cold, slot.verified_at = known, slot.look
             slot.succeeded()
 
