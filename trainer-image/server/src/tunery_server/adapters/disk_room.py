@@ -65,6 +65,9 @@ class DiskRoom:
         limited = full if isinstance(full, OverLimit) else None
         if limited is not None:
             self.check(slot, limited.size)
+            if slot.waiters and slot.served is None and slot.kept not in (None, slot.wanted):
+                slot.kept = None  # the version of before, which would answer if the new one failed
+                return True
         if not (slot.waiters or slot.item.keep_loaded or slot.served):
             if limited is None:
                 raise full
