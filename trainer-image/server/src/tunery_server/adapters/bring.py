@@ -39,7 +39,7 @@ class Bringer:
         self._looks = asyncio.Semaphore(QUESTIONS)
 
     async def look(self, item: DesiredAdapter, before: Look | None, seconds: float | None = None) -> Look:
-        """Return what is published there now; raises what source.look raises, with `seconds` after these at the latest."""
+        """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._ask(lambda: look(self._open(item), before))
