@@ -17,6 +17,9 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_server.adapters import work
 from tunery_server.adapters.again import AGAIN_SECONDS, MOST
+from tunery_server.adapters.fits import Fit
+from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.source import Known
 from tunery_server.routes import NotServed
 
 from .loader_kit import Table, adapter_files, open_file
@@ -109,6 +112,17 @@ async def test_a_pinned_one_is_loaded_from_the_disk_without_a_look(table: Table)
     sha = await cold_on_the_disk(table, pinned=True)
     assert await ask(table, "d") == f"d@{sha[:12]}"
     assert counted(table).names == []
+
+
+@pytest.mark.parametrize("kept", [None, "1" * 64])
+@pytest.mark.parametrize("pin", [None, "1" * 64])
+def test_what_gets_a_place_is_looked_at_also_where_it_led_to_the_same_before_the_engine_died(
+    kept: str | None, pin: str | None
+) -> None:
+    item = DesiredAdapter(name="d", uri="s3://adapters/d", manifest_sha256=pin)
+    slot = Slot(item, kept=kept, cold=Known("1" * 64, Fit(4, None), 1))
+    slot.begin()
+    assert (slot.kept, slot.unseen) == ("1" * 64, pin is None)
 
 
 async def test_where_the_storage_is_away_what_is_on_the_disk_answers_and_it_is_said(table: Table) -> None:

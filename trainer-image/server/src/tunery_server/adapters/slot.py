@@ -143,8 +143,8 @@ class Slot:
 
     def begin(self) -> None:
         """It has got a place: what it led to is served again first."""
-        if self.kept is None and self.cold is not None:
-            self.kept, self.unseen = self.cold.sha256, self.item.manifest_sha256 is None
+        if self.cold is not None:
+            self.kept, self.unseen = self.kept or self.cold.sha256, self.item.manifest_sha256 is None
         self.not_before = -math.inf
 
     def wake(self, answer: tuple[str, str] | None) -> None:
