@@ -14,11 +14,12 @@ from tunery_api.batchstatus import OutputStatus
 from tunery_api.manifest import AnsweredByRecord, Lineage, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
-from tunery_api.scrub import scrub
+from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target
 from tunery_server.batch.answers import LONGEST_CAUSE, Tally
 from tunery_server.batch.check import Checked
+from tunery_server.batch.fitting import fitting
 from tunery_server.batch.parts import Mark, Parts
 
 OUTPUT_FILE: Final = "output.jsonl"
@@ -69,12 +70,13 @@ def result_of(published: Published) -> RunResult:
 
 def too_many_errors(parts: Parts, marks: Iterable[Mark], tally: Tally, spec: BatchInferenceSpec) -> TuneryError:
     """Return RequestsFailed, with the first lines and their causes."""
-    causes = "; ".join(f"line {number}: {cause}" for number, cause in _causes(parts, marks))
-    more = "; …" if tally.errors > _CAUSES else ""
-    message = (
-        f"{tally.errors:,} of the first {tally.done:,} lines ended in an error, spec.maxErrors is "
-        f"{spec.max_errors:,}: {causes}{more}"
+    causes = [f"line {number}: {cause}" for number, cause in _causes(parts, marks)]
+    begins = (
+        f"{tally.errors:,} of the first {tally.done:,} lines ended in an error, spec.maxErrors is {spec.max_errors:,}"
     )
+    more = "; …" if tally.errors > _CAUSES else ""
+    room = MAX_MESSAGE_BYTES - len(f"{begins}: {more}".encode())
+    message = f"{begins}: {fitting(causes, room)}{more}"
     return TuneryError(FailureReason.REQUESTS_FAILED, message)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
@@ -238,7 +239,8 @@ async def _refuse(batch: Batch, server: Server, progress: Progress) -> None:
         model = next(iter(refused.denied))
         more = f" and for {len(refused.denied) - 1} more" if len(refused.denied) > 1 else ""
         raise model_denied(f"{model!r} of line {asked[model]}{more}", refused.meant[model])
-    add_lines(problems, batch.lines, spec.default_model, refused)
+    looked_at = takewhile(lambda line: line.number <= batch.checked.read_to, batch.lines)
+    add_lines(problems, looked_at, spec.default_model, refused)
     if problems.count:
         raise _stored(batch, problems.failure(spec.input.uri, unchecked))
 
@@ -251,7 +253,8 @@ def _stored(batch: Batch, failure: TuneryError) -> TuneryError:
     except TuneryError as error:
         _log.warning("the list of bad lines cannot be stored: %s", error.message)
         return failure
-    return TuneryError(failure.reason, failure.message, f"{failure.hint} All of them are in {place.uri}.")
+    which = "All of them" if batch.problems.cut_at is None else "Those that were found"
+    return TuneryError(failure.reason, failure.message, f"{failure.hint} {which} are in {place.uri}.")
 
 
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:
