@@ -84,7 +84,7 @@ def _causes(parts: Parts, marks: Iterable[Mark]) -> Iterator[tuple[int, str]]:
     left = _CAUSES
     for mark in sorted(marks, key=lambda mark: mark.first):
         for record in parts.read(mark) if mark.errors else ():
-            if not record.ok and left:
+            if not (record.ok or record.waits) and left:
                 left -= 1
                 error = json.loads(record.data)["error"]
                 yield record.number, scrub(f"{error['code']}: {error['message']}", LONGEST_CAUSE)
@@ -97,7 +97,7 @@ def _put_together(ended: Ended, output: Path, errors: Path) -> None:
     expected = 0
     with output.open("wb") as answers, errors.open("wb") as failures:
         for mark in ended.marks:
-            if mark.first != expected:
+            if mark.first != expected or mark.waiting:
                 break
             for record in ended.parts.read(mark):
                 file = answers if record.ok else failures
