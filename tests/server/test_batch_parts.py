@@ -17,7 +17,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.batch import asking
-from tunery_server.batch.answers import Answer, tally_of
+from tunery_server.batch.answers import Answer, tally_of, waiting
 from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
 from tunery_server.batch.lines import Line
@@ -41,7 +41,7 @@ def lines(count: int) -> list[Line]:
 @settings(max_examples=40)
 @given(
     count=st.integers(1, 60),
-    ends=st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), max_size=4),
+    ends=st.lists(st.tuples(st.integers(0, 90), st.sets(st.integers(0, 59))), max_size=4),
     size=st.integers(1, 9),
     late=st.sets(st.integers(0, 59), max_size=6),
 )
@@ -54,14 +54,19 @@ def test_attempts_that_end_anywhere_leave_each_line_once(
 ) -> None:
     """Each attempt ends after so many ends, those of some lines later than others; the last one answers all."""
     where = place(tmp_path_factory.mktemp("parts"))
-    for limit, failing in [*ends, (count, set[int]())]:
+    for limit, failing in [*ends, (2 * count, set[int]())]:
         parts = Parts(where, "batch")
         kept = Kept.of(parts, parts.load())
         before = {line.index for line in lines(count)} - {line.index for line in kept.left(lines(count))}
         assert kept.tally.done == len(before)
         keeper = Keeper(parts, kept, PartSize(lines=size))
-        for line in sorted(kept.left(lines(count)), key=lambda line: (line.index in late, line.index))[:limit]:
-            keeper.take(answer(line.index, line.index not in failing))
+        left = list(kept.left(lines(count)))
+        passed = [
+            waiting(line) if line.index in late else answer(line.index, line.index not in failing) for line in left
+        ]
+        passed += [answer(line.index, line.index not in failing) for line in left if line.index in late]
+        for end in passed[:limit]:
+            keeper.take(end)
         keeper.end()
         asyncio.run(keeper.keep(lambda _: None))
         if keeper.tally.errors:
