@@ -145,7 +145,7 @@ async def test_killed_while_lines_wait_a_batch_goes_on_where_it_was(tmp_path: Pa
             before = len(here.oracle.asked)
             program = await here.start(uri)
             async with asyncio.timeout(30):
-                while len(here.oracle.asked) < min(before + chance.randrange(20, 60), 200 + 50 * (kill > 0)):
+                while len(here.oracle.asked) < min(before + chance.randrange(20, 60), 200 + 50 * (kill % 2)):
                     await asyncio.sleep(0.01)
             await asyncio.sleep(chance.uniform(0, 0.4))
             await program.kill()

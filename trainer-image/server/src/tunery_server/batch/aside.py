@@ -141,7 +141,9 @@ class Aside:
         if isinstance(found, Line):
             self._held -= len(found.raw)
             return found
-        async with self._reading:
+        if not self._reading.locked() and self._again.is_near(found):
+            return self._again.read(found)
+        async with self._reading:  # far away in what is packed: it may take seconds
             return await in_thread(partial(self._again.read, found))
 
     @property

@@ -97,6 +97,10 @@ class LinesAgain:
         self._file: IO[bytes] | None = None
         self.position = 0
 
+    def is_near(self, place: Place) -> bool:
+        """Tell whether reading the line at a place is a matter of a moment."""
+        return self.position <= place.offset <= self.position + _BUFFER
+
     def read(self, place: Place) -> Line:
         """Return the line at a place; raises InputInvalid where another one is there now."""
         try:
