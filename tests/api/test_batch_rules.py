@@ -26,6 +26,20 @@ REFUSED_BY_THE_SCHEMA = [
     pytest.param({"maxErrors": -1}, "spec.maxErrors", id="less-than-no-error"),
     pytest.param({"resources": {"gpus": 1}}, "gpus", id="gpu"),
     pytest.param({"apiKeySecretRef": {"name": "keys"}}, "key", id="key-without-a-name"),
+    *(
+        pytest.param({"apiKeySecretRef": {"name": "keys", "key": key}}, "is no name that a key of a Secret can", id=key)
+        for key in (".", "..", "..data")
+    ),
+    *(
+        pytest.param({"input": {"uri": uri}}, r"spec.input.uri", id=uri)
+        for uri in (
+            "pvc:///in.jsonl",
+            "pvc://../in.jsonl",
+            "configmap:///a",
+            "configmap://../a",
+            "pvc://Claim/in.jsonl",
+        )
+    ),
     pytest.param({"defaultModel": "a@b"}, "spec.defaultModel", id="version"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
@@ -35,6 +49,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"input": {"uri": "pvc://claim/rows/in.jsonl"}},
     {"input": {"uri": "configmap://questions/requests"}},
     {"apiKeySecretRef": {"name": "keys", "key": "nightly"}, "defaultModel": "bot:prod", "concurrency": 1024},
+    {"apiKeySecretRef": {"name": "keys", "key": "a..b"}},
+    {"apiKeySecretRef": {"name": "keys", "key": ".a"}},
     {"resources": {"cpu": "2", "memory": "2Gi", "ephemeralStorage": "1Gi"}, "maxErrors": 5},
 ]
 

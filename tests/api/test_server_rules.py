@@ -120,6 +120,13 @@ REFUSED_BY_BOTH: list[Any] = [
         "clients needs apiKeysSecretRef",
         id="clients-without-keys",
     ),
+    pytest.param(
+        {"access": {"apiKeysSecretRef": {"name": "k"}, "clients": [{"name": "..", "models": ["one"]}]}},
+        "spec.access.clients[0].name: .. is no name that a key of a Secret can have: no such name is a dot, or begins "
+        "with two",
+        "name is no name that a key of a Secret can have",
+        id="client-that-is-no-key",
+    ),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     {},

@@ -9,8 +9,9 @@ import pytest
 
 from controller.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
 from controller.serverstatuskit import compute, condition, snapshot, told
-from tunery_api.serving import NO_KEYS, Desired
-from tunery_operator.plan.clients import NoModel
+from tunery_api.errors import FieldError
+from tunery_api.serving import NO_KEYS, ClientRules, Desired
+from tunery_operator.plan.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
 from tunery_operator.plan.desired import Resolution, resolve
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
@@ -105,6 +106,51 @@ def test_such_a_client_is_not_why_a_server_that_starts_does_not_answer_yet() -> 
     assert ("SecretNotFound", True) in told(outcome)
 
 
+NO_ROOM: dict[str, Any] = {
+    "ready": False,
+    "containers": (),
+    "unschedulable": "0/3 nodes are available",
+    "phase": "Pending",
+}
+
+
+def test_such_a_client_is_told_behind_whatever_else_is_wrong_and_by_an_event_of_its_own() -> None:
+    said = "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web); did you mean web?"
+    trouble = {"reason": "SecretNotFound", "message": said, "hint": "Correct the name."}
+    found = replace(rollout("old", new=server_pod("new", **NO_ROOM)), reports={})
+    before = compute(replace(found, reports={"uid-old-0": heard(reported("bot"), api_keys="old")})).status
+    remarked = heard(reported("bot"), api_keys="old", remark=trouble)
+    outcome = compute(replace(found, reports={"uid-old-0": remarked}), before)
+    failure = outcome.status["failure"]
+    assert failure["reason"] == before["failure"]["reason"] == "Unschedulable"
+    assert failure["message"] == (
+        f"no node fits pod new: 0/3 nodes are available; besides, SecretNotFound: pod old-0: {said}; {BEFORE} 1 "
+        "replica still answers under the rules of before: by the keys of Secret old"
+    )
+    assert failure["hint"] == f"{before['failure']['hint']} Correct the name."
+    assert "besides" not in condition(outcome.status, "Progressing")["message"], "no rollout waits for it"
+    [event] = [event for event in outcome.events if event.warning]
+    assert (event.reason, event.note[: len(said) + 11]) == ("SecretNotFound", f"pod old-0: {said}")
+    again = compute(replace(found, reports={"uid-old-0": remarked}), outcome.status)
+    assert not again.events, "it is told once"
+
+
+def test_two_troubles_of_any_length_have_room_and_a_spec_that_is_not_valid_hides_none() -> None:
+    trouble = {"reason": "SecretNotFound", "message": "names wbe " * 100, "hint": "Correct it. " * 80}
+    reports = {"old-0": heard(reported("bot"), api_keys="old", remark=trouble)}
+    new = server_pod("new", **{**NO_ROOM, "unschedulable": "no room " * 300})
+    found = replace(rollout("old", new=new), reports={f"uid-{name}": each for name, each in reports.items()})
+    failure = compute(found).status["failure"]
+    assert all(len(failure[part].encode()) <= 1024 for part in ("message", "hint"))
+    assert "no room no room" in failure["message"]
+    assert "; besides, SecretNotFound: pod old-0: names wbe names wbe" in failure["message"]
+    assert failure["message"].endswith("by the keys of Secret old")
+    assert "Correct it." in failure["hint"]
+    invalid = compute(replace(found, errors=(FieldError("spec.engine", "is wrong"),))).status["failure"]
+    assert invalid["reason"] == "InvalidSpec"
+    assert invalid["message"].startswith("spec.engine: is wrong; besides, SecretNotFound: pod old-0: names wbe")
+
+
 # Rules that a rollout has not brought everywhere yet
 
 NO_SECRET = ContainerView(
@@ -176,3 +222,71 @@ def test_a_rollout_that_leaves_the_rules_alone_says_nothing_of_them(asks: str | 
     found = rollout("keys")
     status = compute(replace(found, reports={"uid-old-0": heard(reported("bot"), api_keys=asks)})).status
     assert condition(status, "Progressing")["message"] == "replicas are made or replaced"
+
+
+# Each Secret with the list of clients that stood beside it
+
+
+def rules(secret: str, *clients: str) -> ClientRules:
+    """Return the rule that these clients of a Secret may ask for the base only."""
+    return ClientRules(api_keys=secret, clients={client: ["tiny"] for client in clients})
+
+
+def access(secret: str, *clients: str) -> dict[str, Any]:
+    """Return the same as the spec says it."""
+    listed = [{"name": client, "models": ["tiny"]} for client in clients]
+    return {"apiKeysSecretRef": {"name": secret}, **({"clients": listed} if listed else {})}
+
+
+def told_after(*specs: dict[str, Any], mounts: Mounts = NOBODY_KNOWS) -> Desired:
+    """Return what replicas are told after these rules of access, one after the other."""
+    desired = Desired()
+    for spec in specs:
+        desired = resolve(server_spec(access=spec), {}, desired, mounts).desired
+    return desired
+
+
+@pytest.mark.parametrize("now", [access("new", "frontend"), access("new"), {}], ids=["others", "no list", "no keys"])
+def test_pods_of_another_secret_are_told_the_list_that_stood_beside_it(now: dict[str, Any]) -> None:
+    desired = told_after(access("old", "web"), now)
+    assert desired.before == [rules("old", "web")]
+    assert desired.clients_of("old") == {"web": ["tiny"]}
+    assert desired.clients_of("new" if now else NO_KEYS) == ({"frontend": ["tiny"]} if "clients" in now else {})
+    assert desired.clients_of("a third") is None, "nobody knows"
+    assert resolve(server_spec(access=now), {}, desired).desired is desired, "and all is said"
+
+
+def test_a_list_beside_the_same_secret_replaces_the_one_before_it_and_so_does_the_way_back() -> None:
+    assert told_after(access("old", "web"), access("old", "batch")).before == []
+    back = told_after(access("old", "web"), access("new", "web"), access("old", "batch"))
+    assert (back.clients, back.before) == ({"batch": ["tiny"]}, [rules("new", "web")])
+    later = told_after(access("old", "web"), access("new", "eve"), access("new", "zoe"), access("last"))
+    assert later.before == [rules("new", "zoe"), rules("old", "web")], "the newest come first"
+
+
+def test_the_rules_of_before_go_with_the_last_pod_that_may_mount_their_secret() -> None:
+    changes = (access("old", "web"), access("new", "web"))
+    for mounts, kept in (
+        (Mounts(frozenset({"old"}), "old"), True),  # the Deployment is still the old one
+        (Mounts(frozenset({"new"}), None), True),  # a rollout is under way
+        (Mounts(frozenset({"new", "old"}), "new"), True),  # an old pod ends
+        (Mounts(frozenset({"new"}), "new"), False),
+    ):
+        assert bool(told_after(*changes, mounts=mounts).before) is kept, mounts
+
+
+def test_of_many_secrets_those_are_kept_that_pods_mount_and_then_the_newest() -> None:
+    changes = [access(f"s{number:02}", "web") for number in range(20)]
+    found = told_after(*changes, mounts=Mounts(frozenset({"s00", "s03"})))
+    newest = [f"s{number:02}" for number in range(18, 18 - MAX_BEFORE + 2, -1)]
+    assert [each.api_keys for each in found.before] == [*newest, "s03", "s00"]
+
+
+def test_no_adapter_goes_for_rules_of_before() -> None:
+    many = [{"name": f"n{number}", "uri": f"s3://adapters/{number}"} for number in range(512)]
+    for names, kept in ((1000, ["old", "older"]), (6500, ["old"]), (7500, [])):
+        wide = {"web": ["x" * 120] * names}
+        before = Desired(api_keys="old", clients=wide, before=[ClientRules(api_keys="older", clients=wide)])
+        served = resolve(server_spec(access=access("new"), adapters=many), {}, before)
+        assert (len(served.desired.adapters), served.refused) == (512, ())
+        assert [each.api_keys for each in served.desired.before] == kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,46 @@ def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_on
     server.report(new, apiKeys="others")
     namespace.wait_phase("support", "Ready", SERVERS)
     assert words not in namespace.condition("support", "Progressing", SERVERS).get("message", "")
+
+
+def test_while_a_rollout_does_not_get_on_its_old_pods_are_told_the_list_of_their_own_secret(
+    server: Server, namespace: Namespace
+) -> None:
+    held = {"web": ["tiny"]}
+    namespace.patch_spec("support", SERVERS, access={"clients": [{"name": "web", "models": ["tiny"]}]})
+    [pod] = server.start()
+    eventually("replicas are told", lambda: server.desired()["clients"] == held)
+    assert server.desired()["apiKeys"] == "keys"
+    server.report(pod, apiKeys="keys")
+
+    def told(secret: str, clients: dict[str, list[str]], *before: dict[str, Any]) -> bool:
+        desired = server.desired()
+        return (desired["apiKeys"], desired["clients"], desired["before"]) == (secret, clients, list(before))
+
+    # No new pod is ever ready: the list of the new Secret says nothing to the old pod's.
+    others = {"apiKeysSecretRef": {"name": "others"}, "clients": [{"name": "frontend", "models": ["tiny"]}]}
+    namespace.patch_spec("support", SERVERS, access=others)
+    of_before = {"apiKeys": "keys", "clients": held}
+    eventually("both lists are told", lambda: told("others", {"frontend": ["tiny"]}, of_before))
+    server.wait_pods(2)
+    namespace.patch_spec("support", SERVERS, access=None)
+    eventually(
+        "the old list stays", lambda: of_before in server.desired()["before"] and not server.desired()["apiKeys"]
+    )
+    # An answer to a report says the same as the file.
+    assert of_before in server.report(pod, apiKeys="keys", revision=1)["desired"]["before"]
+    alias = [{"name": "prod", "targets": [{"adapter": "tiny"}]}]
+    namespace.patch_spec("support", SERVERS, aliases=alias)
+    eventually("an alias is told", lambda: [each["name"] for each in server.desired()["aliases"]] == ["prod"])
+    assert of_before in server.desired()["before"]
+
+    # It gets on at last, and nobody needs the old list any more.
+    eventually("only the newest pod stays beside the old", lambda: len(server.pods()) == 2)
+    [new] = [each for each in server.pods() if each != pod]
+    namespace.serve_pod(new)
+    server.report(new, apiKeys="")
+    eventually("the old pod is told to end", lambda: server.pods() == [new])
+    namespace.wait_phase("support", "Ready", SERVERS)
+    assert of_before in server.desired()["before"], "it answers what it was asked before"
+    namespace.remove_pod(pod)
+    eventually("the old list is gone", lambda: told("", {}))

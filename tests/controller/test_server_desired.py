@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from controller.servers import offer, offers, server_spec
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
-from tunery_api.serving import Desired, DesiredAdapter, HeldAdapter
+from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
 from tunery_operator.plan import desired as module
 from tunery_operator.plan.desired import Resolution, resolve
 from tunery_operator.plan.selecting import selects
@@ -42,6 +42,7 @@ def test_a_reference_becomes_what_its_object_vouches_for() -> None:
                     name="bot", uri="s3://adapters/bot", manifest_sha256=BOT.manifest_sha256, source="LoRAJob/bot"
                 )
             ],
+            api_keys=NO_KEYS,
         )
     )
 
@@ -68,7 +69,7 @@ def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) 
     assert [item.message for item in result.waiting] == [message]
     assert named(result) == []
     held = [HeldAdapter(name="bot", reason="AdapterWaiting", message=message)]
-    assert result.desired == Desired(revision=1, held=held), "whoever asks for it is told why"
+    assert result.desired == Desired(revision=1, held=held, api_keys=NO_KEYS), "whoever asks for it is told why"
 
 
 @pytest.mark.parametrize(

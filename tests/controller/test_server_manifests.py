@@ -10,13 +10,14 @@ import pytest
 
 from controller.servers import owner, server_spec, wanted
 from tunery_api.errors import InvalidSpec
-from tunery_api.serving import Desired, ServeSpec
+from tunery_api.serving import NO_KEYS, Desired, ServeSpec
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
 from tunery_operator.plan.adapterserver import ServerPlan, plan_server
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.settings import PodTemplate, Serving, Settings
 from tunery_operator.views.deployment import parse_deployment
+from tunery_operator.views.server_pod import parse_server_pod
 
 SERVING = Serving(server_image="example/server:1", engine_image="example/engine:1")
 SETTINGS = Settings(trainer_image="example/trainer:1", trainer_pull_secrets=["registry"], serving=SERVING)
@@ -246,6 +247,14 @@ def test_no_secret_is_in_the_engine_and_each_only_where_it_is_needed() -> None:
     assert (engine["/model"], engine["/adapters"], engine["/run/tunery"]) == (True, True, False)
     optional = [volume["secret"]["optional"] for volume in pod_of(plan(**SECRETS))["volumes"] if "secret" in volume]
     assert optional == [True, True, True]
+
+
+def test_which_secret_lets_clients_in_is_read_from_a_pod_and_from_a_deployment() -> None:
+    for found, secret in ((plan(**SECRETS), "keys"), (plan(), NO_KEYS)):
+        built, meta = build_server(found).deployment, {"name": "p", "uid": "u"}
+        pod = {"metadata": meta, "spec": built["spec"]["template"]["spec"], "status": {}}
+        assert parse_server_pod(pod).api_keys == secret
+        assert parse_deployment({**built, "metadata": meta}).api_keys == secret
 
 
 def test_serve_json_says_all_that_a_replica_needs() -> None:

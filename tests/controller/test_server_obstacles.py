@@ -51,6 +51,10 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
         "its log says: ValueError: bad dtype",
     ),
     (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
+    (crashed("engine", exit_code=137), "Killed", "container engine of pod a was killed (exit code 137)"),
+    (crashed("door", exit_code=137), "Killed", "container door of pod a was killed (exit code 137)"),
+    (crashed("model", exit_code=137, restarts=3), "Killed", "too much memory, 3 times so far"),
+    (crashed("door", exit_reason="OOMKilled", exit_code=137), "OutOfMemory", "container door of pod a was killed"),
     (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
 ]
 
@@ -193,6 +197,58 @@ def test_of_an_engines_log_the_line_is_told_that_says_why() -> None:
     assert status["failure"]["message"].endswith("its log says: ValueError: no such dtype")
 
 
+ASKED = 'INFO:      - "POST /v1/completions HTTP/1.1" 200 OK'
+FAILED_ONCE = 'INFO:      - "POST /v1/completions HTTP/1.1" 500 Internal Server Error'
+LONG_LOG = "\n".join(['/completions" 200 OK', *[ASKED] * 40])
+"""As the kubelet cuts it: its first line is the rest of one."""
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "end"),
+    [
+        (f"{FAILED_ONCE}\n{ASKED}", 3, "exit code 3"),
+        (LONG_LOG, 3, "exit code 3"),
+        (
+            f"ValueError: bad\n{ASKED}\n(APIServer pid=7) INFO 11-27 18:00:00 [x.py:1] Shutting down",
+            1,
+            "ValueError: bad",
+        ),
+        (
+            "(APIServer pid=7) WARNING 11-27 18:00:00 [x.py:1] slow\nsh: 1: vllm: not found",
+            127,
+            "sh: 1: vllm: not found",
+        ),
+        (f"{ASKED}\nvllm serve: error: unrecognized arguments: --x", 2, "error: unrecognized arguments: --x"),
+        (f"starting\n{ASKED}", 137, "too much memory"),
+        (f"torch.OutOfMemoryError: CUDA\n{ASKED}", 137, "; its log says: torch.OutOfMemoryError: CUDA"),
+    ],
+)
+def test_no_line_of_a_log_that_tells_of_work_is_told_as_why_an_engine_ended(log: str, code: int, end: str) -> None:
+    message = compute(snapshot(crashed("engine", exit_message=log, exit_code=code))).status["failure"]["message"]
+    assert message.endswith(end)
+    assert "200 OK" not in message
+
+
+@pytest.mark.parametrize("name", ["engine", "door"])
+def test_an_end_that_a_container_has_come_back_from_hides_nothing_that_the_door_says_now(name: str) -> None:
+    back = ContainerView(name, running=True, started=True, restarts=1, exit_code=137, exit_reason="Error")
+    pod = server_pod("a", ready=False, containers=(back,))
+    now = heard(reported("bot"), reason="SecretNotFound", message="the Secret keys is missing")
+    status = compute(snapshot(pod, reports={"a": now})).status
+    assert (status["phase"], status["failure"]["reason"]) == ("Starting", "SecretNotFound")
+    assert status["failure"]["message"] == "pod a: the Secret keys is missing"
+    assert status["replicaStatuses"][0]["reason"] == "SecretNotFound"
+    assert "failure" not in compute(snapshot(pod, reports={"a": heard(reported("bot"))})).status
+    # While it starts again nobody knows whether it comes back.
+    coming = replace(pod, containers=(replace(back, started=False),))
+    assert compute(snapshot(coming, reports={"a": now})).status["failure"]["reason"] == "Killed"
+
+
+def test_what_brings_the_model_says_what_it_failed_of_while_it_tries_again() -> None:
+    pod = crashed("model", running=True, started=True, waiting_reason=None, exit_message=FAILURE)
+    assert compute(snapshot(pod)).status["failure"]["reason"] == "ModelNotFound"
+
+
 def test_a_replica_that_was_evicted_says_why_until_its_successor_is_ready() -> None:
     over = 'Usage of EmptyDir volume "model" exceeds the limit "8Gi".'
     gone = server_pod("old", ready=False, phase="Failed", status_reason="Evicted", status_message=over, containers=())
@@ -279,7 +335,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
         "status": {
             "phase": "Running",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
-            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "restartCount": 0}],
+            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "started": True, "restartCount": 0}],
             "containerStatuses": [
                 {
                     "name": "engine",
@@ -296,3 +352,4 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     engine = view.container("engine")
     assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
     assert (view.container("door").running, view.container("model").running) == (True, False)
+    assert (view.container("door").started, engine.started) == (True, False)

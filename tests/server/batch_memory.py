@@ -18,6 +18,7 @@ from tunery_server.batch.check import Problems, check
 from tunery_server.batch.keeping import Kept
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.parts import Parts
+from tunery_server.batch.progress import Progress
 from tunery_server.batch.publishing import Ended, publish
 from tunery_server.batch.requests import Request
 from tunery_server.batch.run import Batch, Pace, Stops, Target, _keep_asking
@@ -30,6 +31,9 @@ class Instant:
         await asyncio.sleep(0)
         usage = {"prompt_tokens": 9, "completion_tokens": 9}
         return answered(line, request, Reply(200, f"r-{line.index}", {"text": "x" * 1000, "usage": usage}, "tone"))
+
+    def words(self, seconds: float) -> None:
+        """Nothing is waited for."""
 
 
 def write(path: Path, count: int) -> None:
@@ -56,7 +60,7 @@ def main(folder: Path, count: int) -> None:
     checked = check(lines, None, folder, problems)
     took |= {"check_s": time.monotonic() - began, "checked": _peak()}
     parts = Parts(open_store((folder / "store" / "parts").as_uri(), ambient(), "x"), "b")
-    batch = Batch(work, run.batch_inference, lines, checked, problems, parts, Pace())
+    batch = Batch(work, run.batch_inference, lines, checked, problems, parts, Pace(), Progress())
     kept = Kept.of(parts, parts.load())
     began = time.monotonic()
     stops = asyncio.run(_stops())

@@ -17,8 +17,8 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.batch import asking
-from tunery_server.batch.answers import Answer, tally_of
-from tunery_server.batch.asking import Conveyor
+from tunery_server.batch.answers import Answer, tally_of, waiting
+from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
 from tunery_server.batch.lines import Line
 from tunery_server.batch.parts import Parts
@@ -41,7 +41,7 @@ def lines(count: int) -> list[Line]:
 @settings(max_examples=40)
 @given(
     count=st.integers(1, 60),
-    ends=st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), max_size=4),
+    ends=st.lists(st.tuples(st.integers(0, 90), st.sets(st.integers(0, 59))), max_size=4),
     size=st.integers(1, 9),
     late=st.sets(st.integers(0, 59), max_size=6),
 )
@@ -54,14 +54,19 @@ def test_attempts_that_end_anywhere_leave_each_line_once(
 ) -> None:
     """Each attempt ends after so many ends, those of some lines later than others; the last one answers all."""
     where = place(tmp_path_factory.mktemp("parts"))
-    for limit, failing in [*ends, (count, set[int]())]:
+    for limit, failing in [*ends, (2 * count, set[int]())]:
         parts = Parts(where, "batch")
         kept = Kept.of(parts, parts.load())
         before = {line.index for line in lines(count)} - {line.index for line in kept.left(lines(count))}
         assert kept.tally.done == len(before)
         keeper = Keeper(parts, kept, PartSize(lines=size))
-        for line in sorted(kept.left(lines(count)), key=lambda line: (line.index in late, line.index))[:limit]:
-            keeper.take(answer(line.index, line.index not in failing))
+        left = list(kept.left(lines(count)))
+        passed = [
+            waiting(line) if line.index in late else answer(line.index, line.index not in failing) for line in left
+        ]
+        passed += [answer(line.index, line.index not in failing) for line in left if line.index in late]
+        for end in passed[:limit]:
+            keeper.take(end)
         keeper.end()
         asyncio.run(keeper.keep(lambda _: None))
         if keeper.tally.errors:
@@ -182,9 +187,11 @@ class Listed:
 
     places: list[int]
     storing: bool = False
+    behind: bool = False
 
     def take(self, end: Answer) -> None:
-        self.places.append(end.index)
+        if not end.waits:
+            self.places.append(end.index)
 
 
 @given(count=st.integers(0, 80), concurrency=st.integers(1, 12), seed=st.integers(0, 5))
@@ -202,7 +209,7 @@ def test_ends_come_in_the_order_of_the_lines(count: int, concurrency: int, seed:
         return answer(line.index)
 
     async def run() -> bool:
-        conveyor = Conveyor(ask, iter(lines(count)), Listed(taken), asyncio.Event())
+        conveyor = Conveyor(ask, Source(iter(lines(count))), Listed(taken), asyncio.Event())
         await conveyor.run(concurrency, 1.0)
         return conveyor.whole
 
@@ -225,7 +232,7 @@ def test_lines_that_wait_for_long_hold_back_no_end_behind_them(stopped: bool, mo
                 await served.wait()
             return answer(line.index)
 
-        conveyor = Conveyor(ask, iter(lines(20)), taken, stop, lambda line: line.index in late)
+        conveyor = Conveyor(ask, Source(iter(lines(20))), taken, stop, lambda line: line.index in late)
         running = asyncio.create_task(conveyor.run(4, 0.0))
         await asyncio.sleep(0.1)
         assert taken.places == [], "the first line may end any moment"
@@ -261,7 +268,7 @@ def test_no_more_is_held_than_has_room_unless_only_more_makes_room(
         return answer(line.index)
 
     async def run() -> int:
-        conveyor = Conveyor(ask, iter(lines(100)), taken, asyncio.Event())
+        conveyor = Conveyor(ask, Source(iter(lines(100))), taken, asyncio.Event())
         running = asyncio.create_task(conveyor.run(4, 1.0))
         await asyncio.wait({running}, timeout=0.2)
         held = len(taken.places)

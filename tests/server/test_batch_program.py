@@ -172,6 +172,23 @@ async def test_a_server_that_is_not_up_yet_is_waited_for_and_no_longer_than_its_
         await server.standing("tone")
 
 
+async def test_what_lines_wait_for_is_told_while_the_server_answers_none(
+    odd: tuple[Odd, Server, asyncio.Event],
+) -> None:
+    site, server, _ = odd
+    site.says({"error": {"message": "no room", "code": "busy"}}, status=429)
+    asking = asyncio.create_task(server.ask(LINE, ASKED))
+    while site.asked < 2:
+        await asyncio.sleep(0.01)
+    words = server.words(0.0)
+    assert words is not None
+    assert words.endswith("/v1 to answer: busy: no room")
+    assert server.words(60.0) is None
+    site.says({"choices": []})
+    assert (await asking).ok
+    assert server.words(0.0) is None
+
+
 async def test_told_to_stop_nobody_waits_on_for_a_server(odd: tuple[Odd, Server, asyncio.Event]) -> None:
     site, server, stop = odd
     site.says({}, status=503)

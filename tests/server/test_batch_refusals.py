@@ -96,9 +96,9 @@ async def test_bad_lines_and_models_are_told_in_one_file_in_the_order_of_the_lin
         assert error.reason is FailureReason.INPUT_INVALID
         assert error.message == (
             "spec.input.uri: 5 lines of pvc://data/in.jsonl cannot be asked: "
-            "line 2: the server support has no model 'toen'; did you mean 'tone'?; "
+            "line 2: no model 'toen' at the server support; did you mean 'tone'?; "
             "line 3: custom_id is that of line 1; line 4: custom_id must be a text that is not empty; "
-            "line 6: the server support has no model '7'; …"
+            "line 6: no model '7' at the server support; …"
         )
         stored = [json.loads(each) for each in here.place("parts-u-1").read_bytes("invalid-lines.jsonl").splitlines()]
         assert [each["line"] for each in stored] == [2, 3, 4, 5, 6]
@@ -137,7 +137,7 @@ async def test_a_model_that_the_key_may_not_ask_for_stands_among_other_bad_lines
         error = await refused(here, here.put(jsonl([request(2), request(1), {"x": 1}])))
         assert error.reason is FailureReason.INPUT_INVALID
         assert (
-            "line 2: by spec.access.clients of the server support this API key may not ask for the model 'support-bot'"
+            "line 2: the model 'support-bot' is not open to this API key by spec.access.clients of the server support"
         ) in error.message
 
 
@@ -171,7 +171,7 @@ async def test_unknown_models_are_told_before_the_first_line_and_one_that_loads_
         here.site.routes.hold("team/late", "Loading", "is being loaded")
         error = await refused(here, here.put(jsonl(lines)))
         assert error.reason is FailureReason.INPUT_INVALID
-        assert "line 2: the server support has no model 'nobody'; line 5: " in error.message
+        assert "line 2: no model 'nobody' at the server support; line 5: " in error.message
         assert "late" not in error.message
         assert not here.oracle.asked
         uri = here.put(jsonl([request(0), request(3, model="team/late")]))

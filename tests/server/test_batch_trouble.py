@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from server.batch_kit import Table, jsonl, request, table
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
+from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult
-from tunery_server.batch.check import MOST_MODELS
+from tunery_server.batch.check import MOST_MODELS, MOST_PROBLEMS
 
 
 @pytest.fixture
@@ -101,6 +106,48 @@ async def test_bad_lines_are_told_though_their_list_cannot_be_stored(tmp_path: P
         assert error.reason is FailureReason.INPUT_INVALID
         assert "200 lines of pvc://data/in.jsonl cannot be asked: line 1: is not JSON" in error.message
         assert "invalid-lines" not in str(error.hint)
+
+
+SAME = json.dumps(request(0)).encode()
+TOO_MANY = {
+    "no requests": (b"a", MOST_PROBLEMS),
+    "one name": (SAME, 2 * MOST_PROBLEMS),
+    "a model that is not there": (b"", MOST_PROBLEMS),
+}
+
+
+@pytest.mark.parametrize(("same", "most"), TOO_MANY.values(), ids=list(TOO_MANY))
+async def test_of_a_small_file_of_millions_of_bad_lines_so_many_are_told_at_once(
+    same: bytes, most: int, tmp_path: Path
+) -> None:
+    unknown = (request(number, model="nobody") for number in range(3 * MOST_PROBLEMS))
+    data = b"\n".join([same] * 3_000_000) if same else jsonl(unknown)
+    async with table(tmp_path) as here:
+        began = time.monotonic()
+        error = await refused(here, here.put(zstandard.ZstdCompressor().compress(data), "in.jsonl.zst"))
+        assert time.monotonic() - began < 20
+        assert error.reason is FailureReason.INPUT_INVALID
+        told = (
+            r": ([0-9,]+) lines of \S+ cannot be asked, and more may: nothing was read behind line (\d+): line [12]: "
+        )
+        count, line = re.findall(told, error.message)[0]
+        assert MOST_PROBLEMS // 2 < int(count.replace(",", "")) <= MOST_PROBLEMS
+        assert MOST_PROBLEMS <= int(line) <= most
+        stored = here.place("parts-u-1").read_bytes("invalid-lines.jsonl")
+        assert stored.count(b"\n") == int(count.replace(",", ""))
+        assert "Those that were found are in" in str(error.hint)
+        assert not (tmp_path / "work-u-1" / "check" / "ids").exists()
+
+
+async def test_twenty_lines_are_named_however_long_what_is_wrong_with_each_is(tmp_path: Path) -> None:
+    async with table(tmp_path) as here:
+        lines = [request(number, model=f"{number}{'x' * 250}") for number in range(18)]
+        error = await refused(here, here.put(jsonl([*lines, {"x": 1}, {"custom_id": "y"}])))
+        message = scrub(error.message)
+        assert message == error.message, "nothing is cut off"
+        assert [f"line {number}: no model '{number - 1}x" in message for number in range(1, 19)] == [True] * 18
+        assert "line 19: custom_id must be a text" in message
+        assert "line 20: method must be POST, not null" in message
 
 
 async def test_a_part_that_is_not_what_was_stored_is_asked_again(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import pytest
 from aiohttp import web
 
 from server.door_kit import BASE, CHAT, FakeEngine, chunk, event, open_site, stream, write_keys
+from tunery_api.adapterserver import Alias, AliasTarget
 from tunery_api.inputs import ModelSpec
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import MountedSecret, RunIdentity
-from tunery_api.serving import Desired, HeldAdapter, ReplicaReply, ReplicaReport, ReplicaState, ServeSpec
+from tunery_api.serving import ClientRules, Desired, HeldAdapter, ReplicaReply, ReplicaReport, ReplicaState, ServeSpec
 from tunery_server.process import close_door
 
 KEY = {"Authorization": "Bearer key-of-alice"}
@@ -52,12 +53,13 @@ class Server:
 
 
 @asynccontextmanager
-async def started(folder: Path, engine: FakeEngine, keys: MountedSecret) -> AsyncIterator[Server]:
-    """Start the process as a pod does."""
+async def started(folder: Path, engine: FakeEngine, keys: MountedSecret, *, told: bool = True) -> AsyncIterator[Server]:
+    """Start the process as a pod does; `told`: there is a list of what is to be served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
+    if told:
+        (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
     spec = ServeSpec(
         identity=RunIdentity(kind="AdapterServer", namespace="team", name="support", uid="1"),
         model=ModelSpec(uri="s3://models/smollm2"),
@@ -185,3 +187,70 @@ async def test_a_serve_json_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         assert process.returncode == 2
         assert f"{path} cannot be read" in said.decode()
         assert "Traceback" not in said.decode()
+
+
+# Rules of clients
+
+
+async def test_the_door_of_a_pod_of_before_refuses_what_it_refused(tmp_path: Path) -> None:
+    """The whole program, between a Secret that it mounts and a list that is written for another."""
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice", web="key-of-web")
+    async with started(tmp_path, engine, keys) as server, aiohttp.ClientSession() as client:
+        await engine.start()
+        await server.until("/readyz", 200)
+        say(tmp_path, 2, api_keys="keys", clients={"web": ["prod"]})
+        await answered(client, server, {"prod": 200, BASE: 403})
+        before = [ClientRules(api_keys="keys", clients={"web": ["prod"]})]
+        say(tmp_path, 3, api_keys="keys-b", clients={"frontend": ["prod"]}, before=before, more="news")
+        await answered(client, server, {"news": 403, "prod": 200, BASE: 403})
+        async with client.get(f"{server.url}/v1/models", headers=KEY) as answer:
+            assert [each["id"] for each in (await answer.json())["data"]] == [BASE, "prod", "news"]
+    await engine.stop()
+
+
+async def test_before_it_has_read_who_may_ask_for_what_a_door_answers_nobody(tmp_path: Path) -> None:
+    """As where a door follows one that was killed: its engine answers, and a limited key is to get no moment of all."""
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    await engine.start()
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice", web="key-of-web")
+    async with started(tmp_path, engine, keys, told=False) as server, aiohttp.ClientSession() as client:
+        await server.until("/healthz/engine", 200)
+        body = {"model": BASE, "messages": []}
+        async with client.post(server.url + CHAT, json=body, headers=KEY) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "EngineFailed")
+            assert answer.headers["Retry-After"]
+        for path in ("/v1/models", f"/v1/models/{BASE}"):
+            async with client.get(server.url + path, headers=KEY) as answer:
+                assert answer.status == 503
+        assert not [asked for asked in engine.asked if "messages" in asked]
+        say(tmp_path, 1, api_keys="keys", clients={"web": ["prod"]})
+        await answered(client, server, {BASE: 403, "prod": 200})
+        assert await server.status("/readyz") == 200
+    await engine.stop()
+
+
+def say(folder: Path, revision: int, more: str = "", **rules: Any) -> None:
+    """Write what is to be served as the operator does: aliases of the base, and who may ask."""
+    names = filter(None, ("prod", more))
+    aliases = [Alias(name=name, targets=[AliasTarget(adapter=BASE)]) for name in names]
+    draft = folder / "adapters.new"
+    draft.write_text(Desired(revision=revision, aliases=aliases, **rules).model_dump_json(by_alias=True))
+    draft.replace(folder / "adapters.json")
+
+
+async def answered(client: aiohttp.ClientSession, server: Server, wanted: dict[str, int]) -> None:
+    """Wait until the limited client is answered like this, and see that it stays so."""
+    found: dict[str, int] = {}
+    async with asyncio.timeout(20):
+        while found != wanted:
+            await asyncio.sleep(0.1)
+            found = {model: await status_of(client, server, model) for model in wanted}
+    await asyncio.sleep(2)
+    assert {model: await status_of(client, server, model) for model in wanted} == wanted
+
+
+async def status_of(client: aiohttp.ClientSession, server: Server, model: str) -> int:
+    body, headers = {"model": model, "messages": []}, {"Authorization": "Bearer key-of-web"}
+    async with client.post(server.url + CHAT, json=body, headers=headers) as answer:
+        return answer.status

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import DiskLimit
 from tunery_api.serving import DesiredAdapter
+from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
+from tunery_server.adapters import work
 from tunery_server.adapters.again import AGAIN_SECONDS, MOST
+from tunery_server.adapters.fits import Fit
+from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.source import Known
 from tunery_server.routes import NotServed
 
 from .loader_kit import Table, adapter_files, open_file
@@ -22,9 +32,15 @@ class Counted:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.down = False
+        self.answers = threading.Event()
+        self.answers.set()
 
     def __call__(self, item: DesiredAdapter) -> StorePath:
         self.names.append(item.name)
+        self.answers.wait(20)
+        if self.down:
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "the storage does not answer")
         return open_file(item)
 
 
@@ -57,6 +73,126 @@ async def test_a_cold_adapter_that_was_published_anew_answers_the_first_who_asks
     sha = table.publish("d", adapter_files(9))
     assert await ask(table, "d") == f"d@{sha[:12]}"
     assert (table.told("d").state, table.told("d").reason) == ("Served", None)
+
+
+async def cold_on_the_disk(table: Table, pinned: bool = False) -> str:
+    """Have `d` cold again after it was loaded once, so that its files are here; returns its digest."""
+    sha = await cold(table, pinned)
+    for name in "da":
+        assert (await ask(table, name)).startswith(f"{name}@")
+    assert table.told("d").state == "Cold"
+    counted(table).names.clear()
+    return sha
+
+
+def counted(table: Table) -> Counted:
+    assert isinstance(table.opened, Counted)
+    return table.opened
+
+
+async def test_a_cold_adapter_whose_files_are_here_answers_with_what_was_published_since(table: Table) -> None:
+    await cold_on_the_disk(table)
+    sha = table.publish("d", adapter_files(9))
+    assert await ask(table, "d") == f"d@{sha[:12]}", "the first who asks, nor is the clock waited for"
+    told = table.told("d")
+    assert (told.state, told.manifest_sha256, told.reason) == ("Served", sha, None)
+
+
+async def test_all_who_ask_meanwhile_share_one_look_and_a_pinned_one_needs_none(table: Table) -> None:
+    sha = await cold_on_the_disk(table)
+    answers = await asyncio.gather(*(table.routes.find("d") for _ in range(50)))
+    assert {each.engine_name for each in answers} == {f"d@{sha[:12]}"}
+    assert counted(table).names == ["d"]
+    for _ in range(50):
+        assert await ask(table, "d") == f"d@{sha[:12]}"
+    assert counted(table).names == ["d"], "nobody looks while it is loaded, but for the clock"
+
+
+async def test_a_pinned_one_is_loaded_from_the_disk_without_a_look(table: Table) -> None:
+    sha = await cold_on_the_disk(table, pinned=True)
+    assert await ask(table, "d") == f"d@{sha[:12]}"
+    assert counted(table).names == []
+
+
+@pytest.mark.parametrize("kept", [None, "1" * 64])
+@pytest.mark.parametrize("pin", [None, "1" * 64])
+def test_what_gets_a_place_is_looked_at_also_where_it_led_to_the_same_before_the_engine_died(
+    kept: str | None, pin: str | None
+) -> None:
+    item = DesiredAdapter(name="d", uri="s3://adapters/d", manifest_sha256=pin)
+    slot = Slot(item, kept=kept, cold=Known("1" * 64, Fit(4, None), 1))
+    slot.begin()
+    assert (slot.kept, slot.unseen) == ("1" * 64, pin is None)
+
+
+async def test_where_the_storage_is_away_what_is_on_the_disk_answers_and_it_is_said(table: Table) -> None:
+    old = await cold_on_the_disk(table)
+    new = table.publish("d", adapter_files(9))
+    counted(table).down = True
+    assert await ask(table, "d") == f"d@{old[:12]}"
+    told = table.told("d")
+    assert (told.state, told.manifest_sha256, told.reason) == ("Served", old, "StorageUnavailable")
+    assert told.message == (
+        f"its place could not be looked at: the storage does not answer; serving {old[:12]} from the disk"
+    )
+    for name in "adad":
+        assert (await ask(table, name)).startswith(f"{name}@")
+    assert len(counted(table).names) <= 6, "it is tried less and less often"
+    counted(table).down = False
+    await table.go(steps=2, seconds=60)
+    assert table.answers("d") == f"d@{new[:12]}"
+    assert (table.told("d").state, table.told("d").reason) == ("Served", None)
+
+
+async def test_a_storage_that_hangs_is_not_waited_for_long(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "AT_ONCE_SECONDS", 0.05)
+    old = await cold_on_the_disk(table)
+    counted(table).answers.clear()
+    try:
+        async with asyncio.timeout(2):
+            assert (await table.routes.find("d")).engine_name == f"d@{old[:12]}"
+        await asyncio.sleep(0)
+        assert (table.told("d").state, table.told("d").reason) == ("Served", "StorageUnavailable")
+    finally:
+        counted(table).answers.set()
+        await table.loader.settle()
+
+
+async def test_a_bad_version_that_was_published_since_leaves_the_one_on_the_disk(table: Table) -> None:
+    old = await cold_on_the_disk(table)
+    bad = table.publish("d", adapter_files(9, use_dora=True))
+    for _ in range(2):
+        assert await ask(table, "d") == f"d@{old[:12]}"
+        told = table.told("d")
+        assert (told.state, told.reason, told.wanted_sha256) == ("Served", "AdapterUnsupported", bad)
+        assert str(told.message).startswith(f"update to {bad[:12]}: ")
+        assert await ask(table, "a") != "AdapterUnsupported"
+    good = table.publish("d", adapter_files(11))
+    assert await ask(table, "d") == f"d@{good[:12]}"
+    assert table.told("d").reason is None
+
+
+async def test_one_whose_place_is_gone_is_answered_from_the_disk_and_says_so(table: Table) -> None:
+    old = await cold_on_the_disk(table)
+    shutil.rmtree(table.place("d"))
+    assert await ask(table, "d") == f"d@{old[:12]}"
+    assert (table.told("d").state, table.told("d").reason) == ("Served", "AdapterMissing")
+    assert await ask(table, "a") != "404"
+    new = table.publish("d", adapter_files(9))
+    assert await ask(table, "d") == f"d@{new[:12]}"
+    assert table.told("d").reason is None
+
+
+async def test_where_the_disk_holds_one_of_both_versions_the_old_one_makes_room_for_the_new(tmp_path: Path) -> None:
+    model = sum(path.stat().st_size for path in Table(tmp_path / "x").root.joinpath("model").iterdir())
+    size = sum(map(len, adapter_files().values()))
+    disk = DiskLimit(bytes=model + int(2.5 * size), field="spec.resources.ephemeralStorage")
+    table = Table(tmp_path, limit=1, disk=disk, opened=Counted())
+    await cold_on_the_disk(table)
+    rank = next(rank for rank in range(4, 64) if sum(map(len, adapter_files(9, rank).values())) >= 2 * size)
+    sha = table.publish("d", adapter_files(9, rank))
+    assert await ask(table, "d") == f"d@{sha[:12]}"
+    assert table.told("d").reason is None
 
 
 async def test_a_new_version_that_does_not_fit_is_told_for_what_it_is(table: Table) -> None:

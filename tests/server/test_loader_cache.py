@@ -13,7 +13,7 @@ from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit
 from tunery_common.errors import TuneryError
-from tunery_server.adapters.cache import AdapterCache, wanted_bytes
+from tunery_server.adapters.cache import AdapterCache, OverLimit, wanted_bytes
 
 from .loader_kit import Table, adapter_files, manifest_of
 
@@ -86,6 +86,19 @@ def test_where_all_is_needed_the_disk_is_full_and_nothing_leaves(tmp_path: Path,
     assert f"{SIZE:,} bytes are needed" in caught.value.message
     assert "spec.resources.ephemeralStorage" in caught.value.hint
     assert sorted(cache.on_disk()) == ["1" * 64, "2" * 64]
+
+
+def test_nobody_leaves_for_what_would_not_fit_even_so(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, 3 * SIZE)
+    needs.engine = {put(cache, "1")}
+    for digit in "23":
+        put(cache, digit)
+    large = adapter_files(rank=64)
+    needed = sum(map(len, large.values()))
+    with pytest.raises(OverLimit) as caught:
+        put(cache, "4", large)
+    assert (caught.value.size, caught.value.missing) == (needed, needed - 2 * SIZE)
+    assert sorted(cache.on_disk()) == [digit * 64 for digit in "123"]
 
 
 def test_the_model_counts_once_and_what_is_on_its_way_counts_too(tmp_path: Path, needs: Needs) -> None:

@@ -157,9 +157,16 @@ async def test_weights_that_only_the_load_finds_damaged_are_told_then(table: Tab
         (lambda table: (table.place("d") / WEIGHTS).unlink(), "AdapterCorrupt", "is missing, but its manifest"),
         (lambda table: (table.place("d") / WEIGHTS).write_bytes(b"x"), "AdapterCorrupt", "has 1 bytes"),
         (
-            lambda table: (table.place("d") / "adapter_config.json").write_bytes(b"{}"),
+            lambda table: (table.place("d") / "adapter_config.json").write_bytes(
+                adapter_files(4)["adapter_config.json"].replace(b"q_proj", b"v_proj")
+            ),
             "AdapterCorrupt",
             "does not match the digest",
+        ),
+        (
+            lambda table: (table.place("d") / "adapter_config.json").write_bytes(b"{}"),
+            "AdapterCorrupt",
+            "adapter_config.json has 2 bytes, its manifest says",
         ),
         (lambda table: shutil.rmtree(table.place("d")), "AdapterMissing", "has no manifest.json"),
     ],

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from tunery_api.adapterserver import AdapterName
 from tunery_api.fields import ApiModel, BytesString, DatasetUri, QuantityString
-from tunery_api.inputs import LocalReference, OutputSpec
+from tunery_api.inputs import LocalReference, OutputSpec, SecretKeyReference
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.placement import SchedulingSpec
-
-
-class SecretKeyReference(ApiModel):
-    """One key of a Secret of the same namespace."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = Field(
-        description="Name of the Secret."
-    )
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
-        description="The key in it."
-    )
 
 
 class BatchInput(ApiModel):

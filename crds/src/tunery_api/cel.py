@@ -22,12 +22,13 @@ from tunery_api.adapterserver import (
     AdapterServerSpec,
     AdapterSource,
     Alias,
+    ClientAccess,
     EngineSpec,
     LabelRequirement,
     RolloutSpec,
 )
 from tunery_api.fields import ApiModel
-from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec
+from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import (
     DEFAULT_MAX_TRIALS,
@@ -62,6 +63,8 @@ _IMPROVEMENT: Final = CelRule(
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 
 
+_KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
+_NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a dot, or begins with two"
 _RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
 _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 
@@ -363,6 +366,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"(has(self.maxTrials) ? self.maxTrials : {DEFAULT_MAX_TRIALS})",
             f"parallelTrials must be at most maxTrials, by default {DEFAULT_MAX_TRIALS}",
         ),
+    ClientAccess: [
+        CelRule(_KEY.format("name"), f"name {_NO_KEY}"),
+    ],
+    SecretKeyReference: [
+        CelRule(_KEY.format("key"), f"key {_NO_KEY}"),
     ],
     AdapterServerSpec: [
         CelRule(

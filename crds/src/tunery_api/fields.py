@@ -37,7 +37,8 @@ class OpenModel(ApiModel):
 SERVER_DEFAULT: Final = "x-tunery-server-default"
 """Marks a field whose default the API server itself fills in, so that a column can show it."""
 
-DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+DNS_SUBDOMAIN: Final = f"^{_NAME}$"
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of an object in the same namespace."""
@@ -70,16 +71,28 @@ BytesString = Annotated[
 
 ModelUri = Annotated[
     str,
-    Field(min_length=6, max_length=1024, pattern=r"^(hf|s3|pvc|file)://[^\s?#]+$"),
-    WithJsonSchema({"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^(hf|s3|pvc)://[^\s?#]+$"}),
+    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 6,
+            "maxLength": 1024,
+            "pattern": rf"^((hf|s3)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$",
+        }
+    ),
 ]
 """Where a model lies; file:// is for runs without a cluster and not in the CRD."""
 
 DatasetUri = Annotated[
     str,
-    Field(min_length=6, max_length=1024, pattern=r"^(hf|s3|pvc|configmap|file)://[^\s#]+$"),
+    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$"),
     WithJsonSchema(
-        {"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^(hf|s3|pvc|configmap)://[^\s#]+$"}
+        {
+            "type": "string",
+            "minLength": 6,
+            "maxLength": 1024,
+            "pattern": rf"^((hf|s3)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$",
+        }
     ),
 ]
 """Where a data set lies: a file, a folder or a glob."""

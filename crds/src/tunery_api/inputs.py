@@ -17,6 +17,17 @@ class LocalReference(ApiModel):
     name: ObjectName = Field(description="Name of the object, in the same namespace.")
 
 
+class SecretKeyReference(ApiModel):
+    """One key of a Secret of the same namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = Field(
+        description="Name of the Secret."
+    )
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = Field(
+        description="The key in it."
+    )
+
+
 class ModelSpec(ApiModel):
     """The base model."""
 

@@ -77,6 +77,26 @@ def client_names(spec: AdapterServerSpec) -> Errors:
         yield FieldError("spec.access.clients", f"{text}; list fewer, or let a second server answer some of them")
 
 
+def key_problem(name: str) -> str | None:
+    """Return why a Secret cannot have a key of this name although all signs of it may stand in one."""
+    if name != "." and not name.startswith(".."):
+        return None
+    return f"{name} is no name that a key of a Secret can have: no such name is a dot, or begins with two"
+
+
+def client_keys(spec: AdapterServerSpec) -> Errors:
+    """A client is called as a key of the Secret is."""
+    for index, client in enumerate(spec.access.clients or ()):
+        if (problem := key_problem(client.name)) is not None:
+            yield FieldError(f"spec.access.clients[{index}].name", problem)
+
+
+def api_key(spec: BatchInferenceSpec) -> Errors:
+    """The API key is a key of a Secret."""
+    if spec.api_key_secret_ref is not None and (problem := key_problem(spec.api_key_secret_ref.key)) is not None:
+        yield FieldError("spec.apiKeySecretRef.key", problem)
+
+
 def selector(spec: AdapterServerSpec) -> Errors:
     """A selector names labels, and values where its operators need them."""
     chosen = spec.adapter_selector
@@ -129,5 +149,5 @@ def one_file(spec: BatchInferenceSpec) -> Errors:
         yield FieldError("spec.input.uri", "must end with .jsonl, .jsonl.gz or .jsonl.zst: lines of JSON")
 
 
-BATCHINFERENCE_RULES: Final = (one_file,)
-ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, client_names, selector, engine, rollout)
+BATCHINFERENCE_RULES: Final = (one_file, api_key)
+ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, client_keys, client_names, selector, engine, rollout)

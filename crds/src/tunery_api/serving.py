@@ -68,6 +68,11 @@ class ServeSpec(OpenModel):
     engine_socket: str = ENGINE_SOCKET
     desired_file: str = f"{DESIRED_DIR}/{DESIRED_FILE}"
 
+    @property
+    def keys_of(self) -> str:
+        """The name of the Secret of the API keys; NO_KEYS: no key is asked for."""
+        return self.api_keys.name if self.api_keys is not None else NO_KEYS
+
 
 class DesiredAdapter(OpenModel):
     """One adapter that is to be served."""
@@ -92,6 +97,14 @@ class HeldAdapter(OpenModel):
     message: Annotated[str, Field(max_length=256)]
 
 
+class ClientRules(OpenModel):
+    """Which clients may ask for some models only, by the keys of one Secret."""
+
+    api_keys: Annotated[str, Field(min_length=1)]
+    """The name of the Secret."""
+    clients: dict[str, list[str]]
+
+
 class Desired(OpenModel):
     """adapters.json: what every replica is to serve. A replica takes the highest revision it has seen."""
 
@@ -103,6 +116,18 @@ class Desired(OpenModel):
     aliases: list[Alias] = Field(default_factory=list)
     clients: dict[str, list[str]] = Field(default_factory=dict)
     """Of clients that may ask for some models only: their names, and those of the models."""
+    api_keys: str | None = None
+    """The Secret of the API keys that `clients` are of, NO_KEYS where no key is asked for; None: it is not said."""
+    before: list[ClientRules] = Field(default_factory=list)
+    """The rules of other Secrets, newest first: for replicas that were made for one of those."""
+
+    def clients_of(self, secret: str) -> dict[str, list[str]] | None:
+        """Return the clients that may ask for some models only where this Secret's keys let in; None: nobody knows."""
+        if secret == NO_KEYS:
+            return {}
+        if self.api_keys in (None, secret):
+            return self.clients
+        return next((rules.clients for rules in self.before if rules.api_keys == secret), None)
 
 
 class ReportedAdapter(OpenModel):

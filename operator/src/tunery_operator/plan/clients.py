@@ -1,4 +1,4 @@
-"""What clients of a server may ask for and that server does not have: a name misspelt, or one that is to come."""
+"""What clients of a server may ask for: what of that it does not have, and what was the rule where old pods answer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from typing import Final, NamedTuple
 
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import near
+from tunery_api.serving import NO_KEYS, ClientRules, Desired
 
 _NEAR_AMONG: Final = 200
 """Names at most among which a close one is looked for."""
+
+
+MAX_BEFORE: Final = 8
+"""Secrets whose rules are kept for pods of before."""
+
+
+class Mounts(NamedTuple):
+    """Which Secrets of API keys the pods of a server mount."""
+
+    secrets: frozenset[str] = frozenset()
+    """Those of all pods that were seen, also of such as end."""
+    of_all: str | None = None
+    """The one that every pod mounts but those that end; None: a rollout is under way, and pods may come unseen."""
+
+
+NOBODY_KNOWS: Final = Mounts()
 
 
 class NoModel(NamedTuple):
@@ -32,3 +49,23 @@ def no_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[NoMod
             if model not in names:
                 yield NoModel(client.name, model, near(model, sorted(names)) if looks else "", may_come)
                 looks = False
+
+
+def api_keys(spec: AdapterServerSpec) -> str:
+    """Return the Secret of the API keys; NO_KEYS: no key is asked for."""
+    return spec.access.api_keys_secret_ref.name if spec.access.api_keys_secret_ref is not None else NO_KEYS
+
+
+def rules_of_before(spec: AdapterServerSpec, before: Desired, mounts: Mounts) -> Iterator[ClientRules]:
+    """Yield the rules of the Secrets that pods of before may mount, newest first.
+
+    A pod mounts one Secret for its life, and `spec.access.clients` names keys of the Secret that stands beside it: what
+    an old pod lets in is held to the list that was there with its own Secret.
+    """
+    found = [ClientRules(api_keys=before.api_keys, clients=before.clients)] if before.api_keys else []
+    wanted = api_keys(spec)
+    others = {rules.api_keys: rules for rules in (*reversed(before.before), *found) if rules.api_keys != wanted}
+    names = [name for name in reversed(others) if name in mounts.secrets or mounts.of_all != wanted]
+    # Where there are too many, those go that no pod was seen with, the oldest first.
+    kept = sorted(names, key=lambda name: name not in mounts.secrets)[:MAX_BEFORE]
+    yield from (others[name] for name in names if name in kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
 from tunery_api.fields import OpenModel
@@ -12,10 +12,10 @@ from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.scrub import scrub, shorten
-from tunery_api.serving import Desired, DesiredAdapter, HeldAdapter
+from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
-from tunery_operator.plan.clients import NoModel, no_models
+from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, NoModel, api_keys, no_models, rules_of_before
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer
 
@@ -36,6 +36,7 @@ _INEXACT: Final = (
 )
 
 Offers = Mapping[tuple[Kind, str], Offer]
+Part = TypeVar("Part", bound=OpenModel)
 
 
 class Waiting(NamedTuple):
@@ -102,12 +103,12 @@ class Resolution(NamedTuple):
     no_models: tuple[NoModel, ...] = ()
 
 
-def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolution:
+def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = NOBODY_KNOWS) -> Resolution:
     """Return what is to be served.
 
     `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, those at least that the spec names or
     selects; `before` is what the server's own ConfigMap says, an empty Desired where there is none. In which order
-    `offers` come makes no difference.
+    `offers` come makes no difference. `mounts` tells whose rules of before are still needed.
     """
     work = _Work(spec, offers, {item.name: item for item in before.adapters})
     for source in spec.adapters or ():
@@ -115,7 +116,7 @@ def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired) -> Resolut
     for offer in _selected(spec, offers):
         work.select(offer)
     return Resolution(
-        _numbered(_told(work), before),
+        _numbered(_told(work, list(rules_of_before(spec, before, mounts))), before),
         tuple(work.waiting),
         tuple(work.refused),
         tuple(sorted(work.skipped)),
@@ -133,29 +134,40 @@ def _numbered(desired: Desired, before: Desired) -> Desired:
     return before if same else desired.model_copy(update={"revision": before.revision + 1})
 
 
-def _told(work: _Work) -> Desired:
+def _told(work: _Work, before: list[ClientRules]) -> Desired:
     """Return all that replicas are told, as far as it fits; lists of many are sorted by name."""
     spec = work.spec
-    listed = spec.access.clients or ()
-    desired = Desired(aliases=list(spec.aliases or ()), clients={client.name: list(client.models) for client in listed})
+    clients = {client.name: list(client.models) for client in spec.access.clients or ()}
+    desired = Desired(aliases=list(spec.aliases or ()), clients=clients, api_keys=api_keys(spec))
     adapters, room = _within_limits(work, MAX_BYTES - _size(desired))
-    named = {item.name for item in adapters}
-    held = sorted(_held(work, named, room), key=lambda item: item.name)
-    return desired.model_copy(update={"adapters": sorted(adapters, key=lambda item: item.name), "held": held})
+    # A pod keeps the rules of before that it has once read: no adapter has to go for them.
+    before = list(_as_far_as_there_is_room(before, room))
+    room -= sum(map(_size, before))
+    held = sorted(_held(work, {item.name for item in adapters}, room), key=lambda item: item.name)
+    adapters = sorted(adapters, key=lambda item: item.name)
+    return desired.model_copy(update={"adapters": adapters, "before": before, "held": held})
+
+
+def _as_far_as_there_is_room(parts: Iterable[Part], room: int) -> Iterator[Part]:
+    for part in parts:
+        room -= _size(part)
+        if room < 0:
+            return
+        yield part
 
 
 def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
     """Yield the names that lead nowhere yet, as far as there is room: those that the spec names come first."""
+    yield from _as_far_as_there_is_room(_all_held(work, served), room)
+
+
+def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
     found = {item.name: (ADAPTER_WAITING, item.message) for item in work.waiting}
     found |= {item.name: (item.reason.value, item.message) for item in work.refused}
     names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
     for name in names:
         reason, message = found[name]
-        item = HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
-        room -= _size(item)
-        if room < 0:
-            return
-        yield item
+        yield HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
 
 
 def _astray(work: _Work) -> Iterator[Astray]:

@@ -22,6 +22,7 @@ from tunery_operator.reconcile.server_children import (
     LOOK_SECONDS,
     ensure_children,
     look_anew_if_due,
+    mounted_keys,
     prove_pods,
     renumbered,
     served_before,
@@ -87,7 +88,7 @@ def _resolve(services: Services, obj: FoundObject, snapshot: ServerSnapshot) -> 
     """Find out what is to be served."""
     spec, owner = _spec(snapshot), obj.owner
     before = served_before(services, owner)
-    resolution = resolve(spec, services.cache.servers.offers(owner.key), before)
+    resolution = resolve(spec, services.cache.servers.offers(owner.key), before, mounted_keys(services, owner))
     desired = renumbered(services, owner, before, resolution.desired)
     return replace(snapshot, resolution=resolution._replace(desired=desired))
 

@@ -28,7 +28,8 @@ from tunery_operator.kube.rbac import (
 from tunery_operator.kube.rollouts import FOREIGN
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
 from tunery_operator.plan.adapterserver import ServerPlan
-from tunery_operator.plan.server_names import adapters_name
+from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts
+from tunery_operator.plan.server_names import adapters_name, server_name
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.deployment import DeploymentView, parse_deployment
 from tunery_operator.views.job import controller_of
@@ -62,6 +63,16 @@ def served_before(services: Services, owner: Owner) -> Desired:
     before = read_desired(found)
     servers.set_desired(owner.key, before)
     return before
+
+
+def mounted_keys(services: Services, owner: Owner) -> Mounts:
+    """Return which Secrets of API keys the pods of a server mount."""
+    servers = services.cache.servers
+    deployment = servers.deployment(owner.key.namespace, server_name(owner.key.name))
+    if deployment is None or deployment.owner_uid != owner.uid:
+        return NOBODY_KNOWS
+    mounted = frozenset(pod.api_keys for pod in servers.pods(owner.key, owner.uid, deployment) if not pod.finished)
+    return Mounts(mounted, deployment.api_keys if deployment.settled else None)
 
 
 def renumbered(services: Services, owner: Owner, before: Desired, desired: Desired) -> Desired:

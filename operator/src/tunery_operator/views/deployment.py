@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunery_api.names import PLAN_ANNOTATION
+from tunery_api.serving import NO_KEYS
 from tunery_operator.views.job import controller_of
+from tunery_operator.views.server_pod import api_keys_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class DeploymentView:
     """Why its rollout does not get on, in the Deployment controller's words."""
     failure: str | None = None
     """Why pods of it cannot be made, in the API server's words."""
+    api_keys: str = NO_KEYS
+    """The Secret whose API keys pods of the newest template ask for."""
 
     @property
     def settled(self) -> bool:
@@ -61,6 +65,7 @@ def parse_deployment(body: Mapping[str, Any]) -> DeploymentView:
         ready=int(status.get("readyReplicas") or 0),
         stalled=_message(progressing) if progressing.get("status") == "False" else None,
         failure=_message(failure) if failure.get("status") == "True" else None,
+        api_keys=api_keys_of((spec.get("template") or {}).get("spec") or {}),
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.names import OWNER_UID_LABEL
+from tunery_api.serving import NO_KEYS
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
+
+API_KEYS_VOLUME: Final = "secret-api-keys"
+"""What mounts the Secret of the API keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,8 @@ class ContainerView:
 
     name: str
     running: bool = False
+    started: bool = False
+    """It runs, and its startup probe has passed."""
     restarts: int = 0
     waiting_reason: str | None = None
     waiting_message: str = ""
@@ -63,6 +69,8 @@ class ServerPodView:
     """The reason of the DisruptionTarget condition."""
     containers: tuple[ContainerView, ...] = ()
     """In the order in which they start."""
+    api_keys: str = NO_KEYS
+    """The Secret whose API keys it asks for."""
 
     @property
     def unstarted(self) -> bool:
@@ -104,7 +112,14 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
         status_message=status.get("message") or "",
         disruption=_disruption(conditions.get("DisruptionTarget") or {}),
         containers=tuple(_containers(status)),
+        api_keys=api_keys_of(spec),
     )
+
+
+def api_keys_of(pod_spec: Mapping[str, Any]) -> str:
+    """Return the name of the Secret whose API keys a server's pod of this spec asks for; NO_KEYS: for none."""
+    mounted = (item for item in pod_spec.get("volumes") or () if item.get("name") == API_KEYS_VOLUME)
+    return next(((item.get("secret") or {}).get("secretName", NO_KEYS) for item in mounted), NO_KEYS)
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[ContainerView]:
@@ -120,6 +135,7 @@ def _container(item: Mapping[str, Any]) -> ContainerView:
     return ContainerView(
         name=item.get("name", ""),
         running="running" in state,
+        started="running" in state and bool(item.get("started")),
         restarts=int(item.get("restartCount") or 0),
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",

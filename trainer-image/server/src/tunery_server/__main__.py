@@ -67,6 +67,9 @@ async def serve(spec: ServeSpec) -> int:
     """Answer requests, bring adapters and report until told to stop; returns the exit code."""
     told = when_told_to_stop()
     routes, engine = Routes(spec.served_name), Engine(spec.engine_socket)
+    if spec.api_keys is not None:
+        # Until the list has been read: a door that follows another stands before an engine that answers.
+        routes.allow(None)
     loader = Loader(spec, routes, engine)
     door = Door(routes, engine, loader, ApiKeys(spec.api_keys))
     runner = await open_door(door, spec.port)

@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from tunery_server.door.app import Door, build_app
+from tunery_server.door.malformed import Runner
 
 END_SECONDS: Final = 75.0
 """A pod is given 90 seconds to end."""
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 async def open_door(door: Door, port: int, host: str | None = None) -> web.AppRunner:
     """Answer requests from now on; return what `cleanup` of closes the door."""
-    runner = web.AppRunner(
+    runner = Runner(
         build_app(door), access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=1.0
     )
     await runner.setup()

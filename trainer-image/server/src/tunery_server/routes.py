@@ -87,7 +87,8 @@ class Routes:
         self._cold: dict[str, Target] = {}
         self._held: dict[str, _Held] = {}
         self._aliases: dict[str, Alias] = {}
-        self._allowed: dict[str, frozenset[str]] = {}
+        self._allowed: dict[str, frozenset[str]] | None = {}
+        self._listed: Collection[str] = ()
         self._used: dict[str, Use] = {}
         self._uses = 0
         self._in_flight: dict[str, int] = {}
@@ -205,16 +206,27 @@ class Routes:
         """From now on these are the aliases, and no others."""
         self._aliases = {alias.name: alias for alias in aliases}
 
-    def allow(self, clients: Mapping[str, Iterable[str]]) -> None:
-        """From now on these clients may ask for these models only, and all others for all."""
-        self._allowed = {client: frozenset(models) for client, models in clients.items()}
+    def allow(self, clients: Mapping[str, Iterable[str]] | None, *, of_before: bool = False) -> None:
+        """From now on these clients may ask for these models only, and all others for all; None: nobody for any.
+
+        `of_before`: that is what an earlier spec said, and no more to be mended.
+        """
+        self._allowed = None if clients is None else {name: frozenset(models) for name, models in clients.items()}
+        self._listed = () if of_before or clients is None else clients.keys()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether nobody knows who may ask for what."""
+        return self._allowed is None
 
     def limited(self) -> Collection[str]:
-        """Return the clients that may ask for some models only."""
-        return self._allowed.keys()
+        """Return the clients that the present spec lets ask for some models only."""
+        return self._listed
 
     def allows(self, client: str, model: str) -> bool:
         """Say whether `client` may ask for `model`, a name or name@version."""
+        if self._allowed is None:
+            return False
         allowed = self._allowed.get(client)
         # The base's own name may have an @ in it, and then is no version of another.
         return allowed is None or (model if model == self._base.name else model.partition("@")[0]) in allowed

@@ -16,6 +16,9 @@ NO_MODELS_HINT: Final = (
     "Correct spec.access.clients, or name that adapter in spec.adapters; until then that client gets 404 for it."
 )
 
+BESIDES: Final = "; besides, "
+_BESIDES_BYTES: Final = 480
+
 
 def no_models_text(found: Sequence[NoModel]) -> str:
     """Return which models clients may ask for that are none of the server's."""
@@ -44,8 +47,20 @@ def old_rules(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
     return scrub(f"; until replicas with the new spec.access are ready, {still} under the rules of before: {how}")
 
 
-def with_old_rules(found: Failure | None, told: str) -> Failure | None:
-    """Return a failure that says what `old_rules` told, too."""
+def besides(remark: Failure) -> str:
+    """Return what a replica remarks on, to be put behind the sentence of what is graver."""
+    return f"{BESIDES}{remark.reason}: {shorten(remark.message, _BESIDES_BYTES)}"
+
+
+def said_besides(message: str) -> tuple[str, str] | None:
+    """Return reason and sentence of what `besides` has put into a message; None where it has not."""
+    _, found, told = message.partition(BESIDES)
+    reason, _, text = told.partition(": ")
+    return (reason, text) if found else None
+
+
+def with_told(found: Failure | None, told: str) -> Failure | None:
+    """Return a failure that says what `old_rules` or `besides` told, too."""
     if found is None or not told:
         return found
     return found.model_copy(update={"message": shorten(found.message, MAX_MESSAGE_BYTES - len(told.encode())) + told})

@@ -18,7 +18,7 @@ from tunery_api.serverstatus import (
 )
 from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.access import old_rules, with_old_rules
+from tunery_operator.status.server.access import old_rules, with_told
 from tunery_operator.status.server.adapters import Standing, count, shown, standings
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
@@ -56,10 +56,11 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     stopped, born = snapshot.replicas == 0, snapshot.owner.created
     adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, born=born)
     rules = old_rules(snapshot, replicas)
-    seen = Seen(snapshot, replicas, adapters, with_old_rules(hindrance(snapshot, replicas), rules), rules)
+    found = hindrance(snapshot, replicas)
+    seen = Seen(snapshot, replicas, adapters, with_told(found, rules), rules)
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
-    failure = failure_block(snapshot, seen.hindrance, replicas, adapters)
+    failure = failure_block(snapshot, found, replicas, adapters, rules)
     phase = server_phase(conditions, seen, hindered=failure is not None)
     fields = {
         "observedGeneration": snapshot.owner.generation,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState, ServerCondition
+from tunery_operator.status.server.access import said_besides
 from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
 from tunery_operator.views.clock import format_time
 from tunery_operator.views.event import Event
@@ -74,10 +75,15 @@ def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[T
 
 def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
     """Yield what stands in the way of the server as a whole; that of an adapter is told as such."""
-    failure, before = new.get("failure") or {}, (old.get("failure") or {}).get("reason")
+    failure, before = new.get("failure") or {}, old.get("failure") or {}
     message = str(failure.get("message"))
-    if failure and failure["reason"] != before and not message.startswith("adapter "):
+    if failure and failure["reason"] != before.get("reason") and not message.startswith("adapter "):
         yield failure["reason"], message, True
+        return
+    # What stands behind another's reason would else be told by no event.
+    also = said_besides(message)
+    if also is not None and also[0] != before.get("reason") and said_besides(str(before.get("message"))) is None:
+        yield *also, True
 
 
 def _entries(status: Mapping[str, Any]) -> Entries:

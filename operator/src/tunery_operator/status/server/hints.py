@@ -26,6 +26,9 @@ _HINTS: Final[dict[str, str]] = {
     _R.UNSCHEDULABLE: "Free or add a node that offers what is asked for: the replica starts by itself. resources and "
     "scheduling of the server may change.",
     _R.OUT_OF_MEMORY: "Raise spec.resources.memory; the container was killed for using more.",
+    _R.KILLED: "Nothing to do if it comes back and stays. Else kubectl describe pod tells whether its kubelet ended it "
+    "as one that did not answer; look at what ends processes on the node, and raise spec.resources.memory: not every "
+    "kill for memory is told as one.",
     _R.DISK_FULL: "Raise spec.resources.ephemeralStorage: the base model and the adapters lie there.",
     _R.NODE_PRESSURE: "Nothing to do if its successor starts; else look at what else uses up that node.",
     _R.QUOTA_EXCEEDED: "Free or raise the namespace's ResourceQuota that the message names; the replica is made as "

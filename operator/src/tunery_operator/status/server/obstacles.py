@@ -17,7 +17,13 @@ from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 _R = FailureReason
 _OOM_KILLED: Final = "OOMKilled"
+_KILLED: Final = 137
+"""The exit code of whoever was killed from outside, or by the kernel."""
 _ERROR: Final = re.compile(r"\b\w*(Error|Exception)\b")
+_NO_CAUSE: Final = re.compile(r"^(\([^)]*\) )?(DEBUG|INFO|WARNING)\b|\bHTTP/\d\.\d\" \d{3}\b")
+"""What an engine's log says while it works: vLLM names the level first, behind a process's name, as uvicorn does."""
+_LOG_BYTES: Final = 2000
+"""Of the end of a log: the kubelet gives some 2,048, and the first line of those is but the rest of one."""
 _POINTER: Final = "Engine core initialization failed"
 """vLLM's own way to say that the cause stands further up."""
 _LAST_WORDS: Final = 300
@@ -60,9 +66,17 @@ def _container_obstacle(pod: ServerPodView, container: ContainerView) -> Failure
         return failure(_R.IMAGE_PULL_FAILED, waits)
     if container.waiting_reason in CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, waits)
-    if container.exit_code in (None, 0):
+    if container.exit_code in (None, 0) or _is_back(container):
         return None
     return _ended(where, container)
+
+
+def _is_back(container: ContainerView) -> bool:
+    """Tell whether a container goes on after its end: that is over then, and the door says what is wrong now.
+
+    The container that brings the model has no probe, and says what it failed of until it succeeds.
+    """
+    return container.started and container.name != MODEL
 
 
 def _ended(where: str, container: ContainerView) -> Failure:
@@ -73,18 +87,26 @@ def _ended(where: str, container: ContainerView) -> Failure:
     told = reported_failure(container.exit_message)
     if told is not None:
         return failure(str(told.reason), told.message, told.hint)
-    reason = _R.ENGINE_FAILED if container.name == ENGINE else _R.INTERNAL_ERROR
     times = "" if container.restarts < 2 else f", {container.restarts} times so far"
+    if container.exit_code == _KILLED:
+        text = f"{where} was killed (exit code 137), and the node does not say that it was for too much memory"
+        return failure(_R.KILLED, f"{text}{times}{_last_words(container)}")
+    reason = _R.ENGINE_FAILED if container.name == ENGINE else _R.INTERNAL_ERROR
     return failure(reason, f"{where} ended with exit code {container.exit_code}{times}{_last_words(container)}")
 
 
 def _last_words(container: ContainerView) -> str:
-    """Return the line in which an engine's log says why it ended: vLLM's last one may only point to those above."""
-    lines = [line.strip() for line in container.exit_message.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    errors = [line for line in lines if _ERROR.search(line) and _POINTER not in line]
-    return f"; its log says: {(errors or lines)[-1][-_LAST_WORDS:]}"
+    """Return the line in which an engine's log says why it ended; empty where none does.
+
+    vLLM's last one may only point to those above. Who was killed said no last word: of that only an error is told.
+    """
+    lines = container.exit_message.splitlines()
+    if len(container.exit_message.encode()) >= _LOG_BYTES:
+        lines = lines[1:] or lines
+    found = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.search(line.strip())]
+    errors = [line for line in found if _ERROR.search(line) and _POINTER not in line]
+    told = errors if container.exit_code == _KILLED else errors or found
+    return f"; its log says: {told[-1][-_LAST_WORDS:]}" if told else ""
 
 
 def eviction(pods: Iterable[ServerPodView]) -> Failure | None:

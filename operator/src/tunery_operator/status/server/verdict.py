@@ -11,7 +11,7 @@ from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_operator.plan.desired import Astray
 from tunery_operator.status.diagnosis import failure
-from tunery_operator.status.server.access import NO_MODELS_HINT, no_models_text
+from tunery_operator.status.server.access import NO_MODELS_HINT, besides, no_models_text, with_told
 from tunery_operator.status.server.adapters import Standing, first_problem
 from tunery_operator.status.server.hints import hint_for
 from tunery_operator.status.server.obstacles import eviction, refused_pods
@@ -22,6 +22,10 @@ _ASTRAY_HINT: Final = (
     "Correct spec.aliases, name that adapter in spec.adapters, or give its object the labels that "
     "spec.adapterSelector looks for."
 )
+
+_HINT_BYTES: Final = 640
+_HINT_BESIDES: Final = 380
+"""Bytes of what to do first, where there is something to do besides, and of that; both and a space have room."""
 
 
 def as_text(errors: Sequence[FieldError]) -> str:
@@ -61,15 +65,27 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
 
 
 def failure_block(
-    snapshot: ServerSnapshot, found: Failure | None, replicas: Sequence[Replica], adapters: Sequence[Standing]
+    snapshot: ServerSnapshot,
+    found: Failure | None,
+    replicas: Sequence[Replica],
+    adapters: Sequence[Standing],
+    rules: str = "",
 ) -> dict[str, Any] | None:
     """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
 
-    What a replica remarks on hinders nothing, so that no condition speaks of it: here it is told.
+    What a replica remarks on hinders nothing, so that no condition speaks of it: here it is told, also beside what is
+    graver, as is what `old_rules` says.
     """
-    found = found or _remark(replicas)
     if snapshot.errors:
-        found = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors))
+        found, rules = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors)), ""
+    remark = _remark(replicas)
+    if found is None:
+        found = remark
+    elif remark is not None:
+        hint = f"{shorten(hint_for(found), _HINT_BYTES)} {shorten(hint_for(remark), _HINT_BESIDES)}"
+        found = with_told(failure(found.reason, found.message, hint), besides(remark) + rules)
+    else:
+        found = with_told(found, rules)
     if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
         found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY_HINT)
     if found is None:

@@ -38,9 +38,13 @@ class Bringer:
         self._downloads = asyncio.Semaphore(DOWNLOADS)
         self._looks = asyncio.Semaphore(QUESTIONS)
 
-    async def look(self, item: DesiredAdapter, before: Look | None) -> Look:
-        """Return what is published there now; raises what source.look raises."""
-        return await self._ask(lambda: look(self._open(item), before))
+    async def look(self, item: DesiredAdapter, before: Look | None, seconds: float | None = None) -> Look:
+        """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._ask(lambda: look(self._open(item), before))
+        except TimeoutError as error:
+            raise _silent(seconds or _LOOK_LIMIT) from error
 
     async def know(self, slot: Slot, sha256: str, base: ServedBase) -> Known:
         """Return what is known of a version without its weights; raises what source.verify raises."""
@@ -106,5 +110,8 @@ class Bringer:
             try:
                 return await asyncio.wait_for(in_thread(question), _LOOK_LIMIT)
             except TimeoutError as error:
-                message = f"the storage did not answer within {_LOOK_LIMIT:.0f} s"
-                raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
+                raise _silent(_LOOK_LIMIT) from error
+
+
+def _silent(seconds: float) -> TuneryError:
+    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"the storage did not answer within {seconds:.0f} s")

@@ -59,9 +59,19 @@ def wanted_bytes(manifest: Manifest) -> int:
 class OverLimit(TuneryError):
     """What is on the disk leaves no room within its limit."""
 
+    def __init__(self, message: str, hint: str, size: int, missing: int) -> None:
+        """`size` bytes are needed, of which `missing` are there only once more versions are used by nobody."""
+        super().__init__(FailureReason.DISK_FULL, message, hint)
+        self.size = size
+        self.missing = missing
+
 
 class DiskTooSmall(TuneryError):
     """The disk is full of what never leaves it."""
+
+
+class LargerThanDisk(DiskTooSmall):
+    """Not even an empty disk would hold it."""
 
 
 class Usage(Protocol):
@@ -92,6 +102,15 @@ class AdapterCache:
         self._sizes: dict[Path, int] = {}
         """Bytes of folders that do not change: the model's, and those of versions."""
         self._lock = threading.RLock()
+
+    @property
+    def disk(self) -> DiskLimit | None:
+        """What limits the disk."""
+        return self._disk
+
+    def for_all(self, disk: DiskLimit) -> int:
+        """Return the bytes that all adapters together may take, beside the model."""
+        return max(0, disk.bytes - self._size(self._model_dir))
 
     def prepare(self) -> None:
         """Make the folders, and remove what was on its way when an earlier process ended."""
@@ -139,7 +158,8 @@ class AdapterCache:
     def draft(self, sha256: str, manifest: Manifest) -> Path:
         """Return an empty folder to bring the files into, once there is room for them.
 
-        Older versions that nobody uses leave for it, the least recently used first. Raises TuneryError(DiskFull).
+        Older versions that nobody uses leave for it, the least recently used first, and none where all of them would
+        not be enough. Raises TuneryError(DiskFull).
         """
         folder = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}"
         with self._lock:
@@ -222,23 +242,30 @@ class AdapterCache:
         limit = self._disk
         if limit is None:
             return
-        there = self.on_disk()
         free = limit.bytes - self._size(self._model_dir) - sum(self._reserved.values())
-        free -= sum(self._size(self.folder(each)) for each in there)
-        for each in self._oldest_first() if size > free else ():
-            taken = self._size(self.folder(each))
-            if self._remove(each):
-                free += taken
-            if size <= free:
-                break
-        if size > free:
-            why = "all adapters that are there are in use" if self.on_disk() else "no adapter is there that could leave"
-            message = (
-                f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
-                f"free, and {why}"
-            )
-            hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
-            raise OverLimit(FailureReason.DISK_FULL, message, hint)
+        free -= sum(self._size(self.folder(each)) for each in self.on_disk())
+        if size <= free:
+            return
+        unused = self._oldest_first()
+        could = free + sum(self._size(self.folder(each)) for each in unused)
+        if size <= could:
+            for each in unused:
+                taken = self._size(self.folder(each))
+                if self._remove(each):
+                    free += taken
+                if size <= free:
+                    return
+            could = free  # some were taken into use meanwhile
+        raise self._over_limit(limit, size, could)
+
+    def _over_limit(self, limit: DiskLimit, size: int, free: int) -> OverLimit:
+        why = "all adapters that are there are in use" if self.on_disk() else "no adapter is there that could leave"
+        message = (
+            f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
+            f"free, and {why}"
+        )
+        hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
+        return OverLimit(message, hint, size, size - free)
 
     def _size(self, folder: Path) -> int:
         if folder not in self._sizes:

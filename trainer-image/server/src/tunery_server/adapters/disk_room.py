@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_server.adapters.cache import DiskTooSmall, OverLimit
+from tunery_server.adapters.cache import AdapterCache, DiskTooSmall, LargerThanDisk, OverLimit
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.slot import LOOK_SECONDS, Slot
@@ -22,35 +23,76 @@ _LEAVES_SECONDS: Final = 1.0
 class DiskRoom:
     """Asks the places for who may leave; the cache removes the files of those that have left, once it needs to."""
 
-    def __init__(self, places: Places, departures: Departures, clock: Callable[[], float]) -> None:
+    def __init__(self, places: Places, cache: AdapterCache, departures: Departures, clock: Callable[[], float]) -> None:
         self._places = places
+        self._cache = cache
         self._departures = departures
         self._clock = clock
+
+    def check_size(self, size: int) -> None:
+        """Raise LargerThanDisk where a version of `size` bytes would not fit even if no other was there."""
+        if (disk := self._cache.disk) is not None and size > (room := self._cache.for_all(disk)):
+            message = (
+                f"{size:,} bytes are needed on the disk, and {room:,} are for adapters, beside the model, of the "
+                f"{disk.bytes:,} of {disk.field}"
+            )
+            raise LargerThanDisk(FailureReason.DISK_FULL, message, f"Raise {disk.field}.")
+
+    def check(self, slot: Slot, size: int) -> None:
+        """Raise DiskTooSmall where a version of `size` bytes would not fit even if all left that ever do."""
+        self.check_size(size)
+        if (disk := self._cache.disk) is None:
+            return
+        room, stay = self._cache.for_all(disk), self._places.staying(slot)
+        if size <= room - stay:
+            return
+        own = slot.served.size if slot.served is not None else 0
+        who = " and ".join(
+            [*(["those with keepLoaded"] if stay > own else []), *(["its version of now"] if own else [])]
+        )
+        message = (
+            f"{size:,} bytes are needed on the disk, and of the {room:,} that are for adapters, beside the model, "
+            f"{stay:,} are taken by {who} ({disk.field})"
+        )
+        hint = f"Raise {disk.field}" + (", or take keepLoaded from some adapters." if stay > own else ".")
+        raise DiskTooSmall(FailureReason.DISK_FULL, message, hint)
 
     async def make(self, slot: Slot, full: TuneryError) -> bool:
         """Return once more may fit for a slot that met `full`; False where nobody asks for it, and it has no place now.
 
-        Raises DiskTooSmall where nothing could leave for it even if nobody was asked, else `full`.
+        Nobody leaves before enough may. Raises DiskTooSmall where even all others would not be enough, else `full`.
         """
-        is_limit = isinstance(full, OverLimit)
+        limited = full if isinstance(full, OverLimit) else None
+        if limited is not None:
+            self.check(slot, limited.size)
+            if slot.waiters and slot.served is None and slot.kept not in (None, slot.wanted):
+                slot.kept = None  # the version of before, which would answer if the new one failed
+                return True
         if not (slot.waiters or slot.item.keep_loaded or slot.served):
-            if not is_limit:
+            if limited is None:
                 raise full
             self._places.release(slot)
-            self._places.disk_is_full(self._clock() + LOOK_SECONDS)
+            self._places.disk_is_full(self._clock() + LOOK_SECONDS, limited.size - limited.missing)
             return False
         leaving = self._departures.tasks()
         if leaving:
             done, _ = await asyncio.wait(leaving, timeout=_LEAVES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return True
+        missing = limited.missing if limited is not None else 0
+        freed = await self._evicted(slot, full, missing)
+        self._places.disk_is_full(self._clock() + LOOK_SECONDS, max(0, freed - missing))
+        return True
+
+    async def _evicted(self, slot: Slot, full: TuneryError, missing: int) -> int:
+        """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does."""
         left = WAIT_SECONDS
-        while not self._places.evict():
-            if is_limit and self._places.only_kept_beside(slot):
+        while True:
+            if self._places.idle() >= missing and (freed := self._places.evict()):
+                return freed
+            if isinstance(full, OverLimit) and self._places.only_kept_beside(slot):
                 raise DiskTooSmall(full.reason, full.message, full.hint) from full
             if not slot.waiters or left <= 0:
                 raise full
             await asyncio.sleep(_POLL_SECONDS)
             left -= _POLL_SECONDS
-        self._places.disk_is_full(self._clock() + LOOK_SECONDS)
-        return True

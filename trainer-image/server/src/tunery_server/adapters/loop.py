@@ -31,6 +31,7 @@ from tunery_server.adapters.notes import ServedNote, UsedNote
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.probe import Probe
+from tunery_server.adapters.refusals import Refusals
 from tunery_server.adapters.residents import Residents
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Opener, opener
@@ -67,7 +68,7 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret))
-        self._routes, clock = routes, self._ways.clock
+        self._routes, self._keys_of, clock = routes, spec.keys_of, self._ways.clock
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
@@ -75,13 +76,22 @@ class Loader:
         self._residents = Residents(engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), clock)
         self._places = Places(spec.max_loaded_adapters, routes, self._leave)
         self._teller = Teller(routes, self._residents, clock)
-        self._waking = Waking(self._places, self._refusal, self._admit)
         self._needs = Needs(self._residents, self._places)
         self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._needs)
-        bringer = Bringer(self._ways.open, self._cache, self._moved)
         self.departures = Departures(self._residents, routes, self._needs.routed, clock)
-        room = DiskRoom(self._places, self.departures, clock)
-        tools = Tools(routes, self._residents, self._breaker, self._cache, bringer, self.departures, room, clock)
+        room = DiskRoom(self._places, self._cache, self.departures, clock)
+        self._refusals = Refusals(self._residents, self._cache, room, self._teller, clock)
+        self._waking = Waking(self._places, self._refusals.why, self._admit)
+        tools = Tools(
+            routes,
+            self._residents,
+            self._breaker,
+            self._cache,
+            Bringer(self._ways.open, self._cache, self._moved),
+            self.departures,
+            room,
+            clock,
+        )
         self._worker = Worker(spec, tools, self._is_current, self._moved)
         self._taken: Desired | None = None
         self._base_task: asyncio.Task[None] | None = None
@@ -127,7 +137,7 @@ class Loader:
         if self._residents.up and self._residents.supported and not self._residents.answers and not self._base_task:
             self._base_task = asyncio.create_task(self._ask_base())
         now = self._ways.clock()
-        for slot in self._places.fill(self._slots, now):
+        for slot in self._places.fill(self._slots, now, self._refusals.over_disk):
             slot.begin()
         for slot in self._slots.values():
             if not self._started(slot, now) and slot.problem is not None:
@@ -150,7 +160,7 @@ class Loader:
 
     def ready(self) -> bool:
         """Tell whether requests may come: the base answers, and everything is served, cold, or will not be soon."""
-        if not (self._residents.answers and self._residents.supported) or self._taken is None:
+        if not (self._residents.answers and self._residents.supported) or self._taken is None or self._routes.closed:
             return False
         waited = self._ways.clock() - self._progress >= PATIENCE_SECONDS
         if not self._came_up and (waited or all(slot.settled for slot in self._slots.values())):
@@ -193,7 +203,9 @@ class Loader:
         for name, each in held.items():
             self._routes.hold(name, each.reason, each.message)
         self._routes.lead(desired.aliases)
-        self._routes.allow(desired.clients)
+        clients = desired.clients_of(self._keys_of)
+        if clients is not None or before is None:
+            self._routes.allow(clients, of_before=desired.api_keys not in (None, self._keys_of))
 
     def _slot(self, item: DesiredAdapter) -> Slot:
         """Return the slot of an entry of the list, a new one or the one that it has."""
@@ -289,17 +301,6 @@ class Loader:
         """Somebody has asked for what is not served: look at it again if it may be there by now."""
         if (slot := self._slots.get(name)) is not None and self._waking.again.asked(slot, self._ways.clock()):
             self._wake.set()
-
-    def _refusal(self, slot: Slot) -> tuple[str, str] | None:
-        """Return why it is not even tried to load a slot now."""
-        if not self._residents.up:
-            return FailureReason.ENGINE_FAILED, ANEW
-        problem = slot.problem
-        if problem is None or slot.cold is None or self._ways.clock() >= problem.retry_at:
-            return None
-        if problem.sha256 != slot.cold.sha256 and self._cache.folder(slot.cold.sha256).exists():
-            return None
-        return problem.error.reason, problem.error.message
 
     def _started(self, slot: Slot, now: float) -> bool:
         """Start what is due; return whether it was."""

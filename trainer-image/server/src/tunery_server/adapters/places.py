@@ -26,6 +26,8 @@ class Places:
         self._fit = limit
         """How many are loaded without being asked for: fewer than `limit` where the disk does not hold more."""
         self._full_until = -math.inf
+        self._left = 0
+        """Bytes that were free on the disk when it was found to hold no more."""
         self.hot: dict[str, Slot] = {}
         self._asked: dict[str, Slot] = {}
         """Those that wait for a place, the longest first."""
@@ -44,23 +46,34 @@ class Places:
             else:
                 slot.over = f"{many}: none is left for the others" if len(kept) >= self.limit else None
 
-    def fill(self, slots: Mapping[str, Slot], now: float) -> list[Slot]:
+    def fill(self, slots: Mapping[str, Slot], now: float, lacks_room: Callable[[Slot], object]) -> list[Slot]:
         """Give free places to who may use them, and have who must stay ask for one; return who got one.
 
         First those that must stay, then those that were served before, then by last use, then in the list's order.
+        Nobody leaves for what was not verified, or what `lacks_room` on the disk even then.
         """
         for name, slot in slots.items():
-            if slot.item.keep_loaded and not slot.hot and slot.over is None and _worth_a_place(slot, now):
+            if not slot.item.keep_loaded or slot.hot or slot.over is not None or not _worth_a_place(slot, now):
+                continue
+            if len(self.hot) < self.limit or (slot.verified and not lacks_room(slot)):
                 self._asked.setdefault(name, slot)
         given = self.admit()
-        most = self._fit if now < self._full_until else self.limit
-        free = most - len(self.hot) - len(self._asked)
-        if free <= 0:
-            return given
+        full = now < self._full_until
+        free = (self._fit if full else self.limit) - len(self.hot) - len(self._asked)
+        if free > 0:
+            given += self._fill(free, slots, now)
+        free = self.limit - len(self.hot) - len(self._asked)
+        if full and free > 0 and self._left > 0:
+            given += self._fill(free, {name: slot for name, slot in slots.items() if 0 < slot.bytes <= self._left}, now)
+        return given
+
+    def _fill(self, free: int, slots: Mapping[str, Slot], now: float) -> list[Slot]:
+        """Give so many free places, or as many as there are who may use them; return who got one."""
         may = (slot for slot in slots.values() if not slot.hot and slot.over is None and not _failed(slot, now))
-        for slot in heapq.nsmallest(free, may, key=self._order):
+        given = heapq.nsmallest(free, may, key=self._order)
+        for slot in given:
             self._give(slot)
-            given.append(slot)
+            self._left -= slot.bytes
         return given
 
     def ask(self, slot: Slot) -> None:
@@ -88,18 +101,34 @@ class Places:
             given.append(slot)
         return given
 
-    def evict(self) -> bool:
-        """Have the one leave that is loaded, idle, and was not asked for the longest time; return whether one does."""
+    def evict(self) -> int:
+        """Have the one leave that is loaded, idle, and was not asked for the longest time; return its bytes, or 0."""
         victim = self._victim()
         if victim is None or victim.served is None:
-            return False
+            return 0
         self.release(victim)
         self._leave(victim)
-        return True
+        return victim.bytes
 
-    def disk_is_full(self, until: float) -> None:
-        """Until then, or until another list is judged, load no more than there are unless somebody asks."""
-        self._fit, self._full_until = len(self.hot), until
+    def idle(self) -> int:
+        """Return how many bytes those take that are loaded and may leave, and nobody else serves."""
+        loaded = [slot for slot in self.hot.values() if slot.served is not None]
+        stay = {slot.served.sha256 for slot in loaded if slot.served and not self._may_leave(slot)}
+        sizes = {slot.served.sha256: slot.served.size for slot in loaded if slot.served}
+        return sum(size for sha256, size in sizes.items() if sha256 not in stay)
+
+    def staying(self, slot: Slot) -> int:
+        """Return how many bytes those take that never leave for a slot: others that are kept, and what it serves."""
+        stay = [each.served or each.cold for each in self.hot.values() if each.item.keep_loaded and each is not slot]
+        sizes = {each.sha256: each.size for each in (*stay, slot.served) if each is not None}
+        return sum(sizes.values())
+
+    def disk_is_full(self, until: float, left: int = 0) -> None:
+        """Until then, or until another list is judged, load no more than there are unless somebody asks.
+
+        But for who is known to fit into what is `left`, in bytes.
+        """
+        self._fit, self._full_until, self._left = len(self.hot), until, left
 
     def only_kept_beside(self, slot: Slot) -> bool:
         """Tell whether no other has a place that it could ever lose."""

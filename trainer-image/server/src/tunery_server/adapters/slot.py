@@ -12,7 +12,7 @@ from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
 from tunery_common.errors import TuneryError
-from tunery_server.adapters.cache import DiskTooSmall
+from tunery_server.adapters.cache import DiskTooSmall, LargerThanDisk
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
 from tunery_server.adapters.source import Known, Look
@@ -95,6 +95,8 @@ class Slot:
     task: asyncio.Task[None] | None = None
     bringing: bool = False
     """Its task is at the store, and may be given up."""
+    unseen: bool = False
+    """What it led to is taken from the disk, and its place was not looked at since, or could not be."""
     ready_to_load: bool = False
     """Brought, and waiting for the engine."""
     told: tuple[str, ...] | None = field(default=None, repr=False)
@@ -115,6 +117,12 @@ class Slot:
         served = self.served.sha256 if self.served else None
         return {sha for sha in (served, self.kept, self.wanted) if sha is not None}
 
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk, as far as that is known."""
+        known = self.served or self.cold
+        return known.size if known is not None else 0
+
     def engine_name(self, sha256: str) -> str:
         """Return what the engine knows a version by."""
         return engine_name(self.item.name, sha256)
@@ -125,17 +133,18 @@ class Slot:
         self.item = item
         if other:
             self.wanted, self.look, self.look_at, self.mark = item.manifest_sha256, None, -math.inf, None
-            self.problem, self.tries, self.ready_to_load = None, 0, False
+            self.problem, self.tries, self.ready_to_load, self.unseen = None, 0, False, False
         return other
 
     def became_cold(self, known: Known) -> None:
         """It has no place in the engine any more, or not yet, and this is what it leads to."""
         self.cold, self.served, self.kept, self.hot, self.ready_to_load = known, None, None, False, False
+        self.unseen = False
 
     def begin(self) -> None:
         """It has got a place: what it led to is served again first."""
-        if self.kept is None and self.cold is not None:
-            self.kept = self.cold.sha256
+        if self.cold is not None:
+            self.kept, self.unseen = self.kept or self.cold.sha256, self.item.manifest_sha256 is None
         self.not_before = -math.inf
 
     def wake(self, answer: tuple[str, str] | None) -> None:
@@ -155,7 +164,9 @@ class Slot:
             self.tries = min(self.tries + 1, 10)
         else:
             self.tries, settled = 0, True
-            if error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
+            if isinstance(error, LargerThanDisk):
+                wait = math.inf
+            elif error.reason in _MENDABLE or isinstance(error, DiskTooSmall):
                 wait = LONGEST_BACKOFF
             elif error.reason in (_R.ENGINE_REFUSED, _R.ADAPTER_CORRUPT) or isinstance(error, NoAnswer):
                 wait = LOOK_SECONDS
@@ -211,7 +222,17 @@ class Slot:
 
     def report(self) -> ReportedAdapter:
         """Return how it stands, as the operator is told; the same object for as long as that is the same."""
-        made_of = self.item, self.served, self.cold, self.hot, self.wanted, self.problem, self.over, self.used
+        made_of = (
+            self.item,
+            self.served,
+            self.cold,
+            self.hot,
+            self.wanted,
+            self.problem,
+            self.over,
+            self.used,
+            self.unseen,
+        )
         if self._report is None or self._report[0] != made_of:
             self._report = made_of, self._made()
         return self._report[1]
@@ -236,8 +257,10 @@ class Slot:
         if self.over is not None:
             problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, 0.0, True)
         known = self.served or self.cold
-        if problem is None or (known is not None and problem.sha256 is None and not problem.settled):
+        if problem is None:
             return {}
+        if known is not None and problem.sha256 is None and not problem.settled and not self.unseen:
+            return {}  # of a look by the clock: another follows soon
         error = problem.error
         fields: dict[str, object] = {"reason": error.reason, "hint": scrub(error.hint, _MESSAGE)}
         fields["message"] = scrub(self._sentence(problem), _MESSAGE)
@@ -262,7 +285,11 @@ class Slot:
 
     def _sentence(self, problem: Problem) -> str:
         message, known = problem.error.message, self.served or self.cold
-        if known is None or problem.sha256 is None or problem.sha256 == known.sha256:
+        if known is None:
             return message
         digits = known.sha256[:VERSION_DIGITS]
+        if problem.sha256 is None and not problem.settled:
+            return f"its place could not be looked at: {message}; serving {digits} from the disk"
+        if problem.sha256 is None or problem.sha256 == known.sha256:
+            return message
         return f"update to {problem.sha256[:VERSION_DIGITS]}: {message}; still serving {digits}"

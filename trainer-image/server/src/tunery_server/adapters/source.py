@@ -17,7 +17,7 @@ from tunery_common.storage import ObjectMissing, StorePath, open_store
 from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
 from tunery_common.storage.published_folder import download_files, parse_manifest, read_manifest
 from tunery_common.storage.s3_client import SharedClient
-from tunery_server.adapters.cache import FILES, AdapterCache, Content, wanted_bytes
+from tunery_server.adapters.cache import FILES, AdapterCache, Content, OverLimit, wanted_bytes
 from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
 from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
@@ -101,7 +101,7 @@ def verify(place: StorePath, sha256: str, base: ServedBase) -> Known:
     """
     manifest, _ = _manifest(place, sha256)
     _check_files(place, manifest)
-    _check_size(place, manifest)
+    _check_size(place, manifest, WEIGHTS_FILE)
     record, key = manifest.files[WEIGHTS_FILE], place.key(WEIGHTS_FILE)
 
     def header() -> dict[str, Tensor]:
@@ -129,6 +129,8 @@ def _config(place: StorePath, manifest: Manifest) -> AdapterConfig:
     except ObjectMissing as error:
         message = f"{place.store.uri(key)} is missing, but its manifest lists it"
         raise TuneryError(FailureReason.ADAPTER_CORRUPT, message) from error
+    if len(data) != record.size and len(data) <= LARGEST_CONFIG:
+        raise _other_size(place, CONFIG_FILE, len(data), record.size)
     if hashlib.sha256(data).hexdigest() != record.sha256:
         message = f"{place.store.uri(key)} does not match the digest in its manifest"
         raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
@@ -143,6 +145,8 @@ def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[i
     try:
         return _fetch(place, sha256, cache, moved)
     except TuneryError as error:
+        if isinstance(error, OverLimit):
+            raise
         if error.reason is FailureReason.DISK_FULL:
             cache.discard_unused()
         elif error.reason is not FailureReason.ADAPTER_CORRUPT:
@@ -154,7 +158,8 @@ def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[i
 def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
     manifest, data = _manifest(place, sha256)
     _check_files(place, manifest)
-    _check_size(place, manifest)  # before the disk is asked for what a manifest only claims
+    for name in FILES:
+        _check_size(place, manifest, name)  # before the disk is asked for what a manifest only claims
     draft = cache.draft(sha256, manifest)
     try:
         download_files(place, draft, {name: manifest.files[name] for name in FILES}, moved)
@@ -163,16 +168,20 @@ def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[
         cache.give_up(draft)
 
 
-def _check_size(place: StorePath, manifest: Manifest) -> None:
-    """Raise ADAPTER_CORRUPT where the weights are missing, or have another size than their manifest says."""
-    record, key = manifest.files[WEIGHTS_FILE], place.key(WEIGHTS_FILE)
+def _check_size(place: StorePath, manifest: Manifest, name: str) -> None:
+    """Raise ADAPTER_CORRUPT where a file is missing, or has another size than its manifest says."""
+    record, key = manifest.files[name], place.key(name)
     entry = place.store.head(key)
-    if entry is not None and entry.size == record.size:
-        return
-    what = "is missing, but its manifest lists it"
-    if entry is not None:
-        what = f"has {entry.size:,} bytes, its manifest says {record.size:,}"
-    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{place.store.uri(key)} {what}")
+    if entry is None:
+        message = f"{place.store.uri(key)} is missing, but its manifest lists it"
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
+    if entry.size != record.size:
+        raise _other_size(place, name, entry.size, record.size)
+
+
+def _other_size(place: StorePath, name: str, size: int, said: int) -> TuneryError:
+    message = f"{place.store.uri(place.key(name))} has {size:,} bytes, its manifest says {said:,}"
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, message)
 
 
 def _check_files(place: StorePath, manifest: Manifest) -> None:

@@ -31,6 +31,8 @@ from tunery_server.threads import in_thread
 
 ROOM_SECONDS: Final = 1.0
 """How long what leaves the engine is waited for at a time."""
+AT_ONCE_SECONDS: Final = 3.0
+"""How long the place of what is loaded from the disk for who asks is asked for something newer."""
 _REMEMBERED: Final = 4096
 
 _log = logging.getLogger(__name__)
@@ -85,7 +87,44 @@ class Worker:
 
     async def _advance(self, slot: Slot) -> None:
         if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
+            await self._come_back(slot)
+        await self._go_on(slot)
+
+    async def _come_back(self, slot: Slot) -> None:
+        """Serve again what the name led to, or what was published in its place since.
+
+        Where that cannot be found out, or cannot be served, what is on the disk is; then it is raised why.
+        """
+        why: TuneryError | Later | None = None
+        about: str | None = None
+        try:
+            if slot.unseen and await self._replaced(slot):
+                await self._go_on(slot)
+        except (TuneryError, Later) as error:
+            why, about, slot.bringing = error, slot.about, False
+        if slot.served is None and slot.kept is not None:
             await self._restore(slot)
+        if why is not None:
+            slot.about = about
+            raise why
+
+    async def _replaced(self, slot: Slot) -> bool:
+        """Look at the place of what is loaded for who asks; return whether something else there is to be served.
+
+        Raises what the look raises, and Later where the storage did not answer just now.
+        """
+        if not self._tools.cache.folder(str(slot.kept)).exists():
+            slot.unseen = False  # its manifest is read anyway
+            return False
+        now, problem = self._tools.clock(), slot.problem
+        if problem is not None and problem.sha256 is None and not problem.settled and now < problem.retry_at:
+            raise Later
+        slot.look_at = -math.inf
+        wanted = await self._look(slot, AT_ONCE_SECONDS)
+        return wanted != slot.kept and not slot.rests(wanted, now)
+
+    async def _go_on(self, slot: Slot) -> None:
+        """Bring and serve what is wanted, or know of it where it has no place."""
         item = slot.item
         wanted = await self._wanted(slot)
         if slot.served is not None and slot.served.sha256 == wanted:
@@ -131,6 +170,7 @@ class Worker:
         known = await self._tools.bringer.know(slot, wanted, await self._for())
         slot.bringing = False
         if slot.item is item:
+            self._tools.disk.check_size(known.size)
             slot.cold, slot.verified_at = known, slot.look
             slot.succeeded()
 
@@ -158,9 +198,15 @@ class Worker:
         if slot.look is not None and now < slot.look_at:
             slot.wanted = slot.look.sha256
             return slot.wanted
+        return await self._look(slot)
+
+    async def _look(self, slot: Slot, seconds: float | None = None) -> str:
+        """Return what is published now, and take note of it; raises what Bringer.look raises."""
+        now = self._tools.clock()
         slot.bringing, slot.about, before = True, None, slot.look
-        found = await self._tools.bringer.look(item, before)
+        found = await self._tools.bringer.look(slot.item, before, seconds)
         slot.bringing, slot.look, slot.wanted, slot.look_at = False, found, found.sha256, now + LOOK_SECONDS
+        slot.unseen = False
         if found != before or (slot.problem is not None and slot.problem.sha256 is None):
             slot.tries = 0
             if slot.problem is not None and slot.problem.sha256 == found.sha256:

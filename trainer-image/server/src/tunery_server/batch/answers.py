@@ -49,6 +49,8 @@ class Answer:
     completion_tokens: int = 0
     cause: str = ""
     """Why it is an error."""
+    waits: bool = False
+    """There is no end yet: this only keeps its place in a part."""
 
 
 def request_id(uid: str, line: Line) -> str:
@@ -92,6 +94,11 @@ def failed(line: Line, request: Request, trouble: Trouble, name: str) -> Answer:
     return Answer(line.index, line.number, ok=False, data=to_json(document), cause=cause)
 
 
+def waiting(line: Line) -> Answer:
+    """Return what keeps the place of a line that others pass."""
+    return Answer(line.index, line.number, ok=False, data=b"", waits=True)
+
+
 @dataclass(frozen=True)
 class Trouble:
     """Why there is no answer (yet)."""
@@ -122,7 +129,9 @@ class Tally:
     by: dict[Version, int] = field(default_factory=dict)
 
     def add(self, answer: Answer) -> None:
-        """Count one more line."""
+        """Count one more line, if it has its end."""
+        if answer.waits:
+            return
         self.answered += answer.ok
         self.errors += not answer.ok
         self.prompt_tokens += answer.prompt_tokens

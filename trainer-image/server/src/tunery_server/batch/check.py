@@ -8,12 +8,15 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_common.errors import TuneryError
+from tunery_server.batch.fitting import fitting
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.repeated import Repeated
 from tunery_server.batch.requests import BadLine, parse
@@ -21,9 +24,13 @@ from tunery_server.batch.requests import BadLine, parse
 SHOWN: Final = 20
 """Bad lines that the message names."""
 LOGGED: Final = 1000
+MOST_PROBLEMS: Final = 10_000
+"""Bad lines of each kind that are listed: an input that has more is read no further, however many they are."""
 MOST_MODELS: Final = 1000
 """That one file may name; each is looked up at the server."""
 PROBLEMS_FILE: Final = "invalid-lines.jsonl"
+_LONGEST_URI: Final = 250
+"""Bytes of it, and of what else is said beside the lines, in a message."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,16 +41,19 @@ class Checked:
 
     lines: int
     digest: str
-    """SHA-256 of the unpacked content."""
+    """SHA-256 of the unpacked content; of an input that was not read to its end nobody's."""
     models: dict[str, int]
     """Each model that is asked for, and the number of the first line that does."""
+    read_to: int
+    """The number of the last line that was looked at."""
 
 
 class Problems:
-    """Bad lines: all of them in a file, by their number; the first ones in the log and in the message.
+    """Bad lines: in a file, by their number; the first ones in the log and in the message.
 
-    They come in runs, each in the order of the lines: those that are no requests, those that repeat a name, those whose
-    model cannot be asked. Each run has a file of its own, so that their number costs no memory.
+    They come in kinds: those that are no requests, those that repeat a name, those whose model cannot be asked. Of each
+    kind so many are taken at most, so that a small file of very many bad lines, packed, fills neither disk nor memory.
+    A kind comes in runs, each in the order of the lines, that have a file each.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,10 +63,23 @@ class Problems:
         self._last = 0
         self._first: list[tuple[int, str]] = []
         self._hidden = False
+        self._of_kind = 0
         self.count = 0
+        self.cut_at: int | None = None
+        """The number of the last line that was read, where they became so many that it was the last one."""
+
+    def begin(self) -> None:
+        """Begin another kind."""
+        self._of_kind = 0
+
+    @property
+    def full(self) -> bool:
+        """Tell whether of this kind no more are to be looked for."""
+        return self._of_kind >= MOST_PROBLEMS
 
     def add(self, number: int, text: str, *, shown: bool = True) -> None:
         """Take one; one that is not shown stands in the file alone."""
+        self._of_kind += 1
         if self._run is None or number < self._last:
             self._run = self._next_run()
         self._run.write(json.dumps({"line": number, "problem": text}) + "\n")
@@ -72,16 +95,20 @@ class Problems:
             _log.error("line %d: %s", number, text)
 
     def failure(self, uri: str, unchecked: str | None = None) -> TuneryError:
-        """Return InputInvalid, with the first lines by their number; all of them are in `file` from now on.
+        """Return InputInvalid, with the first lines by their number; all that were taken are in `file` from now on.
 
         `unchecked`: why nobody knows whether the models can be asked.
         """
         count = self._merge()
-        shown = "; ".join(f"line {number}: {text}" for number, text in sorted(self._first)[:SHOWN])
+        first = [f"line {number}: {text}" for number, text in sorted(self._first)[:SHOWN]]
         lines = "1 line" if count == 1 else f"{count:,} lines"
+        begins = f"spec.input.uri: {lines} of {shorten(uri, _LONGEST_URI)} cannot be asked"
+        if self.cut_at is not None:
+            begins += f", and more may: nothing was read behind line {self.cut_at}"
         more = "; …" if self._hidden or len(self._first) > SHOWN else ""
-        rest = f"; the models were not checked: {unchecked}" if unchecked is not None else ""
-        message = f"spec.input.uri: {lines} of {uri} cannot be asked: {shown}{more}{rest}"
+        rest = f"; the models were not checked: {shorten(unchecked, _LONGEST_URI)}" if unchecked is not None else ""
+        room = MAX_MESSAGE_BYTES - len(f"{begins}: {more}{rest}".encode())
+        message = f"{begins}: {fitting(first, room)}{more}{rest}"
         return TuneryError(FailureReason.INPUT_INVALID, message)
 
     @property
@@ -117,21 +144,28 @@ def _numbered(rows: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def check(lines: InputLines, default_model: str | None, folder: Path, problems: Problems) -> Checked:
-    """Return what is in the input; each line that is no request is added to `problems`."""
-    repeated, models, count = Repeated(folder / "ids"), dict[str, int](), 0
+    """Return what is in the input, which is read until there are too many that cannot be asked.
+
+    Each line that is no request, or repeats a name, is added to `problems`.
+    """
+    repeated, models, count, number = Repeated(folder / "ids"), dict[str, int](), 0, 0
     try:
         for line in lines:
-            count += 1
+            count, number = count + 1, line.number
             model = _look(line, default_model, repeated, problems)
             if model is not None and len(models) <= MOST_MODELS:
                 models.setdefault(model, line.number)
-        for number, first in repeated.found():
-            problems.add(number, f"custom_id is that of line {first}")
+            if problems.full or repeated.known >= MOST_PROBLEMS:
+                problems.cut_at = number
+                break
+        problems.begin()
+        for again, first in islice(repeated.found(), MOST_PROBLEMS):
+            problems.add(again, f"custom_id is that of line {first}")
     finally:
         repeated.close()
     if len(models) > MOST_MODELS:
         problems.add(max(models.values()), f"more than {MOST_MODELS} different models are asked for")
-    return Checked(count, lines.digest, models)
+    return Checked(count, lines.digest, models, number)
 
 
 def _look(line: Line, default_model: str | None, repeated: Repeated, problems: Problems) -> str | None:

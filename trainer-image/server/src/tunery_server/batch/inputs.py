@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tunery_api.batchinference import BatchInferenceSpec, SecretKeyReference
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.inputs import SecretKeyReference
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError

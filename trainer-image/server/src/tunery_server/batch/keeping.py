@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -23,6 +24,8 @@ _LOOK_SECONDS: Final = 0.2
 _STORE_SECONDS: Final = 600.0
 """How long storing a part is tried while the storage does not answer."""
 _PAUSE_SECONDS: Final = 5.0
+_MOST_TASKS: Final = 64
+"""Parts that are to be stored."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +52,13 @@ class Kept:
 
     @classmethod
     def of(cls, parts: Parts, marks: Sequence[Mark]) -> Kept:
-        """Read which lines are asked again: those with errors of an earlier round."""
+        """Read which lines are asked again: those without an end, and those with errors of an earlier round."""
         again, tally = array("Q"), Tally()
         for mark in marks:
             tally.merge(mark.tally())
-            if mark.errors and mark.round < parts.round:
-                tally.errors -= mark.errors
-                again.extend(mark.first + place for place, record in enumerate(parts.read(mark)) if not record.ok)
+            if parts.asked_again(mark):
+                tally.errors -= mark.errors if mark.round < parts.round else 0
+                again.extend(parts.places_asked_again(mark))
         return cls(marks, again, tally)
 
     def left(self, lines: Iterable[Line]) -> Iterator[Line]:
@@ -71,20 +74,40 @@ class Kept:
                 yield line
 
 
+@dataclass
+class _Mend:
+    """A part of which lines are to get their ends, and those that came and are not stored."""
+
+    first: int
+    end: int
+    left: int
+    got: list[Answer] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Answers to be stored."""
+
+    answers: list[Answer]
+    mends: int | None = None
+    """The first line of the part that they belong to; None: they are a part."""
+
+
 class Keeper:
-    """Takes ends, most of them in the order of their lines, and stores them: those of consecutive lines in one part."""
+    """Takes ends, most of them in the order of their lines, and stores them: those of consecutive lines in one part.
+
+    A line that others pass has its place in the part, which is stored anew with the ends that came later.
+    """
 
     def __init__(self, parts: Parts, kept: Kept, size: PartSize) -> None:
         self._parts = parts
         self._size = size
-        self._mends = [mark for mark in kept.marks if mark.errors and mark.round < parts.round]
-        self._firsts = [mark.first for mark in self._mends]
-        self._mended: dict[int, list[Answer]] = {}
-        """Ends of the lines of a part to be mended, by its first line."""
-        self._waiting: list[list[Answer]] = []
-        """Complete in themselves: parts to be stored, or the lines of a part to be mended."""
+        self._mends = [_Mend(mark.first, mark.end, left) for mark in kept.marks if (left := parts.asked_again(mark))]
+        """By their first line."""
+        self._tasks: deque[_Task] = deque()
+        """In the order in which they came: a part is stored before it is mended."""
         self._open: list[Answer] = []
-        self._open_bytes = 0
+        self._open_bytes = self._mended_bytes = 0
         self._opened = 0.0
         self._ending = False
         self.tally = kept.tally
@@ -93,22 +116,23 @@ class Keeper:
         """Lines that came to their end in this attempt."""
 
     def take(self, answer: Answer) -> None:
-        """Take the end of a line."""
+        """Take the end of a line, or its place."""
         self.tally.add(answer)
-        self.asked += 1
+        self.asked += not answer.waits
         mend = self._mend_of(answer.index)
         if mend is not None:
-            self._close()
-            mended = self._mended.setdefault(mend.first, [])
-            mended.append(answer)
-            if len(mended) == mend.errors:
-                self._waiting.append(sorted(self._mended.pop(mend.first), key=lambda each: each.index))
+            if not answer.waits:
+                self._mend(mend, answer)
             return
-        if self._open and self._open[-1].index + 1 != answer.index:
-            self._close()
-        if not self._open:
-            self._opened = time.monotonic()
-        self._open.append(answer)
+        place = answer.index - self._open[0].index if self._open else 0
+        if 0 <= place < len(self._open):
+            self._open[place] = answer
+        else:
+            if place != len(self._open):
+                self._close()
+            if not self._open:
+                self._opened = time.monotonic()
+            self._open.append(answer)
         self._open_bytes += len(answer.data)
         if len(self._open) >= self._size.lines or self._open_bytes >= self._size.bytes:
             self._close()
@@ -116,10 +140,15 @@ class Keeper:
     @property
     def storing(self) -> bool:
         """Tell whether something is complete and not stored yet."""
-        return bool(self._waiting)
+        return bool(self._tasks)
+
+    @property
+    def behind(self) -> bool:
+        """Tell whether so much is to be stored that nothing more should come."""
+        return len(self._tasks) >= _MOST_TASKS
 
     def end(self) -> None:
-        """Have everything stored that is left, a part that is half mended excepted."""
+        """Have everything stored that is left."""
         self._ending = True
 
     async def keep(self, stored: Callable[[int], None]) -> None:
@@ -131,26 +160,52 @@ class Keeper:
             ending = self._ending
             if self._open and (ending or time.monotonic() - self._opened >= self._size.seconds):
                 self._close()
-            while self._waiting:
-                await self._store(self._waiting[0])
-                size = sum(len(answer.data) for answer in self._waiting.pop(0))
-                stored(size)
+            if ending:
+                self._store_mended()
+            while self._tasks:
+                await self._store(self._tasks[0])
+                stored(sum(len(answer.data) for answer in self._tasks.popleft().answers))
             if ending:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _close(self) -> None:
         if self._open:
-            self._waiting.append(self._open)
+            self._tasks.append(_Task(self._open))
+            if left := sum(answer.waits for answer in self._open):
+                insort(self._mends, _Mend(self._open[0].index, self._open[-1].index + 1, left), key=_first)
         self._open, self._open_bytes = [], 0
 
-    def _mend_of(self, index: int) -> Mark | None:
-        place = bisect_right(self._firsts, index) - 1
+    def _mend_of(self, index: int) -> _Mend | None:
+        place = bisect_right(self._mends, index, key=_first) - 1
         return self._mends[place] if place >= 0 and index < self._mends[place].end else None
 
-    async def _store(self, answers: Sequence[Answer]) -> None:
-        mend, began = self._mend_of(answers[0].index), time.monotonic()
-        store = partial(self._parts.save, answers) if mend is None else partial(self._parts.mend, mend, answers)
+    def _mend(self, mend: _Mend, answer: Answer) -> None:
+        mend.got.append(answer)
+        mend.left -= 1
+        self._mended_bytes += len(answer.data)
+        if not mend.left:
+            self._store_mend(mend)
+            del self._mends[bisect_left(self._mends, mend.first, key=_first)]
+        elif self._mended_bytes >= self._size.bytes:
+            self._store_mended()
+
+    def _store_mended(self) -> None:
+        """Have all parts stored of which some lines have got their ends."""
+        for mend in self._mends:
+            if mend.got:
+                self._store_mend(mend)
+
+    def _store_mend(self, mend: _Mend) -> None:
+        self._tasks.append(_Task(mend.got, mend.first))
+        self._mended_bytes -= sum(len(answer.data) for answer in mend.got)
+        mend.got = []
+
+    async def _store(self, task: _Task) -> None:
+        began = time.monotonic()
+        store = partial(self._parts.save, task.answers)
+        if task.mends is not None:
+            store = partial(self._parts.mend, self.marks[task.mends], task.answers)
         while True:
             try:
                 mark = await in_thread(store)
@@ -163,3 +218,7 @@ class Keeper:
             else:
                 self.marks[mark.first] = mark
                 return
+
+
+def _first(mend: _Mend) -> int:
+    return mend.first

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.batch.check import MOST_MODELS, Problems
-from tunery_server.batch.lines import InputLines
+from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Server, Standing
 from tunery_server.door.near import closest
@@ -45,18 +45,19 @@ async def look_up(server: Server, name: str, asked: Mapping[str, int], waiting: 
         near = closest(model, sorted(listed))
         meant = refused.meant[model] = f"; did you mean {near!r}?" if near is not None else ""
         if standing is Standing.UNKNOWN:
-            refused.unknown[model] = f"the server {name} has no model {model!r}{meant}"
+            refused.unknown[model] = f"no model {model!r} at the server {name}{meant}"
         else:
-            text = f"by spec.access.clients of the server {name} this API key may not ask for the model {model!r}"
+            text = f"the model {model!r} is not open to this API key by spec.access.clients of the server {name}"
             refused.denied[model] = text + meant
     return refused
 
 
-def add_lines(problems: Problems, lines: InputLines, default_model: str | None, refused: Refused) -> None:
-    """Add every line that asks for one of these models; of each model the first one is shown."""
+def add_lines(problems: Problems, lines: Iterable[Line], default_model: str | None, refused: Refused) -> None:
+    """Add the lines that ask for one of these models; of each model the first one is shown."""
     why, told = refused.unknown | refused.denied, set[str]()
     if not why:
         return
+    problems.begin()
     for line in lines:
         try:
             model = parse(line.raw, default_model).model
@@ -65,3 +66,6 @@ def add_lines(problems: Problems, lines: InputLines, default_model: str | None, 
         if model in why:
             problems.add(line.number, why[model], shown=model not in told)
             told.add(model)
+        if problems.full:
+            problems.cut_at = line.number
+            break

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,6 +50,8 @@ class Mark(OpenModel):
     """Index of its first line."""
     lines: int = Field(ge=1)
     errors: int = Field(ge=0)
+    waiting: int = Field(0, ge=0)
+    """Lines without an end, that others have passed: the part is stored anew once they have theirs."""
     file: str
     sha256: str
     """Of the file."""
@@ -67,7 +69,9 @@ class Mark(OpenModel):
     def tally(self) -> Tally:
         """Return the sums over its lines."""
         by = {(each.name, each.sha256): each.lines for each in self.by}
-        return Tally(self.lines - self.errors, self.errors, self.prompt_tokens, self.completion_tokens, by)
+        return Tally(
+            self.lines - self.errors - self.waiting, self.errors, self.prompt_tokens, self.completion_tokens, by
+        )
 
 
 @dataclass(frozen=True)
@@ -79,16 +83,29 @@ class Record:
     """Of the line of the input."""
     data: bytes
     """The line of output.jsonl, or of errors.jsonl."""
+    waits: bool = False
+    """It has no end yet."""
 
     def to_bytes(self) -> bytes:
         """Return it as a part has it: a sign, the number, and the line."""
-        return b"%s%d %s\n" % (b"+" if self.ok else b"-", self.number, self.data)
+        sign = b"?" if self.waits else b"+" if self.ok else b"-"
+        return b"%s%d %s\n" % (sign, self.number, self.data)
+
+    def is_open(self, *, earlier: bool) -> bool:
+        """Tell whether the line is to be asked; `earlier`: its part is of an earlier round."""
+        return self.waits or (earlier and not self.ok)
+
+    @classmethod
+    def of_answer(cls, answer: Answer) -> Record:
+        """Return what came of a line."""
+        return cls(answer.ok, answer.number, answer.data, answer.waits)
 
     @classmethod
     def of(cls, stored: bytes) -> Record:
         """Return what `to_bytes` has written."""
         number, _, data = stored.partition(b" ")
-        return cls(stored.startswith(b"+"), int(number[1:]), data.removesuffix(b"\n"))
+        waits = stored.startswith(b"?")
+        return cls(stored.startswith(b"+"), int(number[1:]), data.removesuffix(b"\n"), waits)
 
 
 def batch_digest(input_sha256: str, deciding: Sequence[str | None]) -> str:
@@ -119,23 +136,36 @@ class Parts:
         return found
 
     def save(self, answers: Sequence[Answer]) -> Mark:
-        """Store the ends of consecutive lines as one part."""
-        records = [Record(answer.ok, answer.number, answer.data) for answer in answers]
-        return self._store(answers[0].index, records, tally_of(answers))
+        """Store the ends of consecutive lines as one part, with the places of those that wait."""
+        return self._store(answers[0].index, list(map(Record.of_answer, answers)), tally_of(answers))
+
+    def asked_again(self, mark: Mark) -> int:
+        """Return how many lines of a part are to be asked: those that wait, and errors of an earlier round."""
+        return mark.waiting + (mark.errors if mark.round < self.round else 0)
+
+    def places_asked_again(self, mark: Mark) -> Iterator[int]:
+        """Yield the indices of these lines; raises what `read` raises."""
+        earlier = mark.round < self.round
+        return (index for index, each in enumerate(self.read(mark), mark.first) if each.is_open(earlier=earlier))
 
     def mend(self, mark: Mark, answers: Sequence[Answer]) -> Mark:
-        """Store a part anew whose lines with errors were asked again: `answers`, in order."""
-        again = iter(answers)
-        records, ends = list[Record](), list[Answer]()
-        for record in self.read(mark):
-            if not record.ok:
-                answer = next(again)
-                ends.append(answer)
-                record = Record(answer.ok, answer.number, answer.data)
-            records.append(record)
+        """Store a part anew with the `answers` to lines that had none, or an error of an earlier round.
+
+        Those without an answer wait, also where they had such an error.
+        """
+        given, earlier, records = {answer.index: answer for answer in answers}, mark.round < self.round, list[Record]()
+        for index, record in enumerate(self.read(mark), mark.first):
+            if record.is_open(earlier=earlier):
+                answer = given.get(index)
+                found = (
+                    Record.of_answer(answer) if answer is not None else Record(False, record.number, b"", waits=True)
+                )
+                records.append(found)
+            else:
+                records.append(record)
         tally = mark.tally()
-        tally.errors = 0
-        tally.merge(tally_of(ends))
+        tally.errors -= mark.errors if earlier else 0
+        tally.merge(tally_of(answers))
         new = self._store(mark.first, records, tally)
         if new.file != mark.file:
             self.place.store.delete(self.place.key(mark.file))
@@ -166,14 +196,15 @@ class Parts:
         """Remove everything."""
         self._remove({self.place.relative(entry) for entry in self.place.store.list(self.place.prefix)})
 
-    def _store(self, first: int, records: Iterable[Record], tally: Tally) -> Mark:
+    def _store(self, first: int, records: Sequence[Record], tally: Tally) -> Mark:
         data = zstandard.ZstdCompressor(3).compress(b"".join(record.to_bytes() for record in records))
         digest = hashlib.sha256(data).hexdigest()
         mark = Mark(
             batch=self._batch,
             first=first,
-            lines=tally.done,
+            lines=len(records),
             errors=tally.errors,
+            waiting=len(records) - tally.done,
             file=f"{_name(first)}-{digest[:12]}{_DATA}",
             sha256=digest,
             round=self.round,

@@ -52,12 +52,15 @@ class Progress:
             self._condition.notify_all()
         _log.info("%s", phase)
 
-    def doing(self, words: str) -> None:
-        """Say what is done or waited for within the phase, as the end of a sentence about the pod; told at once."""
+    def doing(self, words: str | None) -> None:
+        """Say what is done or waited for within the phase, as the end of a sentence about the pod; told at once.
+
+        None: nothing that the phase does not say.
+        """
         with self._condition:
-            self._doing, self._urgent = scrub(words, _LONGEST_WORDS), True
+            self._doing, self._urgent = scrub(words, _LONGEST_WORDS) if words is not None else None, True
             self._condition.notify_all()
-        _log.info("this pod %s", self._doing)
+        _log.info("this pod %s", self._doing if words is not None else "waits for nothing any more")
 
     def count(self, counted: Callable[[], AnswersReport]) -> None:
         """Tell from now on what `counted` returns; it is called from a thread."""

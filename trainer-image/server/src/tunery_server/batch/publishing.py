@@ -14,11 +14,12 @@ from tunery_api.batchstatus import OutputStatus
 from tunery_api.manifest import AnsweredByRecord, Lineage, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
-from tunery_api.scrub import scrub
+from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target
 from tunery_server.batch.answers import LONGEST_CAUSE, Tally
 from tunery_server.batch.check import Checked
+from tunery_server.batch.fitting import fitting
 from tunery_server.batch.parts import Mark, Parts
 
 OUTPUT_FILE: Final = "output.jsonl"
@@ -69,12 +70,13 @@ def result_of(published: Published) -> RunResult:
 
 def too_many_errors(parts: Parts, marks: Iterable[Mark], tally: Tally, spec: BatchInferenceSpec) -> TuneryError:
     """Return RequestsFailed, with the first lines and their causes."""
-    causes = "; ".join(f"line {number}: {cause}" for number, cause in _causes(parts, marks))
-    more = "; …" if tally.errors > _CAUSES else ""
-    message = (
-        f"{tally.errors:,} of the first {tally.done:,} lines ended in an error, spec.maxErrors is "
-        f"{spec.max_errors:,}: {causes}{more}"
+    causes = [f"line {number}: {cause}" for number, cause in _causes(parts, marks)]
+    begins = (
+        f"{tally.errors:,} of the first {tally.done:,} lines ended in an error, spec.maxErrors is {spec.max_errors:,}"
     )
+    more = "; …" if tally.errors > _CAUSES else ""
+    room = MAX_MESSAGE_BYTES - len(f"{begins}: {more}".encode())
+    message = f"{begins}: {fitting(causes, room)}{more}"
     return TuneryError(FailureReason.REQUESTS_FAILED, message)
 
 
@@ -82,7 +84,7 @@ def _causes(parts: Parts, marks: Iterable[Mark]) -> Iterator[tuple[int, str]]:
     left = _CAUSES
     for mark in sorted(marks, key=lambda mark: mark.first):
         for record in parts.read(mark) if mark.errors else ():
-            if not record.ok and left:
+            if not (record.ok or record.waits) and left:
                 left -= 1
                 error = json.loads(record.data)["error"]
                 yield record.number, scrub(f"{error['code']}: {error['message']}", LONGEST_CAUSE)
@@ -95,7 +97,7 @@ def _put_together(ended: Ended, output: Path, errors: Path) -> None:
     expected = 0
     with output.open("wb") as answers, errors.open("wb") as failures:
         for mark in ended.marks:
-            if mark.first != expected:
+            if mark.first != expected or mark.waiting:
                 break
             for record in ended.parts.read(mark):
                 file = answers if record.ok else failures

@@ -25,6 +25,8 @@ class Repeated:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held = [bytearray() for _ in range(_SHARDS)]
+        self.known = 0
+        """Repetitions that were noticed by the way: not all of them, but most where they are many of few names."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, custom_id: str, number: int) -> None:
@@ -54,6 +56,8 @@ class Repeated:
     def _flush(self, shard: int) -> None:
         held = self._held[shard]
         if held:
+            digests = [digest for digest, _ in _RECORD.iter_unpack(held)]
+            self.known += len(digests) - len(set(digests))
             with self._path(shard).open("ab") as file:
                 file.write(held)
             held.clear()

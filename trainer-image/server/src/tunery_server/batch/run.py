@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
@@ -18,14 +20,15 @@ from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_common.storage.publisher import Target, probe, published_before, published_by
 from tunery_server.batch.answers import Answer
-from tunery_server.batch.asking import Conveyor
+from tunery_server.batch.aside import TOLD_SECONDS, Aside
+from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check
 from tunery_server.batch.inputs import api_key, fetch_input
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.models import Refused, add_lines, look_up
 from tunery_server.batch.parts import Mark, Parts, batch_digest
-from tunery_server.batch.progress import Progress
+from tunery_server.batch.progress import LOG_SECONDS, Progress
 from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, result_of, too_many_errors
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Access, Patience, Server, Stopped, model_denied
@@ -35,6 +38,7 @@ GRACE_SECONDS: Final = 20.0
 """How long answers that are under way are waited for after a SIGTERM."""
 ERRORS_BEYOND: Final = 100
 """More errors than so many above spec.maxErrors end the batch before its last line; else all of them are found."""
+_TELL_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Batch:
     """What is wrong with lines; told once the models have been looked up, too."""
     parts: Parts
     pace: Pace
+    progress: Progress
 
 
 def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) -> RunResult:
@@ -76,8 +81,8 @@ def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) ->
         probe(target)
         api_key(work, spec)
         progress.doing(f"reads and checks {spec.input.uri}")
-        batch = _prepare(work, spec, place, pace)
-        ended = _answered(batch, progress, stop)
+        batch = _prepare(work, spec, place, pace, progress)
+        ended = _answered(batch, stop)
         progress.phase(Phase.UPLOADING)
         done = publish(ended, target, work.folder("result"))
     _clear_away(place)
@@ -113,7 +118,7 @@ def _clear_away(place: StorePath) -> None:
         _log.warning("the parts below %s stay: %s", place.uri, error.message)
 
 
-def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pace) -> Batch:
+def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pace, progress: Progress) -> Batch:
     """Fetch and check the input; raises InputInvalid where it has no line, or cannot be unpacked."""
     lines = InputLines(fetch_input(work, spec), spec.input.uri)
     problems = Problems(work.folder("check"))
@@ -122,17 +127,17 @@ def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pac
         message = f"spec.input.uri: {spec.input.uri} has no line"
         raise TuneryError(FailureReason.INPUT_INVALID, message, "Put requests there, one a line, and retry.")
     digest = batch_digest(checked.digest, [spec.server_ref.name, spec.default_model])
-    return Batch(work, spec, lines, checked, problems, Parts(place, digest), pace)
+    return Batch(work, spec, lines, checked, problems, Parts(place, digest), pace, progress)
 
 
-def _answered(batch: Batch, progress: Progress, stop: StopSignal) -> Ended:
+def _answered(batch: Batch, stop: StopSignal) -> Ended:
     """Ask every line that has no answer yet; raises TuneryError, and StopRequested."""
     marks = batch.parts.load()
     kept = Kept.of(batch.parts, marks)
     counted = partial(kept.tally.report, batch.checked.lines)
-    progress.count(counted)
+    batch.progress.count(counted)
     try:
-        left = asyncio.run(_ask(batch, kept, progress, stop))
+        left = asyncio.run(_ask(batch, kept, stop))
     except TuneryError as error:
         error.reached = _reached(kept, batch)
         raise
@@ -143,13 +148,8 @@ def _answered(batch: Batch, progress: Progress, stop: StopSignal) -> Ended:
         batch.parts.next_round()
         raise failure
     if batch.lines.digest != batch.checked.digest:
-        raise _changed(batch)
+        raise batch.lines.changed()
     return Ended(batch.work.run, batch.spec, batch.checked, batch.parts, found, tally)
-
-
-def _changed(batch: Batch) -> TuneryError:
-    message = f"spec.input.uri: {batch.spec.input.uri} was changed while it was read"
-    return TuneryError(FailureReason.INPUT_INVALID, message, "Let it be, and retry.")
 
 
 def _reached(kept: Kept, batch: Batch) -> RunResult:
@@ -160,7 +160,7 @@ def _short(kept: Kept, batch: Batch) -> AnswersReport:
     return kept.tally.report(batch.checked.lines, SHOWN_VERSIONS)
 
 
-async def _ask(batch: Batch, kept: Kept, progress: Progress, signal: StopSignal) -> dict[int, Mark]:
+async def _ask(batch: Batch, kept: Kept, signal: StopSignal) -> dict[int, Mark]:
     """Return the marks of all parts once every line has its end, or more have failed than may.
 
     Raises TuneryError, and StopRequested.
@@ -173,8 +173,8 @@ async def _ask(batch: Batch, kept: Kept, progress: Progress, signal: StopSignal)
     server = Server(access, stops.stop)
     with signal.graceful(stops.stop):
         try:
-            await _refuse(batch, server, progress)
-            progress.phase(Phase.ANSWERING)
+            await _refuse(batch, server)
+            batch.progress.phase(Phase.ANSWERING)
             marks, whole = await _keep_asking(batch, kept, server, stops)
         except Stopped as stopped:
             raise StopRequested from stopped
@@ -208,20 +208,25 @@ class Counted:
         """Tell whether some of them are about to be stored."""
         return self.keeper.storing
 
+    @property
+    def behind(self) -> bool:
+        """Tell whether many of them are."""
+        return self.keeper.behind
+
     def take(self, answer: Answer) -> None:
-        """Take the end of a line."""
+        """Take the end of a line, or its place."""
         self.keeper.take(answer)
         if self.keeper.tally.errors > self.max_errors + ERRORS_BEYOND:
             self.stops.enough.set()
             self.stops.stop.set()
 
 
-async def _refuse(batch: Batch, server: Server, progress: Progress) -> None:
+async def _refuse(batch: Batch, server: Server) -> None:
     """Raise InputInvalid naming the lines that cannot be asked, be it for their model.
 
     Raises ServerAccessDenied where all that is wrong is that the API key may not ask for a model.
     """
-    spec, problems, asked = batch.spec, batch.problems, batch.checked.models
+    spec, problems, asked, progress = batch.spec, batch.problems, batch.checked.models, batch.progress
     name, seconds, refused, unchecked = spec.server_ref.name, batch.pace.patience.unknown_model, Refused(), None
 
     def waiting(which: str) -> None:
@@ -238,7 +243,8 @@ async def _refuse(batch: Batch, server: Server, progress: Progress) -> None:
         model = next(iter(refused.denied))
         more = f" and for {len(refused.denied) - 1} more" if len(refused.denied) > 1 else ""
         raise model_denied(f"{model!r} of line {asked[model]}{more}", refused.meant[model])
-    add_lines(problems, batch.lines, spec.default_model, refused)
+    looked_at = takewhile(lambda line: line.number <= batch.checked.read_to, batch.lines)
+    add_lines(problems, looked_at, spec.default_model, refused)
     if problems.count:
         raise _stored(batch, problems.failure(spec.input.uri, unchecked))
 
@@ -251,7 +257,8 @@ def _stored(batch: Batch, failure: TuneryError) -> TuneryError:
     except TuneryError as error:
         _log.warning("the list of bad lines cannot be stored: %s", error.message)
         return failure
-    return TuneryError(failure.reason, failure.message, f"{failure.hint} All of them are in {place.uri}.")
+    which = "All of them" if batch.problems.cut_at is None else "Those that were found"
+    return TuneryError(failure.reason, failure.message, f"{failure.hint} {which} are in {place.uri}.")
 
 
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:
@@ -259,28 +266,46 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
 
     Whatever ends it, what was answered is kept. Raises TuneryError, and what a defect raises.
     """
-    keeper = Keeper(batch.parts, kept, batch.pace.part)
+    keeper, patience = Keeper(batch.parts, kept, batch.pace.part), batch.pace.patience
+    aside = Aside(server, batch.lines, patience.first_pause, patience.longest_pause)
 
-    async def ask(line: Line) -> Answer:
+    async def ask(line: Line) -> Answer | None:
         try:
             request = parse(line.raw, batch.spec.default_model)
         except BadLine as error:  # each was a request when it was checked
-            raise _changed(batch) from error
-        return await server.ask(line, request)
+            raise batch.lines.changed() from error
+        return await aside.ask(line, request)
 
     def late(line: Line) -> bool:
         return server.waits(line, batch.pace.part.seconds)
 
-    counted = Counted(keeper, batch.spec.max_errors, stops)
-    conveyor = Conveyor(ask, kept.left(batch.lines), counted, stops.stop, late)
+    counted, source = Counted(keeper, batch.spec.max_errors, stops), Source(kept.left(batch.lines), aside)
+    conveyor = Conveyor(ask, source, counted, stops.stop, late)
     keeping = asyncio.create_task(keeper.keep(conveyor.stored))
     asking = asyncio.create_task(conveyor.run(batch.spec.concurrency, batch.pace.grace_seconds))
+    telling = asyncio.create_task(_tell(aside, server, batch.progress))
     await asyncio.wait({keeping, asking}, return_when=asyncio.FIRST_COMPLETED)
     asking.cancel() if keeping.done() else None
     await asyncio.wait({asking})
+    telling.cancel()
     keeper.end()
     await asyncio.wait({keeping})
+    aside.close()
     for task in (asking, keeping):
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
     return keeper.marks, conveyor.whole
+
+
+async def _tell(aside: Aside, server: Server, progress: Progress) -> None:
+    """Say what lines wait for while they do, and how many they are every now and then."""
+    told, said_at = None, 0.0
+    while True:
+        await asyncio.sleep(_TELL_SECONDS)
+        server_words = server.words(TOLD_SECONDS)
+        found = (server_words, server_words) if server_words is not None else aside.words()
+        what = found[0] if found is not None else None
+        now = time.monotonic()
+        if what != told or (found is not None and now - said_at >= LOG_SECONDS):
+            told, said_at = what, now
+            progress.doing(found[1] if found is not None else None)

@@ -34,6 +34,8 @@ _MOST_WORDS: Final = 400
 _SILENCE: Final = 1 / 30
 """Of the patience with an outage: for so long a server may say nothing to anybody that answers others."""
 _SHORTEST_PAUSE: Final = 0.05
+_OF_ANY_MODEL: Final = (FailureReason.ENGINE_FAILED, FailureReason.SECRET_NOT_FOUND, "engine_error", "http_503")
+"""Codes of 503 that say nothing about the model, unless others are answered meanwhile."""
 
 _ALLOW_IT: Final = (
     "Allow the model for this key's client in spec.access.clients of the AdapterServer, or have the lines ask for "
@@ -46,6 +48,14 @@ _log = logging.getLogger(__name__)
 
 class Stopped(Exception):
     """Told to stop while a line was waiting to be asked again."""
+
+
+class Absent(Exception):
+    """The server answers, and not for the model of this line now."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.code)
+        self.trouble = trouble
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,10 @@ class Server:
         self._denied_since: float | None = None
         self._spoke = time.monotonic()
         """When it last answered, if only that it cannot serve a model now; that its engine is gone is no answer."""
+        self._answered = self._spoke
+        """When it last answered a line."""
+        self._outage: Trouble | None = None
+        """Why it could not be asked when it last was tried."""
         self._lost: set[str] = set()
         """Models on which a line has waited in vain."""
         self._waiting: dict[int, float] = {}
@@ -159,7 +173,7 @@ class Server:
         return since is not None and time.monotonic() - since >= seconds
 
     async def ask(self, line: Line, request: Request) -> Answer:
-        """Return the end of a line; raises TuneryError where no line can be asked any more, and Stopped."""
+        """Return the end of a line; raises TuneryError where no line can be asked any more, Absent, and Stopped."""
         try:
             return await self._ask(line, request)
         finally:
@@ -170,21 +184,41 @@ class Server:
         failures, pause = 0, self._access.patience.first_pause
         while True:
             got = await self._post(line, request, name)
+            now = time.monotonic()
             if isinstance(got, Reply):
                 self._lost.discard(request.model)
+                self._answered, self._outage = now, None
                 return answered(line, request, got)
-            now = time.monotonic()
             began = self._waiting.setdefault(line.index, now)
+            if self._is_of_model(got, began):
+                raise Absent(got)
+            self._outage = got if got.outage else None
             failures += not got.outage or got.code == ENGINE_DIED
-            left = self._left(request.model, now - began)
+            left = self.seconds_left(request.model, now - began)
             if got.final or failures >= self._access.patience.failures or left <= 0:
-                self._give_up(request.model, got)
+                self.give_up(request.model, got)
                 return failed(line, request, got, name)
             await self._pause(min(got.retry_after or pause, max(left, _SHORTEST_PAUSE)))
             pause = min(pause * 2, self._access.patience.longest_pause)
 
-    def _left(self, model: str, waited: float) -> float:
-        """Return for how many seconds a line that has waited so long is asked again.
+    def failed(self, line: Line, request: Request, trouble: Trouble) -> Answer:
+        """Return the end of a line that is not asked again."""
+        return failed(line, request, trouble, request_id(self._access.uid, line))
+
+    def words(self, seconds: float) -> str | None:
+        """Return what is waited for where a line waits and none was answered for so long; None: nothing."""
+        if self._outage is None or not self._waiting or time.monotonic() - self._answered < seconds:
+            return None
+        return f"waits for {self._access.url} to answer: {self._outage.code}: {self._outage.message}"
+
+    def _is_of_model(self, got: Trouble, began: float) -> bool:
+        """Tell whether only the model of a line that was first asked in vain at `began` is not served now."""
+        if not got.outage or got.reply is None or got.reply.status != _UNAVAILABLE or got.code == ENGINE_DIED:
+            return False
+        return got.code not in _OF_ANY_MODEL or self._answered > began
+
+    def seconds_left(self, model: str, waited: float) -> float:
+        """Return for how many seconds a line, or a model, that has waited so long is asked again.
 
         While nothing answers at all, that is no matter of the line: it waits on, until it is no use for any.
         """
@@ -193,7 +227,7 @@ class Server:
             return max(patience.outage - waited, patience.outage - silent)
         return (patience.known_outage if model in self._lost else patience.outage) - waited
 
-    def _give_up(self, model: str, trouble: Trouble) -> None:
+    def give_up(self, model: str, trouble: Trouble) -> None:
         """Raise ServerUnavailable where it is not about the line or its model: nothing has answered for long."""
         silent = time.monotonic() - self._spoke
         if trouble.outage and silent >= self._access.patience.outage:

@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from tunery_api.reasons import FailureReason
-from tunery_server.routes import RETRY_SECONDS, NotServed
+from tunery_server.routes import RETRY_SECONDS, NotServed, Routes
 
 INVALID: Final = "invalid_request_error"
 FAILED: Final = "server_error"
@@ -52,6 +52,12 @@ def engine_failed(message: str, code: str = FailureReason.ENGINE_FAILED) -> Refu
     refusal = unavailable(code, message, RETRY_SECONDS)
     refusal.closes = True
     return refusal
+
+
+def look_whether_open(routes: Routes) -> None:
+    """Raise Refusal while the rules of clients are not known: what a key may ask for would be a guess."""
+    if routes.closed:
+        raise engine_failed("This replica has just started, and does not know yet who may ask for what; ask again.")
 
 
 def not_served(error: NotServed) -> Refusal:

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from tunery_api.adapterserver import Alias
-from tunery_server.door.errors import not_allowed
+from tunery_server.door.errors import look_whether_open, not_allowed
 from tunery_server.routes import Routes
 
 _STARTED: Final = int(time.time())
@@ -44,12 +44,14 @@ def _told(name: str, root: str, parent: str | None) -> dict[str, object]:
 
 
 def models(routes: Routes, client: str) -> dict[str, object]:
-    """Return all models that the client may ask for, the base first, the aliases at the end."""
+    """Return all models that the client may ask for, the base first, the aliases at the end; raises Refusal."""
+    look_whether_open(routes)
     return {"object": "list", "data": [model(routes, name) for name in routes.names_for(client)]}
 
 
 def one_model(routes: Routes, client: str, name: str) -> dict[str, object]:
     """Return one model; raises Refusal where the client may not ask for it, UnknownModel and NotServed."""
+    look_whether_open(routes)
     if not routes.allows(client, name):
         raise not_allowed()
     return model(routes, name)
