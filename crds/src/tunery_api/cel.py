@@ -366,6 +366,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"(has(self.maxTrials) ? self.maxTrials : {DEFAULT_MAX_TRIALS})",
             f"parallelTrials must be at most maxTrials, by default {DEFAULT_MAX_TRIALS}",
         ),
+    ],
     ClientAccess: [
         CelRule(_KEY.format("name"), f"name {_NO_KEY}"),
     ],
