@@ -168,10 +168,13 @@ def test_a_deleted_trial_is_a_row_and_its_number_is_not_used_again(namespace: Na
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2))
     wait_rows(namespace, "Complete", "Running", "Complete")
+    namespace.api.patch(namespace.path("lorajobs", "s-001"), {"metadata": {"labels": {"tunery.dev/trial": None}}})
+    namespace.patch_spec("s", SWEEPS, maxTrials=4)
+    wait_rows(namespace, "Complete", "Running", "Complete", "Complete")
     namespace.delete("lorajobs", "s-000")
     namespace.delete("lorajobs", "s-001")
     status = ended(namespace)
-    assert [row["state"] for row in status["trials"]] == ["Complete", "Deleted", "Complete"]
+    assert [row["state"] for row in status["trials"]] == ["Complete", "Deleted", "Complete", "Complete"]
     assert status["trials"][1]["why"] == "its LoRAJob was deleted before its end"
 
 

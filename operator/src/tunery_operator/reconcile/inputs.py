@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -161,10 +161,14 @@ def _awaits(body: Mapping[str, Any], name: str) -> bool:
     )
 
 
+_REFERENCES: Final = {Kind.LORAJOB: "loraJobRef", Kind.ADAPTERMERGE: "adapterMergeRef"}
+"""How a server names an object; what of others it serves it finds by labels."""
+
+
 def _server_awaits(body: Mapping[str, Any], desired: Desired | None, key: Key) -> bool:
     """Tell whether a server names an object and has neither taken over what it offers nor said why it does not."""
     spec, status, source = body.get("spec") or {}, body.get("status") or {}, f"{key.kind.value}/{key.name}"
-    field = "loraJobRef" if key.kind is Kind.LORAJOB else "adapterMergeRef"
+    field = _REFERENCES.get(key.kind, "")
     named = {item.get("name") for item in _sources(spec) if (item.get(field) or {}).get("name") == key.name}
     taken = {item.name for item in (desired.adapters if desired is not None else ()) if item.source == source}
     told = [item for item in status.get("adapters") or () if item.get("source") == source]

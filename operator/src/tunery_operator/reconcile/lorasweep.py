@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.names import SUSPENDED_BY_ANNOTATION, child_name
+from tunery_api.names import SUSPENDED_BY_ANNOTATION, TRIAL_LABEL, child_name
 from tunery_api.runspec import Task
 from tunery_api.search.ask import SuggestionFailed
 from tunery_api.search.decide import Decision, Moment, decide
@@ -61,13 +61,12 @@ class _Sweep:
         """Every trial, as status and LoRAJobs tell it."""
         return merge(self.rows, self.children.values(), lambda job_spec: read_values(self.space, job_spec))
 
-    def with_child(self, body: Json) -> _Sweep:
-        """Return the sweep with a LoRAJob as it is now."""
+    def with_child(self, number: int, body: Json) -> _Sweep:
+        """Return the sweep with the LoRAJob of a trial as it is now."""
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
         cache = self.services.cache
         cache.owe(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
-        number = number_of(body)
-        return self if number is None else replace(self, children={**self.children, number: body})
+        return replace(self, children={**self.children, number: _numbered(body, number)})
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:
@@ -120,14 +119,24 @@ def _children(services: Services, obj: FoundObject, rows: Sequence[TrialStatus])
     know is asked for: a trial that is taken for deleted would never count.
     """
     final = {row.name for row in rows if row.state not in (TrialState.WAITING, TrialState.RUNNING)}
-    names = services.cache.trials(obj.owner.uid) | {row.name for row in rows}
+    numbers = {row.name: row.number for row in rows}
     found = {}
-    for name in sorted(names - final):
+    for name in sorted((services.cache.trials(obj.owner.uid) | numbers.keys()) - final):
         body = _child(services, obj, name)
         number = number_of(body) if body is not None else None
+        # Where somebody has changed its label, it is known by its name all the same.
+        number = numbers.get(name, number)
         if body is not None and number is not None:
-            found[number] = body
+            found[number] = _numbered(body, number)
     return found
+
+
+def _numbered(body: Json, number: int) -> Json:
+    """Return a LoRAJob with the label of its number."""
+    if number_of(body) == number:
+        return body
+    meta = body["metadata"]
+    return {**body, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), TRIAL_LABEL: f"{number:03d}"}}}
 
 
 def _child(services: Services, obj: FoundObject, name: str) -> Json | None:
@@ -187,7 +196,7 @@ def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
         return sweep
     meta = body["metadata"]
     same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
-    return sweep.with_child(apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+    return sweep.with_child(number, apply.patch_child(sweep.services.client, LORAJOBS, same, change))
 
 
 # Trials that are made
@@ -236,7 +245,7 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
     services, owner = sweep.services, sweep.obj.owner
     place = output_place(sweep.spec.output, owner, services.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
-    return sweep.with_child(apply.create_child(services.client, owner, LORAJOBS, build_trial(plan)))
+    return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, build_trial(plan)))
 
 
 # The end
