@@ -34,7 +34,7 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     except TuneryError as error:
         findings, checks = reporter.diagnosed()
         kept = {"checkpoint": reporter.newest_checkpoint, "findings": findings, "checks": checks}
-        error.reached = (error.reached or RunResult()).model_copy(update=kept)
+        error.reached = (error.reached or RunResult(evaluations=reporter.evaluated)).model_copy(update=kept)
         raise
     finally:
         reporter.close()
