@@ -161,6 +161,8 @@ class RunSpec(OpenModel):
     """The folder for the data report of a run that publishes nothing, or has not yet."""
     resume_uri: str | None = None
     """For resumeFrom: one checkpoint of another object, or the prefix of all of them."""
+    also_free: str | None = None
+    """The place of a sweep's own result, where the preflight of its first trial looks whether it may be published."""
     model_revision: str | None = None
     """The commit that preflight resolved, for hf:// models."""
     adapters: list[ResolvedAdapter] = Field(default_factory=list)

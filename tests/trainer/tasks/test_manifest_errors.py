@@ -102,7 +102,7 @@ def test_an_empty_uri_is_called_empty_and_a_cluster_is_told_of_no_files() -> Non
     ("content", "message"),
     [
         pytest.param("a: [1", "is not valid YAML", id="yaml"),
-        pytest.param("kind: Secret\n", "must be LoRAJob or AdapterMerge", id="kind"),
+        pytest.param("kind: Secret\n", "must be LoRAJob, LoRASweep or AdapterMerge", id="kind"),
         pytest.param("kind: BatchInference\n", "which run without a cluster", id="needs-a-cluster"),
         pytest.param("just words", "holds nothing", id="scalar"),
         pytest.param("", "holds nothing", id="empty"),
@@ -143,7 +143,10 @@ def test_missing_file(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.USER_ERROR
     reason, hint = done.stderr.splitlines()[-2:]
     assert reason == f"InvalidSpec: there is no file {tmp_path / 'none.yaml'}"
-    assert hint == "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+    assert (
+        hint
+        == "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+    )
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
@@ -184,8 +187,9 @@ RUN = "usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NA
         (
             ["distill", "run.json"],
             "there is no command distill",
-            "The commands are preflight, train, merge, publish, report, run, estimate, check; python -m tunery_trainer "
-            "--help tells of each. In a cluster, use the trainer image of the operator's version",
+            "The commands are preflight, train, merge, conclude, publish, report, run, estimate, check; "
+            "python -m tunery_trainer --help tells of each. In a cluster, use the trainer image of the operator's "
+            "version",
         ),
         (
             ["--verbose", "run", "job.yaml"],

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.kinds import Kind
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
@@ -27,8 +28,9 @@ from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import OTHER_IMAGE, parse, version
 from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
-from tunery_trainer.process.signals import GOES_ON, StopRequested, StopSignal
-from tunery_trainer.tasks import answer, check, run_task
+from tunery_trainer.process.signals import GOES_ON, SWEEP_GOES_ON, StopRequested, StopSignal
+from tunery_trainer.process.trial_words import is_trial, tell_sweep
+from tunery_trainer.tasks import answer, check, run_task, search
 from tunery_trainer.tasks.question import Asked, Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
@@ -61,31 +63,57 @@ def _run(arguments: Sequence[str], stop: StopSignal) -> int:
 
 
 def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
-    """Run a manifest without a cluster: nobody waits for a termination message.
+    """Run a manifest without a cluster: nobody waits for a termination message, but a sweep for its trials' words.
 
     Its own folder, where it was not given one, is removed at the end.
     """
-    from tunery_trainer.local import load_run_spec
+    from tunery_trainer.local import load_manifest, run_spec_of
 
     outlive_readers()
     stopped = os.environ.get(STOPPED_RUN_ENV)
     if stopped:
         return _publish_stopped(_read_run_spec(Path(stopped)), stop)
+    folder, work_dir = Path(options.path).resolve().parent, options.work_dir and Path(options.work_dir)
+    task = Task.PREFLIGHT
     try:
-        run = load_run_spec(Path(options.path), options.work_dir and Path(options.work_dir), options.name)
+        manifest = load_manifest(Path(options.path), options.name)
+        if manifest["kind"] == Kind.LORASWEEP:
+            return _run_sweep(manifest, folder, work_dir, stop)
+        run = run_spec_of(manifest, folder, work_dir)
         if run.lora_job is not None:
             stop.hint = GOES_ON
         if _publishes_stopped(run):
             stop.successor = partial(_publish_instead, run, options.path, dict(os.environ), stop)
         for task in _tasks_of(run):
-            run_task(task, run, stop)
+            tell_sweep(task, run_task(task, run, stop))
         stop.disarm()
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
-    except StopRequested:
+    except StopRequested as stopping:
         if _publishes_stopped(run):
             return _publish_stopped(run, stop)
+        tell_sweep(task, RunResult(checkpoint=stopping.checkpoint))
         print(f"Nothing is published: that takes onStop: Publish.{GOES_ON}", flush=True)
+        return ExitCode.TERMINATED
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
+        tell_sweep(task, _failed(task, explain(error)))
+        return _show(error, here=True)
+    return ExitCode.OK
+
+
+def _run_sweep(manifest: dict[str, Any], folder: Path, work_dir: Path | None, stop: StopSignal) -> int:
+    """Run a sweep, each trial as a run of its own; relative URIs begin in `folder`."""
+    from tunery_trainer.local import sweep_of
+
+    stop.hint = SWEEP_GOES_ON
+    try:
+        spec, run = sweep_of(manifest, folder, work_dir)
+        search(spec, run, stop)
+        stop.disarm()
+        if work_dir is None:
+            shutil.rmtree(run.work_dir, ignore_errors=True)
+    except StopRequested:
+        print(f"The search is stopped, and nothing is published.{SWEEP_GOES_ON}", flush=True)
         return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         return _show(error, here=True)
@@ -180,6 +208,8 @@ def _tasks_of(run: RunSpec) -> tuple[Task, ...]:
     """Return what a manifest asks for, in order."""
     if run.lora_job is None:
         return (Task.MERGE,)
+    if is_trial() and run.lora_job.preflight is PreflightPolicy.SKIP:
+        return (Task.TRAIN,)  # another trial's preflight says the same
     only = run.lora_job.preflight is PreflightPolicy.ONLY
     return (Task.PREFLIGHT,) if only else (Task.PREFLIGHT, Task.TRAIN)
 

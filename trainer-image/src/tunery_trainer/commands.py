@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for task, text in texts.items():
         command = commands.add_parser(task.value, help=text)
         command.add_argument("path", nargs="?", default=f"{RUN_DIR}/{RUN_FILE}", help="the operator's run.json")
-    run = commands.add_parser("run", help="run a LoRAJob or an AdapterMerge without a cluster")
+    run = commands.add_parser("run", help="run a LoRAJob, a LoRASweep or an AdapterMerge without a cluster")
     run.add_argument("path", metavar="manifest.yaml", help="the manifest, as for kubectl apply")
     run.add_argument("--work-dir", help="where downloads, caches and checkpoints lie; a rerun goes on from there")
     run.add_argument("--name", help="which object, if the manifest holds several")

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
 import yaml
@@ -21,19 +21,23 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import Kind
-from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorajob import LoRAJobSpec, TrainingRun
+from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.names import API_VERSION, beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.search.corners import first_point
+from tunery_api.search.space import space_of, trial_spec
+from tunery_api.validation import parse_adaptermerge, parse_lorajob, parse_lorasweep
 from tunery_api.walk import fields, with_fields
 from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
 
-KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE)
+Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec, LoRAJobSpec | AdapterMergeSpec, LoRASweepSpec)
+KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
 NO_MODEL: Final = "file:///no-model"
 """The model of data that is checked without one: nothing is read there."""
@@ -41,7 +45,9 @@ _MANIFESTS: Final = (".yaml", ".yml")
 _NOT_CHECKED: Final = ("output", "continueFrom", "resumeFrom", "tracking", "cache")
 """Of a manifest, what has nothing to say about its data."""
 _NAME_DATA: Final = "Name a file or folder of rows, or a LoRAJob: python -m tunery_trainer check data.jsonl"
-_NAME_A_FILE: Final = "Name the file that holds the LoRAJob or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+_NAME_A_FILE: Final = (
+    "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+)
 
 
 @dataclass(frozen=True)
@@ -69,39 +75,66 @@ class CheckRequest:
         return self.path.suffix.lower() in _MANIFESTS and self.path.is_file()
 
 
+def load_manifest(path: Path, name: str | None) -> dict[str, Any]:
+    """Return the manifest in `path` that runs without a cluster; `name` says which, where there are several.
+
+    Raises InvalidSpec, and TuneryError where there is no such file.
+    """
+    return _select(_read(path), path, name)
+
+
 def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
     """Return the RunSpec that the operator would have written for the LoRAJob or AdapterMerge in `path`.
 
     Relative file:// URIs are relative to it. Without `work_dir` a folder below the system's temporary one is used, the
-    same for the same manifest, so that a rerun after a crash resumes. Raises InvalidSpec, and TuneryError where there
-    is no such file.
+    same for the same manifest, so that a rerun after a crash resumes. Raises as load_manifest.
     """
-    return run_spec_of(_select(_read(path), path, name), path.resolve().parent, work_dir)
+    return run_spec_of(load_manifest(path, name), path.resolve().parent, work_dir)
 
 
 def run_spec_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -> RunSpec:
     """Return the RunSpec of a manifest whose relative URIs are relative to `folder`; the rest as load_run_spec."""
     merge = manifest["kind"] == Kind.ADAPTERMERGE
     spec = parse_adaptermerge(manifest, local=True) if merge else parse_lorajob(manifest, local=True)
+    spec = _placed(spec, folder, work_dir)
+    run = _run_of(_identity(manifest, spec, spec), spec.output.uri or "", work_dir)
+    own = {
+        "lora_job": spec if isinstance(spec, LoRAJobSpec) else None,
+        "adapter_merge": spec if isinstance(spec, AdapterMergeSpec) else None,
+        "adapters": _adapters(spec),
+        "resume_uri": spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
+    }
+    return run.model_copy(update=own)
+
+
+def sweep_of(manifest: dict[str, Any], folder: Path, work_dir: Path | None) -> tuple[LoRASweepSpec, RunSpec]:
+    """Return the spec of a LoRASweep, and the RunSpec of its end, which holds no trial yet; as run_spec_of."""
+    spec = _placed(parse_lorasweep(manifest, local=True), folder, work_dir)
+    return spec, _run_of(_identity(manifest, spec, spec.template), spec.output.uri or "", work_dir)
+
+
+def _placed(spec: Spec, folder: Path, work_dir: Path | None) -> Spec:
+    """Return the spec with each relative URI as it is seen from `folder`; raises InvalidSpec where it cannot run here.
+
+    The folder to work in is made before anything is read that may take long.
+    """
     problems = list(_needs_cluster(spec))
     if spec.output.uri is None:
         problems.append(FieldError("spec.output.uri", "is required without a cluster"))
     if problems:
         raise InvalidSpec(problems)
     if work_dir:
-        make_folder("--work-dir", work_dir)  # before anything is read that may take long
-    spec = with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
-    identity = _identity(manifest, spec)
+        make_folder("--work-dir", work_dir)
+    return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+
+
+def _run_of(identity: RunIdentity, output_uri: str, work_dir: Path | None) -> RunSpec:
     own = work_dir.resolve() if work_dir else _private_folder(identity)
     return RunSpec(
         identity=identity,
-        lora_job=spec if isinstance(spec, LoRAJobSpec) else None,
-        adapter_merge=spec if isinstance(spec, AdapterMergeSpec) else None,
-        output_uri=spec.output.uri or "",
+        output_uri=output_uri,
         checkpoint_uri=(own / "checkpoints" / identity.uid).as_uri(),
-        adapters=_adapters(spec),
-        report_uri=beside(spec.output.uri or "", "report"),
-        resume_uri=spec.resume_from.uri if isinstance(spec, LoRAJobSpec) and spec.resume_from else None,
+        report_uri=beside(output_uri, "report"),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         work_dir=str(own),
         local=True,
@@ -129,7 +162,9 @@ def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
     """
     manifest = _select(_read(path), path, name)
     if manifest["kind"] != Kind.LORAJOB:
-        raise InvalidSpec([FieldError("kind", f"must be LoRAJob, is {manifest['kind']}: a merge trains nothing")])
+        sweep = "for one of its trials, put spec.template and some values into a LoRAJob"
+        why = sweep if manifest["kind"] == Kind.LORASWEEP else "a merge trains nothing"
+        raise InvalidSpec([FieldError("kind", f"must be LoRAJob, is {manifest['kind']}: {why}")])
     spec = parse_lorajob(manifest, local=True)
     folder = path.resolve().parent
     return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
@@ -161,7 +196,9 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
             copy.deepcopy(_select(_read(request.path), request.path, request.name)),
             request.path.resolve().parent,
         )
-        if manifest["kind"] != Kind.LORAJOB:
+        if manifest["kind"] == Kind.LORASWEEP:
+            manifest = _first_trial(manifest)
+        elif manifest["kind"] != Kind.LORAJOB:
             raise TuneryError(FailureReason.INVALID_SPEC, f"{request.path} holds no LoRAJob", _NAME_DATA)
     else:
         data = {"uri": _uri(request.path)}
@@ -170,6 +207,12 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
     if isinstance(spec, dict):
         manifest["spec"] = _changed({name: value for name, value in spec.items() if name not in _NOT_CHECKED}, request)
     return manifest, base
+
+
+def _first_trial(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the LoRAJob of a corner of a sweep's space: all its trials read the same data; raises InvalidSpec."""
+    spec = parse_lorasweep(manifest, local=True)
+    return _lorajob(trial_spec(spec, first_point(space_of(spec).dimensions)))
 
 
 def _lorajob(spec: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +268,12 @@ def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any
     if not ours:
         kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
         raise InvalidSpec(
-            [FieldError("kind", f"must be LoRAJob or AdapterMerge, which run without a cluster; {path} holds {kinds}")]
+            [
+                FieldError(
+                    "kind",
+                    f"must be LoRAJob, LoRASweep or AdapterMerge, which run without a cluster; {path} holds {kinds}",
+                )
+            ]
         )
     chosen = [document for document in ours if name is None or _name(document) == name]
     if len(chosen) != 1:
@@ -244,17 +292,21 @@ def _name(document: dict[str, Any]) -> str:
     return str(metadata.get("name", "unnamed")) if isinstance(metadata, dict) else "unnamed"
 
 
-def _identity(manifest: dict[str, Any], spec: LoRAJobSpec | AdapterMergeSpec) -> RunIdentity:
-    """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result."""
+def _identity(manifest: dict[str, Any], spec: ApiModel, reads: TrainingRun | AdapterMergeSpec) -> RunIdentity:
+    """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result.
+
+    `reads` says what the run reads.
+    """
     name = _name(manifest)
-    # What becomes of it as it is stopped makes no other run of it.
-    wanted = {name: value for name, value in spec.to_json_dict().items() if name != "onStop"}
-    content = json.dumps([name, wanted, list(_data_digests(spec))], sort_keys=True)
+    # What becomes of it as it is stopped makes no other run of it, nor how long a sweep goes on.
+    free = LoRASweepSpec.MUTABLE if isinstance(spec, LoRASweepSpec) else {"onStop"}
+    wanted = {name: value for name, value in spec.to_json_dict().items() if name not in free}
+    content = json.dumps([name, wanted, list(_data_digests(reads))], sort_keys=True)
     uid = hashlib.sha256(content.encode()).hexdigest()[:32]
     return RunIdentity(kind=manifest["kind"], namespace="local", name=name, uid=uid)
 
 
-def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+def _data_digests(spec: TrainingRun | AdapterMergeSpec) -> Iterator[str]:
     """Yield what tells a run's local files apart: with other rows, inputs or another base the old result is none."""
     yield from _input_digests(spec)
     for uri in _data_uris(spec):
@@ -266,7 +318,7 @@ def _data_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
                 yield path.name
 
 
-def _input_digests(spec: LoRAJobSpec | AdapterMergeSpec) -> Iterator[str]:
+def _input_digests(spec: TrainingRun | AdapterMergeSpec) -> Iterator[str]:
     """Yield the digest of each local adapter's manifest, and name, size and time of a local base's weights."""
     inputs = spec.adapters if isinstance(spec, AdapterMergeSpec) else filter(None, [spec.continue_from])
     for uri in (item.uri or "" for item in inputs):
@@ -283,7 +335,7 @@ def _below(uri: str, pattern: str) -> list[Path]:
     return sorted(path for path in Path(unquote(uri.removeprefix("file://"))).glob(pattern) if path.is_file())
 
 
-def _data_uris(spec: LoRAJobSpec | AdapterMergeSpec) -> tuple[str | None, ...]:
+def _data_uris(spec: TrainingRun | AdapterMergeSpec) -> tuple[str | None, ...]:
     if isinstance(spec, AdapterMergeSpec):
         return (spec.evaluation.dataset.uri if spec.evaluation else None,)
     evaluation = spec.dataset.evaluation
@@ -332,6 +384,11 @@ def _absolute(uri: str, folder: Path) -> str:
 
 def _needs_cluster(spec: ApiModel) -> Iterator[FieldError]:
     """Yield an error for each field that only a cluster can resolve."""
+    if isinstance(spec, LoRASweepSpec) and spec.warm_start_from:
+        text = (
+            "works in a cluster only, which has the other sweeps' trials; leave it out here, or list their best values"
+        )
+        yield FieldError("spec.warmStartFrom", f"{text} as initial")
     if isinstance(spec, LoRAJobSpec) and spec.stop is not None:
         yield FieldError("spec.stop", "works in a cluster only; press Ctrl-C here, with onStop: Publish to keep it")
     for path, name, value in fields(spec, "spec"):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import TRAIN_GRACE_SECONDS, VOLUMES_DIR
+from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, trials_uri
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
@@ -36,7 +36,14 @@ class Known(NamedTuple):
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
     base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
-    return job.check_plan(base, spec, platform.settings)
+    looking = base.run.model_copy(update={"also_free": _sweep_output(owner, base.run.output_uri)})
+    return job.check_plan(replace(base, run=looking), spec, platform.settings)
+
+
+def _sweep_output(owner: Owner, output_uri: str) -> str | None:
+    """Return the place of the sweep's own result that a trial is to look at: that beside which it publishes itself."""
+    place = owner.annotations.get(SWEEP_OUTPUT_ANNOTATION, "")
+    return place if place and output_uri.startswith(trials_uri(place, "")) else None
 
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:

@@ -21,6 +21,8 @@ GRACE_SECONDS: Final = TRAIN_GRACE_SECONDS - 20.0
 
 GOES_ON: Final = " The same run started again goes on from its last checkpoint, if it has one."
 """The hint of what stores checkpoints."""
+SWEEP_GOES_ON: Final = " The same manifest run again goes on: with the trials that have ended, and from the checkpoint."
+"""The hint of a sweep without a cluster."""
 
 
 class StopRequested(Exception):

@@ -35,6 +35,7 @@ _LINES: Final = 400
 """Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None)
 _SIGNALLED: Final = 128
 """What a shell adds to the signal's number."""
 
@@ -123,4 +124,11 @@ def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:
 def die_with_parent() -> None:
     """Let the kernel end this process where its supervisor is killed: nobody would hear it any more."""
     if _CHILD in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def dying_with(parent: int) -> None:
+    """Do the same for a process that was just forked by `parent`, whatever program follows; end it if that is gone."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(_SIGNALLED + signal.SIGKILL)

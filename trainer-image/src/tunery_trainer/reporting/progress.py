@@ -154,6 +154,13 @@ class ProgressReporter:
             return self._state.get("findings"), self._state.get("checks")
 
     @property
+    def evaluated(self) -> list[EvaluationStatus] | None:
+        """The newest evaluations, as they were told; None: there was none."""
+        with self._condition:
+            told: list[EvaluationStatus] | None = self._state.get("evaluations")
+            return told
+
+    @property
     def newest_checkpoint(self) -> CheckpointStatus | None:
         """The newest complete one that this attempt stored."""
         with self._condition:

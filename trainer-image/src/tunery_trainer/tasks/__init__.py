@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunery_api.exitcodes import ExitCode
+from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.signals import StopSignal
@@ -25,6 +26,16 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
     if result.adapter:
         print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
     return result
+
+
+def search(spec: LoRASweepSpec, run: RunSpec, stop: StopSignal) -> None:
+    """Do what a sweep without a cluster is asked to do; `run` is its end. Raises as run_task."""
+    prepare_environment(Path(run.work_dir), spec.template.resources.gpus)
+    from tunery_trainer.tasks.sweep import run_sweep
+
+    result = run_sweep(spec, run, stop)
+    if result.adapter:
+        print(f"Published {result.adapter.uri} (manifest {result.adapter.manifest_sha256})", flush=True)
 
 
 def answer(question: Question) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import RunResult, RunSpec
+from tunery_api.runspec import Purpose, RunIdentity, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Target, probe
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.resuming.checkpoints import probe_checkpoints
+
+_NOBODY: Final = RunIdentity(kind="LoRASweep", namespace="", name="", uid="")
+"""Who has published nothing, and writes nothing."""
+_FREE_IT: Final = (
+    "Remove what is there, or say another spec.output.uri or spec.output.overwrite: true in a new LoRASweep."
+)
 
 
 def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
@@ -27,7 +34,7 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
     except TuneryError as error:
         findings, checks = reporter.diagnosed()
         kept = {"checkpoint": reporter.newest_checkpoint, "findings": findings, "checks": checks}
-        error.reached = (error.reached or RunResult()).model_copy(update=kept)
+        error.reached = (error.reached or RunResult(evaluations=reporter.evaluated)).model_copy(update=kept)
         raise
     finally:
         reporter.close()
@@ -68,3 +75,21 @@ def probe_places(work: Workspace) -> None:
     place = work.checkpoints
     if place is not None:
         probe_checkpoints(place)
+
+
+def probe_sweep_output(work: Workspace) -> None:
+    """Do the same where the sweep that the run is a trial of will publish its own result; raises TuneryError.
+
+    Whoever published there, the sweep has not: it is at its first trial.
+    """
+    uri = work.run.also_free
+    if uri is None:
+        return
+    place = work.open(Purpose.OUTPUT, uri, "spec.output.uri of the LoRASweep")
+    try:
+        probe(Target(place, _NOBODY))
+    except TuneryError as error:
+        if error.reason is not FailureReason.OUTPUT_EXISTS:
+            raise
+        said = error.message.removeprefix("spec.output.uri: ")
+        raise TuneryError(error.reason, f"spec.output.uri of the LoRASweep: {said}", _FREE_IT) from error

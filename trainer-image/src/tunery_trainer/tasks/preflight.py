@@ -27,7 +27,7 @@ from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
-from tunery_trainer.tasks.frame import probe_places, tell_of_loading
+from tunery_trainer.tasks.frame import probe_places, probe_sweep_output, tell_of_loading
 
 if TYPE_CHECKING:
     from tunery_trainer.plan.training_plan import TrainingPlan
@@ -53,6 +53,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     work = Workspace(run)
     check_secrets(work)
     probe_places(work)
+    probe_sweep_output(work)
     found = _gather(work)
     go_offline()
     if run.local:

@@ -1,0 +1,36 @@
+"""What the process of a sweep's trial tells the sweep, in a file: what preflight has found, and how training ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from tunery_api.runspec import PreflightReport, RunResult, Task
+from tunery_trainer.process.whole import write_whole
+
+TRIAL_ENV: Final = "TUNERY_TRIAL"
+"""Names the file; only the process of a trial has it."""
+
+
+def is_trial() -> bool:
+    """Tell whether this process trains a trial of a sweep."""
+    return bool(os.environ.get(TRIAL_ENV))
+
+
+def tell_sweep(task: Task, message: PreflightReport | RunResult) -> None:
+    """Write down what a task came to, beside what was told before; nothing where nobody waits for it."""
+    named = os.environ.get(TRIAL_ENV)
+    if named:
+        words = message.model_dump(mode="json", by_alias=True, exclude_none=True)
+        write_whole(Path(named), json.dumps({**read_words(Path(named)), task.value: words}))
+
+
+def read_words(path: Path) -> dict[str, Any]:
+    """Return what a trial told, by task; empty where it told nothing."""
+    try:
+        told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return told

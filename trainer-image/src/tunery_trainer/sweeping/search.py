@@ -1,0 +1,223 @@
+"""The search of a sweep without a cluster: the same decisions as there, from a file in place of the API server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from tunery_api.kinds import Kind
+from tunery_api.lorasweep import LoRASweepSpec, PrunerSpec, PrunerType, SamplerType
+from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_name, trials_uri
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import LoRASweepRun, RunSpec
+from tunery_api.search.ask import SuggestionFailed, suggestions
+from tunery_api.search.decide import Decision, Moment, decide
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
+from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of
+from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
+from tunery_api.search.telling import question
+from tunery_api.search.terms import on_terms, preflight_of
+from tunery_api.search.totals import best, importance_shown
+from tunery_api.search.words import searched
+from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
+from tunery_common.errors import TuneryError
+from tunery_trainer.local import run_spec_of
+from tunery_trainer.sweeping.ledger import Ledger, read_ledger, write_ledger
+
+_NO_OPTUNA: Final = "spec.sampler.type: TPE needs Optuna, which is not installed for this Python"
+_GET_OPTUNA: Final = 'Install it, pip install "optuna>=5", or set spec.sampler.type to Random or Grid in the manifest.'
+_ASK_AGAIN: Final = "Run it again: it goes on with the trials that there are."
+Body = dict[str, Any]
+
+
+def as_here(spec: LoRASweepSpec) -> LoRASweepSpec:
+    """Return the spec as it is without a cluster: one trial at a time, and nobody who ends one by its progress.
+
+    Raises TuneryError where its sampler is not installed.
+    """
+    if spec.sampler.type is SamplerType.TPE and find_spec("optuna") is None:
+        raise TuneryError(FailureReason.INVALID_SPEC, _NO_OPTUNA, _GET_OPTUNA)
+    alone = {"parallel_trials": 1, "suspend": False, "pruner": PrunerSpec(type=PrunerType.NONE)}
+    return spec.model_copy(update=alone)
+
+
+@dataclass
+class Search:
+    """A sweep and what is known of it, all of which is on the disk."""
+
+    spec: LoRASweepSpec
+    run: RunSpec
+    """Of its end; without trials."""
+    folder: Path
+    ledger: Ledger
+    space: Space
+    _begun: float = field(default_factory=time.monotonic)
+    _before: float = 0.0
+    _running: datetime | None = None
+    """When the process of the trial that is under way was started."""
+
+    @classmethod
+    def of(cls, spec: LoRASweepSpec, run: RunSpec, folder: Path) -> Search:
+        """Return the search as it was left; raises TuneryError where what is there is not of this sweep."""
+        ledger = read_ledger(folder, run.identity.uid)
+        return cls(spec, run, folder, ledger, space_of(spec), _before=ledger.seconds)
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Return every trial, by number."""
+        body = self.ledger.under_way
+        return merge(self.ledger.trials, [self._seen(body)] if body else [], lambda job: read_values(self.space, job))
+
+    def _seen(self, body: Body) -> Body:
+        if self._running is None:
+            return body
+        attempt = {"startTime": self._running.isoformat()}
+        return {**body, "status": {**body["status"], "phase": "Training", "attemptHistory": [attempt]}}
+
+    def next(self) -> Decision:
+        """Return what is to be done now, and remember why no more trials are made."""
+        now = datetime.now(UTC)
+        started = now - timedelta(seconds=self.seconds)
+        ledger = self.ledger
+        moment = Moment(now, started, ledger.end_reason, forgiven=ledger.forgiven)
+        decision = decide(self.spec, self.trials, moment)
+        self.note(end_reason=decision.end_reason)
+        return decision
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the sweep ran, before and now."""
+        return self._before + time.monotonic() - self._begun
+
+    def note(self, **known: Any) -> None:
+        """Take note of fields of the ledger."""
+        self.ledger = self.ledger.model_copy(update=known)
+
+    def save(self) -> None:
+        """Write down what is known."""
+        self.note(seconds=round(self.seconds, 3))
+        write_ledger(self.folder, self.ledger)
+
+    # Trials that are made
+
+    def make(self, decision: Decision) -> None:
+        """Make the trial that is due, or remember that there is none left; raises TuneryError."""
+        trials = self.trials
+        if decision.final is not None:
+            chosen = best(trials, float(self.spec.objective.tolerance))
+            values = chosen.parameters if chosen else {}
+            found = [Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=values)]
+        else:
+            found = list(self._ask(trials, decision.create).suggestions)
+        if found:
+            self.note(under_way=self._body(trials, found[0]))
+        else:
+            self.note(end_reason=EndReason.SPACE_EXHAUSTED)
+        self.save()
+
+    def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
+        first = enumerate(starts(self.spec, self.space))
+        fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
+        try:
+            return suggestions(question(self.spec, self.space.dimensions, trials, numbers, fixed))
+        except SuggestionFailed as error:
+            raise TuneryError(FailureReason.INTERNAL_ERROR, f"the sampler: {error}", _ASK_AGAIN) from error
+
+    def _body(self, trials: Sequence[Trial], suggestion: Suggestion) -> Body:
+        """Return the LoRAJob of a trial, as the operator makes it in a cluster."""
+        number, values = suggestion.number, suggestion.values
+        final = suggestion.origin == FINAL_ORIGIN
+        spec = final_spec(self.spec, values) if final else trial_spec(self.spec, values)
+        # Nobody else publishes below the uid of this sweep.
+        output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
+        name = child_name(self.run.identity.name, "final" if final else f"{number:03d}")
+        body: Body = {
+            "metadata": {
+                "name": name,
+                "labels": {TRIAL_LABEL: f"{number:03d}"},
+                "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
+            },
+            "spec": {**on_terms(spec, preflight_of(self.spec.preflight, trials, values)), "output": output},
+            "status": {},
+        }
+        run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
+        body["metadata"]["uid"] = run.identity.uid
+        return body
+
+    @property
+    def _trials_uri(self) -> str:
+        return trials_uri(self.run.output_uri.rstrip("/"), self.run.identity.uid)
+
+    # The trial that is under way
+
+    @property
+    def under_way(self) -> Body:
+        """Return the LoRAJob of the trial that has not ended."""
+        assert self.ledger.under_way is not None  # noqa: S101 - whoever asks has seen it
+        return self.ledger.under_way
+
+    @property
+    def number(self) -> int:
+        """Return its number."""
+        return number_of(self.under_way) or 0
+
+    def trains(self, since: datetime | None) -> None:
+        """Take note that its process was started, or is over."""
+        self._running = since
+
+    def end(self, status: Mapping[str, Any]) -> TrialStatus:
+        """Take note of how it ended, and return its row, which never changes again."""
+        self._running = None
+        number = self.number
+        self.under_way["status"] = dict(status)
+        row = next(trial.row for trial in self.trials if trial.row.number == number)
+        self.note(trials=[*self.ledger.trials, row], under_way=None, under_way_seconds=0.0)
+        self.save()
+        return row
+
+    # The end
+
+    def found(self, number: int) -> RunSpec:
+        """Return the RunSpec of the sweep's end: the trial of that number is published."""
+        self._weigh()
+        sweep = LoRASweepRun(
+            trials=list(self.ledger.trials),
+            best=number,
+            trials_uri=self._trials_uri,
+            keep_adapters=self.spec.keep_adapters,
+            overwrite=self.spec.output.overwrite,
+            seed=self.spec.seed,
+            sampler=self.spec.sampler.type.value,
+            space=searched(self.space.dimensions),
+            importance=self.ledger.importance,
+            end_reason=self.ledger.end_reason,
+        )
+        return self.run.model_copy(update={"lora_sweep": sweep})
+
+    def _weigh(self) -> None:
+        """Ask what has mattered, where enough is known to say it: nothing hangs on it."""
+        complete = sum(row.state == TrialState.COMPLETE for row in self.ledger.trials)
+        if complete < IMPORTANCE_FROM or self.ledger.importance:
+            return
+        try:
+            shares = self._ask(self.trials, ()).importance
+        except TuneryError:
+            return
+        self.note(importance=importance_shown(shares) or [])
+        self.save()
+
+    def forgive(self) -> None:
+        """Take note that whoever runs it again knows what its trials failed for."""
+        self.note(forgiven=max((row.number + 1 for row in self.ledger.trials), default=0))
+        self.save()
+
+
+def manifest_of(body: Body) -> Body:
+    """Return the manifest of a trial, as a person would write it."""
+    name = {"name": body["metadata"]["name"]}
+    return {"apiVersion": API_VERSION, "kind": Kind.LORAJOB.value, "metadata": name, "spec": body["spec"]}
