@@ -18,6 +18,7 @@ PARSERS: dict[str, Any] = {
     "AdapterMerge": parse_adaptermerge,
     "AdapterServer": parse_adapterserver,
     "BatchInference": parse_batchinference,
+    "LoRASweep": parse_lorasweep,
 }
 
 

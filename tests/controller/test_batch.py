@@ -124,7 +124,7 @@ def test_it_has_no_gpu_whatever_its_manifest_says_of_resources(resources: Json |
 
 def test_it_runs_a_job_and_offers_no_adapter() -> None:
     assert Kind.BATCHINFERENCE in JOB_KINDS
-    assert set(ADAPTER_KINDS) == {Kind.LORAJOB, Kind.ADAPTERMERGE}
+    assert set(ADAPTER_KINDS) == {Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP}
 
 
 # What it waits for
