@@ -9,7 +9,13 @@ import pytest
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.preference import TrainingTask
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_api.validation import (
+    parse_adaptermerge,
+    parse_adapterserver,
+    parse_batchinference,
+    parse_lorajob,
+    parse_lorasweep,
+)
 
 from kit.examples import EXAMPLES, documents
 
