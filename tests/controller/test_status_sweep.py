@@ -77,6 +77,8 @@ def test_the_end_of_the_search_says_why(end: EndReason) -> None:
 def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> None:
     status = told(trial(0), exhausted=True, decision=Decision(create=(1,)))
     assert status["endReason"] == "SpaceExhausted"
+    seen = snapshot(trial(0), exhausted=True, decision=Decision(create=(1,)))
+    assert next_look(seen, compute_status(seen)) == 0.0, "nothing else would have it looked at again"
 
 
 def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:

@@ -222,6 +222,14 @@ def test_while_one_waits_in_a_queue_no_other_is_made(namespace: Namespace, trial
     assert ended(namespace)["counts"]["complete"] == 3
 
 
+def test_a_space_of_three_points_ends_with_the_third(namespace: Namespace, trials: Trials) -> None:
+    three = {"path": "training.learningRate", "choices": ["1e-4", "1e-3", "1e-2"]}
+    namespace.apply(lorasweep("s", maxTrials=9, parallelTrials=1, parameters=[three]))
+    status = ended(namespace)
+    assert (status["endReason"], status["countsText"]) == ("SpaceExhausted", "3/9")
+    assert status["best"]["parameters"] == {"training.learningRate": "0.001"}
+
+
 def test_a_trial_stopped_by_hand_is_pruned_by_hand(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
