@@ -65,11 +65,9 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the waiting to compute (decision 49). Balanced by their time. Coverage is half as much again of it: guard, which looks at
 # the repository, goes without.
 CLOCKED := api chart controller server
-AFTER_THEM := common search trainer/process trainer/reporting \
-	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[a-o]*.py))
-BESIDE_THEM := $(filter-out $(AFTER_THEM) trainer/tasks trainer/__pycache__,\
-	$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/))) \
-	$(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/trainer/tasks/test_[p-z]*.py))
+AFTER_THEM := trainer/process trainer/reporting
+BESIDE_THEM := common search \
+	$(filter-out $(AFTER_THEM) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
 COVERED := $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-unit
