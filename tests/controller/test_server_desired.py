@@ -152,6 +152,12 @@ def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_
     assert found.waiting == ()
 
 
+def test_the_best_of_a_sweep_is_selected_by_its_labels() -> None:
+    found = resolved(offer("search", kind=Kind.LORASWEEP, labels={"team": "support"}), **TEAM)
+    [adapter] = found.desired.adapters
+    assert (adapter.name, adapter.source) == ("search", "LoRASweep/search")
+
+
 def test_an_entry_of_the_spec_goes_before_the_selector_and_the_older_object_before_the_younger() -> None:
     both = [offer("bot", created="2026-01-02"), offer("bot", kind=Kind.ADAPTERMERGE, created="2026-01-01")]
     found = resolved(*both, **TEAM)

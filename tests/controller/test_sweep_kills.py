@@ -1,0 +1,75 @@
+"""A sweep whose operator is killed again and again: no trial is made twice, and no final row ever changes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from controller.api import Api, Json
+from controller.conftest import make_namespace
+from controller.kubelet import GROUP
+from controller.objects import Namespace, lorasweep
+from controller.players import Kubelets, Witness
+from controller.process import OperatorProcess
+from controller.sweeps import Trials
+
+KILLS = 10
+FINAL = {"Complete", "Pruned", "Infeasible", "Failed", "Deleted"}
+
+
+class Watcher(threading.Thread):
+    """Reads a sweep's rows again and again, and keeps each final one as it was seen first."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        super().__init__(daemon=True)
+        self._namespace = namespace
+        self.over = threading.Event()
+        self.rows: dict[int, Json] = {}
+        self.changed: list[tuple[Json, Json]] = []
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            for row in self._namespace.status("s", "lorasweeps").get("trials") or ():
+                if row["state"] in FINAL:
+                    first = self.rows.setdefault(row["number"], row)
+                    if first != row:
+                        self.changed.append((first, row))
+
+
+@pytest.fixture
+def witness(api: Api) -> Iterator[Witness]:
+    """Sees every LoRAJob that is ever made."""
+    witness = Witness(api, f"{GROUP}/lorajobs")
+    witness.start()
+    time.sleep(0.5)
+    yield witness
+    witness.stop()
+
+
+def test_killed_ten_times_it_makes_each_trial_once(
+    api: Api, own_operator: Callable[..., OperatorProcess], witness: Witness
+) -> None:
+    namespace, chance = make_namespace(api), random.Random(14)
+    players, watcher = Kubelets(api, Trials().end), Watcher(namespace)
+    operator = own_operator()
+    players.start()
+    operator.start()
+    namespace.apply(lorasweep("s", maxTrials=12, parallelTrials=2, pruner={"type": "None"}))
+    watcher.start()
+    for _ in range(KILLS):
+        time.sleep(chance.uniform(0.2, 1.5))
+        operator.kill()
+        operator.start(wait=False)
+    status = namespace.wait_phase("s", "Succeeded", "lorasweeps", timeout=90)
+    watcher.over.set()
+    players.stop()
+    assert [row["number"] for row in status["trials"]] == list(range(12))
+    assert {row["state"] for row in status["trials"]} == {"Complete"}
+    assert not watcher.changed
+    assert {row["number"]: row for row in status["trials"]}.items() >= watcher.rows.items()
+    made = {name: count for name, count in witness.made(namespace.name).items() if name.startswith("s-")}
+    assert made == {f"s-{number:03d}": 1 for number in range(12)}
