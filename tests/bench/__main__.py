@@ -24,6 +24,8 @@ BENCHMARKS: Final = (
     "operator_latency",
     "progress",
     "methods",
+    "sweep",
+    "sweep_memory",
     "serving",
 )
 

@@ -69,7 +69,7 @@ def kwok() -> Path:
 
 def _source(name: str, module: str) -> Path:
     """Return where Go keeps the source of a module that the program `name` is built from."""
-    told = run([_go(), "mod", "download", "-json", module], cwd=MODULES / name, timeout=BUILD_TIMEOUT)
+    told = run([go(), "mod", "download", "-json", module], cwd=MODULES / name, timeout=BUILD_TIMEOUT)
     return Path(json.loads(told)["Dir"])
 
 
@@ -83,13 +83,14 @@ def _built(name: str, package: str, flags: str, env: dict[str, str] | None = Non
         binary = folder / name
         if not binary.exists():
             partial = folder / f".{name}.partial"
-            command = ["nice", _go(), "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w {flags}".strip()]
+            command = ["nice", go(), "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w {flags}".strip()]
             run([*command, "-o", partial, package], cwd=module, env=env, timeout=BUILD_TIMEOUT)
             partial.rename(binary)
     return folder
 
 
-def _go() -> str:
+def go() -> str:
+    """Return Go's own program. Raises GoMissing."""
     usual = Path("/usr/local/go/bin/go")  # where the toolchain's own installer puts it, often not on PATH
     found = shutil.which("go") or (str(usual) if usual.exists() else None)
     if found is None:

@@ -89,8 +89,22 @@ class Curve(NamedTuple):
     losses: tuple[float, ...]
 
 
+class Setting(NamedTuple):
+    """What two of them differ in."""
+
+    rate: str
+    rank: str
+    alpha: str
+    modules: str
+
+
 @cache
-def curves() -> tuple[Curve, ...]:
+def table() -> Mapping[Setting, Curve]:
     """Return all of them."""
     lines = [line.split("\t") for line in _CURVES.read_text().splitlines() if not line.startswith("#")]
-    return tuple(Curve(float(base), tuple(map(float, losses))) for _, _, _, _, base, *losses in lines)
+    return {Setting(*line[:4]): Curve(float(line[4]), tuple(map(float, line[5:]))) for line in lines}
+
+
+def curves() -> tuple[Curve, ...]:
+    """Return the curves of all of them."""
+    return tuple(table().values())

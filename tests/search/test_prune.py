@@ -16,6 +16,7 @@ from tunery_api.search.prune import at_rung, pruned
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialState
 
+from kit.landscapes import TOO_HIGH
 from kit.sweeps import Curve, curves, running, trial
 
 
@@ -130,14 +131,15 @@ def test_the_order_of_rows_does_not_matter(losses: list[list[float]], chance: ra
 def simulated(spec: PrunerSpec, chosen: Sequence[Curve]) -> tuple[int, float]:
     """Return the eighths that sweeps of these runs take, one after the other, and the lowest loss they come to.
 
-    What is worse than the base model by 5 % at an evaluation ends there, as its trainer ends it.
+    What is worse than the base model by 5 % at two evaluations in a row ends there, as its trainer ends it.
     """
     trials: list[Trial] = []
     for number, curve in enumerate(chosen):
         came = 8
         for done in range(1, 8):
             now = running(number, *curve.losses[:done])
-            if curve.losses[done - 1] > 1.05 * curve.base or pruned(spec, [*trials, now]):
+            worse = [loss > TOO_HIGH * curve.base for loss in curve.losses[:done]]
+            if worse[-2:] == [True, True] or pruned(spec, [*trials, now]):
                 came = done
                 break
         state = TrialState.COMPLETE if came == 8 else TrialState.PRUNED
@@ -147,8 +149,9 @@ def simulated(spec: PrunerSpec, chosen: Sequence[Curve]) -> tuple[int, float]:
     return taken, min(ends)
 
 
-@pytest.mark.parametrize(("trials", "most"), [(20, 0.63), (40, 0.56)])
-def test_halving_takes_little_more_than_half_of_the_steps_and_never_loses_the_best(trials: int, most: float) -> None:
+@pytest.mark.parametrize(("trials", "most"), [(20, 0.70), (40, 0.63)])
+def test_halving_takes_two_thirds_of_the_steps_and_here_never_loses_the_best(trials: int, most: float) -> None:
+    """Of other 300 sweeps of 20 four lost it, to one that is worse by a tenth at most (bench/sweep.py)."""
     shares = []
     for seed in range(100):
         chosen = random.Random(seed).sample(curves(), trials)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric
 from tunery_api.search.protocol import Ask, ToldState, ToldTrial
+from tunery_api.search.space import space_of
 from tunery_api.search.suggest import answer
 
-GUIDE: tuple[Dimension, ...] = (
-    Numeric("training.learningRate", 1e-5, 1e-2, log=True),
-    Categorical("lora.rank", ("4", "8", "16", "32", "64")),
-    Categorical("lora.alpha", ("8", "16", "32", "64")),
-    Numeric("lora.dropout", 0.0, 0.2),
-    Numeric("training.warmup", 0.0, 0.2),
-    Numeric("training.weightDecay", 0.0, 0.1),
-)
-"""Shaped like the guide's space."""
+from bench.simulated import ends, simulated, steps
+from kit.landscapes import function, smooth, trainings
+from kit.sweeps import sweep
+
+GUIDE: Final = space_of(sweep(**function().fields)).dimensions
 TIGHT: tuple[Dimension, ...] = (
     Categorical("lora.alpha", ("8", "16", "32", "64")),
     Categorical("training.batchSize", ("1", "2", "4", "8", "16")),
@@ -29,19 +27,6 @@ TIGHT: tuple[Dimension, ...] = (
 )
 Judge = Callable[[Mapping[str, str]], float | None]
 """From a trial's values to its loss; None: it cannot work."""
-
-
-def loss(values: Mapping[str, str]) -> float:
-    """Return what the best rate, at alpha over rank, is worth, and a little of all else; at best 1.5."""
-    rank, alpha = int(values["lora.rank"]), int(values["lora.alpha"])
-    rate = math.log10(float(values["training.learningRate"]) * math.sqrt(alpha / rank))
-    return (
-        1.5
-        + 0.25 * (rate + 3.2) ** 2
-        + 0.03 * abs(math.log2(rank) - 4)
-        + 2 * (float(values["lora.dropout"]) - 0.05) ** 2
-        + 0.2 * abs(float(values["training.warmup"]) - 0.1)
-    )
 
 
 def beside_an_edge(values: Mapping[str, str]) -> float | None:
@@ -69,17 +54,21 @@ def searched(
 
 
 def lowest(sampler: SamplerType, seed: int) -> float:
-    came = searched(loss, GUIDE, sampler, seed, trials=30, bad=ToldState.PRUNED)
+    came = searched(smooth, GUIDE, sampler, seed, trials=30, bad=ToldState.PRUNED)
     return min(value for value in came if value is not None)
 
 
-def test_tpe_is_better_than_chance_at_thirty_trials_on_28_of_40_seeds() -> None:
-    """Both begin with the same eight by chance. Of 120 seeds it was better on 79, and far nearer to the best."""
-    chance = [lowest(SamplerType.RANDOM, seed) - 1.5 for seed in range(40)]
-    tpe = [lowest(SamplerType.TPE, seed) - 1.5 for seed in range(40)]
-    better = sum(ours < theirs for ours, theirs in zip(tpe, chance, strict=True))
-    assert better >= 28, (better, statistics.median(tpe), statistics.median(chance))
-    assert statistics.median(tpe) < 0.6 * statistics.median(chance)
+def test_at_thirty_trials_tpe_leaves_less_to_the_best_than_chance_does() -> None:
+    """Both begin with the same eight by chance. Of 120 seeds 0.0148 and 0.0286 was left, and 79 were better.
+
+    Of 40 seeds alone the quotient of the medians was from 0.37 to 0.93, and 24 to 28 were better.
+    """
+    chance = [lowest(SamplerType.RANDOM, seed) - 1.5 for seed in range(120)]
+    tpe = [lowest(SamplerType.TPE, seed) - 1.5 for seed in range(120)]
+    middle, usual = statistics.median(tpe), statistics.median(chance)
+    assert middle < 0.8 * usual, (middle, usual)
+    better = sum(ours < theirs for ours, theirs in zip(tpe[:40], chance, strict=False))
+    assert better >= 22, (better, middle, usual)
 
 
 def test_told_what_cannot_work_a_sampler_wastes_fewer_trials() -> None:
@@ -93,3 +82,22 @@ def test_told_what_cannot_work_a_sampler_wastes_fewer_trials() -> None:
         for bad in (ToldState.PRUNED, ToldState.FAILED)
     }
     assert wasted[ToldState.PRUNED] < 0.75 * wasted[ToldState.FAILED], wasted
+
+
+def test_a_sweep_is_never_worse_than_the_guides_configurations_with_which_it_begins() -> None:
+    landscape = trainings()
+    guides = [landscape.run(start.values).losses[-1] for start in landscape.guide]
+    for seed in range(4):
+        came = ends(simulated(landscape, guide=True, maxTrials=10, seed=seed))
+        assert came[:3] == guides, "nobody ends them early"
+        assert min(loss for loss in came if loss is not None) <= min(guides)
+
+
+def test_a_budget_of_as_many_steps_is_kept_and_pruning_makes_more_trials_of_it() -> None:
+    """As bench/sweep.py compares them: 12 trials of 8 evaluations, a minute each."""
+    made = []
+    for seed in range(6):
+        trials = simulated(trainings(), guide=True, maxTrials=40, budget={"gpuSeconds": 12 * 8 * 60}, seed=seed)
+        assert sum(steps(trials)) <= 12 * 8
+        made.append(len(trials))
+    assert statistics.mean(made) > 12, made
