@@ -66,6 +66,10 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     if failure is not None:
         return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
     end = _end(spec, trials, moment)
+    chosen = best(trials, float(spec.objective.tolerance)) if moment.concluding else None
+    if chosen is not None:
+        # Whatever the spec says by now: the Job that publishes it is there.
+        return Decision(conclude=chosen.number, end_reason=end)
     if end in _STOPS_ALL:
         text = "the budget is spent" if end is EndReason.BUDGET else "the time of the sweep is over"
         stop = _stop_all(trials, text)

@@ -56,7 +56,7 @@ def _state(trial: Trial) -> ToldState:
     if state == TrialState.COMPLETE:
         return ToldState.COMPLETE
     if state == TrialState.INFEASIBLE:
-        # Without a loss it is behind all that have one: beside an edge half as many are wasted as where nothing is said.
+        # Without a loss it is behind all that have one: beside an edge half as many are wasted then.
         return ToldState.PRUNED
     if state == TrialState.PRUNED:
         # One that was stopped before anything was measured, and not for what it found itself, says nothing.

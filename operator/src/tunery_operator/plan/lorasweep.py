@@ -12,6 +12,7 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
 from tunery_api.names import child_name, trials_uri
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
 from tunery_api.search.decide import Decision
 from tunery_api.search.protocol import Suggestion
@@ -26,6 +27,8 @@ from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner
 
+MOST_BYTES: Final = 220_000
+"""Of the rows in run.json."""
 RETRIES: Final = 3
 """Of the Job that publishes: what the trials took is not lost for one node."""
 
@@ -121,7 +124,7 @@ def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Fo
 def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space: Space) -> LoRASweepRun:
     """Return what the Job that publishes is told of the sweep."""
     return LoRASweepRun(
-        trials=list(found.trials),
+        trials=bounded(found.trials),
         best=found.best,
         trials_uri=trials_uri(place.uri, owner.uid),
         keep_adapters=spec.keep_adapters,
@@ -134,6 +137,31 @@ def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space:
         end_reason=found.end_reason,
         gpu_seconds_saved=found.saved,
     )
+
+
+def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialStatus]:
+    """Return the rows in so many bytes of JSON: run.json goes into an annotation, and all of those have 256 KiB.
+
+    Only a sweep of very many trials and parameters has more. What is left out first is why trials would not fit into
+    memory, then the curves of the trials with the highest losses, then the values of those that would not fit.
+    """
+    sizes = {row.number: _size(row) for row in rows}
+    kept = {row.number: row for row in rows}
+    too_large = [row.number for row in rows if row.reason == FailureReason.WONT_FIT]
+    measured = sorted((row for row in rows if row.evaluations), key=lambda row: float(row.value or "inf"), reverse=True)
+    changes: list[tuple[int, dict[str, Any]]] = [(number, {"why": None}) for number in too_large]
+    changes += [(row.number, {"evaluations": None}) for row in measured]
+    changes += [(number, {"parameters": {}}) for number in too_large]
+    for number, change in changes:
+        if sum(sizes.values()) <= most:
+            break
+        kept[number] = kept[number].model_copy(update=change)
+        sizes[number] = _size(kept[number])
+    return list(kept.values())
+
+
+def _size(row: TrialStatus) -> int:
+    return len(row.model_dump_json(by_alias=True, exclude_none=True)) + 1
 
 
 def final_suggestion(decision: Decision, best: TrialStatus) -> Suggestion:
