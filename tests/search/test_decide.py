@@ -252,6 +252,13 @@ def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
     assert decide(more, [*searched, running(2, origin="Final")], known).create == ()
 
 
+@pytest.mark.parametrize("more", [{"suspend": True}, {"final": {"training": {"epochs": "2"}}}, {"maxTrials": 1}])
+def test_once_the_best_is_being_published_it_stays_that_whatever_is_written_down_or_asked_for(more: Any) -> None:
+    spec = sweep(budget={"gpuSeconds": 150}, **more)
+    assert decide(spec, [done(0), done(1)], moment(concluding=True)).conclude == 0
+    assert decide(spec, [done(0), done(1)], moment(concluding=True)).final is None
+
+
 def test_while_the_best_is_published_nothing_else_is_done() -> None:
     known = moment(9999, recorded=EndReason.NO_IMPROVEMENT, concluding=True)
     spec = sweep(maxTrials=99, activeDeadlineSeconds=1)
