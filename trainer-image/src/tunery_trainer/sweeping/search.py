@@ -60,6 +60,8 @@ class Search:
     _before: float = 0.0
     _running: datetime | None = None
     """When the process of the trial that is under way was started."""
+    _earlier: float = 0.0
+    """How long that trial's processes before it ran."""
 
     @classmethod
     def of(cls, spec: LoRASweepSpec, run: RunSpec, folder: Path) -> Search:
@@ -74,10 +76,13 @@ class Search:
         return merge(self.ledger.trials, [self._seen(body)] if body else [], lambda job: read_values(self.space, job))
 
     def _seen(self, body: Body) -> Body:
+        """Return the LoRAJob of the trial that is under way, with what its processes that are over have taken."""
+        seconds = self.ledger.under_way_seconds if self._running is None else self._earlier
+        taken = {"gpuSeconds": round(seconds * self.spec.template.resources.gpus)} if seconds else {}
         if self._running is None:
-            return body
+            return {**body, "status": {**body["status"], **taken}}
         attempt = {"startTime": self._running.isoformat()}
-        return {**body, "status": {**body["status"], "phase": "Training", "attemptHistory": [attempt]}}
+        return {**body, "status": {**body["status"], **taken, "phase": "Training", "attemptHistory": [attempt]}}
 
     def next(self) -> Decision:
         """Return what is to be done now, and remember why no more trials are made."""
@@ -169,14 +174,16 @@ class Search:
     def trains(self, since: datetime | None) -> None:
         """Take note that its process was started, or is over."""
         self._running = since
+        self._earlier = self.ledger.under_way_seconds
 
     def end(self, status: Mapping[str, Any]) -> TrialStatus:
         """Take note of how it ended, and return its row, which never changes again."""
         self._running = None
         number = self.number
         self.under_way["status"] = dict(status)
+        self.note(under_way_seconds=0.0)  # what it took in all is in its status
         row = next(trial.row for trial in self.trials if trial.row.number == number)
-        self.note(trials=[*self.ledger.trials, row], under_way=None, under_way_seconds=0.0)
+        self.note(trials=[*self.ledger.trials, row], under_way=None)
         self.save()
         return row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections import deque
 from datetime import UTC, datetime
@@ -16,7 +17,6 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec
 from tunery_api.search.totals import best
-from tunery_api.status import Phase
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Target, probe, published_before
@@ -105,10 +105,12 @@ def _tell(search: Search, row: TrialStatus) -> None:
 
 def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
     """Train the trial that is under way and return its row; raises StopRequested where that was told to end."""
-    body = search.under_way
+    body, files = search.under_way, Files.of(search.folder, search.number)
+    checked = body["spec"]["preflight"] == PreflightPolicy.SKIP
     if body["spec"].get("stop") is not None:  # a limit was reached while nobody was here
-        return search.end({"phase": Phase.STOPPED.value})
-    files = Files.of(search.folder, search.number)
+        words = read_words(files.words) if search.ledger.under_way_seconds else {}  # else of an earlier search
+        left = Ended(-signal.SIGTERM, words, said=(), stopped=True, checked=checked, memory_kills=None)
+        return _ended(search, left, search.ledger.under_way_seconds)
     files.manifest.write_text(yaml.safe_dump(manifest_of(body), sort_keys=False), "utf-8")
     before, began = memory_kills(), time.monotonic()
     with TrialProcess(files, Path(search.run.work_dir), lock) as process:
@@ -126,11 +128,17 @@ def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
         words=read_words(files.words),
         said=_last_lines(files.log),
         stopped=process.told,
-        checked=body["spec"]["preflight"] == PreflightPolicy.SKIP,
+        checked=checked,
         memory_kills=None if before is None or after is None else after - before,
     )
+    return _ended(search, ended, seconds)
+
+
+def _ended(search: Search, ended: Ended, seconds: float) -> TrialStatus:
+    """Take note of how the trial ended that is under way, remove what nobody needs of it, and return its row."""
+    uid = search.under_way["metadata"]["uid"]
     row = search.end(_with_seconds(ended, seconds, search.spec.template.resources.gpus))
-    _clean_up(search, body["metadata"]["uid"], row)
+    _clean_up(search, uid, row)
     return row
 
 

@@ -1,0 +1,75 @@
+"""What is known of a sweep without a cluster, and what follows from it: nothing is trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_trainer.local import sweep_of
+from tunery_trainer.sweeping.search import Search, as_here
+
+Look = Callable[[], Search]
+Begin = Callable[..., Look]
+RATE = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-2", "log": True}}
+DATA = '{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Begin:
+    """Gives a function back that looks at a sweep as every process of it does: from what is on the disk."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "data.jsonl").write_text(DATA)
+
+    def write(template: dict[str, Any] | None = None, **changes: Any) -> Look:
+        data = {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.1"}}
+        trial = {"model": {"uri": "file://model"}, "dataset": data, "resources": {"gpus": 1}, **(template or {})}
+        spec = {
+            "template": trial,
+            "parameters": [RATE],
+            "sampler": {"type": "Random"},
+            "maxTrials": 4,
+            "output": {"uri": f"file://{tmp_path}/out"},
+            **changes,
+        }
+        manifest = {"kind": "LoRASweep", "metadata": {"name": "support"}, "spec": spec}
+        folder = tmp_path / "known"
+        folder.mkdir()
+        return lambda: Search.of(*_as_here(*sweep_of(manifest, tmp_path, tmp_path / "work")), folder)
+
+    return write
+
+
+def _as_here(spec: Any, run: Any) -> tuple[Any, Any]:
+    return as_here(spec), run
+
+
+def test_the_budget_knows_what_a_trial_took_before_it_was_interrupted(begin: Begin) -> None:
+    look = begin(budget={"gpuSeconds": 6})
+    search = look()
+    search.make(search.next())
+    search.note(under_way_seconds=4.0)
+    search.save()
+    again = look()
+    assert again.next().stop == {}
+    again.trains(datetime.now(UTC))
+    # Of the process that runs there is a note every few seconds, and none is counted twice.
+    again.note(under_way_seconds=5.0)
+    assert again.next().stop == {}
+    again.trains(datetime.now(UTC) - timedelta(seconds=3))
+    assert again.next().stop == {0: "sweep: the budget is spent"}
+    again.note(under_way_seconds=7.0)
+    again.save()
+    assert look().next().stop == {0: "sweep: the budget is spent"}
+
+
+def test_what_a_trial_took_is_in_its_row_once(begin: Begin) -> None:
+    search = begin()()
+    search.make(search.next())
+    search.note(under_way_seconds=4.0)
+    assert search.end({"phase": "Stopped", "gpuSeconds": 7}).gpu_seconds == 7
+    search.make(search.next())
+    assert search.trials[1].row.gpu_seconds is None
