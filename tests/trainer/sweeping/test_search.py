@@ -16,6 +16,12 @@ Look = Callable[[], Search]
 Begin = Callable[..., Look]
 RATE = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-2", "log": True}}
 DATA = '{"prompt": "a", "completion": "b"}\n'
+COMPLETE = {
+    "phase": "Succeeded",
+    "runSeconds": 9,
+    "metrics": {"evalLoss": "1.5"},
+    "adapter": {"uri": "file:///there", "manifestSha256": "0" * 64},
+}
 
 
 @pytest.fixture
@@ -73,3 +79,14 @@ def test_what_a_trial_took_is_in_its_row_once(begin: Begin) -> None:
     assert search.end({"phase": "Stopped", "gpuSeconds": 7}).gpu_seconds == 7
     search.make(search.next())
     assert search.trials[1].row.gpu_seconds is None
+
+
+def test_the_best_settings_trained_once_more_are_checked_first(begin: Begin) -> None:
+    search = begin(final={"training": {"batchSize": 8}}, maxTrials=2)()
+    for number in range(2):
+        search.make(search.next())
+        assert search.under_way["spec"]["preflight"] == ("Skip" if number else "Required")
+        search.end(COMPLETE)
+    search.make(search.next())
+    assert search.under_way["metadata"]["name"] == "support-final"
+    assert search.under_way["spec"]["preflight"] == "Required"

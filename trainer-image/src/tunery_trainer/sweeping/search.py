@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerSpec, PrunerType, SamplerType
 from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_name, trials_uri
 from tunery_api.reasons import FailureReason
@@ -138,6 +139,8 @@ class Search:
         number, values = suggestion.number, suggestion.values
         final = suggestion.origin == FINAL_ORIGIN
         spec = final_spec(self.spec, values) if final else trial_spec(self.spec, values)
+        # What `final` puts on top may change data and memory.
+        preflight = PreflightPolicy.REQUIRED if final else preflight_of(self.spec.preflight, trials, values)
         # Nobody else publishes below the uid of this sweep.
         output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
         name = child_name(self.run.identity.name, "final" if final else f"{number:03d}")
@@ -147,7 +150,7 @@ class Search:
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
                 "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
             },
-            "spec": {**on_terms(spec, preflight_of(self.spec.preflight, trials, values)), "output": output},
+            "spec": {**on_terms(spec, preflight), "output": output},
             "status": {},
         }
         run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
