@@ -34,6 +34,12 @@ RATE_OK = {**RATE, "range": {"min": "1e-5", "max": "5e-3", "log": True}}
 ALPHA_OK = {"path": "lora.alpha", "choices": ["8", "16", "32"]}
 """Of trials that come to their ends."""
 
+RANKS = [
+    {"path": "adalora.targetRank", "choices": [str(rank) for rank in range(1, 13)]},
+    {"path": "adalora.initialRank", "choices": [str(rank) for rank in range(64, 11, -1)]},
+]
+"""Of which the combination of both at 12 is refused, and the door does not try so many."""
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
@@ -209,6 +215,27 @@ def test_the_best_settings_are_trained_once_more_and_take_part(sweep: Sweep) -> 
     ]
     (trained,) = (path.parent / "work").glob("sweep-*/002.yaml")
     assert yaml.safe_load(trained.read_text())["spec"]["training"]["maxSteps"] == 40
+
+
+def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published(sweep: Sweep) -> None:
+    path = sweep(parameters=[RATE_OK, *RANKS], maxTrials=2)
+    content = yaml.safe_load(path.read_text())
+    spec = content["spec"]
+    spec["template"] |= {"method": "AdaLoRA", "lora": {}}
+    ranks = ((12, 12), (4, 20))
+    spec["initial"] = [
+        {"training.learningRate": "0.001", "adalora.targetRank": f"{target}", "adalora.initialRank": f"{first}"}
+        for target, first in ranks
+    ]
+    path.write_text(yaml.safe_dump(content))
+    done = run(path)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert [(row["state"], row.get("reason")) for row in known(path)] == [
+        ("Infeasible", "InvalidSpec"),
+        ("Complete", None),
+    ]
+    assert re.search(r"^Trial 000  Infeasible, InvalidSpec; .*adalora.initialRank: must be", done.stdout, re.MULTILINE)
+    assert best_of(path) == 1
 
 
 def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) -> None:

@@ -90,3 +90,38 @@ def test_the_best_settings_trained_once_more_are_checked_first(begin: Begin) -> 
     search.make(search.next())
     assert search.under_way["metadata"]["name"] == "support-final"
     assert search.under_way["spec"]["preflight"] == "Required"
+
+
+RANKS = [
+    {"path": "adalora.targetRank", "choices": [str(rank) for rank in range(1, 13)]},
+    {"path": "adalora.initialRank", "choices": [str(rank) for rank in range(64, 11, -1)]},
+]
+"""Of which one combination is refused, and the door does not try so many."""
+
+
+def test_values_that_do_not_go_together_are_a_row_and_another_trial_is_made(begin: Begin) -> None:
+    values = [{"adalora.targetRank": "12", "adalora.initialRank": "12"}]
+    look = begin({"method": "AdaLoRA"}, parameters=RANKS, initial=values, maxTrials=2)
+    search = look()
+    row = search.make(search.next())
+    assert row is not None
+    assert (row.number, row.state, row.reason, row.parameters) == (0, "Infeasible", "InvalidSpec", values[0])
+    assert str(row.why).startswith("with these values: adalora.initialRank: must be ")
+    again = look()
+    assert again.ledger.trials == [row]
+    assert again.make(again.next()) is None
+    assert again.number == 1
+    assert again.under_way["spec"]["adalora"] != {"targetRank": 12, "initialRank": 12}
+
+
+def test_a_final_training_that_cannot_be_is_left_out_and_the_best_is_published(begin: Begin) -> None:
+    search = begin({"training": {"packing": True}}, maxTrials=1)()
+    search.make(search.next())
+    search.end(COMPLETE)
+    refused = search.spec.model_validate({**search.spec.to_json_dict(), "final": {"training": {"groupByLength": True}}})
+    search.spec = refused
+    row = search.make(search.next())
+    assert row is not None
+    assert (row.name, row.state, row.origin) == ("support-final", "Infeasible", "Final")
+    assert str(row.why).startswith("spec.final on top of the best values: training.groupByLength: ")
+    assert search.next().conclude == 0

@@ -10,16 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerSpec, PrunerType, SamplerType
 from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_name, trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import LoRASweepRun, RunSpec
+from tunery_api.scrub import shorten
 from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.decide import Decision, Moment, decide
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
-from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of
+from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of, trial_of
 from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
 from tunery_api.search.telling import question
 from tunery_api.search.terms import on_terms, preflight_of
@@ -33,6 +35,7 @@ from tunery_trainer.sweeping.ledger import Ledger, read_ledger, write_ledger
 _NO_OPTUNA: Final = "spec.sampler.type: TPE needs Optuna, which is not installed for this Python"
 _GET_OPTUNA: Final = 'Install it, pip install "optuna>=5", or set spec.sampler.type to Random or Grid in the manifest.'
 _ASK_AGAIN: Final = "Run it again: it goes on with the trials that there are."
+_WHY: Final = 256
 Body = dict[str, Any]
 
 
@@ -111,8 +114,11 @@ class Search:
 
     # Trials that are made
 
-    def make(self, decision: Decision) -> None:
-        """Make the trial that is due, or remember that there is none left; raises TuneryError."""
+    def make(self, decision: Decision) -> TrialStatus | None:
+        """Make the trial that is due, or remember that there is none left; raises TuneryError.
+
+        Returns the row of one that no LoRAJob can be, as its values do not go together; it has ended with that.
+        """
         trials = self.trials
         if decision.final is not None:
             chosen = best(trials, float(self.spec.objective.tolerance))
@@ -120,11 +126,33 @@ class Search:
             found = [Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=values)]
         else:
             found = list(self._ask(trials, decision.create).suggestions)
+        row = None
         if found:
-            self.note(under_way=self._body(trials, found[0]))
+            row = self._begin(self._body(trials, found[0]))
         else:
             self.note(end_reason=EndReason.SPACE_EXHAUSTED)
         self.save()
+        return row
+
+    def _begin(self, body: Body) -> TrialStatus | None:
+        try:
+            run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
+        except InvalidSpec as error:
+            row = self._refused(body, error)
+            self.note(trials=[*self.ledger.trials, row])
+            return row
+        body["metadata"]["uid"] = run.identity.uid
+        self.note(under_way=body)
+        return None
+
+    def _refused(self, body: Body, error: InvalidSpec) -> TrialStatus:
+        """Return the row of a trial that is refused: others are not, so that it is its values that are at fault."""
+        row = trial_of(body, lambda job: read_values(self.space, job)).row
+        of = "spec.final on top of the best values" if row.origin == FINAL_ORIGIN else "with these values"
+        # The trial's manifest is nowhere: its fields are those of spec.template.
+        told = "; ".join(f"{each.path.removeprefix('spec.')}: {each.message}" for each in error.errors)
+        known = {"state": TrialState.INFEASIBLE.value, "reason": FailureReason.INVALID_SPEC.value}
+        return row.model_copy(update={**known, "why": shorten(f"{of}: {told}", _WHY)})
 
     def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
         first = enumerate(starts(self.spec, self.space))
@@ -144,7 +172,7 @@ class Search:
         # Nobody else publishes below the uid of this sweep.
         output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
         name = child_name(self.run.identity.name, "final" if final else f"{number:03d}")
-        body: Body = {
+        return {
             "metadata": {
                 "name": name,
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
@@ -153,9 +181,6 @@ class Search:
             "spec": {**on_terms(spec, preflight), "output": output},
             "status": {},
         }
-        run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
-        body["metadata"]["uid"] = run.identity.uid
-        return body
 
     @property
     def _trials_uri(self) -> str:

@@ -16,6 +16,7 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec
+from tunery_api.search.rows import FINAL_ORIGIN
 from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
@@ -91,8 +92,8 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
         elif decision.conclude is not None:
             search.save()
             return decision.conclude
-        else:
-            search.make(decision)
+        elif (refused := search.make(decision)) is not None:
+            _tell(search, refused)
 
 
 def _failed(failure: Failure) -> TuneryError:
@@ -101,6 +102,8 @@ def _failed(failure: Failure) -> TuneryError:
 
 def _tell(search: Search, row: TrialStatus) -> None:
     print(trial_line(row, best(search.trials, float(search.spec.objective.tolerance))), flush=True)
+    if row.origin == FINAL_ORIGIN and row.state != TrialState.COMPLETE:
+        print("Final      is left out, as it did not come to its end: the best trial is published", flush=True)
 
 
 def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
