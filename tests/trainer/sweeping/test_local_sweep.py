@@ -309,6 +309,34 @@ def test_two_at_once_do_not_share_trials(sweep: Sweep, monkeypatch: pytest.Monke
     assert "another process runs this sweep" in done.stderr
 
 
+def test_sweeps_in_one_work_folder_leave_each_others_trials_alone(sweep: Sweep) -> None:
+    path = sweep((1e-3, HANGS))
+    work = path.parent / "work"
+    command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(work)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+        try:
+            while not any(work.glob("sweep-*/000.json")):
+                time.sleep(0.05)
+            trials = played_in(next(work.glob("sweep-*/000.log")))
+            left = [trials / "checkpoints" / "checkpoint-5", trials / "result"]
+            for folder in left:
+                folder.mkdir(parents=True)
+            other = path.with_name("other.yaml")
+            other.write_text(path.read_text().replace("/out", "/other").replace(f"'{HANGS}'", "'8'", 1))
+            assert yaml.safe_load(other.read_text())["spec"]["initial"][0]["lora.alpha"] == "8"
+            assert run(other).returncode == ExitCode.OK
+            assert all(folder.is_dir() for folder in left)
+        finally:
+            first.kill()
+
+
+def played_in(log: Path) -> Path:
+    """Return the folder that a played trial works in, as its log has it."""
+    while (found := re.search("^works in (.*)$", log.read_text(), re.MULTILINE)) is None:
+        time.sleep(0.05)
+    return Path(found[1])
+
+
 def test_the_data_of_a_sweep_is_checked_and_its_rules_are(sweep: Sweep) -> None:
     path = sweep((1e-4, 8))
     done = run_here("check", path)

@@ -54,7 +54,9 @@ def killed_in_training(path: Path) -> Path:
     with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             # Checkpoints of a trial that has ended are gone.
-            if any(work.glob("sweep-*/001.log")) and any(work.glob("checkpoints/*/step-*/complete.json")):
+            if any(work.glob("sweep-*/001.log")) and any(
+                work.glob("sweep-*/trials/checkpoints/*/step-*/complete.json")
+            ):
                 process.kill()
             time.sleep(0.01)
     return max(work.glob("sweep-*/*.log"))

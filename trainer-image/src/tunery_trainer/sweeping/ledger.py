@@ -20,6 +20,8 @@ from tunery_common.errors import TuneryError
 from tunery_trainer.process.whole import write_whole
 
 LEDGER_FILE: Final = "sweep.json"
+TRIALS_FOLDER: Final = "trials"
+"""Beside it: where its trials work, one after the other, and the best is published from."""
 _LOCK_FILE: Final = "lock"
 _WAIT_SECONDS: Final = 10.0
 """How long what a killed process has left may take to end."""

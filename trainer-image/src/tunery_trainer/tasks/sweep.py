@@ -27,7 +27,7 @@ from tunery_trainer.process.trial_words import read_words
 from tunery_trainer.reporting.sweep_text import sweep_table, trial_line
 from tunery_trainer.resuming.kept import LOCAL_FOLDER
 from tunery_trainer.sweeping.ended import STOPPED, Ended, memory_kills, status_of
-from tunery_trainer.sweeping.ledger import LEDGER_FILE, held
+from tunery_trainer.sweeping.ledger import LEDGER_FILE, TRIALS_FOLDER, held
 from tunery_trainer.sweeping.process import Files, TrialProcess
 from tunery_trainer.sweeping.search import Search, as_here, manifest_of
 from tunery_trainer.tasks.conclude import run_conclude
@@ -47,6 +47,8 @@ def run_sweep(spec: LoRASweepSpec, run: RunSpec, stop: StopSignal) -> RunResult:
     spec = as_here(spec)
     folder = Path(run.work_dir) / f"sweep-{run.identity.uid[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
+    # Trials clean up behind each other: nobody else may work in their folder.
+    run = run.model_copy(update={"work_dir": str(folder / TRIALS_FOLDER)})
     with held(folder) as lock:
         search = Search.of(spec, run, folder)
         target = Target(Workspace(run).output, run.identity, spec.output.overwrite)
