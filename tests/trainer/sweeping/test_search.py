@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tunery_common.errors import TuneryError
 from tunery_trainer.local import sweep_of
+from tunery_trainer.sweeping.ledger import LEDGER_FILE
 from tunery_trainer.sweeping.search import Search, as_here
 
 Look = Callable[[], Search]
@@ -125,3 +128,55 @@ def test_a_final_training_that_cannot_be_is_left_out_and_the_best_is_published(b
     assert (row.name, row.state, row.origin) == ("support-final", "Infeasible", "Final")
     assert str(row.why).startswith("spec.final on top of the best values: training.groupByLength: ")
     assert search.next().conclude == 0
+
+
+def _known(look: Look) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a sweep with a trial that has ended and one that has not, and what is in it."""
+    search = look()
+    search.make(search.next())
+    search.end({"phase": "Failed", "failure": {"reason": "Killed", "message": "it was"}})
+    search.make(search.next())
+    path = search.folder / LEDGER_FILE
+    known: dict[str, Any] = json.loads(path.read_text())
+    return path, known
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda known: known | {"underWay": {}}, "underWay.metadata: "),
+        (
+            lambda known: known | {"underWay": known["underWay"] | {"metadata": {"name": "a"}}},
+            "underWay.metadata.uid: ",
+        ),
+        (
+            lambda known: known | {"underWay": known["underWay"] | {"status": {"phase": "Failed", "failure": 1}}},
+            "it is",
+        ),
+        (lambda known: known | {"trials": [known["trials"][0] | {"reason": "Foo"}]}, "trials: "),
+        (lambda known: known | {"trials": 7}, "trials: "),
+        (lambda known: 7, ""),
+    ],
+)
+def test_of_a_damaged_file_is_said_which_it_is_and_what_to_do(begin: Begin, damage: Any, says: str) -> None:
+    look = begin()
+    path, known = _known(look)
+    assert look().number == 1
+    path.write_text(json.dumps(damage(known)))
+    with pytest.raises(TuneryError) as told:
+        look()
+    assert told.value.message.startswith(f"{path} holds no trials of this sweep: {says}")
+    assert str(told.value.hint).startswith(f"Move {path} away")
+    path.rename(path.with_suffix(".old"))
+    assert look().trials == ()
+
+
+def test_a_folder_in_place_of_the_file_is_said(begin: Begin) -> None:
+    look = begin()
+    path, _ = _known(look)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(
+        TuneryError, match=r"sweep\.json holds no trials of this sweep: it cannot be read: Is a directory"
+    ):
+        look()

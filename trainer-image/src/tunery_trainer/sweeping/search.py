@@ -30,7 +30,7 @@ from tunery_api.search.words import searched
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_trainer.local import run_spec_of
-from tunery_trainer.sweeping.ledger import Ledger, read_ledger, write_ledger
+from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
 
 _NO_OPTUNA: Final = "spec.sampler.type: TPE needs Optuna, which is not installed for this Python"
 _GET_OPTUNA: Final = 'Install it, pip install "optuna>=5", or set spec.sampler.type to Random or Grid in the manifest.'
@@ -71,7 +71,12 @@ class Search:
     def of(cls, spec: LoRASweepSpec, run: RunSpec, folder: Path) -> Search:
         """Return the search as it was left; raises TuneryError where what is there is not of this sweep."""
         ledger = read_ledger(folder, run.identity.uid)
-        return cls(spec, run, folder, ledger, space_of(spec), _before=ledger.seconds)
+        found = cls(spec, run, folder, ledger, space_of(spec), _before=ledger.seconds)
+        try:
+            best(found.trials)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(folder, error) from error
+        return found
 
     @property
     def trials(self) -> tuple[Trial, ...]:
