@@ -268,6 +268,15 @@ REFUSED: list[Any] = [
         id="final-of-nothing",
     ),
     pytest.param(
+        "parameters: [{path: training.packing, choices: ['false', 'true']}]\nfinal: {training: {groupByLength: true}}",
+        {},
+        [
+            "spec.final.training.groupByLength: packed rows all have the same length; leave it out, or set "
+            "packing: false (with training.packing: true, which may be the best)"
+        ],
+        id="final-beside-some-values",
+    ),
+    pytest.param(
         "preset: Guide\noutput: {uri: 's3://key@bucket/a'}", {},
         ["spec.output.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix"],
         id="output",

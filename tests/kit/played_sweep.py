@@ -10,15 +10,17 @@ import pytest
 from tunery_trainer.cli import main
 from tunery_trainer.sweeping import ended, process
 
-from kit.played_trial import COUNTER
+from kit.played_trial import COUNTER_ENV
 
 
 def play(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Have the trials of sweeps of this process played; what the kernel counts is a file in `folder`."""
-    (folder / COUNTER).write_text("oom 0\noom_kill 0\n")
+    counter = folder / "memory.events"
+    patch.setenv(COUNTER_ENV, str(counter))
+    counter.write_text("oom 0\noom_kill 0\n")
     patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     patch.setattr(process, "PROGRAM", (sys.executable, "-m", "kit.played_trial"))
-    patch.setattr(ended, "KILL_COUNTERS", (folder / COUNTER,))
+    patch.setattr(ended, "KILL_COUNTERS", (counter,))
 
 
 if __name__ == "__main__":

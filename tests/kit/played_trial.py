@@ -36,8 +36,8 @@ KILLED_FOR_MEMORY: Final = 64
 KILLED: Final = 128
 LOST: Final = 256
 HANGS: Final = 512
-COUNTER: Final = "memory.events"
-"""Beside the work folder: what the kernel counts."""
+COUNTER_ENV: Final = "PLAYED_COUNTER"
+"""Names the file that holds what the kernel counts."""
 
 
 def loss_of(rate: float) -> float:
@@ -53,9 +53,9 @@ def main(manifest: Path, work: Path) -> int:
     resolved = ResolvedStatus(method="LoRA", steps=80, trainable_parameters=1000)
     tell_sweep(Task.PREFLIGHT, PreflightReport(resolved=resolved))
     alpha, rate = spec.lora.alpha or 0, float(spec.training.learning_rate or 0)
-    print(f"rate {rate}, alpha {alpha}", flush=True)
+    print(f"rate {rate}, alpha {alpha}\nworks in {run.work_dir}", flush=True)
     if alpha == KILLED_FOR_MEMORY:
-        (work.parent / COUNTER).write_text("oom 1\noom_kill 1\n")
+        Path(os.environ[COUNTER_ENV]).write_text("oom 1\noom_kill 1\n")
     if alpha in (KILLED_FOR_MEMORY, KILLED):
         os.kill(os.getpid(), signal.SIGKILL)
     if alpha == HANGS:

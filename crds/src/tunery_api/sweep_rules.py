@@ -16,7 +16,7 @@ from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPr
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
-from tunery_api.search.corners import TOGETHER, Blame, blames, first_point
+from tunery_api.search.corners import TOGETHER, Blame, blames
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_api.search.parameters import Parameters, checked
 from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
@@ -221,14 +221,23 @@ def final_run(spec: LoRASweepSpec) -> Errors:
     """The best trial's settings with those of `final` on top are a LoRAJob that the door lets in."""
     if spec.final is None:
         return
-    first, on_top = first_point(checked(spec).dimensions), spec.final.training.to_json_dict()
-    before = {error.path for error in _job_errors(trial_spec(spec, first))}
-    for error in _job_errors(final_spec(spec, first)):
-        field = error.path.removeprefix("spec.")
-        if error.path not in before and field.removeprefix("training.") in on_top:
-            yield FieldError(f"spec.final.{field}", error.message)
-        elif error.path not in before:
-            yield FieldError("spec.final", f"{field}{_joined(error.message)}")
+    on_top, told = spec.final.training.to_json_dict(), set[str]()
+
+    def errors_of(values: Values) -> frozenset[FieldError]:
+        before = {error.path for error in _job_errors(trial_spec(spec, values))}
+        return frozenset(error for error in _job_errors(final_spec(spec, values)) if error.path not in before)
+
+    for blame in blames(checked(spec).dimensions, errors_of):
+        if blame.error.path in told:
+            continue
+        told.add(blame.error.path)
+        field, message = blame.error.path.removeprefix("spec."), blame.error.message
+        if blame.path is not None:
+            message += f" (with {blame.path}: {blame.values[blame.path]}, which may be the best)"
+        if field.removeprefix("training.") in on_top:
+            yield FieldError(f"spec.final.{field}", message)
+        else:
+            yield FieldError("spec.final", f"{field}{_joined(message)}")
 
 
 LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (

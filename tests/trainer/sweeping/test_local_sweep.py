@@ -34,6 +34,12 @@ RATE_OK = {**RATE, "range": {"min": "1e-5", "max": "5e-3", "log": True}}
 ALPHA_OK = {"path": "lora.alpha", "choices": ["8", "16", "32"]}
 """Of trials that come to their ends."""
 
+RANKS = [
+    {"path": "adalora.targetRank", "choices": [str(rank) for rank in range(1, 13)]},
+    {"path": "adalora.initialRank", "choices": [str(rank) for rank in range(64, 11, -1)]},
+]
+"""Of which the combination of both at 12 is refused, and the door does not try so many."""
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
@@ -211,6 +217,27 @@ def test_the_best_settings_are_trained_once_more_and_take_part(sweep: Sweep) -> 
     assert yaml.safe_load(trained.read_text())["spec"]["training"]["maxSteps"] == 40
 
 
+def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published(sweep: Sweep) -> None:
+    path = sweep(parameters=[RATE_OK, *RANKS], maxTrials=2)
+    content = yaml.safe_load(path.read_text())
+    spec = content["spec"]
+    spec["template"] |= {"method": "AdaLoRA", "lora": {}}
+    ranks = ((12, 12), (4, 20))
+    spec["initial"] = [
+        {"training.learningRate": "0.001", "adalora.targetRank": f"{target}", "adalora.initialRank": f"{first}"}
+        for target, first in ranks
+    ]
+    path.write_text(yaml.safe_dump(content))
+    done = run(path)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert [(row["state"], row.get("reason")) for row in known(path)] == [
+        ("Infeasible", "InvalidSpec"),
+        ("Complete", None),
+    ]
+    assert re.search(r"^Trial 000  Infeasible, InvalidSpec; .*adalora.initialRank: must be", done.stdout, re.MULTILINE)
+    assert best_of(path) == 1
+
+
 def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) -> None:
     path = sweep((1e-4, LOST), (1e-3, LOST), (1e-3, 8), maxFailedTrials=1)
     done = run(path)
@@ -280,6 +307,34 @@ def test_two_at_once_do_not_share_trials(sweep: Sweep, monkeypatch: pytest.Monke
         first.kill()
     assert done.returncode == ExitCode.USER_ERROR
     assert "another process runs this sweep" in done.stderr
+
+
+def test_sweeps_in_one_work_folder_leave_each_others_trials_alone(sweep: Sweep) -> None:
+    path = sweep((1e-3, HANGS))
+    work = path.parent / "work"
+    command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(work)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+        try:
+            while not any(work.glob("sweep-*/000.json")):
+                time.sleep(0.05)
+            trials = played_in(next(work.glob("sweep-*/000.log")))
+            left = [trials / "checkpoints" / "checkpoint-5", trials / "result"]
+            for folder in left:
+                folder.mkdir(parents=True)
+            other = path.with_name("other.yaml")
+            other.write_text(path.read_text().replace("/out", "/other").replace(f"'{HANGS}'", "'8'", 1))
+            assert yaml.safe_load(other.read_text())["spec"]["initial"][0]["lora.alpha"] == "8"
+            assert run(other).returncode == ExitCode.OK
+            assert all(folder.is_dir() for folder in left)
+        finally:
+            first.kill()
+
+
+def played_in(log: Path) -> Path:
+    """Return the folder that a played trial works in, as its log has it."""
+    while (found := re.search("^works in (.*)$", log.read_text(), re.MULTILINE)) is None:
+        time.sleep(0.05)
+    return Path(found[1])
 
 
 def test_the_data_of_a_sweep_is_checked_and_its_rules_are(sweep: Sweep) -> None:

@@ -54,7 +54,9 @@ def killed_in_training(path: Path) -> Path:
     with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             # Checkpoints of a trial that has ended are gone.
-            if any(work.glob("sweep-*/001.log")) and any(work.glob("checkpoints/*/step-*/complete.json")):
+            if any(work.glob("sweep-*/001.log")) and any(
+                work.glob("sweep-*/trials/checkpoints/*/step-*/complete.json")
+            ):
                 process.kill()
             time.sleep(0.01)
     return max(work.glob("sweep-*/*.log"))
@@ -78,4 +80,5 @@ def test_it_finds_better_settings_than_the_guide_and_goes_on_after_it_was_killed
     assert all(len(row["evaluations"]) > 1 and row["trainableParameters"] == 16384 for row in rows)
     assert f"The best is trial {losses.index(best)}: loss {rows[losses.index(best)]['value']}" in done.stdout
     model = plain_peft(path.parent, None)
-    assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(best, rel=0.01)
+    (folder,) = (path.parent / "work").glob("sweep-*")
+    assert single_row_loss(model, held_out_rows(folder, "trials")) == pytest.approx(best, rel=0.01)

@@ -11,18 +11,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tunery_api.fields import OpenModel
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.reasons import FailureReason
 from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.whole import write_whole
 
 LEDGER_FILE: Final = "sweep.json"
+TRIALS_FOLDER: Final = "trials"
+"""Beside it: where its trials work, one after the other, and the best is published from."""
 _LOCK_FILE: Final = "lock"
 _WAIT_SECONDS: Final = 10.0
 """How long what a killed process has left may take to end."""
+
+
+class _Metadata(OpenModel):
+    name: str
+    uid: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class _TrialSpec(OpenModel):
+    preflight: PreflightPolicy
+
+
+class _UnderWay(OpenModel):
+    """What is read of the LoRAJob of a trial that is under way."""
+
+    metadata: _Metadata
+    spec: _TrialSpec
+    status: dict[str, Any]
 
 
 class Ledger(OpenModel):
@@ -42,6 +64,21 @@ class Ledger(OpenModel):
     under_way_seconds: float = 0.0
     """How long its earlier processes ran."""
 
+    @field_validator("trials")
+    @classmethod
+    def _known_reasons(cls, rows: list[TrialStatus]) -> list[TrialStatus]:
+        for row in rows:
+            if row.reason is not None:
+                FailureReason(row.reason)
+        return rows
+
+    @field_validator("under_way")
+    @classmethod
+    def _is_a_trial(cls, body: dict[str, Any] | None) -> dict[str, Any] | None:
+        if body is not None:
+            _UnderWay.model_validate(body)
+        return body
+
 
 def read_ledger(folder: Path, uid: str) -> Ledger:
     """Return what is known of a sweep; raises TuneryError where the file is not one of this sweep."""
@@ -50,15 +87,23 @@ def read_ledger(folder: Path, uid: str) -> Ledger:
         ledger = Ledger.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return Ledger(uid=uid)
+    except OSError as error:
+        raise _not_ours(path, f"it cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise _not_ours(path, error.errors()[0]["msg"]) from error
+        first = error.errors()[0]
+        raise _not_ours(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
     if ledger.uid != uid:
         raise _not_ours(path, f"it is of a sweep with uid {ledger.uid}, this one is {uid}")
     return ledger
 
 
+def damaged(folder: Path, error: Exception) -> TuneryError:
+    """Return what to say where a ledger's trials are not what this program writes."""
+    return _not_ours(folder / LEDGER_FILE, f"it is damaged ({type(error).__name__}: {error})")
+
+
 def _not_ours(path: Path, why: str) -> TuneryError:
-    hint = "Move the file away, and run it again: its trials are made anew."
+    hint = f"Move {path} away, and run it again: its trials are made anew."
     return TuneryError(FailureReason.INVALID_SPEC, f"{path} holds no trials of this sweep: {why}", hint)
 
 

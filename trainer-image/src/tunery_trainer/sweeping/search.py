@@ -10,15 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import Kind
+from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerSpec, PrunerType, SamplerType
 from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_name, trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import LoRASweepRun, RunSpec
+from tunery_api.scrub import shorten
 from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.decide import Decision, Moment, decide
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
-from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of
+from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of, trial_of
 from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
 from tunery_api.search.telling import question
 from tunery_api.search.terms import on_terms, preflight_of
@@ -27,11 +30,12 @@ from tunery_api.search.words import searched
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_trainer.local import run_spec_of
-from tunery_trainer.sweeping.ledger import Ledger, read_ledger, write_ledger
+from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
 
 _NO_OPTUNA: Final = "spec.sampler.type: TPE needs Optuna, which is not installed for this Python"
 _GET_OPTUNA: Final = 'Install it, pip install "optuna>=5", or set spec.sampler.type to Random or Grid in the manifest.'
 _ASK_AGAIN: Final = "Run it again: it goes on with the trials that there are."
+_WHY: Final = 256
 Body = dict[str, Any]
 
 
@@ -60,12 +64,19 @@ class Search:
     _before: float = 0.0
     _running: datetime | None = None
     """When the process of the trial that is under way was started."""
+    _earlier: float = 0.0
+    """How long that trial's processes before it ran."""
 
     @classmethod
     def of(cls, spec: LoRASweepSpec, run: RunSpec, folder: Path) -> Search:
         """Return the search as it was left; raises TuneryError where what is there is not of this sweep."""
         ledger = read_ledger(folder, run.identity.uid)
-        return cls(spec, run, folder, ledger, space_of(spec), _before=ledger.seconds)
+        found = cls(spec, run, folder, ledger, space_of(spec), _before=ledger.seconds)
+        try:
+            best(found.trials)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(folder, error) from error
+        return found
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -74,10 +85,13 @@ class Search:
         return merge(self.ledger.trials, [self._seen(body)] if body else [], lambda job: read_values(self.space, job))
 
     def _seen(self, body: Body) -> Body:
+        """Return the LoRAJob of the trial that is under way, with what its processes that are over have taken."""
+        seconds = self.ledger.under_way_seconds if self._running is None else self._earlier
+        taken = {"gpuSeconds": round(seconds * self.spec.template.resources.gpus)} if seconds else {}
         if self._running is None:
-            return body
+            return {**body, "status": {**body["status"], **taken}}
         attempt = {"startTime": self._running.isoformat()}
-        return {**body, "status": {**body["status"], "phase": "Training", "attemptHistory": [attempt]}}
+        return {**body, "status": {**body["status"], **taken, "phase": "Training", "attemptHistory": [attempt]}}
 
     def next(self) -> Decision:
         """Return what is to be done now, and remember why no more trials are made."""
@@ -105,8 +119,11 @@ class Search:
 
     # Trials that are made
 
-    def make(self, decision: Decision) -> None:
-        """Make the trial that is due, or remember that there is none left; raises TuneryError."""
+    def make(self, decision: Decision) -> TrialStatus | None:
+        """Make the trial that is due, or remember that there is none left; raises TuneryError.
+
+        Returns the row of one that no LoRAJob can be, as its values do not go together; it has ended with that.
+        """
         trials = self.trials
         if decision.final is not None:
             chosen = best(trials, float(self.spec.objective.tolerance))
@@ -114,11 +131,33 @@ class Search:
             found = [Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=values)]
         else:
             found = list(self._ask(trials, decision.create).suggestions)
+        row = None
         if found:
-            self.note(under_way=self._body(trials, found[0]))
+            row = self._begin(self._body(trials, found[0]))
         else:
             self.note(end_reason=EndReason.SPACE_EXHAUSTED)
         self.save()
+        return row
+
+    def _begin(self, body: Body) -> TrialStatus | None:
+        try:
+            run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
+        except InvalidSpec as error:
+            row = self._refused(body, error)
+            self.note(trials=[*self.ledger.trials, row])
+            return row
+        body["metadata"]["uid"] = run.identity.uid
+        self.note(under_way=body)
+        return None
+
+    def _refused(self, body: Body, error: InvalidSpec) -> TrialStatus:
+        """Return the row of a trial that is refused: others are not, so that it is its values that are at fault."""
+        row = trial_of(body, lambda job: read_values(self.space, job)).row
+        of = "spec.final on top of the best values" if row.origin == FINAL_ORIGIN else "with these values"
+        # The trial's manifest is nowhere: its fields are those of spec.template.
+        told = "; ".join(f"{each.path.removeprefix('spec.')}: {each.message}" for each in error.errors)
+        known = {"state": TrialState.INFEASIBLE.value, "reason": FailureReason.INVALID_SPEC.value}
+        return row.model_copy(update={**known, "why": shorten(f"{of}: {told}", _WHY)})
 
     def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
         first = enumerate(starts(self.spec, self.space))
@@ -133,21 +172,20 @@ class Search:
         number, values = suggestion.number, suggestion.values
         final = suggestion.origin == FINAL_ORIGIN
         spec = final_spec(self.spec, values) if final else trial_spec(self.spec, values)
+        # What `final` puts on top may change data and memory.
+        preflight = PreflightPolicy.REQUIRED if final else preflight_of(self.spec.preflight, trials, values)
         # Nobody else publishes below the uid of this sweep.
         output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
         name = child_name(self.run.identity.name, "final" if final else f"{number:03d}")
-        body: Body = {
+        return {
             "metadata": {
                 "name": name,
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
                 "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
             },
-            "spec": {**on_terms(spec, preflight_of(self.spec.preflight, trials, values)), "output": output},
+            "spec": {**on_terms(spec, preflight), "output": output},
             "status": {},
         }
-        run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
-        body["metadata"]["uid"] = run.identity.uid
-        return body
 
     @property
     def _trials_uri(self) -> str:
@@ -169,14 +207,16 @@ class Search:
     def trains(self, since: datetime | None) -> None:
         """Take note that its process was started, or is over."""
         self._running = since
+        self._earlier = self.ledger.under_way_seconds
 
     def end(self, status: Mapping[str, Any]) -> TrialStatus:
         """Take note of how it ended, and return its row, which never changes again."""
         self._running = None
         number = self.number
         self.under_way["status"] = dict(status)
+        self.note(under_way_seconds=0.0)  # what it took in all is in its status
         row = next(trial.row for trial in self.trials if trial.row.number == number)
-        self.note(trials=[*self.ledger.trials, row], under_way=None, under_way_seconds=0.0)
+        self.note(trials=[*self.ledger.trials, row], under_way=None)
         self.save()
         return row
 

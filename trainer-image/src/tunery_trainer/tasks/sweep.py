@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections import deque
 from datetime import UTC, datetime
@@ -15,8 +16,8 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec
+from tunery_api.search.rows import FINAL_ORIGIN
 from tunery_api.search.totals import best
-from tunery_api.status import Phase
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Target, probe, published_before
@@ -26,7 +27,7 @@ from tunery_trainer.process.trial_words import read_words
 from tunery_trainer.reporting.sweep_text import sweep_table, trial_line
 from tunery_trainer.resuming.kept import LOCAL_FOLDER
 from tunery_trainer.sweeping.ended import STOPPED, Ended, memory_kills, status_of
-from tunery_trainer.sweeping.ledger import LEDGER_FILE, held
+from tunery_trainer.sweeping.ledger import LEDGER_FILE, TRIALS_FOLDER, held
 from tunery_trainer.sweeping.process import Files, TrialProcess
 from tunery_trainer.sweeping.search import Search, as_here, manifest_of
 from tunery_trainer.tasks.conclude import run_conclude
@@ -46,6 +47,8 @@ def run_sweep(spec: LoRASweepSpec, run: RunSpec, stop: StopSignal) -> RunResult:
     spec = as_here(spec)
     folder = Path(run.work_dir) / f"sweep-{run.identity.uid[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
+    # Trials clean up behind each other: nobody else may work in their folder.
+    run = run.model_copy(update={"work_dir": str(folder / TRIALS_FOLDER)})
     with held(folder) as lock:
         search = Search.of(spec, run, folder)
         target = Target(Workspace(run).output, run.identity, spec.output.overwrite)
@@ -91,8 +94,8 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
         elif decision.conclude is not None:
             search.save()
             return decision.conclude
-        else:
-            search.make(decision)
+        elif (refused := search.make(decision)) is not None:
+            _tell(search, refused)
 
 
 def _failed(failure: Failure) -> TuneryError:
@@ -101,14 +104,18 @@ def _failed(failure: Failure) -> TuneryError:
 
 def _tell(search: Search, row: TrialStatus) -> None:
     print(trial_line(row, best(search.trials, float(search.spec.objective.tolerance))), flush=True)
+    if row.origin == FINAL_ORIGIN and row.state != TrialState.COMPLETE:
+        print("Final      is left out, as it did not come to its end: the best trial is published", flush=True)
 
 
 def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
     """Train the trial that is under way and return its row; raises StopRequested where that was told to end."""
-    body = search.under_way
+    body, files = search.under_way, Files.of(search.folder, search.number)
+    checked = body["spec"]["preflight"] == PreflightPolicy.SKIP
     if body["spec"].get("stop") is not None:  # a limit was reached while nobody was here
-        return search.end({"phase": Phase.STOPPED.value})
-    files = Files.of(search.folder, search.number)
+        words = read_words(files.words) if search.ledger.under_way_seconds else {}  # else of an earlier search
+        left = Ended(-signal.SIGTERM, words, said=(), stopped=True, checked=checked, memory_kills=None)
+        return _ended(search, left, search.ledger.under_way_seconds)
     files.manifest.write_text(yaml.safe_dump(manifest_of(body), sort_keys=False), "utf-8")
     before, began = memory_kills(), time.monotonic()
     with TrialProcess(files, Path(search.run.work_dir), lock) as process:
@@ -126,11 +133,17 @@ def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
         words=read_words(files.words),
         said=_last_lines(files.log),
         stopped=process.told,
-        checked=body["spec"]["preflight"] == PreflightPolicy.SKIP,
+        checked=checked,
         memory_kills=None if before is None or after is None else after - before,
     )
+    return _ended(search, ended, seconds)
+
+
+def _ended(search: Search, ended: Ended, seconds: float) -> TrialStatus:
+    """Take note of how the trial ended that is under way, remove what nobody needs of it, and return its row."""
+    uid = search.under_way["metadata"]["uid"]
     row = search.end(_with_seconds(ended, seconds, search.spec.template.resources.gpus))
-    _clean_up(search, body["metadata"]["uid"], row)
+    _clean_up(search, uid, row)
     return row
 
 
