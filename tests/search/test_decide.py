@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
-from tunery_api.search.decide import Decision, decide, most_failed
+from tunery_api.search.decide import Decision, Moment, decide, most_failed
 from tunery_api.search.failures import FAULTS, Fault
 from tunery_api.search.rows import Live, Trial
-from tunery_api.sweepstatus import EndReason, TrialState
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 
 from kit.sweeps import START, moment, running, sweep, trial
 
@@ -104,6 +104,37 @@ def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> No
         "WontFit",
         "3 of 3 trials ended as WontFit, and none is complete; the last: 40 GiB of 24",
     )
+
+
+def forgiving(number: int) -> Moment:
+    return Moment(START, START, forgiven=number)
+
+
+def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
+    spec = sweep(maxTrials=4, parallelTrials=9)
+    away = [by_chance(number, "StorageUnavailable") for number in range(4)]
+    assert decide(spec, away, forgiving(4)) == Decision(create=(4,))
+    assert decide(spec, [*away, done(4)], forgiving(4)).create == (5, 6, 7)
+    assert decide(sweep(maxTrials=1), [by_chance(0, "SecretNotFound")], forgiving(1)).create == (1,)
+    mixed = [done(0), by_chance(1), unfit(2), trial(3, S.DELETED), by_chance(4)]
+    assert decide(spec, mixed, forgiving(4)).create == (5,), "one complete, one deleted, and one that failed after it"
+    ended = [*away, *(done(number) for number in range(4, 8))]
+    assert decide(spec, ended, forgiving(4)) == Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+
+
+def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
+    trials = [by_chance(0), by_chance(1), trial(2, S.INFEASIBLE, reason="LossDiverged", why="at step 9")]
+    failure = decide(sweep(maxTrials=1), trials, forgiving(2)).fail
+    assert failure is not None
+    assert failure.message == "1 of 1 trials ended as LossDiverged, and none is complete; the last: at step 9"
+
+
+def test_there_are_never_more_trials_than_a_status_has_rows() -> None:
+    spec = sweep(maxTrials=128, parallelTrials=32)
+    away = [by_chance(number) for number in range(TRIALS_KEPT - 4)]
+    assert len(decide(spec, [*away, done(TRIALS_KEPT - 4)], forgiving(TRIALS_KEPT)).create) == 2
+    full = [*away, *(done(TRIALS_KEPT - number) for number in (4, 3, 2))]
+    assert decide(spec, full, forgiving(TRIALS_KEPT)).end_reason is EndReason.MAX_TRIALS
 
 
 EVERY = [reason for reason, fault in FAULTS.items() if fault is Fault.EVERY]

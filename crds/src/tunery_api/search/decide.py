@@ -16,7 +16,7 @@ from tunery_api.search.prune import pruned
 from tunery_api.search.rows import Trial, stop_text
 from tunery_api.search.terms import was_checked
 from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
-from tunery_api.sweepstatus import EndReason, TrialState
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 
 _MESSAGE = 1024
 _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
@@ -35,7 +35,8 @@ class Moment:
     concluding: bool = False
     """The best is being published: nothing is searched any more, whatever the spec says by now."""
     forgiven: int = 0
-    """What trials below this number failed for was mended since: it fails the sweep no more."""
+    """What trials below this number failed for was mended since: it fails the sweep no more, and others are made for
+    them beside spec.maxTrials."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
         stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
     alive = [trial for trial in trials if not trial.is_final]
     if end is not None and not alive:
-        return _after(spec, trials, end)
+        return _after(spec, trials, moment, end)
     firm = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
     shown = end if firm else None
     decision = Decision(stop=stop, end_reason=shown, look_again=_look_again(spec, trials, moment))
@@ -128,7 +129,7 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
     """Return why the trials that there are suffice."""
     if moment.recorded is EndReason.SPACE_EXHAUSTED or sum(not trial.counts for trial in trials) >= spec.max_trials:
         return EndReason.SPACE_EXHAUSTED
-    if sum(trial.counts for trial in trials) >= spec.max_trials:
+    if _room(spec, trials, moment) <= 0:
         return EndReason.MAX_TRIALS
     patience, since = spec.stop_after_trials_without_improvement, since_improvement(trials)
     if patience is not None and since is not None and since >= patience:
@@ -138,11 +139,12 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
     return None
 
 
-def _after(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Decision:
+def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: EndReason) -> Decision:
     """Return what follows once nothing runs and no other trial is made."""
     chosen = best(trials, float(spec.objective.tolerance))
     if chosen is None:
-        return Decision(fail=_nothing(trials, end), end_reason=end)
+        judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
+        return Decision(fail=_nothing(judged or trials, end), end_reason=end)
     if spec.suspend:
         return Decision(end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
@@ -158,10 +160,15 @@ def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[
         return ()
     # One goes ahead: a wrong bucket costs one pod on a CPU, not one for each trial.
     parallel = spec.parallel_trials if any(map(was_checked, trials)) else 1
-    counted = sum(trial.counts for trial in trials)
-    number = min(parallel - len(alive), spec.max_trials - counted, _affordable(spec, trials, moment))
+    number = min(parallel - len(alive), _room(spec, trials, moment), _affordable(spec, trials, moment))
     first = _next(trials)
     return tuple(range(first, first + max(0, number)))
+
+
+def _room(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
+    """Return how many more trials there may be, of maxTrials and of the rows of a status; one is for the final one."""
+    counted = sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
+    return min(spec.max_trials - counted, TRIALS_KEPT - 1 - len(trials))
 
 
 def _next(trials: Sequence[Trial]) -> int:

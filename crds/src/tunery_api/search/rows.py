@@ -88,6 +88,10 @@ class Trial:
         """Tell whether it is one of maxTrials: what preflight found too large cost no GPU."""
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
+    def is_forgiven(self, forgiven: int) -> bool:
+        """Tell whether it failed for what was mended since: below the number that a retry has written down."""
+        return self.row.state == TrialState.FAILED and self.row.number < forgiven
+
     @property
     def is_measured(self) -> bool:
         """Tell whether it says something of its values, good or bad."""

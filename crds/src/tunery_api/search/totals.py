@@ -112,9 +112,10 @@ def counts(trials: Sequence[Trial]) -> TrialCounts:
     return TrialCounts(created=len(trials), **numbers)
 
 
-def counts_text(trials: Iterable[Trial], most: int) -> str:
+def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
     """Return how many of the trials that count have ended, of those in all: `7/20`."""
-    return f"{sum(trial.counts and trial.is_final for trial in trials)}/{most}"
+    counted = (trial for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
+    return f"{sum(trial.is_final for trial in counted)}/{most}"
 
 
 def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:

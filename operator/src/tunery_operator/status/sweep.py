@@ -50,7 +50,7 @@ def _show_trials(draft: Draft, search: Search) -> None:
     draft.put(
         trials=[trial.row.to_json_dict() for trial in trials] or None,
         counts=totals.counts(trials).to_json_dict(),
-        countsText=totals.counts_text(trials, spec.max_trials),
+        countsText=totals.counts_text(trials, spec.max_trials, int(draft.fields.get("forgiven") or 0)),
         best=totals.best_trial(best).to_json_dict() if best is not None else None,
         convergence=[each.to_json_dict() for each in convergence] or None,
         trialsSinceImprovement=totals.since_improvement(trials),
