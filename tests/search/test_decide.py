@@ -86,6 +86,14 @@ def test_nothing_is_made_while_suspended() -> None:
     assert decide(spec, [done(0)], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
 
 
+def test_nothing_fails_for_want_of_a_result_while_suspended() -> None:
+    none = trial(0, S.INFEASIBLE, reason="LossDiverged")
+    assert decide(sweep(suspend=True, maxTrials=1), [none], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
+    late = sweep(suspend=True, activeDeadlineSeconds=1)
+    assert decide(late, [none], moment(9)) == Decision(end_reason=EndReason.DEADLINE)
+    assert decide(sweep(maxTrials=1), [none], moment()).fail is not None
+
+
 def test_limits_may_change_while_it_runs() -> None:
     trials = [done(number) for number in range(5)]
     assert decide(sweep(maxTrials=5), trials, moment()).conclude == 0

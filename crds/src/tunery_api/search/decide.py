@@ -141,12 +141,12 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
 
 def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: EndReason) -> Decision:
     """Return what follows once nothing runs and no other trial is made."""
+    if spec.suspend:
+        return Decision(end_reason=end)
     chosen = best(trials, float(spec.objective.tolerance))
     if chosen is None:
         judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
         return Decision(fail=_nothing(judged or trials, end), end_reason=end)
-    if spec.suspend:
-        return Decision(end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
