@@ -105,13 +105,23 @@ def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> No
     spec = sweep(maxTrials=3, parallelTrials=4)
     assert decide(spec, [done(0), unfit(1), unfit(2)], moment()).create == (3, 4)
     best = decide(spec, [done(0), unfit(1), unfit(2), unfit(3)], moment())
-    assert (best.conclude, best.end_reason) == (0, EndReason.SPACE_EXHAUSTED)
+    assert (best.conclude, best.end_reason) == (0, EndReason.MOST_WONT_FIT)
     none = decide(spec, [unfit(0), unfit(1), unfit(2)], moment())
     assert none.fail is not None
     assert (none.fail.reason, none.fail.message) == (
         "WontFit",
         "3 of 3 trials ended as WontFit, and none is complete; the last: 40 GiB of 24",
     )
+
+
+def test_a_search_in_which_most_does_not_fit_goes_on_once_more_trials_are_allowed() -> None:
+    trials = [*map(unfit, range(5)), done(5)]
+    assert decide(sweep(maxTrials=5), [*trials, running(6)], moment()) == Decision()
+    ended = decide(sweep(maxTrials=5), trials, moment())
+    assert (ended.conclude, ended.end_reason) == (5, EndReason.MOST_WONT_FIT)
+    assert decide(sweep(maxTrials=50), trials, moment(recorded=EndReason.MOST_WONT_FIT)).create == (6,)
+    enough = [*map(unfit, range(3)), *(done(number) for number in range(3, 6))]
+    assert decide(sweep(maxTrials=3), enough, moment()).end_reason is EndReason.MAX_TRIALS
 
 
 def forgiving(number: int) -> Moment:

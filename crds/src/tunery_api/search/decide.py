@@ -127,10 +127,12 @@ def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
 
 def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
     """Return why the trials that there are suffice."""
-    if moment.recorded is EndReason.SPACE_EXHAUSTED or sum(not trial.counts for trial in trials) >= spec.max_trials:
+    if moment.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
     if _room(spec, trials, moment) <= 0:
         return EndReason.MAX_TRIALS
+    if sum(trial.row.reason == FailureReason.WONT_FIT for trial in trials) >= spec.max_trials:
+        return EndReason.MOST_WONT_FIT
     patience, since = spec.stop_after_trials_without_improvement, since_improvement(trials)
     if patience is not None and since is not None and since >= patience:
         return EndReason.NO_IMPROVEMENT

@@ -18,7 +18,8 @@ _END: Final = {
     EndReason.BUDGET: "spec.budget has no room for another trial",
     EndReason.DEADLINE: "spec.activeDeadlineSeconds is over",
     EndReason.NO_IMPROVEMENT: "the last spec.stopAfterTrialsWithoutImprovement trials were not better than the best",
-    EndReason.SPACE_EXHAUSTED: "the space has no other point that would fit",
+    EndReason.SPACE_EXHAUSTED: "the space has no other point that has not been tried",
+    EndReason.MOST_WONT_FIT: "as many as spec.maxTrials would not fit into memory; raise it to try others",
 }
 
 
