@@ -281,7 +281,13 @@ def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     trials = [done(number, adapter=None, reason="NotImproved", why="it is no better") for number in range(2)]
     decision = decide(sweep(maxTrials=2), trials, moment())
     assert decision.fail is not None
-    assert decision.fail.reason == "NotImproved"
+    assert (decision.fail.reason, decision.fail.message) == (
+        "NotImproved",
+        "2 of 2 trials ended as NotImproved, and none has an adapter; the last: it is no better",
+    )
+    lost = decide(sweep(maxTrials=1), [done(0, adapter=None)], moment())
+    assert lost.fail is not None
+    assert lost.fail.message == "none of 1 trials has an adapter"
     pruned = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="by hand: enough")], moment())
     assert pruned.fail is not None
     assert pruned.fail.message == "none of 1 trials came to its end"

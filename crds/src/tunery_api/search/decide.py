@@ -217,11 +217,13 @@ def _nothing(trials: Sequence[Trial], end: EndReason) -> Failure:
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
         return _failed(FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter")
-    reason = _commonest(trials)
+    reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
-        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials came to its end")
+        said = "has an adapter" if complete else "came to its end"
+        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
-    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and none is complete; the last: {alike[-1].why}"
+    none = "none has an adapter" if complete else "none is complete"
+    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {alike[-1].why}"
     return _failed(reason, text)
 
 
