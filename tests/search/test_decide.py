@@ -234,6 +234,24 @@ def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
     assert decide(spec, ended, moment(99)) == Decision(conclude=0, end_reason=EndReason.BUDGET)
 
 
+def test_while_something_runs_a_limit_that_is_near_or_reached_is_looked_at_again() -> None:
+    three = running(0, since=(START,), gpus=3)
+    almost = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(0.333333))
+    assert (almost.end_reason, almost.look_again) == (None, START + timedelta(seconds=0.334333))
+    spent = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(2))
+    late = decide(sweep(activeDeadlineSeconds=1), [running(0, stopping=True)], moment(2))
+    assert spent.look_again == late.look_again == START + timedelta(seconds=12)
+
+
+@given(st.floats(0, 200), st.integers(1, 150), st.integers(1, 150), st.integers(1, 7))
+def test_with_a_limit_of_time_there_is_always_a_next_look(now: float, budget: int, deadline: int, gpus: int) -> None:
+    trials = [done(0, gpu_seconds=1), running(1, since=(START,), gpus=gpus)]
+    for spec in (sweep(budget={"gpuSeconds": budget}), sweep(activeDeadlineSeconds=deadline)):
+        again = decide(spec, trials, moment(now)).look_again
+        assert again is not None
+        assert moment(now).now < again <= START + timedelta(seconds=max(now + 10, 150))
+
+
 @pytest.mark.parametrize(
     ("budget", "trials", "create"),
     [

@@ -23,6 +23,11 @@ _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
 """Ends after which trials that run are stopped, and nothing more is trained."""
 
 
+_SOONEST = timedelta(milliseconds=1)
+_WHILE_ENDING = timedelta(seconds=10)
+"""How often those are looked at that still run behind a limit of time."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """What of the world beside its trials a decision depends on."""
@@ -198,13 +203,17 @@ def _deadline(spec: LoRASweepSpec, moment: Moment) -> datetime | None:
 
 
 def _look_again(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> datetime | None:
-    """Return when the first limit of time is reached, if nothing changes before."""
+    """Return when the first limit of time is reached, if nothing changes before; one that is reached is seen to."""
     times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
     rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
-    if spec.budget is not None and rate:
+    if spec.budget is not None:
         left = spec.budget.gpu_seconds - _spent(trials, moment)
-        times.append(moment.now + timedelta(seconds=left / rate))
-    return min((time for time in times if time > moment.now), default=None)
+        # What is left may take less than a clock tells apart.
+        times += [moment.now + max(_SOONEST, timedelta(seconds=left / rate))] if rate and left > 0 else []
+        times += [moment.now] if left <= 0 else []
+    alive = any(not trial.is_final for trial in trials)
+    ahead = [time if time > moment.now else moment.now + _WHILE_ENDING for time in times if alive or time > moment.now]
+    return min(ahead, default=None)
 
 
 def _stop_all(trials: Sequence[Trial], why: str) -> dict[int, str]:
