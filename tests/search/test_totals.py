@@ -145,11 +145,6 @@ def test_trials_are_counted() -> None:
     assert (counts_text(TRIALS, 20, forgiven=5), counts_text(TRIALS, 20, forgiven=6)) == ("8/20", "7/20")
 
 
-def test_the_values_of_a_trial_that_is_forgiven_may_be_tried_again() -> None:
-    there = [told.number for told in question(sweep(), (), TRIALS, [], {}, forgiven=6).trials]
-    assert (5 in there, len(there)) == (False, len(TRIALS) - 1)
-
-
 def test_what_was_spent_and_what_pruning_saved() -> None:
     assert gpu_seconds(TRIALS) == 530
     assert gpu_seconds_saved(TRIALS) == 95, "a complete one takes 125"

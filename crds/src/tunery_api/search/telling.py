@@ -18,18 +18,14 @@ def question(
     trials: Iterable[Trial],
     numbers: Sequence[int],
     fixed: Mapping[int, Fixed],
-    forgiven: int = 0,
 ) -> Ask:
-    """Return what is asked for trials of these numbers; with_earlier adds other sweeps'.
-
-    What failed below `forgiven` is not told: it says nothing, and its values may be tried again.
-    """
+    """Return what is asked for trials of these numbers; with_earlier adds other sweeps'."""
     return Ask(
         seed=spec.seed,
         sampler=spec.sampler.type,
         startup=spec.sampler.startup_trials,
         space=tuple(space),
-        trials=tuple(told(trial) for trial in trials if not trial.is_extra and not trial.is_forgiven(forgiven)),
+        trials=tuple(told(trial) for trial in trials if not trial.is_extra),
         fixed={number: fixed[number] for number in numbers if number in fixed},
         numbers=tuple(numbers),
     )
