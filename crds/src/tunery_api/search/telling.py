@@ -57,7 +57,8 @@ def _state(trial: Trial) -> ToldState:
         # The status of an older version, or of somebody's hand, may tell what is no number.
         return ToldState.COMPLETE if trial.loss is not None else ToldState.FAILED
     if state == TrialState.INFEASIBLE:
-        # Without a loss it is behind all that have one: beside an edge half as many are wasted as where nothing is said.
+        # Without a loss it is behind all that have one: beside an edge half as many are wasted as where nothing is
+        # said.
         return ToldState.PRUNED
     if state == TrialState.PRUNED:
         # One that was stopped before anything was measured, and not for what it found itself, says nothing.
