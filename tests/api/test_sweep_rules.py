@@ -249,16 +249,16 @@ REFUSED: list[Any] = [
     pytest.param(
         "preset: Guide\npruner: {rungs: ['0.05', '0.5']}", {"evaluation": {"times": 16}},
         [
-            "spec.pruner.rungs[0]: must be at least 0.0625: a trial is measured 16 times at most, so never before; or set "
-            "spec.pruner.type: None",
+            "spec.pruner.rungs[0]: must be at least 0.0625: a trial is measured 16 times at most, so never before; or "
+            "set spec.pruner.type: None",
         ],
         id="a rung before any evaluation",
     ),
     pytest.param(
         "preset: Guide", {"evaluation": {"everySteps": 100}, "training": {"maxSteps": 100}},
         [
-            "spec.template.evaluation.everySteps: must be at most 25, so that a trial of 100 steps is measured before the "
-            "rung at 0.25; or set spec.pruner.type: None",
+            "spec.template.evaluation.everySteps: must be at most 25, so that a trial of 100 steps is measured before "
+            "the rung at 0.25; or set spec.pruner.type: None",
         ],
         id="every so many steps is too late",
     ),

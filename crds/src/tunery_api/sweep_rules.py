@@ -109,8 +109,8 @@ def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Erro
     if times is not None and times * first < 1 and EVALUATIONS_KEPT * first < 1:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
-            f"must be at least {1 / EVALUATIONS_KEPT:g}: a trial is measured {EVALUATIONS_KEPT} times at most, so never "
-            f"before; {otherwise}",
+            f"must be at least {1 / EVALUATIONS_KEPT:g}: a trial is measured {EVALUATIONS_KEPT} times at most, so "
+            f"never before; {otherwise}",
         )
     elif times is not None and times * first < 1:
         yield FieldError(
