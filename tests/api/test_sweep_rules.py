@@ -51,6 +51,11 @@ ACCEPTED = [
     pytest.param(
         "preset: Guide", {"evaluation": {"everySteps": 20}, "training": {"maxSteps": 320}}, id="sixteen-evaluations"
     ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.07']}",
+        {"evaluation": {"everySteps": 7}, "training": {"maxSteps": 100}},
+        id="a-rung-at-the-first-of-fifteen-evaluations",
+    ),
     pytest.param("preset: Guide\npruner: {type: None}", {"evaluation": {"times": 1}}, id="one-evaluation-no-pruner"),
     pytest.param("preset: Guide\nfinal: {training: {epochs: '3'}}", {"training": {"epochs": "1"}}, id="longer-at-last"),
     pytest.param(
@@ -269,6 +274,14 @@ REFUSED: list[Any] = [
             "trial that has had more can no longer be compared; or set spec.pruner.type: None",
         ],
         id="every so many steps is too often",
+    ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.05']}", {"evaluation": {"everySteps": 5}, "training": {"maxSteps": 100}},
+        [
+            "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so none "
+            "before; or set spec.pruner.type: None",
+        ],
+        id="a rung too early for any everySteps",
     ),
     pytest.param(
         "parameters: [{path: lora.targetModules, choices: ['a,b', 'b, a', 'a,a', 'b']}]", {},

@@ -122,13 +122,19 @@ def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Erro
         return
     most, least = max(1, math.floor(first * steps)), math.ceil(steps / EVALUATIONS_KEPT)
     at = "spec.template.evaluation.everySteps"
-    if every > most:
+    if most < least:
+        yield FieldError(
+            f"spec.pruner.rungs[{index}]",
+            f"must be at least {math.ceil(1000 * least / steps) / 1000:g}: of {steps} steps a status tells the newest "
+            f"{EVALUATIONS_KEPT} evaluations, so none before; {otherwise}",
+        )
+    elif every > most:
         yield FieldError(
             at,
             f"must be at most {most}, so that a trial of {steps} steps is measured before the rung at {first:g}; "
             f"{otherwise}",
         )
-    elif every < least <= most:
+    elif every < least:
         yield FieldError(
             at,
             f"must be at least {least}: a status tells the newest {EVALUATIONS_KEPT} evaluations, and a trial that has "
