@@ -278,8 +278,8 @@ REFUSED: list[Any] = [
     pytest.param(
         "preset: Guide\npruner: {rungs: ['0.05']}", {"evaluation": {"everySteps": 5}, "training": {"maxSteps": 100}},
         [
-            "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so none "
-            "before; or set spec.pruner.type: None",
+            "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so "
+            "none before; or set spec.pruner.type: None",
         ],
         id="a rung too early for any everySteps",
     ),
