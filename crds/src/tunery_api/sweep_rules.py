@@ -13,7 +13,6 @@ from tunery_api.errors import FieldError
 from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset, TrialTemplate
-from tunery_api.measured import EVALUATIONS_KEPT
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
@@ -22,6 +21,7 @@ from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_api.search.parameters import Parameters, checked
 from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
 from tunery_api.search.points import ends, misfits
+from tunery_api.search.prune import MOST_EVALUATIONS
 from tunery_api.search.space import final_spec, trial_spec
 
 Errors = Iterator[FieldError]
@@ -106,10 +106,10 @@ def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Erro
     """Yield what keeps a trial from being measured before its first rung, or from telling of it."""
     times, every, steps = template.evaluation.times, template.evaluation.every_steps, template.training.max_steps
     otherwise = "or set spec.pruner.type: None"
-    if times is not None and times * first < 1 and EVALUATIONS_KEPT * first < 1:
+    if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
-            f"must be at least {1 / EVALUATIONS_KEPT:g}: a trial is measured {EVALUATIONS_KEPT} times at most, so "
+            f"must be at least {1 / MOST_EVALUATIONS:g}: a trial is measured {MOST_EVALUATIONS} times at most, so "
             f"never before; {otherwise}",
         )
     elif times is not None and times * first < 1:
@@ -120,13 +120,13 @@ def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Erro
         )
     if times is not None or every is None or steps is None:
         return
-    most, least = max(1, math.floor(first * steps)), math.ceil(steps / EVALUATIONS_KEPT)
+    most, least = max(1, math.floor(first * steps)), math.ceil(steps / MOST_EVALUATIONS)
     at = "spec.template.evaluation.everySteps"
     if most < least:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
             f"must be at least {math.ceil(1000 * least / steps) / 1000:g}: of {steps} steps a status tells the newest "
-            f"{EVALUATIONS_KEPT} evaluations, so none before; {otherwise}",
+            f"{MOST_EVALUATIONS} evaluations, so none before; {otherwise}",
         )
     elif every > most:
         yield FieldError(
@@ -137,7 +137,7 @@ def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Erro
     elif every < least:
         yield FieldError(
             at,
-            f"must be at least {least}: a status tells the newest {EVALUATIONS_KEPT} evaluations, and a trial that has "
+            f"must be at least {least}: a status tells the newest {MOST_EVALUATIONS} evaluations, and a trial that has "
             f"had more can no longer be compared; {otherwise}",
         )
 

@@ -19,6 +19,8 @@ from tunery_api.search.rows import FINAL_ORIGIN, Course, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
+MOST_EVALUATIONS: Final = EVALUATIONS_KEPT
+"""Of a trial that is compared: of more the first are no longer told."""
 _EPSILON: Final = 1e-9
 _ANOTHER: Final = 1.5
 """Distances between two evaluations, above which there was one before the first: they are a step longer or shorter."""
@@ -64,7 +66,7 @@ def at_rung(course: Course, rung: float) -> float | None:
 
 def _has_forgotten(course: Course) -> bool:
     """Tell whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
-    if len(course) < EVALUATIONS_KEPT:
+    if len(course) < MOST_EVALUATIONS:
         return False
     widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
     return course[0][0] > _ANOTHER * widest
