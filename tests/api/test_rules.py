@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_api.validation import parse_adaptermerge, parse_lorajob, parse_lorasweep
 
 from kit.kubectl import Kubectl, KubectlError
 
@@ -306,6 +306,13 @@ REFUSED_BY_BOTH: list[Any] = [
         id="onto-its-beginning",
     ),
     pytest.param(
+        {"output": BASE["model"]},
+        "spec.output.uri: is no place of its own beside the model's, s3://models/SmolLM2, which stays as it is: choose "
+        "another place",
+        "output.uri is the model's own place",
+        id="onto-the-model",
+    ),
+    pytest.param(
         {"resumeFrom": {}},
         "spec.resumeFrom: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
@@ -385,6 +392,13 @@ REFUSED_IN_PYTHON: list[Any] = [
 ]
 
 MERGES_REFUSED: list[Any] = [
+    pytest.param(
+        {"adapters": [ONE], "into": "Model", "model": BASE["model"], "output": BASE["model"]},
+        "spec.output.uri: is no place of its own beside the model's, s3://models/SmolLM2, which stays as it is: choose "
+        "another place",
+        "output.uri is the model's own place",
+        id="onto-its-base",
+    ),
     pytest.param(
         {"adapters": [{**ONE, "weight": "1"}, {"weight": "1"}]},
         "spec.adapters[1]: takes exactly one of loraJobRef and uri",
@@ -499,6 +513,42 @@ def lorajob_errors(blocks: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
 def test_a_refused_combination_says_what_to_do(blocks: dict[str, Any], message: str, server: str) -> None:
     assert lorajob_errors(blocks) == [message]
+
+
+PLACES = [
+    ("s3://models/SmolLM2", True),
+    ("s3://models/SmolLM2/", True),
+    ("s3://models/SmolLM2/adapter", True),
+    ("s3://models", True),
+    ("s3://models/SmolLM2-adapter", False),
+    ("s3://models/Smol", False),
+    ("s3://other/SmolLM2", False),
+    ("s3://models/smollm2", False),
+]
+
+
+@pytest.mark.parametrize(("uri", "refused"), PLACES)
+def test_nothing_is_published_onto_into_or_around_a_model(uri: str, refused: bool) -> None:
+    """Whoever trains on that model next would find files that are none of its own."""
+    text = "is no place of its own beside the model's, s3://models/SmolLM2, which stays as it is: choose another place"
+    said = [("spec.output.uri", text)] if refused else []
+    measured = {"dataset": {"uri": "s3://data/rows.jsonl"}}
+    for parse, spec in (
+        (parse_lorajob, BASE),
+        (parse_adaptermerge, {"adapters": [ONE], "into": "Model", "model": BASE["model"]}),
+        (parse_adaptermerge, {"adapters": [ONE], "model": BASE["model"], "evaluation": measured}),
+        (parse_lorasweep, {"template": BASE, "preset": "Guide"}),
+    ):
+        assert refusals(parse, spec | {"output": {"uri": uri}}) == said
+        assert refusals(parse, spec) == []
+
+
+def refusals(parse: Callable[[dict[str, Any]], object], spec: dict[str, Any]) -> list[tuple[str, str]]:
+    try:
+        parse({"metadata": {"name": "support"}, "spec": spec})
+    except InvalidSpec as refused:
+        return [(error.path, error.message) for error in refused.errors]
+    return []
 
 
 @pytest.mark.parametrize(("blocks", "messages"), REFUSED_IN_PYTHON)

@@ -67,6 +67,11 @@ def ranged(**given: Any) -> dict[str, Any]:
         pytest.param(ranged(min="0", max="1", log=True), "min must be above 0 with log: true", id="log-of-0"),
         pytest.param(ranged(min="1", max="2", log=True, step="1"), "cannot be set together with log", id="log-step"),
         pytest.param(ranged(min="1", max="2", step="0"), "step must be above 0", id="step-0"),
+        pytest.param(
+            {"preset": "Guide", "output": {"uri": TEMPLATE["model"]["uri"]}},
+            "output.uri is the model's own place",
+            id="onto-the-model",
+        ),
         pytest.param({"preset": "Guide", "parallelTrials": 21}, "at most maxTrials", id="more-at-a-time-than-in-all"),
         pytest.param({"preset": "Guide", "parallelTrials": 2, "maxTrials": 1}, "at most maxTrials", id="of-one"),
         pytest.param(

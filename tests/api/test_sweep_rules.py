@@ -41,6 +41,21 @@ ACCEPTED = [
         {},
         id="grid-of-steps",
     ),
+    pytest.param(
+        "parameters: [{path: lora.dropout, range: {min: '0.2', max: '0.3', step: '0.1'}},"
+        "{path: training.weightDecay, range: {min: '0.1', max: '0.3', step: '0.2'}},"
+        "{path: training.maxGradNorm, range: {min: '0.7', max: '1.7', step: '0.0001'}}]\nsampler: {type: Grid}",
+        {},
+        id="one-step-between-decimals",
+    ),
+    pytest.param(
+        "preset: Guide", {"evaluation": {"everySteps": 20}, "training": {"maxSteps": 320}}, id="sixteen-evaluations"
+    ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.07']}",
+        {"evaluation": {"everySteps": 7}, "training": {"maxSteps": 100}},
+        id="a-rung-at-the-first-of-fifteen-evaluations",
+    ),
     pytest.param("preset: Guide\npruner: {type: None}", {"evaluation": {"times": 1}}, id="one-evaluation-no-pruner"),
     pytest.param("preset: Guide\nfinal: {training: {epochs: '3'}}", {"training": {"epochs": "1"}}, id="longer-at-last"),
     pytest.param(
@@ -235,6 +250,61 @@ REFUSED: list[Any] = [
             "or set spec.pruner.type: None",
         ],
         id="pruner",
+    ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.05', '0.5']}", {"evaluation": {"times": 16}},
+        [
+            "spec.pruner.rungs[0]: must be at least 0.0625: a trial is measured 16 times at most, so never before; or "
+            "set spec.pruner.type: None",
+        ],
+        id="a rung before any evaluation",
+    ),
+    pytest.param(
+        "preset: Guide", {"evaluation": {"everySteps": 100}, "training": {"maxSteps": 100}},
+        [
+            "spec.template.evaluation.everySteps: must be at most 25, so that a trial of 100 steps is measured before "
+            "the rung at 0.25; or set spec.pruner.type: None",
+        ],
+        id="every so many steps is too late",
+    ),
+    pytest.param(
+        "preset: Guide", {"evaluation": {"everySteps": 10}, "training": {"maxSteps": 320}},
+        [
+            "spec.template.evaluation.everySteps: must be at least 20: a status tells the newest 16 evaluations, and a "
+            "trial that has had more can no longer be compared; or set spec.pruner.type: None",
+        ],
+        id="every so many steps is too often",
+    ),
+    pytest.param(
+        "preset: Guide\npruner: {rungs: ['0.05']}", {"evaluation": {"everySteps": 5}, "training": {"maxSteps": 100}},
+        [
+            "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so "
+            "none before; or set spec.pruner.type: None",
+        ],
+        id="a rung too early for any everySteps",
+    ),
+    pytest.param(
+        "parameters: [{path: lora.targetModules, choices: ['a,b', 'b, a', 'a,a', 'b']}]", {},
+        [
+            "spec.parameters[0].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[0].choices[2]: lora.targetModules must have each name once, is 'a,a'",
+        ],
+        id="modules in another order",
+    ),
+    pytest.param(
+        "sampler: {type: Grid}\nparameters: [{path: lora.rank, range: {min: '4', max: '8'}},"
+        "{path: training.learningRate, range: {min: '0.0001', max: '0.01'}},"
+        "{path: lora.alpha, range: {min: '4', max: '128'}}, {path: lora.dropout, range: {min: '0', max: '2'}},"
+        "{path: training.warmup, range: {min: '1', max: '3'}}]", {},
+        [
+            'spec.parameters[0].range.step: sampler type Grid needs it, such as "1"',
+            'spec.parameters[1].range.step: sampler type Grid needs it, such as "0.001"',
+            'spec.parameters[2].range.step: sampler type Grid needs it, such as "10"',
+            "spec.parameters[3].range.max: lora.dropout must be a number from 0 to 1, is '2'",
+            "spec.parameters[3].range.step: sampler type Grid needs it",
+            'spec.parameters[4].range.step: sampler type Grid needs it, such as "1"',
+        ],
+        id="steps for a grid",
     ),
     pytest.param(
         "preset: Guide\nsampler: {type: Grid}\nparameters: [{path: training.epochs, range: {min: '1', max: '2'}},"

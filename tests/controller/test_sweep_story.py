@@ -116,7 +116,7 @@ def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespa
     del trials.ends["preflight"]
     namespace.annotate("s", SWEEPS, retry="1")
     status = ended(namespace)
-    assert [row["state"] for row in status["trials"]] == ["Failed", *["Complete"] * 3], (
+    assert [row["state"] for row in status["trials"]] == ["Failed", *["Complete"] * 4], (
         "what has failed stays as it was"
     )
     assert status["countsText"] == "4/4"

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
-from tunery_api.search.decide import Decision, decide, most_failed
+from tunery_api.search.decide import Decision, Moment, decide, most_failed
 from tunery_api.search.failures import FAULTS, Fault
 from tunery_api.search.rows import Live, Trial
-from tunery_api.sweepstatus import EndReason, TrialState
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 
 from kit.sweeps import START, moment, running, sweep, trial
 
@@ -86,6 +86,14 @@ def test_nothing_is_made_while_suspended() -> None:
     assert decide(spec, [done(0)], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
 
 
+def test_nothing_fails_for_want_of_a_result_while_suspended() -> None:
+    none = trial(0, S.INFEASIBLE, reason="LossDiverged")
+    assert decide(sweep(suspend=True, maxTrials=1), [none], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
+    late = sweep(suspend=True, activeDeadlineSeconds=1)
+    assert decide(late, [none], moment(9)) == Decision(end_reason=EndReason.DEADLINE)
+    assert decide(sweep(maxTrials=1), [none], moment()).fail is not None
+
+
 def test_limits_may_change_while_it_runs() -> None:
     trials = [done(number) for number in range(5)]
     assert decide(sweep(maxTrials=5), trials, moment()).conclude == 0
@@ -97,13 +105,54 @@ def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> No
     spec = sweep(maxTrials=3, parallelTrials=4)
     assert decide(spec, [done(0), unfit(1), unfit(2)], moment()).create == (3, 4)
     best = decide(spec, [done(0), unfit(1), unfit(2), unfit(3)], moment())
-    assert (best.conclude, best.end_reason) == (0, EndReason.SPACE_EXHAUSTED)
+    assert (best.conclude, best.end_reason) == (0, EndReason.MOST_WONT_FIT)
     none = decide(spec, [unfit(0), unfit(1), unfit(2)], moment())
     assert none.fail is not None
     assert (none.fail.reason, none.fail.message) == (
         "WontFit",
         "3 of 3 trials ended as WontFit, and none is complete; the last: 40 GiB of 24",
     )
+
+
+def test_a_search_in_which_most_does_not_fit_goes_on_once_more_trials_are_allowed() -> None:
+    trials = [*map(unfit, range(5)), done(5)]
+    assert decide(sweep(maxTrials=5), [*trials, running(6)], moment()) == Decision()
+    ended = decide(sweep(maxTrials=5), trials, moment())
+    assert (ended.conclude, ended.end_reason) == (5, EndReason.MOST_WONT_FIT)
+    assert decide(sweep(maxTrials=50), trials, moment(recorded=EndReason.MOST_WONT_FIT)).create == (6,)
+    enough = [*map(unfit, range(3)), *(done(number) for number in range(3, 6))]
+    assert decide(sweep(maxTrials=3), enough, moment()).end_reason is EndReason.MAX_TRIALS
+
+
+def forgiving(number: int) -> Moment:
+    return Moment(START, START, forgiven=number)
+
+
+def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
+    spec = sweep(maxTrials=4, parallelTrials=9)
+    away = [by_chance(number, "StorageUnavailable") for number in range(4)]
+    assert decide(spec, away, forgiving(4)) == Decision(create=(4,))
+    assert decide(spec, [*away, done(4)], forgiving(4)).create == (5, 6, 7)
+    assert decide(sweep(maxTrials=1), [by_chance(0, "SecretNotFound")], forgiving(1)).create == (1,)
+    mixed = [done(0), by_chance(1), unfit(2), trial(3, S.DELETED), by_chance(4)]
+    assert decide(spec, mixed, forgiving(4)).create == (5,), "one complete, one deleted, and one that failed after it"
+    ended = [*away, *(done(number) for number in range(4, 8))]
+    assert decide(spec, ended, forgiving(4)) == Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+
+
+def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
+    trials = [by_chance(0), by_chance(1), trial(2, S.INFEASIBLE, reason="LossDiverged", why="at step 9")]
+    failure = decide(sweep(maxTrials=1), trials, forgiving(2)).fail
+    assert failure is not None
+    assert failure.message == "1 of 1 trials ended as LossDiverged, and none is complete; the last: at step 9"
+
+
+def test_there_are_never_more_trials_than_a_status_has_rows() -> None:
+    spec = sweep(maxTrials=128, parallelTrials=32)
+    away = [by_chance(number) for number in range(TRIALS_KEPT - 4)]
+    assert len(decide(spec, [*away, done(TRIALS_KEPT - 4)], forgiving(TRIALS_KEPT)).create) == 2
+    full = [*away, *(done(TRIALS_KEPT - number) for number in (4, 3, 2))]
+    assert decide(spec, full, forgiving(TRIALS_KEPT)).end_reason is EndReason.MAX_TRIALS
 
 
 EVERY = [reason for reason, fault in FAULTS.items() if fault is Fault.EVERY]
@@ -185,6 +234,24 @@ def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
     assert decide(spec, ended, moment(99)) == Decision(conclude=0, end_reason=EndReason.BUDGET)
 
 
+def test_while_something_runs_a_limit_that_is_near_or_reached_is_looked_at_again() -> None:
+    three = running(0, since=(START,), gpus=3)
+    almost = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(0.333333))
+    assert (almost.end_reason, almost.look_again) == (None, START + timedelta(seconds=0.334333))
+    spent = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(2))
+    late = decide(sweep(activeDeadlineSeconds=1), [running(0, stopping=True)], moment(2))
+    assert spent.look_again == late.look_again == START + timedelta(seconds=12)
+
+
+@given(st.floats(0, 200), st.integers(1, 150), st.integers(1, 150), st.integers(1, 7))
+def test_with_a_limit_of_time_there_is_always_a_next_look(now: float, budget: int, deadline: int, gpus: int) -> None:
+    trials = [done(0, gpu_seconds=1), running(1, since=(START,), gpus=gpus)]
+    for spec in (sweep(budget={"gpuSeconds": budget}), sweep(activeDeadlineSeconds=deadline)):
+        again = decide(spec, trials, moment(now)).look_again
+        assert again is not None
+        assert moment(now).now < again <= START + timedelta(seconds=max(now + 10, 150))
+
+
 @pytest.mark.parametrize(
     ("budget", "trials", "create"),
     [
@@ -232,7 +299,13 @@ def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     trials = [done(number, adapter=None, reason="NotImproved", why="it is no better") for number in range(2)]
     decision = decide(sweep(maxTrials=2), trials, moment())
     assert decision.fail is not None
-    assert decision.fail.reason == "NotImproved"
+    assert (decision.fail.reason, decision.fail.message) == (
+        "NotImproved",
+        "2 of 2 trials ended as NotImproved, and none has an adapter; the last: it is no better",
+    )
+    lost = decide(sweep(maxTrials=1), [done(0, adapter=None)], moment())
+    assert lost.fail is not None
+    assert lost.fail.message == "none of 1 trials has an adapter"
     pruned = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="by hand: enough")], moment())
     assert pruned.fail is not None
     assert pruned.fail.message == "none of 1 trials came to its end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -105,10 +106,40 @@ def test_a_trial_that_is_being_stopped_is_not_told_again() -> None:
     assert pruned(pruner(), [*ELDERS, running(6, 3.0, 9.0, stopping=True)]) == {}
 
 
-def test_where_the_evaluations_at_a_rung_are_forgotten_nothing_is_compared() -> None:
-    newest = tuple((share / 100, 1.0) for share in range(85, 101))
-    assert at_rung(newest, 0.25) is None
-    assert at_rung(newest, 0.9) == 1.0
+def told(count: int, of: int, every: int, lowest_at: int = 0) -> tuple[tuple[float, float], ...]:
+    """Return what a run of so many steps tells after its evaluation number `count`: 1.9 each, the lowest 1.0."""
+    course = [(every * number / of, 1.0 if number == lowest_at else 1.9) for number in range(1, count + 1)]
+    return tuple(course[-16:])
+
+
+@pytest.mark.parametrize("rung", [0.25, 0.5, 0.9])
+def test_where_earlier_evaluations_are_forgotten_nothing_is_compared(rung: float) -> None:
+    assert at_rung(told(100, 100, 1), rung) is None
+    assert at_rung(told(17, 320, 10, lowest_at=1), 0.25) is None
+    assert [at_rung(told(count, 320, 10, lowest_at=5), 0.5) for count in (16, 17, 27, 32)] == [1.0, None, None, None]
+
+
+def test_sixteen_evaluations_at_uneven_steps_are_all_that_there_were() -> None:
+    for steps in (20, 100, 1009, 1023):
+        course = tuple((math.ceil(number * steps / 16) / steps, float(number)) for number in range(1, 17))
+        assert at_rung(course, 0.25) == 1.0, steps
+
+
+def test_a_trial_that_was_the_best_early_is_not_ended_for_what_is_forgotten() -> None:
+    """Its lowest was 1.6, theirs 1.7: once that is forgotten 1.72 is no longer its lowest so far."""
+    elders = [trial(number, losses=[1.7] * 8) for number in range(6)]
+    losses = [2 - 0.1 * number for number in range(5)] + [1.6 + 0.02 * number for number in range(27)]
+    for came in range(8, 33):
+        course = tuple((number / 32, loss) for number, loss in enumerate(losses[:came], 1))[-16:]
+        assert pruned(pruner(), [*elders, running(6, course=course)]) == {}, came
+
+
+def test_an_elder_whose_early_evaluations_are_forgotten_is_no_rival() -> None:
+    many = [trial(number, losses=[1.7] * 8) for number in range(5)]
+    forgot = running(5, course=told(27, 320, 10))
+    worse = running(6, 9.0, 9.0, 9.0)
+    assert pruned(pruner(), [*many, forgot, worse]) == {}
+    assert pruned(pruner(), [*many, running(5, course=told(16, 320, 10)), worse]).keys() == {6}
 
 
 def test_trials_with_other_steps_are_compared_at_the_first_evaluation_behind_the_rung() -> None:

@@ -57,6 +57,45 @@ def test_the_best_has_the_lowest_loss_and_an_adapter() -> None:
     assert number_of_best([trial(4, value=1.0), trial(2, value=1.0)]) == 2
 
 
+NO_NUMBER = ["nan", "inf", "-inf", "", "x"]
+
+
+def told_as(text: str, number: int = 0, **fields: Any) -> Trial:
+    """Return a complete trial whose row tells a text for its loss: nothing keeps a status from that."""
+    there = trial(number, value=1.0, **fields)
+    return Trial(there.row.model_copy(update={"value": text}))
+
+
+@pytest.mark.parametrize("text", NO_NUMBER)
+def test_a_loss_that_is_no_finite_number_is_not_measured(text: str) -> None:
+    bad = told_as(text)
+    assert (number_of_best([bad]), number_of_best([bad, trial(1, value=2.0)], 0.1)) == (None, 1)
+    assert [each.trial for each in convergence([bad, trial(1, value=2.0)])] == [1]
+    assert since_improvement([trial(1, value=2.0), told_as(text, 2)]) == 0
+    assert number_of_best([trial(0, value=2.0), told_as(text, 1, origin="Final")]) == 0
+    assert (told(bad).state, told(bad).value) == (ToldState.FAILED, None)
+    earlier = with_earlier(question(sweep(), (), [], [], {}), [[bad.row.model_copy(update={"parameters": {}})]])
+    assert earlier.earlier == ()
+
+
+@pytest.mark.parametrize("text", NO_NUMBER)
+def test_a_base_that_is_no_finite_number_is_not_told(text: str) -> None:
+    found = best_trial(trial(0, value=1.0, base_value=text).row)
+    assert (found.base_value, found.improvement) == (None, None)
+
+
+def test_an_improvement_of_more_digits_than_there_is_room_for_is_not_told() -> None:
+    assert best_trial(trial(0, value=100.0, base_value="1e-300").row).improvement is None
+
+
+@pytest.mark.parametrize("text", NO_NUMBER)
+def test_an_evaluation_that_is_no_finite_number_is_none(text: str) -> None:
+    there = trial(0, value=1.0, losses=(2.0, 1.5))
+    first, second = there.row.evaluations or ()
+    known = [first, second.model_copy(update={"loss": text})]
+    assert Trial(there.row.model_copy(update={"evaluations": known})).course == ((0.125, 2.0),)
+
+
 @pytest.mark.parametrize(("tolerance", "number"), [(0.0, 0), (0.01, 1), (0.05, 3)])
 def test_within_the_tolerance_the_smallest_adapter_is_the_best(tolerance: float, number: int) -> None:
     sizes = ((1.0, 900), (1.005, 300), (1.008, None), (1.04, 100), (1.045, 100))
@@ -103,6 +142,7 @@ def test_trials_are_counted() -> None:
     }
     assert counts_text(TRIALS, 20) == "8/20"
     assert counts_text([*TRIALS, trial(11, origin="Final")], 20) == "8/20"
+    assert (counts_text(TRIALS, 20, forgiven=5), counts_text(TRIALS, 20, forgiven=6)) == ("8/20", "7/20")
 
 
 def test_what_was_spent_and_what_pruning_saved() -> None:

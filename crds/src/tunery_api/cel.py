@@ -61,6 +61,8 @@ _IMPROVEMENT: Final = CelRule(
     "!has(self.minImprovement) || double(self.minImprovement) < 1.0", "minImprovement must be below 1"
 )
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
+_BESIDE: Final = "self.{0}.uri != self.?output.?uri.orValue('')"
+_ITS_OWN: Final = "output.uri is the model's own place, which stays: choose another place"
 
 
 _KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
@@ -239,6 +241,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.continueFrom) || {_INIT} == 'Default'",
             "continueFrom starts from the named adapter's weights; leave lora.init out",
         ),
+        CelRule(_BESIDE.format("model"), _ITS_OWN),
         CelRule(
             "self.?continueFrom.?uri.orValue('') == '' || self.continueFrom.uri != self.?output.?uri.orValue('')",
             "output.uri is the adapter of continueFrom, which stays: choose another place",
@@ -284,6 +287,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation)",
             "model is for into: Model and for evaluation only",
         ),
+        CelRule(f"!has(self.model) || {_BESIDE.format('model')}", _ITS_OWN),
         CelRule(
             "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
             "output.uri is one of the adapters, which stay: choose another place",
@@ -353,6 +357,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     ParameterSpec: [CelRule("has(self.range) != has(self.choices)", "takes exactly one of range and choices")],
     LoRASweepSpec: [
+        CelRule(_BESIDE.format("template.model"), _ITS_OWN),
         CelRule(
             "has(self.preset) || (has(self.parameters) && self.parameters.size() > 0)",
             "names nothing to search; list fields of the template as parameters, or set preset: Guide",

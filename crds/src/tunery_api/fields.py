@@ -104,6 +104,20 @@ StorageUri = Annotated[
 ]
 """A place that can be written: a bucket and a prefix."""
 
+
+def same_place(one: str, other: str | None) -> bool:
+    """Tell whether two URIs name one place."""
+    return other is not None and one.rstrip("/") == other.rstrip("/")
+
+
+def overlap(one: str, other: str | None) -> bool:
+    """Tell whether of two URIs one is the other's place, or lies within it."""
+    if other is None:
+        return False
+    first, second = (f"{uri.rstrip('/')}/" for uri in (one, other))
+    return first.startswith(second) or second.startswith(first)
+
+
 _BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
 """A bucket of any S3-compatible storage, upper case and underscores too, or an access point: as boto3 takes it."""
 

@@ -13,6 +13,15 @@ Number = Annotated[str, Field(max_length=32)]
 """A floating point number as a string."""
 
 
+def finite(text: object) -> float | None:
+    """Return the number that a text is; None where it is none, or not a finite one: nothing was measured."""
+    try:
+        number = float(str(text))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 class MetricsStatus(OpenModel):
     """The newest metrics, as strings."""
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
-from tunery_api.fields import alias_of, bucket_problem
+from tunery_api.fields import alias_of, bucket_problem, overlap, same_place
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -225,7 +225,7 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
         return
     if (source.lora_job_ref is None) == (source.uri is None):
         yield FieldError("spec.continueFrom", "takes exactly one of loraJobRef and uri")
-    if source.uri is not None and _same_place(source.uri, spec.output.uri):
+    if source.uri is not None and same_place(source.uri, spec.output.uri):
         yield FieldError("spec.output.uri", "is the adapter of spec.continueFrom, which stays: choose another place")
     if spec.method is Method.ADALORA:
         yield FieldError("spec.continueFrom", "AdaLoRA's ranks are final once pruned; train a new adapter instead")
@@ -250,11 +250,16 @@ def resume_from(spec: LoRAJobSpec) -> Errors:
 
 
 def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
-    """A bucket that can exist, and a place that no checkpoints' lifecycle rule clears away."""
+    """A bucket that can exist, and a place of its own, that no checkpoints' lifecycle rule clears away."""
     yield from _bucket("spec.output.uri", spec.output.uri)
     scheme, _, rest = (spec.output.uri or "").partition("://")
     if scheme == "s3" and rest.split("/")[1:2] == [CHECKPOINTS_PREFIX]:
         yield FieldError("spec.output.uri", f"{CHECKPOINTS_PREFIX}/ is for checkpoints, which go; use another prefix")
+    if spec.model is not None and overlap(spec.model.uri, spec.output.uri):
+        text = (
+            f"is no place of its own beside the model's, {spec.model.uri}, which stays as it is: choose another place"
+        )
+        yield FieldError("spec.output.uri", text)
 
 
 def lorajob_places(spec: LoRAJobSpec) -> Errors:
@@ -297,14 +302,10 @@ def merge_inputs(spec: AdapterMergeSpec) -> Errors:
     for index, adapter in enumerate(spec.adapters):
         if (adapter.lora_job_ref is None) == (adapter.uri is None):
             yield FieldError(f"spec.adapters[{index}]", "takes exactly one of loraJobRef and uri")
-        if adapter.uri is not None and _same_place(adapter.uri, spec.output.uri):
+        if adapter.uri is not None and same_place(adapter.uri, spec.output.uri):
             yield FieldError(
                 "spec.output.uri", f"is the adapter of spec.adapters[{index}], which stays: choose another"
             )
-
-
-def _same_place(one: str, other: str | None) -> bool:
-    return other is not None and one.rstrip("/") == other.rstrip("/")
 
 
 def merge_weights(spec: AdapterMergeSpec) -> Errors:

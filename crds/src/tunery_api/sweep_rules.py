@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tunery_api.errors import FieldError
 from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
+from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset, TrialTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
@@ -21,6 +21,7 @@ from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_api.search.parameters import Parameters, checked
 from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
 from tunery_api.search.points import ends, misfits
+from tunery_api.search.prune import MOST_EVALUATIONS
 from tunery_api.search.space import final_spec, trial_spec
 
 Errors = Iterator[FieldError]
@@ -96,12 +97,48 @@ def pruner(spec: LoRASweepSpec) -> Errors:
             )
     if not 0 < float(block.keep) < 1:
         yield FieldError("spec.pruner.keep", "must be above 0 and below 1; to let all trials go on, set type: None")
-    times, first = spec.template.evaluation.times, min(rungs)
-    if times is not None and 0 < first < 1 and times * first < 1:
+    first = min(rungs)
+    if 0 < first < 1:
+        yield from _measured_in_time(spec.template, rungs.index(first), first)
+
+
+def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Errors:
+    """Yield what keeps a trial from being measured before its first rung, or from telling of it."""
+    times, every, steps = template.evaluation.times, template.evaluation.every_steps, template.training.max_steps
+    otherwise = "or set spec.pruner.type: None"
+    if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
+        yield FieldError(
+            f"spec.pruner.rungs[{index}]",
+            f"must be at least {1 / MOST_EVALUATIONS:g}: a trial is measured {MOST_EVALUATIONS} times at most, so "
+            f"never before; {otherwise}",
+        )
+    elif times is not None and times * first < 1:
         yield FieldError(
             "spec.template.evaluation.times",
             f"must be at least {math.ceil(1 / first)}, so that a trial is measured before the rung at {first:g}; "
-            "or set spec.pruner.type: None",
+            f"{otherwise}",
+        )
+    if times is not None or every is None or steps is None:
+        return
+    most, least = max(1, math.floor(first * steps)), math.ceil(steps / MOST_EVALUATIONS)
+    at = "spec.template.evaluation.everySteps"
+    if most < least:
+        yield FieldError(
+            f"spec.pruner.rungs[{index}]",
+            f"must be at least {math.ceil(1000 * least / steps) / 1000:g}: of {steps} steps a status tells the newest "
+            f"{MOST_EVALUATIONS} evaluations, so none before; {otherwise}",
+        )
+    elif every > most:
+        yield FieldError(
+            at,
+            f"must be at most {most}, so that a trial of {steps} steps is measured before the rung at {first:g}; "
+            f"{otherwise}",
+        )
+    elif every < least:
+        yield FieldError(
+            at,
+            f"must be at least {least}: a status tells the newest {MOST_EVALUATIONS} evaluations, and a trial that has "
+            f"had more can no longer be compared; {otherwise}",
         )
 
 

@@ -46,6 +46,8 @@ class EndReason(StrEnum):
     DEADLINE = "Deadline"
     NO_IMPROVEMENT = "NoImprovement"
     SPACE_EXHAUSTED = "SpaceExhausted"
+    MOST_WONT_FIT = "MostWontFit"
+    """As many as maxTrials were found too large for the memory."""
 
 
 class TrialAdapter(OpenModel):
@@ -153,8 +155,12 @@ class LoRASweepStatus(CommonStatus):
         None, ge=0, description="What the pruned trials would have taken on top, at the mean of the complete ones."
     )
     forgiven: int | None = Field(
-        None, ge=0, description="Trials below this number count no more among those that failed: the sweep was retried."
+        None,
+        ge=0,
+        description="Of the trials below this number those that failed count no more: the sweep was retried.",
     )
     end_reason: Annotated[str, Field(max_length=32)] | None = Field(
-        None, description="Why no more trials are made: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted."
+        None,
+        description="Why no more trials are made: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted, "
+        "MostWontFit.",
     )

@@ -19,7 +19,7 @@ from kit.story import Case, environment, run_here, run_trainer, write_manifest
 
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "boto3", "numpy", "pyarrow", "huggingface_hub")
 
-LEAST = {name: {"uri": "file://here"} for name in ("model", "dataset", "output")}
+LEAST = {name: {"uri": f"file://{name}"} for name in ("model", "dataset", "output")}
 
 WITH_MODULES = """
 import json, sys

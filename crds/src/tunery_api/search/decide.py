@@ -16,11 +16,16 @@ from tunery_api.search.prune import pruned
 from tunery_api.search.rows import Trial, stop_text
 from tunery_api.search.terms import was_checked
 from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
-from tunery_api.sweepstatus import EndReason, TrialState
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 
 _MESSAGE = 1024
 _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
 """Ends after which trials that run are stopped, and nothing more is trained."""
+
+
+_SOONEST = timedelta(milliseconds=1)
+_WHILE_ENDING = timedelta(seconds=10)
+"""How often those are looked at that still run behind a limit of time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Moment:
     concluding: bool = False
     """The best is being published: nothing is searched any more, whatever the spec says by now."""
     forgiven: int = 0
-    """What trials below this number failed for was mended since: it fails the sweep no more."""
+    """What trials below this number failed for was mended since: it fails the sweep no more, and others are made for
+    them beside spec.maxTrials."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
         stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
     alive = [trial for trial in trials if not trial.is_final]
     if end is not None and not alive:
-        return _after(spec, trials, end)
+        return _after(spec, trials, moment, end)
     firm = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
     shown = end if firm else None
     decision = Decision(stop=stop, end_reason=shown, look_again=_look_again(spec, trials, moment))
@@ -130,10 +136,12 @@ def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
 
 def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
     """Return why the trials that there are suffice."""
-    if moment.recorded is EndReason.SPACE_EXHAUSTED or sum(not trial.counts for trial in trials) >= spec.max_trials:
+    if moment.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
-    if sum(trial.counts for trial in trials) >= spec.max_trials:
+    if _room(spec, trials, moment) <= 0:
         return EndReason.MAX_TRIALS
+    if sum(trial.row.reason == FailureReason.WONT_FIT for trial in trials) >= spec.max_trials:
+        return EndReason.MOST_WONT_FIT
     patience, since = spec.stop_after_trials_without_improvement, since_improvement(trials)
     if patience is not None and since is not None and since >= patience:
         return EndReason.NO_IMPROVEMENT
@@ -142,13 +150,14 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
     return None
 
 
-def _after(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Decision:
+def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: EndReason) -> Decision:
     """Return what follows once nothing runs and no other trial is made."""
-    chosen = best(trials, float(spec.objective.tolerance))
-    if chosen is None:
-        return Decision(fail=_nothing(trials, end), end_reason=end)
     if spec.suspend:
         return Decision(end_reason=end)
+    chosen = best(trials, float(spec.objective.tolerance))
+    if chosen is None:
+        judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
+        return Decision(fail=_nothing(judged or trials, end), end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
@@ -162,10 +171,15 @@ def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[
         return ()
     # One goes ahead: a wrong bucket costs one pod on a CPU, not one for each trial.
     parallel = spec.parallel_trials if any(map(was_checked, trials)) else 1
-    counted = sum(trial.counts for trial in trials)
-    number = min(parallel - len(alive), spec.max_trials - counted, _affordable(spec, trials, moment))
+    number = min(parallel - len(alive), _room(spec, trials, moment), _affordable(spec, trials, moment))
     first = _next(trials)
     return tuple(range(first, first + max(0, number)))
+
+
+def _room(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
+    """Return how many more trials there may be, of maxTrials and of the rows of a status; one is for the final one."""
+    counted = sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
+    return min(spec.max_trials - counted, TRIALS_KEPT - 1 - len(trials))
 
 
 def _next(trials: Sequence[Trial]) -> int:
@@ -193,13 +207,17 @@ def _deadline(spec: LoRASweepSpec, moment: Moment) -> datetime | None:
 
 
 def _look_again(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> datetime | None:
-    """Return when the first limit of time is reached, if nothing changes before."""
+    """Return when the first limit of time is reached, if nothing changes before; one that is reached is seen to."""
     times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
     rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
-    if spec.budget is not None and rate:
+    if spec.budget is not None:
         left = spec.budget.gpu_seconds - _spent(trials, moment)
-        times.append(moment.now + timedelta(seconds=left / rate))
-    return min((time for time in times if time > moment.now), default=None)
+        # What is left may take less than a clock tells apart.
+        times += [moment.now + max(_SOONEST, timedelta(seconds=left / rate))] if rate and left > 0 else []
+        times += [moment.now] if left <= 0 else []
+    alive = any(not trial.is_final for trial in trials)
+    ahead = [time if time > moment.now else moment.now + _WHILE_ENDING for time in times if alive or time > moment.now]
+    return min(ahead, default=None)
 
 
 def _stop_all(trials: Sequence[Trial], why: str) -> dict[int, str]:
@@ -212,11 +230,13 @@ def _nothing(trials: Sequence[Trial], end: EndReason) -> Failure:
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
         return _failed(FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter")
-    reason = _commonest(trials)
+    reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
-        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials came to its end")
+        said = "has an adapter" if complete else "came to its end"
+        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
-    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and none is complete; the last: {alike[-1].why}"
+    none = "none has an adapter" if complete else "none is complete"
+    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {alike[-1].why}"
     return _failed(reason, text)
 
 

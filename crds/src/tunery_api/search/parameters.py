@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,14 +23,17 @@ from tunery_api.lorasweep import (
     WhenSpec,
 )
 from tunery_api.schema_errors import field_error
-from tunery_api.search.dimensions import Categorical, Dimension
+from tunery_api.search.dimensions import DECIMALS, Categorical, Dimension, plain
 from tunery_api.search.guide import guide_dimensions
-from tunery_api.search.paths import NUMERIC, TYPES, canonical, path_problem, read, written
+from tunery_api.search.paths import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
 from tunery_api.search.points import value_in
 from tunery_api.search.space import dimension_of
 
 Errors = Iterator[FieldError]
 MOST_STEPS: Final = 10_000
+_DUST: Final = 1e-9
+"""Share by which a difference of two decimals is off as a float: 0.3 - 0.2 is below 0.1."""
+_WARMUP: Final = "training.warmup"
 _AROUND: Final = {"model": {"uri": "s3://bucket/model"}, "dataset": {"uri": "s3://bucket/rows.jsonl"}}
 """What a LoRAJob cannot be without."""
 
@@ -125,9 +129,11 @@ def _choices(at: str, parameter: ParameterSpec) -> Errors:
         except ValueError as error:
             yield FieldError(f"{at}.choices[{place}]", f"{parameter.path} {error}")
             continue
-        if value in first:
-            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[value]}] once more; leave it out")
-        first.setdefault(value, place)
+        # Modules are the same in any order.
+        alike = ",".join(sorted(value.split(","))) if TYPES[parameter.path] is FieldType.LIST else value
+        if alike in first:
+            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[alike]}] once more; leave it out")
+        first.setdefault(alike, place)
 
 
 def _sound_choices(parameter: ParameterSpec) -> dict[str, int]:
@@ -180,8 +186,18 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
         yield from _span(at, path, given, numbers)
     if sampler is SamplerType.GRID and given.step is None:
-        instead = "choices in place of the range" if given.log else 'it, such as "0.1"'
+        instead = "choices in place of the range" if given.log else f"it{_such_as(path, numbers)}"
         yield FieldError(f"{at}.step", f"sampler type Grid needs {instead}")
+
+
+def _such_as(path: str, numbers: Mapping[str, float]) -> str:
+    """Return a step for a range: a power of ten, of which two at least fit in; nothing where the range is none."""
+    width = numbers.get("max", 0.0) - numbers.get("min", 0.0)
+    if width <= 0:
+        return ""
+    step = 10.0 ** math.floor(math.log10(width / 2))
+    whole = TYPES[path] is FieldType.WHOLE or (path == _WARMUP and numbers["min"] >= 1)
+    return f', such as "{plain(max(step, 1.0 if whole else 10.0**-DECIMALS))}"'
 
 
 def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) -> Errors:
@@ -196,11 +212,11 @@ def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) ->
         yield FieldError(f"{at}.step", "cannot be set together with log; keep one of the two")
     if step == 0:
         yield FieldError(f"{at}.step", "must be above 0; leave it out for any number of the range")
-    elif step is not None and step > high - low:
-        yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {high - low:g}")
-    elif step is not None and (high - low) / step > MOST_STEPS:
+    elif step is not None and step > (high - low) * (1 + _DUST):
+        yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {plain(high - low)}")
+    elif step is not None and (high - low) / step > MOST_STEPS * (1 + _DUST):
         yield FieldError(f"{at}.step", f"makes more than {MOST_STEPS} numbers; raise it, or leave it out")
-    if path == "training.warmup" and low < 1 <= high:
+    if path == _WARMUP and low < 1 <= high:
         yield FieldError(
             f"{at}.max", "warmup is a share of the steps below 1 and a number of steps from 1 on; take one"
         )

@@ -165,6 +165,8 @@ def canonical(path: str, text: str) -> str:
         names = [name.strip() for name in text.split(",")]
         if not all(names):
             raise ValueError(f"must be names joined by commas, is {text!r}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"must have each name once, is {text!r}")
         return ",".join(names)
     return text
 

@@ -6,19 +6,24 @@ it would be judged again with each that comes. Looked at twice, in any order, th
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Final
 
 from tunery_api.lorasweep import PrunerSpec, PrunerType
-from tunery_api.measured import share_text
+from tunery_api.measured import EVALUATIONS_KEPT, share_text
 from tunery_api.methods import Preset
 from tunery_api.search.rows import FINAL_ORIGIN, Course, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
+MOST_EVALUATIONS: Final = EVALUATIONS_KEPT
+"""Of a trial that is compared: of more the first are no longer told."""
 _EPSILON: Final = 1e-9
+_ANOTHER: Final = 1.5
+"""Distances between two evaluations, above which there was one before the first: they are a step longer or shorter."""
 
 
 def pruned(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
@@ -51,12 +56,20 @@ def _outdone(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | N
 def at_rung(course: Course, rung: float) -> float | None:
     """Return the lowest loss up to the first evaluation at a rung; None where it was not reached.
 
-    Also where that evaluation is no longer told, as there were many since: the trial is not compared there any more.
+    Also where earlier evaluations are no longer told, as there were many: the lowest may have been one of these.
     """
     index = next((index for index, (share, _) in enumerate(course) if share >= rung - _EPSILON), None)
-    if index is None or (index == 0 and len(course) > 1 and course[0][0] - rung > course[1][0] - course[0][0]):
+    if index is None or _has_forgotten(course):
         return None
     return min(loss for _, loss in course[: index + 1])
+
+
+def _has_forgotten(course: Course) -> bool:
+    """Tell whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
+    if len(course) < MOST_EVALUATIONS:
+        return False
+    widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
+    return course[0][0] > _ANOTHER * widest
 
 
 def halving(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from tunery_api.findings import Severity
-from tunery_api.measured import EvaluationStatus
+from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason
@@ -70,6 +69,11 @@ class Trial:
         return self.live.course if self.live is not None else _course(self.row.evaluations or (), self.row.steps)
 
     @property
+    def loss(self) -> float | None:
+        """Return the held-out loss of its row; None where that tells no finite number."""
+        return finite(self.row.value)
+
+    @property
     def is_final(self) -> bool:
         """Tell whether nothing of it changes any more."""
         return self.row.state in FINAL_TRIAL_STATES
@@ -84,10 +88,16 @@ class Trial:
         """Tell whether it is one of maxTrials: what preflight found too large cost no GPU."""
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
+    def is_forgiven(self, forgiven: int) -> bool:
+        """Tell whether it failed for what was mended since: below the number that a retry has written down."""
+        return self.row.state == TrialState.FAILED and self.row.number < forgiven
+
     @property
     def is_measured(self) -> bool:
         """Tell whether it says something of its values, good or bad."""
-        return self.counts and self.row.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.INFEASIBLE)
+        if self.row.state == TrialState.COMPLETE:
+            return self.counts and self.loss is not None
+        return self.counts and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
 
     def gpu_seconds(self, now: datetime) -> float:
         """Return what it has taken, with what runs now."""
@@ -263,7 +273,7 @@ def _metrics(status: Mapping[str, Any]) -> Mapping[str, Any]:
 def _evaluations(status: Mapping[str, Any]) -> list[EvaluationStatus]:
     """Return the evaluations that came to a number, oldest first."""
     told = status.get("evaluations") or ()
-    return [EvaluationStatus(step=each["step"], loss=each["loss"]) for each in told if _number_text(each["loss"])]
+    return [EvaluationStatus(step=each["step"], loss=loss) for each in told if (loss := _number_text(each.get("loss")))]
 
 
 def _value(status: Mapping[str, Any]) -> str | None:
@@ -281,14 +291,14 @@ def _value(status: Mapping[str, Any]) -> str | None:
 
 
 def _number_text(text: object) -> str | None:
-    try:
-        return str(text) if math.isfinite(float(str(text))) else None
-    except ValueError:
-        return None
+    return None if finite(text) is None else str(text)
 
 
 def _course(evaluations: Iterable[EvaluationStatus], steps: int | None) -> Course:
-    return tuple((min(1.0, each.step / steps), float(each.loss)) for each in evaluations) if steps else ()
+    if not steps:
+        return ()
+    told = ((each.step, finite(each.loss)) for each in evaluations)
+    return tuple((min(1.0, step / steps), loss) for step, loss in told if loss is not None)
 
 
 def _is_through(status: Mapping[str, Any], steps: int | None) -> bool:

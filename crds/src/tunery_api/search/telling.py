@@ -46,7 +46,7 @@ def told(trial: Trial) -> ToldTrial:
         number=row.number,
         state=state,
         values=row.parameters,
-        value=float(row.value) if state is ToldState.COMPLETE and row.value is not None else None,
+        value=trial.loss if state is ToldState.COMPLETE else None,
         course=_course(trial) if state is ToldState.PRUNED and row.state == TrialState.PRUNED else (),
     )
 
@@ -54,7 +54,8 @@ def told(trial: Trial) -> ToldTrial:
 def _state(trial: Trial) -> ToldState:
     state = trial.row.state
     if state == TrialState.COMPLETE:
-        return ToldState.COMPLETE
+        # The status of an older version, or of somebody's hand, may tell what is no number.
+        return ToldState.COMPLETE if trial.loss is not None else ToldState.FAILED
     if state == TrialState.INFEASIBLE:
         # Without a loss it is behind all that have one: beside an edge half as many are wasted then.
         return ToldState.PRUNED

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tunery_api.lorasweep import MAX_PARAMETERS
-from tunery_api.measured import change_text
+from tunery_api.measured import change_text, finite
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import (
     BestTrial,
@@ -18,6 +19,8 @@ from tunery_api.sweepstatus import (
 )
 
 _S = TrialState
+_SHOWN: Final = 16
+"""Characters that a status has room for."""
 _COUNTED_AS: Final[Mapping[str, str]] = {
     _S.WAITING: "waiting",
     _S.RUNNING: "running",
@@ -47,12 +50,13 @@ def best(trials: Iterable[Trial], tolerance: float = 0.0) -> TrialStatus | None:
 
 
 def _has_adapter(trial: Trial) -> bool:
-    return trial.row.state == _S.COMPLETE and trial.row.adapter is not None and trial.row.value is not None
+    return trial.row.state == _S.COMPLETE and trial.row.adapter is not None and trial.loss is not None
 
 
 def loss_of(row: TrialStatus) -> float:
     """Return the loss of a row that has one."""
-    return float(row.value or "nan")
+    loss = finite(row.value)
+    return math.nan if loss is None else loss
 
 
 def _place(row: TrialStatus) -> tuple[float, int]:
@@ -66,14 +70,15 @@ def _size(row: TrialStatus) -> tuple[float, int]:
 
 def best_trial(row: TrialStatus) -> BestTrial:
     """Return the best trial as a status shows it."""
-    base = float(row.base_value) if row.base_value is not None else None
-    change = (loss_of(row) - base) / abs(base) if base else None
+    base = finite(row.base_value)
+    change = change_text((loss_of(row) - base) / abs(base)) if base else ""
     return BestTrial(
         trial=row.number,
         name=row.name,
         value=row.value or "",
-        base_value=row.base_value,
-        improvement=None if change is None else change_text(change)[:16],
+        base_value=None if base is None else row.base_value,
+        # Beside a base of next to nothing it would be a number of many digits.
+        improvement=change if 0 < len(change) <= _SHOWN else None,
         parameters=row.parameters,
     )
 
@@ -107,9 +112,10 @@ def counts(trials: Sequence[Trial]) -> TrialCounts:
     return TrialCounts(created=len(trials), **numbers)
 
 
-def counts_text(trials: Iterable[Trial], most: int) -> str:
+def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
     """Return how many of the trials that count have ended, of those in all: `7/20`."""
-    return f"{sum(trial.counts and trial.is_final for trial in trials)}/{most}"
+    counted = (trial for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
+    return f"{sum(trial.is_final for trial in counted)}/{most}"
 
 
 def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:

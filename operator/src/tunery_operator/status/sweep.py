@@ -18,7 +18,8 @@ _END: Final = {
     EndReason.BUDGET: "spec.budget has no room for another trial",
     EndReason.DEADLINE: "spec.activeDeadlineSeconds is over",
     EndReason.NO_IMPROVEMENT: "the last spec.stopAfterTrialsWithoutImprovement trials were not better than the best",
-    EndReason.SPACE_EXHAUSTED: "the space has no other point that would fit",
+    EndReason.SPACE_EXHAUSTED: "the space has no other point that has not been tried",
+    EndReason.MOST_WONT_FIT: "as many as spec.maxTrials would not fit into memory; raise it to try others",
 }
 
 
@@ -50,7 +51,7 @@ def _show_trials(draft: Draft, search: Search) -> None:
     draft.put(
         trials=[trial.row.to_json_dict() for trial in trials] or None,
         counts=totals.counts(trials).to_json_dict(),
-        countsText=totals.counts_text(trials, spec.max_trials),
+        countsText=totals.counts_text(trials, spec.max_trials, int(draft.fields.get("forgiven") or 0)),
         best=totals.best_trial(best).to_json_dict() if best is not None else None,
         convergence=[each.to_json_dict() for each in convergence] or None,
         trialsSinceImprovement=totals.since_improvement(trials),

@@ -24,6 +24,7 @@ _ENDINGS: Final = {
     "Deadline": "spec.activeDeadlineSeconds were over",
     "NoImprovement": "spec.stopAfterTrialsWithoutImprovement trials in a row were not better than the best",
     "SpaceExhausted": "there was no point of the space left that had not been tried",
+    "MostWontFit": "as many trials as spec.maxTrials asks for would not have fitted into memory",
 }
 
 
