@@ -248,8 +248,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.BUDGET_EXHAUSTED: Advice(
         False,
-        "Raise spec.budget or spec.activeDeadlineSeconds, or make the trials shorter, in a new sweep.",
-        mendable=False,
+        "Raise spec.budget or spec.activeDeadlineSeconds, which may change at any time; shorter trials need a new sweep.",
     ),
     _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
 }

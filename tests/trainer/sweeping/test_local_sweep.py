@@ -239,7 +239,7 @@ def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published
 
 
 def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) -> None:
-    path = sweep((1e-4, LOST), (1e-3, LOST), (1e-3, 8), maxFailedTrials=1)
+    path = sweep((1e-4, LOST), (1e-3, LOST), (1e-3, 8), (5e-4, 8), maxTrials=2, maxFailedTrials=1)
     done = run(path)
     assert done.returncode == ExitCode.RETRYABLE
     reason, hint = done.stderr.splitlines()[-2:]
@@ -250,7 +250,7 @@ def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) 
 
 
 def test_more_trials_may_be_asked_for_and_the_others_are_known(sweep: Sweep) -> None:
-    path = sweep((1e-4, 8), (1e-3, KILLED), (5e-4, 8), maxTrials=2, maxFailedTrials=0)
+    path = sweep((1e-4, 8), (1e-3, KILLED), (5e-4, 8), (2e-4, 8), maxTrials=2, maxFailedTrials=0)
     assert run(path).returncode == ExitCode.RETRYABLE
     path.write_text(path.read_text().replace("maxTrials: 2", "maxTrials: 3"))
     done = run(path)

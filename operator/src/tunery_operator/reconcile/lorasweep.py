@@ -226,7 +226,9 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
     """Return what to try next. Raises SamplerBusy, SuggestionFailed, StaleObject, ApiFailure."""
     first = enumerate(starts(sweep.spec, sweep.space))
     fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
-    ask = question(sweep.spec, sweep.space.dimensions, trials, numbers, fixed)
+    forgiven = int(sweep.obj.status.get("forgiven") or 0)
+    known = [trial for trial in trials if not trial.is_forgiven(forgiven)]  # their points may be tried again
+    ask = question(sweep.spec, sweep.space.dimensions, known, numbers, fixed)
     if sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
     return sweep.services.sampler.suggestions(ask)

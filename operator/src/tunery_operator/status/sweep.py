@@ -98,7 +98,7 @@ def _held(search: Search) -> str | None:
     if not held:
         return None
     names = ", ".join(row.name for row in held)
-    return f"{names} waits: kubectl get lorajob {held[0].name} says for what; no other is made before it runs"
+    return f"{names} waits: kubectl describe lorajob {held[0].name} says for what; no other is made before it runs"
 
 
 def _still(search: Search) -> str:
