@@ -248,7 +248,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.BUDGET_EXHAUSTED: Advice(
         False,
-        "Raise spec.budget or spec.activeDeadlineSeconds, which may change at any time; shorter trials need a new sweep.",
+        "Raise spec.budget or spec.activeDeadlineSeconds, which may change at any time, or make shorter trials "
+        "in a new sweep.",
     ),
     _R.INTERNAL_ERROR: Advice(True, "This is a defect of Tunery: please report it with the job's log."),
 }
