@@ -20,6 +20,10 @@ DECIMALS: Final = 10
 """Digits after the point that every field of numbers has room for."""
 
 
+_STEPS_OFF: Final = 1e-6
+"""Share of a step that a value may be off its place."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """What another parameter must be for this one to exist."""
@@ -54,6 +58,11 @@ class Numeric:
     whole: bool = False
     """Only whole numbers."""
     when: Condition | None = None
+
+    def is_on_a_step(self, value: float) -> bool:
+        """Tell whether a number is the lowest one with whole steps on top; any is where there are no steps."""
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return math.isclose(steps, round(steps), abs_tol=_STEPS_OFF)
 
     def text(self, value: float) -> str:
         """Return a proposed number as the field writes it: rounded, within the range, never with an exponent."""

@@ -44,8 +44,7 @@ def has(dimension: Dimension, text: str) -> bool:
         return False
     if not dimension.low <= value <= dimension.high or (dimension.whole and value != int(value)):
         return False
-    steps = (value - dimension.low) / dimension.step if dimension.step else 0.0
-    return math.isclose(steps, round(steps), abs_tol=1e-6)
+    return dimension.is_on_a_step(value)
 
 
 def is_point(space: Space, values: Values) -> bool:

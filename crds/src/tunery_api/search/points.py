@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
 from tunery_api.search.dimensions import Categorical, Dimension, Numeric, plain
 from tunery_api.search.lattice import exists
 from tunery_api.search.paths import canonical
-
-_STEPS_OFF = 1e-6
-"""Share of a step that a value may be off its place."""
 
 
 def ends(dimension: Dimension) -> tuple[str, ...]:
@@ -39,10 +35,8 @@ def _check_number(dimension: Numeric, number: float, text: str) -> None:
     low, high = ends(dimension)
     if not dimension.low <= number <= dimension.high:
         raise ValueError(f"must be from {low} to {high}, is {text!r}")
-    if dimension.step:
-        steps = (number - dimension.low) / dimension.step
-        if not math.isclose(steps, round(steps), abs_tol=_STEPS_OFF):
-            raise ValueError(f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}")
+    if dimension.step and not dimension.is_on_a_step(number):
+        raise ValueError(f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}")
 
 
 def listed(words: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
@@ -10,11 +11,11 @@ from tunery_api.fields import parse_quantity
 from tunery_api.inputs import OutputSpec
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
+from tunery_api.measured import finite
 from tunery_api.names import child_name, trials_uri
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
-from tunery_api.search.decide import Decision
 from tunery_api.search.protocol import Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN, Trial
 from tunery_api.search.space import Space, final_spec, trial_spec
@@ -148,7 +149,7 @@ def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialSt
     sizes = {row.number: _size(row) for row in rows}
     kept = {row.number: row for row in rows}
     too_large = [row.number for row in rows if row.reason == FailureReason.WONT_FIT]
-    measured = sorted((row for row in rows if row.evaluations), key=lambda row: float(row.value or "inf"), reverse=True)
+    measured = sorted((row for row in rows if row.evaluations), key=_loss, reverse=True)
     changes: list[tuple[int, dict[str, Any]]] = [(number, {"why": None}) for number in too_large]
     changes += [(row.number, {"evaluations": None}) for row in measured]
     changes += [(number, {"parameters": {}}) for number in too_large]
@@ -160,11 +161,15 @@ def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialSt
     return list(kept.values())
 
 
+def _loss(row: TrialStatus) -> float:
+    loss = finite(row.value)
+    return math.inf if loss is None else loss
+
+
 def _size(row: TrialStatus) -> int:
     return len(row.model_dump_json(by_alias=True, exclude_none=True)) + 1
 
 
-def final_suggestion(decision: Decision, best: TrialStatus) -> Suggestion:
+def final_suggestion(number: int, best: TrialStatus) -> Suggestion:
     """Return the trial that trains the best settings once more."""
-    assert decision.final is not None  # noqa: S101 - whoever asks has seen it
-    return Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=best.parameters)
+    return Suggestion(number=number, origin=FINAL_ORIGIN, values=best.parameters)

@@ -16,9 +16,9 @@ from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestio
 from tunery_api.search.rows import Trial, merge, number_of
 from tunery_api.search.space import Space, read_values, space_of, starts
 from tunery_api.search.telling import question, with_earlier
-from tunery_api.search.totals import best, gpu_seconds_saved
+from tunery_api.search.totals import best, gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES, Phase
-from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialState, TrialStatus
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import SamplerBusy
@@ -118,7 +118,7 @@ def _children(services: Services, obj: FoundObject, rows: Sequence[TrialStatus])
     From the cache while they go on. One that has ended is read once: then its row is final. One that the cache does not
     know is asked for: a trial that is taken for deleted would never count.
     """
-    final = {row.name for row in rows if row.state not in (TrialState.WAITING, TrialState.RUNNING)}
+    final = {row.name for row in rows if row.state in FINAL_TRIAL_STATES}
     numbers = {row.name: row.number for row in rows}
     found = {}
     for name in sorted((services.cache.trials(obj.owner.uid) | numbers.keys()) - final):
@@ -154,8 +154,13 @@ def _moment(services: Services, obj: FoundObject, *, concluding: bool) -> Moment
         started=parse_time(obj.owner.created) or services.now(),
         recorded=EndReason(recorded) if recorded in known else None,
         concluding=concluding,
-        forgiven=int(obj.status.get("forgiven") or 0),
+        forgiven=_forgiven(obj),
     )
+
+
+def _forgiven(obj: FoundObject) -> int:
+    """Return the number below which a retry has forgiven what failed."""
+    return int(obj.status.get("forgiven") or 0)
 
 
 # Trials that there are
@@ -207,7 +212,7 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     decision, trials = search.decision, search.trials
     if decision.final is not None:
         chosen = best(trials, float(sweep.spec.objective.tolerance))
-        suggestions = [final_suggestion(decision, chosen)] if chosen is not None else []
+        suggestions = [final_suggestion(decision.final, chosen)] if chosen is not None else []
     else:
         try:
             answer = _ask(sweep, trials, decision.create)
@@ -226,8 +231,9 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
     """Return what to try next. Raises SamplerBusy, SuggestionFailed, StaleObject, ApiFailure."""
     first = enumerate(starts(sweep.spec, sweep.space))
     fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
-    forgiven = int(sweep.obj.status.get("forgiven") or 0)
-    known = [trial for trial in trials if not trial.is_forgiven(forgiven)]  # their points may be tried again
+    known = [
+        trial for trial in trials if not trial.is_forgiven(_forgiven(sweep.obj))
+    ]  # their points may be tried again
     ask = question(sweep.spec, sweep.space.dimensions, known, numbers, fixed)
     if sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
@@ -284,13 +290,12 @@ def _result(
     obj: FoundObject, trials: Sequence[Trial], decision: Decision, importance: Mapping[str, float] | None = None
 ) -> Found:
     """Return what the search has found."""
-    shown = [ParameterImportance(path=path, share=f"{share:.3g}") for path, share in (importance or {}).items()]
     known = [ParameterImportance.model_validate(each) for each in obj.status.get("importance") or ()]
     end = decision.end_reason
     return Found(
         trials=[trial.row for trial in trials],
         best=decision.conclude if decision.conclude is not None else -1,
-        importance=shown or known,
+        importance=importance_shown(importance or {}) or known,
         end_reason=end.value if end is not None else None,
         saved=gpu_seconds_saved(trials),
     )

@@ -15,11 +15,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tunery_api.measured import finite
 from tunery_api.runspec import LoRASweepRun, SearchedParameter
 from tunery_api.search.dimensions import plain
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.curves import GRID, TEXT
-from tunery_trainer.reporting.sweep_rows import loss_of, number_in, of_state, ranked, worth_seeing
+from tunery_trainer.reporting.sweep_rows import loss_of, of_state, ranked, worth_seeing
 
 _PRUNED, _INFEASIBLE = "#cccccc", "#ee6677"
 _MISSING: Final = -0.1
@@ -46,7 +47,7 @@ class _Axis:
             return _MISSING
         if self.choices:
             return (self.choices.index(text) + 0.5) / len(self.choices)
-        value = number_in(text)
+        value = finite(text)
         return _MISSING if value is None else min(1.0, max(0.0, self._share(value)))
 
     def labels(self) -> list[tuple[float, str]]:
@@ -124,7 +125,7 @@ def _loss_axis(sweep: LoRASweepRun) -> _Axis:
 
 def _axis(parameter: SearchedParameter, rows: Sequence[TrialStatus]) -> _Axis:
     texts = {row.parameters[parameter.path] for row in rows if parameter.path in row.parameters}
-    values = [value for text in texts if (value := number_in(text)) is not None]
+    values = [value for text in texts if (value := finite(text)) is not None]
     if parameter.choices is not None or len(values) < len(texts) or not values:
         known = parameter.choices or []
         return _Axis(parameter.path, 0, 1, choices=(*known, *sorted(texts - set(known))) or ("",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tunery_api.measured import finite
 from tunery_api.runspec import LoRASweepRun
 from tunery_api.sweepstatus import TrialState, TrialStatus
 
@@ -27,31 +28,22 @@ def of_state(sweep: LoRASweepRun, *states: TrialState) -> list[TrialStatus]:
     return sorted((row for row in sweep.trials if row.state in states), key=lambda row: row.number)
 
 
-def number_in(text: str | None) -> float | None:
-    """Return the number that a text holds, if it holds a finite one."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def loss_of(row: TrialStatus) -> float | None:
     """Return the held-out loss of a trial, of one that was ended early the last; None: it was not measured."""
     losses = [row.value, *(each.loss for each in reversed(row.evaluations or ()))]
-    return next((value for value in map(number_in, losses) if value is not None), None)
+    return next((value for value in map(finite, losses) if value is not None), None)
 
 
 def curve_of(row: TrialStatus) -> list[tuple[float, float]]:
     """Return the losses of a trial by the share of its steps, the one before training first."""
     last = row.steps or max((each.step for each in row.evaluations or ()), default=0)
-    points = [(each.step / last, number_in(each.loss)) for each in row.evaluations or () if last]
-    return [(share, loss) for share, loss in [(0.0, number_in(row.base_value)), *points] if loss is not None]
+    points = [(each.step / last, finite(each.loss)) for each in row.evaluations or () if last]
+    return [(share, loss) for share, loss in [(0.0, finite(row.base_value)), *points] if loss is not None]
 
 
 def base_loss(sweep: LoRASweepRun) -> float | None:
     """Return the held-out loss before training, which is the same for all trials."""
-    return next((loss for row in sweep.trials if (loss := number_in(row.base_value)) is not None), None)
+    return next((loss for row in sweep.trials if (loss := finite(row.base_value)) is not None), None)
 
 
 def worth_seeing(sweep: LoRASweepRun) -> float:
