@@ -141,6 +141,12 @@ demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster 
 demo-serving: setup ## The demo's adapter and a second one, served side by side by vLLM on the CPU (an image of 5 GB)
 	cd $(TESTS) && $(PYTHON) -m demo.serving
 
+TRIALS ?= 6
+
+.PHONY: demo-sweep
+demo-sweep: setup ## LoRAJobs search for settings, the guide's three first, and the best is published; TRIALS=6
+	cd $(TESTS) && $(PYTHON) -m demo.sweep --trials $(TRIALS)
+
 .PHONY: cluster-up
 cluster-up: setup ## Start the local Kubernetes, S3 server and registry; build and push the images
 	@$(CLUSTER_CLI) up

@@ -44,7 +44,7 @@ def _demo() -> None:
     with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
         create_tenant(kubectl, NAMESPACE, environment)
     job = _train(kubectl, uri_root(environment))
-    told = _compare(environment, job)
+    told = compare(environment, job.status["adapter"]["uri"], job.manifest["spec"]["model"]["uri"])
     _farewell(job, told, time.monotonic() - began)
 
 
@@ -70,14 +70,14 @@ def _train(kubectl: Kubectl, root: str) -> Job:
     return job
 
 
-def _compare(environment: dict[str, str], job: Job) -> list[dict[str, str]]:
+def compare(environment: dict[str, str], adapter_uri: str, model_uri: str) -> list[dict[str, str]]:
     """Load model and adapter from S3 with plain transformers and PEFT, and ask both."""
     client = s3_client(environment)
     with step("Load the adapter from S3 with plain PEFT, and ask the base model and the fine-tuned one"):
         with tempfile.TemporaryDirectory() as scratch:
             adapter, model = Path(scratch, "adapter"), Path(scratch, "model")
-            download(client, job.status["adapter"]["uri"], adapter)
-            _download_model(client, job.manifest["spec"]["model"]["uri"], model)
+            download(client, adapter_uri, adapter)
+            _download_model(client, model_uri, model)
             told = subprocess.run(
                 [sys.executable, "-m", "demo.answers", "--json", str(model), str(adapter), *QUESTIONS],
                 cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
@@ -110,6 +110,7 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     third = "get lorajob quickstart -o yaml" if is_existing() else "apply -f docs/examples/merge-ties.yaml"
     console.print(f"  {prefix}kubectl describe lorajob {job.name} -n {NAMESPACE}", markup=False)
     console.print("  make demo-serving    # this adapter and a second one, answered side by side by vLLM", markup=False)
+    console.print("  make demo-sweep      # six LoRAJobs search for better settings", markup=False)
     console.print("  kubectl explain lorajob.spec.lora", markup=False)
     console.print(f"  kubectl -n {NAMESPACE} {third}", markup=False)
 

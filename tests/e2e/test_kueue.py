@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from .conftest import LONG, SETTINGS, Launch, checkpointed, lorajob, resumed
+from .test_sweep import lorasweep
 from cluster import binaries, scratchimage
 from cluster.local import LocalCluster
 from cluster.paths import default_state_dir
@@ -228,6 +229,33 @@ def _queue(job: Job, role: str) -> str:
     (batch,) = job.jobs(role)
     queue: str = batch["metadata"]["labels"][kueue.QUEUE_LABEL]
     return queue
+
+
+def test_trials_of_a_sweep_wait_for_each_other(kubectl: Kubectl, namespace: str, queues: Queues) -> None:
+    queues.make("team-a")
+    manifest = lorasweep(namespace, "sweep", maxTrials=4, parallelTrials=3)
+    manifest["metadata"]["labels"] = {kueue.QUEUE_LABEL: "team-a"}
+    manifest["spec"]["template"] |= {"training": LONG["training"] | {"maxSteps": 100}}
+    del manifest["spec"]["template"]["training"]["learningRate"]
+    sweep = Job(kubectl, manifest, namespace).apply()
+    trials = [Job(kubectl, {"kind": "LoRAJob", "metadata": {"name": f"sweep-{n:03d}"}}, namespace) for n in range(4)]
+
+    wait_for("a trial that waits", lambda: sweep.condition("Searching").get("reason") == "TrialsQueued", 400)
+    assert sweep.status["phase"] == "Searching"
+    waiting = [trial for trial in trials if trial.status.get("phase") == "Queued"]
+    assert waiting
+    assert [writes_in_peace(trial) for trial in waiting[:1]] == [0]
+    made = len(kubectl.list("lorajobs", namespace, "tunery.dev/sweep=sweep"))
+    assert made < len(trials), "no other is made while one waits"
+
+    together = 0
+    while sweep.status.get("phase") == "Searching":
+        pods = kubectl.list("pods", namespace, "tunery.dev/role=train")
+        together = max(together, sum(pod["status"]["phase"] == "Running" for pod in pods))
+        time.sleep(1)
+    sweep.wait_phase("Succeeded", timeout=300)
+    assert together <= 1, "there was room for one"
+    assert [generation(trial) <= 1 + RISES_FOR_ONE_THING for trial in trials] == [True] * len(trials)
 
 
 def test_the_example_is_complete(kubectl: Kubectl, namespace: str) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cluster.progress import Progress
-from demo import jobs, serving
+from demo import jobs, serving, sweep
 from projects import ROOT
 
 SLOW = """
@@ -48,6 +48,7 @@ def test_a_step_that_fails_is_told_so_once(capsys: pytest.CaptureFixture[str]) -
 def test_an_object_that_nobody_has_looked_at_yet_is_pending_in_the_tables_of_the_demos() -> None:
     assert jobs.row({}) == ("Pending", "", "", "", "")
     assert serving._row({}) == ("Pending", "", "", "")
+    assert sweep.row({}) == ("Pending", "", "", "", "")
     status = {"phase": "Ready", "readyText": "1/1", "adaptersText": "2/2"}
     assert serving._row(status) == ("Ready", "1/1", "2/2", "")
 
@@ -62,7 +63,7 @@ def test_a_command_of_the_cluster_that_ctrl_c_ends_prints_no_traceback() -> None
     assert (process.returncode, told) == (130, "")
 
 
-@pytest.mark.parametrize("demo", ["demo", "demo.serving"])
+@pytest.mark.parametrize("demo", ["demo", "demo.serving", "demo.sweep"])
 def test_a_demo_on_a_cluster_of_yours_names_in_a_line_what_it_lacks(demo: str) -> None:
     environment = {"PATH": "/usr/bin:/bin", "CLUSTER": "existing"}
     command = [sys.executable, "-m", demo]

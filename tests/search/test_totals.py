@@ -9,9 +9,10 @@ import pytest
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import SweepPreflight
 from tunery_api.search.dimensions import Numeric
-from tunery_api.search.protocol import Fixed, ToldState
+from tunery_api.search.protocol import Fixed, Suggestion, ToldState
 from tunery_api.search.rows import Live, Trial
-from tunery_api.search.telling import question, told, with_earlier
+from tunery_api.search.space import space_of
+from tunery_api.search.telling import final_suggestion, question, question_of, told, with_earlier
 from tunery_api.search.terms import on_terms, preflight_of
 from tunery_api.search.totals import (
     best,
@@ -189,6 +190,22 @@ def test_a_question_is_made_of_the_spec_and_all_trials_of_the_search() -> None:
     assert (asked.seed, asked.sampler, asked.startup, asked.numbers) == (7, "Random", 3, (12, 13))
     assert [each.number for each in asked.trials] == list(range(11))
     assert asked.fixed == {12: fixed[12]}
+
+
+def test_what_was_forgiven_is_not_told_and_what_is_tried_first_is_in_the_question() -> None:
+    spec = sweep(initial=[{RATE: "0.001"}])
+    trials = [trial(0, S.FAILED, reason="NodeLost"), trial(1, value=2.0), trial(2, S.FAILED, reason="NodeLost")]
+    space = space_of(spec)
+    asked = question_of(spec, space, trials, (0, 3), forgiven=2)
+    assert [each.number for each in asked.trials] == [1, 2]
+    assert [each.number for each in question_of(spec, space, trials, (3,), forgiven=0).trials] == [0, 1, 2]
+    assert asked.fixed == {0: Fixed(origin="Initial", values={RATE: "0.001"})}
+
+
+def test_the_final_trial_has_the_best_values() -> None:
+    last = final_suggestion(sweep(), [trial(0, value=2.0), trial(1, value=1.0, parameters={RATE: "0.002"})], 2)
+    assert last == Suggestion(number=2, origin="Final", values={RATE: "0.002"})
+    assert final_suggestion(sweep(), [trial(0, S.FAILED)], 1) is None
 
 
 def test_of_other_sweeps_is_told_what_ended_and_is_a_point_of_this_space() -> None:

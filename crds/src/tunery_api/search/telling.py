@@ -7,9 +7,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.search.dimensions import Dimension
 from tunery_api.search.lattice import is_point
-from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
-from tunery_api.search.rows import Trial
+from tunery_api.search.protocol import Ask, Fixed, Suggestion, ToldState, ToldTrial
+from tunery_api.search.rows import FINAL_ORIGIN, Trial
+from tunery_api.search.space import Space, starts
+from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
+
+
+def question_of(
+    spec: LoRASweepSpec, space: Space, trials: Iterable[Trial], numbers: Sequence[int], forgiven: int
+) -> Ask:
+    """Return what a sweep asks for trials of these numbers; what was tried first is in it.
+
+    What has failed for a cause that was mended since, below the number `forgiven`, is not told: such a point may be
+    tried again.
+    """
+    first = enumerate(starts(spec, space))
+    fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
+    known = [trial for trial in trials if not trial.is_forgiven(forgiven)]
+    return question(spec, space.dimensions, known, numbers, fixed)
+
+
+def final_suggestion(spec: LoRASweepSpec, trials: Sequence[Trial], number: int) -> Suggestion | None:
+    """Return the trial that trains the best settings once more; None where there are none."""
+    chosen = best(trials, float(spec.objective.tolerance))
+    return Suggestion(number=number, origin=FINAL_ORIGIN, values=chosen.parameters) if chosen else None
 
 
 def question(

@@ -168,8 +168,3 @@ def _loss(row: TrialStatus) -> float:
 
 def _size(row: TrialStatus) -> int:
     return len(row.model_dump_json(by_alias=True, exclude_none=True)) + 1
-
-
-def final_suggestion(number: int, best: TrialStatus) -> Suggestion:
-    """Return the trial that trains the best settings once more."""
-    return Suggestion(number=number, origin=FINAL_ORIGIN, values=best.parameters)

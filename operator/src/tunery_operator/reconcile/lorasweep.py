@@ -12,11 +12,11 @@ from tunery_api.names import SUSPENDED_BY_ANNOTATION, TRIAL_LABEL, child_name
 from tunery_api.runspec import Task
 from tunery_api.search.ask import SuggestionFailed
 from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
 from tunery_api.search.rows import Trial, merge, number_of
-from tunery_api.search.space import Space, read_values, space_of, starts
-from tunery_api.search.telling import question, with_earlier
-from tunery_api.search.totals import best, gpu_seconds_saved, importance_shown
+from tunery_api.search.space import Space, read_values, space_of
+from tunery_api.search.telling import final_suggestion, question_of, with_earlier
+from tunery_api.search.totals import gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
@@ -28,7 +28,7 @@ from tunery_operator.kube.rbac import LORAJOBS
 from tunery_operator.kube.read import peek_object
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.plan.job import output_place
-from tunery_operator.plan.lorasweep import Found, final_suggestion, plan_conclude, plan_report, plan_trial
+from tunery_operator.plan.lorasweep import Found, plan_conclude, plan_report, plan_trial
 from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import KindSteps
@@ -211,8 +211,8 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     """Make the trials that are due; tell why none was where the sampler could not say which."""
     decision, trials = search.decision, search.trials
     if decision.final is not None:
-        chosen = best(trials, float(sweep.spec.objective.tolerance))
-        suggestions = [final_suggestion(decision.final, chosen)] if chosen is not None else []
+        last = final_suggestion(sweep.spec, trials, decision.final)
+        suggestions = [last] if last else []
     else:
         try:
             answer = _ask(sweep, trials, decision.create)
@@ -229,12 +229,7 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
 
 def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
     """Return what to try next. Raises SamplerBusy, SuggestionFailed, StaleObject, ApiFailure."""
-    first = enumerate(starts(sweep.spec, sweep.space))
-    fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
-    known = [
-        trial for trial in trials if not trial.is_forgiven(_forgiven(sweep.obj))
-    ]  # their points may be tried again
-    ask = question(sweep.spec, sweep.space.dimensions, known, numbers, fixed)
+    ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
     return sweep.services.sampler.suggestions(ask)

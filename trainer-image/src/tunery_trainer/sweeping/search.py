@@ -20,10 +20,10 @@ from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.scrub import shorten
 from tunery_api.search.ask import SuggestionFailed, suggestions
 from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Fixed, Suggestion
+from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of, trial_of
-from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
-from tunery_api.search.telling import question
+from tunery_api.search.space import Space, final_spec, read_values, space_of, trial_spec
+from tunery_api.search.telling import final_suggestion, question_of
 from tunery_api.search.terms import on_terms, preflight_of
 from tunery_api.search.totals import best, importance_shown
 from tunery_api.search.words import searched
@@ -126,9 +126,8 @@ class Search:
         """
         trials = self.trials
         if decision.final is not None:
-            chosen = best(trials, float(self.spec.objective.tolerance))
-            values = chosen.parameters if chosen else {}
-            found = [Suggestion(number=decision.final, origin=FINAL_ORIGIN, values=values)]
+            last = final_suggestion(self.spec, trials, decision.final)
+            found = [last] if last else []
         else:
             found = list(self._ask(trials, decision.create).suggestions)
         row = None
@@ -160,10 +159,8 @@ class Search:
         return row.model_copy(update={**known, "why": shorten(f"{of}: {told}", _WHY)})
 
     def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
-        first = enumerate(starts(self.spec, self.space))
-        fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
         try:
-            return suggestions(question(self.spec, self.space.dimensions, trials, numbers, fixed))
+            return suggestions(question_of(self.spec, self.space, trials, numbers, self.ledger.forgiven))
         except SuggestionFailed as error:
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"the sampler: {error}", _ASK_AGAIN) from error
 

@@ -1,0 +1,125 @@
+"""`make demo-sweep`: LoRAJobs search for settings, the guide's three first, and the best adapter is published."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import yaml
+
+from tunery_api.presets import PRESETS
+
+from demo.__main__ import cluster, compare
+from demo.answers import print_answers
+from demo.jobs import Table, begin, follow
+from demo.telling import NAMESPACE, console, ended, step
+from kit.environment import images, is_existing, uri_root
+from kit.installation import ROOT, install
+from kit.jobs import Job
+from kit.kubectl import Kubectl
+from kit.tenant import create_tenant
+
+EXAMPLE = ROOT / "docs" / "examples" / "sweep.yaml"
+TRIALS = 6
+"""The guide's three, and as many that are proposed."""
+SECONDS_PER_TRIAL = 300
+ON_CPUS: dict[str, Any] = {"gpus": 0, "cpu": "1500m"}
+_ORIGINS_OF_THE_GUIDE = frozenset(preset.value for preset in PRESETS)
+
+
+def main() -> int:
+    """Run the demo; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m demo.sweep", description=__doc__)
+    parser.add_argument("--trials", type=int, default=TRIALS, help=f"how many LoRAJobs, {TRIALS} unless said")
+    trials = parser.parse_args().trials
+    return ended(lambda: _demo(trials))
+
+
+def _demo(trials: int) -> None:
+    began = time.monotonic()
+    environment = cluster()
+    kubectl = Kubectl(environment)
+    with step("Install the chart with Helm"):
+        install(kubectl, images(environment))
+    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
+        create_tenant(kubectl, NAMESPACE, environment)
+    sweep = Job(kubectl, _manifest(uri_root(environment), trials), NAMESPACE)
+    with step(f"Apply {EXAMPLE.relative_to(ROOT)}, without a GPU and with {trials} trials"):
+        console.print(yaml.safe_dump(sweep.manifest, sort_keys=False), style="cyan", markup=False)
+        begin(sweep)
+    with step(f"Search: kubectl get {sweep.kind} {sweep.name} -n {NAMESPACE} -w"):
+        follow(sweep, SECONDS_PER_TRIAL * trials, Table(("phase", "trials", "running", "best", "trial"), row, _Ended()))
+    best = sweep.status["best"]["parameters"]
+    told = compare(environment, sweep.status["adapter"]["uri"], sweep.manifest["spec"]["template"]["model"]["uri"])
+    console.print()
+    print_answers(told)
+    _farewell(sweep, best, time.monotonic() - began)
+
+
+def _manifest(root: str, trials: int) -> dict[str, Any]:
+    """Return the example as it runs on a node without a GPU."""
+    manifest: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text().replace("s3://", root))
+    manifest["spec"]["maxTrials"] = trials
+    manifest["spec"]["template"]["resources"] |= ON_CPUS
+    return manifest
+
+
+def row(status: dict[str, Any]) -> tuple[str, ...]:
+    """Return what stands in a line of the table; a sweep that nobody has looked at yet is Pending."""
+    best = status.get("best", {})
+    running = (status.get("counts") or {}).get("running", "")
+    cells = (status.get("countsText"), running, best.get("value"), best.get("name"))
+    return (status.get("phase", "Pending"), *("" if cell is None else str(cell) for cell in cells))
+
+
+class _Ended:
+    """Prints each trial once it has ended, with its values."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        for trial in status.get("trials", []):
+            if trial["state"] in {"Waiting", "Running"} or trial["number"] in self._told:
+                continue
+            self._told.add(trial["number"])
+            values = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in trial["parameters"].items())
+            how = " ".join(str(trial[field]) for field in ("state", "value", "why") if trial.get(field))
+            console.print(f"    {trial['name']} ({trial['origin']}): {how}: {values}", style="dim", markup=False)
+
+
+def guides_best(status: dict[str, Any]) -> str | None:
+    """Return the lowest loss of the guide's own configurations; None where none of them was measured."""
+    losses = [
+        trial["value"]
+        for trial in status["trials"]
+        if trial["state"] == "Complete" and trial["origin"] in _ORIGINS_OF_THE_GUIDE
+    ]
+    return min(losses, key=float, default=None)
+
+
+def _farewell(sweep: Job, best: dict[str, str], seconds: float) -> None:
+    status = sweep.status
+    counts, found = status["counts"], status["best"]
+    console.print()
+    done = f"{counts['complete']} measured at their end, {counts['pruned']} ended early"
+    console.print(f"trials           {counts['created']}: {done}")
+    console.print(f"the guide's best {guides_best(status) or 'not measured at its end'}")
+    console.print(f"best             {found['value']} by {found['name']}; the base model {found['baseValue']}")
+    console.print(f"with             {', '.join(f'{path} {value}' for path, value in best.items())}", markup=False)
+    console.print(f"adapter          {status['adapter']['uri']}, with sweep.json and the pictures")
+    console.print(f"everything took  {seconds:.0f} s")
+    console.print("\nTry next, and read docs/sweeps.md:")
+    for line in (
+        *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),
+        f"kubectl -n {NAMESPACE} describe {sweep.kind} {sweep.name}",
+        f"kubectl -n {NAMESPACE} get lorajobs -l tunery.dev/sweep={sweep.name} -o wide    # its trials",
+        f"kubectl -n {NAMESPACE} delete {sweep.kind} {sweep.name}    # and its trials; what lies in the bucket stays",
+    ):
+        console.print(f"  {line}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
