@@ -87,14 +87,15 @@ test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM
 	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
 
 # Some twenty minutes more: run them before an issue that touches them is resolved.
-LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py
+LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py \
+	e2e/test_sweep_kills.py
 
 .PHONY: test-e2e
 test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real images
 	cd $(TESTS) && $(PYTHON) -m pytest e2e -m "not long" $(LONG_E2E:%=--ignore=%)
 
 .PHONY: test-e2e-long
-test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, faults of servers, batches
+test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, kills, servers, batches
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_serving_truth.py e2e/test_batches.py
 

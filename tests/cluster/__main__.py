@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,18 @@ ERRORS = (
 )
 
 
+LITTLE_DISK_GB = 15
+"""Of free disk, below which a demo may fill it: with all caches there the images take as much on the node."""
+
+
 def up(options: argparse.Namespace) -> None:
     """start everything, or push changed images to a running cluster"""
+    free = shutil.disk_usage(options.state if options.state.exists() else Path.home()).free / 1e9
+    if free < LITTLE_DISK_GB:
+        sys.stderr.write(
+            f"{free:.0f} GB of disk are free: from nothing it takes 25, 40 with vLLM, {LITTLE_DISK_GB} with all caches "
+            "there. A node whose disk is full ends its pods.\n"
+        )
     with Progress() as progress:
         LocalCluster(options.state).up(progress)
     sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')

@@ -110,7 +110,7 @@ class LocalCluster:
         with self._lock():
             with progress.step(f"Image {image.repository} (vLLM's takes minutes the first time)"):
                 reference = images.push_one(image, self.registry, keep=name != "vllm")
-            with progress.step("Image on the node"):
+            with progress.step("Image on the node (vLLM's takes a minute)"):
                 self.containerd.pull(reference)
         return reference
 
@@ -177,7 +177,7 @@ class LocalCluster:
         self._images_file.write_text(json.dumps(pushed))
 
     def _pull_images(self, progress: Progress) -> None:
-        with progress.step("Images on the node"):
+        with progress.step("Images on the node (some 3 GB, a minute or two)"):
             for reference in json.loads(self._images_file.read_text()).values():
                 self.containerd.pull(reference)
 

@@ -19,7 +19,7 @@ from kit.installation import install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.operator import OperatorRecord
-from kit.published import list_keys, s3_client
+from kit.published import list_keys, s3_client, split_uri
 from kit.tenant import create_tenant
 from kit.tiny_models import write_chat_model
 
@@ -208,16 +208,17 @@ def report_place(job: Job) -> str:
     return f"s3://adapters/tunery-reports/{job.namespace}/{job.name}-{job.uid}"
 
 
-def plain_peft_loss(s3: Any, adapter: Path) -> float:
-    """Return the loss of `ROWS` with a downloaded adapter on the tiny model, by plain transformers and PEFT alone."""
+def plain_peft_loss(s3: Any, adapter: Path, model: str = TINY, rows: str = ROWS) -> float:
+    """Return the loss of rows with a downloaded adapter on its base model, by plain transformers and PEFT alone."""
     place = adapter.with_name(f"{adapter.name}-inputs")
-    model, rows = place / "model", place / "rows.jsonl"
-    model.mkdir(parents=True)
-    for key in list_keys(s3, TINY):
-        s3.download_file("models", f"tiny/{key}", str(model / key))
-    s3.download_file("datasets", "e2e/rows.jsonl", str(rows))
+    folder, file = place / "model", place / "rows.jsonl"
+    folder.mkdir(parents=True)
+    bucket, prefix = split_uri(model)
+    for key in list_keys(s3, model):
+        s3.download_file(bucket, f"{prefix}/{key}", str(folder / key))
+    s3.download_file(*split_uri(rows), str(file))
     script = Path(__file__).with_name("plain_peft_loss.py")
-    command = [sys.executable, str(script), str(model), str(adapter), str(rows)]
+    command = [sys.executable, str(script), str(folder), str(adapter), str(file)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(told.stdout)
