@@ -26,6 +26,7 @@ BENCHMARKS: Final = (
     "methods",
     "sweep",
     "sweep_memory",
+    "sweep_operator",
     "serving",
 )
 

@@ -61,11 +61,11 @@ class Load:
         self.body = body
         self.suffix = suffix
 
-    async def one_at_a_time(self, count: int) -> Json:
+    async def one_at_a_time(self, count: int, label: str = "s") -> Json:
         """Return the latencies of `count` objects, each posted when the one before has its Job."""
         latencies = []
         for index in range(count + 3):
-            name = f"s-{index:05d}"
+            name = f"{label}-{index:05d}"
             sent = await self.meter.post(self.path, self.body(name))
             latencies.append((await self.meter.until(name + self.suffix) - sent) * 1000)
             await asyncio.sleep(0.1)
