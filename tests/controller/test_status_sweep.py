@@ -88,6 +88,16 @@ def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
     assert status["phase"] == "Searching"
 
 
+def test_what_stands_in_a_trials_way_stands_in_the_sweeps() -> None:
+    why = Failure(reason="Unschedulable", message="support-001: 0/1 nodes are available", hint="Add a node.")
+    seen = (trial(0), trial(1, TrialState.WAITING, live=Live(held=True, obstacle=why)))
+    shown = told(*seen)["failure"]
+    assert (shown["reason"], shown["message"]) == ("Unschedulable", "support-001: 0/1 nodes are available")
+    assert shown["hint"] == "Add a node."
+    after = told(trial(0), running(1), status={"failure": shown})
+    assert "failure" not in after
+
+
 def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
     seen = snapshot(trial(0), hindrance=Hindrance(SUGGESTION_FAILED, "the sampler ended with 1: boom", 30.0))
     status = compute_status(seen)

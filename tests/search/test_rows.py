@@ -186,6 +186,7 @@ def test_a_trial_waits(status: dict[str, Any], held: bool) -> None:
     assert found.row.state == "Waiting"
     assert found.live is not None
     assert found.live.held is held
+    assert (found.live.obstacle is not None) == bool(status.get("failure"))
 
 
 def test_final_rows_win_and_a_trial_that_is_gone_was_deleted() -> None:

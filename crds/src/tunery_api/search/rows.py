@@ -12,6 +12,7 @@ from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
 from tunery_api.search.dimensions import Values
 from tunery_api.search.failures import Fault, fault_of
@@ -24,6 +25,7 @@ FINAL_ORIGIN: Final = "Final"
 STOPPED_BY_SWEEP: Final = "sweep: "
 """So begins the `stop` of a trial that the sweep has ended; any other is somebody's own."""
 _WHY: Final = 256
+_MESSAGE: Final = 1024
 _GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
 _RUNNING: Final = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.UPLOADING, Phase.STOPPING, Phase.SUSPENDING})
 
@@ -46,6 +48,8 @@ class Live:
     """Its trainer acts on that."""
     held: bool = False
     """It waits for quota, for a node, or for somebody to mend something."""
+    obstacle: Failure | None = None
+    """What stands in its way, as its status says it."""
     checked: bool = False
     """Its preflight has passed."""
     stopping: bool = False
@@ -224,16 +228,27 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
 def _live(child: Body, row: TrialStatus) -> Live:
     spec, status = child["spec"], child.get("status") or {}
     gpus = (spec.get("resources") or {}).get("gpus")
+    obstacle = _obstacle(row.name, status)
     return Live(
         course=_course(_evaluations(status), row.steps),
         problem=_problem(status),
         ends_itself=_ends_itself(child),
-        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or bool(status.get("failure")),
+        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or obstacle is not None,
+        obstacle=obstacle,
         checked=_is_checked(status),
         stopping=spec.get("stop") is not None,
         since=tuple(_open_attempts(status)),
         gpus=_GPUS if gpus is None else int(gpus),
     )
+
+
+def _obstacle(name: str, status: Mapping[str, Any]) -> Failure | None:
+    told = status.get("failure")
+    if not told:
+        return None
+    reason = str(told.get("reason") or FailureReason.INTERNAL_ERROR)
+    message = shorten(f"{name}: {told.get('message') or reason}", _MESSAGE)
+    return Failure(reason=reason, message=message, hint=shorten(str(told.get("hint") or ""), _MESSAGE) or None)
 
 
 def _ends_itself(child: Body) -> bool:

@@ -89,6 +89,9 @@ def _show_stage(draft: Draft, search: Search) -> None:
         draft.conditions.set(_SEARCHING, None, hindrance.reason, hindrance.message)
     elif (queued := _held(search)) is not None:
         draft.conditions.set(_SEARCHING, None, TRIALS_QUEUED, queued)
+        obstacle = next((trial.live.obstacle for trial in search.alive if trial.live and trial.live.obstacle), None)
+        if obstacle is not None:
+            draft.show_obstacle(obstacle)
     else:
         draft.conditions.set(_SEARCHING, True, "Searching", "trials are made")
 
