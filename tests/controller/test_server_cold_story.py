@@ -61,11 +61,12 @@ def test_cold_adapters_are_served_and_requests_alone_write_nothing(server: Serve
     cold = {**served("rare"), "state": "Cold", "lastUsed": now}
     server.report(pod, served("bot", lastUsed=now - 600), cold)
     assert server.wait_adapter("rare", "Cold")["replicas"] == "1/1"
-    status = namespace.wait_phase("support", "Updating", SERVERS)
+    status = namespace.wait_phase("support", "Degraded", SERVERS)
     assert (status["adaptersText"], status["adapterCounts"]["cold"]) == ("2/3", 1)
     [replica] = status["replicaStatuses"]
     assert (replica["served"], replica["loaded"]) == (2, 1)
-    assert "failure" not in status, "a LoRAJob that is not there yet is nothing that is wrong"
+    assert status["failure"]["reason"] == "AdapterMissing"
+    assert status["failure"]["message"] == "adapter late: LoRAJob late does not exist yet"
 
     version = (namespace.get(SERVERS, "support") or {})["metadata"]["resourceVersion"]
     for seconds in (5, 10):

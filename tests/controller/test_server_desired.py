@@ -228,13 +228,32 @@ def test_a_name_that_leads_elsewhere_now_keeps_nothing_of_what_it_led_to() -> No
     assert (named(found), [item.name for item in found.waiting]) == ([], ["bot"])
 
 
-def test_new_content_that_is_refused_leaves_the_old_in_its_place_but_the_same_content_does_not() -> None:
+def test_new_content_that_is_refused_leaves_the_old_in_its_place() -> None:
     before = resolved(BOT, adapters=[REF]).desired
     worse = replace(BOT, rank=128, manifest_sha256="ee" * 32)
     found = resolved(worse, before=before, adapters=[REF])
     assert (found.desired, found.refused[0].manifest_sha256) == (before, "ee" * 32)
-    lowered = resolved(replace(BOT, rank=32), before=before, adapters=[REF], engine={"maxRank": 16})
-    assert (named(lowered), lowered.refused[0].reason) == ([], "RankTooHigh")
+    other = replace(BOT, served_name="another/base")
+    assert named(resolved(other, before=before, adapters=[REF])) == []
+
+
+@pytest.mark.parametrize("how", [{"adapters": [REF]}, TEAM])
+def test_what_other_settings_of_the_engine_refuse_stays_listed_for_replicas_of_those_before(how: Any) -> None:
+    before = resolved(replace(BOT, rank=32), **how).desired
+    lowered = resolved(replace(BOT, rank=32), before=before, engine={"maxRank": 16}, **how)
+    assert (lowered.desired, [item.reason for item in lowered.refused]) == (before, ["RankTooHigh"])
+    anew = resolved(replace(BOT, rank=32), engine={"maxRank": 16}, **how)
+    assert (named(anew), [item.reason for item in anew.refused]) == ([], ["RankTooHigh"])
+
+
+def test_what_an_engine_of_fewer_adapters_has_no_place_for_stays_listed_for_replicas_of_those_before() -> None:
+    stay = [{"name": name, "uri": f"s3://adapters/{name}", "keepLoaded": True} for name in ("a", "b")]
+    spec = {"adapters": [*stay, {"name": "c", "uri": "s3://adapters/c"}]}
+    before = resolved(**spec, engine={"maxLoadedAdapters": 3, "maxAdaptersInBatch": 1}).desired
+    fewer = resolved(before=before, **spec, engine={"maxLoadedAdapters": 1, "maxAdaptersInBatch": 1})
+    assert fewer.desired == before
+    assert {item.name: item.reason.value for item in fewer.refused} == {"b": "TooManyAdapters", "c": "TooManyAdapters"}
+    assert named(resolved(**spec, engine={"maxLoadedAdapters": 1, "maxAdaptersInBatch": 1})) == ["a"]
 
 
 def test_the_revision_rises_only_with_a_change() -> None:

@@ -208,7 +208,7 @@ def _farewell(server: str, adapter: str) -> None:
     for line in (
         *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),
         f"kubectl -n {NAMESPACE} describe adapterserver {server}",
-        f"kubectl -n {NAMESPACE} port-forward service/{server}-server 8000 &",
+        f"kubectl -n {NAMESPACE} port-forward service/{server}-server 8000 &  sleep 3",
         "curl -s http://127.0.0.1:8000/v1/models",
         "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
         f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',

@@ -161,7 +161,10 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         "Train longer or with a higher rank, or lower evaluation.minImprovement, in a new job; look at the data.",
         mendable=False,
     ),
-    _R.ADAPTER_MISSING: Advice(False, "Publish the named adapter: its prefix must hold a manifest.json of Tunery."),
+    _R.ADAPTER_MISSING: Advice(
+        False,
+        "Publish the named adapter: its prefix must hold a manifest.json of Tunery; or correct where it is named.",
+    ),
     _R.ADAPTER_CORRUPT: Advice(
         False, "Publish the named adapter again: its files do not match the digests of its manifest."
     ),
@@ -194,8 +197,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.REQUESTS_FAILED: Advice(
         False,
-        "Look at the named lines and at the server, and retry: what was answered is not asked again. More lines that "
-        "may fail, spec.maxErrors, need a new object.",
+        "Look at the named lines and at the server, and retry: what was answered is not asked again, unless the "
+        "input has changed, which is asked anew as a whole. More lines that may fail, spec.maxErrors, need a new "
+        "object.",
     ),
     _R.SERVER_UNAVAILABLE: Advice(
         True,

@@ -42,7 +42,7 @@ NOT_WANTED = {
     "original/params.json": b"{}",
 }
 SMALL = {name for name in MODEL if not name.endswith(".safetensors")}
-NONE = Credentials("the environment of the trainer")
+NONE = Credentials("the environment")
 
 
 def _names(folder: Path) -> set[str]:

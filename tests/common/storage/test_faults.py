@@ -25,6 +25,7 @@ from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.publisher import Target, probe, publish
 from tunery_trainer.process.failures import explain, explain_here
+from tunery_trainer.process.hints_here import said_here
 
 from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
@@ -360,7 +361,7 @@ def test_without_a_secret_the_usual_chain_is_used(
 
 def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "first-line\nsecond-line")
-    with pytest.raises(TuneryError, match="AWS_SESSION_TOKEN in the environment of the trainer") as caught:
+    with pytest.raises(TuneryError, match="AWS_SESSION_TOKEN in the environment") as caught:
         credentials_module.ambient()
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     assert "first-line" not in caught.value.message
@@ -396,7 +397,10 @@ def test_without_any_credentials(s3_server: S3Server, monkeypatch: pytest.Monkey
     store, prefix = open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
     error = _failure(store, prefix)
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED
-    assert "no AWS credentials were found in the environment" in error.message
+    assert error.message.endswith("no AWS credentials were found in the environment")
+    assert (error.hint or "").startswith("Name a Secret with AWS_ACCESS_KEY_ID")
+    here = said_here(error.hint or "", error.reason)
+    assert here == "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, and run it again."
 
 
 def test_ca_bundle_in_a_secret_may_be_the_certificates_themselves(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
+from tunery_api.errors import near
 from tunery_api.fields import OpenModel
 from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
@@ -45,6 +46,8 @@ class Waiting(NamedTuple):
     name: str
     source: str
     message: str
+    absent: bool = False
+    """Nor does the object that the spec names: its name may be misspelt."""
 
 
 class Refused(NamedTuple):
@@ -261,8 +264,8 @@ class _Work:
             return
         self._refuse(name, offer, problem)
         old = self._old(name, source)
-        # What was served before goes on; but not the very content that is refused, as after maxRank was lowered.
-        if old is not None and old.manifest_sha256 != offer.manifest_sha256:
+        # What was served before goes on, but not the very content that is refused.
+        if old is not None and (old.manifest_sha256 != offer.manifest_sha256 or _by_new_replicas(problem)):
             self.wanted.append(old)
 
     def _wait(self, name: str, source: str, offer: Offer | None) -> None:
@@ -271,14 +274,18 @@ class _Work:
         state = "does not exist" if offer is None else f"is {offer.phase}"
         old = self._old(name, source)
         if old is None:
-            yet = " yet" if offer is None else ""
-            self.waiting.append(Waiting(name, source, f"{words} {state}{yet}"))
+            yet = f" yet{self._near(source)}" if offer is None else ""
+            self.waiting.append(Waiting(name, source, f"{words} {state}{yet}", absent=offer is None))
             return
         self.wanted.append(old)
         ends = "until spec.adapters drops it" if offer is None else "until it has published anew"
         more = " any more" if offer is None else ""
         text = f"{words} {state}{more}; what it published before is served {ends}"
         self.kept.append(Kept(name, source, text))
+
+    def _near(self, source: str) -> str:
+        kind, _, name = source.partition("/")
+        return near(name, sorted(offer.name for offer in self.offers.values() if offer.kind.value == kind))
 
     def _old(self, name: str, source: str) -> DesiredAdapter | None:
         old = self.before.get(name)
@@ -313,8 +320,11 @@ class _Work:
         unfit = self._unfit(offer)
         if unfit is None:
             self._take(offer.name, offer)
-        else:
-            self._refuse(offer.name, offer, unfit)
+            return
+        self._refuse(offer.name, offer, unfit)
+        old = self._old(offer.name, offer.source)
+        if old is not None and _by_new_replicas(unfit):
+            self.wanted.append(old)
 
     def _not_for_us(self, offer: Offer) -> str | None:
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
@@ -353,6 +363,14 @@ class _Work:
         self.refused.append(Refused(name, offer.source, *why, *content))
 
 
+def _by_new_replicas(problem: Unservable) -> bool:
+    """Tell whether it is the engine's settings that refuse what was on the list before.
+
+    Replicas of other settings go on with it until they are replaced, and those of these settings refuse it themselves.
+    """
+    return problem.reason is FailureReason.RANK_TOO_HIGH
+
+
 def _desired(name: str, offer: Offer) -> DesiredAdapter:
     return DesiredAdapter(
         name=name, uri=(offer.uri or "").rstrip("/"), manifest_sha256=offer.manifest_sha256, source=offer.source
@@ -363,16 +381,20 @@ def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
     """Return what fits, and the bytes that are left; refuse the rest.
 
     That is the newest of what the selector finds, unless it is served already; of those that are to stay in the engine
-    more than it holds; and what could never be loaded, as they take all of its room.
+    more than it holds; and what could never be loaded, as they take all of its room. What of the latter was on the list
+    before is refused, and stays on it.
     """
     largest, fitting, kept = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
+    refused = {item.name for item in work.refused}
     for item in _by_right(work):
         room -= _size(item)
         kept += item.keep_loaded
-        why = _no_room(item, kept, largest) or (None if room >= 0 and len(fitting) < MAX_ADAPTERS else _too_large())
-        if why is None:
+        fits = room >= 0 and len(fitting) < MAX_ADAPTERS
+        why = _no_room(item, kept, largest) or (None if fits else _too_large())
+        # What was on the list stays there, for replicas whose engine holds more; others judge it themselves.
+        if fits and (why is None or item.name in work.before):
             fitting.append(item)
-        else:
+        if why is not None and item.name not in refused:
             work.refused.append(Refused(item.name, item.source, *why, item.uri, item.manifest_sha256))
     return fitting, max(room, 0)
 

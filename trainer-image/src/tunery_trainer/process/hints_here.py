@@ -57,6 +57,10 @@ _WORDS: Final = (
     (r"apply the manifest under a new name", "run it again"),
     (r"as `kubectl create secret generic NAME --from-literal=KEY=VALUE` does", "without what stands around it"),
     (r"name a Secret with HF_TOKEN in secretRef", "set HF_TOKEN in the environment"),
+    (
+        r"Name a Secret with (AWS_\w+) and (AWS_\w+) in the secretRef .*",
+        rf"Set \1 and \2 in the environment, {_AGAIN}.",
+    ),
     (r" \(spec\.scheduling\)", ""),
     (r"\bin a new (job|merge)\b", "in the manifest"),
     (r"\bneeds a new (job|merge)\b", "goes into the manifest"),

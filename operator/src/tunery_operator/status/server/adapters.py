@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tunery_api.reasons import advice_for
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
@@ -24,6 +24,9 @@ ANSWERED: Final = frozenset({_S.SERVED, _S.COLD})
 _SHORT: Final = 256
 _HINT: Final = 512
 """Bytes of a text in a list of many; of one that is to be followed to the letter."""
+_ABSENT_HINT: Final = (
+    "Create that object: what it publishes is served by itself. If another is meant, correct its name in spec.adapters."
+)
 _SILENT: Final = "its replica has not reported for more than 30 seconds"
 _NEW: Final = "its replica has not spoken of it yet"
 
@@ -114,10 +117,10 @@ def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Itera
 
 
 def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standing:
-    if item.desired is None and item.refused is not None:
+    if item.refused is not None and (item.desired is None or not asked):
         return _refused(item, item.refused)
     if item.desired is None and item.waiting is not None:
-        return _held(item, _S.WAITING, item.waiting.message)
+        return _waiting(item, item.waiting)
     if stopped:
         return _held(item, _S.WAITING, "the server is stopped: spec.replicas is 0")
     if not asked:
@@ -138,6 +141,15 @@ def _refused(item: _Wanted, why: Refused) -> Standing:
         "hint": why.hint,
     }
     return Standing(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
+
+
+def _waiting(item: _Wanted, why: Waiting) -> Standing:
+    found = _held(item, _S.WAITING, why.message)
+    if not why.absent:
+        return found
+    reason = FailureReason.ADAPTER_MISSING.value
+    fields = {**found.fields, "reason": reason, "hint": _ABSENT_HINT}
+    return replace(found, fields=fields, reason=reason, needs_mending=True)
 
 
 def _held(item: _Wanted, state: AdapterState, message: str) -> Standing:

@@ -92,7 +92,8 @@ def _resolved(conditions: Conditions, resolution: Resolution) -> None:
         others = names([item.name for item in resolution.refused])
         conditions.set(type_, False, first.reason.value, f"not to be served: {others}; {first.name}: {first.message}")
     elif resolution.waiting:
-        conditions.set(type_, False, WAITING, _waits_for(resolution.waiting))
+        also = f"; {no_models_text(resolution.no_models)}" if resolution.no_models else ""
+        conditions.set(type_, False, WAITING, _waits_for(resolution.waiting) + also)
     elif resolution.kept:
         conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.kept[:_NAMED]))
     elif resolution.no_models:

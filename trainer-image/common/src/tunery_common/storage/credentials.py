@@ -119,9 +119,9 @@ def ambient() -> Credentials:
     for key in _SECRET_ENVIRONMENT:
         register_secret(os.environ.get(key, ""))
     for key in _SECRET_ENVIRONMENT:
-        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment of the trainer")
+        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment")
     names = (*_FROM_ENVIRONMENT, "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN")
-    return Credentials("the environment of the trainer", {key: os.environ[key] for key in names if os.environ.get(key)})
+    return Credentials("the environment", {key: os.environ[key] for key in names if os.environ.get(key)})
 
 
 def _check_characters(key: str, value: str, what: str) -> None:

@@ -44,6 +44,12 @@ _NO_CREDENTIALS: Final = (
 _UNCONDITIONAL: Final = frozenset({"NotImplemented", "501"})
 
 
+NAME_A_SECRET: Final = (
+    "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the secretRef beside that URI; where the field "
+    "cannot be changed any more, in a new object."
+)
+
+
 def error_code(error: BaseException) -> str:
     """Return the S3 error code, or '' if the server did not answer."""
     return str(_response(error).get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
@@ -85,7 +91,8 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TuneryError:
     """
     code, status = error_code(error), http_status(error)
     if isinstance(error, _NO_CREDENTIALS):
-        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, f"{uri}: no AWS credentials were found in {who}")
+        message = f"{uri}: no AWS credentials were found in {who}"
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, NAME_A_SECRET)
     if isinstance(error, ParamValidationError):
         # Nothing was sent, and nothing that a server does can mend it.
         return TuneryError(FailureReason.INVALID_SPEC, f"{uri}: {action} cannot be asked for: {_cause(error)}")

@@ -70,8 +70,8 @@ def _no_key(work: Mounts, asked: SecretKeyReference, field: str) -> TuneryError:
     name, key = asked.name, asked.key
     message = f"{field}: the Secret {name} has no key {key}, or there is no such Secret"
     hint = (
-        f"`kubectl describe secret {name} -n {work.run.identity.namespace}` names its keys. Where {key} is misspelt, "
-        f"correct spec.apiKeySecretRef.key, in a new object; else add the key {key} with an API key of the server, or "
-        "create the Secret with it, and retry."
+        f"`kubectl describe secret {name} -n {work.run.identity.namespace}` names its keys. Where {name} or {key} is "
+        f"misspelt, correct spec.apiKeySecretRef, in a new object; else add the key {key} with an API key of the "
+        "server, or create the Secret with it, and retry."
     )
     return TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)

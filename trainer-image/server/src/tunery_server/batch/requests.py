@@ -67,6 +67,9 @@ def _object(raw: bytes) -> dict[str, Any]:
         document = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise BadLine("is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        # Of a line its own line number would be a second one.
+        raise BadLine(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise BadLine(f"is not JSON: {error}" if isinstance(error, ValueError) else "is nested too deeply") from error
     if not isinstance(document, dict):
@@ -79,7 +82,7 @@ def _model(body: dict[str, Any], default_model: str | None) -> str:
     if model is None and default_model is not None:
         return default_model
     if model is None:
-        raise BadLine("body.model is missing, and spec.defaultModel is not set")
+        raise BadLine("body.model is missing, and spec.defaultModel is not set, which takes a new object")
     if not isinstance(model, str) or not model or len(model) > LONGEST_MODEL:
         raise BadLine(f"body.model must be a text of 1 to {LONGEST_MODEL} characters")
     if any("\ud800" <= each <= "\udfff" for each in model):
