@@ -154,7 +154,7 @@ async def test_a_key_that_the_secret_lacks_is_told_with_where_to_look(
         assert caught.value.message.startswith("spec.apiKeySecretRef: the ")
         if value is None:
             assert "`kubectl describe secret keys -n team` names its keys" in (caught.value.hint or "")
-            assert "correct spec.apiKeySecretRef.key" in (caught.value.hint or "")
+            assert "correct spec.apiKeySecretRef," in (caught.value.hint or "")
 
 
 async def test_a_key_that_is_renewed_meanwhile_is_read_anew(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ async def test_after_a_kill_who_watches_is_told_what_was_kept_before_the_first_l
 async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
     told: list[TrainerStatus] = []
     async with operator(told) as variables, table(tmp_path) as here:
-        here.oracle.seconds = 0.1
+        here.oracle.seconds = 0.4
         program = await here.start(here.put(jsonl(request(number) for number in range(100))), variables)
         assert await program.end() == ExitCode.OK, program.log
     answering = [status for status in told if status.phase is Phase.ANSWERING and status.step]
