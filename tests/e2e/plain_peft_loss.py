@@ -22,6 +22,9 @@ for line in Path(rows_file).read_text(encoding="utf-8").splitlines():
         messages[:-1], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )["input_ids"]
     start = prompt.shape[1]
+    # An answer ends with its last token; what the template writes behind it nobody is asked for, nor trained on.
+    ends = (whole[0, start:] == tokenizer.eos_token_id).nonzero()
+    whole = whole[:, : start + int(ends[-1]) + 1] if len(ends) else whole
     with torch.no_grad():
         logits = model(input_ids=whole).logits.float()
     losses = torch.nn.functional.cross_entropy(logits[0, start - 1 : -1], whole[0, start:], reduction="sum")
