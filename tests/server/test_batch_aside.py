@@ -222,6 +222,54 @@ async def test_killed_while_lines_wait_a_batch_goes_on_where_it_was(tmp_path: Pa
         assert here.parts == []
 
 
+async def test_what_waited_is_stored_by_the_clock_also_where_others_of_its_part_still_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
+    async with table(tmp_path) as here:
+        for model in ("t2", "t3"):
+            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
+        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
+        running = asyncio.create_task(here.run(here.put(mixed(100, 1, *["t2"] * 4, "t3"))))
+        await until_waiting(here, 100)
+        here.site.routes.serve("t2", TONE, TONE_SHA)
+        await until_waiting(here, 20)
+        here.site.routes.serve("t3", TONE, TONE_SHA)
+        await running
+        assert names(here) == [f"row-{number}" for number in range(100)]
+        assert set(here.oracle.asked.values()) == {1}
+
+
+async def test_lines_of_a_part_that_is_gone_are_asked_again_at_once_also_while_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
+    async with table(tmp_path) as here:
+        for model in ("t2", "t3"):
+            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
+        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
+        running = asyncio.create_task(here.run(here.put(mixed(100, 2, *["t2"] * 4, "t3"))))
+        await until_waiting(here, 50)
+        folder = here.place("parts-u-1")
+        folder.store.delete(folder.key(next(name for name in here.parts if name.endswith(".zst"))))
+        here.site.routes.serve("t2", TONE, TONE_SHA)
+        await until_waiting(here, 10)
+        here.site.routes.serve("t3", TONE, TONE_SHA)
+        await running
+        assert names(here) == [f"row-{number}" for number in range(100)]
+        assert here.oracle.asked.total() <= 100 + 9
+
+
+async def until_waiting(here: Table, count: int) -> None:
+    """Wait until parts of ten lines are stored, in which so many wait in all."""
+    async with asyncio.timeout(20):
+        while True:
+            marks = here.marks()
+            if len(marks) == 10 and sum(mark.waiting for mark in marks) == count:
+                return
+            await asyncio.sleep(0.1)
+
+
 async def test_a_model_that_is_given_up_makes_errors_of_its_lines_and_a_retry_asks_them_alone(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.site.routes.hold("tone", "AdapterMissing", "it has no manifest")
