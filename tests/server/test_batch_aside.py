@@ -183,7 +183,11 @@ async def test_a_line_that_is_put_aside_is_asked_by_one_worker_whenever_its_mode
 ) -> None:
     (tmp_path / "in.jsonl").write_bytes(mixed(count, 1, "tone"))
     for turns_absent, turns in itertools.product((0, 1, 2, 4), repeat=2):
-        lines, server, ends = InputLines(tmp_path / "in.jsonl", "in"), LackingAtFirst(absent, turns_absent, turns), Ends()
+        lines, server, ends = (
+            InputLines(tmp_path / "in.jsonl", "in"),
+            LackingAtFirst(absent, turns_absent, turns),
+            Ends(),
+        )
         waiting = aside.Aside(server, lines, 0.0, 0.0)
         asking = partial(ask_line, waiting)
         await Conveyor(asking, Source(iter(lines), waiting), ends, asyncio.Event()).run(concurrency, 1.0)

@@ -159,7 +159,9 @@ async def test_of_names_that_repeat_the_first_lines_are_told(tmp_path: Path, mon
     async with table(tmp_path) as here:
         error = await refused(here, here.put(jsonl([request(number) for number in range(1000)] * 2)))
         assert "100 lines of pvc://data/in.jsonl cannot be asked" in error.message
-        assert "and more may: not all behind line 1100 are named: line 1001: custom_id is that of line 1" in error.message
+        assert (
+            "and more may: not all behind line 1100 are named: line 1001: custom_id is that of line 1" in error.message
+        )
         stored = here.place("parts-u-1").read_bytes("invalid-lines.jsonl").splitlines()
         assert [json.loads(line)["line"] for line in stored] == list(range(1001, 1101))
         assert "Those that were found are in" in str(error.hint)

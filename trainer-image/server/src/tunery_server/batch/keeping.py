@@ -241,7 +241,6 @@ class Keeper:
                 self.marks[mark.first] = mark
                 return
 
-
     def _drop(self, damaged: DamagedPart) -> None:
         """Count a part no more that was to be mended; trying again would find it as it is."""
         self.damaged = damaged
