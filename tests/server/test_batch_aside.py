@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import random
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_common.errors import TuneryError
 from tunery_server.batch import aside
+from tunery_server.batch.answers import Answer, Trouble
+from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.keeping import PartSize
-from tunery_server.batch.lines import InputLines, LinesAgain, Place
-from tunery_server.batch.server import Server
+from tunery_server.batch.lines import InputLines, Line, LinesAgain, Place
+from tunery_server.batch.requests import Request, parse
+from tunery_server.batch.server import Absent, Server
 
 PATIENT = replace(HURRIED, outage=60.0)
 
@@ -130,6 +135,70 @@ async def test_models_that_come_and_go_lose_and_double_nothing(
         assert asked.total() > 300
 
 
+@dataclass
+class LackingAtFirst:
+    """A server that lacks the model for the first requests, each after so many turns of the loop, and then has it."""
+
+    absent: int
+    turns_absent: int
+    turns: int
+    asked: list[int] = field(default_factory=list)
+
+    async def ask(self, line: Line, request: Request) -> Answer:
+        self.asked.append(line.index)
+        absent = len(self.asked) <= self.absent
+        for _ in range(self.turns_absent if absent else self.turns):
+            await asyncio.sleep(0)
+        if absent:
+            raise Absent(Trouble("AdapterLoading", "others have its place", outage=True))
+        return Answer(line.index, line.number, ok=True, data=b"{}")
+
+    def seconds_left(self, model: str, waited: float) -> float:
+        return 60.0
+
+    def give_up(self, model: str, trouble: Trouble) -> None:
+        raise AssertionError(model)
+
+    def failed(self, line: Line, request: Request, trouble: Trouble) -> Answer:
+        raise AssertionError(trouble)
+
+
+@dataclass
+class Ends:
+    """Takes note of the lines that came to their end."""
+
+    ended: list[int] = field(default_factory=list)
+    storing = behind = False
+
+    def take(self, answer: Answer) -> None:
+        if not answer.waits:
+            self.ended.append(answer.index)
+
+
+@pytest.mark.parametrize("absent", [1, 2, 3])
+@pytest.mark.parametrize("concurrency", [2, 3, 5])
+@pytest.mark.parametrize("count", [3, 6, 12])
+async def test_a_line_that_is_put_aside_is_asked_by_one_worker_whenever_its_model_comes_back(
+    count: int, concurrency: int, absent: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(mixed(count, 1, "tone"))
+    for turns_absent, turns in itertools.product((0, 1, 2, 4), repeat=2):
+        lines, server, ends = (
+            InputLines(tmp_path / "in.jsonl", "in"),
+            LackingAtFirst(absent, turns_absent, turns),
+            Ends(),
+        )
+        waiting = aside.Aside(server, lines, 0.0, 0.0)
+        asking = partial(ask_line, waiting)
+        await Conveyor(asking, Source(iter(lines), waiting), ends, asyncio.Event()).run(concurrency, 1.0)
+        assert sorted(ends.ended) == list(range(count)), (turns_absent, turns)
+        assert len(server.asked) == count + absent
+
+
+async def ask_line(waiting: aside.Aside, line: Line) -> Answer | None:
+    return await waiting.ask(line, parse(line.raw, None))
+
+
 async def test_killed_while_lines_wait_a_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     chance = random.Random(3)
     async with table(tmp_path) as here:
@@ -155,6 +224,54 @@ async def test_killed_while_lines_wait_a_batch_goes_on_where_it_was(tmp_path: Pa
         assert names(here) == [f"row-{number}" for number in range(300)]
         assert here.oracle.asked.total() - 300 <= 6 * (3 * 10 + 8)
         assert here.parts == []
+
+
+async def test_what_waited_is_stored_by_the_clock_also_where_others_of_its_part_still_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
+    async with table(tmp_path) as here:
+        for model in ("t2", "t3"):
+            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
+        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
+        running = asyncio.create_task(here.run(here.put(mixed(100, 1, *["t2"] * 4, "t3"))))
+        await until_waiting(here, 100)
+        here.site.routes.serve("t2", TONE, TONE_SHA)
+        await until_waiting(here, 20)
+        here.site.routes.serve("t3", TONE, TONE_SHA)
+        await running
+        assert names(here) == [f"row-{number}" for number in range(100)]
+        assert set(here.oracle.asked.values()) == {1}
+
+
+async def test_lines_of_a_part_that_is_gone_are_asked_again_at_once_also_while_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
+    async with table(tmp_path) as here:
+        for model in ("t2", "t3"):
+            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
+        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
+        running = asyncio.create_task(here.run(here.put(mixed(100, 2, *["t2"] * 4, "t3"))))
+        await until_waiting(here, 50)
+        folder = here.place("parts-u-1")
+        folder.store.delete(folder.key(next(name for name in here.parts if name.endswith(".zst"))))
+        here.site.routes.serve("t2", TONE, TONE_SHA)
+        await until_waiting(here, 10)
+        here.site.routes.serve("t3", TONE, TONE_SHA)
+        await running
+        assert names(here) == [f"row-{number}" for number in range(100)]
+        assert here.oracle.asked.total() <= 100 + 9
+
+
+async def until_waiting(here: Table, count: int) -> None:
+    """Wait until parts of ten lines are stored, in which so many wait in all."""
+    async with asyncio.timeout(20):
+        while True:
+            marks = here.marks()
+            if len(marks) == 10 and sum(mark.waiting for mark in marks) == count:
+                return
+            await asyncio.sleep(0.1)
 
 
 async def test_a_model_that_is_given_up_makes_errors_of_its_lines_and_a_retry_asks_them_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult, StorePath, open_store
 from tunery_common.storage.credentials import ambient
-from tunery_server.batch import asking
+from tunery_server.batch import asking, keeping
 from tunery_server.batch.answers import Answer, tally_of, waiting
 from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
@@ -147,6 +147,36 @@ def test_death_at_any_write_loses_and_doubles_nothing(first: set[int], tmp_path:
         if not died:
             break
     assert deaths >= 16
+
+
+async def until_waiting(keeper: Keeper, *counts: int) -> None:
+    """Wait until so many lines of the parts wait, as they are stored."""
+    async with asyncio.timeout(5):
+        while tuple(mark.waiting for mark in keeper.marks.values()) != counts:
+            await asyncio.sleep(0.01)
+
+
+async def test_ends_that_came_later_are_stored_by_the_clock_few_parts_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(keeping, "_MOST_TASKS", 4)
+    parts = Parts(place(tmp_path), "b")
+    keeper, most = Keeper(parts, Kept.of(parts, []), PartSize(lines=2, seconds=0.0)), 0
+    kept = asyncio.create_task(keeper.keep(lambda _: None))
+    for line in lines(12):
+        keeper.take(waiting(line))
+    await until_waiting(keeper, 2, 2, 2, 2, 2, 2)
+    for index in range(0, 12, 2):
+        keeper.take(answer(index))
+    async with asyncio.timeout(5):
+        while not all(mark.waiting == 1 for mark in keeper.marks.values()):
+            most = max(most, len(keeper._tasks))
+            await asyncio.sleep(0)
+    assert most == 2, "nothing is behind for it"
+    assert [mark.waiting for mark in Parts(parts.place, "b").load()] == [1] * 6
+    keeper.end()
+    await kept
 
 
 def test_a_part_without_its_mark_or_of_another_batch_is_none(tmp_path: Path) -> None:

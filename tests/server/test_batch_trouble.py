@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult
+from tunery_server.batch import check
+from tunery_server.batch.answers import Answer
 from tunery_server.batch.check import MOST_MODELS, MOST_PROBLEMS
+from tunery_server.batch.parts import Mark, Parts
 
 
 @pytest.fixture
@@ -128,7 +132,7 @@ async def test_of_a_small_file_of_millions_of_bad_lines_so_many_are_told_at_once
         assert time.monotonic() - began < 20
         assert error.reason is FailureReason.INPUT_INVALID
         told = (
-            r": ([0-9,]+) lines of \S+ cannot be asked, and more may: nothing was read behind line (\d+): line [12]: "
+            r": ([0-9,]+) lines of \S+ cannot be asked, and more may: not all behind line (\d+) are named: line [12]: "
         )
         count, line = re.findall(told, error.message)[0]
         assert MOST_PROBLEMS // 2 < int(count.replace(",", "")) <= MOST_PROBLEMS
@@ -150,20 +154,48 @@ async def test_twenty_lines_are_named_however_long_what_is_wrong_with_each_is(tm
         assert "line 20: method must be POST, not null" in message
 
 
-async def test_a_part_that_is_not_what_was_stored_is_asked_again(tmp_path: Path) -> None:
+async def test_of_names_that_repeat_the_first_lines_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "MOST_PROBLEMS", 100)
+    async with table(tmp_path) as here:
+        error = await refused(here, here.put(jsonl([request(number) for number in range(1000)] * 2)))
+        assert "100 lines of pvc://data/in.jsonl cannot be asked" in error.message
+        assert (
+            "and more may: not all behind line 1100 are named: line 1001: custom_id is that of line 1" in error.message
+        )
+        stored = here.place("parts-u-1").read_bytes("invalid-lines.jsonl").splitlines()
+        assert [json.loads(line)["line"] for line in stored] == list(range(1001, 1101))
+        assert "Those that were found are in" in str(error.hint)
+
+
+async def test_parts_that_are_not_what_was_stored_are_asked_again_in_the_same_attempt(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.broken = {str(request(25)["body"]["messages"])}
         uri = here.put(jsonl(request(number) for number in range(30)))
         await refused(here, uri)
         here.oracle.broken = set()
-        folder, name = here.place("parts-u-1"), next(each for each in here.parts if "part-000000000000-" in each)
-        folder.store.put_bytes(folder.key(name), b"x")
-        error = await refused(here, uri)
-        assert error.reason is FailureReason.STORAGE_UNAVAILABLE
-        assert "is not what was stored: its 10 lines are asked again" in error.message
+        folder = here.place("parts-u-1")
+        for name in [each for each in sorted(here.parts) if each.endswith(".zst")][:2]:
+            folder.store.put_bytes(folder.key(name), b"x")
         await here.run(uri)
         assert [line["custom_id"] for line in here.lines()] == [f"row-{number}" for number in range(30)]
-        assert here.oracle.asked.total() == 30 + 1 + 10
+        assert here.oracle.asked.total() == 30 + 1 + 20
+
+
+async def test_a_storage_that_keeps_no_part_ends_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Parts.save
+
+    def damaged(parts: Parts, answers: Sequence[Answer]) -> Mark:
+        mark = save(parts, answers)
+        parts.place.store.delete(parts.place.key(mark.file))
+        return mark
+
+    monkeypatch.setattr(Parts, "save", damaged)
+    async with table(tmp_path) as here:
+        error = await refused(here, here.put(jsonl(request(number) for number in range(10))))
+        assert error.reason is FailureReason.STORAGE_UNAVAILABLE
+        assert "is not what was stored: its 10 lines are asked again" in error.message
+        assert "nothing else writes, changes or deletes what lies below" in str(error.hint)
+        assert here.oracle.asked.total() == 4 * 10
 
 
 async def test_notes_that_are_nonsense_are_those_of_nobody(tmp_path: Path) -> None:

@@ -106,12 +106,15 @@ class Aside:
 
     async def ask(self, line: Line, request: Request) -> Answer | None:
         """Return the end of a line, or None: it waits here, and is not held elsewhere. Raises what a server raises."""
-        taken, away = self._taken.pop(line.index, None), self._away.get(request.model)
-        if taken is None and away is not None and not away.back:
-            self._count += 1
-            away.places.extend(Place.of(line))
+        taken = self._taken.pop(line.index, None)
+        if taken is None and self._waited_for(request.model) is not None:
+            # Many in a row are put aside: others get their turn first, as who waits here may be taken by any worker at
+            # once, and two would ask the same line. Meanwhile the model may have come back.
             await asyncio.sleep(0)
-            return None
+            if (away := self._waited_for(request.model)) is not None:
+                self._count += 1
+                away.places.extend(Place.of(line))
+                return None
         if taken is not None and taken.given_up:
             return self._asker.failed(line, request, taken.said)
         try:
@@ -173,6 +176,10 @@ class Aside:
     def close(self) -> None:
         """Read nothing more."""
         self._again.close()
+
+    def _waited_for(self, model: str) -> _Away | None:
+        away = self._away.get(model)
+        return away if away is not None and not away.back else None
 
     def _put(self, line: Line, model: str, trouble: Trouble) -> None:
         """Put a line aside that was asked; whoever finds out that the model is not served begins to wait for it."""

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Final
@@ -66,7 +65,11 @@ class Problems:
         self._of_kind = 0
         self.count = 0
         self.cut_at: int | None = None
-        """The number of the last line that was read, where they became so many that it was the last one."""
+        """The number of the last line up to which all of them are taken, where they became too many."""
+
+    def cut(self, number: int) -> None:
+        """Take note that behind this line there may be more."""
+        self.cut_at = number if self.cut_at is None else min(self.cut_at, number)
 
     def begin(self) -> None:
         """Begin another kind."""
@@ -104,7 +107,7 @@ class Problems:
         lines = "1 line" if count == 1 else f"{count:,} lines"
         begins = f"spec.input.uri: {lines} of {shorten(uri, _LONGEST_URI)} cannot be asked"
         if self.cut_at is not None:
-            begins += f", and more may: nothing was read behind line {self.cut_at}"
+            begins += f", and more may: not all behind line {self.cut_at} are named"
         more = "; …" if self._hidden or len(self._first) > SHOWN else ""
         rest = f"; the models were not checked: {shorten(unchecked, _LONGEST_URI)}" if unchecked is not None else ""
         room = MAX_MESSAGE_BYTES - len(f"{begins}: {more}{rest}".encode())
@@ -156,16 +159,24 @@ def check(lines: InputLines, default_model: str | None, folder: Path, problems: 
             if model is not None and len(models) <= MOST_MODELS:
                 models.setdefault(model, line.number)
             if problems.full or repeated.known >= MOST_PROBLEMS:
-                problems.cut_at = number
+                problems.cut(number)
                 break
-        problems.begin()
-        for again, first in islice(repeated.found(), MOST_PROBLEMS):
-            problems.add(again, f"custom_id is that of line {first}")
+        _add_repeated(repeated, problems)
     finally:
         repeated.close()
     if len(models) > MOST_MODELS:
         problems.add(max(models.values()), f"more than {MOST_MODELS} different models are asked for")
     return Checked(count, lines.digest, models, number)
+
+
+def _add_repeated(repeated: Repeated, problems: Problems) -> None:
+    """Add the first lines that repeat a name; they are found in no order."""
+    problems.begin()
+    found = heapq.nsmallest(MOST_PROBLEMS + 1, repeated.found())
+    for again, first in found[:MOST_PROBLEMS]:
+        problems.add(again, f"custom_id is that of line {first}")
+    if len(found) > MOST_PROBLEMS:
+        problems.cut(found[MOST_PROBLEMS - 1][0])
 
 
 def _look(line: Line, default_model: str | None, repeated: Repeated, problems: Problems) -> str | None:

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, takewhile
 from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.batch.answers import Answer, Tally
 from tunery_server.batch.lines import Line
-from tunery_server.batch.parts import Mark, Parts
+from tunery_server.batch.parts import DamagedPart, Mark, Parts
 from tunery_server.threads import in_thread
 
 _LOOK_SECONDS: Final = 0.2
@@ -82,6 +83,8 @@ class _Mend:
     end: int
     left: int
     got: list[Answer] = field(default_factory=list)
+    since: float = 0.0
+    """When the first of them came."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,15 @@ class Keeper:
     A line that others pass has its place in the part, which is stored anew with the ends that came later.
     """
 
-    def __init__(self, parts: Parts, kept: Kept, size: PartSize) -> None:
+    def __init__(self, parts: Parts, kept: Kept, size: PartSize, lost: Callable[[], None] = lambda: None) -> None:
+        """`lost` is called where a part is not what was stored: `damaged` says which from then on."""
         self._parts = parts
+        self._lost = lost
         self._size = size
         self._mends = [_Mend(mark.first, mark.end, left) for mark in kept.marks if (left := parts.asked_again(mark))]
         """By their first line."""
+        self._unstored: dict[int, _Mend] = {}
+        """Those with ends that are not stored, by their first line; in the order of `since`."""
         self._tasks: deque[_Task] = deque()
         """In the order in which they came: a part is stored before it is mended."""
         self._open: list[Answer] = []
@@ -114,6 +121,7 @@ class Keeper:
         self.marks = {mark.first: mark for mark in kept.marks}
         self.asked = 0
         """Lines that came to their end in this attempt."""
+        self.damaged: DamagedPart | None = None
 
     def take(self, answer: Answer) -> None:
         """Take the end of a line, or its place."""
@@ -162,6 +170,7 @@ class Keeper:
                 self._close()
             if ending:
                 self._store_mended()
+            self._store_due()
             while self._tasks:
                 await self._store(self._tasks[0])
                 stored(sum(len(answer.data) for answer in self._tasks.popleft().answers))
@@ -181,6 +190,8 @@ class Keeper:
         return self._mends[place] if place >= 0 and index < self._mends[place].end else None
 
     def _mend(self, mend: _Mend, answer: Answer) -> None:
+        if not mend.got:
+            mend.since, self._unstored[mend.first] = time.monotonic(), mend
         mend.got.append(answer)
         mend.left -= 1
         self._mended_bytes += len(answer.data)
@@ -192,23 +203,34 @@ class Keeper:
 
     def _store_mended(self) -> None:
         """Have all parts stored of which some lines have got their ends."""
-        for mend in self._mends:
-            if mend.got:
-                self._store_mend(mend)
+        for mend in list(self._unstored.values()):
+            self._store_mend(mend)
+
+    def _store_due(self) -> None:
+        """Have stored what the clock says, the oldest first; so few at a time that nobody waits until they are."""
+        due = takewhile(lambda mend: time.monotonic() - mend.since >= self._size.seconds, self._unstored.values())
+        for mend in list(islice(due, max(0, _MOST_TASKS // 2 - len(self._tasks)))):
+            self._store_mend(mend)
 
     def _store_mend(self, mend: _Mend) -> None:
         self._tasks.append(_Task(mend.got, mend.first))
         self._mended_bytes -= sum(len(answer.data) for answer in mend.got)
         mend.got = []
+        del self._unstored[mend.first]
 
     async def _store(self, task: _Task) -> None:
         began = time.monotonic()
         store = partial(self._parts.save, task.answers)
         if task.mends is not None:
+            if task.mends not in self.marks:  # damaged: all of its lines are asked again
+                return
             store = partial(self._parts.mend, self.marks[task.mends], task.answers)
         while True:
             try:
                 mark = await in_thread(store)
+            except DamagedPart as damaged:
+                self._drop(damaged)
+                return
             except TuneryError as error:
                 patient = time.monotonic() - began < _STORE_SECONDS and not self._ending
                 if error.reason is not FailureReason.STORAGE_UNAVAILABLE or not patient:
@@ -218,6 +240,12 @@ class Keeper:
             else:
                 self.marks[mark.first] = mark
                 return
+
+    def _drop(self, damaged: DamagedPart) -> None:
+        """Count a part no more that was to be mended; trying again would find it as it is."""
+        self.damaged = damaged
+        del self.marks[damaged.mark.first]
+        self._lost()
 
 
 def _first(mend: _Mend) -> int:

@@ -67,5 +67,5 @@ def add_lines(problems: Problems, lines: Iterable[Line], default_model: str | No
             problems.add(line.number, why[model], shown=model not in told)
             told.add(model)
         if problems.full:
-            problems.cut_at = line.number
+            problems.cut(line.number)
             break

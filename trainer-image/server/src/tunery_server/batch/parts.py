@@ -28,6 +28,8 @@ ROUND_NAME: Final = "round.json"
 _MARK: Final = ".json"
 _DATA: Final = ".jsonl.zst"
 _READERS: Final = 16
+_CHECKERS: Final = 4
+"""Each holds a whole part."""
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,17 @@ class Record:
         return cls(stored.startswith(b"+"), int(number[1:]), data.removesuffix(b"\n"), waits)
 
 
+class DamagedPart(TuneryError):
+    """A part is not what was stored, and does not count any more: its lines are to be asked again."""
+
+    def __init__(self, place: StorePath, mark: Mark) -> None:
+        message = f"{place.below(mark.file).uri}, a part of the answers, is not what was stored"
+        hint = f"See that nothing else writes, changes or deletes what lies below {place.uri}, and retry."
+        told = f"{message}: its {mark.lines} lines are asked again"
+        super().__init__(FailureReason.STORAGE_UNAVAILABLE, told, hint)
+        self.mark = mark
+
+
 def batch_digest(input_sha256: str, deciding: Sequence[str | None]) -> str:
     """Return what parts must have been made of to be used: the input, and what decides an answer."""
     return hashlib.sha256(json.dumps([input_sha256, *deciding]).encode()).hexdigest()
@@ -174,19 +187,15 @@ class Parts:
     def read(self, mark: Mark) -> Iterator[Record]:
         """Yield the lines of a part.
 
-        Raises StorageUnavailable where it is not what its mark says; it does not count any more then, so that the next
-        attempt asks its lines again.
+        Raises DamagedPart where it is not what its mark says; it does not count any more then.
         """
-        try:
-            data = self.place.read_bytes(mark.file)
-        except ObjectMissing:
-            data = b""
-        if hashlib.sha256(data).hexdigest() != mark.sha256:
-            self.place.store.delete(self.place.key(_mark_name(mark.first)))
-            what = f"{self.place.below(mark.file).uri}, a part of the answers, is not what was stored"
-            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"{what}: its {mark.lines} lines are asked again")
-        unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(self._whole(mark))
         yield from (Record.of(line) for line in unpacked.split(b"\n") if line)
+
+    def drop_damaged(self) -> None:
+        """Read every part; those that are not what was stored do not count any more."""
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            list(pool.map(self._check, self.load()))
 
     def next_round(self) -> None:
         """Have the lines with errors asked again by the next attempt."""
@@ -195,6 +204,22 @@ class Parts:
     def clear(self) -> None:
         """Remove everything."""
         self._remove({self.place.relative(entry) for entry in self.place.store.list(self.place.prefix)})
+
+    def _whole(self, mark: Mark) -> bytes:
+        try:
+            data = self.place.read_bytes(mark.file)
+        except ObjectMissing:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != mark.sha256:
+            self.place.store.delete(self.place.key(_mark_name(mark.first)))
+            raise DamagedPart(self.place, mark)
+        return data
+
+    def _check(self, mark: Mark) -> None:
+        try:
+            self._whole(mark)
+        except DamagedPart as damaged:
+            _log.warning("%s", damaged.message)
 
     def _store(self, first: int, records: Sequence[Record], tally: Tally) -> Mark:
         data = zstandard.ZstdCompressor(3).compress(b"".join(record.to_bytes() for record in records))

@@ -18,7 +18,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
-from tunery_common.storage.publisher import Target, probe, published_before, published_by
+from tunery_common.storage.publisher import Published, Target, probe, published_before, published_by
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.aside import TOLD_SECONDS, Aside
 from tunery_server.batch.asking import Conveyor, Source
@@ -27,7 +27,7 @@ from tunery_server.batch.inputs import api_key, fetch_input
 from tunery_server.batch.keeping import Keeper, Kept, PartSize
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.models import Refused, add_lines, look_up
-from tunery_server.batch.parts import Mark, Parts, batch_digest
+from tunery_server.batch.parts import DamagedPart, Mark, Parts, batch_digest
 from tunery_server.batch.progress import LOG_SECONDS, Progress
 from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, result_of, too_many_errors
 from tunery_server.batch.requests import BadLine, parse
@@ -39,6 +39,8 @@ GRACE_SECONDS: Final = 20.0
 ERRORS_BEYOND: Final = 100
 """More errors than so many above spec.maxErrors end the batch before its last line; else all of them are found."""
 _TELL_SECONDS: Final = 1.0
+_MOST_AGAIN: Final = 3
+"""How often an attempt asks again what damaged parts held: a storage that keeps nothing must not cost without end."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,10 +83,7 @@ def run_batch(run: RunSpec, progress: Progress, stop: StopSignal, pace: Pace) ->
         probe(target)
         api_key(work, spec)
         progress.doing(f"reads and checks {spec.input.uri}")
-        batch = _prepare(work, spec, place, pace, progress)
-        ended = _answered(batch, stop)
-        progress.phase(Phase.UPLOADING)
-        done = publish(ended, target, work.folder("result"))
+        done = _published(_prepare(work, spec, place, pace, progress), stop, target)
     _clear_away(place)
     progress.phase(Phase.SUCCEEDED)
     return result_of(done)
@@ -128,6 +127,26 @@ def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pac
         raise TuneryError(FailureReason.INPUT_INVALID, message, "Put requests there, one a line, and retry.")
     digest = batch_digest(checked.digest, [spec.server_ref.name, spec.default_model])
     return Batch(work, spec, lines, checked, problems, Parts(place, digest), pace, progress)
+
+
+def _published(batch: Batch, stop: StopSignal, target: Target) -> Published:
+    """Have every line answered, and publish; what a damaged part held is asked again at once.
+
+    Raises what `_answered` and `publish` do, and DamagedPart where parts are damaged again and again.
+    """
+    for again in range(_MOST_AGAIN, -1, -1):
+        try:
+            ended = _answered(batch, stop)
+            batch.progress.phase(Phase.UPLOADING)
+            return publish(ended, target, batch.work.folder("result"))
+        except DamagedPart as damaged:
+            if not again:
+                raise
+            if stop.requested:
+                raise StopRequested from damaged
+            _log.warning("%s; looks at all parts", damaged.message)
+            batch.parts.drop_damaged()
+    raise AssertionError  # the last time either returns or raises
 
 
 def _answered(batch: Batch, stop: StopSignal) -> Ended:
@@ -264,9 +283,9 @@ def _stored(batch: Batch, failure: TuneryError) -> TuneryError:
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:
     """Ask and keep until all is done or `stops` says so; return the marks, and whether all lines have ends.
 
-    Whatever ends it, what was answered is kept. Raises TuneryError, and what a defect raises.
+    Whatever ends it, what was answered is kept. Raises TuneryError, be it DamagedPart, and what a defect raises.
     """
-    keeper, patience = Keeper(batch.parts, kept, batch.pace.part), batch.pace.patience
+    keeper, patience = Keeper(batch.parts, kept, batch.pace.part, stops.stop.set), batch.pace.patience
     aside = Aside(server, batch.lines, patience.first_pause, patience.longest_pause)
 
     async def ask(line: Line) -> Answer | None:
@@ -294,6 +313,8 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
     for task in (asking, keeping):
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+    if keeper.damaged is not None:
+        raise keeper.damaged
     return keeper.marks, conveyor.whole
 
 
