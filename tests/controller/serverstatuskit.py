@@ -8,7 +8,7 @@ from typing import Any
 from controller.servers import NOW, OWNER, deployment, heard, reported, server_pod, server_spec, wanted
 from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired
-from tunery_operator.plan.desired import Resolution
+from tunery_operator.plan.resolution import Resolution
 from tunery_operator.status.server.compute import Outcome, compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
 from tunery_operator.views.deployment import DeploymentView

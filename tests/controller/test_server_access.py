@@ -12,7 +12,8 @@ from controller.serverstatuskit import compute, condition, snapshot, told
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
 from tunery_operator.plan.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
-from tunery_operator.plan.desired import Resolution, resolve
+from tunery_operator.plan.desired import resolve
+from tunery_operator.plan.resolution import Resolution
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
 

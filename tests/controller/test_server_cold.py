@@ -10,7 +10,7 @@ import pytest
 from controller.servers import NOW, digest, heard, reported, server_pod
 from controller.serverstatuskit import compute, condition, resolution, snapshot, told
 from tunery_api.serving import LAST_USED_SECONDS
-from tunery_operator.plan.desired import Astray, Waiting
+from tunery_operator.plan.resolution import Astray, Waiting
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 

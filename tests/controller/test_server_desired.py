@@ -14,7 +14,8 @@ from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
 from tunery_operator.plan import desired as module
-from tunery_operator.plan.desired import Resolution, resolve
+from tunery_operator.plan.desired import resolve
+from tunery_operator.plan.resolution import Resolution
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer, parse_offer
 

@@ -13,7 +13,7 @@ from controller.serverstatuskit import HEALTHY, compute, condition, resolution, 
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
-from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.views.server_pod import ContainerView
 
 

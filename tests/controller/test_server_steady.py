@@ -12,7 +12,7 @@ from controller.serverstatuskit import compute, snapshot
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired, ReportedAdapter
-from tunery_operator.plan.desired import Kept, Refused, Resolution, Skipped, Waiting
+from tunery_operator.plan.resolution import Kept, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
 from tunery_api.errors import near
@@ -16,7 +16,8 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
-from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, NoModel, api_keys, no_models, rules_of_before
+from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
+from tunery_operator.plan.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer
 
@@ -38,72 +39,6 @@ _INEXACT: Final = (
 
 Offers = Mapping[tuple[Kind, str], Offer]
 Part = TypeVar("Part", bound=OpenModel)
-
-
-class Waiting(NamedTuple):
-    """An adapter that is wanted and does not exist yet."""
-
-    name: str
-    source: str
-    message: str
-    absent: bool = False
-    """Nor does the object that the spec names: its name may be misspelt."""
-
-
-class Refused(NamedTuple):
-    """An adapter that is wanted and cannot be served as it is; what was served under its name before may go on."""
-
-    name: str
-    source: str
-    reason: FailureReason
-    message: str
-    hint: str
-    uri: str | None = None
-    manifest_sha256: str | None = None
-    rank: int | None = None
-
-
-class Skipped(NamedTuple):
-    """An object that the selector found and that is not for this server."""
-
-    source: str
-    reason: str
-
-
-class Kept(NamedTuple):
-    """An adapter that is served although its object offers it no more."""
-
-    name: str
-    source: str
-    message: str
-
-
-class Astray(NamedTuple):
-    """A target of an alias that is no adapter of this server."""
-
-    alias: str
-    adapter: str
-
-
-class Note(NamedTuple):
-    """What to know of an adapter that is served well enough."""
-
-    name: str
-    message: str
-
-
-class Resolution(NamedTuple):
-    """What became of every reference and of the selector."""
-
-    desired: Desired
-    """Its revision is that of `before` where nothing changed, else one more."""
-    waiting: tuple[Waiting, ...] = ()
-    refused: tuple[Refused, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    kept: tuple[Kept, ...] = ()
-    notes: tuple[Note, ...] = ()
-    astray: tuple[Astray, ...] = ()
-    no_models: tuple[NoModel, ...] = ()
 
 
 def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = NOBODY_KNOWS) -> Resolution:

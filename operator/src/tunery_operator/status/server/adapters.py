@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import DesiredAdapter, ReportedAdapter
-from tunery_operator.plan.desired import Kept, Note, Refused, Resolution, Waiting
+from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.hints import hint_of
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.views.clock import format_time, parse_time

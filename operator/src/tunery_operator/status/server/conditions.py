@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState, ServerCondition
-from tunery_operator.plan.desired import Resolution, Waiting
+from tunery_operator.plan.resolution import Resolution, Waiting
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import no_models_text
 from tunery_operator.status.server.adapters import ANSWERED, Standing, first_problem

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tunery_api.serverstatus import AdapterState, ServedAdapterStatus
 from tunery_api.serving import ReplicaState, ReportedAdapter
-from tunery_operator.plan.desired import Resolution
+from tunery_operator.plan.resolution import Resolution
 
 
 def remembered(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> ReplicaState | None:

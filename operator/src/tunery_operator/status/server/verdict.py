@@ -9,7 +9,7 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
-from tunery_operator.plan.desired import Astray
+from tunery_operator.plan.resolution import Astray
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.server.access import NO_MODELS_HINT, besides, no_models_text, with_told
 from tunery_operator.status.server.adapters import Standing, first_problem
