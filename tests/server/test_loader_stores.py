@@ -6,16 +6,20 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tunery_api.runspec import DiskLimit
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
-from tunery_server.adapters import turns, waking
+from tunery_server.adapters import source, turns, waking
 from tunery_server.adapters.turns import GivenUp, Heard, Turns
 
 from .loader_kit import Table, adapter_files, ask, open_file
+
+SIZE = sum(map(len, adapter_files().values()))
 
 
 class Hanging:
@@ -149,6 +153,32 @@ async def test_a_cold_one_comes_while_the_stores_of_many_others_hang(
     assert not any(task.done() for task in waiting)
     store.answers.set()
     assert [name[0] for name in await asyncio.gather(*waiting)] == list("cdefghij")
+
+
+async def test_a_download_that_was_given_up_has_only_one_leave_a_small_disk_however_often_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "SILENT_SECONDS", 0.2)
+    table = Table(tmp_path, limit=3, disk=DiskLimit(bytes=10**9, field="spec.resources.ephemeralStorage"))
+    room = sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
+    table.disk = DiskLimit(bytes=room + int(3.5 * SIZE), field="spec.resources.ephemeralStorage")
+    table.__post_init__()
+    await started(table, "abcd")
+    answers, plain = threading.Event(), source.download_files
+
+    def stuck(*args: Any) -> None:
+        answers.wait(20)
+        plain(*args)
+
+    monkeypatch.setattr(source, "download_files", stuck)
+    for _ in range(3):
+        assert await ask(table, "d") == "StorageUnavailable"
+        assert len(served(table)) == 2
+        table.clock.now += 61
+    answers.set()
+    await until(table, lambda: not list((tmp_path / "adapters" / ".drafts").iterdir()))
+    await table.go(steps=2)
+    assert (await ask(table, "d")).startswith("d@")
 
 
 async def test_so_many_threads_are_at_stores_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Look, Opener, fetch, look, marks, verify
-from tunery_server.adapters.turns import Heard, Turns
+from tunery_server.adapters.turns import Heard, Turns, over
 from tunery_server.threads import in_thread
 
 DOWNLOADS: Final = 4
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class StillHeld(Exception):
-    """A folder that must be brought anew is one that the engine holds; it has to leave that first."""
+    """A folder that must be brought anew is one that the engine holds, or another brings; that has to end first."""
 
 
 class Bringer:
@@ -74,6 +74,8 @@ class Bringer:
         if self._cache.folder(sha256).exists():
             raise StillHeld(sha256)
         await self._check_changed(slot)
+        if not await over(lambda: self._cache.on_its_way(sha256)):
+            raise StillHeld(sha256)  # twice the room for it would have others leave
         return await self._fetch(slot, sha256)
 
     async def _check_changed(self, slot: Slot) -> None:

@@ -17,6 +17,7 @@ SILENT_SECONDS: Final = 20.0
 """How long it may be silent at all: shorter than a request waits, which is to be told why."""
 MOST: Final = 64
 """Threads that are at stores, those that were given up and have not ended yet among them."""
+_POLL_SECONDS: Final = 0.1
 
 Result = TypeVar("Result")
 
@@ -93,6 +94,16 @@ class Turns:
         self._threads.discard(thread)
         if not thread.cancelled():
             thread.exception()  # whoever has given it up does not ask for it
+
+
+async def over(under_way: Callable[[], bool]) -> bool:
+    """Wait for something to end, for as long as a store may be silent; return whether it has."""
+    waiting = Heard()
+    while under_way():
+        if waiting.left(SILENT_SECONDS) <= 0:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
 
 
 async def _while_heard(thread: asyncio.Task[Result], heard: Heard, seconds: float) -> None:

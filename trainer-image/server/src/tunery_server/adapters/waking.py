@@ -55,10 +55,11 @@ class Waking:
             raise NotServed(slot.item.name, *why)
 
     def _too_long(self, slot: Slot) -> Why:
-        if slot.bringing and (slot.heard is None or not slot.heard.bytes):
+        at_store = slot.bringing or self._places.seeks(slot)
+        if at_store and (slot.heard is None or not slot.heard.bytes):
             message = f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s"
             return FailureReason.STORAGE_UNAVAILABLE, message
-        if slot.hot or slot.bringing:
+        if slot.hot or at_store:
             return LOADING, f"it could not be loaded within {HOLD_SECONDS:.0f} s"
         return NO_ROOM, (
             f"all {self._places.limit} places in the engine (engine.maxLoadedAdapters) were taken for "
