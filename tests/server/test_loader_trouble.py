@@ -190,10 +190,10 @@ async def test_a_pass_that_fails_is_followed_by_the_next(table: Table, monkeypat
     assert not failures
 
 
-async def test_a_store_that_does_not_answer_is_given_up_after_a_minute(
+async def test_a_store_that_does_not_answer_is_given_up_after_a_while(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunery_server.adapters.bring._LOOK_LIMIT", 0.05)
+    monkeypatch.setattr("tunery_server.adapters.turns.SILENT_SECONDS", 0.05)
 
     def opened(item: Any) -> Any:
         time.sleep(0.2)

@@ -14,17 +14,17 @@ from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Look, Opener, fetch, look, marks, verify
+from tunery_server.adapters.turns import Heard, Turns, over
 from tunery_server.threads import in_thread
 
 DOWNLOADS: Final = 4
 QUESTIONS: Final = 8
-_LOOK_LIMIT: Final = 60.0
 
 Result = TypeVar("Result")
 
 
 class StillHeld(Exception):
-    """A folder that must be brought anew is one that the engine holds; it has to leave that first."""
+    """A folder that must be brought anew is one that the engine holds, or another brings; that has to end first."""
 
 
 class Bringer:
@@ -35,8 +35,8 @@ class Bringer:
         self._open = open_place
         self._cache = cache
         self._moved = moved
-        self._downloads = asyncio.Semaphore(DOWNLOADS)
-        self._looks = asyncio.Semaphore(QUESTIONS)
+        self._downloads = Turns(DOWNLOADS)
+        self._looks = Turns(QUESTIONS)
 
     async def look(self, item: DesiredAdapter, before: Look | None, seconds: float | None = None) -> Look:
         """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
@@ -44,7 +44,8 @@ class Bringer:
             async with asyncio.timeout(seconds):
                 return await self._ask(lambda: look(self._open(item), before))
         except TimeoutError as error:
-            raise _silent(seconds or _LOOK_LIMIT) from error
+            message = f"the storage did not answer within {seconds or 0:.0f} s"
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
 
     async def know(self, slot: Slot, sha256: str, base: ServedBase) -> Known:
         """Return what is known of a version without its weights; raises what source.verify raises."""
@@ -73,9 +74,9 @@ class Bringer:
         if self._cache.folder(sha256).exists():
             raise StillHeld(sha256)
         await self._check_changed(slot)
-        async with self._downloads:
-            content = self._cache.known(sha256)  # another name may have brought it meanwhile
-            return content or await self._fetch(slot, sha256)
+        if not await over(lambda: self._cache.on_its_way(sha256)):
+            raise StillHeld(sha256)  # twice the room for it would have others leave
+        return await self._fetch(slot, sha256)
 
     async def _check_changed(self, slot: Slot) -> None:
         """Raise the same failure again where nothing has changed since the content was found to be damaged."""
@@ -86,13 +87,19 @@ class Bringer:
             raise problem.error
 
     async def _fetch(self, slot: Slot, sha256: str) -> Content:
-        item, loop = slot.item, asyncio.get_running_loop()
+        item, loop, heard = slot.item, asyncio.get_running_loop(), Heard()
+        slot.heard = heard
 
         def moved(_: int) -> None:
+            heard.moved()
             loop.call_soon_threadsafe(self._moved)
 
+        def brought() -> Content:
+            known = self._cache.known(sha256)  # another name may have brought it meanwhile
+            return known or fetch(self._open(item), sha256, self._cache, moved)
+
         try:
-            return await in_thread(lambda: fetch(self._open(item), sha256, self._cache, moved))
+            return await self._downloads.ask(brought, heard)
         except TuneryError as error:
             if error.reason is FailureReason.ADAPTER_CORRUPT:
                 slot.mark = await self._mark(item)
@@ -106,12 +113,4 @@ class Bringer:
 
     async def _ask(self, question: Callable[[], Result]) -> Result:
         """Return what a short question to a store is answered with."""
-        async with self._looks:
-            try:
-                return await asyncio.wait_for(in_thread(question), _LOOK_LIMIT)
-            except TimeoutError as error:
-                raise _silent(_LOOK_LIMIT) from error
-
-
-def _silent(seconds: float) -> TuneryError:
-    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"the storage did not answer within {seconds:.0f} s")
+        return await self._looks.ask(question, Heard())

@@ -168,8 +168,14 @@ class AdapterCache:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
+            self.give_up(folder)
             raise self._explained(error) from error
         return folder
+
+    def on_its_way(self, sha256: str) -> bool:
+        """Tell whether room is kept free for the version: it is being brought, perhaps by one that was given up."""
+        with self._lock:
+            return any(folder.name.startswith(f"{sha256}.") for folder in self._reserved)
 
     def put(self, sha256: str, draft: Path, manifest_bytes: bytes) -> Content:
         """Give a draft, every digest of which has matched, its name; returns it as it lies there now."""

@@ -74,23 +74,18 @@ class Loader:
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
         self._note, self._used, self._breaker = ServedNote(root), UsedNote(root), Breaker(root)
         self._residents = Residents(engine, spec.served_name, self._breaker, Probe(engine, spec.served_name), clock)
-        self._places = Places(spec.max_loaded_adapters, routes, self._leave)
-        self._teller = Teller(routes, self._residents, clock)
-        self._needs = Needs(self._residents, self._places)
+        self._places = Places(
+            spec.max_loaded_adapters, routes, self._leave, lambda each: self._cache.known(each) is not None
+        )
+        self._teller, self._needs = Teller(routes, self._residents, clock), Needs(self._residents, self._places)
         self._cache = AdapterCache(root, Path(spec.model_dir), spec.disk, self._needs)
         self.departures = Departures(self._residents, routes, self._needs.routed, clock)
         room = DiskRoom(self._places, self._cache, self.departures, clock)
         self._refusals = Refusals(self._residents, self._cache, room, self._teller, clock)
-        self._waking = Waking(self._places, self._refusals.why, self._admit)
+        self._waking = Waking(self._places, self._refusals.why, self._asked)
+        bringer = Bringer(self._ways.open, self._cache, self._moved)
         tools = Tools(
-            routes,
-            self._residents,
-            self._breaker,
-            self._cache,
-            Bringer(self._ways.open, self._cache, self._moved),
-            self.departures,
-            room,
-            clock,
+            routes, self._residents, self._breaker, self._cache, bringer, self.departures, room, self._places, clock
         )
         self._worker = Worker(spec, tools, self._is_current, self._moved)
         self._taken: Desired | None = None
@@ -289,6 +284,13 @@ class Loader:
             slot.begin()
             self._started(slot, self._ways.clock())
 
+    def _asked(self, slot: Slot) -> None:
+        """Give a slot a place if one can be had for it, else have its files brought until one can."""
+        if self._places.ask(slot):
+            slot.seek()
+        self._admit()
+        self._started(slot, self._ways.clock())
+
     async def wake(self, name: str) -> None:
         """Have a cold adapter loaded, once for all that wait for it; raises NotServed.
 
@@ -317,6 +319,8 @@ class Loader:
             return False
         if slot.hot and residents.up and slot.served is None and slot.kept is not None:
             return True
+        if self._places.seeks(slot):
+            return slot.problem is None or now >= slot.problem.retry_at
         return slot.due(now) and (residents.up or not slot.ready_to_load)
 
     async def _work_on(self, slot: Slot) -> None:
@@ -353,16 +357,16 @@ class Loader:
         problem = slot.problem
         if slot.served is not None:
             slot.wake(None)
-        elif slot.hot and slot.kept is None and problem is not None and (problem.settled or slot.woken is not None):
+        elif self._places.comes(slot) and problem is not None and (problem.settled or slot.woken is not None):
             slot.wake((problem.error.reason, problem.error.message))
-            self._places.release(slot)
+            self._places.forget(slot)
             self._forget_unless_there(slot)
             self._wake.set()
         if self._slots.get(slot.item.name) is slot:
             self._teller.tell(slot)
         self._keep_served()
         self._admit()
-        if slot.hot and self._due(slot, self._ways.clock()):
+        if (slot.hot or self._places.seeks(slot)) and self._due(slot, self._ways.clock()):
             self._wake.set()
         self.changed.set()
 

@@ -28,5 +28,5 @@ class Needs:
         return any(name.endswith(f"@{sha256[:VERSION_DIGITS]}") for name in names)
 
     def wanted(self) -> set[str]:
-        """Return the versions that names with a place lead to, or are to lead to."""
-        return {sha256 for slot in list(self._places.hot.values()) for sha256 in slot.digests}
+        """Return the versions that names with a place, or that wait for one, lead to, or are to lead to."""
+        return self._places.needed()

@@ -2,7 +2,7 @@
 
 There are engine.maxLoadedAdapters of them. While some are free everything that can be loaded is; once there are none,
 the name that was least recently asked for leaves for the one that is asked for now, unless it is being asked or is to
-stay (keepLoaded).
+stay (keepLoaded). Nobody leaves before the files of the other are here: a store that hangs costs nobody a place.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from tunery_server.routes import Routes
 class Places:
     """At most `limit` names; all of it runs on one event loop, and nothing in it waits."""
 
-    def __init__(self, limit: int, routes: Routes, leave: Callable[[Slot], None]) -> None:
-        """`leave` has a slot that is served, or about to be, go cold; its place is given to another by then."""
+    def __init__(self, limit: int, routes: Routes, leave: Callable[[Slot], None], here: Callable[[str], bool]) -> None:
+        """`leave` has a slot that is served, or about to be, go cold; its place is given to another by then.
+
+        `here` tells whether a version lies verified on the disk.
+        """
         self.limit = limit
+        self._here = here
         self._routes = routes
         self._leave = leave
         self._fit = limit
@@ -76,10 +80,15 @@ class Places:
             self._left -= slot.bytes
         return given
 
-    def ask(self, slot: Slot) -> None:
-        """Have a slot get the next place that becomes free, or can be made so; `admit` gives it."""
-        if not slot.hot:
-            self._asked.setdefault(slot.item.name, slot)
+    def ask(self, slot: Slot) -> bool:
+        """Have a slot get the next place that becomes free, or can be made so; `admit` gives it.
+
+        Return whether it did not wait for one before.
+        """
+        if slot.hot or self._asked.get(slot.item.name) is slot:
+            return False
+        self._asked[slot.item.name] = slot
+        return True
 
     def give_up(self, slot: Slot) -> None:
         """Nobody waits for it any more."""
@@ -89,22 +98,43 @@ class Places:
     def admit(self) -> list[Slot]:
         """Give places to who waits for one, as many as can be had; return who got one."""
         given: list[Slot] = []
-        while self._asked:
+        while (slot := self._next()) is not None:
             if len(self.hot) >= self.limit:
-                victim = self._victim()
+                victim = self._victim(slot for slot in self.hot.values() if self._may_leave(slot))
                 if victim is None:
                     break
                 self.release(victim)
+                if victim.waiters:
+                    self.ask(victim)  # it is brought without a place from now on
                 self._leave(victim)
-            slot = self._asked.pop(next(iter(self._asked)))
+            del self._asked[slot.item.name]
             self._give(slot)
             given.append(slot)
         return given
 
+    def _next(self) -> Slot | None:
+        """Return who waits longest for a place; where none is free, only of those whose files are here."""
+        free = len(self.hot) < self.limit
+        return next((slot for slot in self._asked.values() if free or self._at_hand(slot)), None)
+
+    def seeks(self, slot: Slot) -> bool:
+        """Tell whether its files are to be brought before it gets a place."""
+        return self._asked.get(slot.item.name) is slot and not self._at_hand(slot)
+
+    def comes(self, slot: Slot) -> bool:
+        """Tell whether it is on its way, and nothing is here that would answer if it failed."""
+        return (slot.hot and slot.kept is None) or self.seeks(slot)
+
+    def needed(self) -> set[str]:
+        """Return the versions that those who have a place, or wait for one, lead to or are to lead to."""
+        asked = list(self._asked.values())
+        cold = {slot.cold.sha256 for slot in asked if slot.cold is not None}
+        return cold.union(*(slot.digests for slot in [*self.hot.values(), *asked]))
+
     def evict(self) -> int:
         """Have the one leave that is loaded, idle, and was not asked for the longest time; return its bytes, or 0."""
-        victim = self._victim()
-        if victim is None or victim.served is None:
+        victim = self._victim(slot for slot in self.hot.values() if slot.served is not None and self._may_leave(slot))
+        if victim is None:
             return 0
         self.release(victim)
         self._leave(victim)
@@ -155,12 +185,18 @@ class Places:
         slot.hot = True
         self.hot[slot.item.name] = slot
 
-    def _victim(self) -> Slot | None:
-        """Return who is to leave: who failed to come, else who was not asked for the longest time."""
-        free = [slot for slot in self.hot.values() if self._may_leave(slot)]
+    def _at_hand(self, slot: Slot) -> bool:
+        """Tell whether some version that it leads to, or is to lead to, is here."""
+        digests = slot.digests if slot.cold is None else slot.digests | {slot.cold.sha256}
+        return any(self._here(sha256) for sha256 in digests)
+
+    def _victim(self, free: Iterable[Slot]) -> Slot | None:
+        """Return who is to leave: who is not here yet, or failed to come, else who was not asked the longest time."""
         return min(free, key=lambda slot: (slot.served is not None, _recent(self._routes, slot)), default=None)
 
     def _may_leave(self, slot: Slot) -> bool:
+        if slot.bringing and slot.served is None and slot.kept is None and not self._at_hand(slot):
+            return True  # it is at its store, and needs no place there
         if slot.item.keep_loaded or slot.waiters or slot.task is not None:
             return False
         if slot.served is None:

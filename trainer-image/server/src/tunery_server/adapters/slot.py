@@ -16,6 +16,7 @@ from tunery_server.adapters.cache import DiskTooSmall, LargerThanDisk
 from tunery_server.adapters.fits import Fit
 from tunery_server.adapters.probe import NoAnswer
 from tunery_server.adapters.source import Known, Look
+from tunery_server.adapters.turns import Heard
 
 _R = FailureReason
 TRANSIENT: Final = frozenset({_R.STORAGE_UNAVAILABLE, _R.DISK_FULL, _R.INTERNAL_ERROR})
@@ -95,6 +96,10 @@ class Slot:
     task: asyncio.Task[None] | None = None
     bringing: bool = False
     """Its task is at the store, and may be given up."""
+    heard: Heard | None = None
+    """What is heard of the store that its files are brought from, or were last."""
+    brought: str | None = None
+    """The version that was brought before it had a place, by what lay in its store then."""
     unseen: bool = False
     """What it led to is taken from the disk, and its place was not looked at since, or could not be."""
     ready_to_load: bool = False
@@ -144,8 +149,14 @@ class Slot:
     def begin(self) -> None:
         """It has got a place: what it led to is served again first."""
         if self.cold is not None:
-            self.kept, self.unseen = self.kept or self.cold.sha256, self.item.manifest_sha256 is None
-        self.not_before = -math.inf
+            self.kept = self.kept or self.cold.sha256
+            self.unseen = self.item.manifest_sha256 is None and self.brought != self.kept
+        self.not_before, self.brought = -math.inf, None
+
+    def seek(self) -> None:
+        """Its files are to be brought, after which it gets a place."""
+        self.not_before, self.heard, self.brought = -math.inf, None, None
+        self.unseen = self.item.manifest_sha256 is None
 
     def wake(self, answer: tuple[str, str] | None) -> None:
         """Tell those who wait that it is served, or why it is not."""
@@ -289,7 +300,8 @@ class Slot:
             return message
         digits = known.sha256[:VERSION_DIGITS]
         if problem.sha256 is None and not problem.settled:
-            return f"its place could not be looked at: {message}; serving {digits} from the disk"
+            told = f"its place could not be looked at: {message}"
+            return f"{told}; serving {digits} from the disk" if self.served is not None else told
         if problem.sha256 is None or problem.sha256 == known.sha256:
             return message
         return f"update to {problem.sha256[:VERSION_DIGITS]}: {message}; still serving {digits}"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from tunery_api.reasons import FailureReason
 from tunery_server.adapters.again import Again
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.slot import Slot
@@ -22,11 +23,11 @@ Why = tuple[str, str]
 class Waking:
     """Asks for places on behalf of requests."""
 
-    def __init__(self, places: Places, refusal: Callable[[Slot], Why | None], admit: Callable[[], None]) -> None:
-        """`refusal` says why a slot cannot be loaded now; `admit` gives places and has who got one come."""
+    def __init__(self, places: Places, refusal: Callable[[Slot], Why | None], ask: Callable[[Slot], None]) -> None:
+        """`refusal` says why a slot cannot be loaded now; `ask` gives it a place, or has it brought for one."""
         self._places = places
         self._refusal = refusal
-        self._admit = admit
+        self._ask = ask
         self.again = Again()
 
     async def wait(self, slot: Slot) -> None:
@@ -41,8 +42,7 @@ class Waking:
             if slot.woken is None:
                 slot.woken = asyncio.get_running_loop().create_future()
             woken = slot.woken
-            self._places.ask(slot)
-            self._admit()
+            self._ask(slot)
             async with asyncio.timeout(HOLD_SECONDS):
                 why = await asyncio.shield(woken)
         except TimeoutError:
@@ -55,7 +55,11 @@ class Waking:
             raise NotServed(slot.item.name, *why)
 
     def _too_long(self, slot: Slot) -> Why:
-        if slot.hot:
+        at_store = slot.bringing or self._places.seeks(slot)
+        if at_store and (slot.heard is None or not slot.heard.bytes):
+            message = f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s"
+            return FailureReason.STORAGE_UNAVAILABLE, message
+        if slot.hot or at_store:
             return LOADING, f"it could not be loaded within {HOLD_SECONDS:.0f} s"
         return NO_ROOM, (
             f"all {self._places.limit} places in the engine (engine.maxLoadedAdapters) were taken for "

@@ -23,6 +23,7 @@ from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.disk_room import DiskRoom
 from tunery_server.adapters.finite import check_finite
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
+from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.residents import Residents
 from tunery_server.adapters.slot import LOOK_SECONDS, Served, Slot
@@ -53,6 +54,7 @@ class Tools:
     bringer: Bringer
     departures: Departures
     disk: DiskRoom
+    places: Places
     clock: Callable[[], float]
 
 
@@ -88,7 +90,14 @@ class Worker:
     async def _advance(self, slot: Slot) -> None:
         if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
             await self._come_back(slot)
+        if self._tools.places.seeks(slot) and await self._found(slot):
+            return  # what has a place is looked after further
         await self._go_on(slot)
+
+    async def _found(self, slot: Slot) -> bool:
+        """Tell whether what is cold lies on the disk, every byte of it read."""
+        cold = slot.cold
+        return cold is not None and await in_thread(lambda: self._tools.cache.find(cold.sha256)) is not None
 
     async def _come_back(self, slot: Slot) -> None:
         """Serve again what the name led to, or what was published in its place since.
@@ -124,13 +133,13 @@ class Worker:
         return wanted != slot.kept and not slot.rests(wanted, now)
 
     async def _go_on(self, slot: Slot) -> None:
-        """Bring and serve what is wanted, or know of it where it has no place."""
+        """Bring and serve what is wanted, or know of it where it has no place; bring it only, to get a place then."""
         item = slot.item
         wanted = await self._wanted(slot)
         if slot.served is not None and slot.served.sha256 == wanted:
             slot.succeeded()
             return
-        if not slot.hot:
+        if not slot.hot and not self._tools.places.seeks(slot):
             await self._verify(slot, wanted)
             return
         slot.about = wanted
@@ -140,7 +149,9 @@ class Worker:
         slot.bringing = True
         content = await self._brought(slot, wanted)
         slot.bringing = False
-        if slot.item is item:
+        if slot.item is item and not slot.hot:
+            slot.brought = content.sha256
+        elif slot.item is item:
             await self._serve(slot, content)
             slot.succeeded()
 
@@ -157,7 +168,8 @@ class Worker:
 
     async def _verify(self, slot: Slot, wanted: str) -> None:
         """Know of what would be loaded for whoever asks."""
-        if slot.cold is not None and slot.cold.sha256 == wanted and slot.verified_at == slot.look:
+        away = slot.problem is not None and slot.problem.error.reason is FailureReason.STORAGE_UNAVAILABLE
+        if slot.cold is not None and slot.cold.sha256 == wanted and slot.verified_at == slot.look and not away:
             if slot.problem is not None and not slot.problem.settled:
                 slot.tries = 0 if slot.problem.error.reason is FailureReason.DISK_FULL else slot.tries
                 slot.problem = None
