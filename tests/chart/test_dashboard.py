@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.plan.job import Platform
+from tunery_server.door.connections import Room
 from tunery_server.door.metrics import Metrics
 from tunery_server.door.usage import Usage
 from tunery_server.routes import Routes
@@ -44,7 +45,7 @@ def told() -> dict[str, set[str]]:
     """Return the labels of each series that a replica tells, by its name: those of the door, and of the engine."""
     routes = Routes("tiny")
     routes.serve("bot", "bot@1", "1" * 64)
-    metrics = Metrics(routes, lambda: ["web"])
+    metrics = Metrics(routes, lambda: ["web"], Room())
     metrics.used("bot")
     metrics.requested("bot", "web", 200)
     metrics.took("bot", "web", Usage(1, 1))

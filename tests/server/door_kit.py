@@ -18,6 +18,7 @@ from tunery_api.runspec import MountedSecret
 from tunery_api.serving import ReplicaState, engine_name
 from tunery_server.door.app import Door
 from tunery_server.door.auth import ApiKeys
+from tunery_server.door.connections import Limits, Room
 from tunery_server.engine import Engine
 from tunery_server.process import open_door
 from tunery_server.routes import Routes
@@ -211,7 +212,9 @@ def write_keys(folder: Path, **keys: str) -> MountedSecret:
 
 
 @asynccontextmanager
-async def open_site(folder: Path, keys: MountedSecret | None = None, start: bool = True) -> AsyncIterator[Site]:
+async def open_site(
+    folder: Path, keys: MountedSecret | None = None, start: bool = True, limits: Limits | None = None
+) -> AsyncIterator[Site]:
     """Yield a door that serves the base and support-bot; without `start` there is no engine yet."""
     engine = FakeEngine(str(folder / "engine.sock"))
     if start:
@@ -220,7 +223,7 @@ async def open_site(folder: Path, keys: MountedSecret | None = None, start: bool
     routes.serve("support-bot", BOT, SHA)
     way = Engine(engine.socket)
     loader = Loader()
-    door = Door(routes, way, loader, ApiKeys(keys))
+    door = Door(routes, way, loader, ApiKeys(keys), room=Room(limits))
     runner = await open_door(door, 0, "127.0.0.1")
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tunery_server.door.body import MAX_BODY
+
 from .door_kit import CHAT, Site, open_site
 
 MARK = b"echoed0client0bytes"
@@ -41,6 +43,9 @@ async def sent(site: Site, raw: bytes) -> tuple[bytes, bytes]:
         (b"\x16\x03\x01\x02\x00" + MARK + b"\r\n\r\n", 400, "malformed_request"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + MARK, 400, "malformed_request"),
         (b"GET /v1/models HTTP/" + MARK + b"\r\n\r\n", 400, "malformed_request"),
+        (b"GET /v1/models HTTP/2.0\r\nHost: " + MARK + b"\r\n\r\n", 400, "malformed_request"),
+        (b"GET /v1/models/" + MARK + b"\r\n\r\n", 400, "malformed_request"),
+        (b"POST " + CHAT.encode() + MARK + b"TP/1.1\r\nHost: door\r\n\r\n", 400, "malformed_request"),
         (b"GET http://[" + MARK + b"/ HTTP/1.1\r\n\r\n", 400, "malformed_request"),
         (HEAD + b"Content-Length: " + MARK + b"\r\n\r\n", 400, "malformed_request"),
         (HEAD + MARK + b" : 1\r\n\r\n", 400, "malformed_request"),
@@ -53,6 +58,8 @@ async def sent(site: Site, raw: bytes) -> tuple[bytes, bytes]:
             417,
             "expectation_failed",
         ),
+        (HEAD + b"Expect: \x96" + MARK + b"\r\n\r\n", 417, "expectation_failed"),
+        (b"GET /none HTTP/1.1\r\nHost: door\r\nExpect: \xff" + MARK + b"\r\n\r\n", 417, "expectation_failed"),
     ],
 )
 async def test_what_is_no_request_is_refused_in_openais_form_and_not_repeated(
@@ -61,6 +68,7 @@ async def test_what_is_no_request_is_refused_in_openais_form_and_not_repeated(
     async with open_site(tmp_path) as site:
         head, body = await sent(site, raw)
         assert re.match(rb"HTTP/1\.[01] %d " % status, head), head
+        assert "Traceback" not in caplog.text
         assert b"content-type: application/json" in head.lower()
         assert b"aiohttp" not in head, "nobody needs to know what the door is made of"
         error = json.loads(body)["error"]
@@ -69,3 +77,15 @@ async def test_what_is_no_request_is_refused_in_openais_form_and_not_repeated(
         assert MARK.decode() not in caplog.text, "nor does its log fill with it"
         assert site.engine.asked == []
         assert (await site.ask()).status == 200
+
+
+@pytest.mark.parametrize("length", [MAX_BODY + 1, 99_999_999, 1 << 63])
+async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(tmp_path: Path, length: int) -> None:
+    async with open_site(tmp_path) as site:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+        writer.write(POST + b"Content-Length: %d\r\n\r\n" % length + MARK)
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in head.lower()

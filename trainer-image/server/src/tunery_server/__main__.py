@@ -20,6 +20,7 @@ from tunery_server.adapters.loop import Loader
 from tunery_server.batch import program
 from tunery_server.door.app import Door
 from tunery_server.door.auth import ApiKeys
+from tunery_server.door.connections import raise_files
 from tunery_server.engine import Engine
 from tunery_server.logs import configure_logging
 from tunery_server.process import close_door, open_door, when_told_to_stop
@@ -66,6 +67,7 @@ class Replica:
 async def serve(spec: ServeSpec) -> int:
     """Answer requests, bring adapters and report until told to stop; returns the exit code."""
     told = when_told_to_stop()
+    raise_files()
     routes, engine = Routes(spec.served_name), Engine(spec.engine_socket)
     if spec.api_keys is not None:
         # Until the list has been read: a door that follows another stands before an engine that answers.

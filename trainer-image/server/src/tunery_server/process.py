@@ -22,10 +22,14 @@ logger = logging.getLogger(__name__)
 async def open_door(door: Door, port: int, host: str | None = None) -> web.AppRunner:
     """Answer requests from now on; return what `cleanup` of closes the door."""
     runner = Runner(
-        build_app(door), access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=1.0
+        *(build_app(door), door.room),
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        shutdown_timeout=1.0,
     )
     await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=1024).start()
+    await web.TCPSite(runner, host, port, backlog=door.room.limits.backlog).start()
     return runner
 
 

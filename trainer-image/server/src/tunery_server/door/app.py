@@ -17,6 +17,7 @@ from tunery_api.serving import NO_KEYS, Remark, ReplicaState
 from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
+from tunery_server.door.connections import Room
 from tunery_server.door.dying import Dying
 from tunery_server.door.engine_metrics import engine_metrics
 from tunery_server.door.errors import Refusal, not_found, not_served
@@ -60,11 +61,12 @@ class Door:
     keys: ApiKeys
     metrics: Metrics = field(init=False)
     near: Near = field(default_factory=Near)
+    room: Room = field(default_factory=Room)
     ending: bool = False
     """Told to stop: no new request is to come."""
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.routes, self.keys.names)
+        self.metrics = Metrics(self.routes, self.keys.names, self.room)
 
     def state(self) -> ReplicaState:
         """Return what the replica says of itself: the loader's state, and who gets in, and what is wrong with that."""

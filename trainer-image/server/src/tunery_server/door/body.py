@@ -78,13 +78,17 @@ async def read(request: web.Request) -> Asked:
     """Return what a request asks for; raises Refusal."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refusal(415, "The body must not be compressed.", "content_encoding")
+    if (request.content_length or 0) > MAX_BODY:
+        refusal = _too_large()
+        refusal.closes = True
+        raise refusal
     try:
         async with asyncio.timeout(READ_SECONDS):
             raw = await request.read()
     except TimeoutError as error:
         raise Refusal(408, f"The body did not arrive within {READ_SECONDS:.0f} seconds.", "timeout") from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise Refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.", "body_too_large") from error
+        raise _too_large() from error
     return parse(raw)
 
 
@@ -106,6 +110,10 @@ def parse(raw: bytes) -> Asked:
     if not isinstance(fields.get("stream_options"), dict | None):
         raise Refusal(400, "stream_options must be an object.", "invalid_type", "stream_options")
     return Asked(fields, model)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.", "body_too_large")
 
 
 def _invalid() -> Refusal:

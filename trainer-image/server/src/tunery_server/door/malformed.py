@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiohttp import http_exceptions, web
+from aiohttp import HttpVersion10, HttpVersion11, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
+from tunery_server.door.connections import Connection, Room
 from tunery_server.door.errors import Refusal
 
 LONGEST_LINE: Final = 8190
@@ -22,19 +24,25 @@ logger = logging.getLogger(__name__)
 class Runner(web.AppRunner):
     """Runs the door's application, and answers what never gets there, too."""
 
-    def __init__(self, app: web.Application, **kwargs: Any) -> None:
+    def __init__(self, app: web.Application, room: Room, **kwargs: Any) -> None:
         super().__init__(
-            app, max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE, max_headers=MOST_HEADERS, **kwargs
+            app,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_LINE,
+            max_headers=MOST_HEADERS,
+            keepalive_timeout=room.limits.idle,
+            **kwargs,
         )
+        self._room = room
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server())
+        return _Server(await super()._make_server(), self._room)
 
 
 class _Server(web.Server):
     """What aiohttp has made of the application, with connections of our own."""
 
-    def __init__(self, made: web.Server) -> None:
+    def __init__(self, made: web.Server, room: Room) -> None:
         super().__init__(
             made.request_handler,
             request_factory=made.request_factory,
@@ -42,13 +50,14 @@ class _Server(web.Server):
             loop=made._loop,
             **made._kwargs,
         )
+        self._room = room
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self._room, self._loop, **self._kwargs)
 
 
-class _Connection(RequestHandler):
-    """One client's connection."""
+class _Connection(Connection):
+    """One client's connection, and what it is told where no route is asked."""
 
     __slots__ = ()
 
@@ -68,13 +77,35 @@ class _Connection(RequestHandler):
         logger.error("a defect of the door, before a route", exc_info=exc)
         return _answer(Refusal(500, "The server has failed at this request; its log says more.", "internal_error"))
 
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer; what aiohttp itself has refused is said in our words."""
-        if isinstance(resp, web.HTTPExpectationFailed):
-            resp = _answer(Refusal(resp.status, "Of Expect only 100-continue is known.", "expectation_failed"))
-        return await super().finish_response(request, resp, start_time)
+        """Answer a request; what aiohttp would refuse in its own words, or not at all, is refused in ours."""
+        refusal = _unfit(request)
+        if refusal is None:
+            return await super()._handle_request(request, start_time, request_handler)
+        # An answer begins with the version that the request had, which may be none that an answer can have.
+        request._version = HttpVersion11
+        answer = _answer(refusal)
+
+        async def refuse(_: web.BaseRequest) -> web.StreamResponse:
+            return answer
+
+        return await super()._handle_request(request, start_time, refuse)
+
+
+def _unfit(request: web.BaseRequest) -> Refusal | None:
+    """Return why a request that was read gets to no route, in words that hold no byte of it."""
+    version = request._message.version  # that of the request itself is remembered once it was read
+    if version not in (HttpVersion10, HttpVersion11):
+        return _malformed()
+    expect = request.headers.get("Expect")
+    if version == HttpVersion11 and expect and expect.lower() != "100-continue":
+        return Refusal(417, "Of Expect only 100-continue is known.", "expectation_failed")
+    return None
 
 
 def _answer(refusal: Refusal) -> web.Response:
@@ -91,5 +122,9 @@ def _unread(error: BaseException | None) -> Refusal:
             "headers; a long text belongs into the body."
         )
         return Refusal(400, text, "headers_too_large")
+    return _malformed()
+
+
+def _malformed() -> Refusal:
     text = "This is no request of HTTP/1.1: its first line, a header or its body is malformed."
     return Refusal(400, text, "malformed_request")

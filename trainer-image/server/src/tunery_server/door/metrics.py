@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tunery_server.door.connections import Room
 from tunery_server.door.usage import Usage
 from tunery_server.routes import Routes
 
@@ -22,8 +23,9 @@ NOTHING: Final = ""
 class Metrics(Collector):
     """The door's own metrics."""
 
-    def __init__(self, routes: Routes, clients: Callable[[], Collection[str]]) -> None:
+    def __init__(self, routes: Routes, clients: Callable[[], Collection[str]], room: Room) -> None:
         self._routes = routes
+        self._room = room
         self._known_clients = clients
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._tokens: Counter[tuple[str, str, str]] = Counter()
@@ -78,7 +80,17 @@ class Metrics(Collector):
         for adapter in self._routes.adapters():
             served.add_metric([adapter], 1)
         in_flight.add_metric([], self._routes.in_flight())
-        yield from (requests, tokens, used, served, in_flight)
+        yield from (requests, tokens, used, served, in_flight, *self._connections())
+
+    def _connections(self) -> Iterator[Metric]:
+        here = GaugeMetricFamily("tunery_door_connections", "Connections of clients that are open.")
+        here.add_metric([], self._room.open)
+        closed = CounterMetricFamily(
+            "tunery_door_connections_closed", "Connections that the door closed, by cause.", labels=["cause"]
+        )
+        for cause, count in self._room.closed.items():
+            closed.add_metric([cause], count)
+        yield from (here, closed)
 
     def _forget(self) -> None:
         """Leave out what is served no more: names come and go for as long as the process lives."""

@@ -1,0 +1,199 @@
+"""The connections of the door: who sends half a head keeps nobody out, and who waits for an answer keeps its place."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tunery_server.door.connections import BACKLOG, MOST, Limits, Room
+
+from .door_kit import CHAT, Site, open_site
+
+GET = b"GET /v1/models HTTP/1.1\r\nHost: door\r\n\r\n"
+HALF = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: door\r\nX-One: "
+BODY = b'{"model": "support-bot", "messages": []}'
+POST = b"POST %s HTTP/1.1\r\nHost: door\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(BODY)) + BODY
+HOUR = 3600.0
+
+
+@dataclass
+class Client:
+    """One connection, from an address of one's choice."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ends(self) -> bytes:
+        """Return all that comes before the door closes it."""
+        async with asyncio.timeout(10):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+    async def head(self) -> bytes:
+        """Return the head of an answer."""
+        async with asyncio.timeout(10):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
+
+async def came(site: Site, raw: bytes, address: str = "127.0.0.1") -> Client:
+    """Connect, and send."""
+    port = int(site.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    writer.write(raw)
+    await writer.drain()
+    return Client(reader, writer)
+
+
+async def until(site: Site, count: int) -> None:
+    """Wait until so many connections are open."""
+    async with asyncio.timeout(10):
+        while site.door.room.open != count:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def busy(site: Site) -> AsyncIterator[asyncio.Event]:
+    """Let the engine answer only once the event is set."""
+    told = asyncio.Event()
+
+    async def wait(request: web.Request, body: dict[str, object]) -> web.StreamResponse:
+        await told.wait()
+        return await site.engine.default(request, body)
+
+    site.engine.handler = wait
+    try:
+        yield told
+    finally:
+        told.set()
+
+
+async def test_half_a_head_ends_in_time_and_neither_what_is_answered_nor_what_is_kept_open(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(head=0.3)) as site, busy(site) as told:
+        kept = await came(site, GET)
+        await kept.head()
+        waiting = await came(site, POST)
+        halves = [await came(site, raw) for raw in (b"", b"GET /v1/mod", HALF)]
+        assert [await half.ends() for half in halves] == [b"", b"", b""]
+        await asyncio.sleep(0.3)
+        assert not kept.reader.at_eof()
+        kept.writer.write(HALF)
+        assert (await kept.ends()).startswith(b'{"object"'), "its earlier answer, and then the end of the half head"
+        assert site.door.room.closed == {"slow": 4, "crowded": 0, "refused": 0}
+        told.set()
+        assert (await waiting.head()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_who_waits_without_a_request_makes_way_and_the_log_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(connections=8, per_address=4, kept=0, head=HOUR)
+    async with open_site(tmp_path, limits=limits) as site, busy(site) as told:
+        waiting = await came(site, POST)
+        while not site.routes.in_flight():
+            await asyncio.sleep(0.01)
+        halves = [await came(site, HALF) for _ in range(40)]
+        await asyncio.gather(*(half.ends() for half in halves[:37]))
+        assert site.door.room.open == 4
+        late = await came(site, GET)
+        assert (await late.head()).startswith(b"HTTP/1.1 200 ")
+        told.set()
+        assert (await waiting.head()).startswith(b"HTTP/1.1 200 ")
+        assert await site.metric('tunery_door_connections_closed_total{cause="crowded"}') == 39
+    lines = [record.getMessage() for record in caplog.records if "too many connections" in record.getMessage()]
+    assert len(lines) == 1
+    assert "4 of them from 127.0.0.1" in lines[0]
+
+
+async def test_where_all_wait_for_answers_one_address_is_let_in_no_more_and_others_are(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(connections=4, per_address=2, kept=1)) as site, busy(site) as told:
+        one = [await came(site, POST) for _ in range(2)]
+        await until(site, 2)
+        while site.routes.in_flight() < 2:
+            await asyncio.sleep(0.01)
+        assert await (await came(site, GET)).ends() == b""
+        other = [await came(site, POST, "127.0.0.2") for _ in range(2)]
+        while site.routes.in_flight() < 4:
+            await asyncio.sleep(0.01)
+        third = await came(site, GET, "127.0.0.3")
+        assert (await third.head()).startswith(b"HTTP/1.1 200 "), "what is kept for those who have few"
+        told.set()
+        for client in (*one, *other):
+            assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+            client.writer.close()
+        third.writer.close()
+        await until(site, 0)
+        assert site.door.room.closed["refused"] == 1
+
+
+@pytest.mark.parametrize("raw", [GET, b"GET /livez HTTP/1.1\r\nHost: door\r\n\r\n", POST, GET + GET, b"NONE\r\n\r\n"])
+async def test_who_says_at_once_that_no_more_comes_is_answered(tmp_path: Path, raw: bytes) -> None:
+    async with open_site(tmp_path) as site:
+        client = await came(site, raw)
+        client.writer.write_eof()
+        assert (await client.ends()).count(b"Content-Length: ") == (2 if raw == GET + GET else 1)
+
+
+async def test_who_leaves_is_not_waited_for(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(half_closed=0.2)) as site, busy(site):
+        for pause in (0.0, 0.3):
+            site.engine.aborted.clear()
+            client = await came(site, POST)
+            while not site.routes.in_flight():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            client.writer.close()
+            async with asyncio.timeout(5):
+                await site.engine.aborted.wait()
+            await until(site, 0)
+
+
+class Held:
+    """A connection, as the room sees it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.ended = False
+
+    def make_way(self) -> None:
+        self.ended = True
+
+
+def test_in_a_full_room_the_oldest_of_the_address_that_has_most_makes_way() -> None:
+    room = Room(Limits(connections=5, per_address=4, kept=0))
+    few, many = Held("10.0.0.1"), [Held("10.0.0.2") for _ in range(4)]
+    for one in (few, *many):
+        assert room.enter(one)
+    room.works(many[0])
+    assert room.enter(Held("10.0.0.3"))
+    assert [one.ended for one in (few, *many)] == [False, False, True, False, False]
+    assert room.open == 5
+    for one in (few, *many):
+        room.leave(one)
+        room.waits(one)
+    assert room.open == 1
+
+
+@pytest.mark.parametrize("files", [16, 256, 1024, 4096, 20_000, 1 << 20])
+def test_connections_and_their_ways_to_the_engine_are_fewer_than_files(files: int) -> None:
+    limits = Limits.within(files)
+    assert 0 < limits.per_address <= limits.connections
+    assert 2 * (limits.connections + limits.kept) + 4 * limits.backlog < files
+    assert limits.backlog == BACKLOG or files < 20_000
+    assert limits.connections + limits.kept == MOST or files < 20_000
+
+
+def test_a_process_that_may_open_more_files_does() -> None:
+    code = "from tunery_server.door.connections import *; raise_files(); print(limits_here().connections)"
+    command = f'ulimit -Sn 512; exec "{sys.executable}" -c "{code}"'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 512
