@@ -66,8 +66,9 @@ verify: setup ## Lint, types, layers, locks and generated files
 # the server's. Coverage is half as much again of it: guard, which looks at the repository, goes without.
 ADVERSE := $(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/controller/test_*kills.py $(TESTS)/controller/test_faults*.py))
 AFTER_THEM := trainer/process trainer/reporting
+LAST := trainer/sweeping trainer/training
 BESIDE_THEM := api common search \
-	$(filter-out $(AFTER_THEM) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
+	$(filter-out $(AFTER_THEM) $(LAST) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
 COVERED := $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-unit
@@ -79,6 +80,7 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 	nice -n 19 $(PYTHON) -m pytest guard || failed=1; exit $$failed) > "$$logs/third" 2>&1 & third=$$!; \
 	trap 'pkill -P $$second || true; pkill -P $$third || true; rm -rf "$$logs"' EXIT; \
 	$(COVERED) controller $(ADVERSE:%=--ignore=%) || failed=1; \
+	OMP_NUM_THREADS=1 $(COVERED) $(LAST) || failed=1; \
 	wait $$second || failed=1; cat "$$logs/second"; \
 	wait $$third || failed=1; cat "$$logs/third"; exit $$failed
 
