@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
 from tunery_api.search.failures import FAULTS, Fault, fault_of
-from tunery_api.search.rows import STOPPED_BY_SWEEP, Trial, merge, stop_text, trial_of
+from tunery_api.search.rows import STOPPED_BY_SWEEP, Trial, merge, number_of, stop_text, trial_of
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialStatus
 
@@ -247,3 +248,13 @@ def test_every_final_phase_of_a_lorajob_is_final_here() -> None:
         found = trial_of(lorajob(0, {"phase": phase.value}), read)
         assert found.is_final == (phase.value in FINAL_PHASES)
         assert (found.live is None) == found.is_final
+
+
+def test_what_anybody_may_write_on_a_lorajob_ends_no_look() -> None:
+    body = lorajob(0, {"phase": "Training"})
+    body["metadata"]["annotations"] = {ORIGIN_ANNOTATION: "x" * 1000}
+    body["spec"]["training"]["learningRate"] = "1" * 1000
+    found = trial_of(body, read).row
+    assert (found.origin, found.parameters) == ("x" * 64, {"training.learningRate": "1" * 256})
+    body["metadata"]["labels"][TRIAL_LABEL] = "9" * 60
+    assert number_of(body) is None

@@ -26,6 +26,11 @@ STOPPED_BY_SWEEP: Final = "sweep: "
 """So begins the `stop` of a trial that the sweep has ended; any other is somebody's own."""
 _WHY: Final = 256
 _MESSAGE: Final = 1024
+_ORIGIN: Final = 64
+_VALUE: Final = 256
+"""Characters that a row has room for; who may edit a LoRAJob may write more."""
+_DIGITS: Final = 6
+"""Of a trial's number."""
 _GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
 _RUNNING: Final = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.UPLOADING, Phase.STOPPING, Phase.SUSPENDING})
 
@@ -135,7 +140,7 @@ def merge(rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValue
 def number_of(child: Body) -> int | None:
     """Return the number of a trial's LoRAJob; None where it has none."""
     text = str((child["metadata"].get("labels") or {}).get(TRIAL_LABEL) or "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
 
 
 def trial_of(child: Body, read: ReadValues) -> Trial:
@@ -154,9 +159,9 @@ def _row(child: Body, read: ReadValues) -> TrialStatus:
         number=number_of(child) or 0,
         name=metadata["name"],
         uid=metadata.get("uid"),
-        origin=(metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION),
+        origin=_origin(metadata),
         base_value=_number_text(_metrics(status).get("baseEvalLoss")),
-        parameters=dict(values),
+        parameters={path: value[:_VALUE] for path, value in values.items()},
         trainable_parameters=(status.get("resolved") or {}).get("trainableParameters"),
         steps=steps,
         evaluations=_evaluations(status) or None if final else None,
@@ -164,6 +169,12 @@ def _row(child: Body, read: ReadValues) -> TrialStatus:
         run_seconds=status.get("runSeconds"),
         **verdict,
     )
+
+
+def _origin(metadata: Mapping[str, Any]) -> str | None:
+    """Return who proposed a trial; anybody may write another text there."""
+    origin = (metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION)
+    return None if origin is None else str(origin)[:_ORIGIN]
 
 
 def _verdict(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
