@@ -240,11 +240,14 @@ def test_trials_of_a_sweep_wait_for_each_other(kubectl: Kubectl, namespace: str,
     sweep = Job(kubectl, manifest, namespace).apply()
     trials = [Job(kubectl, {"kind": "LoRAJob", "metadata": {"name": f"sweep-{n:03d}"}}, namespace) for n in range(4)]
 
-    wait_for("a trial that waits", lambda: sweep.condition("Searching").get("reason") == "TrialsQueued", 400)
+    def one_trains_and_others_wait() -> list[Job]:
+        phases = {trial.name: trial.status.get("phase") for trial in trials}
+        reason = sweep.condition("Searching").get("reason")
+        known = "Training" in phases.values() and reason == "TrialsQueued"
+        return [trial for trial in trials if phases[trial.name] == "Queued"] if known else []
+
+    wait_for("a trial that waits beside one that trains", one_trains_and_others_wait, 400)
     assert sweep.status["phase"] == "Searching"
-    waiting = [trial for trial in trials if trial.status.get("phase") == "Queued"]
-    assert waiting
-    assert [writes_in_peace(trial) for trial in waiting[:1]] == [0]
     made = len(kubectl.list("lorajobs", namespace, "tunery.dev/sweep=sweep"))
     assert made < len(trials), "no other is made while one waits"
 
@@ -255,6 +258,7 @@ def test_trials_of_a_sweep_wait_for_each_other(kubectl: Kubectl, namespace: str,
         time.sleep(1)
     sweep.wait_phase("Succeeded", timeout=300)
     assert together <= 1, "there was room for one"
+    # Made and admitted: neither Kueue nor the operator has written `suspend` against the other.
     assert [generation(trial) <= 1 + RISES_FOR_ONE_THING for trial in trials] == [True] * len(trials)
 
 
