@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import pytest
 
 from controller.objects import lorasweep
 from tunery_api.kinds import Kind
@@ -103,3 +106,15 @@ def test_the_rows_of_the_largest_sweep_fit_into_an_annotation() -> None:
     assert some[-1].parameters == values
     few = [trial(0).row, trial(1, TrialState.PRUNED).row]
     assert bounded(few) == few
+
+
+@pytest.mark.parametrize("sign", ["停", '"', "ж", "\U0001f600"])
+def test_reasons_in_any_script_fit_into_an_annotation(sign: str) -> None:
+    values = {f"training.someFieldOfALongName{at}": "0.00012345" for at in range(16)}
+    rows = [
+        TrialStatus(number=n, name=f"support-{n:03}", state="Pruned", why=sign * 256, parameters=values)
+        for n in range(128)
+    ]
+    kept = bounded(rows)
+    assert len(json.dumps([row.to_json_dict() for row in kept], separators=(",", ":"))) <= MOST_BYTES + len("[]")
+    assert all(row.parameters == values for row in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from tunery_api.manifest import Lineage, MergeInputRecord
 from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
 from tunery_api.validation import parse_adapterserver
 from tunery_trainer.diagnosis.answers import Answer
+from tunery_trainer.reporting.markdown import literal
 from tunery_trainer.reporting.model_card import Shown, model_card
 
 from kit.results import lineage, run
@@ -180,3 +182,9 @@ def test_card_loads_the_base_with_the_class_that_it_was_trained_with() -> None:
     assert 'model = AutoModelForImageTextToText.from_pretrained("./b")' in merged
     assert "AutoModelForCausalLM" not in card + merged
     assert "AutoModelForCausalLM" in model_card(run(), Lineage(served_name="m"), "s3://a/b")
+
+
+def test_a_text_of_anybodys_is_shown_as_it_is() -> None:
+    shown = literal("a <img src=x onerror=alert(1)> [l](javascript:1) `c` *b* _i_")
+    assert not set("<>[]`*_") & set(shown)
+    assert html.unescape(shown) == "a <img src=x onerror=alert(1)> [l](javascript:1) `c` *b* _i_"

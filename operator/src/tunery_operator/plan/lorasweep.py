@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -144,7 +145,8 @@ def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialSt
     """Return the rows in so many bytes of JSON: run.json goes into an annotation, and all of those have 256 KiB.
 
     Only a sweep of very many trials and parameters has more. What is left out first is why trials would not fit into
-    memory, then the curves of the trials with the highest losses, then the values of those that would not fit.
+    memory, then the curves of the trials with the highest losses, then the values of those that would not fit, then
+    why trials were ended.
     """
     sizes = {row.number: _size(row) for row in rows}
     kept = {row.number: row for row in rows}
@@ -153,6 +155,7 @@ def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialSt
     changes: list[tuple[int, dict[str, Any]]] = [(number, {"why": None}) for number in too_large]
     changes += [(row.number, {"evaluations": None}) for row in measured]
     changes += [(number, {"parameters": {}}) for number in too_large]
+    changes += [(row.number, {"why": None}) for row in rows if row.why is not None]
     for number, change in changes:
         if sum(sizes.values()) <= most:
             break
@@ -167,4 +170,5 @@ def _loss(row: TrialStatus) -> float:
 
 
 def _size(row: TrialStatus) -> int:
-    return len(row.model_dump_json(by_alias=True, exclude_none=True)) + 1
+    # As the annotation is written: of other scripts each character is escaped.
+    return len(json.dumps(row.to_json_dict(), separators=(",", ":"))) + 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
+from typing import Final
+
+_SIGNS: Final = {ord(sign): f"&#{ord(sign)};" for sign in "`*_[]"}
 
 
 def section(title: str, content: str, level: int = 2) -> str:
@@ -16,6 +20,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return ""
     lines = [head, tuple("---" for _ in head), *(tuple(_cell(cell) for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def literal(text: str) -> str:
+    """Return a text of anybody's that Markdown shows as it is: no HTML, no link, no emphasis."""
+    return html.escape(text).translate(_SIGNS)
 
 
 def _cell(text: str) -> str:

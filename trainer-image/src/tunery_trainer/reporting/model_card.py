@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from tunery_api.scrub import scrub
 from tunery_api.status import DatasetStatus
 from tunery_api.unservable import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
-from tunery_trainer.reporting.markdown import section, table
+from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.units import human_bytes
 
@@ -151,7 +150,7 @@ def _quoted(text: str | None) -> str:
     if text is None:
         return "not asked"
     shown = text if len(text) <= _MAX_ANSWER else f"…{text[-_MAX_ANSWER:]}"
-    return html.escape(shown).replace("`", "&#96;").replace("*", "&#42;").replace("_", "&#95;") or "(nothing)"
+    return literal(shown) or "(nothing)"
 
 
 def _finding_rows(lineage: Lineage) -> list[tuple[str, ...]]:

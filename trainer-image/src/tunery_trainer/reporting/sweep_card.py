@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.sweepstatus import TrialState, TrialStatus
-from tunery_trainer.reporting.markdown import section, table
+from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.reporting.sweep_rows import base_loss, loss_of, of_state, ranked
 
 SWEEP_FILE: Final = "sweep.json"
@@ -105,7 +105,7 @@ def _others(sweep: LoRASweepRun) -> str:
             str(row.number),
             row.state,
             row.at or "",
-            row.why or row.reason or "",
+            literal(row.why or row.reason or ""),
             _cut(", ".join(f"{path} {value}" for path, value in row.parameters.items()), _WORDS),
         )
         for row in others[:_OTHERS_SHOWN]
