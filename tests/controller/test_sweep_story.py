@@ -164,6 +164,17 @@ def test_a_strangers_job_of_a_trials_name_is_left_alone(namespace: Namespace, tr
     assert "stop" not in jobs(namespace)["s-000"]["spec"]
 
 
+def test_where_a_name_is_taken_what_runs_ends_before_the_sweep_has_failed(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("s-001")
+    namespace.apply(lorajob("s-002", suspend=True))
+    namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=2))
+    status = ended(namespace, phase="Failed")
+    assert status["failure"]["reason"] == "NameConflict"
+    assert [row["state"] for row in status["trials"]] == ["Complete", "Pruned"]
+    assert jobs(namespace)["s-001"]["spec"]["stop"] == "sweep: the sweep has failed"
+    assert "stop" not in jobs(namespace)["s-002"]["spec"]
+
+
 def test_a_deleted_trial_is_a_row_and_its_number_is_not_used_again(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2))

@@ -258,3 +258,10 @@ def test_what_anybody_may_write_on_a_lorajob_ends_no_look() -> None:
     assert (found.origin, found.parameters) == ("x" * 64, {"training.learningRate": "1" * 256})
     body["metadata"]["labels"][TRIAL_LABEL] = "9" * 60
     assert number_of(body) is None
+
+
+def test_a_trials_origin_is_that_of_its_row() -> None:
+    forged = lorajob(0, {"phase": "Training"})
+    forged["metadata"]["annotations"] = {ORIGIN_ANNOTATION: "Final"}
+    (known,) = merge([row({"phase": "Training"})], [forged], read)
+    assert (known.row.origin, known.is_extra) == ("TPE", False)

@@ -70,7 +70,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
     failure = None if moment.concluding else _failure(spec, judged)
     if failure is not None:
-        return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
+        return given_up(trials, failure)
     end = _end(spec, trials, moment)
     chosen = best(trials, float(spec.objective.tolerance)) if moment.concluding else None
     if chosen is not None:
@@ -88,6 +88,11 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     shown = end if firm else None
     decision = Decision(stop=stop, end_reason=shown, look_again=_look_again(spec, trials, moment))
     return decision if end is not None else replace(decision, create=_new(spec, trials, moment))
+
+
+def given_up(trials: Sequence[Trial], failure: Failure) -> Decision:
+    """Return what is done where the whole sweep fails: what runs is stopped, and then it has failed."""
+    return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
 
 
 def _failure(spec: LoRASweepSpec, trials: Sequence[Trial]) -> Failure | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -132,9 +132,17 @@ def merge(rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValue
             gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
             found[number] = Trial(known.row.model_copy(update=gone))
     for number, child in there.items():
-        if number not in found or not found[number].is_final:
-            found[number] = trial_of(child, read)
+        known = found.get(number)
+        if known is None or not known.is_final:
+            found[number] = _known_by(known, trial_of(child, read))
     return tuple(found[number] for number in sorted(found))
+
+
+def _known_by(before: Trial | None, now: Trial) -> Trial:
+    """Return a trial with the origin that its row had at first: anybody may change an annotation."""
+    if before is None or before.row.origin is None or before.row.origin == now.row.origin:
+        return now
+    return replace(now, row=now.row.model_copy(update={"origin": before.row.origin}))
 
 
 def number_of(child: Body) -> int | None:

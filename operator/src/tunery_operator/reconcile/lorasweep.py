@@ -9,9 +9,10 @@ from typing import Any, Final
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import SUSPENDED_BY_ANNOTATION, TRIAL_LABEL, child_name
-from tunery_api.runspec import Task
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure, Task
 from tunery_api.search.ask import SuggestionFailed
-from tunery_api.search.decide import Decision, Moment, decide
+from tunery_api.search.decide import Decision, Moment, decide, given_up
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
 from tunery_api.search.rows import Trial, merge, number_of
 from tunery_api.search.space import Space, read_values, space_of
@@ -21,7 +22,7 @@ from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
-from tunery_operator.errors import SamplerBusy
+from tunery_operator.errors import NameTaken, SamplerBusy
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
 from tunery_operator.kube.rbac import LORAJOBS
@@ -223,8 +224,17 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
         search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
         suggestions = list(answer.suggestions)
     for suggestion in suggestions:
-        sweep = _create(sweep, suggestion)
+        try:
+            sweep = _create(sweep, suggestion)
+        except NameTaken as error:
+            return _give_up(sweep, search, Failure(reason=FailureReason.NAME_CONFLICT, message=str(error)))
     return sweep, search
+
+
+def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, Search]:
+    """Have what runs end: nobody looks after the trials of a sweep that has failed."""
+    decision = given_up(sweep.trials, failure)
+    return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
 def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
