@@ -132,9 +132,9 @@ def merge(rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValue
             gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
             found[number] = Trial(known.row.model_copy(update=gone))
     for number, child in there.items():
-        known = found.get(number)
-        if known is None or not known.is_final:
-            found[number] = _known_by(known, trial_of(child, read))
+        before = found.get(number)
+        if before is None or not before.is_final:
+            found[number] = _known_by(before, trial_of(child, read))
     return tuple(found[number] for number in sorted(found))
 
 
