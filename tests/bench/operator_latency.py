@@ -159,6 +159,15 @@ async def _delete_all(meter: Meter, path: str) -> None:
             await answer.read()
 
 
+def with_crds(plane: ControlPlane) -> Kubectl:
+    """Return kubectl for a control plane that knows our kinds from now on."""
+    path = f"{plane.kubectl.parent}:{os.environ['PATH']}"
+    kubectl = Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
+    kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
+    kubectl.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    return kubectl
+
+
 def account(kubectl: Kubectl, folder: Path) -> Path:
     """Return a kubeconfig with the token of an account that may do everything: a pod shows no certificate, either."""
     kubectl.run("create", "serviceaccount", "operator", "-n", "default")
@@ -225,10 +234,7 @@ def main() -> int:
         plane = ControlPlane(Path(folder) / "plane")
         plane.start()
         try:
-            path = f"{plane.kubectl.parent}:{os.environ['PATH']}"
-            kubectl = Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
-            kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
-            kubectl.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+            kubectl = with_crds(plane)
             found: dict[str, Any] = {"load_before": os.getloadavg()[0], "connections": CONNECTIONS}
             found |= asyncio.run(measure(plane, account(kubectl, Path(folder)), Path(folder), options))
             found["load_after"] = os.getloadavg()[0]

@@ -27,11 +27,9 @@ from controller.process import OperatorProcess
 from controller.sweeps import Trials
 
 from bench.meter import Meter, cpu_seconds, memory_mb
-from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, skipped
+from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, skipped, with_crds
 from bench.population import for_each
 from cluster.controlplane import ControlPlane
-from kit.installation import ROOT
-from kit.kubectl import Kubectl
 
 NAMESPACES: Final = ("bench", "sweeps")
 SWEEPS: Final = "/apis/tunery.dev/v1alpha1/namespaces/sweeps/lorasweeps"
@@ -106,10 +104,7 @@ def main() -> int:
         plane.start()
         player = multiprocessing.get_context("spawn").Process(target=play, args=(plane.kubeconfig,), daemon=True)
         try:
-            path = f"{plane.kubectl.parent}:{os.environ['PATH']}"
-            kubectl = Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
-            kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
-            kubectl.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+            kubectl = with_crds(plane)
             for name in NAMESPACES:
                 kubectl.run("create", "namespace", name)
             player.start()

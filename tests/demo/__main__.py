@@ -38,11 +38,7 @@ def main() -> int:
 def _demo() -> None:
     began = time.monotonic()
     environment = cluster()
-    kubectl = Kubectl(environment)
-    with step("Install the chart with Helm"):
-        install(kubectl, images(environment))
-    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
-        create_tenant(kubectl, NAMESPACE, environment)
+    kubectl = installed(environment)
     job = _train(kubectl, uri_root(environment))
     told = compare(environment, job.status["adapter"]["uri"], job.manifest["spec"]["model"]["uri"])
     _farewell(job, told, time.monotonic() - began)
@@ -57,6 +53,16 @@ def cluster() -> dict[str, str]:
         with step(f"Upload the model and the data set below {uri_root(environment)}"):
             seed.upload(s3_client(environment), uri_root(environment))
     return environment
+
+
+def installed(environment: dict[str, str], besides: str = "", *settings: str) -> Kubectl:
+    """Install the chart, with more settings that `besides` tells of, and make the tenant; return kubectl."""
+    kubectl = Kubectl(environment)
+    with step(f"Install the chart with Helm{besides}"):
+        install(kubectl, images(environment), *settings)
+    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
+        create_tenant(kubectl, NAMESPACE, environment)
+    return kubectl
 
 
 def _train(kubectl: Kubectl, root: str) -> Job:

@@ -16,14 +16,13 @@ from typing import Any
 import aiohttp
 import yaml
 
-from demo.__main__ import MANIFEST, QUESTIONS, cluster
+from demo.__main__ import MANIFEST, QUESTIONS, cluster, installed
 from demo.jobs import begin, follow
 from demo.telling import NAMESPACE, Hold, console, ended, going_on, step
-from kit.environment import engine_settings, images, is_existing, uri_root
-from kit.installation import ROOT, install
+from kit.environment import engine_settings, is_existing, uri_root
+from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
-from kit.tenant import create_tenant
 
 SERVING = ROOT / "docs" / "examples" / "serving-demo.yaml"
 LABEL = "served-by=demo"
@@ -40,11 +39,7 @@ def _demo() -> None:
     began = time.monotonic()
     environment = cluster()
     engine = engine_settings(environment, "vllm")
-    kubectl = Kubectl(environment)
-    with step("Install the chart with Helm, with an image of vLLM for CPUs as its engine"):
-        install(kubectl, images(environment), *engine)
-    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
-        create_tenant(kubectl, NAMESPACE, environment)
+    kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
     _serve(kubectl, uri_root(environment))
     console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
 

@@ -11,15 +11,13 @@ import yaml
 
 from tunery_api.presets import PRESETS
 
-from demo.__main__ import cluster, compare
+from demo.__main__ import cluster, compare, installed
 from demo.answers import print_answers
 from demo.jobs import Table, begin, follow
 from demo.telling import NAMESPACE, console, ended, step
-from kit.environment import images, is_existing, uri_root
-from kit.installation import ROOT, install
+from kit.environment import is_existing, uri_root
+from kit.installation import ROOT
 from kit.jobs import Job
-from kit.kubectl import Kubectl
-from kit.tenant import create_tenant
 
 EXAMPLE = ROOT / "docs" / "examples" / "sweep.yaml"
 TRIALS = 6
@@ -40,12 +38,7 @@ def main() -> int:
 def _demo(trials: int) -> None:
     began = time.monotonic()
     environment = cluster()
-    kubectl = Kubectl(environment)
-    with step("Install the chart with Helm"):
-        install(kubectl, images(environment))
-    with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
-        create_tenant(kubectl, NAMESPACE, environment)
-    sweep = Job(kubectl, _manifest(uri_root(environment), trials), NAMESPACE)
+    sweep = Job(installed(environment), on_cpus(uri_root(environment), trials), NAMESPACE)
     with step(f"Apply {EXAMPLE.relative_to(ROOT)}, without a GPU and with {trials} trials"):
         console.print(yaml.safe_dump(sweep.manifest, sort_keys=False), style="cyan", markup=False)
         begin(sweep)
@@ -58,7 +51,7 @@ def _demo(trials: int) -> None:
     _farewell(sweep, best, time.monotonic() - began)
 
 
-def _manifest(root: str, trials: int) -> dict[str, Any]:
+def on_cpus(root: str, trials: int) -> dict[str, Any]:
     """Return the example as it runs on a node without a GPU."""
     manifest: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text().replace("s3://", root))
     manifest["spec"]["maxTrials"] = trials

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from .conftest import ROWS, TINY, plain_peft_loss
 from .test_sweep import lorasweep
 from cluster import seed
-from kit.installation import NAMESPACE, ROOT
+from demo.sweep import on_cpus
+from kit.installation import NAMESPACE
 from kit.jobs import FINAL, Job
 from kit.kubectl import Kubectl, wait_for
 from kit.operator import OperatorRecord, operator_pods, wait_for_leader
@@ -104,11 +104,8 @@ def tiny(namespace: str) -> dict[str, Any]:
 
 def example(namespace: str) -> dict[str, Any]:
     """Return docs/examples/sweep.yaml with six trials, and rows to measure with that can be had."""
-    manifest: dict[str, Any] = yaml.safe_load((ROOT / "docs/examples/sweep.yaml").read_text())
-    template = manifest["spec"]["template"]
-    template["dataset"]["evaluation"] = {"uri": HELD}
-    template["resources"] = {"gpus": 0, "cpu": "1500m", "memory": "6Gi", "ephemeralStorage": "4Gi"}
-    manifest["spec"] |= {"maxTrials": 6}
+    manifest = on_cpus("s3://", 6)
+    manifest["spec"]["template"]["dataset"]["evaluation"] = {"uri": HELD}
     manifest["spec"]["output"]["uri"] = f"s3://adapters/{namespace}/example"
     return manifest
 

@@ -21,7 +21,7 @@ from server.door_kit import BASE
 from server.test_batch_ends import operator
 from tunery_api.exitcodes import ExitCode
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import TrainerStatus
+from tunery_api.runspec import RunResult, TrainerStatus
 from tunery_common.errors import TuneryError
 from tunery_server.batch import aside
 from tunery_server.batch.answers import Answer, Trouble
@@ -231,10 +231,7 @@ async def test_what_waited_is_stored_by_the_clock_also_where_others_of_its_part_
 ) -> None:
     monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
     async with table(tmp_path) as here:
-        for model in ("t2", "t3"):
-            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
-        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
-        running = asyncio.create_task(here.run(here.put(mixed(100, 1, *["t2"] * 4, "t3"))))
+        running = waits_for_two(here, every=1)
         await until_waiting(here, 100)
         here.site.routes.serve("t2", TONE, TONE_SHA)
         await until_waiting(here, 20)
@@ -249,10 +246,7 @@ async def test_lines_of_a_part_that_is_gone_are_asked_again_at_once_also_while_o
 ) -> None:
     monkeypatch.setattr("tunery_server.batch.server.retry_after", lambda _: None)
     async with table(tmp_path) as here:
-        for model in ("t2", "t3"):
-            here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
-        here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
-        running = asyncio.create_task(here.run(here.put(mixed(100, 2, *["t2"] * 4, "t3"))))
+        running = waits_for_two(here, every=2)
         await until_waiting(here, 50)
         folder = here.place("parts-u-1")
         folder.store.delete(folder.key(next(name for name in here.parts if name.endswith(".zst"))))
@@ -262,6 +256,14 @@ async def test_lines_of_a_part_that_is_gone_are_asked_again_at_once_also_while_o
         await running
         assert names(here) == [f"row-{number}" for number in range(100)]
         assert here.oracle.asked.total() <= 100 + 9
+
+
+def waits_for_two(here: Table, every: int) -> asyncio.Task[RunResult]:
+    """Start a batch of a hundred lines in parts of ten, each `every`th for one of two models that are away."""
+    for model in ("t2", "t3"):
+        here.site.routes.hold(model, "AdapterMissing", "it has no manifest")
+    here.pace = replace(here.pace, patience=PATIENT, part=PartSize(lines=10, seconds=0.2))
+    return asyncio.create_task(here.run(here.put(mixed(100, every, *["t2"] * 4, "t3"))))
 
 
 async def until_waiting(here: Table, count: int) -> None:

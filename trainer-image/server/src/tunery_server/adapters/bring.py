@@ -14,7 +14,7 @@ from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Look, Opener, fetch, look, marks, verify
-from tunery_server.adapters.turns import Heard, Turns, over
+from tunery_server.adapters.turns import Heard, Turns, over, silent
 from tunery_server.threads import in_thread
 
 DOWNLOADS: Final = 4
@@ -44,8 +44,7 @@ class Bringer:
             async with asyncio.timeout(seconds):
                 return await self._ask(lambda: look(self._open(item), before))
         except TimeoutError as error:
-            message = f"the storage did not answer within {seconds or 0:.0f} s"
-            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
+            raise silent(seconds or 0) from error
 
     async def know(self, slot: Slot, sha256: str, base: ServedBase) -> Known:
         """Return what is known of a version without its weights; raises what source.verify raises."""

@@ -78,8 +78,7 @@ class Turns:
                 return thread.result()
         finally:
             heard.give_up()
-        message = f"the storage did not answer within {SILENT_SECONDS:.0f} s"
-        raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
+        raise silent(SILENT_SECONDS)
 
     def _started(self, question: Callable[[], Result]) -> asyncio.Task[Result]:
         if self.under_way >= MOST:
@@ -94,6 +93,11 @@ class Turns:
         self._threads.discard(thread)
         if not thread.cancelled():
             thread.exception()  # whoever has given it up does not ask for it
+
+
+def silent(seconds: float) -> TuneryError:
+    """Return that a store has not answered for so long."""
+    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"the storage did not answer within {seconds:.0f} s")
 
 
 async def over(under_way: Callable[[], bool]) -> bool:
