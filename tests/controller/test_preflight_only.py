@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -49,7 +50,9 @@ def test_its_end_is_told_once(namespace: Namespace) -> None:
     namespace.apply(lorajob("told", **ONLY))
     namespace.pass_preflight("told")
     namespace.wait_phase("told", "Succeeded")
+    eventually("the event", lambda: "PreflightOnly" in namespace.reasons_told("told"))
     namespace.annotate("told", retry="1")
+    time.sleep(2)
     assert namespace.status("told")["phase"] == "Succeeded", "what has succeeded is not tried again"
     assert namespace.reasons_told("told").count("PreflightOnly") == 1
 

@@ -162,6 +162,19 @@ def test_what_is_brought_twice_stays_the_first(tmp_path: Path, needs: Needs) -> 
     assert cache.folder(sha).stat().st_ino == made
 
 
+def test_a_version_that_has_come_is_counted_once(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, 2 * SIZE + 100)
+    files = adapter_files()
+    manifest = manifest_of(files)
+    draft = cache.draft("1" * 64, manifest_model())
+    for name, data in files.items():
+        (draft / name).write_bytes(data)
+    cache.put("1" * 64, draft, manifest)
+    needs.engine.add("1" * 64)
+    # Another thread asks for room before the first has given its draft up.
+    assert cache.draft("2" * 64, manifest_model()).is_dir()
+
+
 def test_a_version_whose_manifest_is_gone_is_brought_anew(tmp_path: Path, needs: Needs) -> None:
     cache = cache_of(tmp_path, needs, 1 << 30)
     sha = put(cache, "1")

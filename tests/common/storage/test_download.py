@@ -95,7 +95,7 @@ def test_ranges_are_read_side_by_side(
 def test_streams_are_bounded_over_all_files(
     store: Store, data: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    lock, now, most = threading.Condition(), 0, 0
 
     def change(plain: Stream) -> Stream:
         def stream(entry: Entry, start: int, length: int) -> Iterator[bytes]:
@@ -103,7 +103,9 @@ def test_streams_are_bounded_over_all_files(
             with lock:
                 now += 1
                 most = max(most, now)
-            time.sleep(0.02)
+                lock.notify_all()
+                lock.wait_for(lambda: most >= transfer.STREAMS, timeout=60)  # all that may be there, on any machine
+            time.sleep(0.02)  # for one more, if it may
             yield from plain(entry, start, length)
             with lock:
                 now -= 1

@@ -193,6 +193,7 @@ class AdapterCache:
                 write_whole(self._root / _MANIFESTS / f"{sha256}.json", manifest_bytes)
                 os.rename(draft, self.folder(sha256))
                 self._sizes.pop(self.folder(sha256), None)
+                self._reserved.pop(draft, None)  # it is counted as a folder from here on, and not twice
             sync_folder(self._root)
         except OSError as error:
             raise self._explained(error) from error
