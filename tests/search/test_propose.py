@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+import subprocess
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search import ask as asking
-from tunery_api.search.ask import SuggestionFailed, suggestions
+from tunery_api.search.ask import SuggestionFailed, needs_optuna, suggestions
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
 from tunery_api.search.grid import grid, point, size
 from tunery_api.search.lattice import has, in_order, is_point, key
@@ -229,6 +230,38 @@ def test_random_and_grid_need_no_optuna_and_tpe_says_what_it_needs(monkeypatch: 
         assert suggestions(asked).suggestions == answer(asked).suggestions
     with pytest.raises(SuggestionFailed, match=r'pip install "tunery-api\[search\]"'):
         suggestions(question())
+
+
+def no_process(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("a process was started")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        question(METHODS, numbers=tuple(range(8))),
+        question(fixed={0: Fixed(origin="Initial", values={"lora.rank": "16"})}, numbers=(0, 1)),
+        question(startup=20, trials=history(SPACE, 12), earlier=history(SPACE, 8), numbers=(12, 13)),
+        question(SIXTY, sampler="Random", trials=history(SIXTY, 40), numbers=(40, 41)),
+        question(SIXTY, sampler="Grid", trials=history(SIXTY, 40), numbers=(40, 41)),
+        question(sampler="Random", trials=history(SPACE, 12), numbers=()),
+    ],
+    ids=["none-yet", "fixed", "below-startup", "random", "grid", "too-few-to-weigh"],
+)
+def test_what_is_drawn_by_chance_is_drawn_without_a_process_and_alike(
+    asked: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", no_process)
+    assert not needs_optuna(asked)
+    assert suggestions(asked) == answer(asked)
+
+
+@pytest.mark.parametrize("sampler", ["Random", "Grid"])
+def test_what_mattered_where_nobody_learns_is_told_to_whom_asks_nothing_else(sampler: str) -> None:
+    trials = tuple(each.model_copy(update={"state": ToldState.COMPLETE, "value": 1.0}) for each in history(SIXTY, 20))
+    assert not needs_optuna(question(SIXTY, sampler=sampler, trials=trials, numbers=(20,)))
+    assert needs_optuna(question(SIXTY, sampler=sampler, trials=trials, numbers=()))
+    assert needs_optuna(question(SIXTY, trials=trials, numbers=(20,))), "TPE learns"
 
 
 def test_a_question_is_the_same_after_its_way_through_json() -> None:

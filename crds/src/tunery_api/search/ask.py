@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.propose import proposed, random_draw
+from tunery_api.search.propose import learnt_from, proposed, random_draw
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
 
 TIMEOUT_SECONDS: Final = 60.0
@@ -26,17 +26,26 @@ class SuggestionFailed(Exception):
     """Nobody could say what to try next; asking again may help."""
 
 
+def needs_optuna(ask: Ask) -> bool:
+    """Tell whether it takes a process to answer: what is drawn by chance, or from a grid, is drawn in this one.
+
+    What has mattered is told along where Optuna is asked anyhow, else where nothing but that is asked: no draw waits
+    for it.
+    """
+    if ask.numbers:
+        return ask.sampler is SamplerType.TPE and learnt_from(ask, (*ask.earlier, *ask.trials)) is not None
+    return sum(told.state is ToldState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
+
+
 def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS) -> Answer:
-    """Return what to try next; it waits for a process, a second or two. Raises SuggestionFailed."""
-    if ask.sampler is SamplerType.TPE:
-        if find_spec("optuna") is None:
-            raise SuggestionFailed(
-                'sampler.type TPE needs Optuna, which is not installed: pip install "tunery-api[search]", or choose '
-                "Random or Grid"
-            )
-        return _of_process(ask, timeout)
-    enough = sum(told.state is ToldState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
-    if enough and find_spec("optuna") is not None:
+    """Return what to try next; for what needs Optuna it waits a second or two. Raises SuggestionFailed."""
+    installed = find_spec("optuna") is not None
+    if ask.sampler is SamplerType.TPE and not installed:
+        raise SuggestionFailed(
+            'sampler.type TPE needs Optuna, which is not installed: pip install "tunery-api[search]", or choose '
+            "Random or Grid"
+        )
+    if installed and needs_optuna(ask):
         return _of_process(ask, timeout)
     return Answer(suggestions=proposed(ask, random_draw(ask)))
 

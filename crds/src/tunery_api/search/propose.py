@@ -16,13 +16,15 @@ from typing import Final
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension, plain
 from tunery_api.search.grid import grid
-from tunery_api.search.lattice import exists, has, in_order, key, last_step, spacing
+from tunery_api.search.lattice import exists, has, in_order, is_point, key, last_step, spacing
 from tunery_api.search.protocol import Ask, Suggestion, ToldState, ToldTrial
 
 SALTS: Final = 20
 """Proposals for one number, until one of them is new."""
 _LOOKED_THROUGH: Final = 4096
 """Points of a grid among which one is sought that is left."""
+
+_TEACH: Final = frozenset({ToldState.COMPLETE, ToldState.PRUNED})
 
 Draw = Callable[[int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
 """From a seed, what is known, and values that are fixed: a point."""
@@ -46,6 +48,16 @@ def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
         seen.add(key(one.values))
         known = (*known, ToldTrial(number=number, state=ToldState.RUNNING, values=one.values))
     return tuple(found)
+
+
+def learnt_from(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...] | None:
+    """Return the trials that TPE proposes from, points of this space; None while it still draws by chance.
+
+    A preset of another version may have had another space.
+    """
+    there = tuple(told for told in known if is_point(ask.space, told.values))
+    enough = sum(told.state in _TEACH for told in there) >= ask.startup
+    return there if enough else None
 
 
 def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw) -> Iterator[Suggestion]:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Categorical, Dimension
 from tunery_api.search.lattice import exists, in_order, is_point
-from tunery_api.search.propose import Draw, fixed_value, proposed, random_draw
+from tunery_api.search.propose import Draw, fixed_value, learnt_from, proposed, random_draw
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
 
 _STATES: Final = {
@@ -50,8 +50,8 @@ def _tpe_draw(ask: Ask) -> Draw:
     frozen: dict[int, FrozenTrial] = {}
 
     def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        there = _points(ask, known)
-        if sum(told.state in (ToldState.COMPLETE, ToldState.PRUNED) for told in there) < ask.startup:
+        there = learnt_from(ask, known)
+        if there is None:
             return by_chance(seed, known, fixed)
         sampler = TPESampler(
             seed=seed,
@@ -61,7 +61,7 @@ def _tpe_draw(ask: Ask) -> Draw:
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([frozen.setdefault(id(told), _frozen(order, told)) for told in there])
+        study.add_trials([_once(frozen, order, told) for told in there])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
             if exists(dimension, values):
@@ -71,9 +71,11 @@ def _tpe_draw(ask: Ask) -> Draw:
     return draw
 
 
-def _points(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...]:
-    """Return the trials that are points of this space: the preset of another version may have had another."""
-    return tuple(told for told in known if is_point(ask.space, told.values))
+def _once(frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
+    """Return a trial as Optuna knows it, made once: a point that is known already takes up to 20 draws of a number."""
+    if id(told) not in frozen:
+        frozen[id(told)] = _frozen(order, told)
+    return frozen[id(told)]
 
 
 def _suggested(trial: Trial, dimension: Dimension) -> str:
@@ -121,7 +123,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 def _importance(ask: Ask) -> dict[str, float]:
     """Return what share of the change of the loss each parameter explains; empty where that is not known."""
     order = in_order(ask.space)
-    done = [told for told in _points(ask, ask.trials) if told.state is ToldState.COMPLETE]
+    done = [told for told in ask.trials if told.state is ToldState.COMPLETE and is_point(ask.space, told.values)]
     if len(done) < IMPORTANCE_FROM:
         return {}
     study = optuna.create_study()
