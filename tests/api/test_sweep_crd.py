@@ -72,6 +72,16 @@ def ranged(**given: Any) -> dict[str, Any]:
             "output.uri is the model's own place",
             id="onto-the-model",
         ),
+        pytest.param(
+            {"preset": "Guide", "warmStartFrom": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
+            "spec.warmStartFrom[2]: Duplicate value",
+            id="warm-start-from-one-twice",
+        ),
+        pytest.param(
+            {"preset": "Guide", "warmStartFrom": [{"name": "a"}, {"name": "refused"}]},
+            "warmStartFrom names this sweep itself",
+            id="warm-start-from-itself",
+        ),
         pytest.param({"preset": "Guide", "parallelTrials": 21}, "at most maxTrials", id="more-at-a-time-than-in-all"),
         pytest.param({"preset": "Guide", "parallelTrials": 2, "maxTrials": 1}, "at most maxTrials", id="of-one"),
         pytest.param(
@@ -100,6 +110,9 @@ def test_the_api_server_refuses_it(api_server: Kubectl, namespace: str, spec: di
             id="a-block-of-the-method-that-is-a-parameter",
         ),
         pytest.param({"preset": "Guide", "initial": [{"lora.rank": "8", "lora.alpha": "16"}]}, id="initial"),
+        pytest.param(
+            {"preset": "Guide", "warmStartFrom": [{"name": f"{n}" * 253} for n in range(8)]}, id="as-many-to-start-from"
+        ),
         pytest.param(
             {"parameters": [{"path": f"a.b{i}", "choices": [f"{n}" * 64 for n in range(64)]} for i in range(16)]},
             id="as-large-as-can-be",

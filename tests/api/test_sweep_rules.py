@@ -18,9 +18,9 @@ TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri"
 RANKS = "{path: lora.rank, choices: ['4', '8']}"
 
 
-def refusals(spec: dict[str, Any], local: bool = False) -> tuple[FieldError, ...]:
+def refusals(spec: dict[str, Any], local: bool = False, **others: Any) -> tuple[FieldError, ...]:
     try:
-        parse_lorasweep({"spec": spec}, local=local)
+        parse_lorasweep({"spec": spec, **others}, local=local)
     except InvalidSpec as refused:
         return refused.errors
     return ()
@@ -338,6 +338,14 @@ REFUSED: list[Any] = [
         id="final-of-nothing",
     ),
     pytest.param(
+        "preset: Guide\nwarmStartFrom: [{name: a}, {name: b}, {name: a}, {name: a}]", {},
+        [
+            "spec.warmStartFrom[2].name: a is named before; leave it out",
+            "spec.warmStartFrom[3].name: a is named before; leave it out",
+        ],
+        id="warm-start-from-one-twice",
+    ),
+    pytest.param(
         "parameters: [{path: training.packing, choices: ['false', 'true']}]\nfinal: {training: {groupByLength: true}}",
         {},
         [
@@ -538,6 +546,21 @@ def test_with_the_guide_no_condition_leads_round_in_a_circle() -> None:
     assert told == [
         "spec.parameters[0].when: with preset: Guide its parameters depend on the method; leave it out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"name": "b"}, ["spec.warmStartFrom[1].name: is this sweep itself, which learns from its own trials anyhow; "
+                         "leave it out"]),
+        ({"name": "c"}, []),
+        ({}, []),
+        ("odd", []),
+    ],
+)  # fmt: skip
+def test_no_sweep_starts_from_itself(own: Any, told: list[str]) -> None:
+    spec = {"template": TEMPLATE, "preset": "Guide", "warmStartFrom": [{"name": "a"}, {"name": "b"}]}
+    assert [str(error) for error in refusals(spec, metadata=own)] == told
 
 
 def test_without_a_cluster_files_may_be_named() -> None:

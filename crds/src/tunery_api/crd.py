@@ -65,7 +65,11 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
                     "spec": structural_schema(definition.spec),
                     "status": structural_schema(definition.status),
                 },
-                "x-kubernetes-validations": [*_name_rules(definition), *change_rules(definition)],
+                "x-kubernetes-validations": [
+                    *_name_rules(definition),
+                    *_start_rules(definition),
+                    *change_rules(definition),
+                ],
             }
         },
     }
@@ -80,6 +84,15 @@ def _name_rules(definition: KindDefinition) -> list[dict[str, str]]:
         "with a letter and ending with a letter or digit"
     )
     rule = f"self.metadata.name.matches('{HOST_NAME}') && self.metadata.name.size() <= {LONGEST_HOST_NAME}"
+    return [{"rule": rule, "message": message}]
+
+
+def _start_rules(definition: KindDefinition) -> list[dict[str, str]]:
+    """Return that a sweep does not learn from itself: the rules of a spec do not know the name of its object."""
+    if "warm_start_from" not in definition.spec.model_fields:
+        return []
+    rule = "!has(self.spec.warmStartFrom) || self.spec.warmStartFrom.all(s, s.name != self.metadata.name)"
+    message = "warmStartFrom names this sweep itself, which learns from its own trials anyhow: leave that out"
     return [{"rule": rule, "message": message}]
 
 

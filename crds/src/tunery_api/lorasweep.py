@@ -203,7 +203,8 @@ class LoRASweepSpec(KindSpec):
         default_factory=list,
         max_length=8,
         description="Sweeps whose trials the sampler learns from: of the same model, data and evaluation. Those of "
-        "their trials that are no points of this space are left out.",
+        "their trials that are no points of this space are left out. Each once, and never this one.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="What the best trial is.")
     sampler: SamplerSpec = Field(default_factory=SamplerSpec, description="Who proposes the next trial.")

@@ -71,6 +71,24 @@ def initial(spec: LoRASweepSpec) -> Errors:
             yield FieldError(f"spec.initial[{index}].{path}", message)
 
 
+def warm_start(spec: LoRASweepSpec) -> Errors:
+    """Each sweep that is learnt from once: twice, its trials would weigh double."""
+    names = [each.name for each in spec.warm_start_from]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield FieldError(f"spec.warmStartFrom[{index}].name", f"{name} is named before; leave it out")
+
+
+def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
+    """No sweep of that name starts from itself; apart from the others, as a spec does not know whose it is."""
+    for index, each in enumerate(spec.warm_start_from):
+        if each.name == own:
+            yield FieldError(
+                f"spec.warmStartFrom[{index}].name",
+                "is this sweep itself, which learns from its own trials anyhow; leave it out",
+            )
+
+
 def trials(spec: LoRASweepSpec) -> Errors:
     """No more at a time than in all, and a budget of what is used."""
     if spec.parallel_trials > spec.max_trials:
@@ -281,6 +299,7 @@ LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
     something_to_search,
     parameters,
     initial,
+    warm_start,
     trials,
     pruner,
     final,

@@ -19,7 +19,7 @@ from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
 from tunery_api.schema_errors import field_error, shown
 from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
-from tunery_api.sweep_rules import LORASWEEP_RULES
+from tunery_api.sweep_rules import LORASWEEP_RULES, warm_start_of_another
 from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
@@ -57,7 +57,11 @@ def parse_batchinference(obj: Any, *, local: bool = False) -> BatchInferenceSpec
 
 def parse_lorasweep(obj: Any, *, local: bool = False) -> LoRASweepSpec:
     """Return the spec of a LoRASweep object, each corner of whose space is the spec of a LoRAJob; see parse_lorajob."""
-    return _parse(obj, LoRASweepSpec, LORASWEEP_RULES, local)
+
+    def warm_start(spec: LoRASweepSpec) -> Iterable[FieldError]:
+        return warm_start_of_another(spec, _name(obj))
+
+    return _parse(obj, LoRASweepSpec, (*LORASWEEP_RULES, warm_start), local)
 
 
 def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:
@@ -75,6 +79,12 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
     if problems:
         raise InvalidSpec(problems)
     return spec
+
+
+def _name(obj: Mapping[str, Any]) -> str:
+    """Return the name of an object, "" where it has none."""
+    metadata = obj.get("metadata")
+    return str(metadata.get("name", "")) if isinstance(metadata, Mapping) else ""
 
 
 def _check_version(obj: Mapping[str, Any]) -> None:
