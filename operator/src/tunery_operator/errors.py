@@ -28,9 +28,13 @@ class PreflightsFull(OperatorError):
 
 
 class SamplerBusy(OperatorError):
-    """As many samplers run for other sweeps as may run at a time."""
+    """As many samplers run for other sweeps as may run at a time; in `retry_after` seconds it is this one's turn."""
 
-    retry_after = 1.0
+    retry_after: float
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__("other sweeps ask for trials right now")
 
 
 class FieldContested(OperatorError):

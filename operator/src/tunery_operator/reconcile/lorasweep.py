@@ -42,7 +42,6 @@ from tunery_operator.views.owner import Key
 
 FAILED_SECONDS: Final = 30.0
 """Time until a sampler that failed is asked again."""
-BUSY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +214,9 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
         last = final_suggestion(sweep.spec, trials, decision.final)
         suggestions = [last] if last else []
     else:
-        try:
-            answer = _ask(sweep, trials, decision.create)
-        except SamplerBusy as error:
-            return sweep, replace(search, hindrance=Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS))
-        except SuggestionFailed as error:
-            return sweep, replace(search, hindrance=Hindrance(SUGGESTION_FAILED, str(error), FAILED_SECONDS))
+        answer = _ask(sweep, trials, decision.create)
+        if isinstance(answer, Hindrance):
+            return sweep, replace(search, hindrance=answer)
         search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
         suggestions = list(answer.suggestions)
     for suggestion in suggestions:
@@ -237,12 +233,17 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
-def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
-    """Return what to try next. Raises SamplerBusy, SuggestionFailed, StaleObject, ApiFailure."""
+def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Hindrance:
+    """Return what to try next, or why nobody can say that for now. Raises StaleObject, ApiFailure."""
     ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
-    if sweep.spec.warm_start_from:
+    if numbers and sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
-    return sweep.services.sampler.suggestions(ask)
+    try:
+        return sweep.services.sampler.suggestions(ask)
+    except SamplerBusy as error:
+        return Hindrance(SAMPLER_BUSY, str(error), error.retry_after)
+    except SuggestionFailed as error:
+        return Hindrance(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
 
 
 def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
@@ -269,26 +270,26 @@ def _conclude(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
     services, obj, search = sweep.services, sweep.obj, snapshot.search
     assert search is not None  # noqa: S101 - set by the caller, for the type checker
     if snapshot.main is None:
-        try:
-            search = _with_importance(sweep, search)
-        except SamplerBusy as error:
-            return replace(
-                snapshot, search=replace(search, hindrance=Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS))
-            )
+        search = _with_importance(sweep, search)
+        if search.hindrance is not None:
+            return replace(snapshot, search=search)
     found = _result(obj, sweep.trials, search.decision, search.importance)
     plan = plan_conclude(sweep.spec, obj.owner, services.platform, found, sweep.space)
     return replace(snapshot, search=search, main=ensure_attempt(services, obj, plan, snapshot.main))
 
 
 def _with_importance(sweep: _Sweep, search: Search) -> Search:
-    """Return the search with what mattered, of all trials; without where that cannot be said: nothing hangs on it."""
+    """Return the search with what mattered, of all trials; with a hindrance where that is to be asked again soon.
+
+    Without either where it cannot be said: nothing hangs on it.
+    """
     complete = sum(trial.row.state == TrialState.COMPLETE for trial in search.trials)
     if complete < IMPORTANCE_FROM:
         return search
-    try:
-        return replace(search, importance=_ask(sweep, search.trials, ()).importance or None)
-    except SuggestionFailed:
-        return search
+    answer = _ask(sweep, search.trials, ())
+    if isinstance(answer, Hindrance):
+        return replace(search, hindrance=answer) if answer.reason == SAMPLER_BUSY else search
+    return replace(search, importance=answer.importance or None)
 
 
 def _result(
