@@ -109,6 +109,19 @@ class TestOwners:
         assert cache.see_owner(Kind.LORAJOB, owner(4, "Succeeded")) == {ONE, MERGE}
         assert cache.forget_owner(ONE, "u1") == {MERGE}
 
+    def test_what_is_of_a_sweep(self, cache: Cache) -> None:
+        trial = owner(1, name="tuned-000", uid="u2")
+        reference = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "name": "tuned", "uid": "s1"}
+        trial["metadata"]["ownerReferences"] = [{**reference, "controller": True}]
+        cache.see_owner(Kind.LORAJOB, trial)
+        cache.see_owner(Kind.LORAJOB, owner(1))
+        assert cache.is_of_sweep(Key(Kind.LORASWEEP, "team", "tuned"))
+        assert cache.is_of_sweep(Key(Kind.LORAJOB, "team", "tuned-000"))
+        assert not cache.is_of_sweep(ONE)
+        assert not cache.is_of_sweep(Key(Kind.ADAPTERMERGE, "team", "tuned-000"))
+        cache.see_owner(Kind.LORAJOB, owner(2, name="tuned-000", uid="u2"))
+        assert not cache.is_of_sweep(Key(Kind.LORAJOB, "team", "tuned-000")), "it is nobody's any more"
+
     def test_a_list_tells_of_deletions(self, cache: Cache) -> None:
         """M14: five finished LoRAJobs that were deleted in a gap were counted for ever."""
         for index in range(3):

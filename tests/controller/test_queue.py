@@ -177,13 +177,53 @@ def test_the_low_lane_goes_last_but_is_never_starved() -> None:
     assert drain(lanes, 21) == ["low:late", *["normal:busy"] * 9] * 2 + ["low:late"]
 
 
+def test_keys_of_sweeps_and_others_that_are_known_go_by_the_time_they_waited() -> None:
+    now = 0.0
+    lanes = Lanes(lambda: now)
+    for lane, namespace in ((Lane.ASIDE, "sweep"), (Lane.NORMAL, "known"), (Lane.ASIDE, "trial"), (Lane.LOW, "low")):
+        now += 1
+        lanes.put(Key(Kind.LORAJOB, namespace, "a"), lane)
+    lanes.put(C, Lane.FRESH)
+    assert lanes.has(aside=False)
+    assert drain(lanes, 4) == [f"fresh:{C.namespace}", "aside:sweep", "normal:known", "aside:trial"]
+    lanes.put(A, Lane.ASIDE)
+    assert lanes.pop(aside=False)[1] is Lane.LOW
+    assert not lanes.has(aside=False)
+    assert lanes.has(aside=True)
+
+
+async def test_sweeps_that_begin_at_once_leave_workers_to_others() -> None:
+    running: set[Key] = set()
+    hold = threading.Event()
+
+    def reconcile(key: Key) -> Requeue:
+        running.add(key)
+        hold.wait(5)
+        return DONE
+
+    sweeps = [Key(Kind.LORASWEEP, "sweeps", f"sweep-{index}") for index in range(50)]
+    queue = WorkQueue(reconcile, 16, lambda key: key.kind is Kind.LORASWEEP)
+    queue.open()
+    queue.add(sweeps, lane=Lane.FRESH)
+    await until(lambda: len(running) == 4)
+    queue.add([A, B])
+    await until(lambda: {A, B} <= running)
+    assert len(running) == 6
+    assert queue.depth == 46
+    queue.add(sweeps[:2], lane=Lane.LOW)
+    hold.set()
+    await until(lambda: running == {A, B, *sweeps})
+    await queue.close(1)
+    assert queue.depth == 0
+
+
 def test_a_key_waits_once_in_its_most_urgent_lane() -> None:
     lanes = Lanes()
     lanes.put(A, Lane.LOW)
     lanes.put(B, Lane.NORMAL)
     lanes.put(A, Lane.FRESH)
     lanes.put(A, Lane.NORMAL)
-    assert lanes.depths() == {"fresh": 1, "normal": 1, "low": 0}
+    assert lanes.depths() == {"fresh": 1, "normal": 1, "aside": 0, "low": 0}
     assert [lanes.pop()[:2] for _ in range(2)] == [(A, Lane.FRESH), (B, Lane.NORMAL)]
     assert not lanes
 

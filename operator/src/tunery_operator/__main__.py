@@ -81,7 +81,7 @@ class Operator:
         client = load_client(connection)
         self._events = EventPoster(client)
         self._services = Services(client, cache, Platform(settings, _progress(settings)), self._events)
-        self._queue = WorkQueue(self._reconcile, settings.workers)
+        self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
         self._services.is_pressed = self._queue.is_pressed
         self._duty = duty = Duty(cache, self._queue)
         self._feed = feed = Feed()

@@ -1,4 +1,4 @@
-"""Who is next: three lanes of keys, and in each of them the namespaces take turns."""
+"""Who is next: four lanes of keys, and in each of them the namespaces take turns."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Lane(Enum):
     """A person or a program wants something new of it."""
     NORMAL = "normal"
     """Something of it has changed in the cluster."""
+    ASIDE = "aside"
+    """It is of a sweep, itself or a trial: there may be hundreds of them for each job that somebody waits for."""
     LOW = "low"
     """Nobody waits for it: progress, time that has passed, a look to make sure."""
 
@@ -90,22 +92,32 @@ class Lanes:
         self._lane_of[key] = lane
         self._turns[lane].put(key, since)
 
-    def pop(self) -> tuple[Key, Lane, float]:
-        """Return the key whose turn it is, its lane, and since when it waited; there must be one."""
-        lane = self._next_lane()
+    def has(self, *, aside: bool) -> bool:
+        """Tell whether a key waits for its turn; `aside`: whether keys of that lane have one."""
+        return len(self) > (0 if aside else self._turns[Lane.ASIDE].count)
+
+    def pop(self, *, aside: bool = True) -> tuple[Key, Lane, float]:
+        """Return the key whose turn it is, its lane, and since when it waited; there must be one, see `has`."""
+        lane = self._next_lane(aside)
         self._fresh_in_a_row = self._fresh_in_a_row + 1 if lane is Lane.FRESH else 0
         self._since_low = 0 if lane is Lane.LOW else self._since_low + 1
         key, since = self._turns[lane].pop()
         del self._lane_of[key]
         return key, lane, since
 
-    def _next_lane(self) -> Lane:
-        fresh, normal = self._turns[Lane.FRESH].count, self._turns[Lane.NORMAL].count
-        if (not fresh and not normal) or self._low_is_due():
+    def _next_lane(self, aside: bool) -> Lane:
+        fresh, known = self._turns[Lane.FRESH].count, self._known(aside)
+        if (not fresh and known is None) or self._low_is_due():
             return Lane.LOW
-        if not fresh or (normal and self._fresh_in_a_row >= FRESH_IN_A_ROW):
-            return Lane.NORMAL
+        if known is not None and (not fresh or self._fresh_in_a_row >= FRESH_IN_A_ROW):
+            return known
         return Lane.FRESH
+
+    def _known(self, aside: bool) -> Lane | None:
+        """Return the lane behind the fresh one whose oldest key has waited longer, None where none waits there."""
+        lanes = (Lane.NORMAL, Lane.ASIDE) if aside else (Lane.NORMAL,)
+        since = {lane: oldest for lane in lanes if (oldest := self._turns[lane].oldest()) is not None}
+        return min(since, key=lambda lane: since[lane], default=None)
 
     def _low_is_due(self) -> bool:
         if self._since_low < OTHERS_BEFORE_LOW:

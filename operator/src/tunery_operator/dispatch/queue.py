@@ -34,15 +34,23 @@ MAX_QUICK_RETRIES: Final = 30
 """After so many errors that asked for a quick retry, the backoff decides."""
 
 
+ASIDE_SHARE: Final = 4
+"""One in so many workers looks at keys of sweeps, so that fifty sweeps at once leave the others to LoRAJobs."""
+LEAST_ASIDE: Final = 3
+"""Workers for them nevertheless: two of these may wait for a sampler's process."""
+
 Reconcile = Callable[[Key], Requeue]
 
 
 class WorkQueue:
     """Keys that wait for their reconcile; all methods but `is_pressed` belong to the event loop's thread."""
 
-    def __init__(self, reconcile: Reconcile, workers: int) -> None:
+    def __init__(self, reconcile: Reconcile, workers: int, is_aside: Callable[[Key], bool] = lambda key: False) -> None:
         self._reconcile = reconcile
         self._workers = workers
+        self._is_aside = is_aside
+        self._most_aside = max(LEAST_ASIDE, workers // ASIDE_SHARE)
+        self._running_aside: set[Key] = set()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
         self._waiting = Lanes()
         self._running: dict[Key, asyncio.Task[None]] = {}
@@ -82,10 +90,11 @@ class WorkQueue:
     def add(self, keys: Iterable[Key], *, lane: Lane = Lane.NORMAL) -> None:
         """Reconcile these keys as soon as it is their turn."""
         for key in keys:
+            own = Lane.ASIDE if self._is_aside(key) else lane
             if key in self._running:
-                self._dirty[key] = min(lane, self._dirty.get(key, lane), key=lambda each: each.urgency)
+                self._dirty[key] = min(own, self._dirty.get(key, own), key=lambda each: each.urgency)
             else:
-                self._waiting.put(key, lane)
+                self._waiting.put(key, own)
         self._start()
 
     def add_after(self, key: Key, seconds: float, *, lane: Lane = Lane.LOW) -> None:
@@ -104,8 +113,13 @@ class WorkQueue:
         self.add([key], lane=lane)
 
     def _start(self) -> None:
-        while self._opened is not None and self._waiting and len(self._running) < self._workers:
-            key, lane, since = self._waiting.pop()
+        while self._opened is not None and len(self._running) < self._workers:
+            aside = len(self._running_aside) < self._most_aside
+            if not self._waiting.has(aside=aside):
+                return
+            key, lane, since = self._waiting.pop(aside=aside)
+            if lane is Lane.ASIDE:
+                self._running_aside.add(key)
             QUEUE_WAIT.labels(lane.value).observe(time.monotonic() - max(since, self._opened))
             self._running[key] = asyncio.create_task(self._process(key))
 
@@ -126,6 +140,7 @@ class WorkQueue:
                 self._retry(key, error)
         finally:
             del self._running[key]
+            self._running_aside.discard(key)
             lane = self._dirty.pop(key, None)
             if lane is not None:
                 self._waiting.put(key, lane)

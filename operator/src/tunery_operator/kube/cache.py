@@ -109,6 +109,13 @@ class Cache:
         with self._lock:
             self._owners.wait_for(target, waiter)
 
+    def is_of_sweep(self, key: Key) -> bool:
+        """Tell whether an object is a sweep, or one of the trials of one."""
+        if key.kind is not Kind.LORAJOB:
+            return key.kind is Kind.LORASWEEP
+        with self._lock:
+            return self._owners.trials.has(key)
+
     def trials(self, sweep_uid: str) -> frozenset[str]:
         """Return the names of a sweep's LoRAJobs, whether they have ended or not."""
         with self._lock:

@@ -53,6 +53,10 @@ class Trials:
             del self._names[told.sweep_uid]
         return {told.sweep}
 
+    def has(self, key: Key) -> bool:
+        """Tell whether a LoRAJob is a trial."""
+        return key in self._told
+
     def of(self, sweep_uid: str) -> frozenset[str]:
         """Return the names of a sweep's LoRAJobs."""
         return frozenset(self._names.get(sweep_uid, ()))
