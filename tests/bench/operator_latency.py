@@ -61,13 +61,16 @@ class Load:
         self.body = body
         self.suffix = suffix
 
+    async def once(self, name: str) -> float:
+        """Return the milliseconds from the POST of an object until its Job is seen."""
+        sent = await self.meter.post(self.path, self.body(name))
+        return (await self.meter.until(name + self.suffix) - sent) * 1000
+
     async def one_at_a_time(self, count: int, label: str = "s") -> Json:
         """Return the latencies of `count` objects, each posted when the one before has its Job."""
         latencies = []
         for index in range(count + 3):
-            name = f"{label}-{index:05d}"
-            sent = await self.meter.post(self.path, self.body(name))
-            latencies.append((await self.meter.until(name + self.suffix) - sent) * 1000)
+            latencies.append(await self.once(f"{label}-{index:05d}"))
             await asyncio.sleep(0.1)
         # The first ones open connections.
         return percentiles(latencies[3:])

@@ -26,8 +26,8 @@ from controller.players import Kubelets
 from controller.process import OperatorProcess
 from controller.sweeps import Trials
 
-from bench.meter import Meter, cpu_seconds, memory_mb
-from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, skipped, with_crds
+from bench.meter import Meter, cpu_seconds, memory_mb, percentiles
+from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, bare_job, skipped, with_crds
 from bench.population import for_each
 from cluster.controlplane import ControlPlane
 
@@ -54,17 +54,29 @@ async def phases(meter: Meter) -> Counter[str]:
     return Counter(str(item.get("status", {}).get("phase", "")) for item in items)
 
 
+async def beside_floor(floor: Load, load: Load, count: int, label: str) -> Json:
+    """Return the latencies of so many LoRAJobs, each beside a bare Job: what that takes is not the operator's."""
+    bare, jobs = [], []
+    for index in range(count + 3):
+        bare.append(await floor.once(f"f-{label}-{index:05d}"))
+        await asyncio.sleep(0.05)
+        jobs.append(await load.once(f"{label}-{index:05d}"))
+        await asyncio.sleep(0.05)
+    # The first ones open connections.
+    return percentiles(jobs[3:]) | {"floor": percentiles(bare[3:])}
+
+
 async def measure(plane: ControlPlane, operator: OperatorProcess, options: argparse.Namespace) -> Json:
     """Run everything once."""
     found = Found()
     meter, ready = Meter(plane.kubeconfig, "bench"), asyncio.Event()
     watch = asyncio.create_task(meter.watch(ready))
     await ready.wait()
-    load = Load(meter, meter.lorajobs, skipped, "-train")
+    floor, load = Load(meter, meter.jobs, bare_job, ""), Load(meter, meter.lorajobs, skipped, "-train")
     try:
         await asyncio.sleep(SETTLE_SECONDS)
         found["idle"] = memory_mb(operator.pid) | {"loaded": loaded(operator.pid)}
-        found["alone"] = await load.one_at_a_time(options.jobs, "alone")
+        found["alone"] = await beside_floor(floor, load, options.jobs, "alone")
         names = [f"sweep-{index:03d}" for index in range(options.sweeps)]
         began, used = time.perf_counter(), cpu_seconds(operator.pid)
 
@@ -72,7 +84,7 @@ async def measure(plane: ControlPlane, operator: OperatorProcess, options: argpa
             await meter.send("POST", SWEEPS, lorasweep(name, maxTrials=options.trials, parallelTrials=2))
 
         await for_each(names, post)
-        found["beside"] = await load.one_at_a_time(options.jobs, "beside")
+        found["beside"] = await beside_floor(floor, load, options.jobs, "beside")
         found["phases_after_it"] = dict(await phases(meter))
         while (await phases(meter))["Succeeded"] < options.sweeps and time.perf_counter() < began + ALL_SECONDS:
             await asyncio.sleep(2)
