@@ -199,7 +199,9 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
         yield from _span(at, path, given, numbers)
     if sampler is SamplerType.GRID and given.step is None and given.log:
-        told = f"sampler type Grid has no steps by factors; list choices in place of the range{_by_factors(path, numbers)}"
+        told = (
+            f"sampler type Grid has no steps by factors; list choices in place of the range{_by_factors(path, numbers)}"
+        )
         yield FieldError(at, told)
     elif sampler is SamplerType.GRID and given.step is None:
         yield FieldError(f"{at}.step", f"sampler type Grid needs it{_such_as(path, numbers)}")
