@@ -27,7 +27,7 @@ from tunery_trainer.tasks.report import run_report
 
 from cluster.s3 import S3Server
 from kit.adapters import logits, logits_of
-from kit.ended_sweep import (BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, REPORTS, UID, EndedSweep, below, stays)
+from kit.ended_sweep import BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, REPORTS, UID, EndedSweep, below, stays
 from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
