@@ -1,4 +1,4 @@
-"""What a run held out of its data, and the loss of it with a published adapter, by plain transformers and PEFT alone."""
+"""What a run held out of its data, and the loss of it with a published adapter, by plain transformers and PEFT."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
-from tunery_trainer.documents import name_of, read_documents, select
+from tunery_trainer.local.documents import name_of, read_documents, select
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec, LoRAJobSpec | AdapterMergeSpec, LoRASweepSpec)
 NO_MODEL: Final = "file:///no-model"
