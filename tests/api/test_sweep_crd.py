@@ -63,7 +63,8 @@ def ranged(**given: Any) -> dict[str, Any]:
         pytest.param({}, "names nothing to search", id="nothing"),
         pytest.param({"parameters": [RANK, RANK]}, "a path is a parameter twice", id="twice"),
         pytest.param({"parameters": [{"path": "lora.rank"}]}, "takes exactly one of range and choices", id="neither"),
-        pytest.param(ranged(min="1", max="1"), "max must be above min", id="empty"),
+        pytest.param(ranged(min="1", max="1"), "max must be above min, 1, is 1", id="empty"),
+        pytest.param(ranged(min="1e-3", max="1e-4"), "max must be above min, 1e-3, is 1e-4", id="upside-down"),
         pytest.param(ranged(min="0", max="1", log=True), "min must be above 0 with log: true", id="log-of-0"),
         pytest.param(ranged(min="1", max="2", log=True, step="1"), "cannot be set together with log", id="log-step"),
         pytest.param(ranged(min="1", max="2", step="0"), "step must be above 0", id="step-0"),
@@ -82,8 +83,15 @@ def ranged(**given: Any) -> dict[str, Any]:
             "warmStartFrom names this sweep itself",
             id="warm-start-from-itself",
         ),
-        pytest.param({"preset": "Guide", "parallelTrials": 21}, "at most maxTrials", id="more-at-a-time-than-in-all"),
-        pytest.param({"preset": "Guide", "parallelTrials": 2, "maxTrials": 1}, "at most maxTrials", id="of-one"),
+        pytest.param(
+            {
+                "preset": "Guide",
+                "template": {**TEMPLATE, "resources": {"gpus": 0}},
+                "budget": {"gpuSeconds": 5},
+            },
+            "budget counts the seconds of GPUs, and template.resources.gpus is 0; use activeDeadlineSeconds instead",
+            id="a-budget-of-no-gpus",
+        ),
         pytest.param(
             {"preset": "Guide", "template": {**TEMPLATE, "training": {"epochs": "1", "maxSteps": 5}}},
             "maxSteps cannot be set together with epochs",
@@ -109,6 +117,8 @@ def test_the_api_server_refuses_it(api_server: Kubectl, namespace: str, spec: di
             },
             id="a-block-of-the-method-that-is-a-parameter",
         ),
+        pytest.param({"preset": "Guide", "budget": {"gpuSeconds": 5}}, id="budget"),
+        pytest.param({"preset": "Guide", "parallelTrials": 2, "maxTrials": 1}, id="one-of-two-at-a-time"),
         pytest.param({"preset": "Guide", "initial": [{"lora.rank": "8", "lora.alpha": "16"}]}, id="initial"),
         pytest.param(
             {"preset": "Guide", "warmStartFrom": [{"name": f"{n}" * 253} for n in range(8)]}, id="as-many-to-start-from"
@@ -134,6 +144,7 @@ def test_the_api_server_accepts_it(
     [
         ({"suspend": True}, None),
         ({"maxTrials": 40, "parallelTrials": 4, "maxFailedTrials": 9, "stopAfterTrialsWithoutImprovement": 5}, None),
+        ({"maxTrials": 1}, None),
         ({"budget": {"gpuSeconds": 5}, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 60}, None),
         ({"seed": 1}, "seed cannot be changed"),
         ({"parameters": [RANK]}, "parameters cannot be changed"),
@@ -143,7 +154,7 @@ def test_the_api_server_accepts_it(
     ],
 )
 def test_what_may_change(api_server: Kubectl, namespace: str, change: dict[str, Any], refused: str | None) -> None:
-    api_server.apply(sweep("changes", {"preset": "Guide"}), namespace=namespace)
+    api_server.apply(sweep("changes", {"preset": "Guide", "parallelTrials": 4}), namespace=namespace)
     patch = ("patch", f"trysweeps.{GROUP}", "changes", "-n", namespace, "--type=merge", "-p")
     if refused is None:
         api_server.run(*patch, json.dumps({"spec": change}))

@@ -33,6 +33,7 @@ def errors(text: str, local: bool = False, **template: Any) -> list[str]:
 
 ACCEPTED = [
     pytest.param("preset: Guide", {}, id="guide"),
+    pytest.param("preset: Guide\nmaxTrials: 1\nparallelTrials: 2", {}, id="fewer-than-at-a-time"),
     pytest.param("preset: Guide", {"method": "IA3"}, id="guide-of-another-method"),
     pytest.param("preset: Guide\nparameters: [{path: method, choices: [LoRA, DoRA, IA3]}]", {}, id="guide-and-methods"),
     pytest.param(f"parameters: [{RANKS}]\nsampler: {{type: Grid}}", {}, id="grid-of-choices"),
@@ -232,13 +233,12 @@ REFUSED: list[Any] = [
         id="initial",
     ),
     pytest.param(
-        "preset: Guide\nparallelTrials: 9\nmaxTrials: 3\nbudget: {gpuSeconds: 5}", {"resources": {"gpus": 0}},
+        "preset: Guide\nbudget: {gpuSeconds: 5}", {"resources": {"gpus": 0}},
         [
-            "spec.parallelTrials: must be at most maxTrials, 3",
             "spec.budget: counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds "
             "instead",
         ],
-        id="trials",
+        id="budget",
     ),
     pytest.param(
         "preset: Guide\npruner: {rungs: ['0.5', '0.2', '1.0'], keep: '1'}", {"evaluation": {"times": 4}},
@@ -276,6 +276,23 @@ REFUSED: list[Any] = [
         id="every so many steps is too often",
     ),
     pytest.param(
+        "parameters: [{path: training.maxSteps, choices: ['40', '100']}]", {"evaluation": {"everySteps": 50}},
+        [
+            "spec.template.evaluation.everySteps: must be at most 10, so that a trial of 40 steps is measured before "
+            "the rung at 0.25; or set spec.pruner.type: None",
+        ],
+        id="every so many steps is too late for the shortest trial",
+    ),
+    pytest.param(
+        "parameters: [{path: training.maxSteps, range: {min: '40', max: '400'}}]", {"evaluation": {"everySteps": 10}},
+        [
+            "spec.template.evaluation.everySteps: suits no trials of 40 and of 400 steps: at most 10 measures the one "
+            "before the rung at 0.25, and at least 25 leaves the other within 16 evaluations; set evaluation.times in "
+            "its place, or set spec.pruner.type: None",
+        ],
+        id="every so many steps suits not all lengths",
+    ),
+    pytest.param(
         "preset: Guide\npruner: {rungs: ['0.05']}", {"evaluation": {"everySteps": 5}, "training": {"maxSteps": 100}},
         [
             "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so "
@@ -311,7 +328,8 @@ REFUSED: list[Any] = [
         "{path: training.learningRate, range: {min: '1e-4', max: '1e-3', log: true}}]", {},
         [
             'spec.parameters[0].range.step: sampler type Grid needs it, such as "0.1"',
-            "spec.parameters[1].range.step: sampler type Grid needs choices in place of the range",
+            "spec.parameters[1].range: sampler type Grid has no steps by factors; list choices in place of the range: "
+            'choices: ["0.0001", "0.0003162", "0.001"]',
             "spec.sampler.type: Grid needs steps, which the guide's lora.dropout, training.warmup, "
             "training.weightDecay have none of; take TPE or Random, or list them as parameters with choices",
         ],
@@ -537,6 +555,42 @@ def test_a_condition_on_a_wrong_parameter_is_no_second_error() -> None:
         "{path: lora.rank, choices: ['4'], when: {path: lora.init, in: [EVA]}}]"
     )
     assert told == ["spec.parameters[0]: takes exactly one of range and choices"]
+
+
+def test_what_a_misspelt_choice_was_meant_to_be_is_no_second_error() -> None:
+    told = errors(
+        "parameters: [{path: method, choices: [LoRA, Dora]},"
+        "{path: lora.useRslora, choices: ['true', 'false'], when: {path: method, in: [DoRA]}}]\n"
+        "initial: [{method: DoRA, lora.useRslora: 'true'}]"
+    )
+    assert len(told) == 1
+    assert told[0].startswith("spec.parameters[0].choices[1]: method must be ")
+    assert told[0].endswith("is 'Dora'; did you mean DoRA?")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("training.lr", "; did you mean training.learningRate?"),
+        ("lr", "; did you mean training.learningRate?"),
+        ("training.wd", "; did you mean training.weightDecay?"),
+        ("lora.r", "; did you mean lora.rank?"),
+        ("training.warmupp", "; did you mean training.warmup?"),
+        ("trainig.warmupp", "; did you mean training.warmup?"),
+        ("lora.zzz", "; those of lora are rank, alpha, dropout, targetModules, useRslora, init"),
+    ],
+)
+def test_a_path_that_is_none_is_told_with_what_was_meant(path: str, hint: str) -> None:
+    told = errors(f"parameters: [{{path: {path}, choices: ['1']}}]")
+    assert told == [f"spec.parameters[0].path: {path} is no field that can be searched{hint}"]
+
+
+def test_the_choices_in_place_of_a_range_by_factors_mend_it() -> None:
+    ranged = "{path: lora.rank, range: {min: '4', max: '64', log: true}}"
+    (told,) = errors(f"sampler: {{type: Grid}}\nparameters: [{ranged}]")
+    choices = told.partition("in place of the range: ")[2]
+    assert choices == 'choices: ["4", "16", "64"]'
+    assert errors(f"sampler: {{type: Grid}}\nparameters: [{{path: lora.rank, {choices}}}]") == []
 
 
 def test_with_the_guide_no_condition_leads_round_in_a_circle() -> None:

@@ -216,6 +216,7 @@ class Namespace(Kubelet):
         template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
         specs: Json = {"jobs": {"template": template}, "services": {"ports": [{"port": 80}]}}
         body: Json = {"metadata": {"name": "probe"}, **({"spec": specs[resource]} if resource in specs else {})}
+        body = lorajob("probe") if resource == "lorajobs" else body
         try:
             self.api.call("POST", f"{self.path(resource)}?dryRun=All", body)
         except Refused as refused:

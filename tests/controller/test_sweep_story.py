@@ -105,6 +105,23 @@ def test_one_goes_ahead_and_only_the_first_is_checked(namespace: Namespace, tria
     assert (first["spec"]["onStop"], first["spec"]["diagnosis"]["action"]) == ("Discard", "Stop")
 
 
+def test_rows_tell_of_what_runs_while_no_other_trial_may_be_made(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("*")
+    trials.ends["preflight"] = lambda run: None
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    eventually("the first trial", lambda: "s-000" in jobs(namespace))
+    namespace.deny("tunery.dev", "lorajobs", "one LoRAJob for each team")
+    del trials.ends["preflight"]
+    wait_rows(namespace, "Running")
+    namespace.wait_reason("s", "CreateRefused", SWEEPS)
+    searching = namespace.condition("s", "Searching", SWEEPS)
+    assert (searching["status"], searching["reason"]) == ("Unknown", "CreateRefused")
+    assert "one LoRAJob for each team" in searching["message"]
+    namespace.allow()
+    trials.held.clear()
+    assert [row["state"] for row in ended(namespace)["trials"]] == ["Complete", "Complete"]
+
+
 def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespace, trials: Trials) -> None:
     trials.ends["preflight"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
     namespace.apply(lorasweep("s"))

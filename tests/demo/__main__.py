@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def _demo() -> None:
     environment = cluster()
     kubectl = installed(environment)
     job = _train(kubectl, uri_root(environment))
-    told = compare(environment, job.status["adapter"]["uri"], job.manifest["spec"]["model"]["uri"])
+    with fetched(environment, job.status["adapter"]["uri"], job.manifest["spec"]["model"]["uri"]) as (adapter, model):
+        told = compare(adapter, model)
     _farewell(job, told, time.monotonic() - began)
 
 
@@ -76,19 +79,26 @@ def _train(kubectl: Kubectl, root: str) -> Job:
     return job
 
 
-def compare(environment: dict[str, str], adapter_uri: str, model_uri: str) -> list[dict[str, str]]:
-    """Load model and adapter from S3 with plain transformers and PEFT, and ask both."""
+@contextmanager
+def fetched(environment: dict[str, str], adapter_uri: str, model_uri: str) -> Iterator[tuple[Path, Path]]:
+    """Give adapter and model as folders on the disk, until the block ends."""
     client = s3_client(environment)
-    with step("Load the adapter from S3 with plain PEFT, and ask the base model and the fine-tuned one"):
-        with tempfile.TemporaryDirectory() as scratch:
-            adapter, model = Path(scratch, "adapter"), Path(scratch, "model")
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter, model = Path(scratch, "adapter"), Path(scratch, "model")
+        with step("Fetch the adapter and its base model from S3"):
             download(client, adapter_uri, adapter)
             _download_model(client, model_uri, model)
-            told = subprocess.run(
-                [sys.executable, "-m", "demo.answers", "--json", str(model), str(adapter), *QUESTIONS],
-                cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
-            )  # fmt: skip
-        answers: list[dict[str, str]] = json.loads(told.stdout)
+        yield adapter, model
+
+
+def compare(adapter: Path, model: Path) -> list[dict[str, str]]:
+    """Load model and adapter with plain transformers and PEFT, and ask both."""
+    with step("Load the adapter with plain PEFT, and ask the base model and the fine-tuned one"):
+        told = subprocess.run(
+            [sys.executable, "-m", "demo.answers", "--json", str(model), str(adapter), *QUESTIONS],
+            cwd=ROOT / "tests", env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
+        )  # fmt: skip
+    answers: list[dict[str, str]] = json.loads(told.stdout)
     return answers
 
 

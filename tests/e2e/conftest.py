@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.tiny import make_tiny_model
+from kit import held_out
 from kit.environment import cluster_environment, engine_settings, images
 from kit.installation import install
 from kit.jobs import Job
@@ -217,11 +216,7 @@ def plain_peft_loss(s3: Any, adapter: Path, model: str = TINY, rows: str = ROWS)
     for key in list_keys(s3, model):
         s3.download_file(bucket, f"{prefix}/{key}", str(folder / key))
     s3.download_file(*split_uri(rows), str(file))
-    script = Path(__file__).with_name("plain_peft_loss.py")
-    command = [sys.executable, str(script), str(folder), str(adapter), str(file)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return float(told.stdout)
+    return held_out.plain_peft_loss(folder, adapter, file)
 
 
 @pytest.fixture(scope="module")

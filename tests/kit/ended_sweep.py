@@ -46,6 +46,8 @@ NEIGHBOURS: Final = (
     "tunery-checkpoints/team/support-001-more-t-1/step-000010/complete.json",
     "tunery-checkpoints/team/support-001-t-11/step-000010/complete.json",
     "tunery-checkpoints/other/support-001-t-1/step-000010/complete.json",
+    "tunery-reports/team/support-001-t-11/data-report.md",
+    "tunery-reports/team/support-002-t-2/data-report.md",
 )
 """What others have stored, as near as can be to what is removed."""
 PICTURES: Final = {"sweep-history.png", "sweep-parallel.png", "sweep-curves.png"}
@@ -70,6 +72,11 @@ CHECKPOINTS: Final = (
     "tunery-checkpoints/team/support-001-t-1/step-000010/optimizer.pt",
     "tunery-checkpoints/team/support-005-t-5/step-000020/complete.json",
 )
+REPORTS: Final = (
+    "tunery-reports/team/support-001-t-1/data-report.json",
+    "tunery-reports/team/support-001-t-1/data-report.md",
+    "tunery-reports/team/support-005-t-5/data-report.md",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class EndedSweep:
         for number, (state, value) in LOSSES.items():
             published = self._publish(folder, number) if number in PUBLISHED else None
             self.rows.append(_row(number, state, value, published))
-        for key in (*NEIGHBOURS, *LEFT, *CHECKPOINTS):
+        for key in (*NEIGHBOURS, *LEFT, *CHECKPOINTS, *REPORTS):
             self.place.store.put_bytes(self.place.key(key), key.encode())
 
     def run(self, work: Path, *, secret: Path | None = None, **changes: Any) -> RunSpec:

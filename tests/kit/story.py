@@ -14,8 +14,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunery_trainer.cli import main
 
 Case = Callable[..., Path]
@@ -72,7 +70,8 @@ def manifest(folder: Path, **changes: Any) -> dict[str, Any]:
 def write_manifest(folder: Path, content: Any) -> Path:
     """Write a manifest beside the model and the data."""
     path = folder / "job.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    # As JSON, which is YAML, too: PyYAML would write the text 1e-2 without quotes, which kubectl takes for a number.
+    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
     return path
 
 

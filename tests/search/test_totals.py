@@ -85,6 +85,13 @@ def test_a_base_that_is_no_finite_number_is_not_told(text: str) -> None:
     assert (found.base_value, found.improvement) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("value", "told"), [(0.0006, "−99.97 %"), (1e-9, "−99.9999 %"), (0.0, "−100.0 %"), (0.02, "−99.0 %")]
+)
+def test_next_to_nothing_is_not_told_as_nothing(value: float, told: str) -> None:
+    assert best_trial(trial(0, value=value, base_value="2.0").row).improvement == told
+
+
 def test_an_improvement_of_more_digits_than_there_is_room_for_is_not_told() -> None:
     assert best_trial(trial(0, value=100.0, base_value="1e-300").row).improvement is None
 

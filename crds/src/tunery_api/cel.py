@@ -30,13 +30,7 @@ from tunery_api.adapterserver import (
 from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.lorasweep import (
-    DEFAULT_MAX_TRIALS,
-    DEFAULT_PARALLEL_TRIALS,
-    LoRASweepSpec,
-    ParameterSpec,
-    RangeSpec,
-)
+from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
@@ -48,6 +42,8 @@ class CelRule(NamedTuple):
 
     rule: str
     message: str
+    telling: str = ""
+    """The message as an expression that repeats the values; empty: the message is all that is told."""
 
 
 _METHOD: Final = "self.?method.orValue('Auto')"
@@ -350,7 +346,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
     ],
     RangeSpec: [
-        CelRule("double(self.min) < double(self.max)", "max must be above min"),
+        CelRule(
+            "double(self.min) < double(self.max)",
+            "max must be above min",
+            "'max must be above min, ' + self.min + ', is ' + self.max",
+        ),
         CelRule("!has(self.log) || !self.log || double(self.min) > 0.0", "min must be above 0 with log: true"),
         CelRule("!has(self.log) || !self.log || !has(self.step)", "step cannot be set together with log"),
         CelRule("!has(self.step) || double(self.step) > 0.0", "step must be above 0"),
@@ -367,9 +367,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "a path is a parameter twice; keep one of the two",
         ),
         CelRule(
-            f"(has(self.parallelTrials) ? self.parallelTrials : {DEFAULT_PARALLEL_TRIALS}) <= "
-            f"(has(self.maxTrials) ? self.maxTrials : {DEFAULT_MAX_TRIALS})",
-            f"parallelTrials must be at most maxTrials, by default {DEFAULT_MAX_TRIALS}",
+            "!has(self.budget) || self.template.?resources.?gpus.orValue(1) > 0",
+            "budget counts the seconds of GPUs, and template.resources.gpus is 0; use activeDeadlineSeconds instead",
         ),
     ],
     ClientAccess: [

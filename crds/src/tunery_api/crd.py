@@ -113,7 +113,8 @@ class _WithRules(GenerateJsonSchema):
 
 
 def _rule(rule: CelRule) -> dict[str, str]:
-    return {"rule": rule.rule, "message": rule.message}
+    told = {"rule": rule.rule, "message": rule.message}
+    return told | ({"messageExpression": rule.telling} if rule.telling else {})
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:

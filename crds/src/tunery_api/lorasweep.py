@@ -14,8 +14,6 @@ from tunery_api.lorajob import TrainingRun
 from tunery_api.training import TrainingSpec
 
 MAX_TRIALS = 128
-DEFAULT_MAX_TRIALS = 20
-DEFAULT_PARALLEL_TRIALS = 1
 MAX_PARAMETERS = 16
 MOST_CHOICES = 64
 LARGEST_SPACE = 2 * MAX_PARAMETERS
@@ -219,13 +217,13 @@ class LoRASweepSpec(KindSpec):
         "template.training.seed, one for all.",
     )
     max_trials: int = Field(
-        DEFAULT_MAX_TRIALS,
+        20,
         ge=1,
         le=MAX_TRIALS,
         description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
     )
     parallel_trials: int = Field(
-        DEFAULT_PARALLEL_TRIALS, ge=1, le=32, description="Trials that are under way at a time."
+        1, ge=1, le=32, description="Trials that are under way at a time; of more than maxTrials all."
     )
     max_failed_trials: int | None = Field(
         None,

@@ -91,7 +91,11 @@ def change_text(change: float, error: float | None = None, *, signed: bool = Tru
     """
     least = abs(change if error is None else error)
     decimals = min(4, max(1, math.ceil(-math.log10(100 * least)))) if 0 < least < math.inf else 1
-    text = f"{100 * abs(change):.{decimals}f}"
+    # Next to nothing is left is not nothing: as many decimals as tell them apart, and rounded down where none do.
+    while error is None and abs(change) < 1 and decimals < 4 and float(f"{100 * abs(change):.{decimals}f}") == 100:
+        decimals += 1
+    shown = 100 * abs(change)
+    text = f"{min(shown, 99.9999) if error is None and shown < 100 else shown:.{decimals}f}"
     sign = "" if not signed or float(text) == 0 else "−" if change < 0 else "+"
     return f"{sign}{text} %" + (f" (± {100 * error:.{decimals}f} %)" if error is not None else "")
 

@@ -91,7 +91,8 @@ def _quoted(value: Any, location: list[int | str]) -> str | None:
     if isinstance(value, bool):
         return f'"{str(value).lower()}"'
     if isinstance(value, (int, float)):
-        return f'"{value}"'
+        # Without an exponent, which some fields have no room for.
+        return f'"{value:.10f}'.rstrip("0") + '"' if 1e-10 <= abs(value) < 1e-4 else f'"{value}"'
     if not _VALUES.intersection(location):
         return None
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tunery_api.errors import FieldError
 from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset, TrialTemplate
+from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
@@ -68,7 +68,8 @@ def initial(spec: LoRASweepSpec) -> Errors:
         for path, message in misfits(
             found.dimensions, {path: text for path, text in values.items() if path not in broken}
         ):
-            yield FieldError(f"spec.initial[{index}].{path}", message)
+            if path not in found.misread:
+                yield FieldError(f"spec.initial[{index}].{path}", message)
 
 
 def warm_start(spec: LoRASweepSpec) -> Errors:
@@ -89,10 +90,8 @@ def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
             )
 
 
-def trials(spec: LoRASweepSpec) -> Errors:
-    """No more at a time than in all, and a budget of what is used."""
-    if spec.parallel_trials > spec.max_trials:
-        yield FieldError("spec.parallelTrials", f"must be at most maxTrials, {spec.max_trials}")
+def budget(spec: LoRASweepSpec) -> Errors:
+    """A budget is of what trials take."""
     if spec.budget is not None and spec.template.resources.gpus == 0:
         yield FieldError(
             "spec.budget",
@@ -117,46 +116,69 @@ def pruner(spec: LoRASweepSpec) -> Errors:
         yield FieldError("spec.pruner.keep", "must be above 0 and below 1; to let all trials go on, set type: None")
     first = min(rungs)
     if 0 < first < 1:
-        yield from _measured_in_time(spec.template, rungs.index(first), first)
+        yield from _measured_in_time(spec, rungs.index(first), first)
 
 
-def _measured_in_time(template: TrialTemplate, index: int, first: float) -> Errors:
+_OTHERWISE: Final = "or set spec.pruner.type: None"
+
+
+def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
     """Yield what keeps a trial from being measured before its first rung, or from telling of it."""
-    times, every, steps = template.evaluation.times, template.evaluation.every_steps, template.training.max_steps
-    otherwise = "or set spec.pruner.type: None"
+    times, every = spec.template.evaluation.times, spec.template.evaluation.every_steps
     if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
             f"must be at least {1 / MOST_EVALUATIONS:g}: a trial is measured {MOST_EVALUATIONS} times at most, so "
-            f"never before; {otherwise}",
+            f"never before; {_OTHERWISE}",
         )
     elif times is not None and times * first < 1:
         yield FieldError(
             "spec.template.evaluation.times",
             f"must be at least {math.ceil(1 / first)}, so that a trial is measured before the rung at {first:g}; "
-            f"{otherwise}",
+            f"{_OTHERWISE}",
         )
-    if times is not None or every is None or steps is None:
+    elif times is None and every is not None:
+        yield from _every_so_many(every, _lengths(spec), index, first)
+
+
+def _lengths(spec: LoRASweepSpec) -> list[int]:
+    """Return the steps of the shortest and the longest trial, where maxSteps says them; else nothing."""
+    searched = [ends(item) for item in checked(spec).dimensions if item.path == "training.maxSteps"]
+    steps = [int(text) for texts in searched for text in texts] or [spec.template.training.max_steps or 0]
+    return [min(steps), max(steps)] if min(steps) else []
+
+
+def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float) -> Errors:
+    """Yield why trials of these lengths are not measured before the first rung, or can no longer tell of it."""
+    if not lengths:
         return
-    most, least = max(1, math.floor(first * steps)), math.ceil(steps / MOST_EVALUATIONS)
+    shortest, longest = lengths
+    most, least = max(1, math.floor(first * shortest)), math.ceil(longest / MOST_EVALUATIONS)
     at = "spec.template.evaluation.everySteps"
-    if most < least:
+    if most < least and shortest < longest:
+        yield FieldError(
+            at,
+            f"suits no trials of {shortest} and of {longest} steps: at most {most} measures the one before the rung at "
+            f"{first:g}, and at least {least} leaves the other within {MOST_EVALUATIONS} evaluations; set "
+            f"evaluation.times in its place, {_OTHERWISE}",
+        )
+    elif most < least:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
-            f"must be at least {math.ceil(1000 * least / steps) / 1000:g}: of {steps} steps a status tells the newest "
-            f"{MOST_EVALUATIONS} evaluations, so none before; {otherwise}",
+            f"must be at least {math.ceil(1000 * least / longest) / 1000:g}: of {longest} steps a status tells the "
+            f"newest {MOST_EVALUATIONS} evaluations, so none before; {_OTHERWISE}",
         )
     elif every > most:
         yield FieldError(
             at,
-            f"must be at most {most}, so that a trial of {steps} steps is measured before the rung at {first:g}; "
-            f"{otherwise}",
+            f"must be at most {most}, so that a trial of {shortest} steps is measured before the rung at {first:g}; "
+            f"{_OTHERWISE}",
         )
     elif every < least:
         yield FieldError(
             at,
             f"must be at least {least}: a status tells the newest {MOST_EVALUATIONS} evaluations, and a trial that has "
-            f"had more can no longer be compared; {otherwise}",
+            f"had more can no longer be compared; {_OTHERWISE}",
         )
 
 
@@ -300,7 +322,7 @@ LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
     parameters,
     initial,
     warm_start,
-    trials,
+    budget,
     pruner,
     final,
     final_run,

@@ -307,7 +307,13 @@ def test_dataset_from_s3(
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("d/none", "there are: nothing"), ("d/*.csv", "there are: .*train.jsonl")], ids=["key", "glob"]
+    ("path", "says"),
+    [
+        ("e/none", "there are: nothing"),
+        ("d/trian.jsonl", "at s3://.*/d/trian.jsonl; there are: .*train.jsonl"),
+        ("d/*.csv", "there are: .*train.jsonl"),
+    ],
+    ids=["folder", "key", "glob"],
 )
 def test_missing_dataset_in_s3(
     s3_server: S3Server, bucket: str, s3_store: Store, tmp_path: Path, path: str, says: str
@@ -324,6 +330,13 @@ def test_dataset_from_hub(hub: HubServer, tmp_path: Path) -> None:
     assert _names(found.root) == {"data/train-0.jsonl", "data/test-0.jsonl"}
     part = fetch_dataset(Location("hf://owner/data/data/train*", _hub_credentials(hub)), tmp_path / "part")
     assert _names(part.root) == {"data/train-0.jsonl"}
+
+
+def test_a_misspelt_file_is_told_with_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(TuneryError, match=r"trian\.jsonl does not exist; did you mean train\.jsonl\?") as caught:
+        fetch_dataset(Location(f"file://{tmp_path}/trian.jsonl", Credentials({}), allow_file=True), tmp_path)
+    assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
 
 
 def test_dataset_in_mounts_and_folders(tmp_path: Path) -> None:

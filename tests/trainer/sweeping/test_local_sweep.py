@@ -63,7 +63,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         }
         path = tmp_path / "sweep.yaml"
         content = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "metadata": {"name": "support"}}
-        path.write_text(yaml.safe_dump({**content, "spec": spec}))
+        path.write_text(json.dumps({**content, "spec": spec}, indent=1))
         return path
 
     return write
@@ -347,3 +347,31 @@ def test_the_data_of_a_sweep_is_checked_and_its_rules_are(sweep: Sweep) -> None:
     wrong = run_here("check", path)
     assert "did you mean training.learningRate" in wrong.stderr
     assert wrong.returncode == ExitCode.USER_ERROR
+
+
+def test_a_check_of_a_sweep_says_what_it_would_search(sweep: Sweep) -> None:
+    path = sweep((1e-4, 8), parallelTrials=2, warmStartFrom=[{"name": "earlier"}], output={})
+    said = run_here("check", path).stdout.splitlines()
+    assert said[:-1] == [
+        "Sweep      up to 1 trials by Random, 1 at a time",
+        "Space      lora.alpha: 8, 16, 32, 64, 128, 256, 512",
+        "Space      training.learningRate: 0.00001 to 0.1, by factors",
+        "First      Initial",
+        "Corners    8 were held to the rules of a LoRAJob: every choice and both ends of every range in turn, and all "
+        "7 combinations of choices",
+        "Here       it would not run: spec.warmStartFrom: works in a cluster only, which has the other sweeps' trials; "
+        "leave it out here, or list their best values as initial",
+    ]
+    assert said[-1] == "Here       it would not run: spec.output.uri: is required without a cluster"
+
+
+def test_a_check_reads_numbers_as_the_api_server_will(sweep: Sweep) -> None:
+    path = sweep((1e-4, 8))
+    quoted = path.read_text()
+    path.write_text(quoted.replace('"1e-5"', "1e-5"))
+    refused = run_here("check", path)
+    assert refused.returncode == ExitCode.USER_ERROR
+    told = re.search(r'\.range\.min: must be a string: write it in quotes, (".*?")', refused.stderr)
+    assert told, refused.stderr
+    path.write_text(quoted.replace('"1e-5"', told[1]))
+    assert ".range.min" not in run_here("check", path).stderr

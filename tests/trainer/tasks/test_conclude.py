@@ -27,7 +27,7 @@ from tunery_trainer.tasks.report import run_report
 
 from cluster.s3 import S3Server
 from kit.adapters import logits, logits_of
-from kit.ended_sweep import BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, UID, EndedSweep, below, stays
+from kit.ended_sweep import BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, REPORTS, UID, EndedSweep, below, stays
 from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
@@ -153,7 +153,7 @@ def test_a_container_concludes_in_s3_and_a_report_says_the_same(
     verify(in_bucket.place.below("out"), said[0].adapter.manifest_sha256)
     keys = in_bucket.stored()
     stays(keys, 2)
-    assert not {*LEFT, *CHECKPOINTS} & keys
+    assert not {*LEFT, *CHECKPOINTS, *REPORTS} & keys
 
 
 def test_checkpoints_of_a_kept_trial_stay_as_its_template_asks(

@@ -179,7 +179,7 @@ def _estimate(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """Read a data set and print what is in it."""
-    from tunery_trainer.local import NO_MODEL, CheckRequest, load_check_spec, make_folder
+    from tunery_trainer.local import NO_MODEL, CheckRequest, checked_sweep, load_check_spec, make_folder
 
     asked = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
     try:
@@ -191,7 +191,7 @@ def _check(options: argparse.Namespace) -> int:
             spec = run.lora_job
             name = spec.dataset.uri if spec and request.by_manifest else str(request.path)
             tokenizer = spec is not None and spec.model.uri != NO_MODEL
-            return check(run, Asked(name, tokenizer, request.model, options.output))
+            return check(run, Asked(name, tokenizer, request.model, options.output, checked_sweep(request)))
     except BrokenPipeError:
         return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)

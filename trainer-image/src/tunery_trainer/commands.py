@@ -50,7 +50,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("--work-dir", help="where downloads, caches and checkpoints lie; a rerun goes on from there")
     run.add_argument("--name", help="which object, if the manifest holds several")
     _add_estimate(commands)
-    _add_check(commands.add_parser("check", help="say what is in a data set, without a cluster"))
+    _add_check(
+        commands.add_parser(
+            "check", help="say what is in a data set, or what a LoRASweep would search, without a cluster"
+        )
+    )
     first = next(iter(arguments), "").partition("=")[0]
     if first.startswith("-") and first not in ("-h", "--help", "--version"):
         parser.error(f"{first} is no option of {parser.prog}; options of a command come after it")
@@ -81,7 +85,10 @@ def _add_estimate(commands: Any) -> None:
 
 def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "path", metavar="data.jsonl", type=Path, help="a file or folder of rows, or a LoRAJob's manifest"
+        "path",
+        metavar="data.jsonl",
+        type=Path,
+        help="a file or folder of rows, or the manifest of a LoRAJob or LoRASweep",
     )
     command.add_argument("--model", type=Path, help="a model's folder: tokens are counted and examples shown")
     command.add_argument("--task", help="SFT, DPO, ORPO or KTO")

@@ -45,10 +45,9 @@ def blames(dimensions: Iterable[Dimension], errors_of: ErrorsOf) -> Iterator[Bla
     where they are at most 64, else so many. An error of a combination is left out where a single value has it, too.
     """
     ordered = parents_first(dimensions)
-    lines = {item: {value: _with(ordered, item, value) for value in ends(item)} for item in ordered}
-    combined = [_point(ordered, wanted) for wanted in _combinations(ordered)]
+    lines = _lines(ordered)
     base = _point(ordered, {})
-    found = {_key(values): (values, errors_of(values)) for values in (base, *_values(lines), *combined)}
+    found = {key: (values, errors_of(values)) for key, values in _all(ordered, lines).items()}
     everywhere = frozenset.intersection(*(errors for _, errors in found.values()))
     for error in sorted(everywhere):
         yield Blame(error, base)
@@ -66,6 +65,26 @@ def blames(dimensions: Iterable[Dimension], errors_of: ErrorsOf) -> Iterator[Bla
         for error in sorted(errors - blamed):
             blamed.add(error)
             yield Blame(error, values, _needed(ordered, values, partial(_has, error, errors_of)))
+
+
+def corner_count(dimensions: Iterable[Dimension]) -> tuple[int, int, int]:
+    """Return how many corners of a space are looked at, how many combinations of choices, and of how many."""
+    ordered = parents_first(dimensions)
+    total = math.prod(len(item.choices) for item in ordered if isinstance(item, Categorical))
+    return len(_all(ordered, _lines(ordered))), min(total, COMBINATIONS), total
+
+
+def _lines(ordered: Sequence[Dimension]) -> dict[Dimension, dict[str, Values]]:
+    """Return for each parameter the corners that differ in it alone, by its value."""
+    return {item: {value: _with(ordered, item, value) for value in ends(item)} for item in ordered}
+
+
+def _all(
+    ordered: Sequence[Dimension], lines: Mapping[Dimension, Mapping[str, Values]]
+) -> dict[frozenset[tuple[str, str]], Values]:
+    """Return every corner that is looked at once, the first one first."""
+    combined = (_point(ordered, wanted) for wanted in _combinations(ordered))
+    return {_key(values): values for values in (_point(ordered, {}), *_values(lines), *combined)}
 
 
 def _has(error: FieldError, errors_of: ErrorsOf, values: Values) -> bool:

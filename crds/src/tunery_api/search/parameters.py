@@ -23,10 +23,10 @@ from tunery_api.lorasweep import (
     WhenSpec,
 )
 from tunery_api.schema_errors import field_error
-from tunery_api.search.dimensions import DECIMALS, Categorical, Dimension, plain
+from tunery_api.search.dimensions import DECIMALS, Categorical, Dimension, Numeric, plain
 from tunery_api.search.guide import guide_dimensions
 from tunery_api.search.paths import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
-from tunery_api.search.points import value_in
+from tunery_api.search.points import misfits, value_in
 from tunery_api.search.space import dimension_of
 
 Errors = Iterator[FieldError]
@@ -51,6 +51,8 @@ class Parameters:
     """The place of each parameter in the manifest, by path: `spec.parameters[0]`."""
     choices: Mapping[tuple[str, str], int]
     """The place among its choices of each value of each parameter of the manifest, by path and canonical text."""
+    misread: frozenset[str]
+    """Those of the manifest some of whose choices are left out as wrong: a value that they lack may have been meant."""
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -68,11 +70,12 @@ def checked(spec: LoRASweepSpec) -> Parameters:
     own: dict[str, Dimension] = {}
     places: dict[str, str] = {}
     choices: dict[tuple[str, str], int] = {}
+    misread = set[str]()
     for index, parameter in enumerate(spec.parameters):
         at = f"spec.parameters[{index}]"
         wrong = [*_path(at, parameter.path, template, places), *_values(at, parameter, spec.sampler.type)]
         when, earlier = parameter.when, {**_unconditional(spec, own), **own}
-        hangs_on_wrong = when is not None and when.path in places and when.path not in earlier
+        hangs_on_wrong = when is not None and when.path in places and not _is_known(when, earlier, misread)
         if when is not None and spec.preset and parameter.path == "method":
             wrong.append(
                 FieldError(f"{at}.when", "with preset: Guide its parameters depend on the method; leave it out")
@@ -84,12 +87,14 @@ def checked(spec: LoRASweepSpec) -> Parameters:
         sound = _sound_choices(parameter) if parameter.path in TYPES else {}
         if hangs_on_wrong or any(not error.path.startswith(f"{at}.choices") for error in wrong):
             continue
+        if len(sound) < len(set(parameter.choices or ())):
+            misread.add(parameter.path)
         if sound or not wrong:
             own[parameter.path] = dimension_of(parameter.model_copy(update={"choices": list(sound) or None}))
             choices |= {(parameter.path, value): place for value, place in sound.items()}
     mine = tuple(own.values())
     guide = tuple(item for item in _guide(spec, mine) if item.path not in places)
-    return Parameters(tuple(errors), mine, guide, places, choices)
+    return Parameters(tuple(errors), mine, guide, places, choices, frozenset(misread))
 
 
 def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ...]:
@@ -99,6 +104,14 @@ def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ..
 def _unconditional(spec: LoRASweepSpec, own: Mapping[str, Dimension]) -> dict[str, Dimension]:
     """Return those of the guide's parameters that every trial has, whatever the method: others may depend on them."""
     return {item.path: item for item in _guide(spec, own.values()) if item.when is None}
+
+
+def _is_known(when: WhenSpec, earlier: Mapping[str, Dimension], misread: Container[str]) -> bool:
+    """Tell whether it is known what a condition asks for: what a misspelt choice was meant to be, nobody knows."""
+    on = earlier.get(when.path)
+    if on is None or when.path not in misread:
+        return on is not None
+    return not any(misfits([on], {when.path: text}) for text in when.values)
 
 
 def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str]) -> Errors:
@@ -185,9 +198,24 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
             yield FieldError(f"{at}.{name}", f"{path} {error}")
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
         yield from _span(at, path, given, numbers)
-    if sampler is SamplerType.GRID and given.step is None:
-        instead = "choices in place of the range" if given.log else f"it{_such_as(path, numbers)}"
-        yield FieldError(f"{at}.step", f"sampler type Grid needs {instead}")
+    if sampler is SamplerType.GRID and given.step is None and given.log:
+        told = (
+            f"sampler type Grid has no steps by factors; list choices in place of the range{_by_factors(path, numbers)}"
+        )
+        yield FieldError(at, told)
+    elif sampler is SamplerType.GRID and given.step is None:
+        yield FieldError(f"{at}.step", f"sampler type Grid needs it{_such_as(path, numbers)}")
+
+
+def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
+    """Return three choices in place of a range by factors: both ends, and what lies between; else nothing."""
+    low, high = numbers.get("min", 0.0), numbers.get("max", 0.0)
+    if not 0 < low < high:
+        return ""
+    item = Numeric(path, low, high, log=True, whole=TYPES[path] is FieldType.WHOLE)
+    texts = dict.fromkeys(item.text(value) for value in (low, math.sqrt(low * high), high))
+    listed = ", ".join(f'"{text}"' for text in texts)
+    return f": choices: [{listed}]"
 
 
 def _such_as(path: str, numbers: Mapping[str, float]) -> str:

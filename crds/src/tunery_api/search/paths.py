@@ -146,9 +146,32 @@ def path_problem(path: str) -> str | None:
     plain_path = path.removeprefix("spec.").removeprefix("template.")
     if plain_path in TYPES:
         return f"{path} begins in the template: write {plain_path}"
-    ends = [known for known in TYPES if known.rpartition(".")[2] == plain_path.rpartition(".")[2]]
-    hint = f"; did you mean {ends[0]}?" if len(ends) == 1 else near(plain_path, TYPES)
-    return f"{path} is no field that can be searched{hint or '; these can: ' + ', '.join(TYPES)}"
+    return f"{path} is no field that can be searched{_meant(plain_path) or '; these can: ' + ', '.join(TYPES)}"
+
+
+def _meant(path: str) -> str:
+    """Return `; did you mean …?` for a path that is no field: by its last word, then by the initials of one (lr, wd).
+
+    Only the last word tells, where the block before it is right: all fields of a block look alike as whole paths.
+    """
+    block, _, word = path.rpartition(".")
+    by_word = {known: known.rpartition(".")[2] for known in TYPES}
+    inside = {known: last for known, last in by_word.items() if known.rpartition(".")[0] == block} if block else {}
+    for found in (
+        [known for known, last in by_word.items() if last == word],
+        [known for known, last in (inside or by_word).items() if _initials(last) == word.lower()],
+    ):
+        if len(found) == 1:
+            return f"; did you mean {found[0]}?"
+    if not inside:
+        return near(path, TYPES)
+    close = near(word, inside.values())
+    return close.replace("mean ", f"mean {block}.") or f"; those of {block} are {', '.join(inside.values())}"
+
+
+def _initials(word: str) -> str:
+    """Return the initials of a field's name: lr of learningRate."""
+    return "".join(letter for place, letter in enumerate(word) if not place or letter.isupper()).lower()
 
 
 def canonical(path: str, text: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric, plain
-from tunery_api.search.lattice import exists
+from tunery_api.search.dimensions import Categorical, Dimension, plain
+from tunery_api.search.lattice import has, is_point
 from tunery_api.search.paths import canonical
 
 
@@ -23,20 +23,19 @@ def value_in(dimension: Dimension, text: str) -> str:
     Raises ValueError, whose message begins with "must", where it is none.
     """
     value = canonical(dimension.path, text)
-    if isinstance(dimension, Categorical):
-        if value not in dimension.choices:
-            raise ValueError(f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}")
-        return value
-    _check_number(dimension, float(value), text)
+    if not has(dimension, value):
+        raise ValueError(_unfit(dimension, value, text))
     return value
 
 
-def _check_number(dimension: Numeric, number: float, text: str) -> None:
+def _unfit(dimension: Dimension, value: str, text: str) -> str:
+    """Return what a value must be that is none of a parameter's."""
+    if isinstance(dimension, Categorical):
+        return f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}"
     low, high = ends(dimension)
-    if not dimension.low <= number <= dimension.high:
-        raise ValueError(f"must be from {low} to {high}, is {text!r}")
-    if dimension.step and not dimension.is_on_a_step(number):
-        raise ValueError(f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}")
+    if dimension.step and dimension.low <= float(value) <= dimension.high:
+        return f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}"
+    return f"must be from {low} to {high}, is {text!r}"
 
 
 def listed(words: Iterable[str]) -> str:
@@ -82,6 +81,4 @@ def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[st
     """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
     known = tuple(dimensions)
     placed = part_of_point(known, values)
-    if placed is None or any(exists(dimension, placed) != (dimension.path in placed) for dimension in known):
-        return None
-    return placed
+    return placed if placed is not None and is_point(known, placed) else None

@@ -50,6 +50,16 @@ class KindSteps(Generic[Spec]):
     """The names of the Jobs whose pods must end before a new one is made."""
 
 
+class Halfway(OperatorError):
+    """The cluster has refused a step in the middle of a look; what was seen by then is told all the same."""
+
+    def __init__(self, seen: Snapshot, cause: ApiFailure | Rejected) -> None:
+        self.seen = seen
+        self.cause = cause
+        self.retry_after = cause.retry_after
+        super().__init__(str(cause))
+
+
 def reconcile_job(services: Services, key: Key, steps: KindSteps[Spec]) -> Requeue:
     """Bring one object that runs Jobs a step further; gives the same answer however often it is asked."""
     obj = find_object(services, key)
@@ -104,6 +114,9 @@ def _take_step(
     key = obj.owner.key
     try:
         stepped = _step(services, obj, steps, snapshot)
+    except Halfway as cut:
+        wait = services.retries.next(key)
+        return replace(cut.seen, refusal=refusal_of(cut.cause)), max(wait, cut.retry_after or 0.0)
     except (ApiFailure, FieldContested, PredecessorRemains, PreflightsFull) as error:
         wait = services.retries.next(key)
         return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
@@ -138,7 +151,7 @@ def _step(services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot
     except Rejected as error:
         if not accepted:
             return replace(snapshot, errors=(FieldError(field_of(obj, error), str(error)),))
-        return replace(snapshot, refusal=Refusal(FailureReason.CREATE_REFUSED, str(error)))
+        return replace(snapshot, refusal=refusal_of(error))
 
 
 def _follow_only(services: Services, snapshot: Snapshot) -> Snapshot:

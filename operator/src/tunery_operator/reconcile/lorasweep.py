@@ -22,7 +22,7 @@ from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
-from tunery_operator.errors import NameTaken, SamplerBusy
+from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
 from tunery_operator.kube.rbac import LORAJOBS
@@ -32,8 +32,9 @@ from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorasweep import Found, plan_conclude, plan_report, plan_trial
 from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.frame import KindSteps
+from tunery_operator.reconcile.frame import Halfway, KindSteps
 from tunery_operator.reconcile.gathering import gather_main_job, report_again
+from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
 from tunery_operator.status.snapshot import Snapshot
@@ -89,15 +90,27 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
         return report_again(
             services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
         )
-    sweep = _stop(sweep, decision.stop)
-    sweep, not_held = _hold(sweep)
-    search = Search(spec, trials, decision, not_held=not_held)
-    if decision.create or decision.final is not None:
-        sweep, search = _make(sweep, search)
+    search = Search(spec, trials, decision)
+    try:
+        sweep = _stop(sweep, decision.stop)
+        sweep, not_held = _hold(sweep)
+        search = replace(search, not_held=not_held)
+        if decision.create or decision.final is not None:
+            sweep, search = _make(sweep, search)
+    except (ApiFailure, Rejected) as error:
+        if isinstance(error, Rejected) and not obj.accepted():
+            raise
+        raise Halfway(replace(snapshot, search=_refused(search, error)), error) from error
     snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
     if decision.conclude is None:
         return snapshot
     return _conclude(sweep, snapshot)
+
+
+def _refused(search: Search, error: ApiFailure | Rejected) -> Search:
+    """Return what is known of the trials where one could not be made or changed: those that run go on."""
+    found = refusal_of(error)
+    return replace(search, hindrance=Hindrance(str(found.reason), found.message, FAILED_SECONDS))
 
 
 def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:

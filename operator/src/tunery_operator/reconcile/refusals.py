@@ -15,12 +15,14 @@ _PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "
 """What of a child comes from spec.scheduling alone, or from the platform's own settings, which the chart checks."""
 
 
-def refusal_of(error: ApiFailure) -> Refusal:
+def refusal_of(error: ApiFailure | Rejected) -> Refusal:
     """Return why a child could not be made, changed or deleted, with the server's own words."""
     return Refusal(_reason(error), str(error))
 
 
-def _reason(error: ApiFailure) -> FailureReason:
+def _reason(error: ApiFailure | Rejected) -> FailureReason:
+    if isinstance(error, Rejected):
+        return FailureReason.CREATE_REFUSED
     if error.status in (0, _TOO_MANY_REQUESTS) or error.status >= 500:
         return FailureReason.CLUSTER_UNAVAILABLE
     if error.status == 403 and "exceeded quota" in str(error):

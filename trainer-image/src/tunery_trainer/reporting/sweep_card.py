@@ -64,9 +64,8 @@ def _summary(sweep: LoRASweepRun, best: TrialStatus) -> str:
     if sweep.end_reason:
         lines.append(f"The search ended as {_ENDINGS.get(sweep.end_reason, sweep.end_reason)}.")
     spent = sum(row.gpu_seconds or 0 for row in sweep.trials)
-    if spent:
-        saved = f"; ending trials early saved some {sweep.gpu_seconds_saved:,}" if sweep.gpu_seconds_saved else ""
-        lines.append(f"GPU seconds of all trials: {spent:,}{saved}.")
+    saved = f"; ending trials early saved some {sweep.gpu_seconds_saved:,}" if sweep.gpu_seconds_saved else ""
+    lines.append(f"GPU seconds of all trials: {spent:,}{saved if spent else ', as none had a GPU'}.")
     lines.append(f"Every trial stands in `{SWEEP_FILE}`.")
     return " ".join(lines)
 
@@ -80,7 +79,7 @@ def _best(sweep: LoRASweepRun, best: list[TrialStatus]) -> str:
             f"{loss_of(row):.4g}",
             *(_cut(row.parameters.get(path, ""), _VALUE) for path in paths),
             "" if row.trainable_parameters is None else f"{row.trainable_parameters:,}",
-            "" if row.gpu_seconds is None else f"{row.gpu_seconds:,}",
+            f"{row.gpu_seconds or 0:,}",
             row.origin or "",
         )
         for row in best[:_BEST_SHOWN]

@@ -20,6 +20,7 @@ from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.failures import explain_here, show, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
 from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
+from tunery_trainer.reporting.space_text import space_text
 from tunery_trainer.tasks.frame import tell_of_loading
 from tunery_trainer.tasks.question import Asked
 
@@ -44,10 +45,12 @@ _OPTIONS: Final = (
 
 
 def run_check(run: RunSpec, asked: Asked) -> ExitCode:
-    """Read every row, print the report, and write it where that is asked for.
+    """Say what a sweep would search, read every row, print the report, and write it where that is asked for.
 
     Returns DATA_ERROR where preflight would refuse the rows. Raises TuneryError where there was nothing to read.
     """
+    if asked.sweep is not None:
+        print(space_text(*asked.sweep), flush=True)
     notebook = Notebook(Path(run.work_dir, "notes"), max_bytes=None)
     by_manifest = asked.name == Workspace(run).lora_job.dataset.uri
     try:

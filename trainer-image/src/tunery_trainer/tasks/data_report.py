@@ -12,6 +12,7 @@ from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_api.status import DatasetStatus
 from tunery_common.errors import TuneryError
+from tunery_common.storage import StorePath
 from tunery_common.storage.publisher import Published
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.inputs.workspace import Workspace
@@ -127,13 +128,17 @@ def _store(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> 
 
 def forget_report(work: Workspace) -> None:
     """Remove the report from its own place: the same lies beside the adapter now. No failure where it cannot be."""
+    if work.reports is not None:
+        remove_report(work.reports)
+
+
+def remove_report(place: StorePath) -> None:
+    """Remove a report from its place, if one lies there; no failure where it cannot be."""
     try:
-        place = work.reports
-        if place is not None:
-            for name in _NAMES:
-                place.store.delete(place.key(name))
+        for name in _NAMES:
+            place.store.delete(place.key(name))
     except TuneryError as error:
-        _log.warning("the data report of preflight was not removed: %s", error.message)
+        _log.warning("the data report at %s was not removed: %s", place.uri, error.message)
 
 
 def say_where_it_lies(published: Published) -> None:

@@ -1,7 +1,7 @@
 """What becomes of a sweep's trials once the best is published and was read back: a few stay, the rest is removed.
 
-Nothing is touched but what lies below the folder of this very sweep's trials and in those of their checkpoints; both
-bear a uid, so that no other object can have written there.
+Nothing is touched but what lies below the folder of this very sweep's trials and in those of their checkpoints and data
+reports; all bear a uid, so that no other object can have written there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from tunery_api.manifest import MANIFEST_NAME
-from tunery_api.names import CHECKPOINTS_PREFIX, folder_in_bucket, trials_uri
+from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX, folder_in_bucket, trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import LoRASweepRun, Purpose, RunSpec
 from tunery_api.sweepstatus import TrialStatus
@@ -23,6 +23,7 @@ from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.sweep_rows import kept
 from tunery_trainer.resuming.checkpoints import remove_checkpoints
+from tunery_trainer.tasks.data_report import remove_report
 
 _FIELD: Final = "spec.output.uri"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]*")
@@ -54,8 +55,11 @@ def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> None:
         folders = [_open(work, row.adapter.uri) for row in staying if row.adapter]
         _remove(place, _not_below(place, folders))
         remove_stale_uploads(place, older_than_seconds=0)
-        for checkpoints in _checkpoints(work, [row for row in sweep.trials if row not in staying]):
+        others = [row for row in sweep.trials if row not in staying]
+        for checkpoints in _in_bucket(work, CHECKPOINTS_PREFIX, others):
             remove_checkpoints(checkpoints)
+        for reports in _in_bucket(work, REPORTS_PREFIX, others):
+            remove_report(reports)
     except TuneryError as error:
         _log.warning("what the other trials stored was not removed, or not all of it: %s", error.message)
         return
@@ -78,14 +82,14 @@ def _not_below(place: StorePath, folders: Sequence[StorePath]) -> list[str]:
     return [key for key in keys if not place.store.uri(key).startswith(staying)]
 
 
-def _checkpoints(work: Workspace, rows: Iterable[TrialStatus]) -> Iterator[StorePath]:
-    """Yield where the checkpoints of each trial lie in the bucket; without a cluster they are none of ours."""
+def _in_bucket(work: Workspace, prefix: str, rows: Iterable[TrialStatus]) -> Iterator[StorePath]:
+    """Yield where the checkpoints, or reports, of each trial lie in the bucket; without a cluster they are not ours."""
     run = work.run
     if not run.output_uri.startswith("s3://"):
         return
     for row in rows:
         if row.uid and _PLAIN.fullmatch(row.uid) and _PLAIN.fullmatch(row.name):
-            uri = folder_in_bucket(run.output_uri, CHECKPOINTS_PREFIX, run.identity.namespace, row.name, row.uid)
+            uri = folder_in_bucket(run.output_uri, prefix, run.identity.namespace, row.name, row.uid)
             yield _open(work, uri)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunery_api.lorasweep import LoRASweepSpec
+
 
 @dataclass(frozen=True)
 class Question:
@@ -36,3 +38,5 @@ class Asked:
     """A folder in place of the run's model."""
     output: Path | None
     """Where the two files of the report go."""
+    sweep: tuple[LoRASweepSpec, list[str]] | None = None
+    """The sweep that the run is a corner of, and what keeps it from running without a cluster."""

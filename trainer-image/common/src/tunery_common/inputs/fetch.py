@@ -8,10 +8,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tunery_api.errors import near
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.digests import FolderDigest
@@ -35,6 +37,8 @@ _RECORD: Final = ".tunery-fetched.json"
 _WORKERS: Final = 8
 """Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
 _SHOWN: Final = 8
+_LOOKED_AT: Final = 200
+"""Objects beside a misspelt key that are asked for: a bucket may hold millions."""
 _MEND_LINK: Final = "Put what is meant itself in the place of the link, or let the link point to it."
 """So many names of what is there are told."""
 
@@ -257,7 +261,7 @@ def _dataset_from_bucket(place: Location, cache: Path, meter: _Meter) -> Fetched
     entries = _below(found)
     names = data_files(entries, pattern)
     if not names:
-        raise _no_data(place, list(entries))
+        raise _no_data(place, list(entries) or _beside(found))
     _check_disk(place, place.field, sum(entries[name].size for name in names))
     _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     return FetchedDataset(folder, pattern)
@@ -328,6 +332,9 @@ def _local_path(place: Location, field: str, path: str) -> Path:
         missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
         if found.is_symlink():
             raise TuneryError(missing, f"{field}: {place.uri} {said_of_dead(found)}", _MEND_LINK)
+        with suppress(OSError):  # what lies beside it is told where that may be looked at
+            close = near(found.name, [entry.name for entry in found.parent.iterdir()])
+            raise TuneryError(missing, f"{field}: {place.uri} does not exist{close}")
         raise TuneryError(missing, f"{field}: {place.uri} does not exist")
     return found
 
@@ -342,6 +349,14 @@ def _mark(*parts: str) -> str:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _beside(found: StorePath) -> list[str]:
+    """Return what lies in the folder of a key that is none, a misspelt one; nothing where that may not be asked."""
+    folder = found.prefix.rpartition("/")[0]
+    with suppress(TuneryError):
+        return [entry.key.removeprefix(f"{folder}/") for entry in found.store.list(folder, _LOOKED_AT)]
+    return []
 
 
 def _no_data(place: Location, names: Sequence[str]) -> TuneryError:

@@ -82,8 +82,11 @@ class Store(Source, Protocol):
     STORAGE_UNAVAILABLE, DISK_FULL, and ObjectMissing where it reads a key that does not exist.
     """
 
-    def list(self, prefix: str) -> list[Entry]:
-        """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key."""
+    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
+        """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key.
+
+        With `most` not many more than so many are asked for: a bucket may hold millions.
+        """
         ...
 
     def read_bytes(self, key: str) -> bytes:

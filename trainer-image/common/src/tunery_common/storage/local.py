@@ -42,7 +42,7 @@ class LocalStore:
     def uri(self, key: str = "") -> str:
         return f"{self._base_uri}/{key}" if key else self._base_uri
 
-    def list(self, prefix: str) -> list[Entry]:
+    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
         folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
         found: list[Entry] = []
         with self._errors("read", prefix):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
@@ -48,11 +49,11 @@ class S3Store:
     def uri(self, key: str = "") -> str:
         return f"s3://{self._bucket}/{key}" if key else f"s3://{self._bucket}"
 
-    def list(self, prefix: str) -> list[Entry]:
+    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
         folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         with self._errors("s3:ListBucket", folder):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=folder)
-            found = [item for page in pages for item in page.get("Contents", [])]
+            found = list(islice((item for page in pages for item in page.get("Contents", [])), most))
         entries = [Entry(item["Key"], item["Size"], item.get("ETag", "")) for item in found]
         # Consoles and some servers mark "folders" with empty objects whose key ends in a slash.
         return sorted((e for e in entries if not e.key.endswith("/")), key=lambda entry: entry.key)

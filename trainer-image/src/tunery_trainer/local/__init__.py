@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
-import yaml
-
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
@@ -35,19 +33,15 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
+from tunery_trainer.local.documents import name_of, read_documents, select
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec, LoRAJobSpec | AdapterMergeSpec, LoRASweepSpec)
-KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
-"""What runs without a cluster."""
 NO_MODEL: Final = "file:///no-model"
 """The model of data that is checked without one: nothing is read there."""
 _MANIFESTS: Final = (".yaml", ".yml")
 _NOT_CHECKED: Final = ("output", "continueFrom", "resumeFrom", "tracking", "cache")
 """Of a manifest, what has nothing to say about its data."""
 _NAME_DATA: Final = "Name a file or folder of rows, or a LoRAJob: python -m tunery_trainer check data.jsonl"
-_NAME_A_FILE: Final = (
-    "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
-)
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def load_manifest(path: Path, name: str | None) -> dict[str, Any]:
 
     Raises InvalidSpec, and TuneryError where there is no such file.
     """
-    return _select(_read(path), path, name)
+    return select(read_documents(path), path, name)
 
 
 def load_run_spec(path: Path, work_dir: Path | None, name: str | None) -> RunSpec:
@@ -118,14 +112,18 @@ def _placed(spec: Spec, folder: Path, work_dir: Path | None) -> Spec:
 
     The folder to work in is made before anything is read that may take long.
     """
-    problems = list(_needs_cluster(spec))
-    if spec.output.uri is None:
-        problems.append(FieldError("spec.output.uri", "is required without a cluster"))
+    problems = _hindrances(spec)
     if problems:
         raise InvalidSpec(problems)
     if work_dir:
         make_folder("--work-dir", work_dir)
     return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+
+
+def _hindrances(spec: LoRAJobSpec | AdapterMergeSpec | LoRASweepSpec) -> list[FieldError]:
+    """Return what keeps a spec from running without a cluster, which may have what it lacks."""
+    open_output = [FieldError("spec.output.uri", "is required without a cluster")] if spec.output.uri is None else []
+    return [*_needs_cluster(spec), *open_output]
 
 
 def _run_of(identity: RunIdentity, output_uri: str, work_dir: Path | None) -> RunSpec:
@@ -160,7 +158,7 @@ def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
 
     Relative file:// URIs are relative to the file. Raises InvalidSpec, and TuneryError where there is no such file.
     """
-    manifest = _select(_read(path), path, name)
+    manifest = select(read_documents(path), path, name)
     if manifest["kind"] != Kind.LORAJOB:
         sweep = "for one of its trials, put spec.template and some values into a LoRAJob"
         why = sweep if manifest["kind"] == Kind.LORASWEEP else "a merge trains nothing"
@@ -193,7 +191,7 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
     """Return the LoRAJob whose data is checked, and the folder that its relative URIs begin in."""
     if request.by_manifest:
         manifest, base = (
-            copy.deepcopy(_select(_read(request.path), request.path, request.name)),
+            copy.deepcopy(select(read_documents(request.path, as_kubectl=True), request.path, request.name)),
             request.path.resolve().parent,
         )
         if manifest["kind"] == Kind.LORASWEEP:
@@ -207,6 +205,20 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
     if isinstance(spec, dict):
         manifest["spec"] = _changed({name: value for name, value in spec.items() if name not in _NOT_CHECKED}, request)
     return manifest, base
+
+
+def checked_sweep(request: CheckRequest) -> tuple[LoRASweepSpec, list[str]] | None:
+    """Return the LoRASweep of a file that is checked, and what keeps it from running without a cluster; None: none.
+
+    Raises as load_check_spec.
+    """
+    if not request.by_manifest:
+        return None
+    manifest = select(read_documents(request.path, as_kubectl=True), request.path, request.name)
+    if manifest["kind"] != Kind.LORASWEEP:
+        return None
+    spec = parse_lorasweep(manifest, local=True)
+    return spec, [str(problem) for problem in _hindrances(spec)]
 
 
 def _first_trial(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -245,59 +257,12 @@ def _uri(path: Path) -> str:
     return f"file://{quote(glob.escape(os.path.abspath(path)))}"
 
 
-def _read(path: Path) -> list[Any]:
-    try:
-        return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document is not None]
-    except FileNotFoundError as error:
-        raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
-    except OSError as error:
-        message = f"cannot read {path}: {error.strerror}"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
-
-
-def _select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
-    """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over.
-
-    Raises InvalidSpec where there is none, and TuneryError where it is not said which.
-    """
-    mappings = [document for document in documents if isinstance(document, dict)]
-    ours = [document for document in mappings if document.get("kind") in KINDS]
-    if not ours:
-        kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
-        raise InvalidSpec(
-            [
-                FieldError(
-                    "kind",
-                    f"must be LoRAJob, LoRASweep or AdapterMerge, which run without a cluster; {path} holds {kinds}",
-                )
-            ]
-        )
-    chosen = [document for document in ours if name is None or _name(document) == name]
-    if len(chosen) != 1:
-        names = [_name(document) for document in ours]
-        hint = f"Say which of them with --name, such as --name {names[0]}."
-        if chosen and (name or len(set(names)) == 1):
-            hint = f"Give each a metadata.name of its own, and say which with --name: {len(chosen)} have the same."
-        lacks = f"; none of them is called {name}" if name and not chosen else ""
-        message = f"metadata.name: {path} holds {', '.join(names)}{lacks}"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
-    return chosen[0]
-
-
-def _name(document: dict[str, Any]) -> str:
-    metadata = document.get("metadata")
-    return str(metadata.get("name", "unnamed")) if isinstance(metadata, dict) else "unnamed"
-
-
 def _identity(manifest: dict[str, Any], spec: ApiModel, reads: TrainingRun | AdapterMergeSpec) -> RunIdentity:
     """Return an identity that is the same for the same manifest and data: a rerun finds its checkpoints and result.
 
     `reads` says what the run reads.
     """
-    name = _name(manifest)
+    name = name_of(manifest)
     # What becomes of it as it is stopped makes no other run of it, nor how long a sweep goes on.
     free = LoRASweepSpec.MUTABLE if isinstance(spec, LoRASweepSpec) else {"onStop"}
     wanted = {name: value for name, value in spec.to_json_dict().items() if name not in free}

@@ -1,0 +1,86 @@
+"""The objects in a manifest's file, and which of them is meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+
+KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
+"""What runs without a cluster."""
+_NAME_A_FILE: Final = (
+    "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
+)
+
+
+class _AsKubectl(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
+
+
+_AsKubectl.yaml_implicit_resolvers = {
+    letter: list(kept) for letter, kept in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_AsKubectl.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def read_documents(path: Path, *, as_kubectl: bool = False) -> list[Any]:
+    """Return the documents of a file; raises InvalidSpec where it is no YAML, TuneryError where it cannot be read.
+
+    Without `as_kubectl` 1e-4 is a text, as a manifest means it.
+    """
+    loader = _AsKubectl if as_kubectl else yaml.SafeLoader
+    try:
+        loaded = yaml.load_all(path.read_text("utf-8"), loader)
+        return [document for document in loaded if document is not None]
+    except FileNotFoundError as error:
+        raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise TuneryError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
+
+
+def select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
+    """Return the one document to run; what is of another kind (a Secret, a Namespace) is passed over.
+
+    Raises InvalidSpec where there is none, and TuneryError where it is not said which.
+    """
+    mappings = [document for document in documents if isinstance(document, dict)]
+    ours = [document for document in mappings if document.get("kind") in KINDS]
+    if not ours:
+        kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
+        raise InvalidSpec(
+            [
+                FieldError(
+                    "kind",
+                    f"must be LoRAJob, LoRASweep or AdapterMerge, which run without a cluster; {path} holds {kinds}",
+                )
+            ]
+        )
+    chosen = [document for document in ours if name is None or name_of(document) == name]
+    if len(chosen) != 1:
+        names = [name_of(document) for document in ours]
+        hint = f"Say which of them with --name, such as --name {names[0]}."
+        if chosen and (name or len(set(names)) == 1):
+            hint = f"Give each a metadata.name of its own, and say which with --name: {len(chosen)} have the same."
+        lacks = f"; none of them is called {name}" if name and not chosen else ""
+        message = f"metadata.name: {path} holds {', '.join(names)}{lacks}"
+        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
+    return chosen[0]
+
+
+def name_of(document: dict[str, Any]) -> str:
+    """Return the name of an object; `unnamed` where it has none."""
+    metadata = document.get("metadata")
+    return str(metadata.get("name", "unnamed")) if isinstance(metadata, dict) else "unnamed"
