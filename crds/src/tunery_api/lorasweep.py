@@ -16,6 +16,7 @@ from tunery_api.training import TrainingSpec
 MAX_TRIALS = 128
 DEFAULT_MAX_TRIALS = 20
 DEFAULT_PARALLEL_TRIALS = 1
+MAX_PARALLEL_TRIALS = 32
 MAX_PARAMETERS = 16
 MOST_CHOICES = 64
 LARGEST_SPACE = 2 * MAX_PARAMETERS
@@ -224,7 +225,7 @@ class LoRASweepSpec(KindSpec):
         description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
     )
     parallel_trials: int = Field(
-        DEFAULT_PARALLEL_TRIALS, ge=1, le=32, description="Trials that are under way at a time."
+        DEFAULT_PARALLEL_TRIALS, ge=1, le=MAX_PARALLEL_TRIALS, description="Trials that are under way at a time."
     )
     max_failed_trials: int | None = Field(
         None,

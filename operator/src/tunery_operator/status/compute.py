@@ -62,7 +62,8 @@ def _check_spec(draft: Draft) -> bool:
     if errors:
         text = "; ".join(str(error) for error in errors)
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
-        in_place = all(error.path.startswith(SCHEDULING) for error in errors)
+        of_trial = draft.snapshot.owner.sweep is not None
+        in_place = not of_trial and all(error.path.startswith(SCHEDULING) for error in errors)
         hint = (
             f"Correct {SCHEDULING}, which may change while no pod runs. {draft.retry_command()}" if in_place else None
         )
