@@ -175,8 +175,18 @@ def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None
     status = told(trial(0), main=over, **concluding)
     assert status["phase"] == "Succeeded"
     assert status["adapter"]["uri"] == "s3://a/s"
+    assert status["trials"][0]["adapter"]["uri"] == "s3://out/0"
     assert status["attempts"] == 1
     assert status["gpuSeconds"] == 100, "what its trials took; its own Job has no GPU"
+
+
+def test_once_the_best_is_published_only_what_is_kept_is_named() -> None:
+    words = {"adapter": {"uri": "s3://a/s", "manifestSha256": "ab" * 32, "sizeBytes": 5}}
+    over = Attempt(job(name="support-conclude", complete=True), (ended("p1", says=words),))
+    ends = Decision(conclude=1, end_reason=EndReason.MAX_TRIALS)
+    status = told(trial(0, value=2.0), trial(1, value=1.5), trial(2, value=1.6), main=over, decision=ends)
+    assert status["phase"] == "Succeeded"
+    assert [("adapter" in row) for row in status["trials"]] == [False, True, False]
 
 
 def test_events_tell_of_a_new_best_and_of_failures_and_not_of_each_trial() -> None:

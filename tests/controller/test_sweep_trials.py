@@ -104,3 +104,28 @@ def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, t
     namespace.annotate("s", SWEEPS, retry="1")
     namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
     assert states(namespace) == ["Failed", "Complete"]
+
+
+def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespace: Namespace, trials: Trials) -> None:
+    namespace.apply(lorasweep("s", maxTrials=3, keepAdapters=2))
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    (gone,) = [row["name"] for row in status["trials"] if "adapter" not in row]
+    for row in status["trials"]:
+        one = namespace.status(row["name"])
+        uploaded = namespace.condition(row["name"], "AdapterUploaded")
+        assert one["phase"] == "Succeeded"
+        assert ("adapter" in one) is (row["name"] != gone)
+        assert (uploaded["status"], uploaded["reason"]) == (
+            ("False", "AdapterRemoved") if row["name"] == gone else ("True", "AdapterUploaded")
+        )
+    told = namespace.condition(gone, "AdapterUploaded")["message"]
+    assert told.startswith(
+        "LoRASweep s has published its best; of its trials' own adapters it keeps those of the 2 best"
+    )
+    assert "s3://" not in str(namespace.status(gone)["conditions"])
+    namespace.apply(lorajob("later", continueFrom={"loraJobRef": {"name": gone}}))
+    failure = namespace.wait_failure("later", "AdapterMissing")["failure"]
+    assert failure["message"].endswith(
+        f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter (spec.keepAdapters)"
+    )
+    assert "in a LoRAJob of its own, or search again with a higher keepAdapters" in failure["hint"]

@@ -8,10 +8,13 @@ from controller.statuskit import NOW
 from tunery_api.kinds import Kind
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
+from tunery_api.status import ConditionType
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import transitions
+from tunery_operator.status.removed import after_removal
 from tunery_operator.status.search import Search
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.stopping import check_stop
 from tunery_operator.views.owner import Key, Owner, parse_owner
 
 from kit.sweeps import sweep
@@ -70,3 +73,25 @@ def test_a_retry_of_a_trial_is_an_event() -> None:
     (event,) = transitions(old, {**old, "observedRetry": "1"})
     assert (event.reason, event.warning) == ("RetryRefused", True)
     assert event.note == "a trial is not tried again by itself: Look at the node."
+
+
+def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"attempts": 1}, NOW, stop="sweep: worse", on_stop="Discard"))
+    draft.put(checkpoint={"step": 5, "uri": "s3://a/tunery-checkpoints/ns/s-001-uid-1/step-000005"})
+    draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", "step 5 at s3://a/tunery-checkpoints")
+    assert check_stop(draft)
+    status = draft.finish()
+    stopped = next(each for each in status["conditions"] if each["type"] == "Stopped")
+    assert stopped["message"].endswith("its checkpoints stay until LoRASweep s has published its best")
+    after = after_removal(status, "s", 1, NOW)
+    assert "checkpoint" not in after
+    assert "s3://" not in str(after["conditions"])
+    assert after_removal(after, "s", 1, NOW) == after, "whoever was killed in between does it again"
+
+
+def test_the_report_beside_a_removed_adapter_is_not_named() -> None:
+    adapter = {"uri": "s3://a/x", "manifestSha256": "0" * 64}
+    data = {"rows": 4, "report": "s3://a/x/data-report.md"}
+    assert after_removal({"adapter": adapter, "dataset": data}, "s", 1, NOW)["dataset"] == {"rows": 4}
+    elsewhere = {**data, "report": "s3://a/tunery-reports/data-report.md"}
+    assert after_removal({"adapter": adapter, "dataset": elsewhere}, "s", 1, NOW)["dataset"] == elsewhere

@@ -45,6 +45,16 @@ def check_search(draft: Draft) -> bool:
     return True
 
 
+def tell_removed(draft: Draft) -> None:
+    """Leave out the places of the adapters that are not kept, once the best is published."""
+    search = draft.snapshot.search
+    if search is None or search.decision.conclude is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
+        return
+    rows = [trial.row for trial in search.trials]
+    told = totals.without_removed(rows, search.decision.conclude, search.spec.keep_adapters)
+    draft.put(trials=[row.to_json_dict() for row in told])
+
+
 def _show_trials(draft: Draft, search: Search) -> None:
     spec, trials = search.spec, search.trials
     best = totals.best(trials, float(spec.objective.tolerance))
