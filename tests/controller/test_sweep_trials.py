@@ -126,6 +126,7 @@ def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespa
     namespace.apply(lorajob("later", continueFrom={"loraJobRef": {"name": gone}}))
     failure = namespace.wait_failure("later", "AdapterMissing")["failure"]
     assert failure["message"].endswith(
-        f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter (spec.keepAdapters)"
+        f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter "
+        "(spec.keepAdapters)"
     )
     assert "in a LoRAJob of its own, or search again with a higher keepAdapters" in failure["hint"]
