@@ -207,6 +207,21 @@ def test_the_operator_lets_the_lorajobs_of_people_alone(installed: Kubectl, oper
     assert "only LoRAJobs that are trials" in (patched(operator, "theirs", taken) or "")
 
 
+def test_a_trial_whose_owner_was_taken_away_is_taken_back(installed: Kubectl, operator: Kubectl, made: str) -> None:
+    body = installed.get("lorajob", made, TEAM)
+    assert body is not None
+    references = body["metadata"]["ownerReferences"]
+    none = json.dumps({"metadata": {"ownerReferences": None}})
+    installed.run("patch", "lorajob", made, "-n", TEAM, "--type=merge", "-p", none)
+    back: Json = {"metadata": {"ownerReferences": references}}
+    assert patched(operator, made, back) is None
+    assert NOT_OURS in (patched(operator, made, stop_change("no")) or ""), "as long as it belongs to nobody"
+    assert ONLY in (patched(operator, made, {**back, "spec": {"retries": 9}}) or "")
+    assert NAMED in (patched(operator, made, {"metadata": {"ownerReferences": [{**references[0], "name": "r"}]}}) or "")
+    assert PLACE in (patched(operator, made, {"metadata": {"ownerReferences": [{**references[0], "uid": UID}]}}) or "")
+    installed.run("patch", "lorajob", made, "-n", TEAM, "--type=merge", "-p", json.dumps(back))
+
+
 def test_people_make_and_change_lorajobs_as_ever(installed: Kubectl, operator: Kubectl, made: str) -> None:
     del operator
     assert refusal(installed, lorajob("mine")) is None

@@ -87,6 +87,11 @@ def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) 
         ({"phase": "Failed", "uri": None}, "AdapterMissing", "LoRAJob bot has failed"),
         ({"phase": "Stopped", "uri": None}, "AdapterMissing", "was stopped and has published no adapter"),
         ({"phase": "Succeeded", "uri": None}, "AdapterMissing", "has succeeded and published no adapter"),
+        (
+            {"phase": "Succeeded", "uri": None, "removed_by": "s"},
+            "AdapterMissing",
+            "LoRAJob bot was a trial of LoRASweep s, which has removed its adapter (spec.keepAdapters)",
+        ),
     ],
 )
 def test_what_can_be_told_from_the_object_is_refused_before_any_replica_hears_of_it(

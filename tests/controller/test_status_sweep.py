@@ -32,7 +32,8 @@ Json = dict[str, Any]
 
 
 def snapshot(*trials: Trial, decision: Decision | None = None, status: Json | None = None, **more: Any) -> Snapshot:
-    names = {name: more.pop(name) for name in ("importance", "exhausted", "hindrance", "not_held") if name in more}
+    of_search = ("importance", "exhausted", "hindrance", "strangers", "not_held")
+    names = {name: more.pop(name) for name in of_search if name in more}
     search = Search(SPEC, trials, decision or Decision(), **names)
     return Snapshot(Kind.LORASWEEP, OWNER, status or {}, NOW, search=search, **more)
 
@@ -139,6 +140,32 @@ def test_suspended_it_names_the_trial_that_still_works() -> None:
     assert told(running(0), suspend=True)["phase"] == "Suspended"
 
 
+def test_suspended_it_says_that_no_trial_is_made() -> None:
+    assert condition(told(running(0), suspend=True), "Searching")[:2] == ("Unknown", "SearchSuspended")
+    over = told(trial(0), suspend=True, decision=Decision(end_reason=EndReason.MAX_TRIALS))
+    assert condition(over, "Searching")[1] == "MaxTrials"
+
+
+def test_a_deleted_trial_that_a_finalizer_keeps_is_named() -> None:
+    kept = trial(1, TrialState.WAITING, live=Live(finalizers=("example.org/keep", "foregroundDeletion")))
+    waits = condition(told(trial(0), kept), "Searching")
+    assert waits[:2] == ("Unknown", "TrialKept")
+    assert "support-001, which was deleted and is kept by the finalizer example.org/keep:" in waits[2]
+    beside = condition(told(kept, running(2)), "Searching")
+    assert beside[:2] == ("True", "Searching")
+    assert "support-001, which was deleted" in beside[2]
+    at_the_end = told(kept, decision=Decision(end_reason=EndReason.DEADLINE))
+    assert "the finalizer example.org/keep" in condition(at_the_end, "Searching")[2]
+    going = trial(1, TrialState.WAITING, live=Live(finalizers=("foregroundDeletion",)))
+    assert condition(told(trial(0), going), "Searching")[1] == "Searching", "that one goes by itself"
+
+
+def test_who_only_claims_to_be_a_trial_is_named() -> None:
+    claims = condition(told(running(0), strangers=("a", "b", "c", "d")), "Searching")
+    assert claims[:2] == ("True", "Searching")
+    assert claims[2].endswith("not counted, though owned by it: a, b, c and 1 more")
+
+
 def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None:
     concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
     attempt = Attempt(job(name="support-conclude"), (at_work("p1"),))
@@ -148,8 +175,18 @@ def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None
     status = told(trial(0), main=over, **concluding)
     assert status["phase"] == "Succeeded"
     assert status["adapter"]["uri"] == "s3://a/s"
+    assert status["trials"][0]["adapter"]["uri"] == "s3://out/0"
     assert status["attempts"] == 1
     assert status["gpuSeconds"] == 100, "what its trials took; its own Job has no GPU"
+
+
+def test_once_the_best_is_published_only_what_is_kept_is_named() -> None:
+    words = {"adapter": {"uri": "s3://a/s", "manifestSha256": "ab" * 32, "sizeBytes": 5}}
+    over = Attempt(job(name="support-conclude", complete=True), (ended("p1", says=words),))
+    ends = Decision(conclude=1, end_reason=EndReason.MAX_TRIALS)
+    status = told(trial(0, value=2.0), trial(1, value=1.5), trial(2, value=1.6), main=over, decision=ends)
+    assert status["phase"] == "Succeeded"
+    assert [("adapter" in row) for row in status["trials"]] == [False, True, False]
 
 
 def test_events_tell_of_a_new_best_and_of_failures_and_not_of_each_trial() -> None:

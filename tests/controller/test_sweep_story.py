@@ -77,7 +77,10 @@ def test_the_best_of_nine_trials_is_published(namespace: Namespace, trials: Tria
     uid = (namespace.get(SWEEPS, "s") or {})["metadata"]["uid"]
     run = run_of(namespace, "s-conclude")
     assert run["loraSweep"]["best"] == best["number"]
-    assert run["loraSweep"]["trials"] == found
+    told = run["loraSweep"]["trials"]
+    assert [{**row, "adapter": told[row["number"]]["adapter"]} for row in found] == told
+    by_loss = sorted(found, key=lambda row: float(row["value"]))
+    assert [("adapter" in row) for row in by_loss] == [True, True, *[False] * 7], "the others are removed"
     assert (run["loraSweep"]["keepAdapters"], run["outputUri"]) == (2, "s3://adapters/s")
     assert run["loraSweep"]["trialsUri"] == f"s3://adapters/s-trials/{uid}"
     assert best["adapter"]["uri"] == f"s3://adapters/s-trials/{uid}/{best['number']:03d}"

@@ -61,9 +61,11 @@ class Watched:
 
     def look(self) -> None:
         """Take note of how it is now."""
-        for row in self._sweep.status.get("trials", []):
-            if row["state"] in HANGING:
+        for told in self._sweep.status.get("trials", []):
+            if told["state"] in HANGING:
                 continue
+            # At the end the places of those go that are not kept.
+            row = {name: value for name, value in told.items() if name != "adapter"}
             before = self.final.setdefault(row["number"], row)
             if before != row:
                 self.changed.append((before, row))

@@ -14,6 +14,7 @@ from tunery_api.lorajob import TrainingRun
 from tunery_api.training import TrainingSpec
 
 MAX_TRIALS = 128
+MAX_PARALLEL_TRIALS = 32
 MAX_PARAMETERS = 16
 MOST_CHOICES = 64
 LARGEST_SPACE = 2 * MAX_PARAMETERS
@@ -223,7 +224,10 @@ class LoRASweepSpec(KindSpec):
         description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
     )
     parallel_trials: int = Field(
-        1, ge=1, le=32, description="Trials that are under way at a time; of more than maxTrials all."
+        1,
+        ge=1,
+        le=MAX_PARALLEL_TRIALS,
+        description="Trials that are under way at a time; of more than maxTrials all.",
     )
     max_failed_trials: int | None = Field(
         None,

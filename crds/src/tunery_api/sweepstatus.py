@@ -58,7 +58,7 @@ class TrialAdapter(OpenModel):
 
 
 class TrialStatus(OpenModel):
-    """One trial. A final one never changes."""
+    """One trial. A final one never changes, but that its adapter goes when the sweep has published its best."""
 
     number: int = Field(ge=0, description="Its number; never used again.")
     name: TrialName = Field(description="Name of its LoRAJob.")
@@ -88,7 +88,9 @@ class TrialStatus(OpenModel):
     why: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Why it was ended, or failed, in a sentence."
     )
-    adapter: TrialAdapter | None = Field(None, description="What it published.")
+    adapter: TrialAdapter | None = Field(
+        None, description="What it published; once the best of the sweep is published, of those alone that are kept."
+    )
 
 
 class TrialCounts(OpenModel):

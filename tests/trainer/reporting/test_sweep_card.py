@@ -78,3 +78,12 @@ def test_the_file_has_every_row_to_the_letter() -> None:
     assert (told["outputUri"], told["seed"], told["sampler"], told["best"]) == ("s3://b/out", 7, "Grid", 0)
     assert [LoRASweepRun.model_validate({**told, "trials": told["trials"]}).trials] == [run.trials]
     assert told["trials"][1] == {"number": 1, "name": "s-001", "state": "Failed", "why": "éü | x", "parameters": {}}
+
+
+def test_the_file_names_no_adapter_that_is_removed_as_soon_as_it_is_there() -> None:
+    adapter = {"uri": "s3://b/x", "manifestSha256": "a" * 64}
+    run = sweep(complete("1.1", adapter=adapter), complete("1.3", adapter=adapter), complete("1.2", adapter=adapter))
+    run = run.model_copy(update={"keep_adapters": 2})
+    identity = RunIdentity(kind="LoRASweep", namespace="n", name="s", uid="u")
+    told = json.loads(sweep_json(RunSpec(identity=identity, lora_sweep=run, output_uri="s3://b/out"), run))
+    assert [("adapter" in row) for row in told["trials"]] == [True, False, True]

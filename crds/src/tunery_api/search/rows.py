@@ -62,6 +62,8 @@ class Live:
     since: tuple[datetime, ...] = ()
     """When its pods that run now started."""
     gpus: int = _GPUS
+    finalizers: tuple[str, ...] | None = None
+    """Of one that was deleted, what keeps it; None: it was not deleted."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,12 @@ def _live(child: Body, row: TrialStatus) -> Live:
         stopping=spec.get("stop") is not None,
         since=tuple(_open_attempts(status)),
         gpus=_GPUS if gpus is None else int(gpus),
+        finalizers=_finalizers(child["metadata"]),
     )
+
+
+def _finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return tuple(metadata.get("finalizers") or ()) if "deletionTimestamp" in metadata else None
 
 
 def _obstacle(name: str, status: Mapping[str, Any]) -> Failure | None:

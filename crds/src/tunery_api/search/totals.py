@@ -68,6 +68,28 @@ def _size(row: TrialStatus) -> tuple[float, int]:
     return float("inf") if size is None else size, row.number
 
 
+def ranked(rows: Iterable[TrialStatus], chosen: int) -> list[TrialStatus]:
+    """Return the complete trials: the one that was chosen as the best, then the others by their loss.
+
+    Of equal ones that which trains fewer parameters comes first, then the earlier one.
+    """
+    complete = [row for row in rows if row.state == _S.COMPLETE and finite(row.value) is not None]
+    return sorted(complete, key=lambda row: (row.number != chosen, loss_of(row), *_size(row)))
+
+
+def kept(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
+    """Return the trials whose own adapters stay once the best is published: so many of those that have one."""
+    return [row for row in ranked(rows, chosen) if row.adapter is not None][:most]
+
+
+def without_removed(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
+    """Return the rows as they are then: only the trials that are kept name the place of their adapter."""
+    rows = list(rows)
+    staying = {row.number for row in kept(rows, chosen, most)}
+    gone = {"adapter": None}
+    return [row if row.number in staying or row.adapter is None else row.model_copy(update=gone) for row in rows]
+
+
 def best_trial(row: TrialStatus) -> BestTrial:
     """Return the best trial as a status shows it."""
     base = finite(row.base_value)

@@ -68,6 +68,8 @@ def _facts(body: Mapping[str, Any]) -> tuple[Any, ...]:
     findings = tuple((each.get("type"), each.get("severity")) for each in status.get("findings") or ())
     return (
         body["metadata"]["uid"],
+        "deletionTimestamp" in body["metadata"],
+        tuple(body["metadata"].get("finalizers") or ()),
         status.get("phase"),
         len(status.get("evaluations") or ()),
         findings,

@@ -19,7 +19,7 @@ from tunery_api.unservable import Unservable, base_problem, method_problem, none
 from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
 from tunery_operator.plan.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.plan.selecting import selects
-from tunery_operator.views.offer import Offer
+from tunery_operator.views.offer import Offer, removed_hint, removed_words
 
 LONGEST_NAME: Final = 128
 """Of an adapter, as spec.adapters says it, too."""
@@ -235,6 +235,9 @@ class _Work:
             return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, hint)
         if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
             return None
+        if offer.removed_by is not None:
+            text, hint = removed_words(offer.removed_by), f"{removed_hint(offer.removed_by)}; and name that here."
+            return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {text}", hint)
         how = {Phase.FAILED.value: "has failed", Phase.STOPPED.value: "was stopped and has published no adapter"}
         does = how.get(offer.phase, "has succeeded and published no adapter")
         hint = f"Bring {words} to its success, as its status says, or name another one."

@@ -10,7 +10,8 @@ from tunery_api.inputs import LocalReference
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.runspec import ResolvedAdapter
-from tunery_api.status import FINAL_PHASES
+from tunery_api.status import FINAL_PHASES, ConditionType
+from tunery_operator.views.offer import removed_by, removed_hint, removed_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class NoCheckpoint:
     why: str
 
 
+_REMOVED: Final = "its checkpoints were removed once it, or the sweep whose trial it was, had published"
 _NOTHING: Final = "trains nothing: its spec.preflight is Only"
 
 AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
@@ -83,6 +85,9 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
         return FailedInput(name, _NOTHING, hint)
     status = body.get("status") or {}
     adapter = status.get("adapter")
+    sweep = removed_by(body)
+    if sweep is not None:
+        return FailedInput(name, removed_words(sweep), f"{removed_hint(sweep)}; and name that here, in a new job.")
     if status.get("phase") in ("Succeeded", "Stopped") and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
@@ -112,11 +117,18 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
         return UnfinishedInput(name, f"is {phase}")
     if newest is None and phase == "Succeeded":
         return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
+    if newest is None and _were_removed(status):
+        return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'}, and {_REMOVED}")
     # The folder of all: a pod that was told to end may have stored a newer one since.
     folder = newest.rstrip("/").rpartition("/")[0] if newest else place
     if folder is None:
         return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'} and left no checkpoint")
     return ReadyInput(ResolvedAdapter(uri=folder), name, body["metadata"]["uid"])
+
+
+def _were_removed(status: Mapping[str, Any]) -> bool:
+    conditions = status.get("conditions") or ()
+    return any(each.get("type") == ConditionType.CHECKPOINT_SAVED and each["status"] == "False" for each in conditions)
 
 
 def _trains_nothing(body: Mapping[str, Any]) -> bool:

@@ -64,6 +64,8 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
     names = [child_name(obj.owner.key.name, task.value) for task in Task]
     status = reopened(obj.status, obj.retry)
+    if status is not None and obj.owner.sweep is not None:
+        return _refuse_retry(services, obj, status["observedRetry"])
     if status is not None:
         return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
     noted = {**obj.status, "observedGeneration": obj.owner.generation}
@@ -77,6 +79,12 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
             remove(services, obj.owner, job)
     mark_done(services, obj.owner, jobs)
     return _expire(services, obj)
+
+
+def _refuse_retry(services: Services, obj: FoundObject, mark: str) -> Requeue:
+    """Take note that a trial is to be tried again, and say that it is not: its sweep would not look after it."""
+    noted = {**obj.status, "observedRetry": mark}
+    return Requeue(0.0, write(services, obj, noted, status_change(obj.body, noted)))
 
 
 def _try_again(services: Services, obj: FoundObject, status: Mapping[str, Any], names: Iterable[str]) -> Requeue:

@@ -8,18 +8,18 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.names import SUSPENDED_BY_ANNOTATION, TRIAL_LABEL, child_name
+from tunery_api.names import SUSPENDED_BY_ANNOTATION, child_name
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, Task
 from tunery_api.search.ask import SuggestionFailed
 from tunery_api.search.decide import Decision, Moment, decide, given_up
 from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
-from tunery_api.search.rows import Trial, merge, number_of
+from tunery_api.search.rows import Trial, merge
 from tunery_api.search.space import Space, read_values, space_of
 from tunery_api.search.telling import final_suggestion, question_of, with_earlier
 from tunery_api.search.totals import gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES, Phase
-from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
+from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
@@ -34,6 +34,7 @@ from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import Halfway, KindSteps
 from tunery_operator.reconcile.gathering import gather_main_job, report_again
+from tunery_operator.reconcile.own_trials import numbered, own_trials
 from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
@@ -56,6 +57,8 @@ class _Sweep:
     rows: tuple[TrialStatus, ...]
     children: Mapping[int, Json]
     """The LoRAJobs of the trials that are not final in the status, by number."""
+    strangers: tuple[str, ...] = ()
+    """Names of the LoRAJobs that only name it as their owner."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -67,7 +70,7 @@ class _Sweep:
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
         cache = self.services.cache
         cache.owe(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
-        return replace(self, children={**self.children, number: _numbered(body, number)})
+        return replace(self, children={**self.children, number: numbered(body, number)})
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:
@@ -90,7 +93,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
         return report_again(
             services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
         )
-    search = Search(spec, trials, decision)
+    search = Search(spec, trials, decision, strangers=sweep.strangers)
     try:
         sweep = _stop(sweep, decision.stop)
         sweep, not_held = _hold(sweep)
@@ -115,48 +118,14 @@ def _refused(search: Search, error: ApiFailure | Rejected) -> Search:
 
 def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:
     rows = tuple(_rows(obj.status))
-    children = _children(services, obj, rows)
-    return _Sweep(services, obj, spec, space_of(spec), rows, children)
+    children, strangers = own_trials(services, obj, spec, rows)
+    return _Sweep(services, obj, spec, space_of(spec), rows, children, strangers)
 
 
 def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
     """Yield the rows of a status; of a later version's what is known here."""
     for row in status.get("trials") or ():
         yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
-
-
-def _children(services: Services, obj: FoundObject, rows: Sequence[TrialStatus]) -> dict[int, Json]:
-    """Return the LoRAJobs of the trials that are not final in the status, by number; raises ApiFailure.
-
-    From the cache while they go on. One that has ended is read once: then its row is final. One that the cache does not
-    know is asked for: a trial that is taken for deleted would never count.
-    """
-    final = {row.name for row in rows if row.state in FINAL_TRIAL_STATES}
-    numbers = {row.name: row.number for row in rows}
-    found = {}
-    for name in sorted((services.cache.trials(obj.owner.uid) | numbers.keys()) - final):
-        body = _child(services, obj, name)
-        number = number_of(body) if body is not None else None
-        # Where somebody has changed its label, it is known by its name all the same.
-        number = numbers.get(name, number)
-        if body is not None and number is not None:
-            found[number] = _numbered(body, number)
-    return found
-
-
-def _numbered(body: Json, number: int) -> Json:
-    """Return a LoRAJob with the label of its number."""
-    if number_of(body) == number:
-        return body
-    meta = body["metadata"]
-    return {**body, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), TRIAL_LABEL: f"{number:03d}"}}}
-
-
-def _child(services: Services, obj: FoundObject, name: str) -> Json | None:
-    key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
-    body = None if services.cache.is_stale(obj.owner.key) else services.cache.body(key)
-    body = body if body is not None else services.client.get(LORAJOBS.get, key.namespace, name)
-    return body if body is not None and apply.is_child(body, obj.owner) else None
 
 
 def _moment(services: Services, obj: FoundObject, *, concluding: bool) -> Moment:

@@ -11,6 +11,7 @@ from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.kube.status import status_change
 from tunery_operator.reconcile.finished import jobs_of, mark_done, seconds_to_live, stop_jobs
 from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.removed_trials import tell_trials
 from tunery_operator.reconcile.requeue import Requeue, earliest
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import seconds_to_wait, write
@@ -32,6 +33,7 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
     if status["phase"] in (Phase.FAILED.value, Phase.STOPPED.value):
         # A kill between the two leads to the same end: the next look finds the object as it was, without its Jobs.
         stop_jobs(services, snapshot)
+    tell_trials(services, obj, status)
     change = status_change(obj.body, status)
     later = earliest(retry_in, next_look(snapshot, status))
     wait = seconds_to_wait(services, obj, change, _FREQUENT)

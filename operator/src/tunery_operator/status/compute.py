@@ -22,7 +22,7 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
 from tunery_operator.status.stopping import check_stop
-from tunery_operator.status.sweep import check_search
+from tunery_operator.status.sweep import check_search, tell_removed
 from tunery_operator.views.event import RESUMED
 from tunery_operator.views.owner import retry_mark
 
@@ -37,6 +37,7 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
         if check(draft):
             break
     if draft.ended:
+        tell_removed(draft)
         close_ledger(draft, draft.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
         # Nothing is left that it could stop or let go on.
         draft.conditions.drop(ConditionType.SUSPENDED)
@@ -62,7 +63,8 @@ def _check_spec(draft: Draft) -> bool:
     if errors:
         text = "; ".join(str(error) for error in errors)
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
-        in_place = all(error.path.startswith(SCHEDULING) for error in errors)
+        of_trial = draft.snapshot.owner.sweep is not None
+        in_place = not of_trial and all(error.path.startswith(SCHEDULING) for error in errors)
         hint = (
             f"Correct {SCHEDULING}, which may change while no pod runs. {draft.retry_command()}" if in_place else None
         )

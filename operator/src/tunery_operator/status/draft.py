@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.names import RETRY_ANNOTATION, VERSION
+from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
@@ -15,6 +15,7 @@ from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
 from tunery_operator.views.clock import format_time
 
 _NEW_JOB: Final = "in a new job"
@@ -75,8 +76,7 @@ class Draft:
         """End the object as failed; `ended` is when that came about, if not now."""
         shown = failure_status(failure, exit_code)
         mendable = _mendable(failure)
-        more = f" {self.retry_command()}" if mendable else ""
-        more += self._kept(failure, mendable=mendable)
+        more = self._what_works(failure, shown["hint"], mendable=mendable)
         # What a person is to copy is whole, however long the sentences before it are.
         shown["hint"] = shorten(scrub(shown["hint"]), MAX_MESSAGE_BYTES - len(more.encode())) + more
         self.fields["failure"] = shown
@@ -84,6 +84,16 @@ class Draft:
         self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
         self.conditions.abridge(shown["message"], ConditionType.FAILED)
         self._complete(ended)
+
+    def _what_works(self, failure: Failure, hint: str, *, mendable: bool) -> str:
+        """Return what a hint says after what belongs to its reason: which object is tried again, and how."""
+        owner = self.snapshot.owner
+        if owner.sweep is not None:
+            return of_failed_trial(owner, hint, mendable=mendable)
+        searched = self.snapshot.search is not None and failure.reason != FailureReason.BUDGET_EXHAUSTED
+        more = new_sweep(owner.key.name, hint) if searched else ""
+        more += f" {self.retry_command()}" if mendable else ""
+        return more + self._kept(failure, mendable=mendable)
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
         """Return the sentences that what was trained is not lost, where a checkpoint is there and of use."""
@@ -108,11 +118,7 @@ class Draft:
 
     def retry_command(self) -> str:
         """Return what has a failed object tried again, in words."""
-        key = self.snapshot.owner.key
-        return (
-            f"Once that is done: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "
-            f'{RETRY_ANNOTATION}="$(date +%s)"'
-        )
+        return retry_command(self.snapshot.owner.key)
 
     def succeed(self, message: str, ended: datetime | None, reason: str = "Succeeded") -> None:
         """End the object as succeeded, for good."""
@@ -135,7 +141,10 @@ class Draft:
 
     def show_obstacle(self, failure: Failure) -> None:
         """Show what stands in the way now; it is gone from the status as soon as it no longer does."""
-        self.fields["failure"] = failure_status(failure)
+        shown = failure_status(failure)
+        more = of_waiting_trial(self.snapshot.owner, shown["hint"])
+        shown["hint"] = shorten(shown["hint"], MAX_MESSAGE_BYTES - len(more.encode())) + more
+        self.fields["failure"] = shown
 
     def _complete(self, ended: datetime | None) -> None:
         self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))

@@ -17,6 +17,7 @@ RANK_TOO_LOW: Final = "RankTooLow"
 NEW_BEST: Final = "NewBest"
 TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
+RETRY_REFUSED: Final = "RetryRefused"
 _WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
 """What a reader should see, though nothing has failed for good."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
@@ -33,6 +34,7 @@ _QUIET: Final = frozenset(
         "Stopped",
         "Finishing",
         "InputsReady",
+        "SearchSuspended",
     }
 )
 """Reasons that tell a reader nothing that another event does not."""
@@ -50,6 +52,9 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
     if _is_retried(old, new):
         text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
+    if _is_refused(old, new):
+        text = f"a trial is not tried again by itself: {(new.get('failure') or {}).get('hint') or 'retry its sweep'}"
+        events[RETRY_REFUSED] = Event(RETRY_REFUSED, text, True, str(new["observedRetry"]))
     events.update({event.reason: event for event in _of_trials(old, new)})
     for condition in _changed(old, new):
         reason = condition["reason"]
@@ -99,6 +104,13 @@ def _judged(status: Mapping[str, Any]) -> str:
 
 def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return old.get("phase") == Phase.FAILED.value and new.get("phase") not in (None, Phase.FAILED.value)
+
+
+def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether a failed object stays so although somebody asked for another try: it is a trial."""
+    return old.get("phase") == new.get("phase") == Phase.FAILED.value and (
+        new.get("observedRetry") not in (None, old.get("observedRetry"))
+    )
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

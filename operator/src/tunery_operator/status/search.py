@@ -10,9 +10,12 @@ from typing import Final
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.search.decide import Decision
 from tunery_api.search.rows import Trial
+from tunery_operator.views.job import foreign_finalizers
 
 SUGGESTION_FAILED: Final = "SuggestionFailed"
 TRIALS_QUEUED: Final = "TrialsQueued"
+TRIAL_KEPT: Final = "TrialKept"
+SEARCH_SUSPENDED: Final = "SearchSuspended"
 SAMPLER_BUSY: Final = "SamplerBusy"
 
 
@@ -37,6 +40,8 @@ class Search:
     exhausted: bool = False
     """The sampler found no other point."""
     hindrance: Hindrance | None = None
+    strangers: tuple[str, ...] = ()
+    """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
     not_held: tuple[str, ...] = ()
     """Names of the trials that have not come to rest, while the sweep is suspended."""
 
@@ -46,6 +51,17 @@ class Search:
         return tuple(trial for trial in self.trials if not trial.is_final)
 
     @property
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """The finalizers of others that keep a trial though it was deleted, by the trial's name."""
+        told = {trial.row.name: _kept_by(trial) for trial in self.alive}
+        return {name: finalizers for name, finalizers in told.items() if finalizers}
+
+    @property
     def look_again(self) -> datetime | None:
         """When time alone changes what is to be done."""
         return self.decision.look_again
+
+
+def _kept_by(trial: Trial) -> tuple[str, ...]:
+    finalizers = (trial.live.finalizers if trial.live is not None else None) or ()
+    return foreign_finalizers({"metadata": {"finalizers": finalizers}})

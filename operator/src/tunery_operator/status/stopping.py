@@ -70,6 +70,9 @@ def _last_step(draft: Draft) -> int | None:
 
 
 def _why_nothing(draft: Draft) -> str:
+    sweep = draft.snapshot.owner.sweep
+    if draft.fields.get("attempts") and sweep is not None:
+        return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
     if draft.fields.get("attempts"):
         uri = (draft.fields.get("checkpoint") or {}).get("uri")
         newest = f", the newest at {uri}" if uri else ""

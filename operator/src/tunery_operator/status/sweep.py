@@ -10,9 +10,11 @@ from tunery_api.search.rows import Trial
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import EndReason
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.search import TRIALS_QUEUED, Search
+from tunery_operator.status.search import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
 
 _SEARCHING: Final = ConditionType.SEARCHING
+_NAMED: Final = 3
+"""Strangers that are named."""
 _END: Final = {
     EndReason.MAX_TRIALS: "all spec.maxTrials have been made",
     EndReason.BUDGET: "spec.budget has no room for another trial",
@@ -41,6 +43,16 @@ def check_search(draft: Draft) -> bool:
     draft.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
     draft.fail(failure)
     return True
+
+
+def tell_removed(draft: Draft) -> None:
+    """Leave out the places of the adapters that are not kept, once the best is published."""
+    search = draft.snapshot.search
+    if search is None or search.decision.conclude is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
+        return
+    rows = [trial.row for trial in search.trials]
+    told = totals.without_removed(rows, search.decision.conclude, search.spec.keep_adapters)
+    draft.put(trials=[row.to_json_dict() for row in told])
 
 
 def _show_trials(draft: Draft, search: Search) -> None:
@@ -84,16 +96,29 @@ def _show_stage(draft: Draft, search: Search) -> None:
     if decision.conclude is not None or (end is not None and decision.final is None and not decision.create):
         why = _END.get(end, "it is over") if end is not None else "it is over"
         still = f"; {_still(search)}" if search.alive else ""
-        draft.conditions.set(_SEARCHING, False, end.value if end is not None else "Ended", why + still)
+        _say(draft, search, False, end.value if end is not None else "Ended", why + still)
+    elif draft.snapshot.suspend:
+        _say(draft, search, None, SEARCH_SUSPENDED, f"no trial is made while the sweep is suspended{_kept(search)}")
     elif hindrance is not None:
-        draft.conditions.set(_SEARCHING, None, hindrance.reason, hindrance.message)
+        _say(draft, search, None, hindrance.reason, hindrance.message)
     elif (queued := _held(search)) is not None:
-        draft.conditions.set(_SEARCHING, None, TRIALS_QUEUED, queued)
+        _say(draft, search, None, TRIALS_QUEUED, queued)
         obstacle = next((trial.live.obstacle for trial in search.alive if trial.live and trial.live.obstacle), None)
         if obstacle is not None:
             draft.show_obstacle(obstacle)
+    elif search.kept and len(search.kept) == len(search.alive):
+        _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
-        draft.conditions.set(_SEARCHING, True, "Searching", "trials are made")
+        _say(draft, search, True, "Searching", f"trials are made{_kept(search)}")
+
+
+def _say(draft: Draft, search: Search, status: bool | None, reason: str, message: str) -> None:
+    """Set the condition Searching, with a word on who only claims to be a trial."""
+    strangers = search.strangers
+    if strangers:
+        more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
+        message += f"; none of its trials, and not counted, though owned by it: {', '.join(strangers[:_NAMED])}{more}"
+    draft.conditions.set(_SEARCHING, status, reason, message)
 
 
 def _held(search: Search) -> str | None:
@@ -104,6 +129,16 @@ def _held(search: Search) -> str | None:
     return f"{names} waits: kubectl describe lorajob {held[0].name} says for what; no other is made before it runs"
 
 
+def _kept(search: Search) -> str:
+    return f"; {_still_kept(search)}" if search.kept else ""
+
+
+def _still_kept(search: Search) -> str:
+    """Return which trials were deleted and are there all the same: each takes the place of another until it is gone."""
+    told = (f"{name}, which was deleted and is kept by the finalizer {', '.join(f)}" for name, f in search.kept.items())
+    return f"{'; '.join(told)}: whoever has set that has to take it away"
+
+
 def _still(search: Search) -> str:
     names = ", ".join(trial.row.name for trial in search.alive)
-    return f"waits for {names} to end"
+    return f"waits for {names} to end{_kept(search)}"

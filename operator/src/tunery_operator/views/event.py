@@ -7,6 +7,8 @@ from typing import Final
 
 RETRIED: Final = "Retried"
 """Reason of the event that a failed object is tried again."""
+ADAPTER_REMOVED: Final = "AdapterRemoved"
+"""Reason of AdapterUploaded=False where a sweep has removed what one of its trials had published."""
 RESUMED: Final = "Resumed"
 """Reason of Suspended=False once spec.suspend is false again."""
 

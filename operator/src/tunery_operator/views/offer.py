@@ -8,6 +8,8 @@ from typing import Any
 
 from tunery_api.adaptermerge import MergeTarget
 from tunery_api.kinds import Kind
+from tunery_operator.views.event import ADAPTER_REMOVED
+from tunery_operator.views.job import controller_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Offer:
     method: str | None = None
     """How a LoRAJob trained; None where it is not known."""
     size_bytes: int | None = None
+    removed_by: str | None = None
+    """The LoRASweep that has removed what it had published as one of its trials."""
 
     @property
     def source(self) -> str:
@@ -57,4 +61,26 @@ def parse_offer(kind: Kind, body: Mapping[str, Any]) -> Offer:
         rank=adapter.get("rank"),
         method=(status.get("resolved") or {}).get("method"),
         size_bytes=adapter.get("sizeBytes"),
+        removed_by=removed_by(body),
+    )
+
+
+def removed_by(body: Mapping[str, Any]) -> str | None:
+    """Return the LoRASweep that has removed what a trial of it had published; None where none has."""
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    if not any(each.get("reason") == ADAPTER_REMOVED for each in conditions):
+        return None
+    return str(controller_of(body).get("name") or "that made it")
+
+
+def removed_words(sweep: str) -> str:
+    """Return what became of such an adapter, as what comes after the LoRAJob's name."""
+    return f"was a trial of LoRASweep {sweep}, which has removed its adapter (spec.keepAdapters)"
+
+
+def removed_hint(sweep: str) -> str:
+    """Return how to get an adapter in its place."""
+    return (
+        f"Name the result of LoRASweep {sweep} by its uri (status.adapter.uri), or a trial that it has kept; or train "
+        "one with the values of that trial in a LoRAJob of its own, or search again with a higher keepAdapters"
     )

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION
+from tunery_operator.views.job import controller_of
 
 _MAX_RETRY: Final = 128
 """Characters of status.observedRetry."""
@@ -40,6 +41,8 @@ class Owner:
     """Digest of the fields of its spec that may change while no pod runs."""
     created: str = ""
     """RFC 3339 in UTC."""
+    sweep: str | None = None
+    """Name of the LoRASweep that this is a trial of; None: of none."""
 
     @property
     def api_version(self) -> str:
@@ -54,7 +57,13 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
     settings = settings_digest(body.get("spec") or {})
     created = meta.get("creationTimestamp") or ""
-    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings, created)
+    sweep = _sweep_of(body)
+    return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings, created, sweep)
+
+
+def _sweep_of(body: Mapping[str, Any]) -> str | None:
+    controller = controller_of(body)
+    return str(controller.get("name")) if controller.get("kind") == Kind.LORASWEEP.value else None
 
 
 def settings_digest(spec: Mapping[str, Any]) -> str:

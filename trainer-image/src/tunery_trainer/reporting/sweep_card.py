@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, Final
 
 from tunery_api.runspec import LoRASweepRun, RunSpec
+from tunery_api.search.totals import without_removed
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.reporting.sweep_rows import base_loss, loss_of, of_state, ranked
@@ -29,7 +30,12 @@ _ENDINGS: Final = {
 
 
 def sweep_json(run: RunSpec, sweep: LoRASweepRun) -> str:
-    """Return all that is known of the search, for programs: every trial exactly as the sweep's status tells it."""
+    """Return all that is known of the search, for programs: every trial exactly as the sweep's status tells it.
+
+    Of the adapters it names the places of those that are kept: the others are removed as soon as it is published.
+    """
+    told = without_removed(sweep.trials, sweep.best, sweep.keep_adapters)
+    sweep = sweep.model_copy(update={"trials": told})
     facts = sweep.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"overwrite"})
     trials = facts.pop("trials")
     named: dict[str, Any] = {"sweep": run.identity.model_dump(), "outputUri": run.output_uri, **facts, "trials": trials}

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 from tunery_api.measured import finite
 from tunery_api.runspec import LoRASweepRun
+from tunery_api.search import totals
 from tunery_api.sweepstatus import TrialState, TrialStatus
 
 
 def ranked(sweep: LoRASweepRun) -> list[TrialStatus]:
-    """Return the complete trials: the one that the sweep says is the best, then the others by their loss.
-
-    Of equal ones that which trains fewer parameters comes first, then the earlier one.
-    """
-    complete = [row for row in of_state(sweep, TrialState.COMPLETE) if loss_of(row) is not None]
-    return sorted(complete, key=lambda row: (row.number != sweep.best, *_order(row)))
+    """Return the complete trials: the one that the sweep says is the best, then the others by their loss."""
+    return totals.ranked(sweep.trials, sweep.best)
 
 
 def kept(sweep: LoRASweepRun) -> list[TrialStatus]:
     """Return the trials whose own adapters stay: as many as were asked for of those that have one, the best first."""
-    return [row for row in ranked(sweep) if row.adapter is not None][: sweep.keep_adapters]
+    return totals.kept(sweep.trials, sweep.best, sweep.keep_adapters)
 
 
 def of_state(sweep: LoRASweepRun, *states: TrialState) -> list[TrialStatus]:
@@ -53,8 +48,3 @@ def worth_seeing(sweep: LoRASweepRun) -> float:
     high = base if base is not None else losses[int(0.9 * (len(losses) - 1))]
     high = max(high, losses[0], losses[(len(losses) - 1) // 2])
     return high + 0.08 * (high - losses[0] or abs(high) or 1.0)
-
-
-def _order(row: TrialStatus) -> tuple[float, float, int]:
-    loss, size = loss_of(row), row.trainable_parameters
-    return (math.inf if loss is None else loss, math.inf if size is None else size, row.number)

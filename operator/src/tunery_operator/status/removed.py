@@ -1,0 +1,44 @@
+"""The status of a trial once its sweep has published its best: what was removed is not named any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from tunery_api.status import ConditionType
+from tunery_operator.status.conditions import Conditions
+from tunery_operator.views.event import ADAPTER_REMOVED
+
+_GONE: Final = ("adapter", "rejectedAdapter", "checkpoint")
+
+
+def after_removal(status: Mapping[str, Any], sweep: str, keep: int, now: datetime) -> dict[str, Any]:
+    """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing."""
+    if not any(name in status for name in _GONE):
+        return dict(status)
+    conditions = Conditions(status.get("conditions") or (), int(status.get("observedGeneration") or 1), now)
+    why = f"LoRASweep {sweep} has published its best; of its trials' own adapters it keeps those of the {keep} best"
+    if "adapter" in status:
+        conditions.set(ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters)")
+        _say_it_was_published(conditions, sweep)
+    if conditions.is_true(ConditionType.CHECKPOINT_SAVED):
+        text = f"the checkpoints were removed once LoRASweep {sweep} had published its best"
+        conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
+    left = {name: value for name, value in status.items() if name not in _GONE}
+    return {**left, **_dataset(status), "conditions": conditions.to_list()}
+
+
+def _say_it_was_published(conditions: Conditions, sweep: str) -> None:
+    """Have the end of a trial say nothing of a place where nothing lies."""
+    text = f"published, read back, and every digest matched; LoRASweep {sweep} has removed it since"
+    if conditions.is_true(ConditionType.SUCCEEDED):
+        conditions.set(ConditionType.SUCCEEDED, True, conditions.reason(ConditionType.SUCCEEDED) or "Succeeded", text)
+
+
+def _dataset(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was found in the data, without the place of a report that lay beside the adapter."""
+    found, uri = status.get("dataset") or {}, (status.get("adapter") or {}).get("uri")
+    if uri is None or not str(found.get("report") or "").startswith(f"{uri.rstrip('/')}/"):
+        return {}
+    return {"dataset": {name: value for name, value in found.items() if name != "report"}}

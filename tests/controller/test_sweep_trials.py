@@ -1,0 +1,132 @@
+"""What people do to the LoRAJobs of a sweep's trials, on a real API server and Job controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from controller.api import Api, Json, eventually
+from controller.objects import Namespace, lorajob, lorasweep
+from controller.players import Kubelets
+from controller.process import OperatorProcess
+from controller.sweeps import Trials, failed
+
+SWEEPS = "lorasweeps"
+
+
+@pytest.fixture
+def trials(api: Api, operator: OperatorProcess) -> Iterator[Trials]:
+    """Nodes on which every trial ends well, unless the test says otherwise."""
+    trials = Trials()
+    players = Kubelets(api, trials.end)
+    players.start()
+    yield trials
+    players.stop()
+
+
+def states(namespace: Namespace) -> list[str]:
+    return [row["state"] for row in namespace.status("s", SWEEPS).get("trials") or ()]
+
+
+def wait_states(namespace: Namespace, *wanted: str) -> None:
+    eventually(f"trials are {wanted}", lambda: states(namespace) == list(wanted), 30)
+
+
+def change(namespace: Namespace, name: str, **metadata: object) -> None:
+    namespace.api.patch(namespace.path("lorajobs", name), {"metadata": metadata})
+
+
+def reference(namespace: Namespace) -> Json:
+    uid = (namespace.get(SWEEPS, "s") or {})["metadata"]["uid"]
+    return {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "name": "s", "uid": uid, "controller": True}
+
+
+def searching(namespace: Namespace) -> str:
+    return str(namespace.condition("s", "Searching", SWEEPS).get("message"))
+
+
+def test_a_trial_whose_owner_is_taken_away_is_taken_back(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("*")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
+    wait_states(namespace, "Running")
+    change(namespace, "s-000", ownerReferences=None)
+    eventually(
+        "it has its owner again",
+        lambda: (namespace.get("lorajobs", "s-000") or {})["metadata"].get("ownerReferences"),
+        20,
+    )
+    trials.held.clear()
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace) == ["Complete", "Complete"]
+
+
+def test_who_forges_a_trial_is_named_and_not_counted(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("*")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    wait_states(namespace, "Running", "Running")
+    for name, number in (("forged", "999999"), ("twin", "000")):
+        body = lorajob(name, suspend=True)
+        body["metadata"] |= {"labels": {"tunery.dev/trial": number}, "ownerReferences": [reference(namespace)]}
+        namespace.apply(body)
+    eventually("they are named", lambda: "though owned by it: forged, twin" in searching(namespace), 20)
+    trials.held.clear()
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace) == ["Complete", "Complete"]
+
+
+def test_a_deleted_trial_that_is_kept_is_waited_for_aloud(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("s-000")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
+    wait_states(namespace, "Running")
+    change(namespace, "s-000", finalizers=["example.org/keep"])
+    namespace.delete("lorajobs", "s-000")
+    namespace.wait_reason("s", "TrialKept", SWEEPS)
+    assert "s-000, which was deleted and is kept by the finalizer example.org/keep" in searching(namespace)
+    change(namespace, "s-000", finalizers=None)
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace)[0] == "Deleted"
+
+
+def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, trials: Trials) -> None:
+    trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
+    namespace.apply(lorasweep("s", maxTrials=1, parallelTrials=1))
+    namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    hint = namespace.status("s-000")["failure"]["hint"]
+    assert "s-000 is a trial of LoRASweep s" in hint
+    assert f"kubectl annotate lorasweep s -n {namespace.name}" in hint
+    assert "annotate lorajob" not in hint
+    del trials.ends["train"]
+    namespace.annotate("s-000", retry="1")
+    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1", 20)
+    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"), 20)
+    assert namespace.status("s-000")["phase"] == "Failed"
+    namespace.annotate("s", SWEEPS, retry="1")
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace) == ["Failed", "Complete"]
+
+
+def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespace: Namespace, trials: Trials) -> None:
+    namespace.apply(lorasweep("s", maxTrials=3, keepAdapters=2))
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    (gone,) = [row["name"] for row in status["trials"] if "adapter" not in row]
+    for row in status["trials"]:
+        one = namespace.status(row["name"])
+        uploaded = namespace.condition(row["name"], "AdapterUploaded")
+        assert one["phase"] == "Succeeded"
+        assert ("adapter" in one) is (row["name"] != gone)
+        assert (uploaded["status"], uploaded["reason"]) == (
+            ("False", "AdapterRemoved") if row["name"] == gone else ("True", "AdapterUploaded")
+        )
+    told = namespace.condition(gone, "AdapterUploaded")["message"]
+    assert told.startswith(
+        "LoRASweep s has published its best; of its trials' own adapters it keeps those of the 2 best"
+    )
+    assert "s3://" not in str(namespace.status(gone)["conditions"])
+    namespace.apply(lorajob("later", continueFrom={"loraJobRef": {"name": gone}}))
+    failure = namespace.wait_failure("later", "AdapterMissing")["failure"]
+    assert failure["message"].endswith(
+        f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter "
+        "(spec.keepAdapters)"
+    )
+    assert "in a LoRAJob of its own, or search again with a higher keepAdapters" in failure["hint"]

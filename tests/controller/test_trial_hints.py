@@ -1,0 +1,97 @@
+"""Hints about trials: what they ask for is done to the sweep, since that of a trial alone leads nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.statuskit import NOW
+from tunery_api.kinds import Kind
+from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.runspec import Failure
+from tunery_api.status import ConditionType
+from tunery_operator.status.draft import Draft
+from tunery_operator.status.events import transitions
+from tunery_operator.status.removed import after_removal
+from tunery_operator.status.search import Search
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.stopping import check_stop
+from tunery_operator.views.owner import Key, Owner, parse_owner
+
+from kit.sweeps import sweep
+
+TRIAL = Owner(Key(Kind.LORAJOB, "ns", "s-001"), "uid-1", 1, {}, sweep="s")
+SWEEP = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
+NEW_SWEEP = "needs a new sweep, which learns from this one by warmStartFrom: [{name: s}]"
+RETRY_OF_SWEEP = "kubectl annotate lorasweep s -n ns --overwrite tunery.dev/retry="
+
+
+def failed(reason: FailureReason, **status: object) -> str:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, status, NOW))
+    draft.fail_for(reason, "m")
+    return str(draft.fields["failure"]["hint"])
+
+
+@pytest.mark.parametrize("reason", [*FailureReason])
+def test_no_hint_of_a_failed_trial_leads_away_from_its_sweep(reason: FailureReason) -> None:
+    hint = failed(reason, checkpoint={"step": 5, "uri": "s3://a/tunery-checkpoints/x"})
+    assert hint.startswith(ADVICE[reason].hint)
+    assert "a retry of the trial is not followed" in hint
+    assert "annotate lorajob" not in hint
+    assert "resumeFrom.loraJobRef" not in hint, "once its sweep has published, its checkpoints are gone"
+    assert RETRY_OF_SWEEP in hint or not ADVICE[reason].mendable or "new job" in ADVICE[reason].hint
+    assert "new job" not in ADVICE[reason].hint or NEW_SWEEP in hint
+
+
+def test_what_waits_says_that_a_change_is_for_it_alone() -> None:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft.show_obstacle(Failure(reason=FailureReason.UNSCHEDULABLE, message="no node"))
+    hint = draft.fields["failure"]["hint"]
+    assert "s-001 is a trial of LoRASweep s: what is changed in its LoRAJob is for this trial alone" in hint
+    assert NEW_SWEEP in hint
+    draft.show_obstacle(Failure(reason=FailureReason.CLUSTER_UNAVAILABLE, message="away"))
+    assert draft.fields["failure"]["hint"] == ADVICE[FailureReason.CLUSTER_UNAVAILABLE].hint
+
+
+def test_a_sweep_that_failed_for_its_template_asks_for_a_new_one() -> None:
+    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), None)))  # type: ignore[arg-type]
+    draft.fail_for(FailureReason.DISK_FULL, "trial 0")
+    hint = draft.fields["failure"]["hint"]
+    assert NEW_SWEEP in hint
+    draft.fail_for(FailureReason.BUDGET_EXHAUSTED, "spec.budget ran out")
+    assert NEW_SWEEP not in draft.fields["failure"]["hint"]
+
+
+def test_whose_trial_it_is_stands_in_its_owner_reference() -> None:
+    meta = {"namespace": "ns", "name": "s-001", "uid": "u"}
+    by = {"kind": "LoRASweep", "name": "s", "uid": "v", "controller": True}
+    assert parse_owner(Kind.LORAJOB, {"metadata": {**meta, "ownerReferences": [by]}}).sweep == "s"
+    assert parse_owner(Kind.LORAJOB, {"metadata": meta}).sweep is None
+
+
+def test_a_retry_of_a_trial_is_an_event() -> None:
+    old = {"phase": "Failed", "failure": {"reason": "Killed", "message": "m", "hint": "Look at the node."}}
+    (event,) = transitions(old, {**old, "observedRetry": "1"})
+    assert (event.reason, event.warning) == ("RetryRefused", True)
+    assert event.note == "a trial is not tried again by itself: Look at the node."
+
+
+def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"attempts": 1}, NOW, stop="sweep: worse", on_stop="Discard"))
+    draft.put(checkpoint={"step": 5, "uri": "s3://a/tunery-checkpoints/ns/s-001-uid-1/step-000005"})
+    draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", "step 5 at s3://a/tunery-checkpoints")
+    assert check_stop(draft)
+    status = draft.finish()
+    stopped = next(each for each in status["conditions"] if each["type"] == "Stopped")
+    assert stopped["message"].endswith("its checkpoints stay until LoRASweep s has published its best")
+    after = after_removal(status, "s", 1, NOW)
+    assert "checkpoint" not in after
+    assert "s3://" not in str(after["conditions"])
+    assert after_removal(after, "s", 1, NOW) == after, "whoever was killed in between does it again"
+
+
+def test_the_report_beside_a_removed_adapter_is_not_named() -> None:
+    adapter = {"uri": "s3://a/x", "manifestSha256": "0" * 64}
+    data = {"rows": 4, "report": "s3://a/x/data-report.md"}
+    assert after_removal({"adapter": adapter, "dataset": data}, "s", 1, NOW)["dataset"] == {"rows": 4}
+    elsewhere = {**data, "report": "s3://a/tunery-reports/data-report.md"}
+    assert after_removal({"adapter": adapter, "dataset": elsewhere}, "s", 1, NOW)["dataset"] == elsewhere
