@@ -37,9 +37,13 @@ def tell_trials(services: Services, obj: FoundObject, status: Mapping[str, Any])
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
     for row in status.get("trials") or ():
-        # What never ran has stored nothing.
-        if row.get("runSeconds") and row["state"] != TrialState.DELETED.value and "adapter" not in row:
+        if _has_stored(row) and row["state"] != TrialState.DELETED.value and "adapter" not in row:
             _tell(services, obj, row)
+
+
+def _has_stored(row: Mapping[str, Any]) -> bool:
+    """Tell whether a trial may have stored something: what never ran has not; seconds are whole, and may be none."""
+    return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
 
 
 def _tell(services: Services, obj: FoundObject, row: Mapping[str, Any]) -> None:
