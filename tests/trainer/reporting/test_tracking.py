@@ -71,8 +71,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     url, store = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("mlflow")
     options = ["--backend-store-uri", f"sqlite:///{store}/runs.db", "--artifacts-destination", str(store)]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Its runner of jobs of its own, which nobody here has, is eight processes that ask for work all the time.
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (store / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen([*command, *options], stdout=log, stderr=log, env=env, start_new_session=True)
     try:
         wait_for(f"{url}/health", process, store / "log")
         yield MlflowServer(url, process)
