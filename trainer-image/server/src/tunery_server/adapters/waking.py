@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from tunery_api.reasons import FailureReason
 from tunery_server.adapters.again import Again
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.slot import Slot

@@ -334,8 +334,12 @@ class Connection(RequestHandler):
         self.make_way()
 
     def _untaken(self) -> int:
-        """Return how many bytes the client's system has not taken: of a slow one ours takes nothing for long, either."""
-        assert self._wire is not None  # noqa: S101 - it is there from the first byte to the last, for the type checker
+        """Return how many bytes the client's system has not taken.
+
+        Ours holds megabytes for a slow client, and takes nothing from us for long while that goes on reading.
+        """
+        if self._wire is None:
+            return 0
         queued = fcntl.ioctl(self._wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
         return self._wire.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
 
