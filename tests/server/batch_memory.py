@@ -22,6 +22,7 @@ from tunery_server.batch.progress import Progress
 from tunery_server.batch.publishing import Ended, publish
 from tunery_server.batch.requests import Request
 from tunery_server.batch.run import Batch, Pace, Stops, Target, _keep_asking
+from tunery_server.batch.stopping import StopSignal
 
 
 class Instant:
@@ -73,7 +74,7 @@ def main(folder: Path, count: int) -> None:
 
 
 async def _stops() -> Stops:
-    return Stops(asyncio.Event(), asyncio.Event())
+    return Stops(asyncio.Event(), asyncio.Event(), StopSignal())
 
 
 def _peak() -> int:

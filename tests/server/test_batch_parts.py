@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +179,39 @@ async def test_ends_that_came_later_are_stored_by_the_clock_few_parts_at_a_time(
     assert [mark.waiting for mark in Parts(parts.place, "b").load()] == [1] * 6
     keeper.end()
     await kept
+
+
+class Down(LocalStore):
+    """A store that fails so many writes."""
+
+    left: int = 0
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        if self.left:
+            self.left -= 1
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "it does not answer")
+        return super().put_bytes(key, data, if_none_match=if_none_match)
+
+
+@pytest.mark.parametrize("ago", [None, 0.0, keeping.STOPPED_SECONDS])
+async def test_once_told_to_stop_a_storage_is_tried_for_as_long_as_the_pod_may_stay(
+    ago: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_PAUSE_SECONDS", 0.0)
+    (tmp_path / "store").mkdir()
+    store = Down(tmp_path / "store", "file:///store", "x")
+    store.left = 3
+    parts, told = Parts(StorePath(store, "parts"), "b"), math.inf if ago is None else time.monotonic() - ago
+    keeper = Keeper(parts, Kept.of(parts, []), PartSize(), told_at=lambda: told)
+    keeper.take(answer(0))
+    keeper.end()
+    if ago == keeping.STOPPED_SECONDS:
+        with pytest.raises(TuneryError, match="it does not answer"):
+            await keeper.keep(lambda _: None)
+        assert store.left == 2
+    else:
+        await keeper.keep(lambda _: None)
+        assert [mark.lines for mark in parts.load()] == [1]
 
 
 def test_a_part_without_its_mark_or_of_another_batch_is_none(tmp_path: Path) -> None:

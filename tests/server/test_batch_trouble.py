@@ -74,6 +74,15 @@ async def test_a_storage_that_fails_for_a_moment_loses_no_part(tmp_path: Path, f
         assert set(here.oracle.asked.values()) == {1}
 
 
+async def test_a_storage_that_fails_once_all_is_asked_loses_no_part(tmp_path: Path, flaky: dict[str, int]) -> None:
+    async with table(tmp_path) as here:
+        flaky["part-"] = 3
+        await here.run(here.put(jsonl(request(number) for number in range(8))))
+        assert flaky == {"part-": 0}
+        assert len(here.lines()) == 8
+        assert set(here.oracle.asked.values()) == {1}
+
+
 async def test_parts_that_cannot_be_removed_stay_and_the_batch_has_succeeded(
     tmp_path: Path, flaky: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:

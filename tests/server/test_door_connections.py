@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from tunery_server.door.connections import BACKLOG, MOST, Limits, Room
 
-from .door_kit import CHAT, Site, open_site
+from .door_kit import CHAT, Site, open_site, write_keys
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: door\r\n\r\n"
 HALF = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: door\r\nX-One: "
@@ -88,7 +90,7 @@ async def test_half_a_head_ends_in_time_and_neither_what_is_answered_nor_what_is
         assert not kept.reader.at_eof()
         kept.writer.write(HALF)
         assert (await kept.ends()).startswith(b'{"object"'), "its earlier answer, and then the end of the half head"
-        assert site.door.room.closed == {"slow": 4, "crowded": 0, "refused": 0}
+        assert site.door.room.closed == {"slow": 4, "crowded": 0, "refused": 0, "unread": 0}
         told.set()
         assert (await waiting.head()).startswith(b"HTTP/1.1 200 ")
 
@@ -157,6 +159,104 @@ async def test_who_leaves_is_not_waited_for(tmp_path: Path) -> None:
             await until(site, 0)
 
 
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: door\r\n\r\n"
+KEY = "sk-team-0123456789"
+KEYED = POST.replace(b"Host: door", b"Host: door\r\nAuthorization: Bearer " + KEY.encode())
+BIG = 8 << 20
+
+
+async def deaf(site: Site, raw: bytes, address: str = "127.0.0.1") -> socket.socket:
+    """Connect, and send until it is not taken any more; nothing is read."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    one.bind((address, 0))
+    one.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(one, ("127.0.0.1", int(site.url.rpartition(":")[2])))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await loop.sock_sendall(one, raw)
+    return one
+
+
+async def stuck(site: Site, count: int) -> None:
+    """Wait until so many connections wait for their clients to take something."""
+    async with asyncio.timeout(10):
+        while sum(each.writing_paused for each in connections(site)) != count:
+            await asyncio.sleep(0.01)
+
+
+def connections(site: Site) -> list[RequestHandler]:
+    """Return the door's ends of them."""
+    assert site.runner.server is not None
+    return list(site.runner.server.connections)
+
+
+async def answers_with(site: Site, size: int) -> None:
+    """Have the engine answer with so many bytes."""
+
+    async def big(_: web.Request, body: dict[str, object]) -> web.StreamResponse:
+        return web.json_response({"text": "x" * size})
+
+    site.engine.handler = big
+
+
+async def test_who_reads_nothing_and_has_no_key_makes_way_for_who_has_one(tmp_path: Path) -> None:
+    limits = Limits(connections=8, per_address=6, kept=0, head=HOUR, unread=HOUR)
+    async with open_site(tmp_path, write_keys(tmp_path / "k", team=KEY), limits=limits) as site, busy(site) as told:
+        many = [await deaf(site, METRICS * 4000, f"127.0.0.{2 + number % 2}") for number in range(8)]
+        await stuck(site, 8)
+        honest = [await came(site, KEYED, "127.0.0.9") for _ in range(6)]
+        async with asyncio.timeout(10):
+            while site.routes.in_flight() < 6:
+                await asyncio.sleep(0.01)
+        late = [await came(site, METRICS, "127.0.0.2") for _ in range(9)]
+        told.set()
+        for client in honest:
+            assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        for one in (*many, *(client.writer for client in late)):
+            one.close()
+
+
+async def test_an_answer_that_nobody_takes_ends_and_one_that_is_read_slowly_does_not(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(unread=1.0)) as site:
+        await answers_with(site, BIG)
+        silent, slow = await deaf(site, POST), await deaf(site, POST)
+        await stuck(site, 2)
+        got = 0
+        for _ in range(20):
+            got += len(await asyncio.get_running_loop().sock_recv(slow, 4096))
+            await asyncio.sleep(0.15)
+        assert site.door.room.closed["unread"] == 1
+        async with asyncio.timeout(20):
+            while got < BIG:
+                got += len(await asyncio.get_running_loop().sock_recv(slow, 1 << 16))
+        silent.close()
+        slow.close()
+
+
+async def test_the_rest_of_an_answer_on_its_way_to_a_slow_client_is_not_cut_for_who_comes_anew(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(connections=1, per_address=1, kept=0)) as site:
+        await answers_with(site, 48 << 10)
+        slow = await deaf(site, b"")
+        await until(site, 1)
+        for each in connections(site):
+            assert each.transport is not None
+            each.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        await asyncio.get_running_loop().sock_sendall(slow, POST)
+        async with asyncio.timeout(10):
+            while not (site.engine.asked and not site.routes.in_flight()):
+                await asyncio.sleep(0.01)
+        assert await (await came(site, GET)).ends() == b""
+        read = b""
+        async with asyncio.timeout(10):
+            while not read.endswith(b'xxx"}'):
+                more = await asyncio.get_running_loop().sock_recv(slow, 4096)
+                assert more, f"cut off after {len(read)} bytes"
+                read += more
+        slow.close()
+
+
 class Held:
     """A connection, as the room sees it."""
 
@@ -173,7 +273,7 @@ def test_in_a_full_room_the_oldest_of_the_address_that_has_most_makes_way() -> N
     few, many = Held("10.0.0.1"), [Held("10.0.0.2") for _ in range(4)]
     for one in (few, *many):
         assert room.enter(one)
-    room.works(many[0])
+    room.let_in(many[0])
     assert room.enter(Held("10.0.0.3"))
     assert [one.ended for one in (few, *many)] == [False, False, True, False, False]
     assert room.open == 5
@@ -181,6 +281,37 @@ def test_in_a_full_room_the_oldest_of_the_address_that_has_most_makes_way() -> N
         room.leave(one)
         room.waits(one)
     assert room.open == 1
+
+
+def test_who_has_shown_no_key_for_some_time_makes_way_first_however_few_they_are_of_an_address() -> None:
+    now = 0.0
+    room = Room(Limits(connections=6, per_address=6, kept=0, stranger=5.0), lambda: now)
+    kept = [Held("10.0.0.1") for _ in range(3)]
+    for one in kept:
+        room.enter(one)
+        room.let_in(one)
+        room.waits(one)
+    strangers = [Held(f"10.0.1.{number}") for number in range(3)]
+    for one in strangers:
+        room.enter(one)
+        room.waits(one)
+    now = 4.9
+    assert room.enter(Held("10.0.0.2"))
+    assert [one.ended for one in (*kept, *strangers)] == [True, False, False, False, False, False]
+    now = 5.0
+    for _ in range(3):
+        assert room.enter(Held("10.0.0.2"))
+    assert [one.ended for one in (*kept, *strangers)] == [True, False, False, True, True, True]
+
+
+def test_those_who_come_together_do_not_make_way_for_each_other_while_there_are_places_for_few() -> None:
+    room = Room(Limits(connections=4, per_address=9, kept=16))
+    for number in range(4):
+        room.enter(one := Held(f"10.0.1.{number}"))
+        room.let_in(one)
+    honest = [Held("10.0.0.9") for _ in range(8)]
+    assert [room.enter(one) for one in honest] == [True] * 8
+    assert not any(one.ended for one in honest)
 
 
 @pytest.mark.parametrize("files", [16, 256, 1024, 4096, 20_000, 1 << 20])

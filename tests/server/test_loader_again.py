@@ -18,7 +18,7 @@ from tunery_common.storage import StorePath
 from tunery_server.adapters import work
 from tunery_server.adapters.again import AGAIN_SECONDS, MOST
 from tunery_server.adapters.fits import Fit
-from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.slot import LOOK_SECONDS, Slot
 from tunery_server.adapters.source import Known
 from tunery_server.routes import NotServed
 
@@ -142,6 +142,27 @@ async def test_where_the_storage_is_away_what_is_on_the_disk_answers_and_it_is_s
     await table.go(steps=2, seconds=60)
     assert table.answers("d") == f"d@{new[:12]}"
     assert (table.told("d").state, table.told("d").reason) == ("Served", None)
+
+
+async def test_a_served_adapter_whose_new_place_cannot_be_looked_at_says_so_and_one_by_the_clock_does_not(
+    table: Table,
+) -> None:
+    old = table.publish("d", adapter_files(3))
+    table.want(table.item("d"))
+    await table.go()
+    counted(table).down = True
+    await table.go(steps=2, seconds=LOOK_SECONDS)
+    assert (table.told("d").state, table.told("d").reason) == ("Served", None)
+    new = table.publish("elsewhere", adapter_files(9))
+    table.want(table.item("d").model_copy(update={"uri": table.item("elsewhere").uri}))
+    await table.go()
+    told = table.told("d")
+    assert (told.state, told.manifest_sha256, told.reason) == ("Served", old, "StorageUnavailable")
+    assert told.message == f"its place could not be looked at: the storage does not answer; still serving {old[:12]}"
+    counted(table).down = False
+    await table.go(steps=2, seconds=60)
+    told = table.told("d")
+    assert (told.state, told.manifest_sha256, told.reason) == ("Served", new, None)
 
 
 async def test_a_storage_that_hangs_is_not_waited_for_long(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

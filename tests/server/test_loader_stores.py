@@ -100,8 +100,17 @@ async def test_a_store_that_is_still_silent_when_a_request_has_waited_long_enoug
     monkeypatch.setattr(waking, "HOLD_SECONDS", 0.05)
     await started(table, "abc")
     store.names = {"c"}
-    assert await ask(table, "c") == "StorageUnavailable"
+    assert await asyncio.gather(*(ask(table, "c") for _ in range(9))) == ["StorageUnavailable"] * 9
+    assert table.loader._slots["c"].tries == 1, "however many have waited"
     assert served(table) == "ab"
+    told = table.told("c")
+    assert (told.state, told.reason) == ("Cold", "StorageUnavailable"), "its download is still under way"
+    assert told.message == "nothing of it has come from its storage within 0 s"
+    store.answers.set()
+    await table.loader.settle()
+    assert (table.told("c").state, table.told("c").reason) == ("Cold", None)
+    monkeypatch.undo()
+    assert (await ask(table, "c")).startswith("c@")
 
 
 async def test_whoever_is_to_be_kept_takes_a_place_only_once_its_files_are_here(table: Table, store: Hanging) -> None:

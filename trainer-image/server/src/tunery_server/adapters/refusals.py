@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_server.adapters.cache import AdapterCache, DiskTooSmall
 from tunery_server.adapters.disk_room import DiskRoom
 from tunery_server.adapters.residents import Residents
@@ -35,6 +36,14 @@ class Refusals:
         if problem.sha256 != cold.sha256 and self._cache.folder(cold.sha256).exists():
             return None
         return problem.error.reason, problem.error.message
+
+    def silent(self, slot: Slot, words: str) -> Why:
+        """Note of what was waited for in vain, and may be so for long yet, that its storage is silent; return why."""
+        error, now = TuneryError(FailureReason.STORAGE_UNAVAILABLE, words), self._clock()
+        if slot.problem is None or now >= slot.problem.retry_at:  # many may have waited
+            slot.failed(error, slot.wanted, now)
+            self._teller.tell(slot)
+        return error.reason, error.message
 
     def over_disk(self, slot: Slot) -> Why | None:
         """Return, and note, why a cold version would find no room on the disk whoever of the others left it."""

@@ -168,6 +168,11 @@ class Slot:
         """What was wanted is served."""
         self.problem, self.tries, self.mark, self.ready_to_load = None, 0, None, False
 
+    def reached(self) -> None:
+        """What is wanted was brought, so that its storage is there."""
+        if self.problem is not None and self.problem.error.reason is _R.STORAGE_UNAVAILABLE:
+            self.problem, self.tries = None, 0
+
     def failed(self, error: TuneryError, sha256: str | None, now: float) -> None:
         """Note why, and when it is worth another try."""
         if error.reason in TRANSIENT and not isinstance(error, DiskTooSmall):
@@ -270,7 +275,7 @@ class Slot:
         known = self.served or self.cold
         if problem is None:
             return {}
-        if known is not None and problem.sha256 is None and not problem.settled and not self.unseen:
+        if known is not None and problem.sha256 is None and not problem.settled and self._looked_at:
             return {}  # of a look by the clock: another follows soon
         error = problem.error
         fields: dict[str, object] = {"reason": error.reason, "hint": scrub(error.hint, _MESSAGE)}
@@ -278,6 +283,11 @@ class Slot:
         if self.fails:
             fields |= {"state": AdapterState.FAILED, "manifest_sha256": None, "wanted_sha256": self.wanted}
         return fields
+
+    @property
+    def _looked_at(self) -> bool:
+        """Whether its place was seen since the entry names it, and since what it led to was taken from the disk."""
+        return self.look is not None and not self.unseen
 
     @property
     def fails(self) -> bool:
@@ -301,7 +311,9 @@ class Slot:
         digits = known.sha256[:VERSION_DIGITS]
         if problem.sha256 is None and not problem.settled:
             told = f"its place could not be looked at: {message}"
-            return f"{told}; serving {digits} from the disk" if self.served is not None else told
+            if self.served is None:
+                return told
+            return f"{told}; serving {digits} from the disk" if self.unseen else f"{told}; still serving {digits}"
         if problem.sha256 is None or problem.sha256 == known.sha256:
             return message
         return f"update to {problem.sha256[:VERSION_DIGITS]}: {message}; still serving {digits}"

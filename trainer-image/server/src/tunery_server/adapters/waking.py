@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from tunery_api.reasons import FailureReason
 from tunery_server.adapters.again import Again
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.slot import Slot
@@ -23,11 +22,21 @@ Why = tuple[str, str]
 class Waking:
     """Asks for places on behalf of requests."""
 
-    def __init__(self, places: Places, refusal: Callable[[Slot], Why | None], ask: Callable[[Slot], None]) -> None:
-        """`refusal` says why a slot cannot be loaded now; `ask` gives it a place, or has it brought for one."""
+    def __init__(
+        self,
+        places: Places,
+        refusal: Callable[[Slot], Why | None],
+        ask: Callable[[Slot], None],
+        silent: Callable[[Slot, str], Why],
+    ) -> None:
+        """`refusal` says why a slot cannot be loaded now; `ask` gives it a place, or has it brought for one.
+
+        `silent` notes of a slot, in the words given, that its storage is, and returns why it is not served.
+        """
         self._places = places
         self._refusal = refusal
         self._ask = ask
+        self._silent = silent
         self.again = Again()
 
     async def wait(self, slot: Slot) -> None:
@@ -57,8 +66,7 @@ class Waking:
     def _too_long(self, slot: Slot) -> Why:
         at_store = slot.bringing or self._places.seeks(slot)
         if at_store and (slot.heard is None or not slot.heard.bytes):
-            message = f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s"
-            return FailureReason.STORAGE_UNAVAILABLE, message
+            return self._silent(slot, f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s")
         if slot.hot or at_store:
             return LOADING, f"it could not be loaded within {HOLD_SECONDS:.0f} s"
         return NO_ROOM, (

@@ -151,6 +151,7 @@ class Worker:
         slot.bringing = False
         if slot.item is item and not slot.hot:
             slot.brought = content.sha256
+            slot.reached()
         elif slot.item is item:
             await self._serve(slot, content)
             slot.succeeded()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from array import array
 from bisect import bisect_left, bisect_right, insort
@@ -14,6 +15,7 @@ from functools import partial
 from itertools import islice, takewhile
 from typing import Final
 
+from tunery_api.names import BATCH_GRACE_SECONDS
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_server.batch.answers import Answer, Tally
@@ -23,7 +25,9 @@ from tunery_server.threads import in_thread
 
 _LOOK_SECONDS: Final = 0.2
 _STORE_SECONDS: Final = 600.0
-"""How long storing a part is tried while the storage does not answer."""
+"""How long storing a part is tried while the storage does not answer, also once all is asked: answers are paid for."""
+STOPPED_SECONDS: Final = BATCH_GRACE_SECONDS - 20.0
+"""How long after a SIGTERM it is tried: the last try is to end before the pod's time is up."""
 _PAUSE_SECONDS: Final = 5.0
 _MOST_TASKS: Final = 64
 """Parts that are to be stored."""
@@ -102,10 +106,21 @@ class Keeper:
     A line that others pass has its place in the part, which is stored anew with the ends that came later.
     """
 
-    def __init__(self, parts: Parts, kept: Kept, size: PartSize, lost: Callable[[], None] = lambda: None) -> None:
-        """`lost` is called where a part is not what was stored: `damaged` says which from then on."""
+    def __init__(
+        self,
+        parts: Parts,
+        kept: Kept,
+        size: PartSize,
+        lost: Callable[[], None] = lambda: None,
+        told_at: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        """`lost` is called where a part is not what was stored: `damaged` says which from then on.
+
+        `told_at` says when the process was told to stop, by time.monotonic.
+        """
         self._parts = parts
         self._lost = lost
+        self._told_at = told_at
         self._size = size
         self._mends = [_Mend(mark.first, mark.end, left) for mark in kept.marks if (left := parts.asked_again(mark))]
         """By their first line."""
@@ -232,8 +247,8 @@ class Keeper:
                 self._drop(damaged)
                 return
             except TuneryError as error:
-                patient = time.monotonic() - began < _STORE_SECONDS and not self._ending
-                if error.reason is not FailureReason.STORAGE_UNAVAILABLE or not patient:
+                until = min(began + _STORE_SECONDS, self._told_at() + STOPPED_SECONDS)
+                if error.reason is not FailureReason.STORAGE_UNAVAILABLE or time.monotonic() >= until:
                     raise
                 _log.warning("a part of the answers cannot be stored yet: %s", error.message)
                 await asyncio.sleep(_PAUSE_SECONDS)

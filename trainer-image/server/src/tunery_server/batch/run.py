@@ -184,7 +184,7 @@ async def _ask(batch: Batch, kept: Kept, signal: StopSignal) -> dict[int, Mark]:
 
     Raises TuneryError, and StopRequested.
     """
-    run, stops, patience = batch.work.run, Stops(asyncio.Event(), asyncio.Event()), batch.pace.patience
+    run, stops, patience = batch.work.run, Stops(asyncio.Event(), asyncio.Event(), signal), batch.pace.patience
     if batch.problems.count:
         # It ends anyhow: only for what else is wrong the server is asked, and not waited for.
         patience = replace(patience, outage=patience.unknown_model)
@@ -212,6 +212,8 @@ class Stops:
     """No line is to be begun any more."""
     enough: asyncio.Event
     """Because more lines have failed than may."""
+    signal: StopSignal
+    """Which may be one of the causes."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,8 @@ async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -
 
     Whatever ends it, what was answered is kept. Raises TuneryError, be it DamagedPart, and what a defect raises.
     """
-    keeper, patience = Keeper(batch.parts, kept, batch.pace.part, stops.stop.set), batch.pace.patience
+    keeper = Keeper(batch.parts, kept, batch.pace.part, stops.stop.set, lambda: stops.signal.told_at)
+    patience = batch.pace.patience
     aside = Aside(server, batch.lines, patience.first_pause, patience.longest_pause)
 
     async def ask(line: Line) -> Answer | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -22,6 +24,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self.told_at = math.inf
+        """When, by time.monotonic."""
         self.last_word: Callable[[], None] = lambda: None
         """Said before the process ends at once."""
         self._ask: Callable[[], object] | None = None
@@ -50,7 +54,7 @@ class StopSignal:
         if self.requested or self._ask is None:
             self._leave()
             return
-        self.requested = True
+        self.requested, self.told_at = True, time.monotonic()
         with suppress(Exception):  # it may have come in the middle of a write
             sys.stderr.write("Told to stop: waiting for the answers that are under way, and keeping them.\n")
         self._ask()

@@ -22,7 +22,10 @@ from tunery_server.routes import Target
 ADAPTER_HEADER: Final = "X-Tunery-Adapter"
 MANIFEST_HEADER: Final = "X-Tunery-Manifest-SHA256"
 IDLE_SECONDS: Final = 600.0
-"""Between two pieces of a stream: for the engine to give one, and for the client to take one."""
+"""Between two pieces of a stream: for the engine to give one, and for the client to take all of one.
+
+Of who takes nothing at all the connection is closed before.
+"""
 ENGINE_DIED: Final = "EngineDied"
 """The code of an answer to a request that the engine had when it died: that may be the request's own doing."""
 MAX_ANSWER: Final = 64 << 20

@@ -17,7 +17,7 @@ from tunery_api.serving import NO_KEYS, Remark, ReplicaState
 from tunery_server.door.auth import HINT, ApiKeys
 from tunery_server.door.body import MAX_BODY
 from tunery_server.door.clients import CLIENTS_HINT, unknown_clients
-from tunery_server.door.connections import Room
+from tunery_server.door.connections import Room, let_in
 from tunery_server.door.dying import Dying
 from tunery_server.door.engine_metrics import engine_metrics
 from tunery_server.door.errors import Refusal, not_found, not_served
@@ -114,12 +114,17 @@ class _Models:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def all(self, request: web.Request) -> web.Response:
+    def _client(self, request: web.Request) -> str:
         client = self._door.keys.client(request.headers.get("Authorization"))
+        let_in(request)
+        return client
+
+    async def all(self, request: web.Request) -> web.Response:
+        client = self._client(request)
         return web.json_response(models(self._door.routes, client))
 
     async def one(self, request: web.Request) -> web.Response:
-        client = self._door.keys.client(request.headers.get("Authorization"))
+        client = self._client(request)
         name = request.match_info["id"]
         try:
             return web.json_response(one_model(self._door.routes, client, name))

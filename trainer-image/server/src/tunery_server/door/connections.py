@@ -2,14 +2,18 @@
 
 aiohttp has no deadline for a request's head and no limit of connections: who sends half a head, with or without a key,
 could hold every file that the process may open. So each connection has its place in a room with limits. Where the room
-is full, who waits without a request makes way; who waits for an answer stays.
+is full, who waits without a request makes way, and first who has shown no key; who was let in and waits for an answer
+stays. An answer that its client does not take ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import resource
+import struct
+import termios
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -33,6 +37,7 @@ _LOG_SECONDS: Final = 60.0
 SLOW: Final = "slow"
 CROWDED: Final = "crowded"
 REFUSED: Final = "refused"
+UNREAD: Final = "unread"
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,10 @@ class Limits:
     """From the connection, or the first byte of a further request, to the end of its head."""
     idle: float = 620.0
     """Between two requests: longer than the 600 seconds after which the most patient of common proxies closes."""
+    stranger: float = 5.0
+    """To show a key; longer than a probe takes. Who has shown none by then makes way first in a full room."""
+    unread: float = 30.0
+    """In so many of them the client must take something of what waits for it: it may read as slowly as it likes."""
     half_closed: float = 1.0
     """For an answer to who says at once that no more comes, as `nc -N` does: who leaves says the same."""
 
@@ -96,19 +105,36 @@ class _Crowd:
     """The connections of one address."""
 
     members: set[Member] = field(default_factory=set)
+    strangers: dict[Member, float] = field(default_factory=dict)
+    """Those that have shown no key, with a request or without, and since when they are here; the oldest first."""
     waiting: dict[Member, None] = field(default_factory=dict)
-    """Those without a request, the oldest first."""
+    """Of the others those that have no request that a key was shown for, the oldest first."""
+
+    @property
+    def loose(self) -> int:
+        """How many may have to make way."""
+        return len(self.strangers) + len(self.waiting)
+
+    def first(self, strange_since: float) -> Member | None:
+        """Return who makes way first: a stranger who came so early, else the oldest without a request."""
+        stranger = next(iter(self.strangers), None)
+        if stranger is not None and (self.strangers[stranger] <= strange_since or not self.waiting):
+            return stranger
+        return next(iter(self.waiting), None)
 
 
 class Room:
     """The connections that are open."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits or limits_here()
+        self._clock = clock
         self.open = 0
-        self.closed: Counter[str] = Counter({SLOW: 0, CROWDED: 0, REFUSED: 0})
+        self.closed: Counter[str] = Counter({SLOW: 0, CROWDED: 0, REFUSED: 0, UNREAD: 0})
         """Connections that the door closed, by cause."""
         self._crowds: dict[str, _Crowd] = {}
+        self._strangers: dict[Member, float] = {}
+        """Those of all addresses."""
         self._told: float | None = None
 
     def enter(self, one: Member) -> bool:
@@ -120,49 +146,59 @@ class Room:
         # Once more: whoever has made way may have been the last of this address.
         crowd = self._crowds.setdefault(one.address, crowd)
         crowd.members.add(one)
-        crowd.waiting[one] = None
+        crowd.strangers[one] = self._strangers[one] = self._clock()
         self.open += 1
         return True
 
-    def works(self, one: Member) -> None:
-        """Take note that a connection has a request."""
+    def let_in(self, one: Member) -> None:
+        """Take note that a connection has a request of somebody who may ask."""
+        self._strangers.pop(one, None)
         if (crowd := self._crowds.get(one.address)) is not None:
+            crowd.strangers.pop(one, None)
             crowd.waiting.pop(one, None)
 
     def waits(self, one: Member) -> None:
-        """Take note that it waits for the next one."""
+        """Take note that its request has its answer."""
         crowd = self._crowds.get(one.address)
-        if crowd is not None and one in crowd.members:
-            crowd.waiting[one] = None
+        if crowd is not None and one in crowd.members and one not in crowd.strangers:
+            crowd.waiting.setdefault(one)
 
     def leave(self, one: Member) -> None:
         """Forget a connection that has ended."""
         crowd = self._crowds.get(one.address)
         if crowd is None or one not in crowd.members:
             return
+        self.let_in(one)  # so it is in no list of those who may have to make way
         crowd.members.remove(one)
-        crowd.waiting.pop(one, None)
         self.open -= 1
         if not crowd.members:
             del self._crowds[one.address]
 
     def _has_place(self, crowd: _Crowd) -> bool:
         if len(crowd.members) >= self.limits.per_address:
-            return self._displaced(crowd)
+            return self._displaced(crowd.first(self._strange_since))
         if self.open < self.limits.connections:
             return True
-        if self._displaced(max(self._crowds.values(), key=lambda each: len(each.waiting))):
-            return True
-        return len(crowd.members) < _FEW and self.open < self.limits.connections + self.limits.kept
+        stranger = next(iter(self._strangers), None)
+        if stranger is not None and self._strangers[stranger] <= self._strange_since:
+            return self._displaced(stranger)
+        most = max(self._crowds.values(), key=lambda each: each.loose)
+        few = len(crowd.members) < _FEW and self.open < self.limits.connections + self.limits.kept
+        if few and most is crowd:
+            return True  # not for another of its own, of which perhaps no byte was read yet
+        return self._displaced(most.first(self._strange_since)) or few
 
-    def _displaced(self, crowd: _Crowd) -> bool:
-        """Close the oldest connection of an address that has no request; False: all have one."""
-        oldest = next(iter(crowd.waiting), None)
-        if oldest is None:
+    @property
+    def _strange_since(self) -> float:
+        return self._clock() - self.limits.stranger
+
+    def _displaced(self, one: Member | None) -> bool:
+        """Close a connection; False: there is none that has to make way."""
+        if one is None:
             return False
-        self._note(CROWDED, oldest.address)
-        self.leave(oldest)
-        oldest.make_way()
+        self._note(CROWDED, one.address)
+        self.leave(one)
+        one.make_way()
         return True
 
     def _note(self, cause: str, address: str) -> None:
@@ -174,8 +210,8 @@ class Room:
         self._told = now
         crowd = self._crowds.get(address)
         logger.warning(
-            "too many connections: %d are open, %d of them from %s; until now %d were closed that had no request, and "
-            "%d were not let in",
+            "too many connections: %d are open, %d of them from %s; until now %d were closed that had no request, or "
+            "none with a key, and %d were not let in",
             *(self.open, len(crowd.members) if crowd else 0, address, self.closed[CROWDED], self.closed[REFUSED]),
         )
 
@@ -183,7 +219,7 @@ class Room:
 class Connection(RequestHandler):
     """One client's connection, with its place in the room and a time for each head."""
 
-    __slots__ = ("_asked", "_deadline", "_half_closed", "_room", "_wire", "address")
+    __slots__ = ("_asked", "_deadline", "_half_closed", "_left", "_room", "_unread", "_wire", "address")
 
     def __init__(self, server: web.Server, room: Room, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:
         super().__init__(server, loop=loop, **kwargs)
@@ -195,6 +231,9 @@ class Connection(RequestHandler):
         """When the last byte of a head came."""
         self._deadline: asyncio.TimerHandle | None = None
         self._half_closed: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._left = 0
+        """Bytes that its client had not taken when it was last looked."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place; without one the connection ends."""
@@ -204,12 +243,14 @@ class Connection(RequestHandler):
         if not self._room.enter(self):
             transport.abort()
             return
+        # An answer has its end only once the system has all of it: who makes way before would cut it short.
+        transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
         self._time_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""
-        for timer in (self._deadline, self._half_closed):
+        for timer in (self._deadline, self._half_closed, self._unread):
             if timer is not None:
                 timer.cancel()
         self._room.leave(self)
@@ -220,6 +261,23 @@ class Connection(RequestHandler):
         """End without any further word."""
         if self._wire is not None:
             self._wire.abort()
+
+    def let_in(self) -> None:
+        """Take note that its request is of somebody who may ask."""
+        self._room.let_in(self)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take what is there, and not for ever."""
+        super().pause_writing()
+        self._left = self._untaken()
+        self._time_reading()
+
+    def resume_writing(self) -> None:
+        """Go on: the system has all of it."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes on; the first of a further request start the time for its head."""
@@ -246,13 +304,15 @@ class Connection(RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer a request; meanwhile nothing ends the connection but its client."""
-        self._room.works(self)
+        """Answer a request; once its client is let in nothing ends the connection but the client."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         try:
-            return await super()._handle_request(request, start_time, request_handler)
+            done = await super()._handle_request(request, start_time, request_handler)
+            if self.transport is not None:  # aiohttp itself does not wait for the end of every kind of answer
+                await self._drain_helper()
+            return done
         finally:
             self._room.waits(self)
             if self._half_closed is not None and not self._messages:
@@ -262,6 +322,27 @@ class Connection(RequestHandler):
         """Tell whether no request is here."""
         return self._waiter is not None and not self._waiter.done()
 
+    def _time_reading(self) -> None:
+        self._unread = self._loop.call_later(self._room.limits.unread, self._look_whether_read)
+
+    def _look_whether_read(self) -> None:
+        before, self._left = self._left, self._untaken()
+        if self._left < before:
+            self._time_reading()
+            return
+        self._room.closed[UNREAD] += 1
+        self.make_way()
+
+    def _untaken(self) -> int:
+        """Return how many bytes the client's system has not taken.
+
+        Ours holds megabytes for a slow client, and takes nothing from us for long while that goes on reading.
+        """
+        if self._wire is None:
+            return 0
+        queued = fcntl.ioctl(self._wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return self._wire.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
+
     def _time_head(self) -> None:
         self._deadline = self._loop.call_later(self._room.limits.head, self._too_late)
 
@@ -269,3 +350,9 @@ class Connection(RequestHandler):
         if self._is_idle():
             self._room.closed[SLOW] += 1
             self.make_way()
+
+
+def let_in(request: web.Request) -> None:
+    """Take note that a request is of somebody who may ask: its connection keeps its place until it is answered."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.let_in()

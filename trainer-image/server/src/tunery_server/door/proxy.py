@@ -16,6 +16,7 @@ from tunery_server.door import body
 from tunery_server.door.answers import ClientGone, EngineEnds, Passage, break_off, stream, whole
 from tunery_server.door.auth import ANYBODY, ApiKeys
 from tunery_server.door.body import Asked
+from tunery_server.door.connections import let_in
 from tunery_server.door.dying import Dying
 from tunery_server.door.errors import Refusal, engine_failed, look_whether_open, not_allowed, not_served
 from tunery_server.door.metrics import NOTHING, Metrics
@@ -87,6 +88,7 @@ class Proxy:
 
     async def _answer(self, request: web.Request, path: str, count: _Count) -> web.StreamResponse:
         count.client = self._keys.client(request.headers.get("Authorization"))
+        let_in(request)
         asked = await body.read(request)
         look_whether_open(self._routes)
         if not self._routes.allows(count.client, asked.model):
