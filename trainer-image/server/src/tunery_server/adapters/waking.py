@@ -56,7 +56,7 @@ class Waking:
 
     def _too_long(self, slot: Slot) -> Why:
         at_store = slot.bringing or self._places.seeks(slot)
-        if at_store and (slot.heard is None or not slot.heard.bytes):
+        if at_store and (slot.heard is None or (slot.heard.begun and not slot.heard.bytes)):
             message = f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s"
             return FailureReason.STORAGE_UNAVAILABLE, message
         if slot.hot or at_store:
