@@ -13,7 +13,10 @@ from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit
 from tunery_common.errors import TuneryError
+from tunery_common.storage.asker import GivenUp
+from tunery_server.adapters import turns
 from tunery_server.adapters.cache import AdapterCache, OverLimit, wanted_bytes
+from tunery_server.adapters.turns import Heard
 
 from .loader_kit import Table, adapter_files, manifest_of
 
@@ -48,7 +51,7 @@ def cache_of(tmp_path: Path, needs: Needs, limit: int) -> AdapterCache:
 def put(cache: AdapterCache, digit: str, files: dict[str, bytes] | None = None) -> str:
     files = files or adapter_files()
     manifest = manifest_of(files)
-    draft = cache.draft(digit * 64, Manifest.model_validate_json(manifest))
+    draft = cache.draft(digit * 64, Manifest.model_validate_json(manifest), Heard())
     try:
         for name, data in files.items():
             (draft / name).write_bytes(data)
@@ -109,14 +112,47 @@ def test_the_model_counts_once_and_what_is_on_its_way_counts_too(tmp_path: Path,
     (tmp_path / "model" / "c").symlink_to(tmp_path / "elsewhere")
     cache = cache_of(tmp_path, needs, 2 * SIZE + 1000 + len(str(tmp_path / "elsewhere")))
     manifest = Manifest.model_validate_json(manifest_of(adapter_files()))
-    first = cache.draft("1" * 64, manifest)
-    second = cache.draft("2" * 64, manifest)
+    first = cache.draft("1" * 64, manifest, Heard())
+    second = cache.draft("2" * 64, manifest, Heard())
     with pytest.raises(TuneryError):
-        cache.draft("3" * 64, manifest)
+        cache.draft("3" * 64, manifest, Heard())
     cache.give_up(first)
     cache.give_up(second)
-    assert cache.draft("3" * 64, manifest).is_dir()
+    assert cache.draft("3" * 64, manifest, Heard()).is_dir()
     assert wanted_bytes(manifest) == SIZE
+
+
+def test_room_that_was_kept_for_what_is_given_up_is_free_at_once(tmp_path: Path, needs: Needs) -> None:
+    cache = cache_of(tmp_path, needs, SIZE + 100)
+    first, heard = manifest_model(), Heard()
+    draft = cache.draft("1" * 64, first, heard)
+    assert cache.on_its_way("1" * 64)
+    assert not cache.has_room(SIZE)
+    heard.give_up()
+    assert not cache.on_its_way("1" * 64)
+    assert cache.has_room(SIZE)
+    assert cache.draft("1" * 64, first, Heard()).is_dir()
+    assert not draft.exists()
+    with pytest.raises(GivenUp):
+        cache.put("1" * 64, draft, manifest_of(adapter_files()))
+
+
+def test_who_needs_room_takes_that_of_quiet_stores_and_before_any_version_leaves(
+    tmp_path: Path, needs: Needs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(tmp_path, needs, 2 * SIZE + 100)
+    there, heard = put(cache, "1"), Heard()
+    cache.draft("2" * 64, manifest_model(), heard)
+    needs.names = {there}
+    with pytest.raises(OverLimit, match="are kept for 1 that are on their way") as caught:
+        cache.draft("3" * 64, manifest_model(), Heard())
+    assert "Ask again" in (caught.value.hint or ""), "a larger disk is not what it lacks"
+    assert not heard.over.is_set()
+    needs.names = set()
+    monkeypatch.setattr(turns, "QUIET_SECONDS", 0)
+    assert cache.draft("3" * 64, manifest_model(), Heard()).is_dir()
+    assert heard.over.is_set(), "which its thread meets"
+    assert cache.on_disk() == [there]
 
 
 def test_a_bad_folder_is_removed_unless_the_engine_holds_it(tmp_path: Path, needs: Needs) -> None:
@@ -166,13 +202,13 @@ def test_a_version_that_has_come_is_counted_once(tmp_path: Path, needs: Needs) -
     cache = cache_of(tmp_path, needs, 2 * SIZE + 100)
     files = adapter_files()
     manifest = manifest_of(files)
-    draft = cache.draft("1" * 64, manifest_model())
+    draft = cache.draft("1" * 64, manifest_model(), Heard())
     for name, data in files.items():
         (draft / name).write_bytes(data)
     cache.put("1" * 64, draft, manifest)
     needs.engine.add("1" * 64)
     # Another thread asks for room before the first has given its draft up.
-    assert cache.draft("2" * 64, manifest_model()).is_dir()
+    assert cache.draft("2" * 64, manifest_model(), Heard()).is_dir()
 
 
 def test_a_version_whose_manifest_is_gone_is_brought_anew(tmp_path: Path, needs: Needs) -> None:
@@ -184,7 +220,7 @@ def test_a_version_whose_manifest_is_gone_is_brought_anew(tmp_path: Path, needs:
     assert again.glance(sha) is None
     assert again.find(sha) is None
     assert not again.folder(sha).exists()
-    assert cache_of(tmp_path, needs, SIZE + 100).draft("2" * 64, manifest_model()).is_dir()
+    assert cache_of(tmp_path, needs, SIZE + 100).draft("2" * 64, manifest_model(), Heard()).is_dir()
 
 
 def manifest_model() -> Manifest:
@@ -193,7 +229,7 @@ def manifest_model() -> Manifest:
 
 def test_a_disk_that_cannot_be_written_is_no_fault_of_the_adapter(tmp_path: Path, needs: Needs) -> None:
     cache = cache_of(tmp_path, needs, 1 << 30)
-    draft = cache.draft("1" * 64, manifest_model())
+    draft = cache.draft("1" * 64, manifest_model(), Heard())
     with pytest.raises(TuneryError, match=r"cannot be written: No such file") as caught:
         cache.put("1" * 64, draft, manifest_of(adapter_files()))  # nothing has come
     assert caught.value.reason is FailureReason.INTERNAL_ERROR
@@ -201,7 +237,7 @@ def test_a_disk_that_cannot_be_written_is_no_fault_of_the_adapter(tmp_path: Path
     (tmp_path / "adapters" / ".drafts").rmdir()
     (tmp_path / "adapters" / ".drafts").touch()
     with pytest.raises(TuneryError, match="cannot be written"):
-        cache.draft("1" * 64, manifest_model())
+        cache.draft("1" * 64, manifest_model(), Heard())
 
 
 @pytest.mark.parametrize("note", [".served.json", ".used.json", ".strikes.json"])

@@ -218,7 +218,7 @@ async def test_bytes_that_come_too_late_end_the_thread_that_brings_them(monkeypa
     def question() -> None:
         late.wait(20)
         try:
-            heard.moved()
+            heard.moved(1)
         except GivenUp:
             ended.set()
 

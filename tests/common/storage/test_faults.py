@@ -85,7 +85,7 @@ def test_a_forgotten_endpoint_is_named(s3_server: S3Server, monkeypatch: pytest.
     def no_such_host(*_: object, **__: object) -> list[object]:
         raise socket.gaierror("Name or service not known")
 
-    monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "LONG", s3_client.Patience(attempts=1))
     monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
     keys = {name: value for name, value in s3_server.environment().items() if "ENDPOINT" not in name}
     error = _failure(*open_store("s3://b/out", Credentials("the Secret s3", keys), "spec.output.uri"))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, Protocol, Self, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import s3_errors, transfer
+from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.base import (
     Entry,
     ObjectExists,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _CONFLICT_ATTEMPTS: Final = 8
+_LONGEST_CHUNK_SECONDS: Final = 0.5
+"""Between the first byte of a chunk and the last."""
 _AMAZON: Final = ".amazonaws.com"
 """In the endpoint that boto3 takes where none was named."""
 
@@ -72,7 +75,7 @@ class S3Store:
 
     def read_bytes(self, key: str) -> bytes:
         with self._errors("s3:GetObject", key):
-            return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+            return _read(self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"])
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         if length <= 0:
@@ -80,7 +83,7 @@ class S3Store:
         span = f"bytes={start}-{start + length - 1}"
         try:
             with self._errors("s3:GetObject", key):
-                return self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"].read()
+                return _read(self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"])
         except TuneryError as error:
             if error.__cause__ is not None and s3_errors.http_status(error.__cause__) == 416:
                 return b""  # starts behind the end
@@ -91,11 +94,7 @@ class S3Store:
             return
         span = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
         with self._errors("s3:GetObject", entry.key):
-            body = self._get(entry, span)
-            try:
-                yield from body.iter_chunks(transfer.CHUNK_BYTES)
-            finally:
-                body.close()
+            yield from _chunks(self._get(entry, span))
 
     def _get(self, entry: Entry, span: str) -> StreamingBody:
         try:
@@ -200,6 +199,38 @@ class S3Store:
             if s3_errors.is_no_key(error) and key:
                 raise ObjectMissing(self.uri(key)) from error
             raise self._translated(error, action, key) from error
+
+
+def _chunks(body: StreamingBody) -> Iterator[bytes]:
+    """Yield a body in chunks, smaller ones where little comes: a trickle is to be noticed, and meets GivenUp."""
+    with cast("_Raw", body) as raw:
+        while True:
+            chunk, began = bytearray(), time.monotonic()
+            while len(chunk) < transfer.CHUNK_BYTES and time.monotonic() - began < _LONGEST_CHUNK_SECONDS:
+                check_waited_for()
+                data = raw.read1(transfer.CHUNK_BYTES - len(chunk))
+                if not data:
+                    break
+                chunk += data
+            if not chunk:
+                return
+            yield bytes(chunk)
+
+
+def _read(body: StreamingBody) -> bytes:
+    return b"".join(_chunks(body))
+
+
+class _Raw(Protocol):
+    """What a body of botocore gives within `with`: urllib3's response, which has what its own wrapper has not."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read1(self, most: int) -> bytes:
+        """Return what has come, at most so many bytes; none at the end."""
+        ...
 
 
 class _HashingReader:

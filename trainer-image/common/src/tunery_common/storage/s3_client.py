@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import boto3
@@ -13,6 +14,7 @@ from botocore.credentials import RefreshableCredentials
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError
+from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.endpoints import check_endpoint
 
@@ -23,25 +25,37 @@ MULTIPART_THRESHOLD: Final = 64 << 20
 """Below this an upload is one atomic PUT; nearly every adapter is."""
 _PART_BYTES: Final = 16 << 20
 _MAX_PARTS: Final = 9_000
-_CONNECT_TIMEOUT_SECONDS: Final = 10
-_READ_TIMEOUT_SECONDS: Final = 60
-_ATTEMPTS: Final = 5
 
 
-def make_client(credentials: Credentials, field: str) -> S3Client:
+@dataclass(frozen=True)
+class Patience:
+    """How long requests wait for a server, and how often they are sent."""
+
+    connect_seconds: float = 10
+    read_seconds: float = 60
+    attempts: int = 5
+
+
+LONG: Final = Patience()
+SHORT: Final = Patience(connect_seconds=5, read_seconds=7, attempts=3)
+"""For who tries again by itself, and would have given up a silent request after some twenty seconds."""
+
+
+def make_client(credentials: Credentials, field: str, patience: Patience | None = None) -> S3Client:
     """Return a client for the credentials' endpoint; INVALID_SPEC for an endpoint that is not one.
 
     `request_checksum_calculation` and `response_checksum_validation` are `when_required`: other S3 servers reject
     the trailers that newer SDKs send by default.
     """
+    patience = patience or LONG
     endpoint = credentials.get("AWS_ENDPOINT_URL_S3") or credentials.get("AWS_ENDPOINT_URL")
     if endpoint:
         check_endpoint(endpoint, f"{field}: AWS_ENDPOINT_URL in {credentials.source}")
     style = credentials.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")
     config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-        read_timeout=_READ_TIMEOUT_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": _addressing_style(style, field, credentials.source)},
@@ -63,7 +77,10 @@ def make_client(credentials: Credentials, field: str) -> S3Client:
 
 
 class SharedClient:
-    """One client for many places while their credentials stay the same: to make one takes longer than to ask."""
+    """One client for many places while their credentials stay the same: to make one takes longer than to ask.
+
+    It is for who has an Asker: a silent request ends soon, and what was given up is not sent again.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,8 +90,14 @@ class SharedClient:
         """Return the client for these credentials; INVALID_SPEC where their endpoint is none."""
         with self._lock:
             if self._last is None or self._last[0] != credentials.values:
-                self._last = credentials.values, make_client(credentials, field)
+                client = make_client(credentials, field, SHORT)
+                client.meta.events.register("before-send.s3", _check)
+                self._last = credentials.values, client
             return self._last[1]
+
+
+def _check(**_: object) -> None:
+    check_waited_for()
 
 
 def _remember(session: boto3.Session) -> None:

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,13 +20,18 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import DISK_FULL, TuneryError
+from tunery_common.storage.asker import check_waited_for, own_streams
 from tunery_common.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
+from tunery_common.storage.streams import Streams
 
 CHUNK_BYTES: Final = 1 << 20
 PART_BYTES: Final = 32 << 20
 """One request: large enough that the wait for its first byte does not count, small enough to be sent again."""
 STREAMS: Final = 16
-"""Requests at a time, over all files: object storage gives each of them a fraction of the network."""
+"""Requests at a time, over all files: object storage gives each of them a fraction of the network.
+
+An asker with streams of its own has its own number of them: what hangs for one must not hold up another.
+"""
 _WINDOW: Final = 2 * STREAMS
 """Parts of one file that are on their way or not hashed yet, so that hashing reads from the page cache."""
 _MARK_BYTES: Final = 256 << 20
@@ -177,9 +182,11 @@ def _arriving(copy: _Copy, descriptor: int, start: int) -> Generator[int]:
     """Fetch all parts from `start` on, several at a time; yield the end of each, in order, once it is in the file."""
     starts = iter(range(start, copy.entry.size, PART_BYTES))
     waiting: deque[Future[int]] = deque()
+    streams = own_streams() or _streams()
 
     def submit(count: int) -> None:
-        waiting.extend(_streams().submit(_fetch_part, copy, descriptor, at) for at in islice(starts, count))
+        parts = (functools.partial(_fetch_part, copy, descriptor, at) for at in islice(starts, count))
+        waiting.extend(streams.submit(part) for part in parts)
 
     try:
         submit(_WINDOW)
@@ -195,14 +202,18 @@ def _arriving(copy: _Copy, descriptor: int, start: int) -> Generator[int]:
 
 
 @functools.cache
-def _streams() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(STREAMS, thread_name_prefix="download")
+def _streams() -> Streams:
+    return Streams(STREAMS)
 
 
 def _fetch_part(copy: _Copy, descriptor: int, start: int) -> int:
-    """Write the part that begins at `start`, and return its end; a try that was cut off goes on where it was."""
+    """Write the part that begins at `start`, and return its end; a try that was cut off goes on where it was.
+
+    Raises GivenUp where nobody waits for it any more.
+    """
     part = _Part(start, min(start + PART_BYTES, copy.entry.size))
     for attempt in range(1, _ATTEMPTS + 1):
+        check_waited_for()
         try:
             _receive(copy, descriptor, part)
             break
@@ -229,6 +240,7 @@ def _receive(copy: _Copy, descriptor: int, part: _Part) -> None:
     for chunk in copy.store.stream(copy.entry, part.at, part.end - part.at):
         if copy.stopped.is_set():
             return
+        check_waited_for()
         if len(chunk) > part.end - part.at:  # a server that takes no notice of ranges sends other bytes
             message = f"{uri}: the server sent more than the range that it was asked for"
             raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)

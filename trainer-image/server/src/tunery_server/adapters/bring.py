@@ -10,10 +10,11 @@ from typing import Final, TypeVar
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
+from tunery_common.storage.uris import split_uri
 from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.fits import ServedBase, check_fit
 from tunery_server.adapters.slot import Slot
-from tunery_server.adapters.source import Known, Look, Opener, fetch, look, marks, verify
+from tunery_server.adapters.source import Into, Known, Look, Opener, fetch, look, marks, verify
 from tunery_server.adapters.turns import Heard, Turns, over, silent
 from tunery_server.threads import in_thread
 
@@ -42,7 +43,7 @@ class Bringer:
         """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._ask(lambda: look(self._open(item), before))
+                return await self._ask(item, lambda: look(self._open(item), before))
         except TimeoutError as error:
             raise silent(seconds or 0) from error
 
@@ -52,7 +53,7 @@ class Bringer:
         if known is None:
             await self._check_changed(slot)
             item = slot.item
-            known = await self._ask(lambda: verify(self._open(item), sha256, base))
+            known = await self._ask(item, lambda: verify(self._open(item), sha256, base))
         self._moved()
         return known
 
@@ -82,23 +83,23 @@ class Bringer:
         item, problem = slot.item, slot.problem
         if problem is None or problem.error.reason is not FailureReason.ADAPTER_CORRUPT or slot.mark is None:
             return
-        if await self._ask(lambda: marks(self._open(item))) == slot.mark:
+        if await self._ask(item, lambda: marks(self._open(item))) == slot.mark:
             raise problem.error
 
     async def _fetch(self, slot: Slot, sha256: str) -> Content:
         item, loop, heard = slot.item, asyncio.get_running_loop(), Heard()
         slot.heard = heard
 
-        def moved(_: int) -> None:
-            heard.moved()
+        def moved(count: int) -> None:
+            heard.moved(count)
             loop.call_soon_threadsafe(self._moved)
 
         def brought() -> Content:
             known = self._cache.known(sha256)  # another name may have brought it meanwhile
-            return known or fetch(self._open(item), sha256, self._cache, moved)
+            return known or fetch(self._open(item), sha256, Into(self._cache, heard, moved))
 
         try:
-            return await self._downloads.ask(brought, heard)
+            return await self._downloads.ask(brought, heard, _store(item))
         except TuneryError as error:
             if error.reason is FailureReason.ADAPTER_CORRUPT:
                 slot.mark = await self._mark(item)
@@ -106,10 +107,16 @@ class Bringer:
 
     async def _mark(self, item: DesiredAdapter) -> tuple[str, ...] | None:
         try:
-            return await self._ask(lambda: marks(self._open(item)))
+            return await self._ask(item, lambda: marks(self._open(item)))
         except TuneryError:
             return None
 
-    async def _ask(self, question: Callable[[], Result]) -> Result:
-        """Return what a short question to a store is answered with."""
-        return await self._looks.ask(question, Heard())
+    async def _ask(self, item: DesiredAdapter, question: Callable[[], Result]) -> Result:
+        """Return what a short question to an adapter's store is answered with."""
+        return await self._looks.ask(question, Heard(), _store(item))
+
+
+def _store(item: DesiredAdapter) -> str:
+    """Return what hangs together if it does: a bucket, a claim, or all folders; a server knows one endpoint only."""
+    scheme, authority, _ = split_uri(item.uri)
+    return f"{scheme}://{authority}"

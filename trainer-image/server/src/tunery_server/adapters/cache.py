@@ -23,8 +23,10 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit
 from tunery_common.errors import DISK_FULL, TuneryError
+from tunery_common.storage.asker import GivenUp
 from tunery_common.storage.transfer import hash_file, sync_folder
 from tunery_server.adapters.notes import write_whole
+from tunery_server.adapters.turns import Heard
 
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 """All that a folder holds."""
@@ -99,6 +101,8 @@ class AdapterCache:
         self._trusted: dict[str, Content] = {}
         self._reserved: dict[Path, int] = {}
         """Bytes of those that are on their way."""
+        self._heard: dict[Path, Heard] = {}
+        """What is heard of their stores: room that is kept for one that was given up is free."""
         self._sizes: dict[Path, int] = {}
         """Bytes of folders that do not change: the model's, and those of versions."""
         self._lock = threading.RLock()
@@ -155,16 +159,26 @@ class AdapterCache:
         with self._lock:
             return self._trusted.get(sha256)
 
-    def draft(self, sha256: str, manifest: Manifest) -> Path:
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes are free without anything leaving."""
+        with self._lock:
+            return self._disk is None or size <= self._free(self._disk)
+
+    def could_hold(self, size: int) -> bool:
+        """Tell whether so many bytes are free, or would be after what `draft` has leave."""
+        with self._lock:
+            return self._disk is None or size <= self._could_be_free(self._disk)
+
+    def draft(self, sha256: str, manifest: Manifest, heard: Heard) -> Path:
         """Return an empty folder to bring the files into, once there is room for them.
 
-        Older versions that nobody uses leave for it, the least recently used first, and none where all of them would
-        not be enough. Raises TuneryError(DiskFull).
+        What was kept for stores that have gone quiet is taken for it, then older versions that nobody uses leave, the
+        least recently used first; nothing where all of it would not be enough. Raises TuneryError(DiskFull).
         """
         folder = self._root / _DRAFTS / f"{sha256}.{uuid.uuid4().hex[:8]}"
         with self._lock:
             self._make_room(wanted_bytes(manifest))
-            self._reserved[folder] = wanted_bytes(manifest)
+            self._reserved[folder], self._heard[folder] = wanted_bytes(manifest), heard
         try:
             folder.mkdir(parents=True)
         except OSError as error:
@@ -173,27 +187,32 @@ class AdapterCache:
         return folder
 
     def on_its_way(self, sha256: str) -> bool:
-        """Tell whether room is kept free for the version: it is being brought, perhaps by one that was given up."""
+        """Tell whether room is kept free for the version: it is being brought, and was not given up."""
         with self._lock:
-            return any(folder.name.startswith(f"{sha256}.") for folder in self._reserved)
+            return any(folder.name.startswith(f"{sha256}.") for folder in self._kept_for())
 
     def put(self, sha256: str, draft: Path, manifest_bytes: bytes) -> Content:
-        """Give a draft, every digest of which has matched, its name; returns it as it lies there now."""
+        """Give a draft, every digest of which has matched, its name; returns it as it lies there now.
+
+        Raises GivenUp where its room was given to another meanwhile.
+        """
         known = self.known(sha256)
         if known is not None:
             return known
         manifest = Manifest.model_validate_json(manifest_bytes)
         try:
-            for name in FILES:
-                (draft / name).chmod(_MODE)
-            draft.chmod(0o755)
             with self._lock:
+                if draft not in self._kept_for():
+                    raise GivenUp
+                for name in FILES:
+                    (draft / name).chmod(_MODE)
+                draft.chmod(0o755)
                 if self.folder(sha256).exists():
                     self._remove(sha256)
                 write_whole(self._root / _MANIFESTS / f"{sha256}.json", manifest_bytes)
                 os.rename(draft, self.folder(sha256))
                 self._sizes.pop(self.folder(sha256), None)
-                self._reserved.pop(draft, None)  # it is counted as a folder from here on, and not twice
+                self._forget(draft)  # it is counted as a folder from here on, and not twice
             sync_folder(self._root)
         except OSError as error:
             raise self._explained(error) from error
@@ -202,7 +221,7 @@ class AdapterCache:
     def give_up(self, draft: Path) -> None:
         """Remove a draft, if it is still one, and give back what was kept free for it."""
         with self._lock:
-            self._reserved.pop(draft, None)
+            self._forget(draft)
         shutil.rmtree(draft, ignore_errors=True)
 
     def used(self, sha256: str) -> None:
@@ -245,33 +264,55 @@ class AdapterCache:
         except (OSError, KeyError):
             return False
 
+    def _kept_for(self) -> dict[Path, int]:
+        """Return the bytes that are kept free for each that is on its way still."""
+        return {draft: size for draft, size in self._reserved.items() if not self._heard[draft].over.is_set()}
+
+    def _forget(self, draft: Path) -> None:
+        self._reserved.pop(draft, None)
+        self._heard.pop(draft, None)
+
+    def _free(self, limit: DiskLimit) -> int:
+        taken = self._size(self._model_dir) + sum(self._kept_for().values())
+        return limit.bytes - taken - sum(self._size(self.folder(each)) for each in self.on_disk())
+
+    def _quiet(self) -> list[Path]:
+        """Return the drafts whose room others may take."""
+        return [draft for draft in self._kept_for() if self._heard[draft].quiet()]
+
+    def _could_be_free(self, limit: DiskLimit) -> int:
+        quiet = sum(self._reserved[draft] for draft in self._quiet())
+        return self._free(limit) + quiet + sum(self._size(self.folder(each)) for each in self._oldest_first())
+
     def _make_room(self, size: int) -> None:
         limit = self._disk
-        if limit is None:
+        for draft in self._reserved.keys() - self._kept_for().keys():
+            self.give_up(draft)  # the thread that still holds it ends at its next byte
+        if limit is None or size <= self._free(limit):
             return
-        free = limit.bytes - self._size(self._model_dir) - sum(self._reserved.values())
-        free -= sum(self._size(self.folder(each)) for each in self.on_disk())
-        if size <= free:
-            return
-        unused = self._oldest_first()
-        could = free + sum(self._size(self.folder(each)) for each in unused)
-        if size <= could:
-            for each in unused:
-                taken = self._size(self.folder(each))
-                if self._remove(each):
-                    free += taken
-                if size <= free:
-                    return
-            could = free  # some were taken into use meanwhile
-        raise self._over_limit(limit, size, could)
+        if size > (could := self._could_be_free(limit)):
+            raise self._over_limit(limit, size, could)
+        for draft in self._quiet():
+            self._heard[draft].give_up()
+            self.give_up(draft)
+            if size <= self._free(limit):
+                return
+        for each in self._oldest_first():
+            self._remove(each)
+            if size <= self._free(limit):
+                return
+        raise self._over_limit(limit, size, self._free(limit))  # some were taken into use meanwhile
 
     def _over_limit(self, limit: DiskLimit, size: int, free: int) -> OverLimit:
+        hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
         why = "all adapters that are there are in use" if self.on_disk() else "no adapter is there that could leave"
+        if kept := self._kept_for():
+            why = f"{sum(kept.values()):,} are kept for {len(kept)} that are on their way"
+            hint = f"Ask again once those are here; if this comes often, raise {limit.field}."
         message = (
             f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
             f"free, and {why}"
         )
-        hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
         return OverLimit(message, hint, size, size - free)
 
     def _size(self, folder: Path) -> int:

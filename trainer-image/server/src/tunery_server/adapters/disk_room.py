@@ -74,6 +74,8 @@ class DiskRoom:
             self._places.release(slot)
             self._places.disk_is_full(self._clock() + LOOK_SECONDS, limited.size - limited.missing)
             return False
+        if limited is not None and self._cache.could_hold(limited.size):
+            return True
         leaving = self._departures.tasks()
         if leaving:
             done, _ = await asyncio.wait(leaving, timeout=_LEAVES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -85,9 +87,14 @@ class DiskRoom:
         return True
 
     async def _evicted(self, slot: Slot, full: TuneryError, missing: int) -> int:
-        """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does."""
+        """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does.
+
+        Nobody does where the room can be had by then.
+        """
         left = WAIT_SECONDS
         while True:
+            if isinstance(full, OverLimit) and self._cache.could_hold(full.size):
+                return missing  # what was on its way has come, or will not
             if self._places.idle() >= missing and (freed := self._places.evict()):
                 return freed
             if isinstance(full, OverLimit) and self._places.only_kept_beside(slot):

@@ -21,8 +21,11 @@ from tunery_server.adapters.cache import FILES, AdapterCache, Content, OverLimit
 from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
 from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
+from tunery_server.adapters.turns import Heard
 
 _LARGEST_MANIFEST: Final = 16_000_000
+_SIGN_BYTES: Final = 64 << 10
+"""So many bytes of the weights are a sign that all will come."""
 _OTHER: Final = (
     "Other content lies there than was vouched for: correct manifestSha256 of the entry, or have the job that made it "
     "publish it again."
@@ -137,35 +140,50 @@ def _config(place: StorePath, manifest: Manifest) -> AdapterConfig:
     return parse_config(data)
 
 
-def fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
+@dataclass(frozen=True)
+class Into:
+    """Where a version is brought, and who hears of it."""
+
+    cache: AdapterCache
+    heard: Heard
+    moved: Callable[[int], None]
+    """Told of all bytes that come; ends what is too late."""
+
+
+def fetch(place: StorePath, sha256: str, into: Into) -> Content:
     """Bring the version with the manifest `sha256` into the cache, every digest compared.
 
-    Raises TuneryError: AdapterMissing, AdapterCorrupt naming the file, DiskFull, and the reasons of the storage.
+    Raises TuneryError: AdapterMissing, AdapterCorrupt naming the file, DiskFull, and the reasons of the storage; and
+    GivenUp.
     """
     try:
-        return _fetch(place, sha256, cache, moved)
+        return _fetch(place, sha256, into)
     except TuneryError as error:
         if isinstance(error, OverLimit):
             raise
         if error.reason is FailureReason.DISK_FULL:
-            cache.discard_unused()
+            into.cache.discard_unused()
         elif error.reason is not FailureReason.ADAPTER_CORRUPT:
             raise
     # What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame.
-    return _fetch(place, sha256, cache, moved)
+    return _fetch(place, sha256, into)
 
 
-def _fetch(place: StorePath, sha256: str, cache: AdapterCache, moved: Callable[[int], None]) -> Content:
+def _fetch(place: StorePath, sha256: str, into: Into) -> Content:
     manifest, data = _manifest(place, sha256)
     _check_files(place, manifest)
     for name in FILES:
         _check_size(place, manifest, name)  # before the disk is asked for what a manifest only claims
-    draft = cache.draft(sha256, manifest)
+    if not into.cache.has_room(wanted_bytes(manifest)):
+        # Others have to leave for it: not before its weights are known to come, by more than a manifest's answer.
+        place.store.read_range(place.key(WEIGHTS_FILE), 0, _SIGN_BYTES)
+    into.heard.begin()  # quiet is who is so from here on
+    draft = into.cache.draft(sha256, manifest, into.heard)
     try:
-        download_files(place, draft, {name: manifest.files[name] for name in FILES}, moved)
-        return cache.put(sha256, draft, data)
+        download_files(place, draft, {name: manifest.files[name] for name in FILES}, into.moved)
+        return into.cache.put(sha256, draft, data)
     finally:
-        cache.give_up(draft)
+        into.cache.give_up(draft)
 
 
 def _check_size(place: StorePath, manifest: Manifest, name: str) -> None:

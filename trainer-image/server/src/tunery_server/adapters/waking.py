@@ -65,7 +65,7 @@ class Waking:
 
     def _too_long(self, slot: Slot) -> Why:
         at_store = slot.bringing or self._places.seeks(slot)
-        if at_store and (slot.heard is None or not slot.heard.bytes):
+        if at_store and (slot.heard is None or (slot.heard.begun and not slot.heard.bytes)):
             return self._silent(slot, f"nothing of it has come from its storage within {HOLD_SECONDS:.0f} s")
         if slot.hot or at_store:
             return LOADING, f"it could not be loaded within {HOLD_SECONDS:.0f} s"
