@@ -74,8 +74,6 @@ class DiskRoom:
             self._places.release(slot)
             self._places.disk_is_full(self._clock() + LOOK_SECONDS, limited.size - limited.missing)
             return False
-        if limited is not None and self._cache.could_hold(limited.size):
-            return True
         leaving = self._departures.tasks()
         if leaving:
             done, _ = await asyncio.wait(leaving, timeout=_LEAVES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -89,12 +87,10 @@ class DiskRoom:
     async def _evicted(self, slot: Slot, full: TuneryError, missing: int) -> int:
         """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does.
 
-        Nobody does where the room can be had by then.
+        Nobody does where the room can be had meanwhile.
         """
         left = WAIT_SECONDS
         while True:
-            if isinstance(full, OverLimit) and self._cache.could_hold(full.size):
-                return missing  # what was on its way has come, or will not
             if self._places.idle() >= missing and (freed := self._places.evict()):
                 return freed
             if isinstance(full, OverLimit) and self._places.only_kept_beside(slot):
@@ -103,3 +99,5 @@ class DiskRoom:
                 raise full
             await asyncio.sleep(_POLL_SECONDS)
             left -= _POLL_SECONDS
+            if isinstance(full, OverLimit) and self._cache.could_hold(full.size):
+                return missing  # what was on its way has come, or will not

@@ -1,7 +1,7 @@
 """The loader: makes what the engine serves into what is desired, again and again, whatever happened meanwhile.
 
 One pass (`step`) looks at everything and starts what is due; whatever takes time runs in a task of its own: one for
-each name, and one for each version that is to leave. Downloads run four at a time, the engine loads one at a time.
+each name, and one for each version that is to leave. Of each bucket four are downloaded at once, the engine loads one.
 """
 
 from __future__ import annotations
