@@ -165,7 +165,8 @@ async def test_unknown_models_get_one_text_and_leave_nothing_behind(tmp_path: Pa
         models = ["gpt-4", "support-bot@000000000000", "support-bot@", "@", BASE + "@3fa9c1d20b7e", "x" * 100_000]
         answers = [await site.ask({"model": model}) for model in models]
         assert {answer.status for answer in answers} == {404}
-        assert len({answer.body for answer in answers}) == 1
+        # A name that is close is told, unless the look for the one before was a moment ago.
+        assert len({answer.body.replace(b"did you mean support-bot? ", b"") for answer in answers}) == 1
         assert answers[0].error["code"] == "model_not_found"
         assert site.engine.asked == []
         assert await site.metric('tunery_adapter_requests_total{adapter="",client="",code="404"}') == len(models)
