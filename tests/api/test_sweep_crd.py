@@ -167,7 +167,12 @@ def older() -> dict[str, Any]:
     """Return a kind of its own, as it was before there was a rule about what a sweep learns from."""
     crd = definition()
     crd["metadata"]["name"] = f"oldsweeps.{GROUP}"
-    crd["spec"]["names"] = {"kind": "OldSweep", "listKind": "OldSweepList", "plural": "oldsweeps", "singular": "oldsweep"}
+    crd["spec"]["names"] = {
+        "kind": "OldSweep",
+        "listKind": "OldSweepList",
+        "plural": "oldsweeps",
+        "singular": "oldsweep",
+    }
     crd["spec"]["names"]["shortNames"] = []
     root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     root["x-kubernetes-validations"] = [r for r in root["x-kubernetes-validations"] if "itself" not in r["message"]]
