@@ -74,7 +74,7 @@ def _take(services: Services, obj: FoundObject, found: OwnTrials, row: TrialStat
     if not apply.is_child(body, obj.owner):
         if row.uid is None:
             return
-        body = _taken_back(services, obj, found, (row.number, body))
+        body = _taken_back(services, obj, found, row.number, body)
     found.children[row.number] = numbered(body, row.number)
 
 
@@ -156,12 +156,12 @@ def _is_alone(obj: FoundObject, number: int, body: Json) -> bool:
     return not meta.get("ownerReferences") and ours and number_of(body) == number
 
 
-def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, trial: tuple[int, Json]) -> Json:
+def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
     One that cannot be taken back is told to be astray; who made it somebody else's meant that.
     """
-    owner, (number, body) = obj.owner, trial
+    owner = obj.owner
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
         if _is_alone(obj, number, body):
