@@ -163,6 +163,51 @@ def test_what_may_change(api_server: Kubectl, namespace: str, change: dict[str, 
         api_server.run(*patch, json.dumps({"spec": change}))
 
 
+def older() -> dict[str, Any]:
+    """Return a kind of its own, as it was before there was a rule about what a sweep learns from."""
+    crd = definition()
+    crd["metadata"]["name"] = f"oldsweeps.{GROUP}"
+    crd["spec"]["names"] = {
+        "kind": "OldSweep",
+        "listKind": "OldSweepList",
+        "plural": "oldsweeps",
+        "singular": "oldsweep",
+    }
+    crd["spec"]["names"]["shortNames"] = []
+    root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    root["x-kubernetes-validations"] = [r for r in root["x-kubernetes-validations"] if "itself" not in r["message"]]
+    return crd
+
+
+def test_a_sweep_that_is_older_than_a_rule_about_its_name_can_be_written(api_server: Kubectl, namespace: str) -> None:
+    kind = f"oldsweeps.{GROUP}"
+
+    def of(name: str) -> dict[str, Any]:
+        return {**sweep(name, {"preset": "Guide", "warmStartFrom": [{"name": name}]}), "kind": "OldSweep"}
+
+    def is_refused() -> bool:
+        try:
+            api_server.apply(of("new"), namespace=namespace)
+        except KubectlError as error:
+            return "warmStartFrom names this sweep itself" in str(error)
+        api_server.delete(kind, "new", namespace)
+        return False
+
+    before, now = older(), copy.deepcopy(older())
+    rules = definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+    now["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = rules
+    api_server.apply(before)
+    wait_for("the kind", lambda: "oldsweeps" in api_server.run("api-resources", f"--api-group={GROUP}") or None, 30)
+    api_server.apply(of("old"), namespace=namespace)
+    api_server.apply(now)
+    wait_for("the rule", is_refused, 30)
+    patch = ("patch", kind, "old", "-n", namespace, "--type=merge", "-p")
+    api_server.run(*patch, json.dumps({"status": {"phase": "Searching"}}), "--subresource=status")
+    api_server.run(*patch, json.dumps({"metadata": {"finalizers": ["example.org/keep"]}}))
+    api_server.run(*patch, json.dumps({"metadata": {"finalizers": None}, "spec": {"suspend": True}}))
+    api_server.delete("crd", kind)
+
+
 def test_no_rule_of_a_whole_lorajob_hangs_on_the_template() -> None:
     schema = structural_schema(LoRASweepSpec)
     template = schema["properties"]["template"]

@@ -130,3 +130,73 @@ def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespa
         "(spec.keepAdapters)"
     )
     assert "in a LoRAJob of its own, or search again with a higher keepAdapters" in failure["hint"]
+
+
+def config_map(namespace: Namespace) -> Json:
+    """Return a reference to an object that somebody else has made."""
+    path = f"/api/v1/namespaces/{namespace.name}/configmaps"
+    uid = namespace.api.call("POST", path, {"metadata": {"name": "c"}})["metadata"]["uid"]
+    return {"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": uid}
+
+
+@pytest.mark.parametrize("how", ["alone", "not controlled", "of another"])
+def test_a_trial_is_counted_whatever_is_done_to_whose_it_is(namespace: Namespace, trials: Trials, how: str) -> None:
+    trials.held.add("*")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    wait_states(namespace, "Running", "Running")
+    if how == "alone":
+        change(namespace, "s-000", ownerReferences=None, labels={"tunery.dev/trial": None})
+    else:
+        ours = {**reference(namespace), "controller": False}
+        change(namespace, "s-000", ownerReferences=[ours if how == "not controlled" else config_map(namespace)])
+    eventually("it is named", lambda: "neither stopped nor suspended" in searching(namespace), 20)
+    assert "s-000" in searching(namespace)
+    assert states(namespace) == ["Running", "Running"]
+    trials.held.clear()
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace) == ["Complete", "Complete"]
+    gone = next(row["name"] for row in namespace.status("s", SWEEPS)["trials"] if "adapter" not in row)
+    assert namespace.condition(gone, "AdapterUploaded")["reason"] == "AdapterRemoved"
+
+
+def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("*")
+    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=1))
+    wait_states(namespace, "Running")
+    for number in ("001", "017"):
+        body = lorajob(f"s-{number}", suspend=True)
+        body["metadata"] |= {"ownerReferences": [reference(namespace)], "labels": {"tunery.dev/trial": number}}
+        namespace.apply(body)
+    eventually("they are named", lambda: "though owned by it: s-001, s-017" in searching(namespace), 20)
+    assert states(namespace) == ["Running"]
+    trials.held.clear()
+    status = namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    assert status["failure"]["reason"] == "NameConflict"
+    assert states(namespace) == ["Complete"]
+
+
+def test_a_complete_trial_without_an_owner_is_told_that_its_adapter_is_gone(
+    namespace: Namespace, trials: Trials
+) -> None:
+    trials.held.add("s-002")
+    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))
+    wait_states(namespace, "Complete", "Complete", "Running")
+    rows = sorted(namespace.status("s", SWEEPS)["trials"][:2], key=lambda row: float(row["value"]))
+    worse = rows[1]["name"]
+    change(namespace, worse, ownerReferences=None)
+    trials.held.clear()
+    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert namespace.condition(worse, "AdapterUploaded")["reason"] == "AdapterRemoved"
+    assert "adapter" not in namespace.status(worse)
+
+
+def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("*")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    wait_states(namespace, "Running", "Running")
+    namespace.patch_spec("s-000", stop="enough")
+    wait_states(namespace, "Pruned", "Running")
+    namespace.annotate("s-000", retry="1")
+    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1", 20)
+    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"), 20)
+    assert namespace.status("s-000")["phase"] == "Stopped"

@@ -265,3 +265,10 @@ def test_a_trials_origin_is_that_of_its_row() -> None:
     forged["metadata"]["annotations"] = {ORIGIN_ANNOTATION: "Final"}
     (known,) = merge([row({"phase": "Training"})], [forged], read)
     assert (known.row.origin, known.is_extra) == ("TPE", False)
+
+
+def test_of_one_that_could_not_be_read_nothing_is_said_but_its_row() -> None:
+    known = row({"phase": "Training"})
+    (trial,) = merge([known], [], read, unread={0})
+    assert trial == Trial(known)
+    assert not trial.is_final

@@ -87,13 +87,18 @@ def _name_rules(definition: KindDefinition) -> list[dict[str, str]]:
     return [{"rule": rule, "message": message}]
 
 
-def _start_rules(definition: KindDefinition) -> list[dict[str, str]]:
-    """Return that a sweep does not learn from itself: the rules of a spec do not know the name of its object."""
+def _start_rules(definition: KindDefinition) -> list[dict[str, Any]]:
+    """Return that a sweep does not learn from itself: the rules of a spec do not know the name of its object.
+
+    Asked as a sweep is made, and never again: the field is final, and one that is older than this rule is to be
+    written all the same, its status and its finalizers too. At the root no ratcheting helps, as some of it changes.
+    """
     if "warm_start_from" not in definition.spec.model_fields:
         return []
-    rule = "!has(self.spec.warmStartFrom) || self.spec.warmStartFrom.all(s, s.name != self.metadata.name)"
+    another = "!has(self.spec.warmStartFrom) || self.spec.warmStartFrom.all(s, s.name != self.metadata.name)"
+    rule = f"oldSelf.hasValue() || {another}"
     message = "warmStartFrom names this sweep itself, which learns from its own trials anyhow: leave that out"
-    return [{"rule": rule, "message": message}]
+    return [{"rule": rule, "message": message, "optionalOldSelf": True}]
 
 
 def _column(column: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -72,7 +72,7 @@ class Trial:
 
     row: TrialStatus
     live: Live | None = None
-    """None: it is final."""
+    """None: it is final, or nobody can say."""
 
     @property
     def course(self) -> Course:
@@ -121,16 +121,19 @@ def stop_text(why: str) -> str:
     return shorten(STOPPED_BY_SWEEP + why, _WHY)
 
 
-def merge(rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues) -> tuple[Trial, ...]:
+def merge(
+    rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues, unread: Container[int] = ()
+) -> tuple[Trial, ...]:
     """Return every trial by its number, from the rows of the status and all LoRAJobs of the sweep that there are.
 
     What was final stays as it was, whether its LoRAJob is still there or not. A trial that was not and whose LoRAJob
-    is gone was deleted: `children` must be complete, with those that were made since the status was written.
+    is gone was deleted: `children` must be complete, with those that were made since the status was written, but for
+    those whose numbers are `unread`: of them nothing is known but their rows.
     """
     found = {row.number: Trial(row) for row in rows}
     there = {number: child for child in children if (number := number_of(child)) is not None}
     for number, known in list(found.items()):
-        if not known.is_final and number not in there:
+        if not known.is_final and number not in there and number not in unread:
             gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
             found[number] = Trial(known.row.model_copy(update=gone))
     for number, child in there.items():

@@ -15,6 +15,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import FINAL_PHASES, ConditionStatus, Phase
 from tunery_operator.kube.offers import Offers
+from tunery_operator.kube.owner_key import owner_key
 from tunery_operator.kube.serving import Serving
 from tunery_operator.kube.trials import Trials
 from tunery_operator.kube.versions import Tombstones, later
@@ -266,7 +267,14 @@ def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
     if status.get("observedGeneration") not in (None, body["metadata"].get("generation")):
         return False
     mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
-    return status["phase"] != Phase.FAILED.value or mark in (None, status.get("observedRetry"))
+    return status["phase"] not in _answering(body) or mark in (None, status.get("observedRetry"))
+
+
+def _answering(body: dict[str, Any]) -> tuple[str, ...]:
+    """Return the final phases in which an object answers who asks for another try; of a trial that was stopped, too."""
+    sweep = owner_key(body)
+    is_trial = sweep is not None and sweep.kind is Kind.LORASWEEP
+    return (Phase.FAILED.value, Phase.STOPPED.value) if is_trial else (Phase.FAILED.value,)
 
 
 def _changed(before: Seen | None, seen: Seen) -> bool:

@@ -17,7 +17,7 @@ from tunery_operator.reconcile.inputs import is_awaited, look_inputs_up_again
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.retry_requested import RETRIED_PHASES, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import parse_time
@@ -63,10 +63,10 @@ def mark_done(services: Services, owner: Owner, jobs: Iterable[JobView | None]) 
 def after_the_end(services: Services, obj: FoundObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
     names = [child_name(obj.owner.key.name, task.value) for task in Task]
-    status = reopened(obj.status, obj.retry)
-    if status is not None and obj.owner.sweep is not None:
-        return _refuse_retry(services, obj, status["observedRetry"])
-    if status is not None:
+    mark = unanswered(obj.status, obj.retry)
+    if mark is not None and obj.owner.sweep is not None and obj.status.get("phase") in RETRIED_PHASES:
+        return _refuse_retry(services, obj, mark)
+    if (status := reopened(obj.status, obj.retry)) is not None:
         return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
     noted = {**obj.status, "observedGeneration": obj.owner.generation}
     if "observedGeneration" in obj.status and (change := status_change(obj.body, noted)):

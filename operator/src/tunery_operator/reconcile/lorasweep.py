@@ -18,7 +18,7 @@ from tunery_api.search.rows import Trial, merge
 from tunery_api.search.space import Space, read_values, space_of
 from tunery_api.search.telling import final_suggestion, question_of, with_earlier
 from tunery_api.search.totals import gpu_seconds_saved, importance_shown
-from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.status import FINAL_PHASES
 from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
@@ -34,7 +34,7 @@ from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import Halfway, KindSteps
 from tunery_operator.reconcile.gathering import gather_main_job, report_again
-from tunery_operator.reconcile.own_trials import numbered, own_trials
+from tunery_operator.reconcile.own_trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
 from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
@@ -55,22 +55,27 @@ class _Sweep:
     spec: LoRASweepSpec
     space: Space
     rows: tuple[TrialStatus, ...]
-    children: Mapping[int, Json]
-    """The LoRAJobs of the trials that are not final in the status, by number."""
-    strangers: tuple[str, ...] = ()
-    """Names of the LoRAJobs that only name it as their owner."""
+    own: OwnTrials
+    refused: tuple[ApiFailure | Rejected, ...] = ()
+    """What the cluster has answered where something of one trial could not be done: it keeps no other from it."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, as status and LoRAJobs tell it."""
-        return merge(self.rows, self.children.values(), lambda job_spec: read_values(self.space, job_spec))
+        children = self.own.children.values()
+        return merge(self.rows, children, lambda job_spec: read_values(self.space, job_spec), self.own.unread)
 
     def with_child(self, number: int, body: Json) -> _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
         cache = self.services.cache
         cache.owe(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
-        return replace(self, children={**self.children, number: numbered(body, number)})
+        children = {**self.own.children, number: numbered(body, number)}
+        return replace(self, own=replace(self.own, children=children))
+
+    def refusing(self, error: ApiFailure | Rejected) -> _Sweep:
+        """Return the sweep after something of it was refused."""
+        return replace(self, refused=(*self.refused, error))
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:
@@ -93,33 +98,48 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
         return report_again(
             services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
         )
-    search = Search(spec, trials, decision, strangers=sweep.strangers)
-    try:
-        sweep = _stop(sweep, decision.stop)
-        sweep, not_held = _hold(sweep)
-        search = replace(search, not_held=not_held)
-        if decision.create or decision.final is not None:
-            sweep, search = _make(sweep, search)
-    except (ApiFailure, Rejected) as error:
-        if isinstance(error, Rejected) and not obj.accepted():
-            raise
-        raise Halfway(replace(snapshot, search=_refused(search, error)), error) from error
+    sweep, search = _carry_out(sweep, _search(sweep, trials, decision))
     snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
-    if decision.conclude is None:
-        return snapshot
-    return _conclude(sweep, snapshot)
+    if sweep.refused:
+        raise _halfway(sweep, snapshot)
+    return snapshot if decision.conclude is None else _conclude(sweep, snapshot)
 
 
-def _refused(search: Search, error: ApiFailure | Rejected) -> Search:
-    """Return what is known of the trials where one could not be made or changed: those that run go on."""
+def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
+    own = sweep.own
+    astray = tuple(own.children[number]["metadata"]["name"] for number in sorted(own.astray))
+    return Search(sweep.spec, trials, decision, strangers=own.strangers, astray=astray)
+
+
+def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+    """Do what was decided, of each trial what can be done; who is refused is tried again in another look."""
+    decision = search.decision
+    sweep = _hold(_stop(sweep, decision.stop))
+    search = replace(search, not_held=not_at_rest(sweep.own) if sweep.obj.suspend else ())
+    due = decision.create or decision.final is not None
+    # One that no row names yet may be among what could not be read.
+    if not due or any(number not in {row.number for row in sweep.rows} for number in sweep.own.unread):
+        return sweep, search
+    try:
+        return _make(sweep, search)
+    except (ApiFailure, Rejected) as error:
+        return sweep.refusing(error), search
+
+
+def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
+    """Return what is raised where something was refused, with what is known of the trials: those that run go on."""
+    error, search = sweep.refused[0], snapshot.search
+    if search is None or (isinstance(error, Rejected) and not sweep.obj.accepted()):
+        return error
     found = refusal_of(error)
-    return replace(search, hindrance=Hindrance(str(found.reason), found.message, FAILED_SECONDS))
+    hindrance = Hindrance(str(found.reason), found.message, FAILED_SECONDS)
+    return Halfway(replace(snapshot, search=replace(search, hindrance=hindrance)), error)
 
 
 def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:
     rows = tuple(_rows(obj.status))
-    children, strangers = own_trials(services, obj, spec, rows)
-    return _Sweep(services, obj, spec, space_of(spec), rows, children, strangers)
+    own = own_trials(services, obj, spec, rows)
+    return _Sweep(services, obj, spec, space_of(spec), rows, own, own.refused)
 
 
 def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
@@ -155,13 +175,12 @@ def _stop(sweep: _Sweep, stop: Mapping[int, str]) -> _Sweep:
     return sweep
 
 
-def _hold(sweep: _Sweep) -> tuple[_Sweep, tuple[str, ...]]:
-    """Have the trials suspended with their sweep, or let those go on again; return who has not come to rest yet.
+def _hold(sweep: _Sweep) -> _Sweep:
+    """Have the trials suspended with their sweep, or let those go on again.
 
     One that somebody else has suspended stays so.
     """
-    not_held = []
-    for number, body in sweep.children.items():
+    for number, body in sweep.own.children.items():
         spec, phase = body.get("spec") or {}, (body.get("status") or {}).get("phase")
         if phase in FINAL_PHASES or spec.get("stop") is not None:
             continue
@@ -171,19 +190,20 @@ def _hold(sweep: _Sweep) -> tuple[_Sweep, tuple[str, ...]]:
             sweep = _change(sweep, number, hold_change(True))
         elif not sweep.obj.suspend and held and ours:
             sweep = _change(sweep, number, hold_change(False))
-        if sweep.obj.suspend and phase != Phase.SUSPENDED:
-            not_held.append(body["metadata"]["name"])
-    return sweep, tuple(not_held)
+    return sweep
 
 
 def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
-    """Change a trial, whatever else has changed in it; raises StaleObject where it is gone, Rejected, ApiFailure."""
-    body = sweep.children.get(number)
-    if body is None:
+    """Change a trial, whatever else has changed in it, if it may be; raises StaleObject where it is gone."""
+    body = sweep.own.children.get(number)
+    if body is None or number in sweep.own.astray:
         return sweep
     meta = body["metadata"]
     same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
-    return sweep.with_child(number, apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+    try:
+        return sweep.with_child(number, apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+    except (ApiFailure, Rejected) as error:
+        return sweep.refusing(error)
 
 
 # Trials that are made
@@ -206,6 +226,8 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
             sweep = _create(sweep, suggestion)
         except NameTaken as error:
             return _give_up(sweep, search, Failure(reason=FailureReason.NAME_CONFLICT, message=str(error)))
+        except (ApiFailure, Rejected) as error:
+            return sweep.refusing(error), search
     return sweep, search
 
 
@@ -237,10 +259,14 @@ def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
 
 
 def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
-    """Make one trial, or take over the one of that number that is there. Raises as `create_child`."""
+    """Make one trial, or take over the one of that number that we have made. Raises as `create_child`."""
     services, owner = sweep.services, sweep.obj.owner
     place = output_place(sweep.spec.output, owner, services.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
+    if plan.name in sweep.own.strangers:
+        found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
+        if found is not None and not is_made_for(found, owner, plan.number):
+            raise NameTaken(plan.name, LORAJOBS.kind)
     return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, build_trial(plan)))
 
 

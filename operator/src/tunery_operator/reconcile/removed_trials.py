@@ -13,8 +13,7 @@ from typing import Any, Final
 from tunery_api.kinds import Kind
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialState
-from tunery_operator.errors import ApiFailure, OwnerGone
-from tunery_operator.kube import apply
+from tunery_operator.errors import ApiFailure, OwnerGone, StaleObject
 from tunery_operator.kube.client import Json
 from tunery_operator.kube.rbac import LORAJOBS
 from tunery_operator.kube.status import status_change, write_status
@@ -32,13 +31,21 @@ logger: Final = logging.getLogger(__name__)
 def tell_trials(services: Services, obj: FoundObject, status: Mapping[str, Any]) -> None:
     """Have the trials that a sweep does not keep say so, if `status` is that of one that has just published its best.
 
-    Raises StaleObject, ApiFailure.
+    One that cannot be told keeps no other from it, and is tried again for as long as any of them could: of hundreds of
+    calls a few fail wherever a server is under load. Raises StaleObject, ApiFailure where none can be told any more.
     """
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
-    for row in status.get("trials") or ():
-        if _has_stored(row) and row["state"] != TrialState.DELETED.value and "adapter" not in row:
-            _tell(services, obj, row)
+    left = [row for row in status.get("trials") or () if _is_to_be_told(row)]
+    while left:
+        failed = [(row, error) for row in left if (error := _tell(services, obj, row)) is not None]
+        if len(failed) == len(left):
+            raise failed[0][1]
+        left = [row for row, _ in failed]
+
+
+def _is_to_be_told(row: Mapping[str, Any]) -> bool:
+    return _has_stored(row) and row["state"] != TrialState.DELETED.value and "adapter" not in row
 
 
 def _has_stored(row: Mapping[str, Any]) -> bool:
@@ -46,22 +53,26 @@ def _has_stored(row: Mapping[str, Any]) -> bool:
     return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
 
 
-def _tell(services: Services, obj: FoundObject, row: Mapping[str, Any]) -> None:
+def _tell(services: Services, obj: FoundObject, row: Mapping[str, Any]) -> StaleObject | ApiFailure | None:
+    """Have one trial say so; return why it could not be told, where another try may help."""
     try:
         body = services.client.get(LORAJOBS.get, obj.owner.key.namespace, row["name"])
-        if body is not None and _is_that(body, obj, row):
+        if body is not None and _is_that(body, row):
             _write(services, obj, body)
     except OwnerGone:
-        return
+        return None
+    except StaleObject as error:
+        return error
     except ApiFailure as error:
         if error.status not in _REFUSED:
-            raise
+            return error
         logger.info("LoRAJob %s still names what %s has removed: %s", row["name"], obj.owner.key, error)
+    return None
 
 
-def _is_that(body: Json, obj: FoundObject, row: Mapping[str, Any]) -> bool:
-    same = body["metadata"]["uid"] == row.get("uid") and apply.is_child(body, obj.owner)
-    return same and (body.get("status") or {}).get("phase") in FINAL_PHASES
+def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
+    """Tell whether a LoRAJob is that of a row, whosever it is by now: the sweep has removed what it names."""
+    return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
 
 
 def _write(services: Services, obj: FoundObject, body: Json) -> None:

@@ -53,7 +53,9 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
         text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
     if _is_refused(old, new):
-        text = f"a trial is not tried again by itself: {(new.get('failure') or {}).get('hint') or 'retry its sweep'}"
+        stopped = "it was stopped for good, and its sweep counts it as it has ended"
+        hint = (new.get("failure") or {}).get("hint") or (stopped if _is_stopped(new) else "retry its sweep")
+        text = f"a trial is not tried again by itself: {hint}"
         events[RETRY_REFUSED] = Event(RETRY_REFUSED, text, True, str(new["observedRetry"]))
     events.update({event.reason: event for event in _of_trials(old, new)})
     for condition in _changed(old, new):
@@ -107,10 +109,14 @@ def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Tell whether a failed object stays so although somebody asked for another try: it is a trial."""
-    return old.get("phase") == new.get("phase") == Phase.FAILED.value and (
-        new.get("observedRetry") not in (None, old.get("observedRetry"))
-    )
+    """Tell whether one that failed or was stopped stays so although somebody asked for another try: it is a trial."""
+    ended = new.get("phase") == Phase.FAILED.value or _is_stopped(new)
+    asked = new.get("observedRetry") not in (None, old.get("observedRetry"))
+    return ended and asked and old.get("phase") == new.get("phase")
+
+
+def _is_stopped(status: Mapping[str, Any]) -> bool:
+    return bool(status.get("phase") == Phase.STOPPED.value)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

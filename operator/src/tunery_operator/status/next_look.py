@@ -62,6 +62,9 @@ def _of_search(snapshot: Snapshot) -> Iterator[float]:
         yield max(0.0, (search.look_again - snapshot.now).total_seconds())
     if search is not None and search.hindrance is not None:
         yield search.hindrance.seconds
+    if search is not None and search.astray:
+        # That somebody makes it ours again is no news of ours.
+        yield MAX_SECONDS
     if search is not None and search.exhausted and not search.alive:
         # What follows, the next look finds out from what this one has written.
         yield 0.0

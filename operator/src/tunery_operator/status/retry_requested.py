@@ -12,13 +12,23 @@ _ENDED: Final = ("failure", "completionTime", "rejectedAdapter")
 _JUDGED_AGAIN: Final = frozenset({ConditionType.FAILED.value, ConditionType.RUNNING.value})
 
 
+RETRIED_PHASES: Final = frozenset({Phase.FAILED.value, Phase.STOPPED.value})
+"""Of a trial: people ask for another try of both, and neither has one."""
+
+
+def unanswered(status: Mapping[str, Any], retry: str | None) -> str | None:
+    """Return what status.observedRetry is to say where somebody has asked for another try; None where nobody has."""
+    mark = retry_mark(retry)
+    return None if mark == status.get("observedRetry") else mark
+
+
 def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | None:
     """Return the status of a Failed object that is to be tried again; None where it is not.
 
     What it has reached stays: preflight, inputs, checkpoint, the attempts and what they cost.
     """
-    mark = retry_mark(retry)
-    if status.get("phase") != Phase.FAILED.value or mark is None or mark == status.get("observedRetry"):
+    mark = unanswered(status, retry)
+    if status.get("phase") != Phase.FAILED.value or mark is None:
         return None
     fields = {name: value for name, value in status.items() if name not in _ENDED}
     conditions = [c for c in status.get("conditions") or () if not _is_judged_again(c)]

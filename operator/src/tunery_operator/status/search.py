@@ -42,6 +42,8 @@ class Search:
     hindrance: Hindrance | None = None
     strangers: tuple[str, ...] = ()
     """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
+    astray: tuple[str, ...] = ()
+    """Names of the trials whose owner reference somebody has changed: they count, and nothing of them is changed."""
     not_held: tuple[str, ...] = ()
     """Names of the trials that have not come to rest, while the sweep is suspended."""
 

@@ -98,7 +98,8 @@ def _show_stage(draft: Draft, search: Search) -> None:
         still = f"; {_still(search)}" if search.alive else ""
         _say(draft, search, False, end.value if end is not None else "Ended", why + still)
     elif draft.snapshot.suspend:
-        _say(draft, search, None, SEARCH_SUSPENDED, f"no trial is made while the sweep is suspended{_kept(search)}")
+        text = f"no trial is made while the sweep is suspended{_kept(search)}{_refused(search)}"
+        _say(draft, search, None, SEARCH_SUSPENDED, text)
     elif hindrance is not None:
         _say(draft, search, None, hindrance.reason, hindrance.message)
     elif (queued := _held(search)) is not None:
@@ -113,11 +114,13 @@ def _show_stage(draft: Draft, search: Search) -> None:
 
 
 def _say(draft: Draft, search: Search, status: bool | None, reason: str, message: str) -> None:
-    """Set the condition Searching, with a word on who only claims to be a trial."""
+    """Set the condition Searching, with a word on who only claims to be a trial, and on who is one all the same."""
     strangers = search.strangers
     if strangers:
         more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
         message += f"; none of its trials, and not counted, though owned by it: {', '.join(strangers[:_NAMED])}{more}"
+    if search.astray:
+        message += f"; counted, and neither stopped nor suspended, as its owner was changed: {', '.join(search.astray)}"
     draft.conditions.set(_SEARCHING, status, reason, message)
 
 
@@ -141,4 +144,9 @@ def _still_kept(search: Search) -> str:
 
 def _still(search: Search) -> str:
     names = ", ".join(trial.row.name for trial in search.alive)
-    return f"waits for {names} to end{_kept(search)}"
+    return f"waits for {names} to end{_kept(search)}{_refused(search)}"
+
+
+def _refused(search: Search) -> str:
+    """Return what the cluster has refused meanwhile."""
+    return f"; {search.hindrance.message}" if search.hindrance is not None else ""

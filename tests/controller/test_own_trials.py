@@ -1,0 +1,110 @@
+"""Which LoRAJobs are a sweep's own, where the cluster does not show all of them; and which of them are not at rest."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from controller.objects import lorasweep
+from tunery_api.kinds import Kind
+from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_api.validation import parse_lorasweep
+from tunery_operator.errors import ApiFailure
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
+from tunery_operator.reconcile.services import Services
+from tunery_operator.views.owner import parse_owner
+
+Json = dict[str, Any]
+SWEEP = lorasweep("s", final={"training": {"epochs": "3"}})
+SWEEP["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
+ROWS = [TrialStatus(number=n, name=f"s-{n:03d}", uid=f"uid-{n}", state=TrialState.RUNNING) for n in range(2)]
+
+
+def child(number: int, name: str | None = None, **meta: Any) -> Json:
+    labels = {
+        "app.kubernetes.io/managed-by": "tunery",
+        "tunery.dev/sweep": "s",
+        "tunery.dev/trial": f"{number:03d}",
+    }
+    owner = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "name": "s", "uid": "uid", "controller": True}
+    own = {"annotations": {"tunery.dev/origin": "TPE"}, "labels": labels, "ownerReferences": [owner]}
+    names = {"name": name or f"s-{number:03d}", "namespace": "ns", "uid": f"uid-{number}"}
+    return {
+        "metadata": {**names, **own, **meta},
+        "spec": {"output": {"uri": f"s3://adapters/s-trials/uid/{number:03d}"}},
+        "status": {"phase": "Training"},
+    }
+
+
+def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "") -> OwnTrials:
+    """Return what is found among some LoRAJobs, one of which cannot be read."""
+    there = {body["metadata"]["name"]: body for body in bodies}
+
+    def get(_: object, __: str, name: str) -> Json | None:
+        if name == hidden:
+            raise ApiFailure(500, "the tests refuse it")
+        return there.get(name)
+
+    cache = SimpleNamespace(
+        is_stale=lambda key: True, trials=lambda uid: frozenset(there), wait_for=lambda target, waiter: None
+    )
+    services = cast(Services, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
+    return own_trials(services, obj, parse_lorasweep(SWEEP), rows)
+
+
+def test_one_that_cannot_be_read_hides_no_other() -> None:
+    own = found(child(0), child(1), child(2), hidden="s-000")
+    assert sorted(own.children) == [1, 2]
+    assert own.unread == {0: "s-000"}
+    assert len(own.refused) == 1
+    assert not_at_rest(own) == ("s-001", "s-002", "s-000")
+
+
+def test_one_of_another_uid_is_another() -> None:
+    assert sorted(found(child(0, uid="other"), child(1)).children) == [1]
+
+
+def test_one_that_is_astray_counts() -> None:
+    own = found(child(0, ownerReferences=[{"kind": "ConfigMap", "name": "c", "uid": "c"}]), child(1, labels={}))
+    assert sorted(own.children) == [0, 1]
+    assert own.astray == {0}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        child(2, labels={"tunery.dev/sweep": "s", "tunery.dev/trial": "002"}),
+        child(2, labels={**child(2)["metadata"]["labels"], "tunery.dev/trial": "003"}),
+        child(2, annotations={}),
+        {**child(2), "spec": {"output": {"uri": "s3://adapters/mine"}}},
+        child(3),
+        child(4, name="s-017"),
+    ],
+    ids=["not-managed", "another-number", "without-an-origin", "elsewhere", "behind-a-gap", "far-ahead"],
+)
+def test_what_the_operator_has_not_made_is_a_stranger(forged: Json) -> None:
+    own = found(child(0), child(1), forged)
+    assert sorted(own.children) == [0, 1]
+    assert own.strangers == (forged["metadata"]["name"],)
+
+
+def test_what_was_just_made_is_found_without_a_row_and_the_final_one_last() -> None:
+    own = found(child(0), child(1), child(2), child(3, name="s-final"))
+    assert {number: body["metadata"]["name"] for number, body in own.children.items()} == {
+        0: "s-000",
+        1: "s-001",
+        2: "s-002",
+        3: "s-final",
+    }
+    assert own.strangers == ()
+
+
+def test_what_was_told_to_stop_is_not_at_rest_before_it_has_ended() -> None:
+    stopping = {**child(0), "spec": {"stop": "enough", "suspend": True}, "status": {"phase": "Stopping"}}
+    resting = {**child(1), "status": {"phase": "Suspended"}}
+    ended = {**child(2), "status": {"phase": "Stopped"}}
+    assert not_at_rest(OwnTrials(children={0: stopping, 1: resting, 2: ended})) == ("s-000",)
