@@ -23,7 +23,7 @@ _NAME_A_FILE: Final = (
 def read_documents(path: Path) -> list[Any]:
     """Return the documents of a file; raises InvalidSpec where it is no YAML, TuneryError where it cannot be read."""
     try:
-        loaded = yaml.load_all(path.read_text("utf-8"), KubectlLoader)  # noqa: S506 - a SafeLoader
+        loaded = yaml.load_all(path.read_text("utf-8"), KubectlLoader)
         return [document for document in loaded if document is not None]
     except FileNotFoundError as error:
         raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
