@@ -84,7 +84,7 @@ def kept(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatu
 
 
 def without_removed(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
-    """Return the rows as they are then: only the trials that are kept name the place of their adapter, rejected or not."""
+    """Return the rows as they are then: only the trials that are kept name a place of their adapter."""
     rows = list(rows)
     staying = {row.number for row in kept(rows, chosen, most)}
     return [row if row.number in staying else _removed(row) for row in rows]
