@@ -37,15 +37,10 @@ def _stored(annotation: Any, value: Any, path: str, errors: list[FieldError]) ->
         if isinstance(value, list) and get_origin(kind) is list:
             return [_stored(inner[0], item, f"{path}[{index}]", errors) for index, item in enumerate(value)]
     if int in kinds and isinstance(value, (str, bool)):
-        quoted = isinstance(value, str) and _NUMBER.fullmatch(value)
-        errors.append(
-            FieldError(path, f"must be a whole number{_unquoted(value) if quoted else f', is {shown(value)}'}")
-        )
+        plain = isinstance(value, str) and _NUMBER.fullmatch(value) is not None
+        errors.append(FieldError(path, _misfit("a whole number", value, plain=plain)))
     if bool in kinds and value is not None and not isinstance(value, bool):
-        quoted = value in ("true", "false")
-        errors.append(
-            FieldError(path, f"must be true or false{_unquoted(value) if quoted else f', is {shown(value)}'}")
-        )
+        errors.append(FieldError(path, _misfit("true or false", value, plain=value in ("true", "false"))))
     return value
 
 
@@ -74,8 +69,9 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _unquoted(value: Any) -> str:
-    return f": write it without quotes, {value}"
+def _misfit(wanted: str, value: Any, *, plain: bool) -> str:
+    """Return what a value must be; `plain`: it would be without its quotes."""
+    return f"must be {wanted}{f': write it without quotes, {value}' if plain else f', is {shown(value)}'}"
 
 
 def metadata_errors(obj: Mapping[Any, Any]) -> Iterator[FieldError]:
