@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.validation import parse_lorajob
 
 from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import Kubectl, KubectlError
@@ -71,6 +75,30 @@ def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks
     with pytest.raises(KubectlError) as caught:
         api_server.apply(lorajob("refused", **blocks), namespace=namespace)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "taken"),
+    [
+        pytest.param({"retries": 5.0, "suspend": None, "method": None, "lora": {"rank": None}}, True, id="null"),
+        pytest.param({"lora": {"rankPattern": {"q_proj": None}}, "scheduling": None}, True, id="null-in-a-mapping"),
+        pytest.param({"lora": {"targetModules": [None]}}, False, id="null-in-a-list"),
+        pytest.param({"retries": "5"}, False, id="quoted-number"),
+        pytest.param({"retries": True}, False, id="boolean-for-a-number"),
+        pytest.param({"suspend": "true"}, False, id="quoted-boolean"),
+        pytest.param({"suspend": 1}, False, id="number-for-a-boolean"),
+        pytest.param({"lora": {"rankPattern": {"q_proj": "8"}}}, False, id="quoted-number-in-a-mapping"),
+        pytest.param({"scheduling": {"tolerations": [{"key": "a", "tolerationSeconds": "5"}]}}, False, id="in-a-list"),
+    ],
+)
+def test_the_parser_takes_what_the_server_takes(
+    api_server: Kubectl, namespace: str, blocks: dict[str, Any], taken: bool
+) -> None:
+    manifest = lorajob("types", **blocks)
+    with contextlib.nullcontext() if taken else pytest.raises(KubectlError):
+        api_server.run("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(manifest))
+    with contextlib.nullcontext() if taken else pytest.raises(InvalidSpec):
+        parse_lorajob(manifest, local=True)
 
 
 NEVER = [

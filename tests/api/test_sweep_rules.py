@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.names import API_VERSION
 from tunery_api.search.paths import TYPES
 from tunery_api.validation import parse_lorasweep
 
@@ -20,7 +21,7 @@ RANKS = "{path: lora.rank, choices: ['4', '8']}"
 
 def refusals(spec: dict[str, Any], local: bool = False, **others: Any) -> tuple[FieldError, ...]:
     try:
-        parse_lorasweep({"spec": spec, **others}, local=local)
+        parse_lorasweep({"apiVersion": API_VERSION, "metadata": {"name": "s"}, "spec": spec, **others}, local=local)
     except InvalidSpec as refused:
         return refused.errors
     return ()
@@ -615,6 +616,20 @@ def test_with_the_guide_no_condition_leads_round_in_a_circle() -> None:
 def test_no_sweep_starts_from_itself(own: Any, told: list[str]) -> None:
     spec = {"template": TEMPLATE, "preset": "Guide", "warmStartFrom": [{"name": "a"}, {"name": "b"}]}
     assert [str(error) for error in refusals(spec, metadata=own)] == told
+
+
+def test_numbers_and_booleans_are_those_of_the_schema_and_null_is_absent() -> None:
+    ranged = "{path: lora.rank, range: {min: '4', max: '64', log: 'true'}}"
+    told = errors(f"maxTrials: '5'\nparallelTrials: true\nsuspend: 1\nparameters: [{ranged}]")
+    assert sorted(told) == sorted(
+        [
+            "spec.maxTrials: must be a whole number: write it without quotes, 5",
+            "spec.parallelTrials: must be a whole number, is true",
+            "spec.suspend: must be true or false, is 1",
+            "spec.parameters[0].range.log: must be true or false: write it without quotes, true",
+        ]
+    )
+    assert errors("preset: Guide\nmaxTrials: null\nsampler: null\nsuspend: null") == []
 
 
 def test_without_a_cluster_files_may_be_named() -> None:

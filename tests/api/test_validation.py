@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from typing import Any
 
 import pytest
@@ -38,7 +39,16 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         pytest.param({"lora": []}, "spec.lora: must be a mapping, is []", id="list-for-mapping"),
         pytest.param({"stop": " \n"}, "spec.stop: must say why, in a word or a sentence", id="stop-without-a-word"),
         pytest.param({"stop": "x" * 257}, "spec.stop: must have at most 256 characters", id="long-stop"),
-        pytest.param({"suspend": None}, "spec.suspend: must be true or false, is null", id="null"),
+        pytest.param({"retries": "5"}, "spec.retries: must be a whole number: write it without quotes, 5", id="quoted"),
+        pytest.param({"retries": True}, "spec.retries: must be a whole number, is true", id="true-for-number"),
+        pytest.param({"suspend": "true"}, "spec.suspend: must be true or false: write it without quotes, true", id="q"),
+        pytest.param({"suspend": 1}, "spec.suspend: must be true or false, is 1", id="one-for-true"),
+        pytest.param({"resources": {"gpus": "many"}}, "spec.resources.gpus: must be a whole number, is 'many'", id="w"),
+        pytest.param(
+            {"stop": datetime.date(2026, 11, 28)},
+            "spec.stop: must be a string, is the date 2026-11-28 (write it in quotes)",
+            id="date",
+        ),
         pytest.param(
             {"model": {"uri": "gs://x/y"}},
             "spec.model.uri: must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'gs://x/y'",
@@ -113,8 +123,50 @@ def test_all_errors_come_together() -> None:
 
 
 def test_file_uris_are_for_runs_without_a_cluster() -> None:
-    spec = parse_lorajob(lorajob(model={"uri": "file:///m"}, dataset={"uri": "file://d.jsonl"}), local=True)
-    assert spec.model.uri == "file:///m"
+    files = lorajob(model={"uri": "file:///m"}, dataset={"uri": "file://d.jsonl"})
+    assert parse_lorajob(files | {"metadata": {"name": "a"}}, local=True).model.uri == "file:///m"
+
+
+DNS = "must be a DNS name"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"metadata": {"name": 123}}, "metadata.name: must be a string, is 123"),
+        ({"metadata": {"name": True}}, "metadata.name: must be a string, is true"),
+        ({"metadata": {"name": "S_x"}}, f"metadata.name: {DNS}"),
+        ({"metadata": {"name": "a..b"}}, f"metadata.name: {DNS}"),
+        ({"metadata": {"name": "a" * 254}}, f"metadata.name: {DNS}"),
+        ({"metadata": {"generateName": "A-"}}, f"metadata.generateName: {DNS}"),
+        ({"metadata": {"name": None}}, "metadata.name: is required"),
+        ({"metadata": {}}, "metadata.name: is required"),
+        ({"metadata": "a"}, "metadata: must be a mapping, is 'a'"),
+        ({"metadata": None}, "metadata.name: is required"),
+        ({"apiVersion": None}, "apiVersion: is missing"),
+    ],
+)
+def test_without_a_cluster_an_object_is_named_as_the_api_server_asks(own: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        parse_lorajob(lorajob() | {"metadata": {"name": "a"}} | own, local=True)
+    (error,) = refused.value.errors
+    assert str(error).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "1", "a" * 253])
+def test_without_a_cluster_every_name_is_taken_that_the_api_server_takes(name: str) -> None:
+    assert parse_lorajob(lorajob() | {"metadata": {"name": name}}, local=True)
+    assert parse_lorajob(lorajob() | {"metadata": {"generateName": f"{name[:-1]}b-"[-200:]}}, local=True)
+
+
+def test_null_is_absent() -> None:
+    nothing = {"suspend": None, "method": None, "lora": None, "dataset": {**DATASET, "columns": {"prompt": None}}}
+    spec = parse_lorajob(lorajob(**nothing))
+    assert spec.model_fields_set == {"model", "dataset"}
+    assert errors_of(lorajob(model=None)) == ["spec.model: is required"]
+    assert errors_of(lorajob(lora={"targetModules": [None]})) == [
+        "spec.lora.targetModules[0]: must be a string, is null"
+    ]
 
 
 def test_what_the_manifest_left_open_stays_open_through_run_json() -> None:

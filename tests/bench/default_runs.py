@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import yaml
 
 from cluster import model
 
@@ -72,7 +71,7 @@ def run(folder: Path, rows: list[dict[str, str]], dropout: str | None) -> dict[s
     if dropout is not None:
         spec["lora"] = {"dropout": dropout}
     manifest = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "metadata": {"name": "defaults"}, "spec": spec}
-    (folder / "job.yaml").write_text(yaml.safe_dump(manifest))
+    (folder / "job.yaml").write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "tunery_trainer", "run", "job.yaml", "--work-dir", "work"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:

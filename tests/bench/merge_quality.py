@@ -22,8 +22,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from cluster import model
 
 Json = dict[str, Any]
@@ -89,7 +87,7 @@ def job(folder: Path, task: str, steps: int) -> Json:
 def train(folder: Path, task: str, steps: int) -> None:
     """Train and publish the adapter of one task, by the trainer's command line."""
     path = folder / f"{task}.yaml"
-    path.write_text(yaml.safe_dump(job(folder, task, steps)))
+    path.write_text(json.dumps(job(folder, task, steps)))
     command = [sys.executable, "-m", "tunery_trainer", "run", str(path), "--work-dir", str(folder / f"{task}.work")]
     subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 

@@ -19,8 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from bench.merging import status_bytes
 from cluster import dataset, model
 
@@ -105,7 +103,7 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     # Looked up when training begins: here the trained model is still at hand, which the command line never gives out.
     run.train_on = measured
     path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(job(folder, blocks, steps)))
+    path.write_text(json.dumps(job(folder, blocks, steps)))
     with contextlib.redirect_stdout(sys.stderr):
         code = trainer(["run", str(path), "--work-dir", str(folder / "work")])
     if code:

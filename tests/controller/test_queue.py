@@ -217,6 +217,38 @@ async def test_sweeps_that_begin_at_once_leave_workers_to_others() -> None:
     assert queue.depth == 0
 
 
+def test_no_two_of_many_keys_of_sweeps_go_before_one_that_is_known() -> None:
+    now = 0.0
+    lanes = Lanes(lambda: now)
+    for key in keys("sweeps", 20):
+        lanes.put(key, Lane.ASIDE)
+    now += 10
+    for key in keys("known", 3):
+        lanes.put(key, Lane.NORMAL)
+    assert drain(lanes, 8) == [*["aside:sweeps", "normal:known"] * 3, *["aside:sweeps"] * 2]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+async def test_of_a_few_workers_one_is_left_to_others(workers: int) -> None:
+    running: set[Key] = set()
+    hold = threading.Event()
+
+    def reconcile(key: Key) -> Requeue:
+        running.add(key)
+        hold.wait(5)
+        return DONE
+
+    queue = WorkQueue(reconcile, workers, lambda key: key.kind is Kind.LORASWEEP)
+    queue.open()
+    queue.add([Key(Kind.LORASWEEP, "sweeps", f"sweep-{index}") for index in range(9)])
+    await until(lambda: len(running) == workers - 1)
+    queue.add([A])
+    await until(lambda: A in running)
+    hold.set()
+    await until(lambda: len(running) == 10)
+    await queue.close(1)
+
+
 def test_a_key_waits_once_in_its_most_urgent_lane() -> None:
     lanes = Lanes()
     lanes.put(A, Lane.LOW)

@@ -14,7 +14,8 @@ from tunery_api.lorasweep import SamplerType
 from tunery_api.search.dimensions import Numeric
 from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
 from tunery_operator.errors import SamplerBusy
-from tunery_operator.reconcile.sampler import AT_A_TIME, LARGE, LONGEST_SECONDS, Sampler
+from tunery_operator.reconcile.sampler import AT_A_TIME, LARGE, Sampler
+from tunery_operator.reconcile.turns import LONGEST_SECONDS, Turns
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
 
@@ -44,7 +45,10 @@ def answering(*asks: Ask, clock: Callable[[], float] = time.monotonic) -> Iterat
         return Answer()
 
     sampler = Sampler(ask, clock)
-    threads = [threading.Thread(target=sampler.suggestions, args=(each,)) for each in asks]
+    threads = [
+        threading.Thread(target=sampler.suggestions, args=(each, f"under way {index}"))
+        for index, each in enumerate(asks)
+    ]
     for thread in threads:
         thread.start()
         assert begun.acquire(timeout=10)
@@ -56,41 +60,72 @@ def answering(*asks: Ask, clock: Callable[[], float] = time.monotonic) -> Iterat
             thread.join(10)
 
 
-def test_those_that_find_no_place_come_again_one_after_the_other() -> None:
+def test_fifty_that_ask_all_the_time_are_all_served_before_one_is_served_twice() -> None:
+    now, takes = 0.0, 2.5
+    turns = Turns(AT_A_TIME, lambda: now)
+    # Steps of a tenth of a second; each asks when it was told to, and again as soon as it was served.
+    due, ends, served = dict.fromkeys((f"s{number}" for number in range(50)), 0.0), list[float](), list[str]()
+    while len(served) < 100:
+        for _ in [end for end in ends if end <= now]:
+            ends.pop(0)
+            turns.give(large=False, seconds=takes)
+        for name in sorted(due, key=lambda name: due[name]):
+            if due[name] > now:
+                continue
+            try:
+                turns.take(name, large=False)
+                served.append(name)
+                ends.append(now + takes)
+                due[name] = now + takes
+            except SamplerBusy as busy:
+                due[name] = now + min(busy.retry_after, LONGEST_SECONDS)
+            if len(served) == 50:
+                first = now
+        now = round(now + 0.1, 1)
+    assert len(set(served[:50])) == 50
+    assert first <= 1.25 * 50 * takes / AT_A_TIME
+    assert len(set(served[50:])) >= 48, "and again in about that order"
+
+
+def test_who_does_not_come_keeps_its_place_and_holds_nobody_up() -> None:
     now = 100.0
-    with answering(*[SHORT] * AT_A_TIME, clock=lambda: now) as sampler:
-
-        def told() -> float:
-            with pytest.raises(SamplerBusy) as refused:
-                sampler.suggestions(SHORT)
-            return refused.value.retry_after
-
-        assert [told() for _ in range(4)] == [0.5, 1.0, 1.5, 2.0]
-        now += 1.0
-        assert told() == 1.5
-        assert max(told() for _ in range(100)) == LONGEST_SECONDS
-        now += 100.0
-        assert told() == 0.5
+    turns = Turns(1, lambda: now)
+    turns.take("runs", large=False)
+    for name in ("first", "second"):
+        with pytest.raises(SamplerBusy):
+            turns.take(name, large=False)
+    turns.give(large=False, seconds=1.0)
+    with pytest.raises(SamplerBusy):
+        turns.take("second", large=False)
+    now += 2.0
+    turns.take("second", large=False)
+    with pytest.raises(SamplerBusy):
+        turns.take("new", large=False)
+    turns.give(large=False, seconds=1.0)
+    turns.take("first", large=False)
+    now += 100.0
+    turns.give(large=False, seconds=1.0)
+    turns.take("other", large=False)
 
 
 def test_one_more_than_there_are_places_comes_again_later() -> None:
     with answering(*[SHORT] * AT_A_TIME) as sampler, pytest.raises(SamplerBusy):
-        sampler.suggestions(SHORT)
-    assert sampler.suggestions(SHORT) == Answer()
+        sampler.suggestions(SHORT, "new")
+    assert sampler.suggestions(SHORT, "new") == Answer()
 
 
 def test_a_second_long_question_waits_and_a_short_one_has_its_place() -> None:
     with answering(LONG) as sampler:
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(LONG)
-        assert sampler.suggestions(SHORT) == Answer()
-    assert sampler.suggestions(LONG) == Answer()
+            sampler.suggestions(LONG, "new")
+        assert sampler.suggestions(SHORT, "new") == Answer()
+    assert sampler.suggestions(LONG, "new") == Answer()
 
 
 def test_a_long_question_that_finds_no_place_keeps_none_from_the_next() -> None:
     with answering(*[SHORT] * AT_A_TIME) as sampler, pytest.raises(SamplerBusy):
-        sampler.suggestions(LONG)
-    assert sampler.suggestions(LONG) == Answer()
+        sampler.suggestions(LONG, "new")
+    assert sampler.suggestions(LONG, "new") == Answer()
 
 
 @pytest.mark.parametrize(
@@ -100,4 +135,4 @@ def test_a_long_question_that_finds_no_place_keeps_none_from_the_next() -> None:
 )
 def test_what_takes_no_process_never_waits(asked: Ask) -> None:
     with answering(*[SHORT] * AT_A_TIME) as sampler:
-        assert sampler.suggestions(asked) == Answer()
+        assert sampler.suggestions(asked, "new") == Answer()

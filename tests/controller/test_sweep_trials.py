@@ -200,3 +200,24 @@ def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials
     eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1", 20)
     eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"), 20)
     assert namespace.status("s-000")["phase"] == "Stopped"
+
+
+def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
+    namespace: Namespace, trials: Trials
+) -> None:
+    trials.held |= {"s-002", "from-s-000", "from-s-001"}
+    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))
+    wait_states(namespace, "Complete", "Complete", "Running")
+    for name in ("s-000", "s-001"):
+        namespace.apply(lorajob(f"from-{name}", preflight="Skip", continueFrom={"loraJobRef": {"name": name}}))
+        namespace.wait_running(f"from-{name}")
+    trials.held.discard("s-002")
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    gone = next(row["name"] for row in status["trials"] if "adapter" not in row and row["name"] != "s-002")
+    trials.ends["train"] = lambda _: failed("AdapterMissing", "nothing lies there")
+    trials.held.clear()
+    assert namespace.wait_phase(f"from-{gone}", "Failed")["failure"]["reason"] == "AdapterMissing"
+    namespace.annotate(f"from-{gone}", retry="1")
+    told = f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter"
+    eventually("it is told", lambda: told in namespace.status(f"from-{gone}").get("failure", {}).get("message", ""), 30)
+    assert namespace.status(f"from-{gone}")["attempts"] == 1

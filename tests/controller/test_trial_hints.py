@@ -6,9 +6,13 @@ import pytest
 
 from controller.statuskit import NOW
 from tunery_api.kinds import Kind
+from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
+from tunery_api.search.totals import without_removed
 from tunery_api.status import ConditionType
+from tunery_api.sweepstatus import TrialStatus
+from tunery_operator.plan.lorasweep import trial_name
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import transitions
 from tunery_operator.status.removed import after_removal
@@ -66,6 +70,30 @@ def test_whose_trial_it_is_stands_in_its_owner_reference() -> None:
     by = {"kind": "LoRASweep", "name": "s", "uid": "v", "controller": True}
     assert parse_owner(Kind.LORAJOB, {"metadata": {**meta, "ownerReferences": [by]}}).sweep == "s"
     assert parse_owner(Kind.LORAJOB, {"metadata": meta}).sweep is None
+
+
+@pytest.mark.parametrize("sweep", ["s", "a-007", "long" * 40])
+def test_a_copy_of_a_trial_under_another_name_is_none(sweep: str) -> None:
+    def owner(name: str) -> str | None:
+        by = [{"kind": "LoRASweep", "name": sweep, "uid": "v", "controller": True}]
+        meta = {"namespace": "ns", "name": name, "uid": "u", "ownerReferences": by}
+        return parse_owner(Kind.LORAJOB, {"metadata": meta}).sweep
+
+    assert [owner(trial_name(sweep, 7)), owner(trial_name(sweep, 7, final=True))] == [sweep, sweep]
+    assert [owner(name) for name in ("mybest", "mybest-007", f"{sweep}", f"{sweep}-7", f"{sweep}-best")] == [None] * 5
+
+
+def test_the_place_of_a_removed_rejected_adapter_is_not_named() -> None:
+    uri = "s3://a/x-trials/u/001-rejected"
+    message = f"the held-out loss fell by 0.1 %, 5 % were asked for{REJECTED_AT}{uri}"
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft.fail_for(FailureReason.NOT_IMPROVED, message)
+    after = after_removal({**draft.finish(), "rejectedAdapter": {"uri": uri}}, "s", 1, NOW)
+    assert "s3://" not in str(after)
+    assert after["failure"]["message"].endswith("what was trained was rejected, and is removed")
+    row = TrialStatus(number=1, name="s-001", uid="u", state="Failed", origin="TPE", parameters={}, why=message)
+    (told,) = without_removed([row], 0, 1)
+    assert told.why == after["failure"]["message"]
 
 
 def test_a_retry_of_a_trial_is_an_event() -> None:

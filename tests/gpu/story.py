@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import yaml
-
 from tunery_trainer.cli import main
 from tunery_trainer.training import run
 
@@ -26,7 +24,7 @@ def write_job(folder: Path, model: Path, data: Path, blocks: dict[str, Any]) -> 
     metadata = {"name": "gpu"}
     job = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRAJob", "metadata": metadata, "spec": spec | blocks}
     path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
+    path.write_text(json.dumps(job))
     return path
 
 

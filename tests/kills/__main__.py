@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tunery_api.exitcodes import ExitCode
@@ -85,7 +84,7 @@ def write_case(folder: Path, changes: dict[str, Any], output: str) -> Path:
     write_chat_model(folder / "model")
     write_rows(folder / "data.jsonl", make_rows(160))
     checkpoint, output_block = {"everySteps": 15}, {"uri": output}
-    text = yaml.safe_dump(manifest(folder, checkpoint=checkpoint, output=output_block, **changes))
+    text = json.dumps(manifest(folder, checkpoint=checkpoint, output=output_block, **changes))
     (folder / "job.yaml").write_text(text)
     return folder / "job.yaml"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Final, get_args
 from urllib.parse import quote
 
@@ -114,6 +115,8 @@ def _uri_kind(location: list[int | str]) -> str:
 
 def shown(value: Any) -> str:
     """Return a bad value as a message repeats it."""
+    if isinstance(value, date):
+        return f"the date {value} (write it in quotes)"
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
+from tunery_api.as_stored import as_stored, metadata_errors
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
@@ -70,10 +71,17 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
     if "spec" not in obj:
         raise InvalidSpec([FieldError("spec", "is missing")])
     _check_version(obj)
+    # In a cluster the API server has looked at it.
+    outside = list(metadata_errors(obj)) if local else []
+    stored, misfits = as_stored(model, obj["spec"])
     try:
-        spec = model.model_validate(obj["spec"])
+        spec = model.model_validate(stored)
     except ValidationError as error:
-        raise InvalidSpec(field_error(detail, model, local) for detail in error.errors()) from error
+        refused = [field_error(detail, model, local) for detail in error.errors()]
+        told = {each.path for each in refused}
+        raise InvalidSpec([*outside, *refused, *(each for each in misfits if each.path not in told)]) from error
+    if outside or misfits:
+        raise InvalidSpec([*outside, *misfits])
     problems = list(itertools.chain.from_iterable(rule(spec) for rule in rules))
     problems += () if local else _file_uris(spec)
     if problems:
@@ -88,8 +96,8 @@ def _name(obj: Mapping[str, Any]) -> str:
 
 
 def _check_version(obj: Mapping[str, Any]) -> None:
-    version = obj.get("apiVersion", API_VERSION)
-    if version != API_VERSION:
+    version = obj.get("apiVersion")
+    if version is not None and version != API_VERSION:
         raise InvalidSpec([FieldError("apiVersion", f"must be {API_VERSION}, is {shown(version)}")])
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -71,7 +70,7 @@ def manifest(folder: Path, inputs: Sequence[Path], **spec: Any) -> Path:
     output = {"uri": (folder / "out").as_uri()}
     body = {"adapters": adapters, "output": output, **spec}
     kind = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "merge"}}
-    path.write_text(yaml.safe_dump({**kind, "spec": body}))
+    path.write_text(json.dumps({**kind, "spec": body}))
     return path
 
 

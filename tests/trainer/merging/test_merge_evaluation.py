@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 
@@ -54,7 +53,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         last = {"publish": "Last"}
         spec = manifest(folder, dataset=data, output=place, training=LONGER, evaluation=last)
         path = folder / f"{task}.yaml"
-        path.write_text(yaml.safe_dump(spec))
+        path.write_text(json.dumps(spec))
         done = run_here("run", path, "--work-dir", folder / f"{task}.work")
         assert done.returncode == ExitCode.OK, done.stderr
     return folder
@@ -74,7 +73,7 @@ def merge_file(folder: Path, inputs: list[Path], evaluation: Spec | None = None,
     body = {"adapters": adapters, "output": {"uri": "file://out"}, "evaluation": measured, **spec}
     path = folder / "merge.yaml"
     kind = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "merge"}}
-    path.write_text(yaml.safe_dump({**kind, "spec": body}))
+    path.write_text(json.dumps({**kind, "spec": body}))
     return path
 
 

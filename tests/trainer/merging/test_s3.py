@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from peft import LoraConfig
 
 from tunery_api.manifest import Lineage, SourceRecord
@@ -67,5 +66,5 @@ def _manifest(folder: Path, place: str) -> Path:
     spec = {"adapters": [{"uri": f"{place}/adapter"}], "into": "Model", "output": {"uri": f"{place}/out"}}
     document = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "m"}, "spec": spec}
     path = folder / "merge.yaml"
-    path.write_text(yaml.safe_dump(document))
+    path.write_text(json.dumps(document))
     return path

@@ -227,7 +227,7 @@ def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published
         {"training.learningRate": "0.001", "adalora.targetRank": f"{target}", "adalora.initialRank": f"{first}"}
         for target, first in ranks
     ]
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(json.dumps(content))
     done = run(path)
     assert done.returncode == ExitCode.OK, done.stderr
     assert [(row["state"], row.get("reason")) for row in known(path)] == [

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.methods import Preset
@@ -37,7 +36,7 @@ def write_sweep(folder: Path) -> Path:
     spec = {**SPACE, "template": template, "output": {"uri": f"file://{folder}/out"}}
     path = folder / "sweep.yaml"
     content = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "metadata": {"name": "support"}}
-    path.write_text(yaml.safe_dump({**content, "spec": spec}))
+    path.write_text(json.dumps({**content, "spec": spec}))
     return path
 
 

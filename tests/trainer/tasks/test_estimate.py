@@ -82,7 +82,7 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     for name, evaluation in {"fraction": {"fraction": "0.5"}, "own": {"uri": "file://own.jsonl"}}.items():
         job = yaml.safe_load(path.read_text())
         job["spec"]["dataset"]["evaluation"] = evaluation
-        path.write_text(yaml.safe_dump(job))
+        path.write_text(json.dumps(job))
         assert main(["estimate", str(path)]) == ExitCode.OK
         out = capsys.readouterr().out
         assert re.search(rf"^Batch     4 {unit} of \d+ tokens", out, re.MULTILINE), out
@@ -186,7 +186,7 @@ def test_a_file_that_is_not_there_and_a_merge_are_refused(tmp_path: Path, capsys
     assert "there is no file" in capsys.readouterr().err
     merge = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "m"}, "spec": {}}
     path = tmp_path / "merge.yaml"
-    path.write_text(yaml.safe_dump(merge))
+    path.write_text(json.dumps(merge))
     assert main(["estimate", str(path)]) != ExitCode.OK
     assert "kind: must be LoRAJob, is AdapterMerge" in capsys.readouterr().err
 

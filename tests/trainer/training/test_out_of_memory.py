@@ -88,7 +88,7 @@ def without_dropout(path: Path) -> None:
     """Leave nothing of LoRA's block but a dropout of 0: what is dropped depends on how a step is split."""
     manifest = yaml.safe_load(path.read_text())
     manifest["spec"]["lora"] = {"dropout": "0"}
-    path.write_text(yaml.safe_dump(manifest))
+    path.write_text(json.dumps(manifest))
 
 
 def again(path: Path) -> None:

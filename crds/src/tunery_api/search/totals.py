@@ -8,6 +8,7 @@ from typing import Final
 
 from tunery_api.lorasweep import MAX_PARAMETERS
 from tunery_api.measured import change_text, finite
+from tunery_api.names import without_rejected
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import (
     BestTrial,
@@ -83,11 +84,18 @@ def kept(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatu
 
 
 def without_removed(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
-    """Return the rows as they are then: only the trials that are kept name the place of their adapter."""
+    """Return the rows as they are then: only the trials that are kept name a place of their adapter."""
     rows = list(rows)
     staying = {row.number for row in kept(rows, chosen, most)}
-    gone = {"adapter": None}
-    return [row if row.number in staying or row.adapter is None else row.model_copy(update=gone) for row in rows]
+    return [row if row.number in staying else _removed(row) for row in rows]
+
+
+def _removed(row: TrialStatus) -> TrialStatus:
+    """Return a row that says nothing of a place where nothing lies."""
+    why = None if row.why is None else without_rejected(row.why)
+    gone = {"adapter": None} if row.adapter is not None else {}
+    changed = {"why": why} if why != row.why else {}
+    return row.model_copy(update={**gone, **changed}) if gone or changed else row
 
 
 def best_trial(row: TrialStatus) -> BestTrial:

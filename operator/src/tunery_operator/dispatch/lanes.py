@@ -79,6 +79,8 @@ class Lanes:
         self._lane_of: dict[Key, Lane] = {}
         self._fresh_in_a_row = 0
         self._since_low = 0
+        self._was_aside = False
+        """Whether of what is known an aside key went last."""
 
     def __len__(self) -> int:
         return len(self._lane_of)
@@ -101,6 +103,7 @@ class Lanes:
         lane = self._next_lane(aside)
         self._fresh_in_a_row = self._fresh_in_a_row + 1 if lane is Lane.FRESH else 0
         self._since_low = 0 if lane is Lane.LOW else self._since_low + 1
+        self._was_aside = lane is Lane.ASIDE or (self._was_aside and lane is not Lane.NORMAL)
         key, since = self._turns[lane].pop()
         del self._lane_of[key]
         return key, lane, since
@@ -114,7 +117,12 @@ class Lanes:
         return Lane.FRESH
 
     def _known(self, aside: bool) -> Lane | None:
-        """Return the lane behind the fresh one whose oldest key has waited longer, None where none waits there."""
+        """Return the lane behind the fresh one whose oldest key has waited longer, None where none waits there.
+
+        Hundreds of aside keys may all have waited longer: behind one of them goes a normal one.
+        """
+        if self._was_aside and self._turns[Lane.NORMAL].count:
+            return Lane.NORMAL
         lanes = (Lane.NORMAL, Lane.ASIDE) if aside else (Lane.NORMAL,)
         since = {lane: oldest for lane in lanes if (oldest := self._turns[lane].oldest()) is not None}
         return min(since, key=lambda lane: since[lane], default=None)

@@ -37,7 +37,7 @@ MAX_QUICK_RETRIES: Final = 30
 ASIDE_SHARE: Final = 4
 """One in so many workers looks at keys of sweeps, so that fifty sweeps at once leave the others to LoRAJobs."""
 LEAST_ASIDE: Final = 3
-"""Workers for them nevertheless: two of these may wait for a sampler's process."""
+"""Workers for them nevertheless, of more than so many: two of these may wait for a sampler's process."""
 
 Reconcile = Callable[[Key], Requeue]
 
@@ -49,7 +49,8 @@ class WorkQueue:
         self._reconcile = reconcile
         self._workers = workers
         self._is_aside = is_aside
-        self._most_aside = max(LEAST_ASIDE, workers // ASIDE_SHARE)
+        # One of a few is left to the others; a single one takes turns.
+        self._most_aside = max(1, min(workers - 1, max(LEAST_ASIDE, workers // ASIDE_SHARE)))
         self._running_aside: set[Key] = set()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
         self._waiting = Lanes()

@@ -53,6 +53,7 @@ class HttpError(ApiFailure):
 
     def __init__(self, call: Call, status: int, body: Json, retry_after: float | None = None) -> None:
         self.body = body
+        self.verb = call.verb
         super().__init__(status, f"{call.verb} {call.rbac_resource}: {status} {body.get('message', '')}")
         self.retry_after = retry_after
 

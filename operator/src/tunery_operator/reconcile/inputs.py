@@ -17,6 +17,7 @@ from tunery_api.serving import Desired
 from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import (
     AdapterInput,
+    FailedInput,
     Input,
     ReadyInput,
     UnfinishedInput,
@@ -85,17 +86,21 @@ def _resolve(services: Services, obj: FoundObject, want: Wanted, known: Mapping[
 def look_inputs_up_again(services: Services, obj: FoundObject, status: dict[str, Any]) -> dict[str, Any]:
     """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
 
-    A LoRAJob that has published anew is taken as it is now; one that is gone is not waited for.
+    A LoRAJob that has published anew is taken as it is now; one that is gone is not waited for. One that offers nothing
+    any more, as a trial whose sweep has removed its adapter, is looked up as by a new job, which is told why.
     """
     reason = (obj.status.get("failure") or {}).get("reason")
     entries = obj.status.get("inputReferences")
     if not entries or reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
         return status
-    return {**status, "inputReferences": [_as_it_is_now(services, obj, entry) for entry in entries]}
+    now = [_as_it_is_now(services, obj, entry) for entry in entries]
+    return {**status, "inputReferences": [entry for entry in now if entry is not None]}
 
 
-def _as_it_is_now(services: Services, obj: FoundObject, entry: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is_now(services: Services, obj: FoundObject, entry: dict[str, Any]) -> dict[str, Any] | None:
     found = _look_up(services, obj.owner.key, entry["name"], checkpoints=False)
+    if isinstance(found, FailedInput):
+        return None
     return record(found) if isinstance(found, ReadyInput) else entry
 
 

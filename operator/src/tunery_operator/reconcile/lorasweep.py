@@ -243,7 +243,7 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
     if numbers and sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.services.sampler.suggestions(ask)
+        return sweep.services.sampler.suggestions(ask, sweep.obj.owner.uid)
     except SamplerBusy as error:
         return Hindrance(SAMPLER_BUSY, str(error), error.retry_after)
     except SuggestionFailed as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.names import without_rejected
 from tunery_api.status import ConditionType
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.views.event import ADAPTER_REMOVED
@@ -26,7 +27,14 @@ def after_removal(status: Mapping[str, Any], sweep: str, keep: int, now: datetim
         text = f"the checkpoints were removed once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}
-    return {**left, **_dataset(status), "conditions": conditions.to_list()}
+    told = [_without_place(each) for each in conditions.to_list()]
+    failure = {"failure": _without_place(status["failure"])} if status.get("failure") else {}
+    return {**left, **_dataset(status), **failure, "conditions": told}
+
+
+def _without_place(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a condition or a failure whose message no longer names where a rejected adapter lay."""
+    return {**said, "message": without_rejected(said["message"])} if said.get("message") else dict(said)
 
 
 def _say_it_was_published(conditions: Conditions, sweep: str) -> None:

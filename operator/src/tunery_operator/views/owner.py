@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
-from tunery_api.names import API_VERSION
+from tunery_api.names import API_VERSION, child_name
 from tunery_operator.views.job import controller_of
 
+_TRIAL_SUFFIX: Final = re.compile(r"-([0-9]{3,}|final)$")
 _MAX_RETRY: Final = 128
 """Characters of status.observedRetry."""
 
@@ -42,7 +44,7 @@ class Owner:
     created: str = ""
     """RFC 3339 in UTC."""
     sweep: str | None = None
-    """Name of the LoRASweep that this is a trial of; None: of none."""
+    """Name of the LoRASweep that this is a trial of, by owner and name; None: of none."""
 
     @property
     def api_version(self) -> str:
@@ -62,8 +64,13 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
 
 
 def _sweep_of(body: Mapping[str, Any]) -> str | None:
+    """Return whose trial an object is: a copy of a trial under another name is owned by the sweep, and none of its."""
     controller = controller_of(body)
-    return str(controller.get("name")) if controller.get("kind") == Kind.LORASWEEP.value else None
+    if controller.get("kind") != Kind.LORASWEEP.value:
+        return None
+    sweep, name = str(controller.get("name")), body["metadata"]["name"]
+    suffix = _TRIAL_SUFFIX.search(name)
+    return sweep if suffix and child_name(sweep, suffix[1]) == name else None
 
 
 def settings_digest(spec: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
     """Return the LoRAJob whose data is checked, and the folder that its relative URIs begin in."""
     if request.by_manifest:
         manifest, base = (
-            copy.deepcopy(select(read_documents(request.path, as_kubectl=True), request.path, request.name)),
+            copy.deepcopy(select(read_documents(request.path), request.path, request.name)),
             request.path.resolve().parent,
         )
         if manifest["kind"] == Kind.LORASWEEP:
@@ -214,7 +214,7 @@ def checked_sweep(request: CheckRequest) -> tuple[LoRASweepSpec, list[str]] | No
     """
     if not request.by_manifest:
         return None
-    manifest = select(read_documents(request.path, as_kubectl=True), request.path, request.name)
+    manifest = select(read_documents(request.path), request.path, request.name)
     if manifest["kind"] != Kind.LORASWEEP:
         return None
     spec = parse_lorasweep(manifest, local=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_trainer.local.as_kubectl import KubectlLoader
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
@@ -20,26 +20,10 @@ _NAME_A_FILE: Final = (
 )
 
 
-class _AsKubectl(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
-
-
-_AsKubectl.yaml_implicit_resolvers = {
-    letter: list(kept) for letter, kept in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_AsKubectl.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def read_documents(path: Path, *, as_kubectl: bool = False) -> list[Any]:
-    """Return the documents of a file; raises InvalidSpec where it is no YAML, TuneryError where it cannot be read.
-
-    Without `as_kubectl` 1e-4 is a text, as a manifest means it.
-    """
-    loader = _AsKubectl if as_kubectl else yaml.SafeLoader
+def read_documents(path: Path) -> list[Any]:
+    """Return the documents of a file; raises InvalidSpec where it is no YAML, TuneryError where it cannot be read."""
     try:
-        loaded = yaml.load_all(path.read_text("utf-8"), loader)
+        loaded = yaml.load_all(path.read_text("utf-8"), KubectlLoader)
         return [document for document in loaded if document is not None]
     except FileNotFoundError as error:
         raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import Lineage
-from tunery_api.names import beside
+from tunery_api.names import REJECTED_AT, beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_common.errors import TuneryError
@@ -60,7 +60,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
     except TuneryError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
         return TuneryError(FailureReason.NOT_IMPROVED, text)
-    text = f"{lineage.rejected}; what was trained is published as rejected at {uri}"
+    text = f"{lineage.rejected}{REJECTED_AT}{uri}"
     failure, result = TuneryError(FailureReason.NOT_IMPROVED, text), result_of(published)
     failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
     forget_report(work)

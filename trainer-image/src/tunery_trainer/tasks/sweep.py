@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -9,8 +10,6 @@ from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
@@ -116,7 +115,7 @@ def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
         words = read_words(files.words) if search.ledger.under_way_seconds else {}  # else of an earlier search
         left = Ended(-signal.SIGTERM, words, said=(), stopped=True, checked=checked, memory_kills=None)
         return _ended(search, left, search.ledger.under_way_seconds)
-    files.manifest.write_text(yaml.safe_dump(manifest_of(body), sort_keys=False), "utf-8")
+    files.manifest.write_text(json.dumps(manifest_of(body), indent=2), "utf-8")
     before, began = memory_kills(), time.monotonic()
     with TrialProcess(files, Path(search.run.work_dir), lock) as process:
         search.trains(datetime.now(UTC))

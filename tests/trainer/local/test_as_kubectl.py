@@ -1,0 +1,69 @@
+"""A manifest's YAML is read as kubectl reads it, by every command alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunery_trainer.cli import main
+from tunery_trainer.local.documents import read_documents
+
+from kit.story import Case
+
+# Of kubectl 1.33: kubectl annotate --local -f FILE a=b -o json.
+AS_KUBECTL = {
+    "1e-4": 0.0001, "1e1": 10, "1E5": 100000, "1.e-4": 0.0001, "+.5e1": 5, "1.5e1": 15, ".5": 0.5, "5.0": 5, "1.": 1,
+    "1e4_0": 1e40, "1e30": 1e30, "1e": "1e", "123e": "123e", "1_000": 1000, "1_": 1, "_1": "_1", "._5": "._5",
+    "1_0.5": 10.5, "010": 8, "0_8": 8, "0o10": 8, "09": 9, "0x1F": 31, "0b11": 3, "-0b11": -3, "+1": 1, "-.5": -0.5,
+    "12:30": "12:30", "190:20:30.15": "190:20:30.15", "2026-11-28": "2026-11-28",
+    "2026-11-28T10:00:00Z": "2026-11-28T10:00:00Z", "yes": True, "y": True, "on": True, "N": False, "off": False,
+    "~": None, "=": "=", '"1e-4"': "1e-4",
+}  # fmt: skip
+RANGE = "[{path: training.learningRate, range: {min: 1e-4, max: '1e-2', log: true}}]"
+SWEEP = """
+apiVersion: tunery.dev/v1alpha1
+kind: LoRASweep
+metadata: {name: s}
+spec:
+  template: {model: {uri: "file://model"}, dataset: {uri: "file://rows.jsonl"}, resources: {gpus: 0}}
+  output: {uri: "file://out"}
+"""
+
+
+@pytest.mark.parametrize("text", AS_KUBECTL)
+def test_a_value_is_what_kubectl_takes_it_for(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(f"value: {text}\n")
+    (document,) = read_documents(path)
+    assert json.dumps(document["value"]) == json.dumps(AS_KUBECTL[text])
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_number_that_kubectl_refuses_is_refused_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{SWEEP}  parameters: {RANGE}\n")
+    assert main([command, str(path)]) == 64
+    assert 'spec.parameters[0].range.min: must be a string: write it in quotes, "0.0001"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_whole_number_with_an_exponent_is_taken_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{SWEEP}  preset: Guide\n  maxTrials: 1e1\n  activeDeadlineSeconds: 1e3\n")
+    assert main([command, str(path)]) == 64
+    assert "whole number" not in capsys.readouterr().err
+
+
+def test_an_estimate_reads_as_a_run(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    path = case(lora={"dropout": "here"}, retries="there")
+    path.write_text(path.read_text().replace('"here"', "1e-4").replace('"there"', "1e1"))
+    assert main(["estimate", str(path)]) == 64
+    said = capsys.readouterr().err
+    assert "spec.lora.dropout: must be a string: write it in quotes" in said
+    assert "retries" not in said

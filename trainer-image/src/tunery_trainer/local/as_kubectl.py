@@ -1,0 +1,49 @@
+"""YAML as kubectl reads it: whatever reads a manifest here takes it for what the API server would be sent."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import yaml
+
+_NUMBER: Final = re.compile(
+    r"^[-+]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+"
+    r"|(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9][0-9_]*)?|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+)
+_BOOLEAN: Final = re.compile(r"^(y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
+_WHOLE: Final = 1e21
+"""Below it a whole number has no exponent in kubectl's JSON: the API server takes 1e3 for an integer."""
+_TAG: Final = "tag:yaml.org,2002:"
+_OWN: Final = frozenset(f"{_TAG}{name}" for name in ("bool", "int", "float", "timestamp", "value"))
+"""What PyYAML and kubectl tell apart differently: 1e-4 and y are texts for PyYAML, 12:30 and 2026-11-28 for kubectl."""
+
+
+class KubectlLoader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
+
+
+def _number(loader: KubectlLoader, node: yaml.ScalarNode) -> int | float:
+    text = str(loader.construct_scalar(node)).replace("_", "").lower()
+    try:
+        return int(text, 8 if re.fullmatch(r"[-+]?0[0-7]+", text) else 0)
+    except ValueError:
+        value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return int(value) if abs(value) < _WHOLE and value.is_integer() else value
+
+
+def _boolean(loader: KubectlLoader, node: yaml.ScalarNode) -> bool:
+    return str(loader.construct_scalar(node)).lower() in ("y", "yes", "true", "on")
+
+
+def _resolvers() -> dict[str, list[tuple[str, Any]]]:
+    """Return PyYAML's own without those that kubectl has others for."""
+    known = yaml.SafeLoader.yaml_implicit_resolvers.items()
+    return {letter: [(tag, form) for tag, form in forms if tag not in _OWN] for letter, forms in known}
+
+
+KubectlLoader.yaml_implicit_resolvers = _resolvers()
+KubectlLoader.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))
+KubectlLoader.add_implicit_resolver(f"{_TAG}bool", _BOOLEAN, list("yYnNtTfFoO"))
+KubectlLoader.add_constructor(f"{_TAG}float", _number)
+KubectlLoader.add_constructor(f"{_TAG}bool", _boolean)
