@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
-from tunery_api.as_stored import as_stored, metadata_errors
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
@@ -18,7 +17,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
-from tunery_api.schema_errors import field_error, shown
+from tunery_api.schema_errors import as_stored, field_error, metadata_errors, shown
 from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
 from tunery_api.sweep_rules import LORASWEEP_RULES, warm_start_of_another
 from tunery_api.walk import fields
