@@ -73,6 +73,8 @@ COVERED := $(VENV)/bin/coverage run -m pytest
 
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
+	@echo "Tests without a node, in three processes side by side: operator and training; chart and server; the rest. Some" \
+		"45 minutes on two cores. The first one's lines come as it goes, those of the others when they have ended."
 	@cd $(TESTS); $(VENV)/bin/coverage erase; logs="$$(mktemp -d)"; failed=0; \
 	(failed=0; $(COVERED) chart server $(ADVERSE) || failed=1; \
 	OMP_NUM_THREADS=1 $(COVERED) $(AFTER_THEM) || failed=1; exit $$failed) > "$$logs/second" 2>&1 & second=$$!; \
@@ -81,8 +83,9 @@ test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a 
 	trap 'pkill -P $$second || true; pkill -P $$third || true; rm -rf "$$logs"' EXIT; \
 	$(COVERED) controller $(ADVERSE:%=--ignore=%) || failed=1; \
 	OMP_NUM_THREADS=1 $(COVERED) $(LAST) || failed=1; \
+	echo "The second of three processes (chart, server, kills and faults of the operator):"; \
 	wait $$second || failed=1; cat "$$logs/second"; \
-	wait $$third || failed=1; cat "$$logs/third"; exit $$failed
+	echo "The third of three processes (the rest):"; wait $$third || failed=1; cat "$$logs/third"; exit $$failed
 
 .PHONY: test-engine
 test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)

@@ -62,7 +62,8 @@ def installed(environment: dict[str, str], besides: str = "", *settings: str) ->
     """Install the chart, with more settings that `besides` tells of, and make the tenant; return kubectl."""
     kubectl = Kubectl(environment)
     with step(f"Install the chart with Helm{besides}"):
-        install(kubectl, images(environment), *settings)
+        # What an earlier demo has set stays: with another engine its server, which may still run, would be replaced.
+        install(kubectl, images(environment), *settings, keep=True)
     with step(f"Make a tenant: namespace {NAMESPACE} (restricted Pod Security) and its Secret s3"):
         create_tenant(kubectl, NAMESPACE, environment)
     return kubectl

@@ -207,8 +207,8 @@ def _farewell(server: str, adapter: str) -> None:
         "curl -s http://127.0.0.1:8000/v1/models",
         "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
         f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',
-        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # answered no more; served-by=demo: again",
         f"kubectl -n {NAMESPACE} apply -f docs/examples/batchinference.yaml    # a file of requests",
+        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # answered no more; served-by=demo: again",
         f"kubectl -n {NAMESPACE} delete adapterserver {server}    # gives its memory back",
     ):
         console.print(f"  {line}", markup=False)

@@ -12,11 +12,11 @@ NAMESPACE = "tunery-system"
 RELEASE = "tunery"
 
 
-def install(kubectl: Kubectl, images: dict[str, str], *settings: str) -> None:
+def install(kubectl: Kubectl, images: dict[str, str], *settings: str, keep: bool = False) -> None:
     """Install or upgrade the chart and wait until the operator is ready.
 
     `images` holds `operator` and `trainer`: repository:tag or repository@digest; `settings` are further `key=value` for
-    --set. Settings of an earlier installation are forgotten.
+    --set. Settings of an earlier installation are forgotten, unless they are to be kept.
     """
     kubectl.apply(_namespace())
     flags = [part for name, image in images.items() for value in image_values(f"{name}.image", image) for part in value]
@@ -24,6 +24,7 @@ def install(kubectl: Kubectl, images: dict[str, str], *settings: str) -> None:
     kubectl.program(
         *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", NAMESPACE),
         *("--wait", "--timeout", "180s"),
+        *(("--reset-then-reuse-values",) if keep else ()),
         *flags,
         timeout=240,
     )

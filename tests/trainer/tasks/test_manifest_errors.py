@@ -87,7 +87,7 @@ def test_without_a_cluster_a_path_is_told_as_the_uri_that_it_becomes(
     message = capsys.readouterr().err.strip().splitlines()[-2]
     assert f"spec.{block}.uri: must be " in message
     assert message.endswith(f", or {place} for a place on this machine, is {uri!r}")
-    followed = {"apiVersion": API_VERSION, "spec": {**LEAST, block: {"uri": place}}}
+    followed = {"apiVersion": API_VERSION, "metadata": {"name": "a"}, "spec": {**LEAST, block: {"uri": place}}}
     assert getattr(parse_lorajob(followed, local=True), block).uri == place
 
 
