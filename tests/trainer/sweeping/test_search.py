@@ -44,7 +44,12 @@ def begin(tmp_path: Path) -> Begin:
             "output": {"uri": f"file://{tmp_path}/out"},
             **changes,
         }
-        manifest = {"kind": "LoRASweep", "metadata": {"name": "support"}, "spec": spec}
+        manifest = {
+            "apiVersion": "tunery.dev/v1alpha1",
+            "kind": "LoRASweep",
+            "metadata": {"name": "support"},
+            "spec": spec,
+        }
         folder = tmp_path / "known"
         folder.mkdir()
         return lambda: Search.of(*_as_here(*sweep_of(manifest, tmp_path, tmp_path / "work")), folder)
