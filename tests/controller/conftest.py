@@ -12,7 +12,9 @@ import pytest
 
 from controller.api import Api, Json
 from controller.objects import Namespace
+from controller.players import Kubelets
 from controller.process import OperatorProcess
+from controller.sweeps import Trials
 from tunery_operator.kube.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS, Call
 
 from cluster.controlplane import ControlPlane
@@ -141,3 +143,13 @@ def make_namespace(api: Api) -> Namespace:
 def namespace(api: Api, operator: OperatorProcess) -> Namespace:
     """A namespace of this test, served by the running operator."""
     return make_namespace(api)
+
+
+@pytest.fixture
+def trials(api: Api, operator: OperatorProcess) -> Iterator[Trials]:
+    """Nodes on which every trial ends well, unless the test says otherwise."""
+    trials = Trials()
+    players = Kubelets(api, trials.end)
+    players.start()
+    yield trials
+    players.stop()

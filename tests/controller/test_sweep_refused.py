@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from controller.api import Api, Json, Refused, eventually
+from controller.api import Json, Refused, eventually
 from controller.conftest import USER
 from controller.objects import Namespace, lorasweep
-from controller.players import Kubelets
-from controller.process import OperatorProcess
 from controller.sweeps import Trials, failed
 
 SWEEPS = "lorasweeps"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 FROZEN = "frozen by the platform"
 REST: Json = {"maxTrials": 3, "parallelTrials": 3}
-
-
-@pytest.fixture
-def trials(api: Api, operator: OperatorProcess) -> Iterator[Trials]:
-    """Nodes on which every trial ends well, unless the test says otherwise."""
-    trials = Trials()
-    players = Kubelets(api, trials.end)
-    players.start()
-    yield trials
-    players.stop()
 
 
 def freeze(namespace: Namespace, name: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from controller.api import Api, Json, eventually
+from controller.api import Json, eventually
 from controller.objects import Namespace, lorajob, lorasweep
-from controller.players import Kubelets
 from controller.poster import Poster
 from controller.process import OperatorProcess
 from controller.runs import run_of
@@ -18,16 +16,6 @@ from controller.test_kueue import QUEUE, admit, hold
 
 SWEEPS = "lorasweeps"
 NO_PRUNER = {"type": "None"}
-
-
-@pytest.fixture
-def trials(api: Api, operator: OperatorProcess) -> Iterator[Trials]:
-    """Nodes on which every trial ends well, unless the test says otherwise."""
-    trials = Trials()
-    players = Kubelets(api, trials.end)
-    players.start()
-    yield trials
-    players.stop()
 
 
 def ended(namespace: Namespace, name: str = "s", phase: str = "Succeeded") -> Json:

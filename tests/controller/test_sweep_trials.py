@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from controller.api import Api, Json, eventually
+from controller.api import Json, eventually
 from controller.objects import Namespace, lorajob, lorasweep
-from controller.players import Kubelets
-from controller.process import OperatorProcess
 from controller.sweeps import Trials, failed
 
 SWEEPS = "lorasweeps"
-
-
-@pytest.fixture
-def trials(api: Api, operator: OperatorProcess) -> Iterator[Trials]:
-    """Nodes on which every trial ends well, unless the test says otherwise."""
-    trials = Trials()
-    players = Kubelets(api, trials.end)
-    players.start()
-    yield trials
-    players.stop()
 
 
 def states(namespace: Namespace) -> list[str]:

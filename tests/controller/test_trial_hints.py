@@ -9,6 +9,7 @@ from tunery_api.kinds import Kind
 from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
+from tunery_api.search.decide import Decision
 from tunery_api.search.totals import without_removed
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
@@ -57,7 +58,7 @@ def test_what_waits_says_that_a_change_is_for_it_alone() -> None:
 
 
 def test_a_sweep_that_failed_for_its_template_asks_for_a_new_one() -> None:
-    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), None)))  # type: ignore[arg-type]
+    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), Decision())))
     draft.fail_for(FailureReason.DISK_FULL, "trial 0")
     hint = draft.fields["failure"]["hint"]
     assert NEW_SWEEP in hint

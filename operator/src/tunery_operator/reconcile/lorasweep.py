@@ -118,7 +118,7 @@ def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     search = replace(search, not_held=not_at_rest(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
     # One that no row names yet may be among what could not be read.
-    if not due or any(number not in {row.number for row in sweep.rows} for number in sweep.own.unread):
+    if not due or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
         return sweep, search
     try:
         return _make(sweep, search)
