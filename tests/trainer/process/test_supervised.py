@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tunery_api.runspec import Task
 from tunery_trainer.process.supervise import explain_end, to_supervise
 
 PARENT = "import sys; from tunery_trainer.process.supervise import supervise; from tunery_api.runspec import Task; "
+_TGKILL = 234 if platform.machine() == "x86_64" else 131
 BITSANDBYTES = """
 import ctypes, glob, os, torch, bitsandbytes
 found = glob.glob(os.path.join(os.path.dirname(bitsandbytes.__file__), "libbitsandbytes_cuda1*.so"))
@@ -103,17 +106,25 @@ def test_a_kill_by_the_kernel_is_left_to_the_kubelet_to_tell(tmp_path: Path) -> 
     assert end(tmp_path, "import os; os.kill(os.getpid(), 9)")[:2] == (ExitCode.KILLED, {})
 
 
-def test_signals_are_passed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2], ids=["main thread", "another thread"])
+def test_signals_are_passed_on_whichever_thread_the_kernel_gives_them_to(tmp_path: Path, threads: int) -> None:
     child = (
         "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(60)"
     )
-    process = supervised(tmp_path, child)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == ExitCode.BUG, "7 is no code of ours"
+    with supervised(tmp_path, child) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        while len(found := os.listdir(f"/proc/{process.pid}/task")) < threads:
+            time.sleep(0.01)
+        others = {int(thread) for thread in found} - {process.pid}
+        send_to_thread(process.pid, others.pop() if threads > 1 else process.pid)
+        process.communicate(timeout=30)
+        assert process.returncode == ExitCode.BUG, "7 is no code of ours"
     assert "exit code 7" in (tmp_path / "last").read_text()
+
+
+def send_to_thread(process: int, thread: int) -> None:
+    assert ctypes.CDLL(None).syscall(_TGKILL, process, thread, signal.SIGTERM) == 0
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:

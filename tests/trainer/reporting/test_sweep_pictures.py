@@ -88,7 +88,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Drawn]]:
     monkeypatch.setattr(Figure, "savefig", savefig)
     monkeypatch.setattr(Text, "draw", draw_text)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)  # not a ResourceWarning of what another test has left
         yield pictures
 
 

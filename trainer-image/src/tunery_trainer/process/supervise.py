@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def supervise(task: Task, command: Sequence[str]) -> int:
     said: deque[str] = deque(maxlen=_LINES)
     reader = threading.Thread(target=_pass_on, args=(child.stderr, said))
     reader.start()
-    code = child.wait()
+    code = _wait(child)
     reader.join()
     silent = termination_file() is not None and not has_spoken()
     if not silent or code in (ExitCode.OK, ExitCode.TERMINATED, -signal.SIGTERM, -signal.SIGKILL):
@@ -89,6 +90,25 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     for missed in early:
         child.send_signal(missed)
     return child
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Return the child's exit code; a signal that comes at any moment is handled while it is waited for.
+
+    Popen.wait alone would not see one that came just before it began, or that the kernel gave to another thread, until
+    the child ends.
+    """
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    ended = os.pidfd_open(child.pid)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        while ended not in select.select([ended, woken], [], [])[0]:
+            os.read(woken, _LINES)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for each in (woken, wake, ended):
+            os.close(each)
+    return child.wait()
 
 
 def _last_words(task: Task, code: int, said: Sequence[str]) -> int:
