@@ -63,29 +63,34 @@ verify: setup ## Lint, types, layers, locks and generated files
 
 # Three processes. Two watch the clock and mostly wait; the third stands back for them (nice), and uses the waiting to
 # compute (decision 49). Balanced by their time: of the operator's tests those that kill and break go with the chart's and
-# the server's. Coverage is half as much again of it: guard, which looks at the repository, goes without.
+# the server's. Coverage would be half as much again of it (decision 78).
 ADVERSE := $(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/controller/test_*kills.py $(TESTS)/controller/test_faults*.py))
 AFTER_THEM := trainer/process trainer/reporting
 LAST := trainer/sweeping trainer/training
 BESIDE_THEM := api common search \
 	$(filter-out $(AFTER_THEM) $(LAST) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
-COVERED := $(VENV)/bin/coverage run -m pytest
+PYTEST := $(PYTHON) -m pytest
 
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
 	@echo "Tests without a node, in three processes side by side: operator and training; chart and server; the rest. Some" \
 		"45 minutes on two cores. The first one's lines come as it goes, those of the others when they have ended."
-	@cd $(TESTS); $(VENV)/bin/coverage erase; logs="$$(mktemp -d)"; failed=0; \
-	(failed=0; $(COVERED) chart server $(ADVERSE) || failed=1; \
-	OMP_NUM_THREADS=1 $(COVERED) $(AFTER_THEM) || failed=1; exit $$failed) > "$$logs/second" 2>&1 & second=$$!; \
-	(export OMP_NUM_THREADS=1; failed=0; nice -n 19 $(COVERED) $(BESIDE_THEM) || failed=1; \
-	nice -n 19 $(PYTHON) -m pytest guard || failed=1; exit $$failed) > "$$logs/third" 2>&1 & third=$$!; \
+	@cd $(TESTS); logs="$$(mktemp -d)"; failed=0; \
+	(failed=0; $(PYTEST) chart server $(ADVERSE) || failed=1; \
+	OMP_NUM_THREADS=1 $(PYTEST) $(AFTER_THEM) || failed=1; exit $$failed) > "$$logs/second" 2>&1 & second=$$!; \
+	(export OMP_NUM_THREADS=1; exec nice -n 19 $(PYTEST) $(BESIDE_THEM) guard) > "$$logs/third" 2>&1 & third=$$!; \
 	trap 'pkill -P $$second || true; pkill -P $$third || true; rm -rf "$$logs"' EXIT; \
-	$(COVERED) controller $(ADVERSE:%=--ignore=%) || failed=1; \
-	OMP_NUM_THREADS=1 $(COVERED) $(LAST) || failed=1; \
+	$(PYTEST) controller $(ADVERSE:%=--ignore=%) || failed=1; \
+	OMP_NUM_THREADS=1 $(PYTEST) $(LAST) || failed=1; \
 	echo "The second of three processes (chart, server, kills and faults of the operator):"; \
 	wait $$second || failed=1; cat "$$logs/second"; \
 	echo "The third of three processes (the rest):"; wait $$third || failed=1; cat "$$logs/third"; exit $$failed
+
+.PHONY: coverage
+coverage: setup ## The tests without a node once more, with coverage, which must not fall: before a release, an hour
+	@cd $(TESTS) && $(VENV)/bin/coverage erase
+	@$(MAKE) test-unit PYTEST='$(VENV)/bin/coverage run -m pytest'
+	cd $(TESTS) && $(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
 
 .PHONY: test-engine
 test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)
@@ -110,11 +115,10 @@ test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instea
 	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py e2e/test_serving_truth.py
 
 .PHONY: test
-test: setup ## Everything: verify, unit tests, end-to-end tests, coverage
-	@$(MAKE) verify
+test: setup ## Everything: verify, unit tests, end-to-end tests
+	@$(CLUSTER_CLI) binaries & built=$$!; $(MAKE) verify; wait $$built
 	@$(MAKE) test-unit
 	@$(MAKE) test-e2e
-	cd $(TESTS) && $(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
 
 .PHONY: bench
 bench: setup ## Measure what docs/benchmarks.md reports (at first 5 GB of packages, for vLLM)

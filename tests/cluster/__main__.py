@@ -90,6 +90,12 @@ def engine(options: argparse.Namespace) -> None:
     sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')
 
 
+def build_binaries(_: argparse.Namespace) -> None:
+    """build Kubernetes and Helm, which takes minutes the first time"""
+    binaries.kubernetes()
+    binaries.helm()
+
+
 def build_neighbours(_: argparse.Namespace) -> None:
     """build Kueue, which only the end-to-end tests need"""
     binaries.kueue()
@@ -115,6 +121,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "images": build_images,
     "push": push,
     "engine": engine,
+    "binaries": build_binaries,
     "neighbours": build_neighbours,
     "control-plane-up": control_plane_up,
     "control-plane-down": control_plane_down,
