@@ -55,41 +55,20 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
-	$(VENV)/bin/mypy tests/cluster tests/gpu tests/release tests/rooms
+	$(VENV)/bin/mypy tests/cluster tests/gpu tests/parts tests/release tests/rooms
 	$(VENV)/bin/lint-imports --no-cache
 	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
-# Three processes. Two watch the clock and mostly wait; the third stands back for them (nice), and uses the waiting to
-# compute (decision 49). Balanced by their time: of the operator's tests those that kill and break go with the chart's and
-# the server's. Coverage would be half as much again of it (decision 78).
-ADVERSE := $(patsubst $(TESTS)/%,%,$(wildcard $(TESTS)/controller/test_*kills.py $(TESTS)/controller/test_faults*.py))
-AFTER_THEM := trainer/process trainer/reporting
-LAST := trainer/sweeping trainer/training
-BESIDE_THEM := api common search \
-	$(filter-out $(AFTER_THEM) $(LAST) trainer/__pycache__,$(patsubst $(TESTS)/%/,%,$(wildcard $(TESTS)/trainer/*/)))
-PYTEST := $(PYTHON) -m pytest
-
 .PHONY: test-unit
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
-	@echo "Tests without a node, in three processes side by side: operator and training; chart and server; the rest. Some" \
-		"45 minutes on two cores. The first one's lines come as it goes, those of the others when they have ended."
-	@cd $(TESTS); logs="$$(mktemp -d)"; failed=0; \
-	(failed=0; $(PYTEST) chart server $(ADVERSE) || failed=1; \
-	OMP_NUM_THREADS=1 $(PYTEST) $(AFTER_THEM) || failed=1; exit $$failed) > "$$logs/second" 2>&1 & second=$$!; \
-	(export OMP_NUM_THREADS=1; exec nice -n 19 $(PYTEST) $(BESIDE_THEM) guard) > "$$logs/third" 2>&1 & third=$$!; \
-	trap 'pkill -P $$second || true; pkill -P $$third || true; rm -rf "$$logs"' EXIT; \
-	$(PYTEST) controller $(ADVERSE:%=--ignore=%) || failed=1; \
-	OMP_NUM_THREADS=1 $(PYTEST) $(LAST) || failed=1; \
-	echo "The second of three processes (chart, server, kills and faults of the operator):"; \
-	wait $$second || failed=1; cat "$$logs/second"; \
-	echo "The third of three processes (the rest):"; wait $$third || failed=1; cat "$$logs/third"; exit $$failed
+	@cd $(TESTS) && $(PYTHON) -m parts
 
 .PHONY: coverage
 coverage: setup ## The tests without a node once more, with coverage, which must not fall: before a release, an hour
 	@cd $(TESTS) && $(VENV)/bin/coverage erase
-	@$(MAKE) test-unit PYTEST='$(VENV)/bin/coverage run -m pytest'
+	@cd $(TESTS) && $(PYTHON) -m parts --coverage
 	cd $(TESTS) && $(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
 
 .PHONY: test-engine

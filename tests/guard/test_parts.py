@@ -1,0 +1,96 @@
+"""The parts of `make test-unit`: each test is in one of them, a failure is told, and a stop leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from parts.__main__ import TESTS, folders
+from parts.plan import Part, Queue, parts
+
+RUN = """
+import sys
+from parts.__main__ import Run
+from parts.plan import Part, Queue
+import parts.__main__ as program
+program.sys.executable = sys.argv[1]
+plan = lambda: [Part(name, (name,), name.startswith("c")) for name in sys.argv[2:]]
+sys.exit(program.main([], plan))
+"""
+
+
+def files_of(part: Part) -> set[Path]:
+    ignored = {argument.partition("=")[2] for argument in part.arguments if argument.startswith("--ignore=")}
+    found: set[Path] = set()
+    for argument in part.arguments:
+        place = TESTS / argument
+        found |= {place} if place.is_file() else set(place.rglob("test_*.py"))
+    return found - {TESTS / each for each in ignored}
+
+
+def test_every_test_without_a_node_is_in_one_part() -> None:
+    counted = Counter(path for part in parts(TESTS, folders()) for path in files_of(part))
+    everything = {path for folder in folders() for path in (TESTS / folder).rglob("test_*.py")}
+    assert set(counted) == everything
+    assert max(counted.values()) == 1
+
+
+def test_who_watches_the_clock_goes_first_and_then_helps() -> None:
+    queue = Queue([Part(name, (), name.startswith("c")) for name in ("c1", "w1", "c2", "w2", "c3")])
+
+    def take(computes: bool) -> str | None:
+        part = queue.take(computes=computes)
+        return part and part.name
+
+    assert [take(False), take(True), take(False), take(False), take(True), take(True), take(False)] == [
+        *("w1", "c1", "w2", "c2", "c3"),
+        *(None, None),
+    ]
+
+
+def start(tmp_path: Path, script: str, *names: str) -> subprocess.Popen[str]:
+    """Start `python -m parts` with other parts, each of which is given to a script in place of pytest."""
+    player = tmp_path / "player"
+    player.write_text(f"#!{sys.executable}\n{script}")
+    player.chmod(0o755)
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(player), *names],
+        cwd=TESTS,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_failure_is_told_and_the_others_run(tmp_path: Path) -> None:
+    script = "import os, sys; print(sys.argv[-1], os.nice(0), os.environ.get('OMP_NUM_THREADS')); sys.exit('bad' in sys.argv[-1])"
+    output, errors = (process := start(tmp_path, script, "w-good", "w-bad", "c-bad", "c-good")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert set(errors.removeprefix("failed: ").strip().split(", ")) == {"w-bad", "c-bad"}
+    assert f"w-good {os.nice(0)} 1\nw-good: exit status 0" in output
+    assert "c-good 19 1\nc-good: exit status 0" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_has_the_tests_end_what_they_have_started(tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "import signal, sys, time, pathlib; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "try: (here / f'begun-{sys.argv[-1]}').touch(); time.sleep(60)\n"
+        "finally: (here / f'ended-{sys.argv[-1]}').touch()\n"
+    )
+    process = start(tmp_path, script, "w1", "w2", "w3", "c1")
+    until = time.monotonic() + 30
+    while len(list(tmp_path.glob("begun-*"))) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert {path.name for path in tmp_path.glob("*ed-*")} == {f"ended-{n}" for n in ("w1", "w2", "c1")}

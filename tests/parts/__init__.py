@@ -1,0 +1,1 @@
+"""The tests without a node, in parts that run side by side."""
