@@ -11,7 +11,7 @@ from controller.objects import lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_lorasweep
-from tunery_operator.errors import ApiFailure
+from tunery_operator.errors import ApiFailure, StaleObject
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.reconcile.services import Services
@@ -101,6 +101,24 @@ def test_what_was_just_made_is_found_without_a_row_and_the_final_one_last() -> N
         3: "s-final",
     }
     assert own.strangers == ()
+
+
+@pytest.mark.parametrize("now", [None, {"uid": "other"}, {"deletionTimestamp": "2026-11-28T06:42:32Z"}])
+def test_what_a_sweep_that_is_deleted_leaves_behind_is_not_taken_back(now: Json | None) -> None:
+    """With --cascade=orphan; the look began before that."""
+    stale, there = [], {"s-000": child(0, ownerReferences=None), "s-001": child(1)}
+    live = None if now is None else {**SWEEP, "metadata": {**SWEEP["metadata"], **now}}
+
+    def get(call: Any, _: str, name: str) -> Json | None:
+        return live if name == "s" else there[name]
+
+    cache = SimpleNamespace(is_stale=lambda key: True, mark_stale=stale.append)
+    # Nothing may be changed: a client that cannot.
+    services = cast(Services, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
+    with pytest.raises(StaleObject):
+        own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
+    assert stale == [obj.owner.key]
 
 
 def test_what_was_told_to_stop_is_not_at_rest_before_it_has_ended() -> None:

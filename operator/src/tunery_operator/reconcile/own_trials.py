@@ -13,10 +13,10 @@ from tunery_api.names import MANAGED_BY, MANAGED_BY_LABEL, ORIGIN_ANNOTATION, SW
 from tunery_api.search.rows import number_of
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialStatus
-from tunery_operator.errors import ApiFailure, Rejected
+from tunery_operator.errors import ApiFailure, Rejected, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
-from tunery_operator.kube.rbac import LORAJOBS
+from tunery_operator.kube.rbac import LORAJOBS, get_owner
 from tunery_operator.manifests.metadata import owner_reference
 from tunery_operator.plan.lorasweep import trial_name
 from tunery_operator.reconcile.found_object import FoundObject
@@ -159,12 +159,14 @@ def _is_alone(obj: FoundObject, number: int, body: Json) -> bool:
 def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
-    One that cannot be taken back is told to be astray; who made it somebody else's meant that.
+    One that cannot be taken back is told to be astray; who made it somebody else's meant that. Raises StaleObject where
+    the sweep is being deleted by now: with --cascade=orphan it is meant to leave them.
     """
     owner = obj.owner
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
         if _is_alone(obj, number, body):
+            _ensure_wanted(services, owner)
             logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
             body = apply.patch_child(services.client, LORAJOBS, body, change)
@@ -176,3 +178,13 @@ def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: 
     # What becomes of somebody else's is no news of ours.
     services.cache.wait_for(key, owner.key)
     return body
+
+
+def _ensure_wanted(services: Services, owner: Owner) -> None:
+    """Raise StaleObject unless the sweep is there, and not deleted: asked after the trial was seen without an owner."""
+    key = owner.key
+    live = services.client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    meta = {} if live is None else live["metadata"]
+    if meta.get("uid") != owner.uid or "deletionTimestamp" in meta:
+        services.cache.mark_stale(key)
+        raise StaleObject(f"{key} is being deleted")
