@@ -101,3 +101,31 @@ def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespa
     namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=60)
     assert states(namespace) == ["Complete"] * 4
     thaw(namespace)
+
+
+def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("s-001")
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    eventually("one runs on", lambda: states(namespace) == ["Complete", "Running"], 40)
+    namespace.deny("batch", "jobs", "no Jobs today")
+    trials.held.clear()
+    namespace.wait_reason("s", "CreateRefused", SWEEPS)
+    assert states(namespace) == ["Complete", "Complete"]
+    assert namespace.status("s", SWEEPS)["countsText"] == "2/2"
+    namespace.delete("lorajobs", "s-001")
+    namespace.allow()
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=60)
+    best = min(status["trials"], key=lambda row: float(row["value"]))
+    assert (status["best"]["trial"], status["counts"]["complete"]) == (best["number"], 2)
+
+
+def test_a_trial_that_has_ended_is_told_where_the_job_that_publishes_is_somebody_elses(
+    namespace: Namespace, trials: Trials
+) -> None:
+    container = {"name": "c", "image": "i"}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    theirs = {"metadata": {"name": "s-conclude"}, "spec": {"suspend": True, "template": {"spec": pod}}}
+    namespace.api.call("POST", f"/apis/batch/v1/namespaces/{namespace.name}/jobs", theirs)
+    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
+    assert namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)["failure"]["reason"] == "NameConflict"
+    assert states(namespace) == ["Complete", "Complete"]

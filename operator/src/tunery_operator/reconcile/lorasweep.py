@@ -19,7 +19,7 @@ from tunery_api.search.space import Space, read_values, space_of
 from tunery_api.search.telling import final_suggestion, question_of, with_earlier
 from tunery_api.search.totals import gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES
-from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialState, TrialStatus
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
@@ -65,6 +65,16 @@ class _Sweep:
         children = self.own.children.values()
         return merge(self.rows, children, lambda job_spec: read_values(self.space, job_spec), self.own.unread)
 
+    @property
+    def is_told(self) -> bool:
+        """Tell whether the status says of every trial that has ended what it came to.
+
+        Until it does, nothing is asked, made or waited for: that may take its time or be refused, and a trial whose
+        LoRAJob went meanwhile would count as deleted.
+        """
+        told = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
+        return all(trial.row.number in told for trial in self.trials if trial.is_final)
+
     def with_child(self, number: int, body: Json) -> _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
@@ -102,7 +112,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
     snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
     if sweep.refused:
         raise _halfway(sweep, snapshot)
-    return snapshot if decision.conclude is None else _conclude(sweep, snapshot)
+    return snapshot if decision.conclude is None or not sweep.is_told else _conclude(sweep, snapshot)
 
 
 def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
@@ -118,7 +128,7 @@ def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     search = replace(search, not_held=not_at_rest(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
     # One that no row names yet may be among what could not be read.
-    if not due or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
+    if not due or not sweep.is_told or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
         return sweep, search
     try:
         return _make(sweep, search)

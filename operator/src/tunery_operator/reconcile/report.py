@@ -8,6 +8,7 @@ from typing import Any, Final
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.kube.status import status_change
 from tunery_operator.reconcile.finished import jobs_of, mark_done, seconds_to_live, stop_jobs
 from tunery_operator.reconcile.found_object import FoundObject
@@ -48,9 +49,17 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
 
 
 def _opens_next_step(obj: FoundObject, status: Mapping[str, Any]) -> bool:
-    """Tell whether something was written down that the next Job waited for: preflight has passed, inputs are known."""
+    """Tell whether something was written down that the next step waited for.
+
+    That is: preflight has passed, inputs are known, or a trial of a sweep has ended.
+    """
     known = status.get("inputReferences") != obj.status.get("inputReferences")
-    return known or (_passed(status) and not obj.holds(ConditionType.PREFLIGHT))
+    ended = _trials_ended(status) != _trials_ended(obj.status)
+    return known or ended or (_passed(status) and not obj.holds(ConditionType.PREFLIGHT))
+
+
+def _trials_ended(status: Mapping[str, Any]) -> int:
+    return sum(row.get("state") in FINAL_TRIAL_STATES for row in status.get("trials") or ())
 
 
 def _passed(status: Mapping[str, Any]) -> bool:
