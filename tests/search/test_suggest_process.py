@@ -7,13 +7,15 @@ import random
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunery_api.lorasweep import SamplerType
 from tunery_api.search import ask as asking
-from tunery_api.search.ask import SuggestionFailed, suggestions
+from tunery_api.search.ask import Processes, SuggestionFailed, suggestions
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
 from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
 
@@ -117,13 +119,13 @@ def test_who_asks_does_not_load_optuna() -> None:
 def test_no_credential_of_this_process_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def watched(*args: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    def watched(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
         seen.update(options)
         return real(*args, **options)
 
-    real = subprocess.run
+    real = subprocess.Popen
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(subprocess, "Popen", watched)
     assert len(suggestions(question()).suggestions) == 4
     assert "hush" not in str(seen["env"])
 
@@ -133,6 +135,23 @@ def test_a_process_that_does_not_answer_is_ended_and_told() -> None:
     with pytest.raises(SuggestionFailed, match="did not answer within 0 s"):
         suggestions(question(), timeout=0.01)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >= before.ru_maxrss
+
+
+def test_who_ends_does_not_wait_for_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    os.mkfifo(asked)
+    (tmp_path / "hangs.py").write_text(f"import time\nopen({str(asked)!r}, 'w').close()\ntime.sleep(99)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(asking, "_PROGRAM", "hangs")
+    processes = Processes()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(suggestions, question(), 60, processes)
+        asked.read_text()
+        processes.close()
+        with pytest.raises(SuggestionFailed, match="ended with -9"):
+            answer.result(10)
+    with pytest.raises(SuggestionFailed, match="any more"):
+        suggestions(question(), processes=processes)
 
 
 def test_a_process_that_fails_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:

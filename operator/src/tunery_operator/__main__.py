@@ -177,6 +177,8 @@ class Operator:
 
     async def stop(self) -> None:
         """Act no more, say what is left to say, and release what is held."""
+        # Before what runs is waited for: the interpreter does not end before every worker's thread has.
+        self._services.sampler.close()
         await _cancel([task for task in (self._election_task,) if task is not None])
         await self._duty.stop()
         await _cancel(self._tasks)

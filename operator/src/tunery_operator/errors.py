@@ -51,6 +51,10 @@ class StaleObject(OperatorError):
     retry_after = 0.0
 
 
+class OperatorEnds(OperatorError):
+    """The process is about to end: what is left of a look is for whoever comes after it."""
+
+
 class OwnerGone(OperatorError):
     """The object, or its namespace, is being deleted: there is nothing left to do."""
 

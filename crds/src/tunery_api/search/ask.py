@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from typing import Final
 
@@ -26,6 +27,40 @@ class SuggestionFailed(Exception):
     """Nobody could say what to try next; asking again may help."""
 
 
+class Processes:
+    """Those that are asked right now, so that who ends need not wait for one that hangs; safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        self.closed = False
+
+    def close(self) -> None:
+        """End all that are under way, and start none from now on."""
+        with self._lock:
+            self.closed = True
+            for process in self._alive:
+                process.kill()
+
+    def answer(self, question: bytes, timeout: float) -> subprocess.CompletedProcess[bytes]:
+        """Run the program to its end; raises TimeoutExpired, after which it has ended too, and OSError."""
+        command = [sys.executable, "-P", "-m", _PROGRAM]
+        pipe = subprocess.PIPE
+        with self._lock:
+            if self.closed:
+                raise SuggestionFailed("nobody is to be asked any more")
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment())
+            self._alive.add(process)
+        with process:
+            try:
+                out, err = process.communicate(question, timeout)
+            finally:
+                with self._lock:
+                    self._alive.discard(process)
+                process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
 def needs_optuna(ask: Ask) -> bool:
     """Tell whether it takes a process to answer: what is drawn by chance, or from a grid, is drawn in this one.
 
@@ -37,8 +72,11 @@ def needs_optuna(ask: Ask) -> bool:
     return sum(told.state is ToldState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
 
 
-def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS) -> Answer:
-    """Return what to try next; for what needs Optuna it waits a second or two. Raises SuggestionFailed."""
+def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS, processes: Processes | None = None) -> Answer:
+    """Return what to try next; for what needs Optuna it waits a second or two. Raises SuggestionFailed.
+
+    Whoever has `processes` may end them while it waits.
+    """
     installed = find_spec("optuna") is not None
     if ask.sampler is SamplerType.TPE and not installed:
         raise SuggestionFailed(
@@ -46,28 +84,24 @@ def suggestions(ask: Ask, timeout: float = TIMEOUT_SECONDS) -> Answer:
             "Random or Grid"
         )
     if installed and needs_optuna(ask):
-        return _of_process(ask, timeout)
+        return _of_process(ask, timeout, processes or Processes())
     return Answer(suggestions=proposed(ask, random_draw(ask)))
 
 
-def _of_process(ask: Ask, timeout: float) -> Answer:
-    """Run the program with as little of this process's environment as it needs, no credential among it."""
-    environment = {
+def _environment() -> dict[str, str]:
+    """Return as little of this process's environment as the program needs, no credential among it."""
+    return {
         **{name: os.environ[name] for name in _KEPT if name in os.environ},
         **dict.fromkeys(_SINGLE, "1"),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def _of_process(ask: Ask, timeout: float, processes: Processes) -> Answer:
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", _PROGRAM],
-            input=ask.model_dump_json(by_alias=True).encode(),
-            capture_output=True,
-            timeout=timeout,
-            env=environment,
-            check=False,
-        )
+        done = processes.answer(ask.model_dump_json(by_alias=True).encode(), timeout)
     except subprocess.TimeoutExpired:
         raise SuggestionFailed(f"the sampler did not answer within {timeout:.0f} s") from None
     except OSError as error:

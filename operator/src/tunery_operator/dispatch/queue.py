@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from tunery_operator.dispatch.lanes import Lane, Lanes
-from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
+from tunery_operator.errors import ApiFailure, OperatorEnds, OperatorError, OwnerGone, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
 from tunery_operator.reconcile.requeue import Requeue
@@ -136,6 +136,8 @@ class WorkQueue:
             self._failures.pop(key, None)
             # One wrong 404 must not leave an object alone for ever; what is gone costs one look.
             self.add_after(key, GONE_SECONDS, lane=Lane.LOW)
+        except OperatorEnds as end:
+            logger.debug("%s: %s", key, end)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
             with about(key.kind.value, key.namespace, key.name, request):
                 self._retry(key, error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Final
 
-from tunery_api.search.ask import SuggestionFailed, needs_optuna, suggestions
+from tunery_api.search.ask import Processes, SuggestionFailed, needs_optuna, suggestions
 from tunery_api.search.protocol import Answer, Ask
 from tunery_operator import metrics
+from tunery_operator.errors import OperatorEnds
 from tunery_operator.reconcile.turns import Turns
 
 AT_A_TIME: Final = 2
@@ -21,8 +23,9 @@ LARGE: Final = 1024
 class Sampler:
     """Asks what to try next."""
 
-    def __init__(self, ask: Callable[[Ask], Answer] = suggestions, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[Ask], Answer] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._processes = Processes()
+        self._ask = ask or partial(suggestions, processes=self._processes)
         self._clock = clock
         self._turns = Turns(AT_A_TIME, clock)
 
@@ -30,7 +33,7 @@ class Sampler:
         """Return what to try next; at once where that takes no process.
 
         `who` is the uid of the sweep that asks, which keeps its place in line by it.
-        Raises SamplerBusy where it is not its turn, SuggestionFailed.
+        Raises SamplerBusy where it is not its turn, OperatorEnds after `close`, SuggestionFailed.
         """
         with ExitStack() as held:
             if needs_optuna(ask):
@@ -38,11 +41,17 @@ class Sampler:
             began = self._clock()
             try:
                 return self._ask(ask)
-            except SuggestionFailed:
+            except SuggestionFailed as error:
+                if self._processes.closed:
+                    raise OperatorEnds("the operator ends before the sampler has answered") from error
                 metrics.SUGGEST_ERRORS.inc()
                 raise
             finally:
                 metrics.SUGGEST_SECONDS.observe(self._clock() - began)
+
+    def close(self) -> None:
+        """End the processes that are under way, and start none from now on."""
+        self._processes.close()
 
     @contextmanager
     def _place(self, ask: Ask, who: str) -> Iterator[None]:
