@@ -12,7 +12,7 @@ from controller.statuskit import running as at_work
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.search.decide import Decision
+from tunery_api.search.decide import Decision, Moment, decide
 from tunery_api.search.rows import Live, Trial
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.status.compute import compute_status
@@ -121,6 +121,17 @@ def test_it_has_failed_once_no_trial_runs() -> None:
     status = told(failed, decision=Decision(fail=failure))
     assert (status["phase"], status["failure"]["reason"]) == ("Failed", "SecretNotFound")
     assert "kubectl annotate lorasweep support" in status["failure"]["hint"]
+
+
+def test_where_people_have_ended_all_trials_it_says_how_it_goes_on() -> None:
+    gone = [trial(0, TrialState.DELETED), trial(1, TrialState.PRUNED, why="by hand: enough")]
+    decision = decide(sweep(maxTrials=2), gone, Moment(NOW, NOW))
+    hint = told(*gone, decision=decision)["failure"]["hint"]
+    assert hint.startswith(
+        "Raise maxTrials of the sweep above 2, as such trials count, then retry it. Once that is done: "
+    )
+    assert "kubectl annotate lorasweep support" in hint
+    assert "new sweep" not in hint
 
 
 def test_a_retry_forgives_what_had_failed() -> None:

@@ -207,3 +207,19 @@ def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
     told = f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter"
     eventually("it is told", lambda: told in namespace.status(f"from-{gone}").get("failure", {}).get("message", ""), 30)
     assert namespace.status(f"from-{gone}")["attempts"] == 1
+
+
+def test_a_retry_makes_others_for_those_that_ended_as_another_had_failed(namespace: Namespace, trials: Trials) -> None:
+    trials.held |= {"s-001", "s-002"}
+    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))
+    wait_states(namespace, "Complete", "Running", "Running")
+    trials.ends["train"] = lambda _: failed("SecretNotFound", "the Secret s3 is missing")
+    trials.held.discard("s-001")
+    namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    assert states(namespace) == ["Complete", "Failed", "Pruned"]
+    del trials.ends["train"]
+    trials.held.clear()
+    namespace.annotate("s", SWEEPS, retry="1")
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    assert states(namespace) == ["Complete", "Failed", "Pruned", "Complete", "Complete"]
+    assert status["countsText"] == "3/3"

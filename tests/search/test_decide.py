@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tunery_api.reasons import FailureReason
 from tunery_api.search.decide import Decision, Moment, decide, most_failed
 from tunery_api.search.failures import FAULTS, Fault
-from tunery_api.search.rows import Live, Trial
+from tunery_api.search.rows import Live, Trial, trial_of
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 
-from kit.sweeps import START, moment, running, sweep, trial
+from kit.sweeps import START, lorajob, moment, read, running, sweep, trial
 
 S = TrialState
 WAITING = trial(0, S.WAITING)
@@ -138,6 +138,17 @@ def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
     assert decide(spec, mixed, forgiving(4)).create == (5,), "one complete, one deleted, and one that failed after it"
     ended = [*away, *(done(number) for number in range(4, 8))]
     assert decide(spec, ended, forgiving(4)) == Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+
+
+def test_what_was_stopped_as_the_sweep_had_failed_is_forgiven_with_it() -> None:
+    spec, wrong = sweep(maxTrials=3, parallelTrials=3), trial(1, S.FAILED, reason="SecretNotFound", why="no Secret")
+    stop = decide(spec, [done(0, 1.0), wrong, running(2, 2.0)], moment()).stop[2]
+    ended = trial_of(lorajob(2, {"phase": "Stopped", "runSeconds": 9}, stop=stop), read)
+    by_hand = trial_of(lorajob(2, {"phase": "Stopped"}, stop="enough"), read)
+    assert decide(spec, [done(0, 1.0), wrong, ended], forgiving(3)).create == (3, 4)
+    assert decide(spec, [done(0, 1.0), wrong, by_hand], forgiving(3)).create == (3,)
+    patient = sweep(stopAfterTrialsWithoutImprovement=1)
+    assert decide(patient, [done(0, 1.0), wrong, ended], forgiving(3)).create == (3,), "it says nothing of its values"
 
 
 def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
@@ -306,9 +317,21 @@ def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     lost = decide(sweep(maxTrials=1), [done(0, adapter=None)], moment())
     assert lost.fail is not None
     assert lost.fail.message == "none of 1 trials has an adapter"
-    pruned = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="by hand: enough")], moment())
-    assert pruned.fail is not None
-    assert pruned.fail.message == "none of 1 trials came to its end"
+    late = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="its activeDeadlineSeconds ended it")], moment())
+    assert late.fail is not None
+    assert (late.fail.message, late.fail.hint) == ("none of 1 trials came to its end", None)
+
+
+def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
+    taken = [trial(0, S.PRUNED, why="by hand: enough"), trial(1, S.DELETED)]
+    failure = decide(sweep(maxTrials=2), taken, moment()).fail
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("NotImproved", "all 2 trials were deleted, or stopped by hand")
+    assert failure.hint == "Raise maxTrials of the sweep above 2, as such trials count, then retry it."
+    assert decide(sweep(maxTrials=3), taken, forgiving(2)).create == (2,)
+    every = decide(sweep(maxTrials=9), taken, moment(recorded=EndReason.SPACE_EXHAUSTED)).fail
+    assert every is not None
+    assert every.hint == "No point of the space is left: search it again in a new sweep."
 
 
 def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:

@@ -174,6 +174,7 @@ def test_what_matters_most_comes_first() -> None:
         (trial(0, S.PRUNED, 2.0, losses=(2.5, 2.0)), "Pruned", None, ((12, 2.5), (25, 2.0))),
         (trial(0, S.PRUNED, reason="NotImproved"), "Pruned", None, ()),
         (trial(0, S.PRUNED, why="by hand: enough"), "Failed", None, ()),
+        (trial(0, S.PRUNED, 2.0, losses=(2.5, 2.0), why="the sweep has failed"), "Failed", None, ()),
         (trial(0, S.INFEASIBLE, reason="LossDiverged", losses=(2.5,)), "Pruned", None, ()),
         (trial(0, S.INFEASIBLE, reason="WontFit"), "Pruned", None, ()),
         (trial(0, S.WAITING), "Running", None, ()),

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
 from tunery_api.search.failures import Fault, fault_of
 from tunery_api.search.prune import pruned
-from tunery_api.search.rows import Trial, stop_text
+from tunery_api.search.rows import SWEEP_FAILED, Trial, stop_text
 from tunery_api.search.terms import was_checked
 from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
@@ -92,7 +92,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
 
 def given_up(trials: Sequence[Trial], failure: Failure) -> Decision:
     """Return what is done where the whole sweep fails: what runs is stopped, and then it has failed."""
-    return Decision(fail=failure, stop=_stop_all(trials, "the sweep has failed"))
+    return Decision(fail=failure, stop=_stop_all(trials, SWEEP_FAILED))
 
 
 def _failure(spec: LoRASweepSpec, trials: Sequence[Trial]) -> Failure | None:
@@ -162,7 +162,7 @@ def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: En
     chosen = best(trials, float(spec.objective.tolerance))
     if chosen is None:
         judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
-        return Decision(fail=_nothing(judged or trials, end), end_reason=end)
+        return Decision(fail=_nothing(spec, judged or trials, end), end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
@@ -230,11 +230,14 @@ def _stop_all(trials: Sequence[Trial], why: str) -> dict[int, str]:
     return {trial.row.number: stop_text(why) for trial in alive}
 
 
-def _nothing(trials: Sequence[Trial], end: EndReason) -> Failure:
+def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Failure:
     """Return why there is no adapter to publish."""
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
         return _failed(FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter")
+    if trials and all(trial.is_taken_away for trial in trials):
+        text = f"all {len(trials)} trials were deleted, or stopped by hand"
+        return Failure(reason=FailureReason.NOT_IMPROVED, message=text, hint=_more(spec, end))
     reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
         said = "has an adapter" if complete else "came to its end"
@@ -243,6 +246,15 @@ def _nothing(trials: Sequence[Trial], end: EndReason) -> Failure:
     none = "none has an adapter" if complete else "none is complete"
     text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {alike[-1].why}"
     return _failed(reason, text)
+
+
+def _more(spec: LoRASweepSpec, end: EndReason) -> str:
+    """Return what is to be done for trials in place of those that people have ended."""
+    if end is EndReason.SPACE_EXHAUSTED:
+        return "No point of the space is left: search it again in a new sweep."
+    if spec.max_trials >= MAX_TRIALS:
+        return "There may be no more trials: search again in a new sweep."
+    return f"Raise maxTrials of the sweep above {spec.max_trials}, as such trials count, then retry it."
 
 
 def _commonest(trials: Sequence[Trial]) -> str | None:

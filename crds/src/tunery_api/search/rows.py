@@ -24,6 +24,11 @@ FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""
 STOPPED_BY_SWEEP: Final = "sweep: "
 """So begins the `stop` of a trial that the sweep has ended; any other is somebody's own."""
+SWEEP_FAILED: Final = "the sweep has failed"
+"""Why a trial was ended that ran while what another failed for would have failed all: the mark of a row that says
+nothing of its values, and that a retry forgives."""
+BY_HAND: Final = "by hand: "
+"""So begins the `why` of a trial that somebody else has stopped."""
 _WHY: Final = 256
 _MESSAGE: Final = 1024
 _ORIGIN: Final = 64
@@ -100,15 +105,26 @@ class Trial:
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
     def is_forgiven(self, forgiven: int) -> bool:
-        """Tell whether it failed for what was mended since: below the number that a retry has written down."""
-        return self.row.state == TrialState.FAILED and self.row.number < forgiven
+        """Tell whether it failed, or was ended, for what was mended since: below the number that a retry wrote down."""
+        return self.row.number < forgiven and (self.row.state == TrialState.FAILED or self.is_given_up)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Tell whether it was ended for what another trial failed for."""
+        return self.row.state == TrialState.PRUNED and self.row.why == SWEEP_FAILED
+
+    @property
+    def is_taken_away(self) -> bool:
+        """Tell whether somebody has deleted it before its end, or stopped it."""
+        stopped = self.row.state == TrialState.PRUNED and (self.row.why or "").startswith(BY_HAND)
+        return stopped or self.row.state == TrialState.DELETED
 
     @property
     def is_measured(self) -> bool:
         """Tell whether it says something of its values, good or bad."""
         if self.row.state == TrialState.COMPLETE:
             return self.counts and self.loss is not None
-        return self.counts and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
+        return self.counts and not self.is_given_up and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
 
     def gpu_seconds(self, now: datetime) -> float:
         """Return what it has taken, with what runs now."""
@@ -229,7 +245,7 @@ def _stop_why(child: Body) -> str:
     if why is None:
         return "its activeDeadlineSeconds ended it"
     text = str(why)
-    return text.removeprefix(STOPPED_BY_SWEEP) if text.startswith(STOPPED_BY_SWEEP) else f"by hand: {text}"
+    return text.removeprefix(STOPPED_BY_SWEEP) if text.startswith(STOPPED_BY_SWEEP) else BY_HAND + text
 
 
 def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:

@@ -82,8 +82,10 @@ def _state(trial: Trial) -> ToldState:
         # Without a loss it is behind all that have one: beside an edge half as many are wasted then.
         return ToldState.PRUNED
     if state == TrialState.PRUNED:
-        # One that was stopped before anything was measured, and not for what it found itself, says nothing.
-        return ToldState.PRUNED if trial.course or trial.row.reason else ToldState.FAILED
+        # One that was stopped before anything was measured, and not for what it found itself, says nothing; nor does
+        # one that was stopped for what another failed for.
+        says = not trial.is_given_up and (trial.course or trial.row.reason)
+        return ToldState.PRUNED if says else ToldState.FAILED
     return ToldState.FAILED if trial.is_final else ToldState.RUNNING
 
 
