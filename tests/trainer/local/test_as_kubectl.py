@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.errors import InvalidSpec
 from tunery_trainer.cli import main
 from tunery_trainer.local.documents import read_documents
 
@@ -20,6 +21,10 @@ AS_KUBECTL = {
     "12:30": "12:30", "190:20:30.15": "190:20:30.15", "2026-11-28": "2026-11-28",
     "2026-11-28T10:00:00Z": "2026-11-28T10:00:00Z", "yes": True, "y": True, "on": True, "N": False, "off": False,
     "~": None, "=": "=", '"1e-4"': "1e-4",
+    "{<<: [{gpus: 0}, {gpus: 1}]}": {"gpus": 0}, "{a: 0, <<: {a: 1}}": {"a": 1}, "{<<: {a: 1}, a: 0}": {"a": 0},
+    "{<<: {a: 1}, <<: {a: 2}}": {"a": 2}, "{a: 0, <<: [{a: 1}], <<: {a: 2}}": {"a": 2}, "{<<: []}": {},
+    "{a: 3, <<: [&y {<<: &x {a: 1}, b: 2}, {b: 5, c: 6}, *x, *y]}": {"a": 1, "b": 2, "c": 6},
+    "{a: 0, <<: {<<: {a: 2}}, b: 1}": {"a": 2, "b": 1}, '{"<<": {a: 1}}': {"<<": {"a": 1}}, "{a: 0, a: 1}": {"a": 1},
 }  # fmt: skip
 RANGE = "[{path: training.learningRate, range: {min: 1e-4, max: '1e-2', log: true}}]"
 SWEEP = """
@@ -37,7 +42,15 @@ def test_a_value_is_what_kubectl_takes_it_for(tmp_path: Path, text: str) -> None
     path = tmp_path / "manifest.yaml"
     path.write_text(f"value: {text}\n")
     (document,) = read_documents(path)
-    assert json.dumps(document["value"]) == json.dumps(AS_KUBECTL[text])
+    assert json.dumps(document["value"], sort_keys=True) == json.dumps(AS_KUBECTL[text], sort_keys=True)
+
+
+@pytest.mark.parametrize("text", ["{<<: 4}", "{<<: ~}", "{<<: [[{a: 1}]]}", "&z {<<: *z}", "&z {<<: [{<<: *z}]}"])
+def test_a_merge_that_kubectl_refuses_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(f"value: {text}\n")
+    with pytest.raises(InvalidSpec, match=r"is not valid YAML: .* line 1, column"):
+        read_documents(path)
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import yaml
+from yaml.constructor import ConstructorError
 
 _NUMBER: Final = re.compile(
     r"^[-+]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+"
@@ -21,6 +23,29 @@ _OWN: Final = frozenset(f"{_TAG}{name}" for name in ("bool", "int", "float", "ti
 
 class KubectlLoader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
+
+    _merging: tuple[yaml.Node, ...] = ()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `<<` names where it stands: what comes later wins, for PyYAML what is merged never does."""
+        if node in self._merging:
+            raise ConstructorError(None, None, "a mapping is merged into itself", node.start_mark)
+        above, self._merging = self._merging, (*self._merging, node)
+        pairs: dict[yaml.Node, yaml.Node] = {}
+        for key, value in node.value:
+            found = self._merged(value) if key.tag == f"{_TAG}merge" else [(key, value)]
+            for name, item in found:
+                pairs.pop(name, None)  # one that is merged twice stands where it is merged last
+                pairs[name] = item
+        node.value, self._merging = list(pairs.items()), above
+
+    def _merged(self, node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """Yield the fields to merge; of a list of mappings the first one wins."""
+        for each in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(each, yaml.MappingNode):
+                raise ConstructorError(None, None, "<< takes a mapping or a list of mappings", each.start_mark)
+            self.flatten_mapping(each)
+            yield from each.value
 
 
 def _number(loader: KubectlLoader, node: yaml.ScalarNode) -> int | float:
