@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,42 @@ def test_a_merge_that_kubectl_refuses_is_refused(tmp_path: Path, text: str) -> N
     path = tmp_path / "manifest.yaml"
     path.write_text(f"value: {text}\n")
     with pytest.raises(InvalidSpec, match=r"is not valid YAML: .* line 1, column"):
+        read_documents(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("value:\t4\t# a comment behind tabs\n", [4]),
+        ("value: {\n\ta: [1,\t2]\n}\n", [{"a": [1, 2]}]),
+        ('value: "a\tb"\t\n', ["a\tb"]),
+        ('\n {\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"],\n\t"value": "a\\/b"\n}\n', ["a/b"]),
+        ('{\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"]}\n', [[10, 1, 0.0001, True, None, "yes"]]),
+        ('{"value": 1}\n{"value": 2}', [1, 2]),
+        ('# YAML\n{"value":\t1}', [1]),
+        ('value: 1\n---\n{"value":\t2}', [1, 2]),
+    ],
+)
+def test_tabs_and_json_are_taken_as_kubectl_takes_them(tmp_path: Path, text: str, values: list[Any]) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    assert json.dumps([document["value"] for document in read_documents(path)]) == json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{value: 1}", "is not valid JSON, as what begins with a brace has to be: .* line 1 column 2"),
+        ('{"value": 1}\n---\n{"value": 2}', "is not valid JSON"),
+        ('{"value": 1} # a comment', "is not valid JSON"),
+        ("value:\n\t- 4\n", "is not valid YAML"),
+        ("# a tab\n\t\nvalue: 4\n", "is not valid YAML"),
+    ],
+)
+def test_tabs_and_json_that_kubectl_refuses_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(InvalidSpec, match=told):
         read_documents(path)
 
 
