@@ -49,8 +49,8 @@ def _conclude(work: Workspace, reporter: ProgressReporter) -> RunResult:
     sweep = _sweep_of(work.run)
     target = replace(output_target(work), sweep=_record(work.run, sweep))
     published = published_before(target) or _publish_best(work, sweep, target, reporter)
-    remove_other_trials(work, sweep)
-    return result_of(published)
+    left = remove_other_trials(work, sweep)
+    return result_of(published).model_copy(update={"not_removed": left})
 
 
 def _sweep_of(run: RunSpec) -> LoRASweepRun:
