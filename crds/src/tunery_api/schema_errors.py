@@ -265,7 +265,7 @@ def _metadata_errors(name: Any, value: Any) -> Iterator[FieldError]:
         return
     elif not isinstance(value, kind) or isinstance(value, bool):
         yield FieldError(path, f"must be {wanted}, is {shown(value)}" if wanted else no_string(value))
-    elif name in ("labels", "annotations"):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _label_errors(path, key, item)
 

@@ -80,7 +80,7 @@ def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
 
 def _write(services: Services, obj: FoundObject, body: Json, remains: bool) -> None:
     keep = int(obj.spec.get("keepAdapters") or 1)
-    after = after_removal(body["status"], obj.owner.key.name, keep, services.now(), left=remains)
+    after = after_removal(body["status"], obj.owner.key.name, keep, services.now(), remains=remains)
     change = status_change(body, after)
     if not change:
         return
