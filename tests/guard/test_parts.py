@@ -70,7 +70,10 @@ def start(tmp_path: Path, script: str, *names: str) -> subprocess.Popen[str]:
 
 
 def test_a_failure_is_told_and_the_others_run(tmp_path: Path) -> None:
-    script = "import os, sys; print(sys.argv[-1], os.nice(0), os.environ.get('OMP_NUM_THREADS')); sys.exit('bad' in sys.argv[-1])"
+    script = (
+        "import os, sys; print(sys.argv[-1], os.nice(0), os.environ.get('OMP_NUM_THREADS'));"
+        "sys.exit('bad' in sys.argv[-1])"
+    )
     output, errors = (process := start(tmp_path, script, "w-good", "w-bad", "c-bad", "c-good")).communicate(timeout=60)
     assert process.returncode == 1
     assert set(errors.removeprefix("failed: ").strip().split(", ")) == {"w-bad", "c-bad"}
