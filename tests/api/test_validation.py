@@ -128,6 +128,24 @@ def test_file_uris_are_for_runs_without_a_cluster() -> None:
 
 
 DNS = "must be a DNS name"
+WORD = "must be at most 63 letters"
+METADATA: list[tuple[dict[str, Any], str]] = [
+    ({"lables": {}}, "metadata.lables: unknown field; did you mean labels?"),
+    ({"namespace": 5}, 'metadata.namespace: must be a string: write it in quotes, "5"'),
+    ({"finalizers": "a"}, "metadata.finalizers: must be a list, is 'a'"),
+    ({"generation": True}, "metadata.generation: must be a whole number, is true"),
+    ({"labels": "x"}, "metadata.labels: must be a mapping, is 'x'"),
+    ({"labels": {"team": True}}, 'metadata.labels.team: must be a string: write it in quotes, "true"'),
+    ({"labels": {"a": "b c"}}, f"metadata.labels.a: {WORD}"),
+    ({"labels": {"a": "x" * 64}}, f"metadata.labels.a: {WORD}"),
+    ({"labels": {"a b": "c"}}, f"metadata.labels: the name {WORD}"),
+    ({"labels": {"A.b/c": "d"}}, f"metadata.labels: the name {WORD}"),
+    ({"labels": {"/c": "d"}}, f"metadata.labels: the name {WORD}"),
+    ({"labels": {None: "c"}}, f"metadata.labels: the name {WORD}"),
+    ({"labels": {"kueue.x-k8s.io/queue-name": 5}}, "metadata.labels.kueue.x-k8s.io/queue-name: must be a string"),
+    ({"annotations": {"note": {"b": "c"}}}, "metadata.annotations.note: must be a string, is {'b': 'c'}"),
+    ({"annotations": {"a b": "c"}}, f"metadata.annotations: the name {WORD}"),
+]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +162,12 @@ DNS = "must be a DNS name"
         ({"metadata": "a"}, "metadata: must be a mapping, is 'a'"),
         ({"metadata": None}, "metadata.name: is required"),
         ({"apiVersion": None}, "apiVersion: is missing"),
+        ({"retries": 2}, "retries: unknown field; did you mean spec.retries?"),
+        ({"foo": None}, "foo: unknown field"),
+        *((({"metadata": {"name": "a", **own}}, told)) for own, told in METADATA),
     ],
 )
-def test_without_a_cluster_an_object_is_named_as_the_api_server_asks(own: dict[str, Any], told: str) -> None:
+def test_without_a_cluster_an_object_is_as_the_api_server_asks(own: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidSpec) as refused:
         parse_lorajob(lorajob() | {"metadata": {"name": "a"}} | own, local=True)
     (error,) = refused.value.errors
@@ -157,6 +178,22 @@ def test_without_a_cluster_an_object_is_named_as_the_api_server_asks(own: dict[s
 def test_without_a_cluster_every_name_is_taken_that_the_api_server_takes(name: str) -> None:
     assert parse_lorajob(lorajob() | {"metadata": {"name": name}}, local=True)
     assert parse_lorajob(lorajob() | {"metadata": {"generateName": f"{name[:-1]}b-"[-200:]}}, local=True)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"labels": None, "annotations": None, "namespace": None},
+        {"labels": {"a": None, "b": "", "x.y/Z_1": "v.1", 1: "a", 1.5: "a"}},
+        {"labels": {True: "a"}},
+        {"annotations": {"X.y/Z": "any text\nat all"}},
+        {"uid": "x", "resourceVersion": "1", "generation": 5, "creationTimestamp": None, "selfLink": "a"},
+        {"finalizers": ["a/b"], "ownerReferences": [], "managedFields": []},
+    ],
+)
+def test_without_a_cluster_all_metadata_is_taken_that_the_api_server_takes(own: dict[str, Any]) -> None:
+    """As `kubectl get -o yaml` has it, with a status."""
+    assert parse_lorajob(lorajob() | {"metadata": {"name": "a", **own}, "status": {}}, local=True)
 
 
 def test_null_is_absent() -> None:

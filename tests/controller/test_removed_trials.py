@@ -28,6 +28,7 @@ class Cluster:
 
     def __init__(self, fails: Callable[[str, int], int | None]) -> None:
         self.told: set[str] = set()
+        self.said = ""
         self.calls = Counter[str]()
         self._fails = fails
 
@@ -48,18 +49,27 @@ class Cluster:
         """Take a status."""
         assert body["status"]["adapter"] is None
         self._answer(name)
+        (self.said,) = (each["message"] for each in body["status"]["conditions"])
         self.told.add(name)
         return self.get(_, namespace, name)
 
 
-def tell(cluster: Cluster) -> None:
+def tell(cluster: Cluster, *conditions: Json) -> None:
     body = lorasweep("s")
     body["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
     rows = [{"name": name, "uid": f"uid-{name}", "state": "Complete"} for name in NAMES]
     cache = SimpleNamespace(owe=lambda keys: None, see_owner=lambda kind, body: set())
     services = cast(Services, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
     obj = FoundObject(parse_owner(Kind.LORASWEEP, body), body)
-    tell_trials(services, obj, {"phase": "Succeeded", "trials": rows})
+    tell_trials(services, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_trials_are_told_where_not_all_could_be_removed(left: bool) -> None:
+    cluster = Cluster(lambda name, call: None)
+    tell(cluster, *[{"type": "TrialsRemoved", "status": "False", "reason": "TrialsLeft"}] * left)
+    assert cluster.told == set(NAMES)
+    assert ("could not be removed" in cluster.said) is left
 
 
 def test_a_call_that_fails_keeps_no_other_trial_from_being_told_and_is_tried_again() -> None:

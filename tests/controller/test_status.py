@@ -15,6 +15,7 @@ from tunery_api.kinds import Kind
 from tunery_api.reasons import advice_for
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
+from tunery_api.sweepstatus import LoRASweepStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
@@ -182,6 +183,23 @@ def test_a_measured_merge_shows_every_loss() -> None:
     assert (status["inputs"], status["metrics"], status["dataset"]) == (inputs, metrics, {"rows": 24})
     assert condition(status, "Evaluated") == ("True", "Evaluated")
     AdapterMergeStatus.model_validate(status)
+
+
+def test_a_sweep_that_could_not_remove_its_trials_says_so() -> None:
+    text = "what the other trials stored could not be removed, or not all of it: s3:DeleteObject was denied"
+    owner = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
+    concluding = dataclasses.replace(snapshot(running()), kind=Kind.LORASWEEP, owner=owner)
+    before = compute_status(concluding)
+    for said in ({**RESULT, "notRemoved": text}, RESULT):
+        status = compute_status(dataclasses.replace(concluding, main=Attempt(DONE, (ended(says=said),))))
+        assert status["phase"] == "Succeeded"
+        told = {event.reason: event for event in transitions(before, status)}
+        if said is RESULT:
+            assert "TrialsLeft" not in told
+            continue
+        assert condition(status, "TrialsRemoved") == ("False", "TrialsLeft")
+        assert (told["TrialsLeft"].warning, told["TrialsLeft"].note) == (True, text)
+        LoRASweepStatus.model_validate(status)
 
 
 def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:

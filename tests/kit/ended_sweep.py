@@ -91,10 +91,16 @@ class EndedSweep:
     def publish_trials(self, folder: Path) -> None:
         """Publish the adapters of the complete trials, and put down what others and failed trials have stored."""
         for number, (state, value) in LOSSES.items():
-            published = self._publish(folder, number) if number in PUBLISHED else None
+            published = self._publish(folder, number, value or "") if number in PUBLISHED else None
             self.rows.append(_row(number, state, value, published))
         for key in (*NEIGHBOURS, *LEFT, *CHECKPOINTS, *REPORTS):
             self.place.store.put_bytes(self.place.key(key), key.encode())
+
+    def one_more(self, folder: Path, value: str) -> int:
+        """Publish the adapter of one more complete trial, of that loss; returns its number."""
+        number = len(self.rows)
+        self.rows.append(_row(number, TrialState.COMPLETE, value, self._publish(folder, number, value)))
+        return number
 
     def run(self, work: Path, *, secret: Path | None = None, **changes: Any) -> RunSpec:
         """Return what the operator writes into run.json."""
@@ -123,7 +129,7 @@ class EndedSweep:
         """Return all that lies below the place, by its name as seen from there."""
         return {self.place.relative(entry) for entry in self.place.store.list(self.place.prefix)}
 
-    def _publish(self, folder: Path, number: int) -> tuple[str, str]:
+    def _publish(self, folder: Path, number: int, loss: str) -> tuple[str, str]:
         saved = trained_adapter(
             self.base, LoraConfig(r=4, target_modules=["q_proj"]), folder / f"trial-{number}", seed=number
         )
@@ -132,7 +138,7 @@ class EndedSweep:
         write_answers([Answer("say red", "red red", "blue", "red red")], saved)
         place = self.place.below(f"out-trials/{UID}/{number:03}")
         run = RunIdentity(kind="LoRAJob", namespace="team", name=f"support-{number:03}", uid=f"t-{number}")
-        published = publish(saved, Target(place, run), _lineage(self.base, LOSSES[number][1] or ""))
+        published = publish(saved, Target(place, run), _lineage(self.base, loss))
         return published.uri, published.manifest_sha256
 
 

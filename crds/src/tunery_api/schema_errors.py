@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -29,10 +29,20 @@ _URI_SCHEMES: Final = {
 
 _VALUES: Final = frozenset({"choices", "initial", "in"})
 """Fields of a sweep that hold values of other fields, each as one string."""
-_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_DNS_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_OF_OBJECTS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _NAMES: Final = ("name", "generateName")
+_STRINGS: Final = ("namespace", "uid", "resourceVersion", "selfLink", "creationTimestamp", "deletionTimestamp")
+_TYPES: Final[Mapping[str, tuple[type, str]]] = {
+    **dict.fromkeys(("generation", "deletionGracePeriodSeconds"), (int, "a whole number")),
+    **dict.fromkeys(("finalizers", "ownerReferences", "managedFields"), (list, "a list")),
+    **dict.fromkeys(("labels", "annotations"), (Mapping, "a mapping")),
+}
+"""Fields of metadata that are no strings."""
+_PART: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_NAME: Final = re.compile(rf"{_PART}(\.{_PART})*")
 _LONGEST_NAME: Final = 253
+_WORD: Final = re.compile("[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_WORD_IS: Final = "at most 63 letters, digits, -, _ and ., beginning and ending with a letter or digit"
 _NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -69,11 +79,10 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return "must say why, in a word or a sentence"
     if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
         return f"must be a number of bytes above 0, such as 24Gi, is {shown(value)}"
-    if kind == "string_type" and (quoted := _quoted(value, location)):
-        return f"must be a string: write it in quotes, {quoted}"
+    if kind == "string_type":
+        return no_string(value, location)
     text = {
         "missing": "is required",
-        "string_type": f"must be a string, is {shown(value)}",
         "int_type": f"must be a whole number, is {shown(value)}",
         "int_parsing": f"must be a whole number, is {shown(value)}",
         "int_from_float": f"must be a whole number, is {shown(value)}",
@@ -94,7 +103,13 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
     return text + (near(str(value), _enum_values(context)) if kind == "enum" else "")
 
 
-def _quoted(value: Any, location: list[int | str]) -> str | None:
+def no_string(value: Any, location: Sequence[int | str] = ()) -> str:
+    """Return what a value must be that is no string, where one must be."""
+    quoted = _quoted(value, location)
+    return f"must be a string: write it in quotes, {quoted}" if quoted else f"must be a string, is {shown(value)}"
+
+
+def _quoted(value: Any, location: Sequence[int | str]) -> str | None:
     """Return how a value that YAML reads as something else is written as a string, None where there is no such way."""
     if isinstance(value, bool):
         return f'"{str(value).lower()}"'
@@ -206,15 +221,26 @@ def _misfit(wanted: str, value: Any, *, plain: bool) -> str:
     return f"must be {wanted}{f': write it without quotes, {value}' if plain else f', is {shown(value)}'}"
 
 
-def metadata_errors(obj: Mapping[Any, Any]) -> Iterator[FieldError]:
-    """Yield what the API server would refuse of an object before it looks at its spec."""
+def object_errors(obj: Mapping[Any, Any], fields: Collection[str]) -> Iterator[FieldError]:
+    """Yield what the API server would refuse of an object before it looks at its spec, which has these fields."""
     if obj.get("apiVersion") is None:
         yield FieldError("apiVersion", "is missing")
+    for name in obj:
+        if name not in _OF_OBJECTS:
+            inside = f"; did you mean spec.{name}?" if name in fields else near(str(name), _OF_OBJECTS)
+            yield FieldError(str(name), f"unknown field{inside}")
     metadata = obj.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
         yield FieldError("metadata", f"must be a mapping, is {shown(metadata)}")
         return
-    names = {key: value for key, value in (metadata or {}).items() if key in _NAMES and value not in (None, "")}
+    yield from _name_errors(metadata or {})
+    for name, value in (metadata or {}).items():
+        if name not in _NAMES:
+            yield from _metadata_errors(name, value)
+
+
+def _name_errors(metadata: Mapping[Any, Any]) -> Iterator[FieldError]:
+    names = {key: value for key, value in metadata.items() if key in _NAMES and value not in (None, "")}
     if not names:
         yield FieldError("metadata.name", "is required")
     for key, value in names.items():
@@ -228,3 +254,36 @@ def metadata_errors(obj: Mapping[Any, Any]) -> Iterator[FieldError]:
                 "must be a DNS name (at most 253 lower-case letters, digits, - and ., each part beginning and ending "
                 f"with a letter or digit), is {shown(value)}",
             )
+
+
+def _metadata_errors(name: Any, value: Any) -> Iterator[FieldError]:
+    """Yield what is wrong with a field of metadata, but for the object's name."""
+    path, (kind, wanted) = f"metadata.{name}", _TYPES.get(name, (str, ""))
+    if name not in _TYPES and name not in _STRINGS:
+        yield FieldError(path, f"unknown field{near(str(name), (*_NAMES, *_STRINGS, *_TYPES))}")
+    elif value is None:
+        return
+    elif not isinstance(value, kind) or isinstance(value, bool):
+        yield FieldError(path, f"must be {wanted}, is {shown(value)}" if wanted else no_string(value))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _label_errors(path, key, item)
+
+
+def _label_errors(path: str, key: Any, value: Any) -> Iterator[FieldError]:
+    """Yield what is wrong with a label or an annotation, whose value may be any text; kubectl makes keys strings."""
+    text = str(key).lower() if isinstance(key, bool) else str(key)
+    is_label = path == "metadata.labels"
+    if key is None or not _is_qualified(text if is_label else text.lower()):
+        wanted = f"the name must be {_WORD_IS}, behind a DNS name and / or not"
+        yield FieldError(path, f"{wanted}, is {shown(key)}")
+    if value is not None and not isinstance(value, str):
+        yield FieldError(f"{path}.{text}", no_string(value))
+    elif is_label and value and not _WORD.fullmatch(value):
+        yield FieldError(f"{path}.{text}", f"must be {_WORD_IS}, is {shown(value)}")
+
+
+def _is_qualified(name: str) -> bool:
+    prefix, slash, word = name.rpartition("/")
+    in_domain = not slash or (len(prefix) <= _LONGEST_NAME and _DNS_NAME.fullmatch(prefix) is not None)
+    return in_domain and _WORD.fullmatch(word) is not None

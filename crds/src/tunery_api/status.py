@@ -77,6 +77,7 @@ class ConditionType(StrEnum):
     HEALTHY = "Healthy"
     ADAPTER_UPLOADED = "AdapterUploaded"
     OUTPUT_UPLOADED = "OutputUploaded"
+    TRIALS_REMOVED = "TrialsRemoved"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     STOPPED = "Stopped"

@@ -17,7 +17,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
-from tunery_api.schema_errors import as_stored, field_error, metadata_errors, shown
+from tunery_api.schema_errors import as_stored, field_error, object_errors, shown
 from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
 from tunery_api.sweep_rules import LORASWEEP_RULES, warm_start_of_another
 from tunery_api.walk import fields
@@ -71,7 +71,9 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
         raise InvalidSpec([FieldError("spec", "is missing")])
     _check_version(obj)
     # In a cluster the API server has looked at it.
-    outside = list(metadata_errors(obj)) if local else []
+    outside = (
+        list(object_errors(obj, [info.alias or name for name, info in model.model_fields.items()])) if local else []
+    )
     stored, misfits = as_stored(model, obj["spec"])
     try:
         spec = model.model_validate(stored)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tunery_api.errors import InvalidSpec
 from tunery_trainer.cli import main
 from tunery_trainer.local.documents import read_documents
 
@@ -20,6 +22,10 @@ AS_KUBECTL = {
     "12:30": "12:30", "190:20:30.15": "190:20:30.15", "2026-11-28": "2026-11-28",
     "2026-11-28T10:00:00Z": "2026-11-28T10:00:00Z", "yes": True, "y": True, "on": True, "N": False, "off": False,
     "~": None, "=": "=", '"1e-4"': "1e-4",
+    "{<<: [{gpus: 0}, {gpus: 1}]}": {"gpus": 0}, "{a: 0, <<: {a: 1}}": {"a": 1}, "{<<: {a: 1}, a: 0}": {"a": 0},
+    "{<<: {a: 1}, <<: {a: 2}}": {"a": 2}, "{a: 0, <<: [{a: 1}], <<: {a: 2}}": {"a": 2}, "{<<: []}": {},
+    "{a: 3, <<: [&y {<<: &x {a: 1}, b: 2}, {b: 5, c: 6}, *x, *y]}": {"a": 1, "b": 2, "c": 6},
+    "{a: 0, <<: {<<: {a: 2}}, b: 1}": {"a": 2, "b": 1}, '{"<<": {a: 1}}': {"<<": {"a": 1}}, "{a: 0, a: 1}": {"a": 1},
 }  # fmt: skip
 RANGE = "[{path: training.learningRate, range: {min: 1e-4, max: '1e-2', log: true}}]"
 SWEEP = """
@@ -37,7 +43,51 @@ def test_a_value_is_what_kubectl_takes_it_for(tmp_path: Path, text: str) -> None
     path = tmp_path / "manifest.yaml"
     path.write_text(f"value: {text}\n")
     (document,) = read_documents(path)
-    assert json.dumps(document["value"]) == json.dumps(AS_KUBECTL[text])
+    assert json.dumps(document["value"], sort_keys=True) == json.dumps(AS_KUBECTL[text], sort_keys=True)
+
+
+@pytest.mark.parametrize("text", ["{<<: 4}", "{<<: ~}", "{<<: [[{a: 1}]]}", "&z {<<: *z}", "&z {<<: [{<<: *z}]}"])
+def test_a_merge_that_kubectl_refuses_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(f"value: {text}\n")
+    with pytest.raises(InvalidSpec, match=r"is not valid YAML: .* line 1, column"):
+        read_documents(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("value:\t4\t# a comment behind tabs\n", [4]),
+        ("value: {\n\ta: [1,\t2]\n}\n", [{"a": [1, 2]}]),
+        ('value: "a\tb"\t\n', ["a\tb"]),
+        ('\n {\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"],\n\t"value": "a\\/b"\n}\n', ["a/b"]),
+        ('{\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"]}\n', [[10, 1, 0.0001, True, None, "yes"]]),
+        ('{"value": 1}\n{"value": 2}', [1, 2]),
+        ('# YAML\n{"value":\t1}', [1]),
+        ('value: 1\n---\n{"value":\t2}', [1, 2]),
+    ],
+)
+def test_tabs_and_json_are_taken_as_kubectl_takes_them(tmp_path: Path, text: str, values: list[Any]) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    assert json.dumps([document["value"] for document in read_documents(path)]) == json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{value: 1}", "is not valid JSON, as what begins with a brace has to be: .* line 1 column 2"),
+        ('{"value": 1}\n---\n{"value": 2}', "is not valid JSON"),
+        ('{"value": 1} # a comment', "is not valid JSON"),
+        ("value:\n\t- 4\n", "is not valid YAML"),
+        ("# a tab\n\t\nvalue: 4\n", "is not valid YAML"),
+    ],
+)
+def test_tabs_and_json_that_kubectl_refuses_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(InvalidSpec, match=told):
+        read_documents(path)
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

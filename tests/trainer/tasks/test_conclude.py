@@ -248,6 +248,9 @@ def test_deletes_that_are_refused_are_a_warning(
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "s3:DeleteObject was denied" in warning
     assert f"out-trials/{UID}" in warning
+    assert result.not_removed is not None
+    assert "s3:DeleteObject was denied" in result.not_removed
+    assert f"below {in_bucket.place.uri}/out-trials/{UID}, but for support-002" in result.not_removed
 
 
 @pytest.mark.parametrize("uid", [UID, "", "..", "a/b", f"{UID}x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Publisher
 from tunery_trainer.tasks.conclude import run_conclude
 
-from kit.ended_sweep import FILES, LEFT, UID, EndedSweep, stays
+from kit.ended_sweep import BEST, FILES, LEFT, UID, EndedSweep, stays
 from kit.story import environment, run_here
 
 KILLED = """
@@ -98,6 +99,29 @@ def test_one_that_was_killed_is_run_again_and_publishes_once(
         f"out/{MANIFEST_NAME}",
         f"out/{UID}/000/manifest.json",
     }
+
+
+@pytest.mark.parametrize(("value", "best"), [("1.1", 7), ("1.5", BEST)], ids=["better", "worse"])
+def test_a_sweep_that_went_on_after_it_had_published_replaces_that(
+    sweep: EndedSweep, tmp_path: Path, value: str, best: int
+) -> None:
+    """Its Job published and failed, or was deleted; a retry, and one more trial."""
+    run_conclude(sweep.run(tmp_path / "first"))
+    assert sweep.one_more(tmp_path / "saved", value) == 7
+    result = run_conclude(sweep.run(tmp_path / "second", best=best))
+    found = verify(sweep.place.below("out"))
+    assert result.adapter is not None
+    assert result.adapter.manifest_sha256 == found.sha256
+    trial = verify(sweep.place.below(f"out-trials/{UID}/{best:03}")).manifest
+    weights = "adapter_model.safetensors"
+    assert found.manifest.files[weights] == trial.files[weights]
+    record = found.manifest.lineage.sweep
+    assert record is not None
+    assert (record.trial, record.trials) == (best, 8)
+    assert len(json.loads(sweep.place.read_bytes("out/sweep.json"))["trials"]) == 8
+    assert f"This is trial {best} (`support-{best:03}`) of 8" in sweep.place.read_bytes("out/README.md").decode()
+    stays(sweep.stored(), best)
+    assert run_conclude(sweep.run(tmp_path / "third", best=best)) == result
 
 
 def test_a_container_that_is_killed_among_the_losers_is_run_again(sweep: EndedSweep, tmp_path: Path) -> None:

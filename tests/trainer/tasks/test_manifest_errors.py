@@ -104,6 +104,11 @@ def test_an_empty_uri_is_called_empty_and_a_cluster_is_told_of_no_files() -> Non
         pytest.param("a: [1", "is not valid YAML", id="yaml"),
         pytest.param("kind: Secret\n", "must be LoRAJob, LoRASweep or AdapterMerge", id="kind"),
         pytest.param("kind: BatchInference\n", "which run without a cluster", id="needs-a-cluster"),
+        pytest.param(
+            "kind: List\nitems: [{kind: LoRAJob}]\n",
+            "holds List: write each of its items as a document of its own, with --- between them",
+            id="list",
+        ),
         pytest.param("just words", "holds nothing", id="scalar"),
         pytest.param("", "holds nothing", id="empty"),
         pytest.param(

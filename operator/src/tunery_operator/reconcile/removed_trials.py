@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
-from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
 from tunery_operator.errors import ApiFailure, OwnerGone, StaleObject
 from tunery_operator.kube.client import Json
@@ -36,9 +36,10 @@ def tell_trials(services: Services, obj: FoundObject, status: Mapping[str, Any])
     """
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
+    remains = any(each["type"] == ConditionType.TRIALS_REMOVED for each in status.get("conditions") or ())
     left = [row for row in status.get("trials") or () if _is_to_be_told(row)]
     while left:
-        failed = [(row, error) for row in left if (error := _tell(services, obj, row)) is not None]
+        failed = [(row, error) for row in left if (error := _tell(services, obj, row, remains)) is not None]
         if len(failed) == len(left):
             raise failed[0][1]
         left = [row for row, _ in failed]
@@ -53,12 +54,14 @@ def _has_stored(row: Mapping[str, Any]) -> bool:
     return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
 
 
-def _tell(services: Services, obj: FoundObject, row: Mapping[str, Any]) -> StaleObject | ApiFailure | None:
+def _tell(
+    services: Services, obj: FoundObject, row: Mapping[str, Any], remains: bool
+) -> StaleObject | ApiFailure | None:
     """Have one trial say so; return why it could not be told, where another try may help."""
     try:
         body = services.client.get(LORAJOBS.get, obj.owner.key.namespace, row["name"])
         if body is not None and _is_that(body, row):
-            _write(services, obj, body)
+            _write(services, obj, body, remains)
     except OwnerGone:
         return None
     except StaleObject as error:
@@ -75,9 +78,10 @@ def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
     return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
 
 
-def _write(services: Services, obj: FoundObject, body: Json) -> None:
+def _write(services: Services, obj: FoundObject, body: Json, remains: bool) -> None:
     keep = int(obj.spec.get("keepAdapters") or 1)
-    change = status_change(body, after_removal(body["status"], obj.owner.key.name, keep, services.now()))
+    after = after_removal(body["status"], obj.owner.key.name, keep, services.now(), remains=remains)
+    change = status_change(body, after)
     if not change:
         return
     trial = parse_owner(Kind.LORAJOB, body)

@@ -14,11 +14,12 @@ from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
+TRIALS_LEFT: Final = "TrialsLeft"
 NEW_BEST: Final = "NewBest"
 TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 RETRY_REFUSED: Final = "RetryRefused"
-_WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW})
+_WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW, TRIALS_LEFT})
 """What a reader should see, though nothing has failed for good."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(

@@ -12,19 +12,28 @@ from tunery_operator.status.conditions import Conditions
 from tunery_operator.views.event import ADAPTER_REMOVED
 
 _GONE: Final = ("adapter", "rejectedAdapter", "checkpoint")
+_REMAINS: Final = "; the others could not be removed, or not all of them"
 
 
-def after_removal(status: Mapping[str, Any], sweep: str, keep: int, now: datetime) -> dict[str, Any]:
-    """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing."""
+def after_removal(
+    status: Mapping[str, Any], sweep: str, keep: int, now: datetime, *, remains: bool = False
+) -> dict[str, Any]:
+    """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing.
+
+    `remains`: not all that is not kept could be removed, and nobody vouches for what lies there.
+    """
     if not any(name in status for name in _GONE):
         return dict(status)
     conditions = Conditions(status.get("conditions") or (), int(status.get("observedGeneration") or 1), now)
     why = f"LoRASweep {sweep} has published its best; of its trials' own adapters it keeps those of the {keep} best"
     if "adapter" in status:
-        conditions.set(ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters)")
-        _say_it_was_published(conditions, sweep)
+        conditions.set(
+            ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters){_REMAINS * remains}"
+        )
+        _say_it_was_published(conditions, sweep, remains)
     if conditions.is_true(ConditionType.CHECKPOINT_SAVED):
-        text = f"the checkpoints were removed once LoRASweep {sweep} had published its best"
+        what = "could not be removed, or not all of them," if remains else "were removed"
+        text = f"the checkpoints {what} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}
     told = [_without_place(each) for each in conditions.to_list()]
@@ -37,9 +46,10 @@ def _without_place(said: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, "message": without_rejected(said["message"])} if said.get("message") else dict(said)
 
 
-def _say_it_was_published(conditions: Conditions, sweep: str) -> None:
-    """Have the end of a trial say nothing of a place where nothing lies."""
-    text = f"published, read back, and every digest matched; LoRASweep {sweep} has removed it since"
+def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool) -> None:
+    """Have the end of a trial say nothing of a place where nothing lies, or nothing to rely on."""
+    since = "does not keep it, and could not remove all that it does not keep" if remains else "has removed it since"
+    text = f"published, read back, and every digest matched; LoRASweep {sweep} {since}"
     if conditions.is_true(ConditionType.SUCCEEDED):
         conditions.set(ConditionType.SUCCEEDED, True, conditions.reason(ConditionType.SUCCEEDED) or "Succeeded", text)
 

@@ -10,7 +10,7 @@ from tunery_api.runspec import AnswersReport, RunResult
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.events import RANK_TOO_LOW
+from tunery_operator.status.events import RANK_TOO_LOW, TRIALS_LEFT
 from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
@@ -156,6 +156,8 @@ def take_result(draft: Draft, result: RunResult) -> None:
         _take_merge(draft, result)
     if result.answers is not None:
         _take_answers(draft, result.answers)
+    if result.not_removed:
+        draft.conditions.set(ConditionType.TRIALS_REMOVED, False, TRIALS_LEFT, result.not_removed)
     _check_evaluation(draft, result)
 
 

@@ -39,6 +39,7 @@ _DROPPED_FIRST: Final = (
     ("metrics",),
     ("verification",),
     ("rankTooLow",),
+    ("notRemoved",),
     ("checkpoint",),
     ("disk",),
     ("findings",),

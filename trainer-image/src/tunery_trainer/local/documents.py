@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_trainer.local.as_kubectl import KubectlLoader
+from tunery_trainer.local.as_kubectl import documents_of
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
@@ -21,15 +22,17 @@ _NAME_A_FILE: Final = (
 
 
 def read_documents(path: Path) -> list[Any]:
-    """Return the documents of a file; raises InvalidSpec where it is no YAML, TuneryError where it cannot be read."""
+    """Return the documents of a file; raises InvalidSpec where they are none, TuneryError where it cannot be read."""
     try:
-        loaded = yaml.load_all(path.read_text("utf-8"), KubectlLoader)
-        return [document for document in loaded if document is not None]
+        return [document for document in documents_of(path.read_text("utf-8")) if document is not None]
     except FileNotFoundError as error:
         raise TuneryError(FailureReason.INVALID_SPEC, f"there is no file {path}", _NAME_A_FILE) from error
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise TuneryError(FailureReason.INVALID_SPEC, message, _NAME_A_FILE) from error
+    except json.JSONDecodeError as error:
+        message = f"{path} is not valid JSON, as what begins with a brace has to be: {error}"
+        raise InvalidSpec([FieldError("manifest", message)]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
@@ -43,15 +46,10 @@ def select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]
     mappings = [document for document in documents if isinstance(document, dict)]
     ours = [document for document in mappings if document.get("kind") in KINDS]
     if not ours:
-        kinds = ", ".join(str(document.get("kind")) for document in mappings) or "nothing"
-        raise InvalidSpec(
-            [
-                FieldError(
-                    "kind",
-                    f"must be LoRAJob, LoRASweep or AdapterMerge, which run without a cluster; {path} holds {kinds}",
-                )
-            ]
-        )
+        kinds = [str(document.get("kind")) for document in mappings] or ["nothing"]
+        message = f"must be LoRAJob, LoRASweep or AdapterMerge, which run without a cluster; {path} holds"
+        apart = ": write each of its items as a document of its own, with --- between them" * kinds[-1].endswith("List")
+        raise InvalidSpec([FieldError("kind", f"{message} {', '.join(kinds)}{apart}")])
     chosen = [document for document in ours if name is None or name_of(document) == name]
     if len(chosen) != 1:
         names = [name_of(document) for document in ours]

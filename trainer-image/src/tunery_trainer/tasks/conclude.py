@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -37,19 +38,19 @@ _PUT_BACK: Final = (
 def run_conclude(run: RunSpec) -> RunResult:
     """Publish the best trial's adapter as the result of `run`'s sweep, and remove the trials that are not kept.
 
-    A rerun publishes once, and removes what an earlier attempt left. Raises TuneryError: AdapterCorrupt and
-    AdapterMissing, where the best adapter is not what its trial has published, and what publishing raises; nothing is
-    removed then.
+    A rerun publishes once, unless the sweep has gone on since, and removes what an earlier attempt left. Raises
+    TuneryError: AdapterCorrupt and AdapterMissing, where the best adapter is not what its trial has published, and what
+    publishing raises; nothing is removed then.
     """
     return with_progress(partial(_conclude, Workspace(run)))
 
 
 def _conclude(work: Workspace, reporter: ProgressReporter) -> RunResult:
     sweep = _sweep_of(work.run)
-    target = output_target(work)
+    target = replace(output_target(work), sweep=_record(work.run, sweep))
     published = published_before(target) or _publish_best(work, sweep, target, reporter)
-    remove_other_trials(work, sweep)
-    return result_of(published)
+    left = remove_other_trials(work, sweep)
+    return result_of(published).model_copy(update={"not_removed": left})
 
 
 def _sweep_of(run: RunSpec) -> LoRASweepRun:
@@ -75,7 +76,8 @@ def _publish_best(work: Workspace, sweep: LoRASweepRun, target: Target, reporter
     reporter.phase(Phase.STARTING)
     shutil.rmtree(work.result, ignore_errors=True)  # of an attempt that was cut off
     folder = work.result
-    lineage = _lineage(work.run, sweep, _fetch_best(work, sweep, folder))
+    found = _fetch_best(work, sweep, folder)
+    lineage = found.manifest.lineage.model_copy(update={"sweep": target.sweep})
     _write_how_it_was_found(work.run, sweep, lineage, folder)
     reporter.phase(Phase.UPLOADING)
     return publish(folder, target, lineage)
@@ -94,9 +96,9 @@ def _fetch_best(work: Workspace, sweep: LoRASweepRun, folder: Path) -> Published
         raise TuneryError(error.reason, message, _PUT_BACK) from error
 
 
-def _lineage(run: RunSpec, sweep: LoRASweepRun, best: PublishedManifest) -> Lineage:
-    """Return the trial's lineage, and which trial of which sweep it was."""
-    record = SweepRecord(
+def _record(run: RunSpec, sweep: LoRASweepRun) -> SweepRecord:
+    """Return which trial of which sweep is published."""
+    return SweepRecord(
         name=run.identity.name,
         uid=run.identity.uid,
         trial=sweep.best,
@@ -104,7 +106,6 @@ def _lineage(run: RunSpec, sweep: LoRASweepRun, best: PublishedManifest) -> Line
         seed=sweep.seed,
         sampler=sweep.sampler,
     )
-    return best.manifest.lineage.model_copy(update={"sweep": record})
 
 
 def _write_how_it_was_found(run: RunSpec, sweep: LoRASweepRun, lineage: Lineage, folder: Path) -> None:

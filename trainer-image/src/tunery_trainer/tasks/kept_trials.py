@@ -27,6 +27,10 @@ from tunery_trainer.tasks.data_report import remove_report
 
 _FIELD: Final = "spec.output.uri"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]*")
+_SHOWN: Final = 400
+"""Characters of an error that the sweep's status repeats."""
+_LONGEST: Final = 1024
+"""As RunResult.not_removed has it."""
 _AT_A_TIME: Final = 8
 """Objects that are removed side by side: a sweep may leave a thousand."""
 
@@ -42,14 +46,15 @@ def check_trials_place(run: RunSpec, sweep: LoRASweepRun) -> None:
         raise TuneryError(FailureReason.INTERNAL_ERROR, message)
 
 
-def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> None:
+def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> str | None:
     """Remove what the trials have stored, but for the adapters that are kept and those trials' own checkpoints.
 
-    The result is there: whatever the storage answers is a warning, never a failure. Raises INTERNAL_ERROR, before
-    anything is removed, if the place is not that of this sweep.
+    The result is there: whatever the storage answers is a warning, never a failure; returns it, None where all that
+    was to go is gone. Raises INTERNAL_ERROR, before anything is removed, if the place is not that of this sweep.
     """
     check_trials_place(work.run, sweep)
     staying = kept(sweep)
+    names = ", ".join(row.name for row in staying)
     try:
         place = work.open(Purpose.OUTPUT, sweep.trials_uri, _FIELD)
         folders = [_open(work, row.adapter.uri) for row in staying if row.adapter]
@@ -61,10 +66,12 @@ def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> None:
         for reports in _in_bucket(work, REPORTS_PREFIX, others):
             remove_report(reports)
     except TuneryError as error:
-        _log.warning("what the other trials stored was not removed, or not all of it: %s", error.message)
-        return
-    names = ", ".join(row.name for row in staying)
+        what = "what the other trials stored could not be removed, or not all of it"
+        todo = f"remove by hand what lies below {sweep.trials_uri}, but for {names}"
+        _log.warning("%s: %s; %s", what, error.message, todo)
+        return f"{what}: {error.message[:_SHOWN]}; {todo}"[:_LONGEST]
     print(f"The adapters of {names} stay; what the other trials have stored was removed", flush=True)
+    return None
 
 
 def _open(work: Workspace, uri: str) -> StorePath:

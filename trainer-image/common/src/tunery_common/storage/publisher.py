@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest
+from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest, SweepRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
@@ -43,6 +43,8 @@ class Target:
     overwrite: bool = False
     beyond: float = 0
     """What this very run published as it was stopped after fewer steps than these is not its result: it gives way."""
+    sweep: SweepRecord | None = None
+    """What this very run, the end of a sweep, published of another trial, or of fewer of them, gives way, too."""
 
     @property
     def uri(self) -> str:
@@ -112,8 +114,8 @@ def published_by(target: Target) -> Published:
 def published_before(target: Target) -> Published | None:
     """Return what an earlier attempt of this very run has published; None if there is nothing, or it is not whole.
 
-    None, too, where that is of a stop, and the run has come further. A claim that such an attempt could not give back
-    is removed.
+    None, too, where that is of a stop, and the run has come further, and where a sweep has gone on since. A claim that
+    such an attempt could not give back is removed.
     """
     try:
         found = published_by(target)
@@ -123,8 +125,10 @@ def published_before(target: Target) -> Published | None:
         elif error.reason is not FailureReason.ADAPTER_MISSING:
             raise
         return None
-    stopped = found.manifest.lineage.stopped
-    if stopped and stopped.after_step < target.beyond:
+    lineage = found.manifest.lineage
+    if lineage.stopped and lineage.stopped.after_step < target.beyond:
+        return None
+    if target.sweep and lineage.sweep != target.sweep:
         return None
     _give_back(target)
     return found
