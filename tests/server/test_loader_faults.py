@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import Entry, StorePath
+from tunery_server.adapters.slot import LOOK_SECONDS
 from tunery_server.adapters.source import opener
 
 from .loader_kit import BASE, Table, adapter_files, lora_shapes, open_file, safetensors
@@ -36,6 +38,8 @@ class Faults:
         self.hanging: set[str] = set()
         self.downloads: list[str] = []
         self.once: list[bytes] = []
+        self.manifests: list[Callable[[bytes], bytes]] = []
+        """What is done to the next of them that are read."""
 
     def open(self, item: DesiredAdapter) -> StorePath:
         place = open_file(item)
@@ -63,7 +67,14 @@ class FaultyStore:
 
     def read_bytes(self, key: str) -> bytes:
         self._pass()
-        return self._store.read_bytes(key)  # type: ignore[attr-defined, no-any-return]
+        return self._came(key, self._store.read_bytes(key))  # type: ignore[attr-defined]
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        return self._came(key, self._store.read_range(key, start, length))  # type: ignore[attr-defined]
+
+    def _came(self, key: str, data: bytes) -> bytes:
+        changes = self._faults.manifests
+        return changes.pop(0)(data) if key.endswith(MANIFEST_NAME) and changes else data
 
     def download(self, key: str, path: Path, progress: object = None) -> str:
         self._pass()
@@ -72,6 +83,15 @@ class FaultyStore:
         if key.endswith(WEIGHTS) and self._faults.once:
             return "0" * 64 if self._faults.once.pop() else digest
         return digest
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def other(data: bytes) -> bytes:
+    """Change a manifest, each time to another one."""
+    return data.replace(b"2026-11-27", secrets.token_hex(5).encode())
 
 
 @pytest.fixture
@@ -114,6 +134,54 @@ async def test_content_that_came_damaged_once_is_served(tmp_path: Path, faults: 
     table.want(table.item("bot", table.publish("bot")))
     await table.go()
     assert table.told("bot").state == "Served"
+
+
+@pytest.mark.parametrize("what", [MANIFEST_NAME, WEIGHTS])
+async def test_content_that_came_damaged_twice_is_served_later_though_nothing_changes_in_its_store(
+    tmp_path: Path, faults: Faults, what: str
+) -> None:
+    table = Table(tmp_path, opened=faults.open)
+    faults.manifests, faults.once = ([cut] * 2, []) if what == MANIFEST_NAME else ([], [b"x"] * 2)
+    table.want(table.item("bot", table.publish("bot")))
+    await table.go()
+    assert (table.told("bot").state, table.told("bot").reason) == ("Failed", "AdapterCorrupt")
+    await table.go(steps=1, seconds=LOOK_SECONDS)
+    assert (table.told("bot").state == "Served") == (what == MANIFEST_NAME), "what is small is read at every look"
+    await table.go(steps=4, seconds=LOOK_SECONDS)
+    assert table.told("bot").state == "Served"
+
+
+async def test_what_is_published_is_looked_at_once_more_where_a_manifest_came_damaged(
+    tmp_path: Path, faults: Faults
+) -> None:
+    table = Table(tmp_path, opened=faults.open)
+    faults.manifests = [other]
+    sha = table.publish("bot")
+    table.want(table.item("bot"))
+    await table.go()
+    assert (table.told("bot").state, table.told("bot").manifest_sha256) == ("Served", sha)
+
+
+@pytest.mark.parametrize(
+    ("after", "reason", "words"),
+    [
+        (cut, "AdapterCorrupt", "manifest.json: the document: Invalid JSON"),
+        (other, "StorageUnavailable", "is another at every look"),
+    ],
+)
+async def test_a_manifest_that_is_damaged_again_and_again_is_told(
+    tmp_path: Path, faults: Faults, after: Callable[[bytes], bytes], reason: str, words: str
+) -> None:
+    table = Table(tmp_path, opened=faults.open)
+    sha = table.publish("bot")
+    table.want(table.item("bot"))
+    faults.manifests = [bytes, *[after, other] * 50]
+    await table.go(steps=1, seconds=0)
+    assert (table.told("bot").reason, words in str(table.told("bot").message)) == (reason, True)
+    assert len(faults.manifests) >= 94, "six at a time, and then it waits"
+    faults.manifests.clear()
+    await table.go(steps=2, seconds=LOOK_SECONDS)
+    assert (table.told("bot").state, table.told("bot").manifest_sha256) == ("Served", sha)
 
 
 async def test_storage_that_is_down_is_tried_again_later_each_time_and_holds_readiness_for_two_minutes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -131,6 +132,30 @@ async def test_bodies_that_hang_hold_up_no_other_bucket_and_their_threads_end(
     assert set(await asyncio.gather(*waiting)) == {"StorageUnavailable"}
     await until(lambda: len(downloading()) <= before)
     transfer._streams.cache_clear()
+
+
+async def test_a_slow_disk_is_not_taken_for_a_silent_storage(
+    tmp_path: Path, store: HangingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(turns, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "_MARK_BYTES", 1)
+    never, waited = threading.Event(), []
+
+    def slow(plain: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            waited.append(never.wait(0.7))
+            plain(descriptor)
+
+        return sync
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, slow(getattr(os, name)))
+    table = table_of(tmp_path, store)
+    table.want(store.publish("good", "a", adapter_files()))
+    await table.go()
+    assert served(table) == "a", str(table.told("a").message)
+    assert len(waited) >= 6, "each file's mark, its end, and its name"
 
 
 async def test_a_question_that_was_given_up_is_not_read_on(

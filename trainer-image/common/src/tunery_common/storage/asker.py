@@ -6,8 +6,8 @@ It lies in the context of the thread that asks, since every request of every met
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ class Asker:
     """Set once nobody waits for it: no request is begun any more, and one that is under way ends at its next byte."""
     streams: Streams
     """What its downloads run in, apart from those of all others."""
+    busy: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered by what is done here meanwhile, such as writing to the disk: for that time no store is silent."""
 
 
 _asker: ContextVar[Asker | None] = ContextVar("asker", default=None)
@@ -46,6 +48,12 @@ def check_waited_for() -> None:
     asker = _asker.get()
     if asker is not None and asker.over.is_set():
         raise GivenUp
+
+
+def busy_here() -> AbstractContextManager[None]:
+    """Return what to do the work of this machine in, while a store has nothing to say."""
+    asker = _asker.get()
+    return nullcontext() if asker is None else asker.busy()
 
 
 def own_streams() -> Streams | None:

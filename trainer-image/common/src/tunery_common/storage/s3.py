@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, Protocol, Self, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import s3_errors, transfer
-from tunery_common.storage.asker import check_waited_for
+from tunery_common.storage import bodies, s3_errors, transfer
 from tunery_common.storage.base import (
     Entry,
     ObjectExists,
@@ -27,15 +26,14 @@ from tunery_common.storage.base import (
     PutResult,
     check_key,
 )
+from tunery_common.storage.bodies import Span
 from tunery_common.storage.s3_client import transfer_config
 
 if TYPE_CHECKING:
-    from botocore.response import StreamingBody
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 _CONFLICT_ATTEMPTS: Final = 8
-_LONGEST_CHUNK_SECONDS: Final = 0.5
-"""Between the first byte of a chunk and the last."""
 _AMAZON: Final = ".amazonaws.com"
 """In the endpoint that boto3 takes where none was named."""
 
@@ -71,19 +69,26 @@ class S3Store:
             return None
         except (BotoCoreError, HTTPError) as error:
             raise self._translated(error, "s3:GetObject", key) from error
+        if "ContentLength" not in answer:
+            message = f"{self._field}: {self.uri(key)}: the server does not say how large it is"
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
         return Entry(key, answer["ContentLength"], answer.get("ETag", ""))
 
     def read_bytes(self, key: str) -> bytes:
         with self._errors("s3:GetObject", key):
-            return _read(self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"])
+            return bodies.whole(lambda: self._client.get_object(Bucket=self._bucket, Key=self._key(key)), Span())
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         if length <= 0:
             return b""
-        span = f"bytes={start}-{start + length - 1}"
+        span = Span(start, length)
+
+        def ask() -> GetObjectOutputTypeDef:
+            return self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span.header)
+
         try:
             with self._errors("s3:GetObject", key):
-                return _read(self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"])
+                return bodies.whole(ask, span)
         except TuneryError as error:
             if error.__cause__ is not None and s3_errors.http_status(error.__cause__) == 416:
                 return b""  # starts behind the end
@@ -92,15 +97,16 @@ class S3Store:
     def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         if start >= entry.size or length == 0:
             return
-        span = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
+        left = entry.size - start
+        span = Span(start, length, left if length is None else min(length, left))
         with self._errors("s3:GetObject", entry.key):
-            yield from _chunks(self._get(entry, span))
+            yield from bodies.chunks(self._get(entry, span), span)
 
-    def _get(self, entry: Entry, span: str) -> StreamingBody:
+    def _get(self, entry: Entry, span: Span) -> GetObjectOutputTypeDef:
         try:
             return self._client.get_object(
-                Bucket=self._bucket, Key=self._key(entry.key), Range=span, IfMatch=entry.version or "*"
-            )["Body"]
+                Bucket=self._bucket, Key=self._key(entry.key), Range=span.header, IfMatch=entry.version or "*"
+            )
         except ClientError as error:
             if s3_errors.is_precondition_failed(error):
                 raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}") from error
@@ -199,38 +205,6 @@ class S3Store:
             if s3_errors.is_no_key(error) and key:
                 raise ObjectMissing(self.uri(key)) from error
             raise self._translated(error, action, key) from error
-
-
-def _chunks(body: StreamingBody) -> Iterator[bytes]:
-    """Yield a body in chunks, smaller ones where little comes: a trickle is to be noticed, and meets GivenUp."""
-    with cast("_Raw", body) as raw:
-        while True:
-            chunk, began = bytearray(), time.monotonic()
-            while len(chunk) < transfer.CHUNK_BYTES and time.monotonic() - began < _LONGEST_CHUNK_SECONDS:
-                check_waited_for()
-                data = raw.read1(transfer.CHUNK_BYTES - len(chunk))
-                if not data:
-                    break
-                chunk += data
-            if not chunk:
-                return
-            yield bytes(chunk)
-
-
-def _read(body: StreamingBody) -> bytes:
-    return b"".join(_chunks(body))
-
-
-class _Raw(Protocol):
-    """What a body of botocore gives within `with`: urllib3's response, which has what its own wrapper has not."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def read1(self, most: int) -> bytes:
-        """Return what has come, at most so many bytes; none at the end."""
-        ...
 
 
 class _HashingReader:

@@ -15,6 +15,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError
 from tunery_common.storage.asker import check_waited_for
+from tunery_common.storage.bodies import refuse_cut
 from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.endpoints import check_endpoint
 
@@ -70,10 +71,12 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
     )
     _remember(session)
     try:
-        return session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
+        client = session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error
+    client.meta.events.register("before-parse.s3", refuse_cut)
+    return client
 
 
 class SharedClient:

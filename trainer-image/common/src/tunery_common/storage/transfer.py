@@ -20,7 +20,7 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import DISK_FULL, TuneryError
-from tunery_common.storage.asker import check_waited_for, own_streams
+from tunery_common.storage.asker import busy_here, check_waited_for, own_streams
 from tunery_common.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
 from tunery_common.storage.streams import Streams
 
@@ -102,9 +102,10 @@ def download(store: Source, key: str, path: Path, progress: OnBytes | None = Non
         path.parent.mkdir(parents=True, exist_ok=True)
         copy = _Copy(store, entry, _partial_name(path, entry), progress)
         digest = _fill(copy)
-        os.replace(copy.partial, path)
-        copy.mark.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        with busy_here():
+            os.replace(copy.partial, path)
+            copy.mark.unlink(missing_ok=True)
+            sync_folder(path.parent)
     return digest
 
 
@@ -139,7 +140,8 @@ def _fill(copy: _Copy) -> str:
                     done = end
                     if done - marked >= _MARK_BYTES:
                         marked = _mark(copy, descriptor, done)
-            os.fsync(descriptor)
+            with busy_here():
+                os.fsync(descriptor)
         except BaseException:
             _mark(copy, descriptor, done)
             raise
@@ -157,8 +159,9 @@ def _whole_bytes(copy: _Copy) -> int:
 
 def _mark(copy: _Copy, descriptor: int, done: int) -> int:
     """Write down that the first `done` bytes are whole; they are on the disk before that is said."""
-    os.fdatasync(descriptor)
-    copy.mark.write_text(str(done), encoding="ascii")
+    with busy_here():
+        os.fdatasync(descriptor)
+        copy.mark.write_text(str(done), encoding="ascii")
     return done
 
 
@@ -172,10 +175,11 @@ def _check_room(copy: _Copy, start: int) -> None:
 
 
 def _hash(sha: hashlib._Hash, descriptor: int, start: int, end: int) -> None:
-    while start < end:
-        chunk = os.pread(descriptor, min(CHUNK_BYTES, end - start), start)
-        sha.update(chunk)
-        start += len(chunk)
+    with busy_here():
+        while start < end:
+            chunk = os.pread(descriptor, min(CHUNK_BYTES, end - start), start)
+            sha.update(chunk)
+            start += len(chunk)
 
 
 def _arriving(copy: _Copy, descriptor: int, start: int) -> Generator[int]:
@@ -254,6 +258,7 @@ def _receive(copy: _Copy, descriptor: int, part: _Part) -> None:
 
 def _write(descriptor: int, chunk: bytes, at: int) -> None:
     rest = memoryview(chunk)
-    while rest:
-        count = os.pwrite(descriptor, rest, at)
-        rest, at = rest[count:], at + count
+    with busy_here():
+        while rest:
+            count = os.pwrite(descriptor, rest, at)
+            rest, at = rest[count:], at + count

@@ -13,13 +13,15 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage.uris import split_uri
 from tunery_server.adapters.cache import AdapterCache, Content
 from tunery_server.adapters.fits import ServedBase, check_fit
-from tunery_server.adapters.slot import Slot
+from tunery_server.adapters.slot import Mark, Slot
 from tunery_server.adapters.source import Into, Known, Look, Opener, fetch, look, marks, verify
 from tunery_server.adapters.turns import Heard, Turns, over, silent
 from tunery_server.threads import in_thread
 
 DOWNLOADS: Final = 4
 QUESTIONS: Final = 8
+ANEW_SECONDS: Final = 900.0
+"""For so long damaged weights are not read again while nothing changes in their store."""
 
 Result = TypeVar("Result")
 
@@ -31,9 +33,12 @@ class StillHeld(Exception):
 class Bringer:
     """Asks stores in threads; one that hangs holds nobody but those who wait for it."""
 
-    def __init__(self, open_place: Opener, cache: AdapterCache, moved: Callable[[], None]) -> None:
+    def __init__(
+        self, open_place: Opener, cache: AdapterCache, moved: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
         """`moved` is called on the event loop whenever bytes have arrived."""
         self._open = open_place
+        self._clock = clock
         self._cache = cache
         self._moved = moved
         self._downloads = Turns(DOWNLOADS)
@@ -79,11 +84,14 @@ class Bringer:
         return await self._fetch(slot, sha256)
 
     async def _check_changed(self, slot: Slot) -> None:
-        """Raise the same failure again where nothing has changed since the content was found to be damaged."""
-        item, problem = slot.item, slot.problem
-        if problem is None or problem.error.reason is not FailureReason.ADAPTER_CORRUPT or slot.mark is None:
+        """Raise the same failure again where nothing has changed since the weights were found to be damaged.
+
+        For a while only: what was damaged on its way changes nothing in its store.
+        """
+        item, problem, mark = slot.item, slot.problem, slot.mark
+        if problem is None or problem.error.reason is not FailureReason.ADAPTER_CORRUPT or mark is None:
             return
-        if await self._ask(item, lambda: marks(self._open(item))) == slot.mark:
+        if self._clock() < mark.until and await self._ask(item, lambda: marks(self._open(item))) == mark.versions:
             raise problem.error
 
     async def _fetch(self, slot: Slot, sha256: str) -> Content:
@@ -102,12 +110,12 @@ class Bringer:
             return await self._downloads.ask(brought, heard, _store(item))
         except TuneryError as error:
             if error.reason is FailureReason.ADAPTER_CORRUPT:
-                slot.mark = await self._mark(item)
+                slot.mark = await self._mark(item) if heard.bytes else None  # a manifest is as soon read as a mark
             raise
 
-    async def _mark(self, item: DesiredAdapter) -> tuple[str, ...] | None:
+    async def _mark(self, item: DesiredAdapter) -> Mark | None:
         try:
-            return await self._ask(item, lambda: marks(self._open(item)))
+            return Mark(await self._ask(item, lambda: marks(self._open(item))), self._clock() + ANEW_SECONDS)
         except TuneryError:
             return None
 

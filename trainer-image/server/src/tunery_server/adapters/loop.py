@@ -83,7 +83,7 @@ class Loader:
         room = DiskRoom(self._places, self._cache, self.departures, clock)
         self._refusals = Refusals(self._residents, self._cache, room, self._teller, clock)
         self._waking = Waking(self._places, self._refusals.why, self._asked, self._refusals.silent)
-        bringer = Bringer(self._ways.open, self._cache, self._moved)
+        bringer = Bringer(self._ways.open, self._cache, self._moved, clock)
         tools = Tools(
             routes, self._residents, self._breaker, self._cache, bringer, self.departures, room, self._places, clock
         )

@@ -58,6 +58,15 @@ class Problem:
     """Waiting alone will not mend it soon: a replica is ready without it."""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What lay in a store when weights that came from it were found to be damaged."""
+
+    versions: tuple[str, ...]
+    until: float
+    """When they are read again though nothing has changed: a proxy may have damaged them."""
+
+
 @dataclass
 class Slot:
     """A name of the desired list; everything in it is changed on the event loop only."""
@@ -85,8 +94,7 @@ class Slot:
     problem: Problem | None = None
     tries: int = 0
     """Transient failures in a row."""
-    mark: tuple[str, ...] | None = None
-    """What lay in the store when its content was found to be damaged."""
+    mark: Mark | None = None
     about: str | None = None
     """The version that its task is at; None while it finds out which one that is."""
     not_before: float = -math.inf

@@ -14,6 +14,7 @@ from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, StorePath, open_store
+from tunery_common.storage.asker import busy_here
 from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
 from tunery_common.storage.published_folder import download_files, parse_manifest, read_manifest
 from tunery_common.storage.s3_client import SharedClient
@@ -178,10 +179,12 @@ def _fetch(place: StorePath, sha256: str, into: Into) -> Content:
         # Others have to leave for it: not before its weights are known to come, by more than a manifest's answer.
         place.store.read_range(place.key(WEIGHTS_FILE), 0, _SIGN_BYTES)
     into.heard.begin()  # quiet is who is so from here on
-    draft = into.cache.draft(sha256, manifest, into.heard)
+    with busy_here():
+        draft = into.cache.draft(sha256, manifest, into.heard)
     try:
         download_files(place, draft, {name: manifest.files[name] for name in FILES}, into.moved)
-        return into.cache.put(sha256, draft, data)
+        with busy_here():
+            return into.cache.put(sha256, draft, data)
     finally:
         into.cache.give_up(draft)
 

@@ -10,8 +10,8 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 from tunery_api.reasons import FailureReason
@@ -38,23 +38,57 @@ Result = TypeVar("Result")
 
 
 class Heard:
-    """When a store was last heard of; told by threads."""
+    """When a store was last heard of; told by threads.
+
+    What this machine takes for itself does not count: its disk may be slow, and a store says nothing meanwhile.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = 0
+        """Threads that are at their own work."""
+        self._since = 0.0
+        self._taken = 0.0
+        """Seconds that such work has taken before the last began."""
         self._at = time.monotonic()
+        self._last = -math.inf
         self._came = 0
         self.over = threading.Event()
         """Nobody waits for its answer any more."""
-        self.last = -math.inf
-        """When bytes worth the name have come last."""
         self.begun = False
         """The question was put: what it waits for from then on is the store."""
         self.bytes = False
         """Some have come."""
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Have the time of what is done within not count."""
+        with self._lock:
+            self._busy += 1
+            if self._busy == 1:
+                self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+                if not self._busy:
+                    self._taken += time.monotonic() - self._since
+
+    @property
+    def taken(self) -> float:
+        """Seconds that do not count."""
+        with self._lock:
+            return self._taken + (time.monotonic() - self._since if self._busy else 0.0)
+
+    @property
+    def last(self) -> float:
+        """When bytes worth the name have come last, later by what does not count since."""
+        return self._last + self.taken
+
     def begin(self) -> None:
         """The question is put now, or the next one of several."""
-        self._at, self.begun = time.monotonic(), True
+        self._at, self.begun = time.monotonic() - self.taken, True
 
     def moved(self, count: int) -> None:
         """So many bytes have come; raises GivenUp where they are too late, which ends the thread that brings them."""
@@ -64,7 +98,7 @@ class Heard:
         self._came += count
         if self._came >= WORTH_BYTES:
             self._came = 0
-            self._at = self.last = time.monotonic()
+            self._at = self._last = time.monotonic() - self.taken
 
     def give_up(self) -> None:
         """Have what comes from now on be too late, and nothing more be asked."""
@@ -72,7 +106,7 @@ class Heard:
 
     def left(self, seconds: float) -> float:
         """Return how many seconds are left before it has been silent for so many."""
-        return self._at + seconds - time.monotonic()
+        return self._at + seconds + self.taken - time.monotonic()
 
     def quiet(self) -> bool:
         """Tell whether others go before it now."""
@@ -101,7 +135,7 @@ class Turns:
                 self._check_most(store)
                 thread = line.start(question, heard)
                 await _while_heard(thread, lambda: heard.left(min(QUIET_SECONDS, SILENT_SECONDS)))
-            await _while_heard(thread, lambda: min(heard.left(SILENT_SECONDS), line.left(asked)))
+            await _while_heard(thread, lambda: min(heard.left(SILENT_SECONDS), line.left(asked + heard.taken)))
             if thread.done():
                 return _answer(thread, heard)
         except GivenUp as error:
@@ -158,7 +192,7 @@ class _Line:
         """Put a question in a thread of its own."""
 
         def put() -> Result:
-            with asked_by(Asker(heard.over, Streams(STREAMS))):
+            with asked_by(Asker(heard.over, Streams(STREAMS), heard.busy)):
                 return question()
 
         thread = asyncio.create_task(in_thread(put))
@@ -201,4 +235,4 @@ def _answer(thread: asyncio.Task[Result], heard: Heard) -> Result:
 async def _while_heard(thread: asyncio.Task[Result], left: Callable[[], float]) -> None:
     """Wait until it has ended, or no time is left to it."""
     while not thread.done() and (seconds := left()) > 0:
-        await asyncio.wait({thread}, timeout=seconds)
+        await asyncio.wait({thread}, timeout=max(seconds, _POLL_SECONDS))  # time may stand still

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -76,16 +76,22 @@ class Worker:
     async def advance(self, slot: Slot) -> None:
         """Bring one name nearer to what is wanted; raises TuneryError, Later, StillHeld, EngineGone, EngineRefusal.
 
-        Without a pin another manifest than at the last look is no damage: it is what is wanted now.
+        Without a pin another manifest than at the last look is no damage: it is what is wanted now. Where it is
+        another at every look, that is told as a fault of the storage, or of the way to it.
         """
-        for _ in range(2):
+        for last in (False, True):
             try:
-                return await self._advance(slot)
-            except Replaced:
+                await self._advance(slot)
+                break
+            except Replaced as error:
                 if slot.item.manifest_sha256 is not None:
                     raise
-                slot.look_at = -math.inf
-        raise Later
+                slot.look_at, slot.about = -math.inf, None
+                if slot.look is not None:
+                    slot.look = replace(slot.look, mark=())  # the manifest may have come damaged: it is read anew
+                if last:
+                    message = f"the manifest is another at every look: {error.message}"
+                    raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
 
     async def _advance(self, slot: Slot) -> None:
         if slot.hot and slot.served is None and slot.kept is not None and self._tools.residents.up:
