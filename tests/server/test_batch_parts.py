@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -212,6 +213,42 @@ async def test_once_told_to_stop_a_storage_is_tried_for_as_long_as_the_pod_may_s
     else:
         await keeper.keep(lambda _: None)
         assert [mark.lines for mark in parts.load()] == [1]
+
+
+class Silent(LocalStore):
+    """A store that answers no write for as long as the test lasts."""
+
+    asked: threading.Event
+    over: threading.Event
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
+        self.asked.set()
+        self.over.wait(60)
+        raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "too late")
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["once told to stop", "else"])
+async def test_a_storage_that_does_not_even_refuse_is_waited_for_no_longer_than_one_that_does(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "STOPPED_SECONDS" if stopped else "_STORE_SECONDS", 0.3)
+    (tmp_path / "store").mkdir()
+    store, told = Silent(tmp_path / "store", "file:///store", "x"), math.inf
+    store.asked, store.over = threading.Event(), threading.Event()
+    parts = Parts(StorePath(store, "parts"), "b")
+    keeper = Keeper(parts, Kept.of(parts, []), PartSize(), told_at=lambda: told)
+    keeper.take(answer(0))
+    keeper.end()
+    kept = asyncio.create_task(keeper.keep(lambda _: None))
+    assert await asyncio.to_thread(store.asked.wait, 5)
+    told = time.monotonic() if stopped else told
+    try:
+        with pytest.raises(TuneryError, match=r"cannot be stored: the storage did not answer within \d+ s") as caught:
+            async with asyncio.timeout(5):
+                await kept
+        assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    finally:
+        store.over.set()
 
 
 def test_a_part_without_its_mark_or_of_another_batch_is_none(tmp_path: Path) -> None:

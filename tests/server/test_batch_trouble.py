@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,9 @@ from tunery_common.storage import LocalStore, PutResult
 from tunery_server.batch import check
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.check import MOST_MODELS, MOST_PROBLEMS
+from tunery_server.batch.keeping import STOPPED_SECONDS
 from tunery_server.batch.parts import Mark, Parts
+from tunery_server.batch.stopping import StopSignal
 
 
 @pytest.fixture
@@ -118,6 +121,23 @@ async def test_bad_lines_are_told_though_their_list_cannot_be_stored(tmp_path: P
         error = await refused(here, here.put(b"\n".join([b"{"] * 200)))
         assert error.reason is FailureReason.INPUT_INVALID
         assert "200 lines of pvc://data/in.jsonl cannot be asked: line 1: is not JSON" in error.message
+        assert "invalid-lines" not in str(error.hint)
+
+
+async def test_told_to_stop_bad_lines_are_told_though_a_storage_hangs_that_is_to_have_their_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, stop = threading.Event(), StopSignal()
+    monkeypatch.setattr(LocalStore, "upload_file", lambda *_: over.wait(60))
+    async with table(tmp_path) as here:
+        try:
+            stop.told_at = time.monotonic() - STOPPED_SECONDS
+            async with asyncio.timeout(10):
+                error = await refused(here, here.put(b"{"), stop=stop)
+        finally:
+            over.set()
+        assert error.reason is FailureReason.INPUT_INVALID
+        assert "line 1: is not JSON" in error.message
         assert "invalid-lines" not in str(error.hint)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+_LOOK_SECONDS: Final = 0.2
 
 Result = TypeVar("Result")
 
@@ -37,3 +40,20 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(run,), daemon=True, name="blocking").start()
     return await done
+
+
+async def in_thread_until(work: Callable[[], Result], until: Callable[[], float]) -> Result:
+    """Do the same, but raise TimeoutError once it is `until`, by time.monotonic: it may come nearer meanwhile.
+
+    The work is begun in any case, and has a moment.
+    """
+    doing = asyncio.create_task(in_thread(work))
+    try:
+        while True:
+            await asyncio.wait({doing}, timeout=_LOOK_SECONDS)
+            if doing.done():
+                return doing.result()
+            if time.monotonic() >= until():
+                raise TimeoutError("it was not done in time")
+    finally:
+        doing.cancel()

@@ -21,13 +21,13 @@ from tunery_common.errors import TuneryError
 from tunery_server.batch.answers import Answer, Tally
 from tunery_server.batch.lines import Line
 from tunery_server.batch.parts import DamagedPart, Mark, Parts
-from tunery_server.threads import in_thread
+from tunery_server.threads import in_thread_until
 
 _LOOK_SECONDS: Final = 0.2
 _STORE_SECONDS: Final = 600.0
 """How long storing a part is tried while the storage does not answer, also once all is asked: answers are paid for."""
 STOPPED_SECONDS: Final = BATCH_GRACE_SECONDS - 20.0
-"""How long after a SIGTERM it is tried: the last try is to end before the pod's time is up."""
+"""How long after a SIGTERM it is tried: the last try is to end before the pod's time is up, be it without an answer."""
 _PAUSE_SECONDS: Final = 5.0
 _MOST_TASKS: Final = 64
 """Parts that are to be stored."""
@@ -240,15 +240,22 @@ class Keeper:
             if task.mends not in self.marks:  # damaged: all of its lines are asked again
                 return
             store = partial(self._parts.mend, self.marks[task.mends], task.answers)
+
+        def until() -> float:
+            return min(began + _STORE_SECONDS, self._told_at() + STOPPED_SECONDS)
+
         while True:
             try:
-                mark = await in_thread(store)
+                mark = await in_thread_until(store, until)
+            except TimeoutError as error:
+                waited = f"the storage did not answer within {time.monotonic() - began:.0f} s"
+                message = f"a part of the answers cannot be stored: {waited}"
+                raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
             except DamagedPart as damaged:
                 self._drop(damaged)
                 return
             except TuneryError as error:
-                until = min(began + _STORE_SECONDS, self._told_at() + STOPPED_SECONDS)
-                if error.reason is not FailureReason.STORAGE_UNAVAILABLE or time.monotonic() >= until:
+                if error.reason is not FailureReason.STORAGE_UNAVAILABLE or time.monotonic() >= until():
                     raise
                 _log.warning("a part of the answers cannot be stored yet: %s", error.message)
                 await asyncio.sleep(_PAUSE_SECONDS)

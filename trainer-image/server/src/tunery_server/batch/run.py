@@ -14,7 +14,7 @@ from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import AnswersReport, RunResult, RunSpec
 from tunery_api.status import Phase
-from tunery_common.errors import TuneryError
+from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
@@ -24,7 +24,7 @@ from tunery_server.batch.aside import TOLD_SECONDS, Aside
 from tunery_server.batch.asking import Conveyor, Source
 from tunery_server.batch.check import PROBLEMS_FILE, Checked, Problems, check
 from tunery_server.batch.inputs import api_key, fetch_input
-from tunery_server.batch.keeping import Keeper, Kept, PartSize
+from tunery_server.batch.keeping import STOPPED_SECONDS, Keeper, Kept, PartSize
 from tunery_server.batch.lines import InputLines, Line
 from tunery_server.batch.models import Refused, add_lines, look_up
 from tunery_server.batch.parts import DamagedPart, Mark, Parts, batch_digest
@@ -33,6 +33,7 @@ from tunery_server.batch.publishing import SHOWN_VERSIONS, Ended, publish, resul
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Access, Patience, Server, Stopped, model_denied
 from tunery_server.batch.stopping import StopRequested, StopSignal
+from tunery_server.threads import in_thread_until
 
 GRACE_SECONDS: Final = 20.0
 """How long answers that are under way are waited for after a SIGTERM."""
@@ -192,7 +193,7 @@ async def _ask(batch: Batch, kept: Kept, signal: StopSignal) -> dict[int, Mark]:
     server = Server(access, stops.stop)
     with signal.graceful(stops.stop):
         try:
-            await _refuse(batch, server)
+            await _refuse(batch, server, signal)
             batch.progress.phase(Phase.ANSWERING)
             marks, whole = await _keep_asking(batch, kept, server, stops)
         except Stopped as stopped:
@@ -242,7 +243,7 @@ class Counted:
             self.stops.stop.set()
 
 
-async def _refuse(batch: Batch, server: Server) -> None:
+async def _refuse(batch: Batch, server: Server, signal: StopSignal) -> None:
     """Raise InputInvalid naming the lines that cannot be asked, be it for their model.
 
     Raises ServerAccessDenied where all that is wrong is that the API key may not ask for a model.
@@ -267,16 +268,17 @@ async def _refuse(batch: Batch, server: Server) -> None:
     looked_at = takewhile(lambda line: line.number <= batch.checked.read_to, batch.lines)
     add_lines(problems, looked_at, spec.default_model, refused)
     if problems.count:
-        raise _stored(batch, problems.failure(spec.input.uri, unchecked))
+        raise await _stored(batch, problems.failure(spec.input.uri, unchecked), signal)
 
 
-def _stored(batch: Batch, failure: TuneryError) -> TuneryError:
+async def _stored(batch: Batch, failure: TuneryError, signal: StopSignal) -> TuneryError:
     """Store the list of bad lines; return the failure that says where it is."""
     place = batch.parts.place.below(PROBLEMS_FILE)
+    upload = partial(place.store.upload_file, batch.problems.file, place.prefix)
     try:
-        place.store.upload_file(batch.problems.file, place.prefix)
-    except TuneryError as error:
-        _log.warning("the list of bad lines cannot be stored: %s", error.message)
+        await in_thread_until(upload, lambda: signal.told_at + STOPPED_SECONDS)
+    except (TuneryError, TimeoutError) as error:
+        _log.warning("the list of bad lines cannot be stored: %s", first_line(error))
         return failure
     which = "All of them" if batch.problems.cut_at is None else "Those that were found"
     return TuneryError(failure.reason, failure.message, f"{failure.hint} {which} are in {place.uri}.")
