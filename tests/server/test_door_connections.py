@@ -9,13 +9,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from tunery_server.door.connections import BACKLOG, MOST, Limits, Room
+from tunery_server.door.further import Further
 
 from .door_kit import CHAT, Site, open_site, write_keys
 
@@ -93,6 +97,57 @@ async def test_half_a_head_ends_in_time_and_neither_what_is_answered_nor_what_is
         assert site.door.room.closed == {"slow": 4, "crowded": 0, "refused": 0, "unread": 0}
         told.set()
         assert (await waiting.head()).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = POST.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked").replace(
+    BODY, b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+)
+
+
+@pytest.mark.parametrize("before", [GET, POST, GET + POST, CHUNKED], ids=["GET", "POST", "GET and POST", "in chunks"])
+async def test_half_a_head_behind_a_whole_request_ends_in_time_and_a_connection_without_one_is_kept(
+    before: bytes, tmp_path: Path
+) -> None:
+    async with open_site(tmp_path, limits=Limits(head=0.3)) as site:
+        kept, half = await came(site, before), await came(site, before + HALF)
+        assert (await half.ends()).count(b"HTTP/1.1 200 ") == 1 + before.startswith(GET + POST)
+        assert (await kept.head()).startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(0.6)
+        kept.writer.write(GET.replace(b"Host", b"Connection: close\r\nHost"))
+        assert (await kept.ends()).count(b"HTTP/1.1 200 ") == 1 + before.startswith(GET + POST)
+        assert site.door.room.closed["slow"] == 1
+
+
+async def test_wherever_bytes_are_cut_it_is_known_whether_a_head_has_begun() -> None:
+    loop = asyncio.get_running_loop()
+    requests = [GET, POST, CHUNKED, POST, GET, HALF]
+    raw, ends = b"".join(requests), set[int]()
+    for request in requests[:-1]:
+        begins = max(ends, default=0)
+        head = request.index(b"\r\n\r\n") + 4
+        ends |= set(range(begins + head, begins + len(request) + 1))
+    for step in (1, 2, 3, 7, 50, 190, len(raw)):
+        for first in range(1, min(step, len(raw) - 1) + 1):
+            parser, further = HttpRequestParser(BaseProtocol(loop), loop, 1 << 16), Further()
+            for at, to in pairwise([0, *range(first, len(raw), step), len(raw)]):
+                messages = parser.feed_data(raw[at:to])[0]
+                further.came(raw[at:to], messages[-1] if messages else None)
+                assert further.begun is (to not in ends), (step, first, at, to)
+
+
+async def test_half_a_head_that_comes_while_another_request_is_answered_ends_in_time(tmp_path: Path) -> None:
+    async with open_site(tmp_path, limits=Limits(head=0.3)) as site, busy(site) as told:
+        clients = [await came(site, POST), await came(site, POST)]
+        async with asyncio.timeout(10):
+            while site.routes.in_flight() < 2:
+                await asyncio.sleep(0.01)
+        for client, raw in zip(clients, (HALF, POST + HALF), strict=True):
+            client.writer.write(raw)
+        await asyncio.sleep(0.6)
+        assert site.door.room.closed["slow"] == 0, "as long as there is an answer to be given"
+        told.set()
+        assert [(await client.ends()).count(b"HTTP/1.1 200 ") for client in clients] == [1, 2]
+        assert site.door.room.closed["slow"] == 2
 
 
 async def test_who_waits_without_a_request_makes_way_and_the_log_says_so_once(

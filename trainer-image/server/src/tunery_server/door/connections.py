@@ -23,6 +23,8 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from tunery_server.door.further import Further
+
 BACKLOG: Final = 1024
 """Connections that the system holds until they are taken; asyncio takes as many at a time, before any is counted."""
 MOST: Final = 6000
@@ -53,7 +55,7 @@ class Limits:
     """Beyond `connections`, for addresses that have few."""
     backlog: int = BACKLOG
     head: float = 15.0
-    """From the connection, or the first byte of a further request, to the end of its head."""
+    """From the connection, or the first byte of a further request, or the answer before, to the end of its head."""
     idle: float = 620.0
     """Between two requests: longer than the 600 seconds after which the most patient of common proxies closes."""
     stranger: float = 5.0
@@ -219,7 +221,7 @@ class Room:
 class Connection(RequestHandler):
     """One client's connection, with its place in the room and a time for each head."""
 
-    __slots__ = ("_asked", "_deadline", "_half_closed", "_left", "_room", "_unread", "_wire", "address")
+    __slots__ = ("_asked", "_deadline", "_further", "_half_closed", "_left", "_room", "_unread", "_wire", "address")
 
     def __init__(self, server: web.Server, room: Room, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:
         super().__init__(server, loop=loop, **kwargs)
@@ -230,6 +232,7 @@ class Connection(RequestHandler):
         self._asked = self._loop.time()
         """When the last byte of a head came."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._further = Further()
         self._half_closed: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._left = 0
@@ -280,12 +283,13 @@ class Connection(RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Hand bytes on; the first of a further request start the time for its head."""
+        """Hand bytes on; the first of a further request start the time for its head, or the end of the one before."""
         if self._is_idle():
             self._asked = self._loop.time()
-            if self._deadline is None:
-                self._time_head()
+        count = self._request_count
         super().data_received(data)
+        self._further.came(data, self._messages[-1] if self._request_count > count else None)
+        self._time_further()
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own; aiohttp's says less
         """Answer what was asked just now, though no more is to come; else nobody is there any more."""
@@ -315,6 +319,7 @@ class Connection(RequestHandler):
             return done
         finally:
             self._room.waits(self)
+            self._time_further()
             if self._half_closed is not None and not self._messages:
                 self._close = True
 
@@ -343,10 +348,16 @@ class Connection(RequestHandler):
         queued = fcntl.ioctl(self._wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
         return self._wire.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
 
+    def _time_further(self) -> None:
+        """Start the time for a head that has begun, once no other request is here."""
+        if self._further.begun and self._current_request is None and not self._messages and self._deadline is None:
+            self._time_head()
+
     def _time_head(self) -> None:
         self._deadline = self._loop.call_later(self._room.limits.head, self._too_late)
 
     def _too_late(self) -> None:
+        self._deadline = None
         if self._is_idle():
             self._room.closed[SLOW] += 1
             self.make_way()
