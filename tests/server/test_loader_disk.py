@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ async def test_who_finds_all_of_the_disk_busy_waits_for_the_first_that_has_answe
     hold.set()
     assert (await running, await waiting) == ("a00", "a01")
     await table.loader.settle()
+
+
+async def test_who_finds_all_but_what_is_kept_coming_or_leaving_waits_for_it(tmp_path: Path) -> None:
+    table = small(tmp_path, 2.5, limit=2)
+    table.want(*items(table, 6, kept=1))
+    await table.go(steps=4)
+    hold = asyncio.Event()
+    running = asyncio.create_task(answers(table, "a01", hold))
+    await asyncio.sleep(0)
+    names = ["a02", "a03", "a04", "a05"]
+    waiting = [asyncio.create_task(answers(table, name)) for name in names]
+    await asyncio.sleep(0.3)
+    hold.set()
+    assert await asyncio.gather(running, *waiting) == ["a01", *names], "the room of a01 is each one's by turns"
+    await table.loader.settle()
+    assert not any(each.reason for each in table.loader.state().adapters)
 
 
 async def test_where_all_of_the_disk_is_kept_loaded_the_rest_says_that_it_is_full_and_what_to_do(
@@ -251,6 +268,40 @@ async def test_nobody_leaves_before_enough_may_leave_for_who_is_asked_for(tmp_pa
     await asyncio.gather(*running)
     await table.loader.settle()
     assert len(held(table)) == 4, "and no more than had to have left"
+
+
+async def test_one_that_waits_for_room_gives_its_place_to_one_that_has_come(tmp_path: Path) -> None:
+    """The larger one gets the place of who has left, the smaller one the room."""
+    hold, other, opening, may_open = asyncio.Event(), asyncio.Event(), threading.Event(), threading.Event()
+
+    def opened(item: DesiredAdapter) -> StorePath:
+        if item.name == "a03" and hold.is_set():
+            opening.set()
+            may_open.wait(10)
+        return open_file(item)
+
+    table = small(tmp_path, 3.5, limit=3)
+    table.opened = opened
+    table.new_door()
+    wanted = items(table, 4, kept=1)
+    table.want(*wanted, big(table, 2))
+    await table.go(steps=4)
+    assert held(table) == {"a00", "a01", "a02"}
+    running = [asyncio.create_task(answers(table, name, event)) for name, event in (("a01", hold), ("a02", other))]
+    await asyncio.sleep(0)
+    large = asyncio.create_task(answers(table, "big"))
+    await asyncio.sleep(0.1)
+    late = asyncio.create_task(answers(table, "a03"))
+    await asyncio.sleep(0.3)
+    hold.set()
+    assert await asyncio.to_thread(opening.wait, 5)
+    await table.loader.step()
+    may_open.set()
+    async with asyncio.timeout(5):
+        assert await late == "a03", "though a02 is busy, without which there is no room for the large one"
+    other.set()
+    assert await asyncio.gather(large, *running) == ["big", "a01", "a02"]
+    await table.loader.settle()
 
 
 @pytest.mark.parametrize("sizes", [7, 5])

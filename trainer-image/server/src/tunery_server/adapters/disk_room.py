@@ -87,14 +87,15 @@ class DiskRoom:
     async def _evicted(self, slot: Slot, full: TuneryError, missing: int) -> int:
         """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does.
 
-        Nobody does where the room can be had meanwhile.
+        Nobody does where the room can be had meanwhile. That all others are kept is no reason to raise DiskTooSmall: what
+        takes the room may be on its way, wait for its place, or be leaving, and sizes tell what will stay.
         """
         left = WAIT_SECONDS
         while True:
             if self._places.idle() >= missing and (freed := self._places.evict()):
                 return freed
-            if isinstance(full, OverLimit) and self._places.only_kept_beside(slot):
-                raise DiskTooSmall(full.reason, full.message, full.hint) from full
+            if isinstance(full, OverLimit):
+                self.check(slot, full.size)
             if not slot.waiters or left <= 0:
                 raise full
             await asyncio.sleep(_POLL_SECONDS)

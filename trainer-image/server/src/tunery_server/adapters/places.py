@@ -104,6 +104,8 @@ class Places:
                 if victim is None:
                     break
                 self.release(victim)
+                if victim.bringing:
+                    victim.kept = None  # it got its place while it was brought already, and is not here
                 if victim.waiters:
                     self.ask(victim)  # it is brought without a place from now on
                 self._leave(victim)
@@ -160,10 +162,6 @@ class Places:
         """
         self._fit, self._full_until, self._left = len(self.hot), until, left
 
-    def only_kept_beside(self, slot: Slot) -> bool:
-        """Tell whether no other has a place that it could ever lose."""
-        return all(each is slot or each.item.keep_loaded for each in self.hot.values())
-
     @property
     def waits(self) -> bool:
         """Whether somebody waits for a place."""
@@ -195,7 +193,7 @@ class Places:
         return min(free, key=lambda slot: (slot.served is not None, _recent(self._routes, slot)), default=None)
 
     def _may_leave(self, slot: Slot) -> bool:
-        if slot.bringing and slot.served is None and slot.kept is None and not self._at_hand(slot):
+        if slot.bringing and slot.served is None and slot.kept in (None, slot.about) and not self._at_hand(slot):
             return True  # it is at its store, and needs no place there
         if slot.item.keep_loaded or slot.waiters or slot.task is not None:
             return False
