@@ -87,8 +87,8 @@ class DiskRoom:
     async def _evicted(self, slot: Slot, full: TuneryError, missing: int) -> int:
         """Have an idle one leave once all idle ones take `missing` bytes; return its own, or raise as `make` does.
 
-        Nobody does where the room can be had meanwhile. That all others are kept is no reason to raise DiskTooSmall: what
-        takes the room may be on its way, wait for its place, or be leaving, and sizes tell what will stay.
+        Nobody does where the room can be had meanwhile. Only sizes tell what will stay: though all others that have a
+        place are kept, what takes the room may be on its way, wait for its place, or be leaving.
         """
         left = WAIT_SECONDS
         while True:
