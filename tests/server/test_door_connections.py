@@ -131,7 +131,7 @@ async def test_wherever_bytes_are_cut_it_is_known_whether_a_head_has_begun() -> 
             parser, further = HttpRequestParser(BaseProtocol(loop), loop, 1 << 16), Further()
             for at, to in pairwise([0, *range(first, len(raw), step), len(raw)]):
                 messages = parser.feed_data(raw[at:to])[0]
-                further.came(raw[at:to], messages[-1] if messages else None)
+                further.came(raw[at:to], *(messages[-1] if messages else ()))
                 assert further.begun is (to not in ends), (step, first, at, to)
 
 

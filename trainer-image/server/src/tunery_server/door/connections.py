@@ -288,7 +288,7 @@ class Connection(RequestHandler):
             self._asked = self._loop.time()
         count = self._request_count
         super().data_received(data)
-        self._further.came(data, self._messages[-1] if self._request_count > count else None)
+        self._further.came(data, *(self._messages[-1] if self._request_count > count else ()))
         self._time_further()
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own; aiohttp's says less

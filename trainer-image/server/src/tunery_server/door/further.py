@@ -30,13 +30,13 @@ class Further:
         """Bytes of its body that are to come; None: nobody knows."""
         self._tail = b""
 
-    def came(self, data: bytes, newest: tuple[object, StreamReader] | None) -> None:
-        """Take note of bytes that were parsed, and of the last request whose head they have ended."""
-        if newest is not None:
-            message, self._body = newest
-            self._message = message if isinstance(message, RawRequestMessage) else None
+    def came(self, data: bytes, message: object = None, body: StreamReader | None = None) -> None:
+        """Take note of bytes that were parsed, and of the last request whose head they have ended, if they have."""
+        new = body is not None
+        if new:
+            self._message, self._body = message if isinstance(message, RawRequestMessage) else None, body
         was_whole, self._whole = self._whole, self._body is None or self._body.is_eof()
-        self.begun = self._whole and self._behind(data, new=newest is not None, was_whole=was_whole)
+        self.begun = self._whole and self._behind(data, new=new, was_whole=was_whole)
         self._left = None if self._whole else self._to_come()
         self._tail = (self._tail + data[-len(_END) :])[-len(_END) :]
 
