@@ -95,7 +95,7 @@ async def test_all_who_wait_are_answered_by_one_load(table: Table) -> None:
 
 
 async def test_who_finds_no_place_in_time_is_told_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waking, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(waking, "HOLD_SECONDS", 0.5)
     table.want(*items(table))
     await table.go()
     hold = asyncio.Event()

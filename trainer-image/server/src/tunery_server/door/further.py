@@ -31,12 +31,11 @@ class Further:
         self._tail = b""
 
     def came(self, data: bytes, message: object = None, body: StreamReader | None = None) -> None:
-        """Take note of bytes that were parsed, and of the last request whose head they have ended, if they have."""
-        new = body is not None
-        if new:
+        """Take note of bytes that were parsed, and of the last request whose head they have ended, if any."""
+        if body is not None:
             self._message, self._body = message if isinstance(message, RawRequestMessage) else None, body
         was_whole, self._whole = self._whole, self._body is None or self._body.is_eof()
-        self.begun = self._whole and self._behind(data, new=new, was_whole=was_whole)
+        self.begun = self._whole and self._behind(data, new=body is not None, was_whole=was_whole)
         self._left = None if self._whole else self._to_come()
         self._tail = (self._tail + data[-len(_END) :])[-len(_END) :]
 
