@@ -15,7 +15,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
-from tunery_common.storage import Entry, StorePath
+from tunery_common.storage import Entry, OnBytes, Store, StorePath
 from tunery_server.adapters.slot import LOOK_SECONDS
 from tunery_server.adapters.source import opener
 
@@ -49,7 +49,7 @@ class Faults:
 class FaultyStore:
     """A store whose every answer goes through `faults`."""
 
-    def __init__(self, store: object, faults: Faults, name: str) -> None:
+    def __init__(self, store: Store, faults: Faults, name: str) -> None:
         self._store, self._faults, self._name = store, faults, name
 
     def __getattr__(self, name: str) -> object:
@@ -63,23 +63,23 @@ class FaultyStore:
 
     def head(self, key: str) -> Entry | None:
         self._pass()
-        return self._store.head(key)  # type: ignore[attr-defined, no-any-return]
+        return self._store.head(key)
 
     def read_bytes(self, key: str) -> bytes:
         self._pass()
-        return self._came(key, self._store.read_bytes(key))  # type: ignore[attr-defined]
+        return self._came(key, self._store.read_bytes(key))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        return self._came(key, self._store.read_range(key, start, length))  # type: ignore[attr-defined]
+        return self._came(key, self._store.read_range(key, start, length))
 
     def _came(self, key: str, data: bytes) -> bytes:
         changes = self._faults.manifests
         return changes.pop(0)(data) if key.endswith(MANIFEST_NAME) and changes else data
 
-    def download(self, key: str, path: Path, progress: object = None) -> str:
+    def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         self._pass()
         self._faults.downloads.append(key)
-        digest: str = self._store.download(key, path, progress)  # type: ignore[attr-defined]
+        digest = self._store.download(key, path, progress)
         if key.endswith(WEIGHTS) and self._faults.once:
             return "0" * 64 if self._faults.once.pop() else digest
         return digest

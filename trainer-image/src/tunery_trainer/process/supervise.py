@@ -34,6 +34,8 @@ from tunery_trainer.process.failures import explain, to_failure
 _CHILD: Final = "TUNERY_SUPERVISED"
 _LINES: Final = 400
 """Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
+_SIGNALS: Final = 64
+"""Bytes that are read at once of those that tell of signals, one for each."""
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
@@ -103,7 +105,7 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
         while ended not in select.select([ended, woken], [], [])[0]:
-            os.read(woken, _LINES)
+            os.read(woken, _SIGNALS)
     finally:
         signal.set_wakeup_fd(-1)
         for each in (woken, wake, ended):
