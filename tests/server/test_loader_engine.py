@@ -134,7 +134,7 @@ async def test_a_real_engine_that_dies_of_an_adapter_comes_back_without_it(
 
     restarting = asyncio.create_task(container())
     try:
-        await until(loader, lambda: restarting.done() or loader.ready() and loader.state().engine_restarts == 2, 60)
+        await until(loader, lambda: restarting.done() or (loader.ready() and loader.state().engine_restarts == 2), 60)
     finally:
         restarting.cancel()
     with pytest.raises(asyncio.CancelledError):

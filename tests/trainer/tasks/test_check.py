@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tunery_api.exitcodes import ExitCode
 
@@ -77,6 +78,19 @@ def test_a_manifest_says_how_rows_are_read(case: Case) -> None:
     assert done.returncode == ExitCode.OK, done.stderr
     assert "Sequences to train on" in done.stdout
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.jsonl", "job.yaml", "model"], "nothing is left"
+
+
+def test_a_manifest_may_be_json_and_rows_of_json_stay_data(case: Case, write: Write) -> None:
+    path = case(dataset={"uri": "file://data.jsonl"})
+    write_rows(path.parent / "data.jsonl", make_rows())
+    manifest = path.with_suffix(".json")
+    manifest.write_text(json.dumps(yaml.safe_load(path.read_text())))
+    told = [run_here("check", file) for file in (path, manifest)]
+    assert [done.returncode for done in told] == [ExitCode.OK, ExitCode.OK], told[1].stderr
+    assert told[0].stdout == told[1].stdout
+    rows = write("data.json", [])
+    rows.write_text(json.dumps(make_rows()))
+    assert "Valid rows" in run_here("check", rows).stdout
 
 
 @pytest.mark.parametrize("own", [True, False])

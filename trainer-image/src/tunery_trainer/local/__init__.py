@@ -33,7 +33,7 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
-from tunery_trainer.local.documents import name_of, read_documents, select
+from tunery_trainer.local.documents import is_object, name_of, read_documents, select
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec, LoRAJobSpec | AdapterMergeSpec, LoRASweepSpec)
 NO_MODEL: Final = "file:///no-model"
@@ -66,7 +66,9 @@ class CheckRequest:
     @property
     def by_manifest(self) -> bool:
         """Whether it names a manifest, and not data."""
-        return self.path.suffix.lower() in _MANIFESTS and self.path.is_file()
+        if not self.path.is_file():
+            return False
+        return self.path.suffix.lower() in _MANIFESTS or (self.path.suffix.lower() == ".json" and is_object(self.path))
 
 
 def load_manifest(path: Path, name: str | None) -> dict[str, Any]:

@@ -10,12 +10,14 @@ import yaml
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.kinds import Kind
+from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.local.as_kubectl import documents_of
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
+_OBJECT_BYTES: Final = 2 * 1024**2
 _NAME_A_FILE: Final = (
     "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
 )
@@ -36,6 +38,18 @@ def read_documents(path: Path) -> list[Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InvalidSpec([FieldError("manifest", f"{path} is not valid YAML: {reason}")]) from error
+
+
+def is_object(path: Path) -> bool:
+    """Tell whether a JSON file is one object of our API, such as `kubectl get -o json` writes it, and not data."""
+    try:
+        # An API server stores no more of an object; data may be of any size.
+        if path.stat().st_size > _OBJECT_BYTES:
+            return False
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and str(found.get("apiVersion")).startswith(f"{GROUP}/")
 
 
 def select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]:
