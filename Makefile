@@ -95,7 +95,8 @@ test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instea
 
 .PHONY: test
 test: setup ## Everything: verify, unit tests, end-to-end tests
-	@$(CLUSTER_CLI) binaries & built=$$!; $(MAKE) verify; wait $$built
+	@# A group of its own, so that the compilers end with it where verify fails, or somebody stops.
+	@setsid $(SHELL) -c "$(CLUSTER_CLI) binaries" & built=$$!; trap 'kill -- -$$built 2>/dev/null || true' EXIT; $(MAKE) verify; wait $$built
 	@$(MAKE) test-unit
 	@$(MAKE) test-e2e
 

@@ -32,6 +32,8 @@ NAMESPACE = "e2e-serving"
 LABEL = {"team": "support"}
 PROMPT = "Say number 4. Number 4, number 4. The answer repeats the number of the question."
 SECONDS_TO_ANSWER = 10
+SECONDS_TO_KEY = 90
+"""Until what is new in a Secret is known to a door: the kubelet's own time, and the door's."""
 TOLERANCE = 1e-3
 
 
@@ -201,9 +203,7 @@ def copy_with_a_flipped_byte(s3: Any, job: Job, place: str) -> str:
 
 def test_nothing_of_the_engine_is_reachable(server: Server, kubectl: Kubectl) -> None:
     (pod,) = server.pods("serve")
-    for path in ("/v1/load_lora_adapter", "/adapters", "/invocations", "/pause", "/tokenize", "/docs", "/openapi.json"):
-        for method in ("GET", "POST", "DELETE"):
-            assert server.request(path, b"{}", method).status == 404, (method, path)
+    assert_only_the_doors_paths(server)
     others = sockets_of(pod) - {8000}
     # torch's store listens on all addresses, whatever it is told; the NetworkPolicy is what closes that.
     assert ENGINE == "vllm" or others == set(), "the door alone listens on the network"
@@ -211,6 +211,13 @@ def test_nothing_of_the_engine_is_reachable(server: Server, kubectl: Kubectl) ->
     assert speaking == [], "what else listens does not speak vLLM's API"
     (policy,) = owned(server, "networkpolicies")
     assert policy["spec"]["ingress"] == [{"ports": [{"port": 8000, "protocol": "TCP"}]}]
+
+
+def assert_only_the_doors_paths(server: Server) -> None:
+    """Fail where a path of vLLM that the door does not have is answered."""
+    for path in ("/v1/load_lora_adapter", "/adapters", "/invocations", "/pause", "/tokenize", "/docs", "/openapi.json"):
+        for method in ("GET", "POST", "DELETE"):
+            assert server.request(path, b"{}", method).status == 404, (method, path)
 
 
 def speaks_http(address: str, port: int) -> bool:
@@ -331,10 +338,14 @@ def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> Non
     server.wait_answer("first", 401, timeout=400)
     server.key = "a-long-key-of-web"
     server.wait_answer("first", timeout=60)
+    assert_only_the_doors_paths(server)
+    (before,) = server.pods("serve")
     kubectl.apply(secret | {"stringData": {"batch": "another-long-key"}}, namespace=server.namespace)
     server.key = "another-long-key"
-    server.wait_answer("first", timeout=150)
+    server.wait_answer("first", timeout=SECONDS_TO_KEY)
     (pod,) = server.pods("serve")
+    assert pod["metadata"]["uid"] == before["metadata"]["uid"], "a key takes no new pod"
+    assert restarts(pod) == restarts(before)
     told = {
         "the pod's logs": logs_of(kubectl, pod, server.namespace),
         "the operator's logs": "".join(logs_of(kubectl, each, "tunery-system") for each in operator_pods(kubectl)),
@@ -348,6 +359,11 @@ def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> Non
     for place, text in told.items():
         assert "a-long-key" not in text, place
         assert "another-long-key" not in text, place
+
+
+def restarts(pod: dict[str, Any]) -> dict[str, int]:
+    """Return how often each container has restarted."""
+    return {each["name"]: each["restartCount"] for each in pod["status"]["containerStatuses"]}
 
 
 def logs_of(kubectl: Kubectl, pod: dict[str, Any], namespace: str) -> str:

@@ -32,7 +32,7 @@ WHOLE = "Served 2/2"
 
 @pytest.fixture(scope="module")
 def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
-    """A server of two replicas with two adapters, and a name that leads to the first of them."""
+    """A server of two adapters, and a name that leads to the first of them; scaled from one replica to two."""
     jobs = [train("one", LABEL), train("two", LABEL, training=OTHER)]
     secret = {"name": "s3"}
     spec = {
@@ -42,7 +42,7 @@ def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
         "aliases": [{"name": ALIAS, "targets": [{"adapter": "one"}]}],
         "engine": {"maxRank": 16, "maxAdaptersInBatch": 4, "maxLoadedAdapters": 8, "precision": "Float32"},
         "resources": {"gpus": 0, "cpu": "300m", "memory": "6Gi", "ephemeralStorage": "2Gi"},
-        "replicas": 2,
+        "replicas": 1,
         "rollout": {"maxSurge": 0, "maxUnavailable": 1},
     }
     for job in jobs:
@@ -56,8 +56,20 @@ def server(kubectl: Kubectl, tenant: str, train: Train) -> Server:
     server = Server(kubectl, manifest, tenant)
     server.apply()
     server.wait_ready(600)
-    both_serve(server)
+    scaled(server, 2)
     return server
+
+
+def scaled(server: Server, replicas: int) -> None:
+    """Scale a server as users do: what answers already is not touched, and nobody sees an error."""
+    (first,) = server.pods("serve")
+    with traffic(server, "one", "served") as seen:
+        server.kubectl.run("scale", server.kind, server.name, f"--replicas={replicas}", "-n", server.namespace)
+        both_serve(server)
+    assert_whole(seen)
+    uids = [pod["metadata"]["uid"] for pod in server.pods("serve")]
+    assert len(uids) == replicas
+    assert first["metadata"]["uid"] in uids
 
 
 OTHER = {"maxSteps": 24, "learningRate": "2e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
