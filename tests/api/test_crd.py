@@ -58,11 +58,19 @@ def test_a_union_is_refused() -> None:
         custom_resource_definition(broken)
 
 
-def test_columns_are_the_documented_ones() -> None:
-    columns = custom_resource_definition(KINDS[Kind.LORAJOB])["spec"]["versions"][0]["additionalPrinterColumns"]
-    assert [column["name"] for column in columns if not column.get("priority")] == [
-        "Phase", "Progress", "Loss", "Model", "Method", "Age",
-    ]  # fmt: skip
-    assert [column["name"] for column in columns if column.get("priority")] == [
-        "Task", "Eval Loss", "ETA", "Health", "Queue", "Adapter", "Reason",
-    ]  # fmt: skip
+COLUMNS = {
+    Kind.LORAJOB: ("Phase, Progress, Loss, Model, Method, Age", "Task, Eval Loss, ETA, Health, Queue, Adapter, Reason"),
+    Kind.ADAPTERMERGE: ("Phase, Method, Into, Deviation, Age", "Queue, Adapter, Reason"),
+    Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Model, Age", "URL, Reason"),
+    Kind.BATCHINFERENCE: ("Phase, Progress, Errors, Server, Age", "ETA, Queue, Output, Reason"),
+    Kind.LORASWEEP: ("Phase, Trials, Running, Best, Trial, Age", "Improvement, GPU-s, Saved, Queue, Adapter, Reason"),
+}
+"""Of `kubectl get`, and what `-o wide` adds."""
+
+
+@pytest.mark.parametrize("kind", Kind, ids=[kind.singular for kind in Kind])
+def test_columns_are_the_documented_ones(kind: Kind) -> None:
+    columns = custom_resource_definition(KINDS[kind])["spec"]["versions"][0]["additionalPrinterColumns"]
+    always, wide = COLUMNS[kind]
+    assert ", ".join(column["name"] for column in columns if not column.get("priority")) == always
+    assert ", ".join(column["name"] for column in columns if column.get("priority")) == wide

@@ -12,6 +12,7 @@ from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, StaleObject
+from tunery_operator.kube.client import HttpError
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.reconcile.services import Services
@@ -119,6 +120,26 @@ def test_what_a_sweep_that_is_deleted_leaves_behind_is_not_taken_back(now: Json 
     with pytest.raises(StaleObject):
         own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
     assert stale == [obj.owner.key]
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same(status: int) -> None:
+    alone = child(0, ownerReferences=None, resourceVersion="1")
+    there = {"s": SWEEP, "s-000": alone, "s-001": child(1)}
+
+    def request(call: Any, *_: Any) -> None:
+        raise HttpError(call, status, {"message": "no such trial"})
+
+    client = SimpleNamespace(get=lambda _, __, name: there[name], request=request)
+    cache = SimpleNamespace(
+        is_stale=lambda key: True, trials=lambda uid: frozenset(), wait_for=lambda target, waiter: None
+    )
+    services = cast(Services, SimpleNamespace(client=client, cache=cache))
+    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
+    own = own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
+    assert sorted(own.children) == [0, 1]
+    assert own.astray == {0}
+    assert "no such trial" in str(own.refused[0])
 
 
 def test_what_was_told_to_stop_is_not_at_rest_before_it_has_ended() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from controller.objects import Namespace, lorajob
 from controller.runs import run_of
 from tunery_api.kinds import Kind
-from tunery_operator.errors import ApiFailure, FieldContested
-from tunery_operator.kube.client import HttpError
-from tunery_operator.kube.rbac import JOBS
+from tunery_operator.errors import ApiFailure, FieldContested, StaleObject
+from tunery_operator.kube import apply
+from tunery_operator.kube.client import HttpError, KubeClient
+from tunery_operator.kube.rbac import JOBS, LORAJOBS
 from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.refusals import refusal_of
 from tunery_operator.views.owner import Key, settings_digest
@@ -43,6 +47,31 @@ def test_a_refused_change_says_that_it_is_one() -> None:
 
 def test_no_answer_is_an_unavailable_cluster() -> None:
     assert refusal_of(ApiFailure(0, "create jobs: timed out")).reason == "ClusterUnavailable"
+
+
+@pytest.mark.parametrize("status", [404, 409])
+@pytest.mark.parametrize(
+    ("read", "live", "raised"),
+    [
+        ({"uid": "u", "resourceVersion": "1"}, {"uid": "u", "resourceVersion": "1"}, HttpError),
+        ({"uid": "u"}, {"uid": "u", "resourceVersion": "2"}, HttpError),
+        ({"uid": "u", "resourceVersion": "1"}, {"uid": "u", "resourceVersion": "2"}, StaleObject),
+        ({"uid": "u"}, {"uid": "other", "resourceVersion": "1"}, StaleObject),
+        ({"uid": "u"}, None, StaleObject),
+    ],
+    ids=["as-it-was", "whatever-it-is", "changed", "another", "gone"],
+)
+def test_a_webhook_that_says_that_a_child_is_gone_or_has_changed_only_refuses_it(
+    status: int, read: dict[str, str], live: dict[str, str] | None, raised: type[Exception]
+) -> None:
+    def request(call: Any, *_: Any) -> None:
+        raise HttpError(call, status, {"message": "no"})
+
+    there = None if live is None else {"metadata": live}
+    client = cast(KubeClient, SimpleNamespace(request=request, get=lambda *_: there))
+    found = {"metadata": {"namespace": "ns", "name": "s-000", **read}}
+    with pytest.raises(raised):
+        apply.patch_child(client, LORAJOBS, found, {"spec": {"suspend": True}})
 
 
 def test_retries_get_rarer_and_never_rarer_than_half_a_minute() -> None:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tunery_api.lorasweep import SamplerType
+from tunery_api.search.ask import SuggestionFailed
 from tunery_api.search.dimensions import Numeric
 from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
 from tunery_operator.errors import SamplerBusy
@@ -136,3 +138,20 @@ def test_a_long_question_that_finds_no_place_keeps_none_from_the_next() -> None:
 def test_what_takes_no_process_never_waits(asked: Ask) -> None:
     with answering(*[SHORT] * AT_A_TIME) as sampler:
         assert sampler.suggestions(asked, "new") == Answer()
+
+
+def test_metrics_tell_of_each_answer_and_of_each_that_did_not_come() -> None:
+    def told() -> list[float]:
+        names = ("tunery_suggest_seconds_count", "tunery_suggest_seconds_sum", "tunery_suggest_errors_total")
+        return [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+
+    def fails(_: Ask) -> Answer:
+        raise SuggestionFailed("no Optuna")
+
+    before, clock = told(), iter(range(0, 80, 2)).__next__
+    Sampler(lambda _: Answer(), clock).suggestions(question(5, SamplerType.RANDOM), "s")
+    answered = told()
+    assert [after - earlier for after, earlier in zip(answered, before, strict=True)] == [1, 2, 0]
+    with pytest.raises(SuggestionFailed):
+        Sampler(fails, clock).suggestions(question(5, SamplerType.RANDOM), "s")
+    assert [after - earlier for after, earlier in zip(told(), answered, strict=True)] == [1, 2, 1]

@@ -68,7 +68,9 @@ def test_killed_ten_times_it_makes_each_trial_once(
     for _ in range(KILLS):
         time.sleep(chance.uniform(0.2, 1.5))
         operator.kill()
+        last = namespace.status("s", "lorasweeps").get("phase")
         operator.start(wait=False)
+    assert last not in ("Succeeded", "Failed"), "the last kill came after the end"
     status = namespace.wait_phase("s", "Succeeded", "lorasweeps", timeout=90)
     watcher.over.set()
     players.stop()

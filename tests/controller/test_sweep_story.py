@@ -8,6 +8,7 @@ import pytest
 
 from controller.api import Json, eventually
 from controller.objects import Namespace, lorajob, lorasweep
+from controller.players import ROLE_LABEL
 from controller.poster import Poster
 from controller.process import OperatorProcess
 from controller.runs import run_of
@@ -16,6 +17,8 @@ from controller.test_kueue import QUEUE, admit, hold
 
 SWEEPS = "lorasweeps"
 NO_PRUNER = {"type": "None"}
+GRACE_SECONDS = 10
+"""For a look at the sweep, one at its trial, and the end of that one's pod."""
 
 
 def ended(namespace: Namespace, name: str = "s", phase: str = "Succeeded") -> Json:
@@ -121,6 +124,9 @@ def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespa
     assert "trial 0 (s-000), as any other would: the Secret s3 is missing" in status["failure"]["message"]
     assert "kubectl annotate lorasweep s" in status["failure"]["hint"]
     assert sorted(jobs(namespace)) == ["s-000"]
+    for plural in ("jobs", "pods"):
+        made = namespace.api.items(namespace.path(plural))
+        assert [body["metadata"]["labels"][ROLE_LABEL] for body in made] == ["preflight"], plural
     del trials.ends["preflight"]
     namespace.annotate("s", SWEEPS, retry="1")
     status = ended(namespace)
@@ -224,6 +230,22 @@ def test_more_trials_may_be_asked_for_while_it_runs(namespace: Namespace, trials
     assert ended(namespace)["counts"]["complete"] == 4
 
 
+def test_where_fewer_may_run_at_a_time_those_that_run_come_to_their_ends(namespace: Namespace, trials: Trials) -> None:
+    trials.held.update(f"s-{number:03d}" for number in range(4))
+    namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=3))
+    wait_rows(namespace, "Running", "Running", "Running")
+    namespace.patch_spec("s", SWEEPS, parallelTrials=1)
+    trials.held.remove("s-000")
+    wait_rows(namespace, "Complete", "Running", "Running")
+    # Each end is a look, in which another trial would be made.
+    trials.held.remove("s-001")
+    wait_rows(namespace, "Complete", "Complete", "Running")
+    trials.held.remove("s-002")
+    wait_rows(namespace, "Complete", "Complete", "Complete", "Running")
+    trials.held.clear()
+    assert ended(namespace)["counts"]["complete"] == 4
+
+
 def test_while_one_waits_in_a_queue_no_other_is_made(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     body = lorasweep("s", maxTrials=3, parallelTrials=2)
@@ -276,6 +298,43 @@ def test_when_its_time_is_over_the_best_so_far_is_published(namespace: Namespace
     assert status["endReason"] == "Deadline"
     assert status["trials"][1]["state"] == "Pruned"
     assert status["trials"][1]["why"] == "the time of the sweep is over"
+
+
+def test_when_its_budget_is_spent_the_best_so_far_is_published(namespace: Namespace, trials: Trials) -> None:
+    trials.held.add("s-001")
+    body = lorasweep("s", maxTrials=3, parallelTrials=2, budget={"gpuSeconds": 10})
+    body["spec"]["template"]["resources"] = {"gpus": 1}
+    namespace.apply(body)
+    status = ended(namespace)
+    assert status["endReason"] == "Budget"
+    assert (status["trials"][1]["state"], status["trials"][1]["why"]) == ("Pruned", "the budget is spent")
+    assert jobs(namespace)["s-001"]["spec"]["stop"] == "sweep: the budget is spent"
+    assert 10 <= status["gpuSeconds"] <= 10 + GRACE_SECONDS
+
+
+def test_where_the_best_cannot_be_published_the_sweep_fails_and_a_retry_publishes_it(
+    namespace: Namespace, trials: Trials
+) -> None:
+    trials.ends["conclude"] = lambda run: failed("AdapterCorrupt", "trial 1's adapter_model.safetensors has changed")
+    namespace.apply(lorasweep("s", maxTrials=2))
+    status = ended(namespace, phase="Failed")
+    assert status["failure"]["reason"] == "AdapterCorrupt"
+    assert "adapter_model.safetensors has changed" in status["failure"]["message"]
+    assert status["failure"]["hint"]
+    assert [(row["state"], "adapter" in row) for row in status["trials"]] == [("Complete", True)] * 2
+    del trials.ends["conclude"]
+    namespace.annotate("s", SWEEPS, retry="1")
+    status = ended(namespace)
+    assert sorted(jobs(namespace)) == ["s-000", "s-001"], "the search is over"
+    assert [row["number"] for row in status["trials"] if "adapter" in row] == [status["best"]["trial"]]
+
+
+def test_its_time_to_live_is_its_trials_too(namespace: Namespace, trials: Trials) -> None:
+    namespace.apply(lorasweep("s", maxTrials=2, ttlSecondsAfterFinished=6))
+    ended(namespace)
+    assert sorted(jobs(namespace)) == ["s-000", "s-001"]
+    eventually("it is deleted", lambda: namespace.get(SWEEPS, "s") is None)
+    eventually("no trial is left", lambda: not jobs(namespace), 40)
 
 
 def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials) -> None:

@@ -193,6 +193,20 @@ def test_failures_by_chance_are_counted() -> None:
     assert most_failed(sweep(maxFailedTrials=0)) == 0
 
 
+def test_who_lowers_max_trials_to_end_it_has_the_best_whatever_failed_by_chance_so_far() -> None:
+    trials = [*map(by_chance, range(4)), done(4)]
+    ended = Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+    assert decide(sweep(maxTrials=20), trials, moment()).create == (5,)
+    assert decide(sweep(maxTrials=1), trials, moment()) == ended
+    assert decide(sweep(maxTrials=1), [*trials, running(5)], moment()) == Decision(), "what runs comes to its end"
+    asked = decide(sweep(maxTrials=1, maxFailedTrials=3), trials, moment()).fail
+    assert asked is not None
+    assert asked.message.startswith("4 trials failed by chance, spec.maxFailedTrials is 3")
+    lost = decide(sweep(maxTrials=1), trials[:4], moment()).fail
+    assert lost is not None
+    assert lost.message == "4 of 4 trials ended as NodeLost, and none is complete; the last: node 3 is gone"
+
+
 def test_a_reason_of_a_later_version_is_of_chance() -> None:
     assert decide(sweep(), [by_chance(0, "MoonIsFull")], moment()).create == (1,)
 

@@ -251,7 +251,7 @@ def no_process(*_: Any, **__: Any) -> NoReturn:
 def test_what_is_drawn_by_chance_is_drawn_without_a_process_and_alike(
     asked: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", no_process)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
     assert not needs_optuna(asked)
     assert suggestions(asked) == answer(asked)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import resource
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -130,11 +130,19 @@ def test_no_credential_of_this_process_reaches_it(monkeypatch: pytest.MonkeyPatc
     assert "hush" not in str(seen["env"])
 
 
-def test_a_process_that_does_not_answer_is_ended_and_told() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_a_process_that_does_not_answer_is_ended_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def watched(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real(*args, **options))
+        return started[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", watched)
     with pytest.raises(SuggestionFailed, match="did not answer within 0 s"):
         suggestions(question(), timeout=0.01)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >= before.ru_maxrss
+    # Left alone it would come to its end, too.
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 def test_who_ends_does_not_wait_for_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

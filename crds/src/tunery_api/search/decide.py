@@ -68,7 +68,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     """Return what a sweep does next; the order of `trials` does not matter."""
     trials = sorted(trials, key=lambda trial: trial.row.number)
     judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
-    failure = None if moment.concluding else _failure(spec, judged)
+    failure = None if moment.concluding else _failure(spec, judged, _counted(trials, moment))
     if failure is not None:
         return given_up(trials, failure)
     end = _end(spec, trials, moment)
@@ -95,15 +95,17 @@ def given_up(trials: Sequence[Trial], failure: Failure) -> Decision:
     return Decision(fail=failure, stop=_stop_all(trials, SWEEP_FAILED))
 
 
-def _failure(spec: LoRASweepSpec, trials: Sequence[Trial]) -> Failure | None:
-    """Return why the whole sweep fails, whatever else its trials say."""
+def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Failure | None:
+    """Return why the whole sweep fails, whatever else its trials say; `counted` of maxTrials were made so far."""
     failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
             text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {trial.row.why}"
             return _failed(trial.row.reason, text)
+    # Whoever lowers maxTrials below what was made wants the best so far: its fifth is not to fail the sweep.
+    lowered = spec.max_failed_trials is None and counted > spec.max_trials
     allowed = most_failed(spec)
-    if len(failed) > allowed:
+    if len(failed) > allowed and not lowered:
         last = failed[-1].row
         text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {last.why}"
         return _failed(_commonest(failed) or last.reason, text)
@@ -183,8 +185,12 @@ def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[
 
 def _room(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
     """Return how many more trials there may be, of maxTrials and of the rows of a status; one is for the final one."""
-    counted = sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
-    return min(spec.max_trials - counted, TRIALS_KEPT - 1 - len(trials))
+    return min(spec.max_trials - _counted(trials, moment), TRIALS_KEPT - 1 - len(trials))
+
+
+def _counted(trials: Sequence[Trial], moment: Moment) -> int:
+    """Return how many trials of maxTrials were made."""
+    return sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
 
 
 def _next(trials: Sequence[Trial]) -> int:

@@ -67,10 +67,18 @@ def patch_child(client: KubeClient, resource: Resource, found: Json, change: Jso
     try:
         return client.request(resource.patch, meta["namespace"], meta["name"], body, _MANAGED)
     except HttpError as error:
-        if error.status in (404, 409):
+        if error.status in (404, 409) and not _is_as_read(client, resource, found):
             raise StaleObject(f"{resource.kind} {meta['namespace']}/{meta['name']} changed meanwhile") from error
         _tell_rejected(error)
         raise
+
+
+def _is_as_read(client: KubeClient, resource: Resource, found: Json) -> bool:
+    """Tell whether a child is there as it was read: a webhook may answer 404 or 409, too, and goes on to."""
+    meta = found["metadata"]
+    live = client.get(resource.get, meta["namespace"], meta["name"])
+    read = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
+    return live is not None and read.items() <= live["metadata"].items()
 
 
 def _kept(child: Json) -> str:
