@@ -23,6 +23,7 @@ BENCHMARKS: Final = (
     "merge_quality",
     "operator_latency",
     "progress",
+    "replica_reports",
     "methods",
     "sweep",
     "sweep_memory",
