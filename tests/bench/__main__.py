@@ -29,6 +29,7 @@ BENCHMARKS: Final = (
     "sweep_memory",
     "sweep_operator",
     "serving",
+    "serving_thousands",
 )
 
 
