@@ -23,11 +23,13 @@ BENCHMARKS: Final = (
     "merge_quality",
     "operator_latency",
     "progress",
+    "replica_reports",
     "methods",
     "sweep",
     "sweep_memory",
     "sweep_operator",
     "serving",
+    "serving_thousands",
 )
 
 

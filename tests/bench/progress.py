@@ -50,6 +50,14 @@ async def serve(folder: Path, pods: int) -> None:
         await asyncio.Event().wait()
 
 
+def open_session(site: Site, address: int, *, keep: bool) -> aiohttp.ClientSession:
+    """Return a session whose connections come from one of the addresses."""
+    connector = aiohttp.TCPConnector(
+        limit=0, ssl=site.trust, local_addr=(f"127.0.0.{2 + address}", 0), force_close=not keep
+    )
+    return aiohttp.ClientSession(connector=connector)
+
+
 class Reporters:
     """All pods, which report in turn."""
 
@@ -58,13 +66,6 @@ class Reporters:
         self.tokens = [token(pod(index)) for index in range(pods)]
         self.milliseconds: list[float] = []
         self.statuses: set[int] = set()
-
-    def session(self, address: int, *, keep: bool) -> aiohttp.ClientSession:
-        """Return a session whose connections come from one of the addresses."""
-        connector = aiohttp.TCPConnector(
-            limit=0, ssl=self.site.trust, local_addr=(f"127.0.0.{2 + address}", 0), force_close=not keep
-        )
-        return aiohttp.ClientSession(connector=connector)
 
     async def post(self, session: aiohttp.ClientSession, index: int) -> None:
         """Send one pod's report."""
@@ -92,7 +93,7 @@ class Reporters:
 
         async def one(index: int) -> None:
             await asyncio.sleep(PACE_SECONDS * index / len(self.tokens))
-            async with self.session(index % ADDRESSES, keep=False) as session:
+            async with open_session(self.site, index % ADDRESSES, keep=False) as session:
                 await self.post(session, index % len(self.tokens))
 
         await asyncio.gather(*(one(index) for index in range(count)))
@@ -101,7 +102,7 @@ class Reporters:
 async def measure(site: Site, pid: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return what both ways cost."""
     reporters = Reporters(site, options.pods)
-    sessions = [reporters.session(index % ADDRESSES, keep=True) for index in range(options.pods)]
+    sessions = [open_session(site, index % ADDRESSES, keep=True) for index in range(options.pods)]
     # Connections are opened and tokens reviewed before anything is measured.
     await reporters.kept(sessions, 1)
     found = {"memory": memory_mb(pid)}

@@ -15,6 +15,7 @@ from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_operator.dispatch.queue import Lane
+from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
@@ -94,6 +95,9 @@ class Queue:
     def add(self, keys: Iterable[Key], *, lane: Lane) -> None:
         self.lanes += [lane for _ in keys]
 
+    def add_after(self, _key: Key, _seconds: float, *, lane: Lane) -> None:
+        self.lanes.append(lane)
+
 
 def certificates(folder: Path) -> Path:
     """Return a folder as the chart's Secret fills it."""
@@ -117,10 +121,13 @@ class Site:
     queue: Queue = field(default_factory=Queue)
     leads: bool = True
     port: int = 0
+    cache: Cache | None = None
+    """The real one, in place of `pods`."""
 
     async def __aenter__(self) -> Site:
         reviewer = TokenReviewer(self.reviews)  # type: ignore[arg-type]
-        self.endpoint = Endpoint(reviewer, self.pods, self.queue, lambda: self.leads)  # type: ignore[arg-type]
+        cache = self.pods if self.cache is None else self.cache
+        self.endpoint = Endpoint(reviewer, cache, self.queue, lambda: self.leads)  # type: ignore[arg-type]
         self.server = ProgressServer(self.endpoint.app(), self.limits)
         self.context = server_context(self.tls)
         self.port = await self.server.start(0, self.context, "127.0.0.1")

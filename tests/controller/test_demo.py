@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from controller.objects import RESULT, Namespace, adapterserver, lorajob
 
+from demo import __main__ as first
 from demo import serving
 from demo.jobs import begin, follow
 from demo.telling import NAMESPACE, Hold, Interrupted
@@ -141,3 +143,43 @@ def test_what_ctrl_c_says_names_every_object_that_goes_on_and_nothing_that_is_no
     assert str(Interrupted()) == "Interrupted: no job of the demo runs"
     monkeypatch.delenv("CLUSTER")
     assert str(Interrupted()) == "Interrupted: the local cluster goes on; make cluster-down stops it all"
+
+
+class Ended(Job):
+    """A job that has succeeded, as the first demo sees it at its end."""
+
+    @property
+    def status(self) -> dict[str, Any]:
+        loss = {"baseEvalLoss": "3.5", "evalLoss": "1.25", "improvement": "0.643", "improvementError": "0.02"}
+        return {"adapter": {"uri": "s3://adapters/quickstart"}, "metrics": loss}
+
+
+@pytest.mark.parametrize("cluster", ["local", "existing"])
+def test_the_demo_ends_with_what_it_has_made_and_names_the_other_demos(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
+    monkeypatch.setenv("CLUSTER", cluster)
+    told = [{"question": "Are you a robot?", "base": "No.", "tuned": "I am the parcel desk."}]
+    first._farewell(Ended(Kubectl({}), lorajob("quickstart"), NAMESPACE), told, 61.4)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  fine-tuned   I am the parcel desk." in lines
+    assert "evaluation loss  3.500 → 1.250  −64.3 % (± 2.0 %) on held-out rows" in lines
+    assert "everything took  61 s" in lines
+    tried = lines[lines.index("Try next:") + 1 :]
+    assert [line.split("#")[0].strip() for line in tried if line.startswith("  make ")] == [
+        "make demo-serving",
+        "make demo-sweep",
+    ]
+    assert any(f"kubectl describe lorajob quickstart -n {NAMESPACE}" in line for line in tried)
+    assert [line for line in tried if "cluster-env" in line and cluster == "existing"] == []
+
+
+def test_what_the_demos_name_at_their_end_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    first._farewell(Ended(Kubectl({}), lorajob("quickstart"), NAMESPACE), [], 1)
+    serving._farewell("demo", "parcels")
+    text = capsys.readouterr().out
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make (?:-s )?([a-z-]+)", text)) - targets == set()
+    files = re.findall(r"docs/[\w./-]+\.(?:md|yaml)", text)
+    assert len(files) >= 2
+    assert [name for name in files if not (ROOT / name).is_file()] == []

@@ -15,11 +15,13 @@ import aiohttp
 import pytest
 
 from controller.reporting import Pods, Reviews, Site, certificates, pod, token
+from controller.server_bodies import replica, see_replicas
 from tunery_api.kinds import Kind
 from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import CheckpointStatus
 from tunery_operator.dispatch.queue import Lane
+from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
@@ -237,6 +239,16 @@ def test_the_interval_grows_with_the_pods() -> None:
     now = 1000.0
     assert pace.admits("pod-0")
     assert pace.interval() == 3, "pods that report no more do not count"
+
+
+async def test_the_interval_of_servers_replicas_grows_with_their_number(tls: Path) -> None:
+    cache = Cache()
+    said = {"replicaStatus": {"revision": 1, "engineReady": True}}
+    async with Site(tls, Pods(set()), cache=cache) as at:
+        for count, interval in ((1, 5), (500, 5), (501, 6), (1000, 10)):
+            see_replicas(cache, count)
+            answer = await report(at, token(replica(count - 1)), said)
+            assert (answer.status, answer.body) == (200, {"intervalSeconds": interval}), count
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controller.api import Json
+from controller.server_bodies import deployment, pod, server
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serverstatus import AdapterState
@@ -44,11 +45,6 @@ def cache(clock: Clock) -> Cache:
     return Cache(clock=clock)
 
 
-def server(version: int, uid: str = "s1", phase: str | None = None, **spec: Any) -> Json:
-    meta = {"name": "support", "namespace": "team", "uid": uid, "resourceVersion": str(version), "generation": 1}
-    return {"metadata": meta, "spec": spec, "status": {"phase": phase} if phase else {}}
-
-
 def job(version: int, phase: str | None = None, name: str = "bot", uid: str = "", **labels: str) -> Json:
     meta = {"name": name, "namespace": "team", "uid": uid or f"uid-{name}", "resourceVersion": str(version)}
     adapter = {"uri": f"s3://adapters/{name}", "manifestSha256": "ab" * 32, "servedName": "tiny", "rank": 16}
@@ -56,28 +52,6 @@ def job(version: int, phase: str | None = None, name: str = "bot", uid: str = ""
     if phase == "Succeeded":
         status |= {"adapter": adapter, "completionTime": "2026-01-31T12:00:00Z"}
     return {"metadata": {**meta, "labels": labels}, "status": status}
-
-
-def deployment(
-    version: int, uid: str = "d1", owner_uid: str = "s1", name: str = "support-server", **status: Any
-) -> Json:
-    reference = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterServer", "name": "support", "uid": owner_uid}
-    meta = {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}
-    return {"metadata": {**meta, "ownerReferences": [{**reference, "controller": True}]}, "status": status}
-
-
-def pod(version: int, uid: str = "p1", replica_set: str = "r1", owner_uid: str = "s1", ready: bool = False) -> Json:
-    reference = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"name-{replica_set}", "uid": replica_set}
-    meta = {
-        "name": f"pod-{uid}",
-        "namespace": "team",
-        "uid": uid,
-        "resourceVersion": str(version),
-        "creationTimestamp": "2026-01-31T11:00:00Z",
-        "labels": {KIND_LABEL: "adapterserver", OWNER_UID_LABEL: owner_uid},
-        "ownerReferences": [{**reference, "controller": True}],
-    }
-    return {"metadata": meta, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}]}}
 
 
 def state(**fields: Any) -> ReplicaState:

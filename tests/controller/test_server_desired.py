@@ -82,6 +82,7 @@ def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) 
             "it was trained on Qwen2.5-7B, and the model of this server is tiny",
         ),
         ({"method": "DoRA"}, "AdapterUnsupported", "its method is DoRA; only LoRA is served"),
+        ({"method": "QDoRA"}, "AdapterUnsupported", "its method is QDoRA; only LoRA is served"),
         ({"method": "PromptTuning"}, "AdapterUnsupported", "its method is PromptTuning"),
         ({"rank": 65}, "RankTooHigh", "its rank is 65, engine.maxRank is 64"),
         ({"phase": "Failed", "uri": None}, "AdapterMissing", "LoRAJob bot has failed"),

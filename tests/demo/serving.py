@@ -166,13 +166,17 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, question: s
         if response.status != 200:
             raise AssertionError(f"{model}: HTTP {response.status}: {await response.text()}")
         async for event in _events(response):
+            if "error" in event:
+                raise AssertionError(f"{model}: {event['error']['message']}")
             answer.by = event["model"]
             delta = event["choices"][0]["delta"].get("content") if event["choices"] else None
             if delta:
                 answer.times.append(time.monotonic() - began)
                 answer.text += delta
     answer.text = " ".join(answer.text.split())
-    answer.first, answer.last = answer.times[0], answer.times[-1]
+    # A model may answer without a word.
+    whole = answer.times or [time.monotonic() - began]
+    answer.first, answer.last = whole[0], whole[-1]
     return answer
 
 
@@ -199,6 +203,7 @@ def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
 
 
 def _farewell(server: str, adapter: str) -> None:
+    key = LABEL.partition("=")[0]
     console.print("\nTry next, and read docs/serving.md:")
     for line in (
         *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),
@@ -208,7 +213,7 @@ def _farewell(server: str, adapter: str) -> None:
         "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
         f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',
         f"kubectl -n {NAMESPACE} apply -f docs/examples/batchinference.yaml    # a file of requests",
-        f"kubectl -n {NAMESPACE} label lorajob {adapter} served-by-    # answered no more; served-by=demo: again",
+        f"kubectl -n {NAMESPACE} label lorajob {adapter} {key}-    # answered no more; {LABEL}: again",
         f"kubectl -n {NAMESPACE} delete adapterserver {server}    # gives its memory back",
     ):
         console.print(f"  {line}", markup=False)

@@ -23,6 +23,7 @@ from tunery_api.sweepstatus import EndReason
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 from tunery_operator.status.events import RANK_TOO_LOW, TRIALS_LEFT
 
+from demo.serving import LABEL
 from kit.environment import engine_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,3 +224,13 @@ def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
     assert f"and {operator:g} for the operator's two replicas" in text
     assert f"`make demo-serving` takes {both:g} CPUs" in text
     assert f"keeps {served:g} CPUs until it is deleted" in text
+
+
+def test_the_label_that_the_serving_demo_serves_by_is_one_everywhere() -> None:
+    key, _, value = LABEL.partition("=")
+    _, second, server = yaml.safe_load_all((ROOT / "docs" / "examples" / "serving-demo.yaml").read_text())
+    assert server["spec"]["adapterSelector"] == {"matchLabels": {key: value}}
+    assert second["metadata"]["labels"] == {key: value}
+    text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())
+    assert f"It serves every LoRAJob with the label `{key}: {value}`" in text
+    assert re.findall(r"label lorajob \S+ (\S+)", text) == [LABEL]

@@ -8,7 +8,8 @@ a JSON object of these and may change at any time:
 - `fail`: every request for text is answered with 500
 - `slow_health`, `slow_generate`: seconds before an answer
 - `sick`: /health is 503
-- `same_as_base`: adapters answer as the base does; `nan`: log-probabilities are NaN, which vLLM answers with 400
+- `same_as_base`: the same, of adapters that answer as the base does
+- `nan`: log-probabilities are NaN, which vLLM answers with 400
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class FaultyEngine:
     async def answer(self, request: web.Request, body: Json, name: str) -> web.StreamResponse:
         chat = "chat" in request.path
         count = body.get("max_tokens") or 16
-        seed = zlib.crc32(name.encode()) if name != self.registry.base and not self.switch("same_as_base") else 0
+        plain = name == self.registry.base or self.meant("same_as_base", name)
+        seed = 0 if plain else zlib.crc32(name.encode())
         words = [f"{WORDS[(seed + at) % len(WORDS)]} " for at in range(count)]
         asked = len(json.dumps(body["messages"])) if chat else len(body["prompt"])
         wanted = body.get("logprobs") is not None or body.get("prompt_logprobs") is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -274,7 +276,7 @@ def test_two_versions_of_one_adapter_are_one_series() -> None:
 
 async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_path: Path) -> None:
     keys = {"alice": "key-of-alice", "bob": "key-of-bob"}
-    told: dict[tuple[str, str], int] = {}
+    told: Counter[tuple[str, str, str]] = Counter()
     async with open_site(tmp_path, write_keys(tmp_path / "keys", **keys)) as site:
 
         async def ask(number: int) -> None:
@@ -284,10 +286,17 @@ async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_pat
                 body["stream_options"] = {"include_usage": True}
             answer = await site.ask(body, headers={"Authorization": f"Bearer {keys[client]}"})
             assert answer.status == 200, answer.body
-            told[model, client] = told.get((model, client), 0) + number
+            usage = usage_of(number)
+            seen = [json.loads(found) for found in re.findall(rb'"usage": ?({.*?})', answer.body)]
+            assert seen == ([] if number % 5 == 0 and number % 10 else [usage]), "a stream tells it where that is asked"
+            for kind in ("prompt", "completion"):
+                told[model, client, kind] += usage[f"{kind}_tokens"]
+
+        def usage_of(number: int) -> dict[str, int]:
+            return {"prompt_tokens": 3 * number + 1, "completion_tokens": number}
 
         async def counting(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            usage = {"prompt_tokens": 1, "completion_tokens": body["max_tokens"]}
+            usage = usage_of(body["max_tokens"])
             if not body["stream"]:
                 return web.json_response({"choices": [{}], "usage": usage})
             data = event({"choices": [{}]}) + event({"choices": [], "usage": usage})
@@ -295,6 +304,6 @@ async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_pat
 
         site.engine.handler = counting
         await asyncio.gather(*(ask(number) for number in range(1000)))
-        for (model, client), tokens in told.items():
-            series = f'tunery_adapter_tokens_total{{adapter="{model}",client="{client}",kind="completion"}}'
+        for (model, client, kind), tokens in told.items():
+            series = f'tunery_adapter_tokens_total{{adapter="{model}",client="{client}",kind="{kind}"}}'
             assert await site.metric(series) == tokens
