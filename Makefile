@@ -65,6 +65,10 @@ verify: setup ## Lint, types, layers, locks and generated files
 test-unit: setup ## Tests without a node: API, operator, trainer, chart (with a real API server and S3 server)
 	@cd $(TESTS) && $(PYTHON) -m parts
 
+.PHONY: test-unit-long
+test-unit-long: setup ## The longest of them, which `make test` leaves out
+	@cd $(TESTS) && $(PYTHON) -m parts --long
+
 .PHONY: coverage
 coverage: setup ## The tests without a node once more, with coverage, which must not fall: before a release, an hour
 	@cd $(TESTS) && $(VENV)/bin/coverage erase
@@ -76,7 +80,7 @@ test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM
 	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
 	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
 
-# Some twenty minutes more: run them before an issue that touches them is resolved.
+# Some twenty minutes more: run them, and test-unit-long, before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_stopping.py \
 	e2e/test_sweep_kills.py
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controller.api import Api, Json, Refused, eventually
 from controller.conftest import make_namespace
 from controller.objects import RESULT, Namespace, adaptermerge, lorajob
@@ -334,6 +336,7 @@ def test_a_stopped_job_stays_so_and_expires(namespace: Namespace) -> None:
     eventually("it has expired", lambda: namespace.get("lorajobs", "x") is None)
 
 
+@pytest.mark.long
 def test_killed_at_any_time_it_is_published_once(
     api: Api, operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
 ) -> None:

@@ -21,8 +21,8 @@ from parts.__main__ import Run
 from parts.plan import Part, Queue
 import parts.__main__ as program
 program.sys.executable = sys.argv[1]
-plan = lambda: [Part(name, (name,), name.startswith("c")) for name in sys.argv[2:]]
-sys.exit(program.main([], plan))
+plan = lambda: [Part(name, (name,), name.startswith("c")) for name in sys.argv[2:] if name[0] != "-"]
+sys.exit(program.main([word for word in sys.argv[2:] if word[0] == "-"], plan))
 """
 
 
@@ -40,6 +40,16 @@ def test_every_test_without_a_node_is_in_one_part() -> None:
     everything = {path for folder in folders() for path in (TESTS / folder).rglob("test_*.py")}
     assert set(counted) == everything
     assert max(counted.values()) == 1
+
+
+def test_each_is_either_long_or_not_and_a_part_without_any_fails_nobody(tmp_path: Path) -> None:
+    script = "import sys\nprint(*sys.argv[1:])\nsys.exit(5)\n"
+    for option, chosen in ((), "not long"), (("--long",), "long"):
+        process = start(tmp_path, script, *option, "w", "c")
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        assert f"-m pytest -m {chosen} w\n" in output
+        assert f"-m pytest -m {chosen} c\n" in output
 
 
 def test_who_watches_the_clock_goes_first_and_then_helps() -> None:

@@ -12,8 +12,8 @@ CLOCK: Final = ("chart", "controller", "server")
 """Folders whose tests wait for what happens in other processes, and mostly sleep meanwhile."""
 WATCHFUL: Final = ("trainer/process", "trainer/reporting")
 """Those of the trainer that watch a clock themselves: last of all."""
-LONGEST: Final = ("trainer/training", "trainer/sweeping")
-"""Of those that compute what takes minutes whatever the machine: it begins first."""
+LONGEST: Final = ("trainer/tasks", "trainer/training")
+"""Of those that compute what takes longest: it begins first, in two halves, so that nobody waits for the last of it."""
 HOUSES: Final = ("trainer",)
 """Folders whose own folders are parts: what they compute takes longest."""
 ADVERSE: Final = ("controller/test_faults*.py", "controller/test_*kills.py")
@@ -38,10 +38,18 @@ def parts(tests: Path, folders: Sequence[str]) -> list[Part]:
     found += [Part(folder, (folder,), False) for folder in ("server", "chart")]
     for folder in folders:
         if folder in HOUSES:
-            found += [Part(each, (each,), each not in WATCHFUL) for each in _below(tests, folder)]
+            found += [part for each in _below(tests, folder) for part in _of_the_trainer(tests, each)]
         elif folder not in CLOCK:
             found.append(Part(folder, (folder,), True))
-    return sorted(found, key=lambda part: part.name not in LONGEST)
+    return sorted(found, key=lambda part: not part.name.startswith(LONGEST))
+
+
+def _of_the_trainer(tests: Path, folder: str) -> list[Part]:
+    """Return the parts of one of its folders."""
+    if folder not in LONGEST:
+        return [Part(folder, (folder,), folder not in WATCHFUL)]
+    files = sorted(str(path.relative_to(tests)) for path in (tests / folder).glob("test_*.py"))
+    return [Part(f"{folder} ({which} half)", tuple(files[at::2]), True) for at, which in enumerate(("one", "other"))]
 
 
 def _below(tests: Path, folder: str) -> list[str]:

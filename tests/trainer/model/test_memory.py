@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DEEP)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        pytest.param(method, kind, marks=() if method == "LoRA" or kind == "alike" else pytest.mark.long)
+        for kind, method in product(DEEP, METHODS)
+    ],
+)
 def test_a_few_layers_tell_what_all_of_them_take(tmp_path: Path, llama: Path, kind: str, method: str) -> None:
     config = DEEP[kind]
     for name, value in SMALL.items():

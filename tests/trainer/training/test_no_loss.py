@@ -60,7 +60,13 @@ def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: st
 
 
 @pytest.mark.parametrize(
-    "changes", [{"method": "QLoRA"}, {"task": "DPO"}, {"task": "KTO"}, {"lora": {"init": "PiSSA"}}]
+    "changes",
+    [
+        {"task": "DPO"},
+        pytest.param({"method": "QLoRA"}, marks=pytest.mark.long),
+        pytest.param({"task": "KTO"}, marks=pytest.mark.long),
+        pytest.param({"lora": {"init": "PiSSA"}}, marks=pytest.mark.long),
+    ],
 )
 def test_whatever_is_trained_on_it(case: Case, changes: dict[str, Any]) -> None:
     path, rows = case(**changes), make_rows()
