@@ -40,19 +40,19 @@ def test_what_was_not_found_fails_in_a_sentence(status: dict[str, Any], measured
 
 
 def test_what_is_under_way_is_told_every_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    now = 0.0
+    now = [0.0]
     jobs: dict[str, dict[str, Any]] = {"support-001": {}, "support-002": {"phase": "Preflight"}}
-    tell = Told(jobs.__getitem__, lambda: now)
+    tell = Told(jobs.__getitem__, lambda: now[0])
     at_work = [
         {"number": n, "name": f"support-{n:03}", "state": state} for n, state in ((1, "Running"), (2, "Waiting"))
     ]
     ended = {**GUIDE, "parameters": {"lora.rank": "8"}}
     status = {"trials": [ended, *at_work]}
     tell(status)
-    for now in (1.0, QUIET_SECONDS - 1.0, QUIET_SECONDS + 0.5, QUIET_SECONDS + 1.5):
+    for now[0] in (1.0, QUIET_SECONDS - 1.0, QUIET_SECONDS + 0.5, QUIET_SECONDS + 1.5):
         tell(status)
     jobs["support-001"] = {"phase": "Training", "progress": {"step": 12, "totalSteps": 32}}
-    now = 2.0 * QUIET_SECONDS + 1.0
+    now[0] = 2.0 * QUIET_SECONDS + 1.0
     tell(status)
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "support-000 (DomainAdaptation): Complete 1.6: rank 8",
