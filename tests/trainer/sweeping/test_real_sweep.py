@@ -1,7 +1,7 @@
 """A sweep of a tiny model without a cluster, with real trials: better than the guide, and killed on its way.
 
-Not the example of docs/examples, which takes hours here: four trials, of a model that knows nothing, in the guide's space
-but for three parameters of LoRA that are fixed, and a learning rate that is searched where such a model learns.
+Narrower than docs/examples/sweep.yaml, which takes hours here: four trials of a model that knows nothing, three
+parameters of LoRA fixed, and a learning rate that is searched where such a model learns.
 """
 
 from __future__ import annotations
