@@ -235,7 +235,7 @@ class LoRASweepSpec(KindSpec):
         ge=0,
         le=MAX_TRIALS,
         description="Trials that may fail by chance (a lost node, storage that is away); with one more, the sweep "
-        "fails. Default: a fifth of maxTrials, at least 3.",
+        "fails. Default: a fifth of maxTrials, at least 3; none where maxTrials was lowered below what was made.",
     )
     stop_after_trials_without_improvement: int | None = Field(
         None, ge=1, le=MAX_TRIALS, description="End after so many trials in a row that were not better than the best."
