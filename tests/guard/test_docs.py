@@ -20,7 +20,13 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_api.validation import (
+    parse_adaptermerge,
+    parse_adapterserver,
+    parse_batchinference,
+    parse_lorajob,
+    parse_lorasweep,
+)
 from tunery_operator.status.events import RANK_TOO_LOW, TRIALS_LEFT
 
 from demo.serving import LABEL
@@ -31,6 +37,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 PARSERS = {
     "LoRAJob": parse_lorajob,
+    "LoRASweep": parse_lorasweep,
     "AdapterMerge": parse_adaptermerge,
     "AdapterServer": parse_adapterserver,
     "BatchInference": parse_batchinference,
