@@ -18,7 +18,7 @@ from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
-from tunery_operator.plan.job import Platform, output_place
+from tunery_operator.plan.job import Platform, identity, output_place
 from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conclude, plan_report, plan_trial
 from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner, parse_owner
@@ -46,6 +46,13 @@ def test_a_trial_publishes_below_the_sweeps_own_uid_with_its_secret() -> None:
     assert body["spec"]["output"] == {"uri": "s3://adapters/s-trials/u-1/007", "secretRef": {"name": "s3"}}
     assert body["spec"]["training"]["learningRate"] == "0.001"
     assert body["metadata"]["ownerReferences"][0]["uid"] == "u-1"
+
+
+def test_the_run_of_a_trial_names_its_sweep() -> None:
+    body = planned(number=7)
+    body["metadata"]["uid"] = "u-7"
+    assert identity(parse_owner(Kind.LORAJOB, body)).sweep == "s"
+    assert identity(owner()).sweep is None
 
 
 def test_long_names_are_cut_with_a_hash_and_stay_labels() -> None:

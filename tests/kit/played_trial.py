@@ -22,7 +22,7 @@ from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient
 from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.local import load_run_spec
-from tunery_trainer.process.trial_words import tell_sweep
+from tunery_trainer.process.trial_words import tell_sweep, with_sweep
 from tunery_trainer.reporting.result import result_of
 
 from kit.results import lineage
@@ -47,7 +47,7 @@ def loss_of(rate: float) -> float:
 
 def main(manifest: Path, work: Path) -> int:
     """Play one trial and return its exit code."""
-    run = load_run_spec(manifest, work, None)
+    run = with_sweep(load_run_spec(manifest, work, None))
     spec = run.lora_job
     assert spec is not None
     resolved = ResolvedStatus(method="LoRA", steps=80, trainable_parameters=1000)

@@ -75,6 +75,8 @@ class RunIdentity(OpenModel):
     namespace: str
     name: str
     uid: str
+    sweep: str | None = None
+    """The name of the LoRASweep that it is a trial of; None: of none."""
 
 
 class MountedSecret(OpenModel):

@@ -262,6 +262,8 @@ class MlflowSpec(ApiModel):
 class TrackingSpec(ApiModel):
     """Where the run's curves go, beside status and the model card."""
 
-    wandb: WandbSpec | None = Field(None, description="Report to Weights & Biases.")
-    mlflow: MlflowSpec | None = Field(None, description="Report to an MLflow server.")
+    wandb: WandbSpec | None = Field(None, description="Report to Weights & Biases; a sweep's trials are a group there.")
+    mlflow: MlflowSpec | None = Field(
+        None, description="Report to an MLflow server; a sweep's trials have the tag tunery.sweep, its name."
+    )
     tensorboard: bool = Field(False, description="Publish TensorBoard files beside the adapter, under runs/.")

@@ -20,15 +20,17 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunery_api.exitcodes import ExitCode
+from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
 
 from kit.story import Case, run_here
 
 SHORT = {"maxSteps": 4}
 
 
-def train(path: Path) -> None:
-    """Run the manifest, without any key of W&B."""
-    done = run_here("run", path, "--work-dir", path.parent / "work", WANDB_API_KEY="")
+def train(path: Path, sweep: str | None = None) -> None:
+    """Run the manifest, without any key of W&B; as the trial of a sweep, where it is named."""
+    trial = {TRIAL_ENV: str(path.parent / "000.json"), SWEEP_ENV: sweep} if sweep else {}
+    done = run_here("run", path, "--work-dir", path.parent / "work", WANDB_API_KEY="", **trial)
     assert done.returncode == ExitCode.OK, done.stderr
     assert "not tracked" not in done.stderr
 
@@ -42,12 +44,22 @@ def test_tensorboard_files_are_published(case: Case) -> None:
     assert max(event.value for event in events.Scalars("train/learning_rate")) > 0
 
 
+def wandb_file(path: Path) -> bytes:
+    """Return what W&B has kept of the only run of a manifest."""
+    (file,) = (path.parent / "work" / "cache" / "wandb").rglob("offline-run-*/*.wandb")
+    return file.read_bytes()
+
+
 def test_wandb_writes_offline_without_a_key(case: Case) -> None:
     path = case(training=SHORT, tracking={"wandb": {"project": "stories"}})
     train(path)
-    runs = list((path.parent / "work" / "cache" / "wandb").rglob("offline-run-*/*.wandb"))
-    assert len(runs) == 1
-    assert b"grad_norm" in runs[0].read_bytes()
+    assert b"grad_norm" in wandb_file(path)
+
+
+def test_wandb_groups_the_trials_of_a_sweep(case: Case) -> None:
+    path = case(training=SHORT, tracking={"wandb": {"project": "stories"}})
+    train(path, sweep="the-search")
+    assert b"the-search" in wandb_file(path)
 
 
 class MlflowServer(NamedTuple):
@@ -107,6 +119,15 @@ def test_mlflow_gets_every_step_and_the_settings(case: Case, mlflow_server: Mlfl
     assert run.info.run_name == "tiny"
     assert run.data.params["lora.rank"] == "8"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+
+
+def test_mlflow_marks_the_trials_of_a_sweep(case: Case, mlflow_server: MlflowServer) -> None:
+    train(case(training=SHORT, tracking={"mlflow": {"uri": mlflow_server.url, "experiment": "a"}}), sweep="the-search")
+    client = MlflowClient(tracking_uri=mlflow_server.url)
+    experiment = client.get_experiment_by_name("a")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`tunery.sweep` = 'the-search'")
+    assert run.info.run_name == "tiny"
 
 
 def test_a_server_that_goes_down_meanwhile_costs_the_rest_of_the_curves_only(

@@ -104,7 +104,9 @@ def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> 
     assert rows[0]["trainableParameters"] == 1000
     assert rows[0]["evaluations"] == [{"step": 80, "loss": f"{loss_of(1e-4):.6g}"}]
     assert best_of(path) == 5
-    assert {entry.name for entry in next((path.parent / "out-trials").iterdir()).iterdir()} == {"005"}
+    (left,) = next((path.parent / "out-trials").iterdir()).iterdir()
+    assert left.name == "005"
+    assert verify(open_store(left.as_uri(), None, "")).manifest.run.sweep == "support"
     lines = [line for line in done.stdout.splitlines() if re.match(r"Trial \d", line)]
     assert len(lines) == 6
     assert lines[0].startswith("Trial 000  loss 1.3, ")

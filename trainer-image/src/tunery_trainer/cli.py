@@ -29,7 +29,7 @@ from tunery_trainer.commands import OTHER_IMAGE, parse, version
 from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, SWEEP_GOES_ON, StopRequested, StopSignal
-from tunery_trainer.process.trial_words import is_trial, tell_sweep
+from tunery_trainer.process.trial_words import is_trial, tell_sweep, with_sweep
 from tunery_trainer.tasks import answer, check, run_task, search
 from tunery_trainer.tasks.question import Asked, Question
 
@@ -79,7 +79,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         manifest = load_manifest(Path(options.path), options.name)
         if manifest["kind"] == Kind.LORASWEEP:
             return _run_sweep(manifest, folder, work_dir, stop)
-        run = run_spec_of(manifest, folder, work_dir)
+        run = with_sweep(run_spec_of(manifest, folder, work_dir))
         if run.lora_job is not None:
             stop.hint = GOES_ON
         if _publishes_stopped(run):

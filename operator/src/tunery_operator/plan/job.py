@@ -74,7 +74,7 @@ def report_place(output_uri: str, owner: Owner) -> str:
 def identity(owner: Owner) -> RunIdentity:
     """Return whose run it is, for run.json."""
     key = owner.key
-    return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid)
+    return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid, sweep=owner.sweep)
 
 
 def image(settings: Settings) -> Image:

@@ -7,16 +7,24 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from tunery_api.runspec import PreflightReport, RunResult, Task
+from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.whole import write_whole
 
 TRIAL_ENV: Final = "TUNERY_TRIAL"
 """Names the file; only the process of a trial has it."""
+SWEEP_ENV: Final = "TUNERY_SWEEP"
+"""The name of the sweep, beside it."""
 
 
 def is_trial() -> bool:
     """Tell whether this process trains a trial of a sweep."""
     return bool(os.environ.get(TRIAL_ENV))
+
+
+def with_sweep(run: RunSpec) -> RunSpec:
+    """Return the run as that of a trial of the sweep that has started this process; as it is where none has."""
+    sweep = os.environ.get(SWEEP_ENV) if is_trial() else None
+    return run.model_copy(update={"identity": run.identity.model_copy(update={"sweep": sweep})})
 
 
 def tell_sweep(task: Task, message: PreflightReport | RunResult) -> None:

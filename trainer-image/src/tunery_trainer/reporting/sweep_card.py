@@ -38,7 +38,8 @@ def sweep_json(run: RunSpec, sweep: LoRASweepRun) -> str:
     sweep = sweep.model_copy(update={"trials": told})
     facts = sweep.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"overwrite"})
     trials = facts.pop("trials")
-    named: dict[str, Any] = {"sweep": run.identity.model_dump(), "outputUri": run.output_uri, **facts, "trials": trials}
+    who = run.identity.model_dump(exclude_none=True)
+    named: dict[str, Any] = {"sweep": who, "outputUri": run.output_uri, **facts, "trials": trials}
     return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 

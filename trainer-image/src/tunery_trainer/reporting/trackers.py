@@ -104,6 +104,7 @@ def _wandb(tracked: Tracked, spec: WandbSpec, parameters: Mapping[str, Any]) -> 
         project=spec.project,
         entity=spec.entity,
         name=run.name,
+        group=run.sweep,
         id=run.uid,
         resume="allow",
         mode="online" if key else "offline",
@@ -149,6 +150,8 @@ def _mlflow(tracked: Tracked, spec: MlflowSpec, parameters: Mapping[str, Any]) -
 
 def _new_mlflow_run(client: Any, experiment_id: str, run: RunIdentity, parameters: Mapping[str, Any]) -> str:
     tags = {"tunery.uid": run.uid, "tunery.namespace": run.namespace}
+    if run.sweep is not None:
+        tags["tunery.sweep"] = run.sweep
     run_id: str = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
     for name, value in parameters.items():
         client.log_param(run_id, name, str(value)[:_MLFLOW_PARAM_LIMIT])

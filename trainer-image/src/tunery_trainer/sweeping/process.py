@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tunery_trainer.process.supervise import dying_with
-from tunery_trainer.process.trial_words import TRIAL_ENV
+from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
 
 PROGRAM: Final = (sys.executable, "-m", "tunery_trainer")
 
@@ -34,8 +34,8 @@ class Files(NamedTuple):
 class TrialProcess:
     """`python -m tunery_trainer run` for a trial. It ends with this process, however that ends."""
 
-    def __init__(self, files: Files, work_dir: Path, lock: int) -> None:
-        """Start it; `lock` is held as long as it lives."""
+    def __init__(self, files: Files, work_dir: Path, sweep: str, lock: int) -> None:
+        """Start it for the sweep of that name; `lock` is held as long as it lives."""
         files.words.unlink(missing_ok=True)
         self.told = False
         """Whether it was told to end."""
@@ -46,7 +46,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, TRIAL_ENV: str(files.words)},
+                env={**os.environ, TRIAL_ENV: str(files.words), SWEEP_ENV: sweep},
                 start_new_session=True,
                 pass_fds=(lock,),
                 preexec_fn=partial(dying_with, os.getpid()),  # noqa: PLW1509 (one call of the kernel, of no lock)

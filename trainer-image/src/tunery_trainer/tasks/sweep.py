@@ -117,7 +117,7 @@ def _train(search: Search, lock: int, stop: StopSignal) -> TrialStatus:
         return _ended(search, left, search.ledger.under_way_seconds)
     files.manifest.write_text(json.dumps(manifest_of(body), indent=2), "utf-8")
     before, began = memory_kills(), time.monotonic()
-    with TrialProcess(files, Path(search.run.work_dir), lock) as process:
+    with TrialProcess(files, Path(search.run.work_dir), search.run.identity.name, lock) as process:
         search.trains(datetime.now(UTC))
         code = _until_it_ends(search, process, stop)
     search.trains(None)
