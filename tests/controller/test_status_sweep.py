@@ -75,6 +75,24 @@ def test_the_end_of_the_search_says_why(end: EndReason) -> None:
     assert message.endswith("; waits for support-001 to end")
 
 
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision(), "trials are made: 2 of 3 points of the grid"),
+        (
+            Decision(end_reason=EndReason.MAX_TRIALS, conclude=0),
+            "all spec.maxTrials have been made, 2 of 3 points of the grid",
+        ),
+    ],
+    ids=["begun", "over"],
+)
+def test_of_a_grid_it_says_how_much_is_tried(decision: Decision, message: str) -> None:
+    ranks = {"path": "lora.rank", "choices": ["4", "8", "16"]}
+    search = Search(sweep(parameters=[ranks], sampler={"type": "Grid"}, maxTrials=2), (trial(0),), decision)
+    status = compute_status(Snapshot(Kind.LORASWEEP, OWNER, {}, NOW, search=search))
+    assert condition(status, "Searching")[2] == message
+
+
 def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> None:
     status = told(trial(0), exhausted=True, decision=Decision(create=(1,)))
     assert status["endReason"] == "SpaceExhausted"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-from tunery_api.lorasweep import LoRASweepSpec, SamplerType
-from tunery_api.search import grid
+from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.methods import Preset
 from tunery_api.search.corners import corner_count
-from tunery_api.search.dimensions import Dimension
 from tunery_api.search.space import space_of, starts
-from tunery_api.search.words import searched
+from tunery_api.search.words import points_tried, searched
+
+_GUIDES: Final = frozenset(preset.value for preset in Preset)
+"""Names of the guide's configurations, as origins of trials."""
 
 
 def space_text(spec: LoRASweepSpec, hindrances: Sequence[str]) -> str:
@@ -20,15 +23,16 @@ def space_text(spec: LoRASweepSpec, hindrances: Sequence[str]) -> str:
 def _lines(spec: LoRASweepSpec, hindrances: Sequence[str]) -> Iterator[tuple[str, str]]:
     space = space_of(spec)
     at_once = min(spec.parallel_trials, spec.max_trials)
-    yield (
-        "Sweep",
-        f"up to {spec.max_trials} trials by {spec.sampler.type}, {at_once} at a time{_points(spec, space.dimensions)}",
-    )
+    tried = points_tried(spec, space.dimensions)
+    shown = f"; tries {tried}" if tried else ""
+    yield "Sweep", f"up to {spec.max_trials} trials by {spec.sampler.type}, {at_once} at a time{shown}"
     for each in searched(space.dimensions):
         yield "Space", f"{each.path}: {each.words}"
     first = [start.origin for start in starts(spec, space)]
     if first:
         yield "First", ", ".join(first)
+    if spec.preset and not set(first) & _GUIDES:
+        yield "First", "none of the guide's configurations: none is a point of this space"
     corners, combined, of = corner_count(space.dimensions)
     combinations = f"all {of}" if combined == of else f"{combined} of the {of}"
     yield (
@@ -40,12 +44,3 @@ def _lines(spec: LoRASweepSpec, hindrances: Sequence[str]) -> Iterator[tuple[str
     )
     for hindrance in hindrances:
         yield "Here", f"it would not run: {hindrance}"
-
-
-def _points(spec: LoRASweepSpec, dimensions: Sequence[Dimension]) -> str:
-    """Return how many points a grid has, and how many of them are left out."""
-    if spec.sampler.type is not SamplerType.GRID:
-        return ""
-    most = spec.max_trials + 1
-    points = grid.size(dimensions, most)
-    return f"; the grid has {'more points' if points == most else f'{points} points'}"
