@@ -224,7 +224,9 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
     assert {key for key in sweep.stored() if not key.startswith("work/")} == before
 
 
+@pytest.mark.parametrize("refused", [("out-trials", "tunery-checkpoints"), ("tunery-reports",)], ids=" and ".join)
 def test_deletes_that_are_refused_are_a_warning(
+    refused: tuple[str, ...],
     in_bucket: EndedSweep,
     secret: Path,
     tmp_path: Path,
@@ -232,8 +234,8 @@ def test_deletes_that_are_refused_are_a_warning(
     bucket: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    refused = [f"arn:aws:s3:::{bucket}/out-trials/*", f"arn:aws:s3:::{bucket}/tunery-checkpoints/*"]
-    statement = {"Effect": "Deny", "Principal": "*", "Action": ["s3:DeleteObject"], "Resource": refused}
+    places = [f"arn:aws:s3:::{bucket}/{prefix}/*" for prefix in refused]
+    statement = {"Effect": "Deny", "Principal": "*", "Action": ["s3:DeleteObject"], "Resource": places}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     s3_server.client().put_bucket_policy(Bucket=bucket, Policy=policy)
     before = in_bucket.stored()
@@ -244,13 +246,14 @@ def test_deletes_that_are_refused_are_a_warning(
         s3_server.client().delete_bucket_policy(Bucket=bucket)
     assert result.adapter is not None
     verify(in_bucket.place.below("out"), result.adapter.manifest_sha256)
-    assert in_bucket.stored() >= before
+    assert in_bucket.stored() >= {key for key in before if key.partition("/")[0] in refused}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "s3:DeleteObject was denied" in warning
     assert f"out-trials/{UID}" in warning
     assert result.not_removed is not None
     assert "s3:DeleteObject was denied" in result.not_removed
     assert f"below {in_bucket.place.uri}/out-trials/{UID}, but for support-002" in result.not_removed
+    assert "tunery-checkpoints/ and tunery-reports/ of that bucket" in result.not_removed
 
 
 @pytest.mark.parametrize("uid", [UID, "", "..", "a/b", f"{UID}x"])

@@ -128,17 +128,18 @@ def _store(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> 
 
 def forget_report(work: Workspace) -> None:
     """Remove the report from its own place: the same lies beside the adapter now. No failure where it cannot be."""
-    if work.reports is not None:
+    if work.reports is None:
+        return
+    try:
         remove_report(work.reports)
+    except TuneryError as error:
+        _log.warning("the data report at %s was not removed: %s", work.reports.uri, error.message)
 
 
 def remove_report(place: StorePath) -> None:
-    """Remove a report from its place, if one lies there; no failure where it cannot be."""
-    try:
-        for name in _NAMES:
-            place.store.delete(place.key(name))
-    except TuneryError as error:
-        _log.warning("the data report at %s was not removed: %s", place.uri, error.message)
+    """Remove a report from its place, if one lies there; raises TuneryError where it cannot be."""
+    for name in _NAMES:
+        place.store.delete(place.key(name))
 
 
 def say_where_it_lies(published: Published) -> None:

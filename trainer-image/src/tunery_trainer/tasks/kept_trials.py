@@ -67,11 +67,18 @@ def remove_other_trials(work: Workspace, sweep: LoRASweepRun) -> str | None:
             remove_report(reports)
     except TuneryError as error:
         what = "what the other trials stored could not be removed, or not all of it"
-        todo = f"remove by hand what lies below {sweep.trials_uri}, but for {names}"
+        todo = f"remove by hand what lies below {sweep.trials_uri}, but for {names}{_elsewhere(work.run)}"
         _log.warning("%s: %s; %s", what, error.message, todo)
         return f"{what}: {error.message[:_SHOWN]}; {todo}"[:_LONGEST]
     print(f"The adapters of {names} stay; what the other trials have stored was removed", flush=True)
     return None
+
+
+def _elsewhere(run: RunSpec) -> str:
+    """Return where else trials have stored something, for people."""
+    if not run.output_uri.startswith("s3://"):
+        return ""
+    return f", and what {CHECKPOINTS_PREFIX}/ and {REPORTS_PREFIX}/ of that bucket hold of the other trials"
 
 
 def _open(work: Workspace, uri: str) -> StorePath:
