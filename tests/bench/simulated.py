@@ -60,7 +60,7 @@ class Simulated:
     def _make(self, number: int, origin: str, values: Values) -> None:
         labels = {"tunery.dev/trial": f"{number:03}"}
         metadata = {"name": f"s-{number:03}", "labels": labels, "annotations": {"tunery.dev/origin": origin}}
-        spec = on_terms(trial_spec(self.spec, values), PreflightPolicy.SKIP)
+        spec = on_terms(trial_spec(self.spec, values), PreflightPolicy.SKIP, self.spec.pruner)
         self.children[number] = {"metadata": metadata, "spec": spec, "status": {}}
 
     def _live(self) -> None:

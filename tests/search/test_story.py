@@ -73,7 +73,7 @@ class World:
         spec = {"lora": {"rank": values["lora.rank"]}, "training": {"learningRate": values["training.learningRate"]}}
         labels = {"tunery.dev/trial": f"{number:03}"}
         metadata = {"name": f"s-{number:03}", "labels": labels, "annotations": {"tunery.dev/origin": origin}}
-        self.children[number] = {"metadata": metadata, "spec": on_terms(spec, policy), "status": {}}
+        self.children[number] = {"metadata": metadata, "spec": on_terms(spec, policy, SPEC.pruner), "status": {}}
         self.made.append(number)
 
     def live(self) -> None:

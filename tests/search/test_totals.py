@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunery_api.lorajob import PreflightPolicy
-from tunery_api.lorasweep import SweepPreflight
+from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
 from tunery_api.search.dimensions import Numeric
 from tunery_api.search.protocol import Fixed, Suggestion, ToldState
 from tunery_api.search.rows import Live, Trial
@@ -254,9 +254,11 @@ def test_a_trial_is_checked_unless_one_like_it_was(
 
 def test_trials_publish_nothing_once_stopped_and_end_themselves_unless_told_otherwise() -> None:
     template: dict[str, Any] = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
-    spec = on_terms(template, PreflightPolicy.SKIP)
+    unpruned = PrunerSpec(type=PrunerType.NONE)
+    spec = on_terms(template, PreflightPolicy.SKIP, unpruned)
     assert spec == {**template, "diagnosis": {"action": "Stop"}, "onStop": "Discard", "preflight": "Skip"}
-    told_otherwise = on_terms({**template, "diagnosis": {"action": "Warn", "showExample": True}}, PreflightPolicy.SKIP)
+    warned = {**template, "diagnosis": {"action": "Warn", "showExample": True}}
+    told_otherwise = on_terms(warned, PreflightPolicy.SKIP, unpruned)
     assert told_otherwise["diagnosis"] == {"action": "Warn", "showExample": True}
     body = {
         "apiVersion": "tunery.dev/v1alpha1",
@@ -265,3 +267,24 @@ def test_trials_publish_nothing_once_stopped_and_end_themselves_unless_told_othe
         "spec": {**spec, "output": {"uri": "s3://out/000"}},
     }
     assert parse_lorajob(body).diagnosis.action == "Stop"
+
+
+@pytest.mark.parametrize(
+    ("pruner", "evaluation", "expected"),
+    [
+        ({}, None, {"times": 4}),
+        ({"type": "Median", "rungs": ["0.3", "0.5"]}, {"publish": "Last"}, {"publish": "Last", "times": 4}),
+        ({"rungs": ["0.01"]}, {}, {"times": 16}),
+        ({"rungs": ["0.5"]}, {}, {"times": 2}),
+        ({}, {"times": 8}, {"times": 8}),
+        ({}, {"everySteps": 20}, {"everySteps": 20}),
+        ({"type": "None"}, {"publish": "Last"}, {"publish": "Last"}),
+        ({"type": "None"}, None, None),
+    ],
+)
+def test_trials_that_are_compared_are_measured_before_unless_told_otherwise(
+    pruner: dict[str, Any], evaluation: dict[str, Any] | None, expected: dict[str, Any] | None
+) -> None:
+    template = {} if evaluation is None else {"evaluation": evaluation}
+    spec = on_terms(template, PreflightPolicy.SKIP, PrunerSpec.model_validate(pruner))
+    assert spec.get("evaluation") == expected

@@ -138,7 +138,8 @@ class PrunerSpec(ApiModel):
         default_factory=lambda: ["0.25", "0.5"],
         min_length=1,
         max_length=8,
-        description="Shares of the steps at which trials are compared, rising, above 0 and below 1.",
+        description="Shares of the steps at which trials are compared, rising, above 0 and below 1. Where the template "
+        "says neither evaluation.times nor everySteps, trials are measured as often as the first one asks for.",
     )
     keep: FractionString = Field("0.5", description="Halving: the share of the trials that go on at a rung.")
     min_rivals: int = Field(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from tunery_api.lorajob import OnStop, PreflightPolicy
-from tunery_api.lorasweep import SweepPreflight
+from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
+from tunery_api.measured import EVALUATIONS_KEPT
 from tunery_api.search.dimensions import Values
 from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialState
@@ -38,12 +40,21 @@ def preflight_of(policy: SweepPreflight, trials: Iterable[Trial], values: Values
     return PreflightPolicy.SKIP if known else PreflightPolicy.REQUIRED
 
 
-def on_terms(job_spec: Mapping[str, Any], preflight: PreflightPolicy) -> dict[str, Any]:
-    """Return the spec of a trial's LoRAJob as trials run: nothing is published of one that is stopped, and what finds
-    out that it is of no use ends, unless the template says otherwise."""
+def on_terms(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: PrunerSpec) -> dict[str, Any]:
+    """Return the spec of a trial's LoRAJob as trials run: nothing is published of one that is stopped; unless the
+    template says otherwise, what finds out that it is of no use ends, and it is measured before it is compared."""
     diagnosis = {"action": DiagnosisAction.STOP.value, **(job_spec.get("diagnosis") or {})}
-    terms = {"diagnosis": diagnosis, "onStop": OnStop.DISCARD.value, "preflight": preflight.value}
+    terms: dict[str, Any] = {"diagnosis": diagnosis, "onStop": OnStop.DISCARD.value, "preflight": preflight.value}
+    evaluation = job_spec.get("evaluation") or {}
+    if pruner.type is not PrunerType.NONE and not evaluation.keys() & {"times", "everySteps"}:
+        # Left to the trainer it may be once, at the end: no trial would ever be compared.
+        terms["evaluation"] = {**evaluation, "times": _times(pruner)}
     return {**job_spec, **terms}
+
+
+def _times(pruner: PrunerSpec) -> int:
+    """Return how often trials are measured so that each is before the first rung, as far as a status tells of it."""
+    return min(EVALUATIONS_KEPT, math.ceil(1 / min(float(rung) for rung in pruner.rungs)))
 
 
 def was_checked(trial: Trial) -> bool:

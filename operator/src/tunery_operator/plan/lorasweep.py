@@ -87,7 +87,7 @@ def plan_trial(
         number=number,
         name=trial_name(owner.key.name, number, final=final),
         origin=suggestion.origin,
-        spec={**on_terms(body, preflight), "output": output},
+        spec={**on_terms(body, preflight, spec.pruner), "output": output},
         looks_at=place.uri if first else None,
     )
 

@@ -180,7 +180,7 @@ class Search:
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
                 "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
             },
-            "spec": {**on_terms(spec, preflight), "output": output},
+            "spec": {**on_terms(spec, preflight, self.spec.pruner), "output": output},
             "status": {},
         }
 
