@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ TRIALS = 6
 """The guide's three, and as many that are proposed."""
 SECONDS_PER_TRIAL = 600
 ON_CPUS: dict[str, Any] = {"gpus": 0, "cpu": "1500m"}
+QUIET_SECONDS = 20
+"""After which what is under way is told again; a look takes some seconds where the node is busy."""
+LIKE_PLAIN_PEFT = 0.01
+"""The trainer measures in the precision that it trains in, plain PEFT in float32: alike to a part in a hundred."""
+_UNDER_WAY = frozenset({"Waiting", "Running"})
 _ORIGINS_OF_THE_GUIDE = frozenset(preset.value for preset in PRESETS)
 
 
@@ -45,16 +51,18 @@ def _demo(trials: int) -> None:
     with step(f"Apply {EXAMPLE.relative_to(ROOT)}, without a GPU and with {trials} trials"):
         console.print(yaml.safe_dump(sweep.manifest, sort_keys=False), style="cyan", markup=False)
         begin(sweep)
+    told = Told(lambda name: (sweep.kubectl.get("lorajob", name, NAMESPACE) or {}).get("status", {}))
     with step(f"Search: kubectl get {sweep.kind} {sweep.name} -n {NAMESPACE} -w"):
-        follow(sweep, SECONDS_PER_TRIAL * trials, Table(("phase", "trials", "running", "best", "trial"), row, _Ended()))
+        follow(sweep, SECONDS_PER_TRIAL * trials, Table(("phase", "trials", "running", "best", "trial"), row, told))
     best = sweep.status["best"]["parameters"]
     template = sweep.manifest["spec"]["template"]
     with fetched(environment, sweep.status["adapter"]["uri"], template["model"]["uri"]) as (adapter, model):
-        told = compare(adapter, model)
+        answers = compare(adapter, model)
         measured = _measure(environment, template, adapter, model)
     console.print()
-    print_answers(told)
+    print_answers(answers)
     _farewell(sweep, best, measured, time.monotonic() - began)
+    check_found(sweep.status, measured)
 
 
 def _measure(environment: dict[str, str], template: dict[str, Any], adapter: Path, model: Path) -> float:
@@ -83,20 +91,41 @@ def row(status: dict[str, Any]) -> tuple[str, ...]:
     return (status.get("phase", "Pending"), *("" if cell is None else str(cell) for cell in cells))
 
 
-class _Ended:
-    """Prints each trial once it has ended, with its values."""
+class Told:
+    """Prints each trial once it has ended, with its values, and else every now and then what is under way."""
 
-    def __init__(self) -> None:
-        self._told: set[int] = set()
+    def __init__(self, status_of: Callable[[str], dict[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
+        """Ask `status_of` for the status of a trial's LoRAJob, by its name."""
+        self._status_of = status_of
+        self._clock = clock
+        self._last = clock()
+        self._ended: set[int] = set()
 
     def __call__(self, status: dict[str, Any]) -> None:
-        for trial in status.get("trials", []):
-            if trial["state"] in {"Waiting", "Running"} or trial["number"] in self._told:
+        trials = status.get("trials", [])
+        for trial in trials:
+            if trial["state"] in _UNDER_WAY or trial["number"] in self._ended:
                 continue
-            self._told.add(trial["number"])
+            self._ended.add(trial["number"])
             values = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in trial["parameters"].items())
             how = " ".join(str(trial[field]) for field in ("state", "value", "why") if trial.get(field))
-            console.print(f"    {trial['name']} ({trial['origin']}): {how}: {values}", style="dim", markup=False)
+            self._print(f"{trial['name']} ({trial['origin']}): {how}: {values}")
+        if self._clock() - self._last < QUIET_SECONDS:
+            return
+        for name in [trial["name"] for trial in trials if trial["state"] in _UNDER_WAY]:
+            self._print(f"{name}: {_where(self._status_of(name))}")
+
+    def _print(self, line: str) -> None:
+        self._last = self._clock()
+        console.print(f"    {line}", style="dim", markup=False)
+
+
+def _where(status: dict[str, Any]) -> str:
+    """Return how far a LoRAJob is, in words."""
+    progress, phase = status.get("progress", {}), status.get("phase", "Pending")
+    if "step" not in progress:
+        return str(phase)
+    return f"{phase}, step {progress['step']} of {progress.get('totalSteps', '?')}"
 
 
 def guides_best(status: dict[str, Any]) -> str | None:
@@ -109,6 +138,18 @@ def guides_best(status: dict[str, Any]) -> str | None:
     return min(losses, key=float, default=None)
 
 
+def check_found(status: dict[str, Any], measured: float) -> None:
+    """Raise AssertionError where the best is worse than the guide's best, or is not what plain PEFT measures."""
+    value, guide = float(status["best"]["value"]), guides_best(status)
+    if abs(measured - value) > LIKE_PLAIN_PEFT * value:
+        apart = f"{abs(measured - value) / value:.1%} apart, at most {LIKE_PLAIN_PEFT:.0%} is right"
+        raise AssertionError(
+            f"plain PEFT measures {measured:.4f} on the held-out rows, the status says {value}: {apart}"
+        )
+    if guide is not None and value > float(guide):
+        raise AssertionError(f"the best trial's loss, {value}, is above that of the guide's best, {guide}")
+
+
 def _farewell(sweep: Job, best: dict[str, str], measured: float, seconds: float) -> None:
     status = sweep.status
     counts, found = status["counts"], status["best"]
@@ -117,7 +158,6 @@ def _farewell(sweep: Job, best: dict[str, str], measured: float, seconds: float)
     console.print(f"trials           {counts['created']}: {done}")
     console.print(f"the guide's best {guides_best(status) or 'not measured at its end'}")
     console.print(f"best             {found['value']} by {found['name']}; the base model {found['baseValue']}")
-    # The trainer measures in the precision that it trains in, this in float32: alike to a part in a hundred.
     console.print(f"measured again   plain PEFT: {measured:.4f}, status: {found['value']}")
     console.print(f"with             {', '.join(f'{path} {value}' for path, value in best.items())}", markup=False)
     console.print(f"adapter          {status['adapter']['uri']}, with sweep.json and the pictures")
