@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from tunery_api.validation import (
 )
 
 from kit.examples import EXAMPLES, documents
+from kit.installation import ROOT
+from kit.story import run_here
 
 PARSERS: dict[str, Any] = {
     "LoRAJob": parse_lorajob,
@@ -82,3 +85,14 @@ def test_every_reference_names_an_example() -> None:
             referenced |= {(kind, entry[field]["name"]) for field, kind in fields.items() if field in entry}
     assert {kind for kind, _ in referenced} == set(fields.values())
     assert referenced <= names
+
+
+def test_what_the_docs_quote_of_a_check_is_what_it_says_of_the_example_of_a_sweep(tmp_path: Path) -> None:
+    manifest = (ROOT / "docs" / "examples" / "sweep.yaml").read_text().replace("s3://", f"file://{tmp_path}/")
+    (tmp_path / "sweep.yaml").write_text(manifest)
+    said = run_here("check", tmp_path / "sweep.yaml").stdout.splitlines()
+    block = (ROOT / "docs" / "sweeps.md").read_text().partition("```\nSweep      up to")[2].partition("```")[0]
+    quoted = [line for line in f"Sweep      up to{block}".splitlines() if line != "…"]
+    assert len(quoted) == 4
+    assert [line for line in said if line in quoted] == quoted
+    assert quoted[-1].startswith("Corners    64 were held")
