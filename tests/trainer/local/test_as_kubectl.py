@@ -26,6 +26,9 @@ AS_KUBECTL = {
     "{<<: {a: 1}, <<: {a: 2}}": {"a": 2}, "{a: 0, <<: [{a: 1}], <<: {a: 2}}": {"a": 2}, "{<<: []}": {},
     "{a: 3, <<: [&y {<<: &x {a: 1}, b: 2}, {b: 5, c: 6}, *x, *y]}": {"a": 1, "b": 2, "c": 6},
     "{a: 0, <<: {<<: {a: 2}}, b: 1}": {"a": 2, "b": 1}, '{"<<": {a: 1}}': {"<<": {"a": 1}}, "{a: 0, a: 1}": {"a": 1},
+    "1e999": "1e999", "-1_0e999": "-1_0e999", "[&a 1, &a 2, *a]": [1, 2, 2], "[&a [&a 1, *a], *a]": [[1, 1], 1],
+    "!foo bar": "bar", "!foo 5": "5", "!!foo ~": "~", "!foo {a: 1}": {"a": 1}, "!foo [1]": [1], "!!binary aGk=": "hi",
+    "!!set {a, b}": {"a": None, "b": None}, "!!omap [a: 1]": [{"a": 1}], "!!pairs [a: 1]": [{"a": 1}],
 }  # fmt: skip
 RANGE = "[{path: training.learningRate, range: {min: 1e-4, max: '1e-2', log: true}}]"
 SWEEP = """
@@ -62,6 +65,9 @@ def test_a_merge_that_kubectl_refuses_is_refused(tmp_path: Path, text: str) -> N
         ('value: "a\tb"\t\n', ["a\tb"]),
         ('\n {\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"],\n\t"value": "a\\/b"\n}\n', ["a/b"]),
         ('{\n\t"value": [1e1, 1.0, 1e-4, true, null, "yes"]}\n', [[10, 1, 0.0001, True, None, "yes"]]),
+        ("value: 1\n...\nvalue: [\n---\nvalue: 2\n... # the end\nit is\n", [1, 2]),
+        ("--- # a comment\nvalue: 1\n---\n--- \nvalue: '---'\n", [1, "---"]),
+        ("value: |\n  %YAML 1.2\n  --- {\n", ["%YAML 1.2\n--- {\n"]),
         ('{"value": 1}\n{"value": 2}', [1, 2]),
         ('# YAML\n{"value":\t1}', [1]),
         ('value: 1\n---\n{"value":\t2}', [1, 2]),
@@ -81,6 +87,20 @@ def test_tabs_and_json_are_taken_as_kubectl_takes_them(tmp_path: Path, text: str
         ('{"value": 1} # a comment', "is not valid JSON"),
         ("value:\n\t- 4\n", "is not valid YAML"),
         ("# a tab\n\t\nvalue: 4\n", "is not valid YAML"),
+        ("%YAML 1.2\n---\nvalue: 4\n", r"no line such as %YAML 1\.2: take it away.* line 1, column 1"),
+        ("# c\n%YAML 1.1\n---\nvalue: 4\n", r"no line such as %YAML 1\.2: take it away.* line 2, column 1"),
+        ("value: a\n%foo\n", "take it away.* line 2, column 1"),
+        ("value: 1\n--- {value: 2}\n", "takes nothing but a comment behind ---: write .* line 2, column 1"),
+        ("value: 1\n---\nvalue: [\n", "is not valid YAML: .* line 4, column 1"),
+        ("...\nvalue: 1\n", "is not valid YAML"),
+        ('value: "a\\/b"\n', "found unknown escape character"),
+        ("value: {~: 1}\n", "a key is a text: write ~ or null in quotes.* line 1, column 9"),
+        ("value: -.inf\n", r"-\.inf is no number"),
+        ("value: .NaN\n", r"\.NaN is no number"),
+        ('{"value": NaN}', "is not valid JSON, .*: NaN is no number"),
+        ('{"value": -Infinity}', "is not valid JSON, .*: -Infinity is no number"),
+        ('{"value": 1}\n{"value": 1e999}', "is not valid JSON, .*: 1e999 is no number .* line 2"),
+        (f'{{"value": {"1" * 5000}}}', "is not valid JSON"),
     ],
 )
 def test_tabs_and_json_that_kubectl_refuses_are_refused(tmp_path: Path, text: str, told: str) -> None:

@@ -128,6 +128,21 @@ def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> 
     assert known(path) == rows
 
 
+def test_one_work_folder_leaves_what_the_same_sweep_has_published_from_another(sweep: Sweep) -> None:
+    path = sweep((1e-4, 8), (1e-3, KILLED), (5e-4, 8), (1e-3, 8), maxTrials=2, maxFailedTrials=0)
+    assert run(path).returncode == ExitCode.RETRYABLE, "one trial, and one that failed"
+    before = known(path)
+    path.write_text(path.read_text().replace('"maxTrials": 2', '"maxTrials": 4').replace('Trials": 0', 'Trials": 1'))
+    assert run_here("run", path, "--work-dir", path.parent / "other").returncode == ExitCode.OK
+    stored = {file: file.read_bytes() for file in path.parent.glob("out*/**/*") if file.is_file()}
+    again = run(path)
+    assert again.returncode == ExitCode.OK, again.stderr
+    assert f"from another work folder, of 4 trials: their result stands at {path.parent.as_uri()}/out" in again.stdout
+    assert f"The 2 trials in {path.parent / 'work'}/sweep-" in again.stdout
+    assert known(path) == before
+    assert {file: file.read_bytes() for file in path.parent.glob("out*/**/*") if file.is_file()} == stored
+
+
 MOMENTS = (
     "work/sweep-*/sweep.json",
     "out-trials/*/000/manifest.json",

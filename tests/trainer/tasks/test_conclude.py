@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity, RunResult, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath, open_store
+from tunery_common.storage.local import LocalStore
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.tasks.conclude import run_conclude
@@ -224,8 +226,17 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
     assert {key for key in sweep.stored() if not key.startswith("work/")} == before
 
 
-@pytest.mark.parametrize("refused", [("out-trials", "tunery-checkpoints"), ("tunery-reports",)], ids=" and ".join)
-def test_deletes_that_are_refused_are_a_warning(
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("out-trials",),
+        ("tunery-checkpoints",),
+        ("tunery-reports",),
+        ("out-trials", "tunery-checkpoints", "tunery-reports"),
+    ],
+    ids=" and ".join,
+)
+def test_deletes_that_are_refused_are_a_warning_and_a_report_says_what_is_left(
     refused: tuple[str, ...],
     in_bucket: EndedSweep,
     secret: Path,
@@ -238,22 +249,46 @@ def test_deletes_that_are_refused_are_a_warning(
     statement = {"Effect": "Deny", "Principal": "*", "Action": ["s3:DeleteObject"], "Resource": places}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     s3_server.client().put_bucket_policy(Bucket=bucket, Policy=policy)
-    before = in_bucket.stored()
+    run = in_bucket.run(tmp_path / "work", secret=secret)
     try:
         with caplog.at_level(logging.WARNING):
-            result = run_conclude(in_bucket.run(tmp_path / "work", secret=secret))
+            result = run_conclude(run)
     finally:
         s3_server.client().delete_bucket_policy(Bucket=bucket)
     assert result.adapter is not None
     verify(in_bucket.place.below("out"), result.adapter.manifest_sha256)
-    assert in_bucket.stored() >= {key for key in before if key.partition("/")[0] in refused}
+    others = {*LEFT, *CHECKPOINTS, *REPORTS} & in_bucket.stored()
+    assert others == {key for key in (*LEFT, *CHECKPOINTS, *REPORTS) if key.partition("/")[0] in refused}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "s3:DeleteObject was denied" in warning
-    assert f"out-trials/{UID}" in warning
-    assert result.not_removed is not None
-    assert "s3:DeleteObject was denied" in result.not_removed
-    assert f"below {in_bucket.place.uri}/out-trials/{UID}, but for support-002" in result.not_removed
-    assert "tunery-checkpoints/ and tunery-reports/ of that bucket" in result.not_removed
+    at = in_bucket.place.uri
+    todo = {
+        "out-trials": f"what lies below {at}/out-trials/{UID}, but for support-002",
+        "tunery-checkpoints": f"the folders of this sweep's other trials in {at}/tunery-checkpoints/team",
+        "tunery-reports": f"the folders of this sweep's other trials in {at}/tunery-reports/team",
+    }
+    asked = "; remove by hand " + "; and ".join(todo[prefix] for prefix in refused)
+    assert result.not_removed == warning
+    assert warning.count("s3:DeleteObject was denied") == len(refused)
+    assert warning.endswith(asked)
+    reported = run_report(run)  # of a pod whose words were lost
+    assert reported.not_removed is not None
+    assert reported.not_removed.endswith(asked)
+    assert all(f"{at}/{prefix}/" in reported.not_removed.removesuffix(asked) for prefix in refused)
+    assert reported.model_copy(update={"not_removed": result.not_removed}) == result
+    assert run_conclude(run).not_removed is None
+    assert run_report(run).not_removed is None
+
+
+def test_a_report_names_what_it_may_not_look_for(
+    sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep.run(tmp_path / "work")
+    result = run_conclude(run)
+    denied = TuneryError(FailureReason.STORAGE_ACCESS_DENIED, "s3:ListBucket was denied")
+    monkeypatch.setattr(LocalStore, "list", Mock(side_effect=denied))
+    reported = run_report(run)
+    assert reported.adapter == result.adapter
+    assert "s3:ListBucket was denied; remove by hand what lies below" in (reported.not_removed or "")
 
 
 @pytest.mark.parametrize("uid", [UID, "", "..", "a/b", f"{UID}x"])

@@ -14,6 +14,8 @@ import pytest
 
 from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
 from tunery_common.storage.local import LocalStore
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Publisher
@@ -122,6 +124,26 @@ def test_a_sweep_that_went_on_after_it_had_published_replaces_that(
     assert f"This is trial {best} (`support-{best:03}`) of 8" in sweep.place.read_bytes("out/README.md").decode()
     stays(sweep.stored(), best)
     assert run_conclude(sweep.run(tmp_path / "third", best=best)) == result
+
+
+def test_a_tolerance_that_chooses_what_an_earlier_end_removed_is_told(sweep: EndedSweep, tmp_path: Path) -> None:
+    """Trial 4 was the smallest of those near the best; beside a better one it is not near any more, and 0 is gone."""
+    first = run_conclude(sweep.run(tmp_path / "first", best=4))
+    sweep.one_more(tmp_path / "saved", "1.1")
+    before = sweep.stored()
+    with pytest.raises(TuneryError) as caught:
+        run_conclude(sweep.run(tmp_path / "second", best=0))
+    assert caught.value.reason is FailureReason.ADAPTER_MISSING
+    assert "trial 0 (support-000)" in caught.value.message
+    hint = caught.value.hint or ""
+    assert "has published trial 4 before" in hint
+    assert "objective.tolerance" in hint
+    assert f"what stays published at {sweep.place.uri}/out" in hint
+    assert "Nothing was removed" not in hint
+    assert "retry" not in hint
+    assert sweep.stored() == before
+    assert first.adapter is not None
+    verify(sweep.place.below("out"), first.adapter.manifest_sha256)
 
 
 def test_a_container_that_is_killed_among_the_losers_is_run_again(sweep: EndedSweep, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from itertools import islice
+from typing import Any, ClassVar, Final, NoReturn
 
 import yaml
 from yaml.constructor import ConstructorError
+from yaml.error import Mark
+from yaml.parser import ParserError
 
 _NUMBER: Final = re.compile(
     r"^[-+]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+"
@@ -20,6 +24,9 @@ _WHOLE: Final = 1e21
 _TAG: Final = "tag:yaml.org,2002:"
 _OWN: Final = frozenset(f"{_TAG}{name}" for name in ("bool", "int", "float", "timestamp", "value"))
 """What PyYAML and kubectl tell apart differently: 1e-4 and y are texts for PyYAML, 12:30 and 2026-11-28 for kubectl."""
+_SEPARATOR: Final = re.compile(r"^---(.*)$", re.MULTILINE)
+_NOT_ALONE: Final = "kubectl takes nothing but a comment behind ---: write the document on the lines below it"
+_DIRECTIVE: Final = "kubectl takes no line such as %YAML 1.2: take it away"
 
 
 def documents_of(text: str) -> Iterator[Any]:
@@ -27,12 +34,28 @@ def documents_of(text: str) -> Iterator[Any]:
 
     Raises JSONDecodeError or YAMLError.
     """
-    if not text.lstrip().startswith("{"):
-        yield from yaml.load_all(text, KubectlLoader)
-        return
+    yield from _of_json(text) if text.lstrip().startswith("{") else _of_yaml(text)
+
+
+def _of_yaml(text: str) -> Iterator[Any]:
+    begin = 0
+    for end, behind in [*((found.start(), found[1]) for found in _SEPARATOR.finditer(text)), (len(text), "")]:
+        # Errors name lines of the whole text; of what stands behind `...` nothing is read.
+        yield from islice(yaml.load_all("\n" * text.count("\n", 0, begin) + text[begin:end], KubectlLoader), 1)
+        if behind.strip() and not behind.lstrip().startswith("#"):
+            raise ParserError(None, None, _NOT_ALONE, Mark("the manifest", end, text.count("\n", 0, end), 0, None, 0))
+        begin = end + len("---") + len(behind)
+
+
+def _of_json(text: str) -> Iterator[Any]:
     at = _next(text, 0)
     while at < len(text):
-        document, end = _JSON.raw_decode(text, at)
+        try:
+            document, end = _JSON.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # of a number, which says nothing of its place
+            raise json.JSONDecodeError(str(error), text, at) from error
         yield document
         at = _next(text, end)
 
@@ -45,12 +68,32 @@ def _next(text: str, at: int) -> int:
 class KubectlLoader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
 
+    ESCAPE_REPLACEMENTS: ClassVar = {x: y for x, y in yaml.SafeLoader.ESCAPE_REPLACEMENTS.items() if x != "/"}
+
     def scan_to_next_token(self) -> None:
         """Pass over tabs, too, but for those that would indent."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
+
+    def process_directives(self) -> Any:
+        """Refuse them: kubectl parts the text at ---, which a directive has behind it, before it reads any."""
+        if self.check_token(yaml.DirectiveToken):
+            raise ParserError(None, None, _DIRECTIVE, self.peek_token().start_mark)
+        return super().process_directives()
+
+    def parse_document_end(self) -> Any:
+        """Refuse them there, too: a document ends with the text, or with `...`."""
+        if self.check_token(yaml.DirectiveToken):
+            self.process_directives()
+        return super().parse_document_end()
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Let a later anchor of the same name hold from where it stands."""
+        if not self.check_event(yaml.AliasEvent):
+            self.anchors.pop(self.peek_event().anchor, None)
+        return super().compose_node(parent, index)
 
     _merging: tuple[yaml.Node, ...] = ()
 
@@ -61,6 +104,8 @@ class KubectlLoader(yaml.SafeLoader):
         above, self._merging = self._merging, (*self._merging, node)
         pairs: dict[yaml.Node, yaml.Node] = {}
         for key, value in node.value:
+            if key.tag == f"{_TAG}null":
+                raise ConstructorError(None, None, "a key is a text: write ~ or null in quotes", key.start_mark)
             found = self._merged(value) if key.tag == f"{_TAG}merge" else [(key, value)]
             for name, item in found:
                 pairs.pop(name, None)  # one that is merged twice stands where it is merged last
@@ -76,17 +121,40 @@ class KubectlLoader(yaml.SafeLoader):
             yield from each.value
 
 
-def _number(loader: KubectlLoader, node: yaml.ScalarNode) -> int | float:
-    text = str(loader.construct_scalar(node)).replace("_", "").lower()
+def _number(loader: KubectlLoader, node: yaml.ScalarNode) -> int | float | str:
+    written = str(loader.construct_scalar(node))
+    text = written.replace("_", "").lower()
+    if text.endswith((".inf", ".nan")):
+        raise ConstructorError(None, None, f"{written} is no number that JSON has", node.start_mark)
     try:
         return int(text, 8 if re.fullmatch(r"[-+]?0[0-7]+", text) else 0)
     except ValueError:
-        return _number_of(text.replace(".inf", "inf").replace(".nan", "nan"))
+        value = float(text)
+        return _plain(value) if math.isfinite(value) else written  # such as 1e999
 
 
-def _number_of(text: str) -> int | float:
-    value = float(text)
+def _plain(value: float) -> int | float:
     return int(value) if abs(value) < _WHOLE and value.is_integer() else value
+
+
+def _number_of_json(text: str) -> int | float:
+    value = float(text)
+    return _plain(value) if math.isfinite(value) else _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number that an API server takes")
+
+
+def _without_tag(loader: KubectlLoader, node: yaml.Node) -> Any:
+    """Return what bears a tag that says nothing to kubectl: a text, a list or a mapping, as it is written."""
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    return loader.construct_yaml_seq(node) if isinstance(node, yaml.SequenceNode) else loader.construct_yaml_map(node)
+
+
+def _binary(loader: KubectlLoader, node: yaml.ScalarNode) -> str:
+    return loader.construct_yaml_binary(node).decode("utf-8", "replace")
 
 
 def _boolean(loader: KubectlLoader, node: yaml.ScalarNode) -> bool:
@@ -104,4 +172,7 @@ KubectlLoader.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789
 KubectlLoader.add_implicit_resolver(f"{_TAG}bool", _BOOLEAN, list("yYnNtTfFoO"))
 KubectlLoader.add_constructor(f"{_TAG}float", _number)
 KubectlLoader.add_constructor(f"{_TAG}bool", _boolean)
-_JSON: Final = json.JSONDecoder(parse_float=_number_of)
+KubectlLoader.add_constructor(f"{_TAG}binary", _binary)
+for _tag in (None, f"{_TAG}set", f"{_TAG}omap", f"{_TAG}pairs"):
+    KubectlLoader.add_constructor(_tag, _without_tag)
+_JSON: Final = json.JSONDecoder(parse_float=_number_of_json, parse_constant=_refuse)

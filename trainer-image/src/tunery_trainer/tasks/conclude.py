@@ -14,7 +14,7 @@ from tunery_api.runspec import LoRASweepRun, Purpose, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
 from tunery_common.errors import TuneryError
-from tunery_common.storage.published_folder import PublishedManifest, download_published
+from tunery_common.storage.published_folder import PublishedManifest, download_published, read_manifest
 from tunery_common.storage.publisher import Published, Target, probe, publish, published_before
 from tunery_trainer.diagnosis.answers import read_answers
 from tunery_trainer.inputs.workspace import Workspace
@@ -30,8 +30,8 @@ from tunery_trainer.tasks.kept_trials import check_trials_place, remove_other_tr
 
 _NOT_WHOLE: Final = frozenset({FailureReason.ADAPTER_CORRUPT, FailureReason.ADAPTER_MISSING})
 _PUT_BACK: Final = (
-    "Put the named file back as the trial published it, and retry. Nothing was removed: each trial's adapter can be "
-    "used by its own URI, in status.trials."
+    "Put the named file back as the trial published it, and retry. This attempt has removed nothing: what is there of "
+    "the trials' adapters can be used by its own URI, in status.trials."
 )
 
 
@@ -76,14 +76,14 @@ def _publish_best(work: Workspace, sweep: LoRASweepRun, target: Target, reporter
     reporter.phase(Phase.STARTING)
     shutil.rmtree(work.result, ignore_errors=True)  # of an attempt that was cut off
     folder = work.result
-    found = _fetch_best(work, sweep, folder)
+    found = _fetch_best(work, sweep, target, folder)
     lineage = found.manifest.lineage.model_copy(update={"sweep": target.sweep})
     _write_how_it_was_found(work.run, sweep, lineage, folder)
     reporter.phase(Phase.UPLOADING)
     return publish(folder, target, lineage)
 
 
-def _fetch_best(work: Workspace, sweep: LoRASweepRun, folder: Path) -> PublishedManifest:
+def _fetch_best(work: Workspace, sweep: LoRASweepRun, target: Target, folder: Path) -> PublishedManifest:
     """Bring the best adapter to the disk, if each file of it is what the trial's row vouches for."""
     best, adapter = _best_of(sweep)
     place = work.open(Purpose.OUTPUT, adapter.uri, "spec.output.uri")
@@ -93,7 +93,26 @@ def _fetch_best(work: Workspace, sweep: LoRASweepRun, folder: Path) -> Published
         if error.reason not in _NOT_WHOLE:
             raise
         message = f"the adapter of trial {best.number} ({best.name}), the best, is not whole: {error.message}"
-        raise TuneryError(error.reason, message, _PUT_BACK) from error
+        raise TuneryError(error.reason, message, _removed_before(target, error) or _PUT_BACK) from error
+
+
+def _removed_before(target: Target, error: TuneryError) -> str | None:
+    """Return what to do where the best is gone since this very sweep has published another before; None: it is not.
+
+    Without objective.tolerance that cannot be: the best of all stays the best of those that are left.
+    """
+    try:
+        published = read_manifest(target.place).manifest
+    except TuneryError:
+        return None
+    record = published.lineage.sweep
+    if error.reason is not FailureReason.ADAPTER_MISSING or published.run.uid != target.run.uid or record is None:
+        return None
+    return (
+        f"This sweep has published trial {record.trial} before, and removed adapters then; with the trials made since, "
+        f"objective.tolerance chooses one of those. Use what stays published at {target.uri}, or train one with the "
+        "chosen trial's values in a LoRAJob of its own."
+    )
 
 
 def _record(run: RunSpec, sweep: LoRASweepRun) -> SweepRecord:

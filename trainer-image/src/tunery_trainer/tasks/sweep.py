@@ -19,10 +19,12 @@ from tunery_api.search.rows import FINAL_ORIGIN
 from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
-from tunery_common.storage.publisher import Target, probe, published_before
+from tunery_common.storage.publisher import Published, Target, probe, published_before
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.trial_words import read_words
+from tunery_trainer.reporting.result import result_of
+from tunery_trainer.reporting.sweep_card import SWEEP_FILE
 from tunery_trainer.reporting.sweep_text import sweep_table, trial_line
 from tunery_trainer.resuming.kept import LOCAL_FOLDER
 from tunery_trainer.sweeping.ended import STOPPED, Ended, memory_kills, status_of
@@ -52,16 +54,16 @@ def run_sweep(spec: LoRASweepSpec, run: RunSpec, stop: StopSignal) -> RunResult:
         search = Search.of(spec, run, folder)
         target = Target(Workspace(run).output, run.identity, spec.output.overwrite)
         done = published_before(target)
-        if done is not None:
-            print("This very sweep has published before: nothing is left to search", flush=True)
-            record = done.manifest.lineage.sweep
-            number = record.trial if record else -1
-        else:
+        if done is None:
             probe(target)
             _introduce(search)
             with stop.graceful():
                 number = _to_its_end(search, lock, stop)
-        return _conclude(search, number)
+            # Looked for again: while this one searched, the same sweep may have published from another work folder.
+            done = published_before(target)
+            if done is None:
+                return _conclude(search, number)
+        return _again(search, target, done)
 
 
 def _introduce(search: Search) -> None:
@@ -184,10 +186,26 @@ def _clean_up(search: Search, uid: str, row: TrialStatus) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _again(search: Search, target: Target, done: Published) -> RunResult:
+    """Return what this very sweep has published before, `done`; made of these trials, what is not kept is removed.
+
+    Of others, from another work folder, nothing is replaced or removed: their numbers say nothing of these.
+    """
+    print("This very sweep has published before: nothing is left to search", flush=True)
+    rows = json.loads(target.place.read_bytes(SWEEP_FILE))["trials"]
+    theirs = {row["number"]: row["adapter"]["manifestSha256"] for row in rows if "adapter" in row}
+    ours = {row.number: row.adapter.manifest_sha256 for row in search.ledger.trials if row.adapter}
+    record = done.manifest.lineage.sweep
+    if record is not None and len(rows) == len(search.ledger.trials) and theirs.items() <= ours.items():
+        return _conclude(search, record.trial)
+    print(f"It did so from another work folder, of {len(rows)} trials: their result stands at {done.uri}", flush=True)
+    if search.ledger.trials:
+        print(f"The {len(search.ledger.trials)} trials in {search.folder} took no part in it", flush=True)
+    return result_of(done)
+
+
 def _conclude(search: Search, number: int) -> RunResult:
     """Publish the best trial's adapter, or say again that it is, and remove what is not kept."""
-    if not search.ledger.trials:
-        return RunResult()
     found = search.found(number)
     result = run_conclude(found)
     assert found.lora_sweep is not None  # noqa: S101 - for the type checker
