@@ -153,6 +153,18 @@ class TestOwners:
         assert cache.take_expired() == ([ONE] if due else [])
         assert cache.take_expired() == []
 
+    def test_the_default_time_to_live_is_not_for_a_trial(self) -> None:
+        """It goes with its sweep, unless somebody has given it a time of its own, or has taken it away from there."""
+        cache = Cache(60, clock=lambda: NOON + 61)
+        sweep = {"apiVersion": "tunery.dev/v1alpha1", "kind": "LoRASweep", "name": "tuned", "uid": "s1"}
+        for number, spec in enumerate(({}, {"ttlSecondsAfterFinished": 60}, {"ttlSecondsAfterFinished": 600})):
+            body = owner(10, "Succeeded", name=f"tuned-{number:03d}", uid=f"u{number}", **spec)
+            body["metadata"]["ownerReferences"] = [{**sweep, "controller": True}]
+            cache.see_owner(Kind.LORAJOB, body)
+        assert cache.take_expired() == [Key(Kind.LORAJOB, "team", "tuned-001")]
+        cache.see_owner(Kind.LORAJOB, owner(11, "Succeeded", name="tuned-000", uid="u0"))
+        assert cache.take_expired() == [Key(Kind.LORAJOB, "team", "tuned-000")]
+
 
 class TestJobs:
     def test_the_state_that_is_newer_counts(self, cache: Cache) -> None:

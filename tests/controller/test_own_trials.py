@@ -40,7 +40,7 @@ def child(number: int, name: str | None = None, **meta: Any) -> Json:
     }
 
 
-def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "") -> OwnTrials:
+def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "", sweep: Json = SWEEP) -> OwnTrials:
     """Return what is found among some LoRAJobs, one of which cannot be read."""
     there = {body["metadata"]["name"]: body for body in bodies}
 
@@ -52,9 +52,10 @@ def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "") -> Ow
     cache = SimpleNamespace(
         is_stale=lambda key: True, trials=lambda uid: frozenset(there), wait_for=lambda target, waiter: None
     )
+    # Nothing may be changed: a client that cannot.
     services = cast(Services, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
-    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
-    return own_trials(services, obj, parse_lorasweep(SWEEP), rows)
+    obj = FoundObject(parse_owner(Kind.LORASWEEP, sweep), sweep)
+    return own_trials(services, obj, parse_lorasweep(sweep), rows)
 
 
 def test_one_that_cannot_be_read_hides_no_other() -> None:
@@ -73,6 +74,16 @@ def test_one_that_is_astray_counts() -> None:
     own = found(child(0, ownerReferences=[{"kind": "ConfigMap", "name": "c", "uid": "c"}]), child(1, labels={}))
     assert sorted(own.children) == [0, 1]
     assert own.astray == {0}
+
+
+def test_one_without_an_owner_is_astray_where_the_sweep_is_deleted_and_kept() -> None:
+    """Its finalizer may keep it for long: what is found there is to be suspended."""
+    gone = {"deletionTimestamp": "2026-11-28T06:42:32Z", "finalizers": ["example.org/keep"]}
+    kept = {**SWEEP, "metadata": {**SWEEP["metadata"], **gone}}
+    own = found(child(0, ownerReferences=None), child(1), sweep=kept)
+    assert sorted(own.children) == [0, 1]
+    assert own.astray == {0}
+    assert own.refused == ()
 
 
 @pytest.mark.parametrize(

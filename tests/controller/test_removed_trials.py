@@ -64,12 +64,23 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
     tell_trials(services, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
 
 
-@pytest.mark.parametrize("left", [False, True])
-def test_trials_are_told_where_not_all_could_be_removed(left: bool) -> None:
+@pytest.mark.parametrize(
+    ("conditions", "end"),
+    [
+        ([], "(spec.keepAdapters)"),
+        (
+            [{"type": "TrialsRemoved", "status": "False", "reason": "TrialsLeft"}],
+            "could not be removed, or not all of them",
+        ),
+        ([{"type": "TrialsRemoved", "status": "Unknown", "reason": "RemovalUnknown"}], "were removed is not known"),
+    ],
+    ids=["removed", "left", "unknown"],
+)
+def test_trials_are_told_whether_all_was_removed(conditions: list[Json], end: str) -> None:
     cluster = Cluster(lambda name, call: None)
-    tell(cluster, *[{"type": "TrialsRemoved", "status": "False", "reason": "TrialsLeft"}] * left)
+    tell(cluster, *conditions)
     assert cluster.told == set(NAMES)
-    assert ("could not be removed" in cluster.said) is left
+    assert cluster.said.endswith(end)
 
 
 def test_a_call_that_fails_keeps_no_other_trial_from_being_told_and_is_tried_again() -> None:

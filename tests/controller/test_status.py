@@ -202,6 +202,32 @@ def test_a_sweep_that_could_not_remove_its_trials_says_so() -> None:
         LoRASweepStatus.model_validate(status)
 
 
+@pytest.mark.parametrize(
+    ("left", "removed"),
+    [
+        ({}, ("Unknown", "RemovalUnknown")),
+        ({"notRemoved": ""}, None),
+        ({"notRemoved": "support-002 is left"}, ("False", "TrialsLeft")),
+    ],
+    ids=["silent", "nothing", "something"],
+)
+def test_what_a_sweep_has_removed_is_not_known_where_only_a_silent_report_tells_of_its_end(
+    left: dict[str, Any], removed: tuple[str, str] | None
+) -> None:
+    owner = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
+    looking = dataclasses.replace(snapshot(train=DONE), kind=Kind.LORASWEEP, owner=owner)
+    report = Attempt(DONE, (ended(says={**RESULT, **left}),))
+    before, status = compute_status(looking), compute_status(dataclasses.replace(looking, report=report))
+    assert status["phase"] == "Succeeded"
+    assert condition(status, "TrialsRemoved") == removed
+    LoRASweepStatus.model_validate(status)
+    told = {event.reason: event for event in transitions(before, status)}
+    assert ("RemovalUnknown" in told) is (not left)
+    if not left:
+        assert told["RemovalUnknown"].warning
+        assert told["RemovalUnknown"].note.endswith("it lies below s3://adapters/x-trials/uid-2")
+
+
 def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:
     text = "rank 128, the largest that is chosen by itself, leaves a relative error of 0.4"
     owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})

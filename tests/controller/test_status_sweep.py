@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from controller.statuskit import NOW, ended, job
+from controller.statuskit import NOW, at, ended, job
 from controller.statuskit import running as at_work
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
@@ -20,7 +21,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.search import SUGGESTION_FAILED, Hindrance, Search
-from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
 
@@ -139,6 +140,59 @@ def test_it_has_failed_once_no_trial_runs() -> None:
     status = told(failed, decision=Decision(fail=failure))
     assert (status["phase"], status["failure"]["reason"]) == ("Failed", "SecretNotFound")
     assert "kubectl annotate lorasweep support" in status["failure"]["hint"]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"decision": Decision(end_reason=EndReason.DEADLINE)},
+        {"decision": Decision(fail=Failure(reason=FailureReason.SECRET_NOT_FOUND, message="the Secret s3 is missing"))},
+        {"decision": Decision(end_reason=EndReason.BUDGET), "refusal": Refusal("CreateRefused", "no changes today")},
+    ],
+    ids=["over", "failing", "refused"],
+)
+def test_it_searches_until_its_last_trials_have_ended(later: Json) -> None:
+    before = told(trial(0), running(1))
+    # An earlier version has written it where something was refused.
+    refused = {"type": "Running", "status": "False", "reason": "CreateRefused", "lastTransitionTime": at(-60)}
+    before = {**before, "conditions": [*before["conditions"], refused]}
+    status = told(trial(0), running(1, stopping=True), status=before, **later)
+    assert condition(status, "Searching")[0] == "False"
+    assert status["phase"] == "Searching"
+
+
+def test_it_searches_until_there_is_a_job_that_publishes_the_best() -> None:
+    concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
+    before = told(trial(0), **concluding)
+    assert before["phase"] == "Searching"
+    no_room = Refusal("QuotaExceeded", "count/jobs.batch is used up")
+    seen = replace(snapshot(status=before, refusal=no_room), search=None)
+    status = compute_status(seen)
+    assert (status["phase"], status["failure"]["reason"]) == ("Searching", "QuotaExceeded")
+    assert condition(status, "Searching") == ("False", "QuotaExceeded", "count/jobs.batch is used up")
+    waits = next_look(replace(seen, status=status, now=NOW + timedelta(minutes=2)), status)
+    assert waits == 20.0, "the longer that lasts, the more seldom"
+    started = told(trial(0), status=status, main=Attempt(job(name="support-conclude"), ()), **concluding)
+    assert (started["phase"], condition(started, "Searching")[1]) == ("Starting", "MaxTrials")
+
+
+def test_a_retry_while_trials_of_a_failing_sweep_still_end_is_answered_once_it_has_failed() -> None:
+    failed = trial(0, TrialState.FAILED, reason=FailureReason.SECRET_NOT_FOUND.value, why="the Secret s3 is missing")
+    given_up = trial(1, TrialState.PRUNED, why="the sweep has failed")
+
+    def look(status: Json, *trials: Trial, retry: str, **more: Any) -> Json:
+        return told(*trials, status=status, decision=decide(SPEC, trials, Moment(NOW, NOW)), retry=retry, **more)
+
+    before = look({}, running(0), running(1), retry="1")
+    assert before["observedRetry"] == "1", "it goes on, and that is the answer"
+    ending = look(before, failed, running(1, stopping=True), retry="2")
+    unknown = compute_status(replace(snapshot(status=ending, retry="2"), search=None))
+    over = look(unknown, failed, given_up, retry="2")
+    assert [each["observedRetry"] for each in (ending, unknown, over)] == ["1", "1", "1"]
+    assert over["phase"] == "Failed"
+    again = reopened(over, "2")
+    assert again is not None
+    assert (again["observedRetry"], again["forgiven"]) == ("2", 2)
 
 
 def test_where_people_have_ended_all_trials_it_says_how_it_goes_on() -> None:

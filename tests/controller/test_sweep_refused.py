@@ -72,6 +72,22 @@ def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials
     assert states(namespace) == ["Pruned", "Pruned", "Failed"]
 
 
+def test_a_retry_while_one_cannot_be_stopped_is_answered_once_it_was(namespace: Namespace, trials: Trials) -> None:
+    trials.held |= {"s-000", "s-001", "s-002"}
+    trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
+    begin(namespace)
+    freeze(namespace, "s-000")
+    trials.held.discard("s-002")
+    eventually("it waits for one", lambda: "waits for s-000 to end" in searching(namespace), 40)
+    assert namespace.status("s", SWEEPS)["phase"] == "Searching"
+    del trials.ends["train"]
+    namespace.annotate("s", SWEEPS, retry="1")
+    thaw(namespace)
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=90)
+    assert (status["observedRetry"], status["forgiven"], status["countsText"]) == ("1", 3, "3/3")
+    assert states(namespace) == ["Pruned", "Pruned", "Failed", "Complete", "Complete", "Complete"]
+
+
 def test_where_one_cannot_be_suspended_the_others_are_and_the_sweep_does_not_rest(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -110,6 +126,8 @@ def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace
     namespace.deny("batch", "jobs", "no Jobs today")
     trials.held.clear()
     namespace.wait_reason("s", "CreateRefused", SWEEPS)
+    assert namespace.status("s", SWEEPS)["phase"] == "Searching"
+    assert "no Jobs today" in searching(namespace)
     assert states(namespace) == ["Complete", "Complete"]
     assert namespace.status("s", SWEEPS)["countsText"] == "2/2"
     namespace.delete("lorajobs", "s-001")

@@ -132,6 +132,20 @@ def test_what_could_not_be_removed_is_not_said_to_be_removed() -> None:
     assert after_removal(after, "s", 1, NOW, remains=True) == after
 
 
+def test_what_nobody_knows_to_be_removed_is_not_said_to_be() -> None:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    for kind in (ConditionType.ADAPTER_UPLOADED, ConditionType.CHECKPOINT_SAVED):
+        draft.conditions.set(kind, True, kind.value, "at s3://a/x")
+    draft.succeed("published at s3://a/x", NOW)
+    after = after_removal({**draft.finish(), "adapter": {"uri": "s3://a/x"}}, "s", 1, NOW, remains=None)
+    told = {each["type"]: each["message"] for each in after["conditions"]}
+    assert "adapter" not in after
+    assert told["AdapterUploaded"].endswith("(spec.keepAdapters); whether the others were removed is not known")
+    assert told["Succeeded"].endswith("LoRASweep s does not keep it, and whether it was removed is not known")
+    assert told["CheckpointSaved"].startswith("the checkpoints were to be removed (whether they were is not known)")
+    assert after_removal(after, "s", 1, NOW, remains=None) == after
+
+
 def test_the_report_beside_a_removed_adapter_is_not_named() -> None:
     adapter = {"uri": "s3://a/x", "manifestSha256": "0" * 64}
     data = {"rows": 4, "report": "s3://a/x/data-report.md"}

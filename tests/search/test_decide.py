@@ -151,6 +151,16 @@ def test_what_was_stopped_as_the_sweep_had_failed_is_forgiven_with_it() -> None:
     assert decide(patient, [done(0, 1.0), wrong, ended], forgiving(3)).create == (3,), "it says nothing of its values"
 
 
+def test_what_was_stopped_for_a_failure_that_came_to_nothing_does_not_count_though_nobody_retried() -> None:
+    before, raised = (sweep(maxTrials=4, parallelTrials=4, maxFailedTrials=most) for most in (0, 1))
+    stop = decide(before, [done(0), by_chance(1), running(2), running(3)], moment()).stop
+    ended = [trial_of(lorajob(number, {"phase": "Stopped"}, stop=stop[number]), read) for number in (2, 3)]
+    assert decide(before, [done(0), by_chance(1), *ended], moment()).fail is not None
+    assert decide(raised, [done(0), by_chance(1), *ended], moment()) == Decision(create=(4, 5))
+    over = decide(raised, [done(0), by_chance(1), *ended, done(4), done(5)], moment())
+    assert over == Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)
+
+
 def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
     trials = [by_chance(0), by_chance(1), trial(2, S.INFEASIBLE, reason="LossDiverged", why="at step 9")]
     failure = decide(sweep(maxTrials=1), trials, forgiving(2)).fail

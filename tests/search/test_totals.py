@@ -151,6 +151,8 @@ def test_trials_are_counted() -> None:
     assert counts_text(TRIALS, 20) == "8/20"
     assert counts_text([*TRIALS, trial(11, origin="Final")], 20) == "8/20"
     assert (counts_text(TRIALS, 20, forgiven=5), counts_text(TRIALS, 20, forgiven=6)) == ("8/20", "7/20")
+    given_up = trial(11, S.PRUNED, why="the sweep has failed")
+    assert counts_text([*TRIALS, given_up], 20) == "8/20", "it never counts"
 
 
 def test_what_was_spent_and_what_pruning_saved() -> None:
@@ -207,6 +209,9 @@ def test_what_was_forgiven_is_not_told_and_what_is_tried_first_is_in_the_questio
     asked = question_of(spec, space, trials, (0, 3), forgiven=2)
     assert [each.number for each in asked.trials] == [1, 2]
     assert [each.number for each in question_of(spec, space, trials, (3,), forgiven=0).trials] == [0, 1, 2]
+    given_up = trial(3, S.PRUNED, why="the sweep has failed")
+    again = question_of(spec, space, [*trials, given_up], (4,), forgiven=0)
+    assert [each.number for each in again.trials] == [0, 1, 2], "its point may be tried again"
     assert asked.fixed == {0: Fixed(origin="Initial", values={RATE: "0.001"})}
 
 

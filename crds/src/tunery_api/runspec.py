@@ -251,7 +251,8 @@ class RunResult(OpenModel):
     rank_too_low: Annotated[str, Field(max_length=1024)] | None = None
     """What the rank that a merge chose by itself costs, where that is more than it should."""
     not_removed: Annotated[str, Field(max_length=1024)] | None = None
-    """Of a sweep's end: why its trials have left what was to be removed; None: they have not, or nobody knows."""
+    """Of a sweep's end: why its trials have left what was to be removed; empty: they have not. None says that, too, of
+    the pod that removed it; of a report, that it has not looked."""
 
 
 class ProgressMetric(OpenModel):

@@ -105,8 +105,12 @@ class Trial:
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
     def is_forgiven(self, forgiven: int) -> bool:
-        """Tell whether it failed, or was ended, for what was mended since: below the number that a retry wrote down."""
-        return self.row.number < forgiven and (self.row.state == TrialState.FAILED or self.is_given_up)
+        """Tell whether it counts no more, as it failed for what was mended since: below the number of a retry.
+
+        One that was ended as the sweep would fail never counts: where the sweep goes on, without a retry even, it did
+        not fail.
+        """
+        return self.is_given_up or (self.row.number < forgiven and self.row.state == TrialState.FAILED)
 
     @property
     def is_given_up(self) -> bool:

@@ -22,6 +22,7 @@ from tunery_operator.kube.versions import Tombstones, later
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key, retry_mark
 from tunery_operator.views.pod import LostPod
+from tunery_operator.views.time_to_live import time_to_live
 
 MAX_LOST: Final = 50
 """So many vanished pods of one Job are remembered: status has long counted the ones before."""
@@ -132,9 +133,9 @@ class Owners:
             known.body = body
 
     def _expires(self, body: dict[str, Any]) -> float | None:
-        ttl = (body.get("spec") or {}).get("ttlSecondsAfterFinished", self._default_ttl)
+        ttl = time_to_live(body, self._default_ttl)
         ended = parse_time((body.get("status") or {}).get("completionTime"))
-        return None if ended is None or not isinstance(ttl, int) else ended.timestamp() + ttl
+        return None if ended is None or ttl is None else ended.timestamp() + ttl
 
     def forget(self, key: Key, uid: str | None) -> set[Key]:
         """Forget a deleted object, unless another of that name is there already; return the keys that waited."""

@@ -23,6 +23,7 @@ from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.owner import Owner
+from tunery_operator.views.time_to_live import time_to_live
 
 AWAITED_SECONDS: Final = 30.0
 """How long an expired object that somebody waits for lives on before the next look."""
@@ -102,8 +103,8 @@ def _try_again(services: Services, obj: FoundObject, status: Mapping[str, Any], 
 def seconds_to_live(services: Services, obj: FoundObject, status: Mapping[str, Any]) -> float | None:
     """Return how long a finished object still lives; None: until someone deletes it."""
     ended = parse_time(status.get("completionTime"))
-    ttl = obj.spec.get("ttlSecondsAfterFinished", services.platform.settings.default_ttl_seconds)
-    if ended is None or not isinstance(ttl, int):
+    ttl = time_to_live(obj.body, services.platform.settings.default_ttl_seconds)
+    if ended is None or ttl is None:
         return None
     return ttl - (services.now() - ended).total_seconds()
 
@@ -113,7 +114,7 @@ def _expire(services: Services, obj: FoundObject) -> Requeue:
     seconds = seconds_to_live(services, obj, obj.status)
     if seconds is None or seconds > 0:
         return DONE if seconds is None else Requeue(seconds)
-    if is_awaited(services, obj.owner.key):
+    if is_awaited(services, obj):
         return Requeue(AWAITED_SECONDS)
     apply.delete_object(services.client, obj.owner, obj.version)
     return DONE

@@ -14,6 +14,7 @@ from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.serverstatus import AdapterState, ServerPhase
 from tunery_api.serving import Desired
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.kube.read import peek_object
 from tunery_operator.plan.inputs import (
     AdapterInput,
@@ -31,6 +32,7 @@ from tunery_operator.plan.job import checkpoint_place, output_place
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.job import controller_of
 from tunery_operator.views.owner import Key, parse_owner
 
 
@@ -145,14 +147,17 @@ def refuse_circle(services: Services, obj: FoundObject, source: LocalReference, 
         raise InvalidSpec([FieldError(f"spec.{field}.loraJobRef.name", text)])
 
 
-def is_awaited(services: Services, key: Key) -> bool:
-    """Tell whether an unfinished object names this one and has not written down what it found there."""
-    cache = services.cache
+def is_awaited(services: Services, obj: FoundObject) -> bool:
+    """Tell whether an unfinished object names this one, or has made it, and has not written down what it found."""
+    cache, key = services.cache, obj.owner.key
     near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
     for other in near:
         body = cache.body(other) or {}
         if other.kind is Kind.ADAPTERSERVER:
             if _server_awaits(body, cache.servers.desired(other), key):
+                return True
+        elif other.kind is Kind.LORASWEEP:
+            if _sweep_awaits(body, obj):
                 return True
         elif key.kind is Kind.LORAJOB and _awaits(body, key.name):
             return True
@@ -164,6 +169,18 @@ def _awaits(body: Mapping[str, Any], name: str) -> bool:
     return name not in known and any(
         (item.get("loraJobRef") or {}).get("name") == name for item in _sources(body.get("spec") or {})
     )
+
+
+def _sweep_awaits(body: Mapping[str, Any], obj: FoundObject) -> bool:
+    """Tell whether an object is a trial of this very sweep whose row does not say yet what it came to.
+
+    By the row's uid, whosever it is by now; one that no row names yet by its owner.
+    """
+    rows = {row.get("uid"): row.get("state") for row in (body.get("status") or {}).get("trials") or ()}
+    if obj.owner.uid in rows:
+        return rows[obj.owner.uid] not in FINAL_TRIAL_STATES
+    made = controller_of(obj.body).get("uid") == (body.get("metadata") or {}).get("uid")
+    return made and obj.owner.sweep is not None
 
 
 _REFERENCES: Final = {Kind.LORAJOB: "loraJobRef", Kind.ADAPTERMERGE: "adapterMergeRef"}

@@ -159,13 +159,14 @@ def _is_alone(obj: FoundObject, number: int, body: Json) -> bool:
 def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
-    One that cannot be taken back is told to be astray; who made it somebody else's meant that. Raises StaleObject where
-    the sweep is being deleted by now: with --cascade=orphan it is meant to leave them.
+    One that cannot be taken back is told to be astray; who made it somebody else's meant that. So is any of a sweep
+    that was deleted and is kept: with --cascade=orphan it is meant to leave them. Raises StaleObject where the sweep
+    was deleted since it was read.
     """
-    owner = obj.owner
+    owner, deleted = obj.owner, "deletionTimestamp" in obj.body["metadata"]
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
-        if _is_alone(obj, number, body):
+        if not deleted and _is_alone(obj, number, body):
             _ensure_wanted(services, owner)
             logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}

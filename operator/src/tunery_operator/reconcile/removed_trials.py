@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
-from tunery_api.status import FINAL_PHASES, ConditionType, Phase
+from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
 from tunery_operator.errors import ApiFailure, OwnerGone, StaleObject
 from tunery_operator.kube.client import Json
 from tunery_operator.kube.rbac import LORAJOBS
 from tunery_operator.kube.status import status_change, write_status
-from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.reconcile.found_object import FoundObject, condition_of
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.removed import after_removal
 from tunery_operator.views.owner import parse_owner
@@ -36,13 +36,19 @@ def tell_trials(services: Services, obj: FoundObject, status: Mapping[str, Any])
     """
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
-    remains = any(each["type"] == ConditionType.TRIALS_REMOVED for each in status.get("conditions") or ())
+    remains = _remains(status)
     left = [row for row in status.get("trials") or () if _is_to_be_told(row)]
     while left:
         failed = [(row, error) for row in left if (error := _tell(services, obj, row, remains)) is not None]
         if len(failed) == len(left):
             raise failed[0][1]
         left = [row for row, _ in failed]
+
+
+def _remains(status: Mapping[str, Any]) -> bool | None:
+    """Tell whether something is left of what was to be removed; None: nobody knows."""
+    told = condition_of(status, ConditionType.TRIALS_REMOVED).get("status")
+    return None if told == ConditionStatus.UNKNOWN.value else told is not None
 
 
 def _is_to_be_told(row: Mapping[str, Any]) -> bool:
@@ -55,7 +61,7 @@ def _has_stored(row: Mapping[str, Any]) -> bool:
 
 
 def _tell(
-    services: Services, obj: FoundObject, row: Mapping[str, Any], remains: bool
+    services: Services, obj: FoundObject, row: Mapping[str, Any], remains: bool | None
 ) -> StaleObject | ApiFailure | None:
     """Have one trial say so; return why it could not be told, where another try may help."""
     try:
@@ -78,7 +84,7 @@ def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
     return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
 
 
-def _write(services: Services, obj: FoundObject, body: Json, remains: bool) -> None:
+def _write(services: Services, obj: FoundObject, body: Json, remains: bool | None) -> None:
     keep = int(obj.spec.get("keepAdapters") or 1)
     after = after_removal(body["status"], obj.owner.key.name, keep, services.now(), remains=remains)
     change = status_change(body, after)

@@ -18,6 +18,7 @@ from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import seconds_to_wait, write
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 _ANSWERS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
@@ -44,6 +45,9 @@ def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: f
     woken = write(services, obj, status, change)
     if status["phase"] in FINAL_PHASES:
         mark_done(services, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
+        if reopened(status, obj.retry) is not None:
+            # Asked for while trials of a sweep still ended; no watch tells of it any more.
+            return Requeue(0.0, woken)
         return Requeue(seconds_to_live(services, obj, status), woken)
     return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
 

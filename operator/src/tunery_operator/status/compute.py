@@ -58,8 +58,9 @@ SCHEDULING: Final = "spec.scheduling"
 
 
 def _check_spec(draft: Draft) -> bool:
-    draft.put(observedRetry=retry_mark(draft.snapshot.retry))
     errors = draft.snapshot.errors
+    if errors or _answers_retry(draft.snapshot):
+        draft.put(observedRetry=retry_mark(draft.snapshot.retry))
     if errors:
         text = "; ".join(str(error) for error in errors)
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
@@ -76,6 +77,15 @@ def _check_spec(draft: Draft) -> bool:
     if draft.snapshot.method is not None:
         draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
     return False
+
+
+def _answers_retry(snapshot: Snapshot) -> bool:
+    """Tell whether going on is the answer to who asks for another try.
+
+    A sweep that fails and waits for its trials has none yet: it is tried again once it has failed.
+    """
+    search = snapshot.search
+    return snapshot.kind is not Kind.LORASWEEP or (search is not None and search.decision.fail is None)
 
 
 def _check_names(draft: Draft) -> bool:

@@ -19,7 +19,7 @@ MAX_SECONDS: Final = 60.0
 """Between two looks at what the cluster says of a pod that does not start, or of a Job that it refuses: the longer
 that lasts, the more seldom, since a thousand jobs may wait for the same thing."""
 _SHARE: Final = 6
-_STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value})
+_STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value, ConditionType.SEARCHING.value})
 
 
 def next_look(snapshot: Snapshot, status: Mapping[str, Any]) -> float | None:

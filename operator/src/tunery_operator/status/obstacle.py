@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType
@@ -48,8 +49,18 @@ def _set_stage(draft: Draft, reason: str, message: str) -> None:
     if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
         # What cannot be stopped is not on its way to be.
         draft.conditions.set(ConditionType.SUSPENDED, False, reason, message)
+    if snapshot.kind is Kind.LORASWEEP and snapshot.main is None and snapshot.waiting_for is None:
+        _set_searching(draft, reason, message)
+        return
     before_work = snapshot.running.has_preflight and not draft.conditions.is_true(preflight)
     if before_work:
         draft.conditions.set(preflight, None, reason, message)
     elif draft.conditions.status(running) != "True":
         draft.conditions.set(running, False, reason, message)
+
+
+def _set_searching(draft: Draft, reason: str, message: str) -> None:
+    """Say of a sweep without a Job what keeps it from its next step, where the search itself has not told that."""
+    if draft.snapshot.search is None:
+        over = draft.conditions.is_false(ConditionType.SEARCHING)
+        draft.conditions.set(ConditionType.SEARCHING, False if over else None, reason, message)

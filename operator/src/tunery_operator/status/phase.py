@@ -68,5 +68,7 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
         (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
+        # No more trials are made; those that run still end, or the Job that publishes the best is not there yet.
+        (conditions.is_false(ConditionType.SEARCHING), Phase.SEARCHING),
     )
     return next((phase for holds, phase in checks if holds), Phase.PENDING)

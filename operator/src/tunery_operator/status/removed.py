@@ -12,15 +12,30 @@ from tunery_operator.status.conditions import Conditions
 from tunery_operator.views.event import ADAPTER_REMOVED
 
 _GONE: Final = ("adapter", "rejectedAdapter", "checkpoint")
-_REMAINS: Final = "; the others could not be removed, or not all of them"
+_OTHERS: Final = {
+    False: "",
+    True: "; the others could not be removed, or not all of them",
+    None: "; whether the others were removed is not known",
+}
+_CHECKPOINTS: Final = {
+    False: "were removed",
+    True: "could not be removed, or not all of them,",
+    None: "were to be removed (whether they were is not known)",
+}
+_SINCE: Final = {
+    False: "has removed it since",
+    True: "does not keep it, and could not remove all that it does not keep",
+    None: "does not keep it, and whether it was removed is not known",
+}
+"""By what remains, as `after_removal` has it."""
 
 
 def after_removal(
-    status: Mapping[str, Any], sweep: str, keep: int, now: datetime, *, remains: bool = False
+    status: Mapping[str, Any], sweep: str, keep: int, now: datetime, *, remains: bool | None = False
 ) -> dict[str, Any]:
     """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing.
 
-    `remains`: not all that is not kept could be removed, and nobody vouches for what lies there.
+    `remains`: not all that is not kept could be removed, and nobody vouches for what lies there; None: nobody knows.
     """
     if not any(name in status for name in _GONE):
         return dict(status)
@@ -28,12 +43,11 @@ def after_removal(
     why = f"LoRASweep {sweep} has published its best; of its trials' own adapters it keeps those of the {keep} best"
     if "adapter" in status:
         conditions.set(
-            ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters){_REMAINS * remains}"
+            ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters){_OTHERS[remains]}"
         )
         _say_it_was_published(conditions, sweep, remains)
     if conditions.is_true(ConditionType.CHECKPOINT_SAVED):
-        what = "could not be removed, or not all of them," if remains else "were removed"
-        text = f"the checkpoints {what} once LoRASweep {sweep} had published its best"
+        text = f"the checkpoints {_CHECKPOINTS[remains]} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}
     told = [_without_place(each) for each in conditions.to_list()]
@@ -46,10 +60,9 @@ def _without_place(said: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, "message": without_rejected(said["message"])} if said.get("message") else dict(said)
 
 
-def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool) -> None:
+def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool | None) -> None:
     """Have the end of a trial say nothing of a place where nothing lies, or nothing to rely on."""
-    since = "does not keep it, and could not remove all that it does not keep" if remains else "has removed it since"
-    text = f"published, read back, and every digest matched; LoRASweep {sweep} {since}"
+    text = f"published, read back, and every digest matched; LoRASweep {sweep} {_SINCE[remains]}"
     if conditions.is_true(ConditionType.SUCCEEDED):
         conditions.set(ConditionType.SUCCEEDED, True, conditions.reason(ConditionType.SUCCEEDED) or "Succeeded", text)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tunery_api.kinds import Kind
 from tunery_api.measured import MetricsStatus, change_text
+from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import AnswersReport, RunResult
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.events import RANK_TOO_LOW, TRIALS_LEFT
+from tunery_operator.status.events import RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
@@ -77,9 +79,12 @@ def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
 def check_result(draft: Draft, attempt: Attempt) -> None:
     """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
     snapshot = draft.snapshot
-    result = published(snapshot, attempt) or published(snapshot, snapshot.report)
+    own = published(snapshot, attempt)
+    result = own or published(snapshot, snapshot.report)
     if result is not None:
         take_result(draft, result)
+        if own is None and result.not_removed is None:
+            _tell_removal_unknown(draft, attempt, result)
         text = take_published(draft, result)
         forget_checkpoint(draft, result)
         pod = succeeded_pod(attempt)
@@ -88,6 +93,18 @@ def check_result(draft: Draft, attempt: Attempt) -> None:
         _look_up(draft, attempt)
     else:
         _fail_without_result(draft, attempt)
+
+
+def _tell_removal_unknown(draft: Draft, attempt: Attempt, result: RunResult) -> None:
+    """Say of a sweep that nobody knows what its trials have left: who removed it was not heard, a report is silent."""
+    if draft.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
+        return
+    place = trials_uri(result.adapter.uri, draft.snapshot.owner.uid)
+    text = (
+        f"what the pod of Job {attempt.job.name} said is gone, so whether it has removed what the trials that are not "
+        f"kept have stored is not known; if not, it lies below {place}"
+    )
+    draft.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
 
 
 def take_published(draft: Draft, result: RunResult) -> str:

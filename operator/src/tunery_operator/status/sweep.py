@@ -32,6 +32,9 @@ def check_search(draft: Draft) -> bool:
     search = draft.snapshot.search
     if search is None:
         return False
+    if draft.snapshot.main is None:
+        # Of a Job that is not there yet Searching says all.
+        draft.conditions.drop(ConditionType.RUNNING)
     _show_trials(draft, search)
     failure = search.decision.fail
     if failure is None:
