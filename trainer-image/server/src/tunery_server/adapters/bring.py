@@ -95,7 +95,7 @@ class Bringer:
             raise problem.error
 
     async def _fetch(self, slot: Slot, sha256: str) -> Content:
-        item, loop, heard = slot.item, asyncio.get_running_loop(), Heard()
+        item, loop, heard, lay = slot.item, asyncio.get_running_loop(), Heard(), list[tuple[str, ...]]()
         slot.heard = heard
 
         def moved(count: int) -> None:
@@ -104,20 +104,15 @@ class Bringer:
 
         def brought() -> Content:
             known = self._cache.known(sha256)  # another name may have brought it meanwhile
-            return known or fetch(self._open(item), sha256, Into(self._cache, heard, moved))
+            return known or fetch(self._open(item), sha256, Into(self._cache, heard, moved, lay.append))
 
         try:
             return await self._downloads.ask(brought, heard, _store(item))
         except TuneryError as error:
             if error.reason is FailureReason.ADAPTER_CORRUPT:
-                slot.mark = await self._mark(item) if heard.bytes else None  # a manifest is as soon read as a mark
+                weights = bool(lay) and heard.bytes  # a manifest is as soon read as a mark
+                slot.mark = Mark(lay[-1], self._clock() + ANEW_SECONDS) if weights else None
             raise
-
-    async def _mark(self, item: DesiredAdapter) -> Mark | None:
-        try:
-            return Mark(await self._ask(item, lambda: marks(self._open(item))), self._clock() + ANEW_SECONDS)
-        except TuneryError:
-            return None
 
     async def _ask(self, item: DesiredAdapter, question: Callable[[], Result]) -> Result:
         """Return what a short question to an adapter's store is answered with."""
