@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tunery_api.reasons import FailureReason
@@ -23,11 +25,22 @@ QUESTIONS: Final = 8
 ANEW_SECONDS: Final = 900.0
 """For so long damaged weights are not read again while nothing changes in their store."""
 
+_POLL_SECONDS: Final = 0.1
+
 Result = TypeVar("Result")
 
 
 class StillHeld(Exception):
     """A folder that must be brought anew is one that the engine holds, or another brings; that has to end first."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """Of a name that brings what others may be led to, too."""
+
+    slot: Slot
+    ended: asyncio.Future[TuneryError | None]
+    """What it failed with, where that holds for the others as well."""
 
 
 class Bringer:
@@ -43,6 +56,8 @@ class Bringer:
         self._moved = moved
         self._downloads = Turns(DOWNLOADS)
         self._looks = Turns(QUESTIONS)
+        self._turns: dict[tuple[str, str], _Turn] = {}
+        """Who brings what, by its place and its digest."""
 
     async def look(self, item: DesiredAdapter, before: Look | None, seconds: float | None = None) -> Look:
         """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
@@ -70,6 +85,30 @@ class Bringer:
             return Known(sha256, check_fit(content.folder, content.manifest.lineage, base), content.size)
         except TuneryError:
             return None  # of what its store has, it may not be so
+
+    @asynccontextmanager
+    async def turn(self, slot: Slot, sha256: str) -> AsyncIterator[None]:
+        """Have one name at a time bring a version from its place: two would have others leave for each of them.
+
+        Raises what another has failed with meanwhile; but for a full disk, where each asks for room of its own.
+        """
+        key = (slot.item.uri, sha256)
+        while (other := self._turns.get(key)) is not None:
+            slot.heard = other.slot.heard
+            await asyncio.wait({other.ended}, timeout=_POLL_SECONDS)
+            if other.ended.done() and (error := other.ended.result()) is not None:
+                slot.mark = other.slot.mark
+                raise error
+        mine = self._turns[key] = _Turn(slot, asyncio.get_running_loop().create_future())
+        error = None
+        try:
+            yield
+        except TuneryError as failed:
+            error = failed if failed.reason is not FailureReason.DISK_FULL else None
+            raise
+        finally:
+            del self._turns[key]
+            mine.ended.set_result(error)
 
     async def bring(self, slot: Slot, sha256: str) -> Content:
         """Return the version, with every digest compared; raises what source.fetch raises, and StillHeld."""
