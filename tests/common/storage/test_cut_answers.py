@@ -13,6 +13,7 @@ import pytest
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import Entry, Store, open_store, s3_client
+from tunery_common.storage.base import ObjectReplaced
 from tunery_common.storage.credentials import Credentials
 
 DATA = b"0123456789" * 100
@@ -176,6 +177,14 @@ def test_a_whole_object_in_place_of_a_range_is_taken_for_what_it_is(server: Scri
     assert b"".join(server.store.stream(Entry("x", 1000, '"1"'), 0, 100)) == DATA[:100]
     fails(lambda: server.store.read_range("x", 300, 100), "other bytes than")
     fails(lambda: list(server.store.stream(Entry("x", 1000, '"1"'), 300, 100)), "other bytes than")
+
+
+def test_a_server_that_ignores_conditions_sends_nothing_of_another_object(server: Scripted) -> None:
+    server.answers([span(300, 400), "Content-Length: 100"], DATA[300:400], 206)
+    with pytest.raises(ObjectReplaced, match="s3://b/x was replaced while it was read"):
+        list(server.store.stream(Entry("x", 1000, '"0"'), 300, 100))
+    for same in ('W/"1"', "1", ""):
+        assert b"".join(server.store.stream(Entry("x", 1000, same), 300, 100)) == DATA[300:400]
 
 
 def test_what_has_come_before_the_end_is_kept(server: Scripted) -> None:

@@ -104,13 +104,18 @@ class S3Store:
 
     def _get(self, entry: Entry, span: Span) -> GetObjectOutputTypeDef:
         try:
-            return self._client.get_object(
+            answer = self._client.get_object(
                 Bucket=self._bucket, Key=self._key(entry.key), Range=span.header, IfMatch=entry.version or "*"
             )
         except ClientError as error:
             if s3_errors.is_precondition_failed(error):
                 raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}") from error
             raise
+        said = answer.get("ETag")
+        if said and entry.version and _bare(said) != _bare(entry.version):  # some servers take no notice of IfMatch
+            answer["Body"].close()
+            raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}")
+        return answer
 
     def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         return transfer.download(self, key, path, progress)
@@ -205,6 +210,11 @@ class S3Store:
             if s3_errors.is_no_key(error) and key:
                 raise ObjectMissing(self.uri(key)) from error
             raise self._translated(error, action, key) from error
+
+
+def _bare(etag: str) -> str:
+    """Return an ETag as any server or proxy means it: weakened on its way or not, in quotes or not."""
+    return etag.removeprefix("W/").strip('"')
 
 
 class _HashingReader:

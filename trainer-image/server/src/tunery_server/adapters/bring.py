@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tunery_api.reasons import FailureReason
@@ -23,11 +25,22 @@ QUESTIONS: Final = 8
 ANEW_SECONDS: Final = 900.0
 """For so long damaged weights are not read again while nothing changes in their store."""
 
+_POLL_SECONDS: Final = 0.1
+
 Result = TypeVar("Result")
 
 
 class StillHeld(Exception):
     """A folder that must be brought anew is one that the engine holds, or another brings; that has to end first."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """Of a name that brings what others may be led to, too."""
+
+    slot: Slot
+    ended: asyncio.Future[TuneryError | None]
+    """What it failed with, where that holds for the others as well."""
 
 
 class Bringer:
@@ -43,6 +56,8 @@ class Bringer:
         self._moved = moved
         self._downloads = Turns(DOWNLOADS)
         self._looks = Turns(QUESTIONS)
+        self._turns: dict[tuple[str, str], _Turn] = {}
+        """Who brings what, by its place and its digest."""
 
     async def look(self, item: DesiredAdapter, before: Look | None, seconds: float | None = None) -> Look:
         """Return what is published there now, within `seconds` if so many are given; raises what source.look raises."""
@@ -71,6 +86,30 @@ class Bringer:
         except TuneryError:
             return None  # of what its store has, it may not be so
 
+    @asynccontextmanager
+    async def turn(self, slot: Slot, sha256: str) -> AsyncIterator[None]:
+        """Have one name at a time bring a version from its place: two would have others leave for each of them.
+
+        Raises what another has failed with meanwhile; but for a full disk, where each asks for room of its own.
+        """
+        key = (slot.item.uri, sha256)
+        while (other := self._turns.get(key)) is not None:
+            slot.heard = other.slot.heard
+            await asyncio.wait({other.ended}, timeout=_POLL_SECONDS)
+            if other.ended.done() and (error := other.ended.result()) is not None:
+                slot.mark = other.slot.mark
+                raise error
+        mine = self._turns[key] = _Turn(slot, asyncio.get_running_loop().create_future())
+        error = None
+        try:
+            yield
+        except TuneryError as failed:
+            error = failed if failed.reason is not FailureReason.DISK_FULL else None
+            raise
+        finally:
+            del self._turns[key]
+            mine.ended.set_result(error)
+
     async def bring(self, slot: Slot, sha256: str) -> Content:
         """Return the version, with every digest compared; raises what source.fetch raises, and StillHeld."""
         content = await in_thread(functools.partial(self._cache.find, sha256))
@@ -95,7 +134,7 @@ class Bringer:
             raise problem.error
 
     async def _fetch(self, slot: Slot, sha256: str) -> Content:
-        item, loop, heard = slot.item, asyncio.get_running_loop(), Heard()
+        item, loop, heard, lay = slot.item, asyncio.get_running_loop(), Heard(), list[tuple[str, ...]]()
         slot.heard = heard
 
         def moved(count: int) -> None:
@@ -104,20 +143,15 @@ class Bringer:
 
         def brought() -> Content:
             known = self._cache.known(sha256)  # another name may have brought it meanwhile
-            return known or fetch(self._open(item), sha256, Into(self._cache, heard, moved))
+            return known or fetch(self._open(item), sha256, Into(self._cache, heard, moved, lay.append))
 
         try:
             return await self._downloads.ask(brought, heard, _store(item))
         except TuneryError as error:
             if error.reason is FailureReason.ADAPTER_CORRUPT:
-                slot.mark = await self._mark(item) if heard.bytes else None  # a manifest is as soon read as a mark
+                weights = bool(lay) and heard.bytes  # a manifest is as soon read as a mark
+                slot.mark = Mark(lay[-1], self._clock() + ANEW_SECONDS) if weights else None
             raise
-
-    async def _mark(self, item: DesiredAdapter) -> Mark | None:
-        try:
-            return Mark(await self._ask(item, lambda: marks(self._open(item))), self._clock() + ANEW_SECONDS)
-        except TuneryError:
-            return None
 
     async def _ask(self, item: DesiredAdapter, question: Callable[[], Result]) -> Result:
         """Return what a short question to an adapter's store is answered with."""

@@ -60,7 +60,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Mark:
-    """What lay in a store when weights that came from it were found to be damaged."""
+    """What lay in a store before weights were read that were found to be damaged."""
 
     versions: tuple[str, ...]
     until: float

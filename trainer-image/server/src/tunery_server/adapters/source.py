@@ -149,6 +149,8 @@ class Into:
     heard: Heard
     moved: Callable[[int], None]
     """Told of all bytes that come; ends what is too late."""
+    again: Callable[[tuple[str, ...]], None]
+    """Told what lies there before it is read once more: what is read then is that, or newer."""
 
 
 def fetch(place: StorePath, sha256: str, into: Into) -> Content:
@@ -167,6 +169,7 @@ def fetch(place: StorePath, sha256: str, into: Into) -> Content:
         elif error.reason is not FailureReason.ADAPTER_CORRUPT:
             raise
     # What does not match its digest is brought once more: a proxy, or a copy under way, may have been to blame.
+    into.again(marks(place))
     return _fetch(place, sha256, into)
 
 

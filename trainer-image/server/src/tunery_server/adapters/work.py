@@ -164,14 +164,15 @@ class Worker:
 
     async def _brought(self, slot: Slot, wanted: str) -> Content:
         """Return the version once it is on the disk, for which others may have to leave it."""
-        while True:
-            try:
-                return await self._tools.bringer.bring(slot, wanted)
-            except TuneryError as error:
-                if error.reason is not FailureReason.DISK_FULL:
-                    raise
-                if not await self._tools.disk.make(slot, error):
-                    raise Later from error
+        async with self._tools.bringer.turn(slot, wanted):
+            while True:
+                try:
+                    return await self._tools.bringer.bring(slot, wanted)
+                except TuneryError as error:
+                    if error.reason is not FailureReason.DISK_FULL:
+                        raise
+                    if not await self._tools.disk.make(slot, error):
+                        raise Later from error
 
     async def _verify(self, slot: Slot, wanted: str) -> None:
         """Know of what would be loaded for whoever asks."""

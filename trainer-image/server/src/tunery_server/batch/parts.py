@@ -181,7 +181,7 @@ class Parts:
         tally.merge(tally_of(answers))
         new = self._store(mark.first, records, tally)
         if new.file != mark.file:
-            self.place.store.delete(self.place.key(mark.file))
+            self._drop_file(mark.file)
         return new
 
     def read(self, mark: Mark) -> Iterator[Record]:
@@ -211,7 +211,10 @@ class Parts:
         except ObjectMissing:
             data = b""
         if hashlib.sha256(data).hexdigest() != mark.sha256:
-            self.place.store.delete(self.place.key(_mark_name(mark.first)))
+            name = _mark_name(mark.first)
+            stored = self._mark(name)
+            if stored is not None and stored.file == mark.file:  # else it vouches for what was stored since
+                self.place.store.delete(self.place.key(name))
             raise DamagedPart(self.place, mark)
         return data
 
@@ -240,6 +243,13 @@ class Parts:
         self.place.store.put_bytes(self.place.key(mark.file), data)
         self._put(_mark_name(first), mark.model_dump(mode="json", by_alias=True, exclude_none=True))
         return mark
+
+    def _drop_file(self, name: str) -> None:
+        """Remove a file that no mark names any more: what is left of it does not count, and `load` removes it."""
+        try:
+            self.place.store.delete(self.place.key(name))
+        except TuneryError as error:  # perhaps only the answer was lost, and the file is gone: mending would need it
+            _log.warning("%s, which is not needed any more, cannot be removed: %s", name, error.message)
 
     def _put(self, name: str, document: dict[str, Any]) -> None:
         self.place.store.put_bytes(self.place.key(name), json.dumps(document).encode())

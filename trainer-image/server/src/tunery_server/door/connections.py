@@ -221,7 +221,7 @@ class Room:
 class Connection(RequestHandler):
     """One client's connection, with its place in the room and a time for each head."""
 
-    __slots__ = ("_asked", "_deadline", "_further", "_half_closed", "_left", "_room", "_unread", "_wire", "address")
+    __slots__ = ("_came", "_deadline", "_further", "_half_closed", "_left", "_room", "_unread", "_wire", "address")
 
     def __init__(self, server: web.Server, room: Room, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:
         super().__init__(server, loop=loop, **kwargs)
@@ -229,8 +229,8 @@ class Connection(RequestHandler):
         self._room = room
         self._wire: asyncio.Transport | None = None
         """aiohttp forgets it while what it has written last is still on its way to the client."""
-        self._asked = self._loop.time()
-        """When the last byte of a head came."""
+        self._came = self._loop.time()
+        """When its client's last bytes came."""
         self._deadline: asyncio.TimerHandle | None = None
         self._further = Further()
         self._half_closed: asyncio.TimerHandle | None = None
@@ -284,8 +284,7 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes on; the first of a further request start the time for its head, or the end of the one before."""
-        if self._is_idle():
-            self._asked = self._loop.time()
+        self._came = self._loop.time()
         count = self._request_count
         super().data_received(data)
         self._further.came(data, *(self._messages[-1] if self._request_count > count else ()))
@@ -293,7 +292,7 @@ class Connection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own; aiohttp's says less
         """Answer what was asked just now, though no more is to come; else nobody is there any more."""
-        left = self._asked + self._room.limits.half_closed - self._loop.time()
+        left = self._came + self._room.limits.half_closed - self._loop.time()
         request = self._current_request
         incomplete = request is not None and not request.content.is_eof()
         if self._is_idle() or incomplete or left <= 0:

@@ -9,6 +9,8 @@ from aiohttp.streams import StreamReader
 
 _END: Final = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
+_BLANK: Final = b"\r\n"
+"""Bytes that begin nothing: some clients send a line too much behind a body, which HTTP has servers pass over."""
 
 
 class Further:
@@ -42,18 +44,22 @@ class Further:
     def _behind(self, data: bytes, *, new: bool, was_whole: bool) -> bool:
         """Tell whether bytes are left behind a request that is whole now."""
         if not new and was_whole:
-            return self.begun or bool(data)
+            return self.begun or bool(data.strip(_BLANK))
         if self._message is None:
             return False
         if self._message.chunked:
             return not self._ended(data)
         if not new:
-            return self._left is not None and len(data) > self._left
-        head = len(data) - _length(self._message)
-        return head >= 0 and not self._ended(data[max(0, head - len(_END)) : head])
+            return self._left is not None and bool(data[self._left :].strip(_BLANK))
+        length = _length(self._message)
+        return len(data) >= length and not self._ended(data, length)
 
-    def _ended(self, data: bytes) -> bool:
-        return (self._tail + data[-len(_END) :]).endswith(_END)
+    def _ended(self, data: bytes, behind: int = 0) -> bool:
+        """Tell whether there is an end so many bytes before the last of them, or before blank ones that follow."""
+        came = self._tail + data
+        blank = len(data) - len(data.rstrip(_BLANK))
+        end = len(came) - behind
+        return came.find(_END, max(0, end - blank - len(_END)), end) >= 0
 
     def _to_come(self) -> int | None:
         message, body = self._message, self._body
