@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -68,7 +68,7 @@ def _next(text: str, at: int) -> int:
 class KubectlLoader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
 
-    ESCAPE_REPLACEMENTS: ClassVar = {x: y for x, y in yaml.SafeLoader.ESCAPE_REPLACEMENTS.items() if x != "/"}
+    ESCAPE_REPLACEMENTS = {x: y for x, y in yaml.SafeLoader.ESCAPE_REPLACEMENTS.items() if x != "/"}  # type: ignore[misc] # noqa: RUF012
 
     def scan_to_next_token(self) -> None:
         """Pass over tabs, too, but for those that would indent."""
@@ -80,8 +80,8 @@ class KubectlLoader(yaml.SafeLoader):
     def process_directives(self) -> Any:
         """Refuse them: kubectl parts the text at ---, which a directive has behind it, before it reads any."""
         if self.check_token(yaml.DirectiveToken):
-            raise ParserError(None, None, _DIRECTIVE, self.peek_token().start_mark)
-        return super().process_directives()
+            raise ParserError(None, None, _DIRECTIVE, self.peek_token().start_mark)  # type: ignore[no-untyped-call]
+        return super().process_directives()  # type: ignore[no-untyped-call]
 
     def parse_document_end(self) -> Any:
         """Refuse them there, too: a document ends with the text, or with `...`."""
@@ -92,7 +92,7 @@ class KubectlLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Let a later anchor of the same name hold from where it stands."""
         if not self.check_event(yaml.AliasEvent):
-            self.anchors.pop(self.peek_event().anchor, None)
+            self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
     _merging: tuple[yaml.Node, ...] = ()
