@@ -245,7 +245,7 @@ async def test_the_interval_of_servers_replicas_grows_with_their_number(tls: Pat
     cache = Cache()
     said = {"replicaStatus": {"revision": 1, "engineReady": True}}
     async with Site(tls, Pods(set()), cache=cache) as at:
-        for count, interval in ((1, 5), (500, 5), (501, 6), (1000, 10)):
+        for count, interval in ((1, 5), (500, 5), (501, 6), (1000, 10), (1600, 15)):
             see_replicas(cache, count)
             answer = await report(at, token(replica(count - 1)), said)
             assert (answer.status, answer.body) == (200, {"intervalSeconds": interval}), count

@@ -150,7 +150,10 @@ async def ask_together(url: str, models: list[str], question: str) -> list[Answe
     """Return the answers of several models to a question that they are asked at the same time, streamed."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
         began = time.monotonic()
-        return list(await asyncio.gather(*(_ask(session, url, model, question, began) for model in models)))
+        try:
+            return list(await asyncio.gather(*(_ask(session, url, model, question, began) for model in models)))
+        except aiohttp.ClientError as error:
+            raise AssertionError(f"{url} broke off: {error or type(error).__name__}") from error
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, model: str, question: str, began: float) -> Answer:

@@ -71,3 +71,8 @@ async def test_what_is_refused_or_broken_off_ends_the_demo_in_the_doors_words(tm
         site.engine.handler = broken
         with pytest.raises(AssertionError, match=r"^support-bot: The engine has broken off this answer"):
             await ask_together(site.url, ["support-bot"], QUESTION)
+
+
+async def test_a_connection_that_breaks_off_ends_the_demo_in_a_sentence() -> None:
+    with pytest.raises(AssertionError, match=r"^http://127\.0\.0\.1:1 broke off: "):
+        await ask_together("http://127.0.0.1:1", ["support-bot"], QUESTION)

@@ -10,7 +10,15 @@ from typing import Final
 from aiohttp import web
 
 from tunery_api.scrub import scrub
-from tunery_api.serving import LAST_USED_SECONDS, Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
+from tunery_api.serving import (
+    LAST_USED_SECONDS,
+    SILENT_SECONDS,
+    Desired,
+    ReplicaReply,
+    ReplicaReport,
+    ReplicaState,
+    ReportedAdapter,
+)
 from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.kube.cache import Cache
 from tunery_operator.progress.plausible import MAX_WHOLE
@@ -19,6 +27,8 @@ from tunery_operator.views.owner import Key
 MAX_REPORT: Final = 1536 * 1024
 """Bytes of a report of 4,096 adapters."""
 MIN_INTERVAL: Final = 5.0
+MAX_INTERVAL: Final = SILENT_SECONDS / 2
+"""However many there are: one report may be lost before nobody can say what a replica serves."""
 POSTS_PER_SECOND: Final = 100
 """What the pace aims at, over all replicas of all servers."""
 BREATH: Final = 0.2
@@ -59,7 +69,8 @@ class Replicas:
         return desired if desired is not None and desired.revision > state.revision else None
 
     def _interval(self) -> float:
-        return max(MIN_INTERVAL, float(math.ceil(self._servers.replicas() / POSTS_PER_SECOND)))
+        wanted = math.ceil(self._servers.replicas() / POSTS_PER_SECOND)
+        return min(MAX_INTERVAL, max(MIN_INTERVAL, float(wanted)))
 
 
 def _sane(state: ReplicaState, now: float) -> ReplicaState:
