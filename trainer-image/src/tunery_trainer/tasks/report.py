@@ -21,4 +21,5 @@ def run_report(run: RunSpec) -> RunResult:
     result = result_of(published_by(output_target(work)), kept_checkpoint(work))
     if run.lora_sweep is None:
         return result
-    return result.model_copy(update={"not_removed": left_by_other_trials(work, run.lora_sweep)})
+    # Empty: it was looked for. None is what those say that cannot look, such as an older image.
+    return result.model_copy(update={"not_removed": left_by_other_trials(work, run.lora_sweep) or ""})
