@@ -24,7 +24,6 @@ DOWNLOADS: Final = 4
 QUESTIONS: Final = 8
 ANEW_SECONDS: Final = 900.0
 """For so long damaged weights are not read again while nothing changes in their store."""
-
 _POLL_SECONDS: Final = 0.1
 
 Result = TypeVar("Result")
@@ -36,7 +35,7 @@ class StillHeld(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Turn:
-    """Of a name that brings what others may be led to, too."""
+    """The name that brings a version now, which others may lead to as well."""
 
     slot: Slot
     ended: asyncio.Future[TuneryError | None]
