@@ -7,6 +7,7 @@ them on. Kopf, the API server's connections and the metrics of a real one are no
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -59,12 +60,14 @@ def _metadata(name: str, uid: str) -> Json:
 def measure(sweeps: int) -> dict[str, Any]:
     """Return the memory of this process before and with so many sweeps, in MiB, and what it has loaded of Optuna's."""
     cache = Cache()
+    gc.collect()
     operator.give_memory_back()
     before, size = memory_mb(os.getpid())["rss_mb"], 0
     for number in range(sweeps):
         for kind, text in objects(number):
             size += len(text)
             cache.see_owner(kind, json.loads(text))
+    gc.collect()
     operator.give_memory_back()
     known = sum(cache.phases().values())
     loaded = sorted({"optuna", "numpy", "sqlalchemy"} & set(sys.modules))

@@ -25,6 +25,7 @@ from controller.objects import lorasweep
 from controller.players import Kubelets
 from controller.process import OperatorProcess
 from controller.sweeps import Trials
+from tunery_operator.__main__ import TRIM_AGAIN_SECONDS
 
 from bench.meter import Meter, cpu_seconds, memory_mb, percentiles
 from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, bare_job, skipped, with_crds
@@ -94,6 +95,8 @@ async def measure(plane: ControlPlane, operator: OperatorProcess, options: argpa
             (cpu_seconds(operator.pid) - used) * 1000 / (options.sweeps * options.trials), 1
         )
         found["after"] = memory_mb(operator.pid) | {"loaded": loaded(operator.pid)}
+        await asyncio.sleep(TRIM_AGAIN_SECONDS + SETTLE_SECONDS)
+        found["a_minute_after"] = memory_mb(operator.pid)
         operator.stop()
         operator.start()
         await asyncio.sleep(2 * SETTLE_SECONDS)

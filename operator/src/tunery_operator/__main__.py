@@ -44,6 +44,7 @@ from tunery_operator.watch.watches import build_watches
 STOP_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 5.0
 """Time after which the lists that every start reads have been worked through."""
+TRIM_AGAIN_SECONDS: Final = 60.0
 LEASE_TIMEOUT: Final = urllib3.Timeout(connect=3, read=4)
 """Shorter than the time in which the Lease must be renewed."""
 
@@ -144,7 +145,11 @@ class Operator:
             self._election.on_started, self._election.on_lost = self._lead, self._lead_no_more
             self._election_task = asyncio.create_task(self._election.run(), name="election")
         await asyncio.sleep(TRIM_SECONDS)
-        give_memory_back()
+        gc.collect()  # of what reading all objects at once has left
+        while True:
+            # In a thread: it stops nobody that uses other memory meanwhile.
+            await asyncio.to_thread(give_memory_back)
+            await asyncio.sleep(TRIM_AGAIN_SECONDS)
 
     async def _lead(self) -> None:
         self._services.watched_before = self._election.led_before if self._election is not None else None
@@ -213,8 +218,7 @@ def _election(settings: Settings, connection: Connection) -> LeaderElection | No
 
 
 def give_memory_back() -> None:
-    """Return to the machine what reading all objects at once took; glibc would keep it."""
-    gc.collect()
+    """Return to the machine what was used for a moment, such as for reading all objects at once; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
