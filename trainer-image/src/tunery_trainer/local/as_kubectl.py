@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import yaml
 from yaml.constructor import ConstructorError
 from yaml.error import Mark
 from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 _NUMBER: Final = re.compile(
     r"^[-+]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+"
@@ -68,7 +69,10 @@ def _next(text: str, at: int) -> int:
 class KubectlLoader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
 
-    ESCAPE_REPLACEMENTS = {x: y for x, y in yaml.SafeLoader.ESCAPE_REPLACEMENTS.items() if x != "/"}  # type: ignore[misc] # noqa: RUF012
+    # Final for its stubs alone.
+    ESCAPE_REPLACEMENTS: ClassVar = {  # type: ignore[misc]
+        letter: text for letter, text in yaml.SafeLoader.ESCAPE_REPLACEMENTS.items() if letter != "/"
+    }
 
     def scan_to_next_token(self) -> None:
         """Pass over tabs, too, but for those that would indent."""
@@ -77,17 +81,9 @@ class KubectlLoader(yaml.SafeLoader):
             self.forward()
             super().scan_to_next_token()
 
-    def process_directives(self) -> Any:
-        """Refuse them: kubectl parts the text at ---, which a directive has behind it, before it reads any."""
-        if self.check_token(yaml.DirectiveToken):
-            raise ParserError(None, None, _DIRECTIVE, self.peek_token().start_mark)  # type: ignore[no-untyped-call]
-        return super().process_directives()  # type: ignore[no-untyped-call]
-
-    def parse_document_end(self) -> Any:
-        """Refuse them there, too: a document ends with the text, or with `...`."""
-        if self.check_token(yaml.DirectiveToken):
-            self.process_directives()
-        return super().parse_document_end()
+    def fetch_directive(self) -> None:
+        """Refuse it: kubectl parts the text at ---, which a directive has behind it, before it reads any."""
+        raise ScannerError(None, None, _DIRECTIVE, self.get_mark())
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Let a later anchor of the same name hold from where it stands."""
