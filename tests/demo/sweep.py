@@ -72,7 +72,7 @@ def _measure(environment: dict[str, str], template: dict[str, Any], adapter: Pat
     lines = held_out_lines(rows, template)
     with step(f"Measure its loss on the {len(lines)} held-out rows with plain PEFT"):
         rows.write_text("".join(lines), "utf-8")
-        return plain_peft_loss(model, adapter, rows)
+        return plain_peft_loss(model, adapter, rows, template["training"]["maxLength"])
 
 
 def on_cpus(root: str, trials: int) -> dict[str, Any]:

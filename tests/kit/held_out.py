@@ -31,10 +31,21 @@ def held_out_lines(file: Path, job_spec: Mapping[str, Any]) -> list[str]:
     return [lines[ordinal] for ordinal in drawn]
 
 
-def plain_peft_loss(model: Path, adapter: Path, rows: Path) -> float:
-    """Return the loss of rows with an adapter on its base model, each in a place on the disk."""
+def plain_peft_loss(model: Path, adapter: Path, rows: Path, max_length: int | None = None) -> float:
+    """Return the loss of rows with an adapter on its base model, each in a place on the disk.
+
+    Rows are cut at `max_length` tokens, as a run cuts them at its training.maxLength; None: none is that long.
+    """
     # Without its own folder among those of modules: here lies an operator.py.
-    command = [sys.executable, "-P", str(SCRIPT), str(model), str(adapter), str(rows)]
+    command = [
+        sys.executable,
+        "-P",
+        str(SCRIPT),
+        str(model),
+        str(adapter),
+        str(rows),
+        *([str(max_length)] if max_length else []),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(told.stdout)

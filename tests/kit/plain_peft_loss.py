@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model_folder, adapter_folder, rows_file = sys.argv[1:]
+model_folder, adapter_folder, rows_file, *length = sys.argv[1:]
+MOST = int(length[0]) if length else None  # tokens of a row: a run cuts what is longer
 tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
 base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, adapter_folder).eval()
@@ -25,6 +26,7 @@ for line in Path(rows_file).read_text(encoding="utf-8").splitlines():
     # An answer ends with its last token; what the template writes behind it nobody is asked for, nor trained on.
     ends = (whole[0, start:] == tokenizer.eos_token_id).nonzero()
     whole = whole[:, : start + int(ends[-1]) + 1] if len(ends) else whole
+    whole = whole[:, :MOST]
     with torch.no_grad():
         logits = model(input_ids=whole).logits.float()
     losses = torch.nn.functional.cross_entropy(logits[0, start - 1 : -1], whole[0, start:], reduction="sum")
