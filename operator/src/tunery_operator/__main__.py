@@ -218,7 +218,7 @@ def _election(settings: Settings, connection: Connection) -> LeaderElection | No
 
 
 def give_memory_back() -> None:
-    """Return to the machine what was used for a moment, such as for reading all objects at once; glibc would keep it."""
+    """Return to the machine what was used for a moment, as for reading all objects; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
