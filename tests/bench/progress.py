@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,24 @@ async def cost(reporters: Reporters, pid: int, work: Coroutine[Any, Any, None]) 
     return {"reports": count, "cpu_ms_a_report": round(spent, 3), **percentiles(reporters.milliseconds)}
 
 
+def beside(
+    program: str, words: Iterable[object], measured: Callable[[Site, int], Coroutine[Any, Any, dict[str, Any]]]
+) -> int:
+    """Print what is measured beside `python -m program --serve FOLDER WORDS`, the operator in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = certificates(Path(name))
+        command = [sys.executable, "-m", program, "--serve", str(folder), *map(str, words)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                site = Site(folder, Pods(set()), port=int(process.stdout.readline()))
+                found = asyncio.run(measured(site, process.pid))
+            finally:
+                process.terminate()
+    json.dump({**found, "load": os.getloadavg()[0]}, sys.stdout, indent=1)
+    return 0
+
+
 def main() -> int:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -135,18 +153,7 @@ def main() -> int:
     if options.serve is not None:
         asyncio.run(serve(options.serve, options.pods))
         return 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = certificates(Path(name))
-        command = [sys.executable, "-m", "bench.progress", "--serve", str(folder), "--pods", str(options.pods)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                site = Site(folder, Pods(set()), port=int(process.stdout.readline()))
-                found = asyncio.run(measure(site, process.pid, options))
-            finally:
-                process.terminate()
-    json.dump({**found, "load": os.getloadavg()[0]}, sys.stdout, indent=1)
-    return 0
+    return beside("bench.progress", ("--pods", options.pods), lambda site, pid: measure(site, pid, options))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-from controller.reporting import Pods, Site, certificates, token
+from controller.reporting import Pods, Site, token
 from controller.server_bodies import replica, see_replicas
 from tunery_api.serving import ReplicaState, ReportedAdapter
 from tunery_operator.dispatch.queue import WorkQueue
@@ -32,7 +28,7 @@ from tunery_operator.reconcile.requeue import DONE
 from tunery_server.report import body_of
 
 from bench.meter import cpu_seconds, memory_mb, percentiles
-from bench.progress import ADDRESSES, open_session
+from bench.progress import ADDRESSES, beside, open_session
 
 SPREAD_SECONDS: Final = 10.0
 """Over which the first reports are spread."""
@@ -139,19 +135,11 @@ def main() -> int:
     if options.serve is not None:
         asyncio.run(serve(options.serve, options.replicas, options.servers))
         return 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = certificates(Path(name))
-        command = [sys.executable, "-m", "bench.replica_reports", "--serve", str(folder)]
-        command += ["--replicas", str(options.replicas), "--servers", str(options.servers)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                site = Site(folder, Pods(set()), port=int(process.stdout.readline()))
-                found = asyncio.run(measure(site, process.pid, options))
-            finally:
-                process.terminate()
-    json.dump({**found, "load": os.getloadavg()[0]}, sys.stdout, indent=1)
-    return 0
+    return beside(
+        "bench.replica_reports",
+        ("--replicas", options.replicas, "--servers", options.servers),
+        lambda site, pid: measure(site, pid, options),
+    )
 
 
 if __name__ == "__main__":

@@ -118,32 +118,37 @@ def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:
     assert after_removal(after, "s", 1, NOW) == after, "whoever was killed in between does it again"
 
 
-def test_what_could_not_be_removed_is_not_said_to_be_removed() -> None:
+@pytest.mark.parametrize(
+    ("remains", "adapter", "end", "checkpoints"),
+    [
+        (
+            True,
+            "the others could not be removed, or not all of them",
+            "does not keep it, and could not remove all that it does not keep",
+            "could not be removed, or not all of them",
+        ),
+        (
+            None,
+            "whether the others were removed is not known",
+            "does not keep it, and whether it was removed is not known",
+            "were to be removed (whether they were is not known)",
+        ),
+    ],
+)
+def test_what_was_not_removed_or_nobody_knows_is_not_said_to_be(
+    remains: bool | None, adapter: str, end: str, checkpoints: str
+) -> None:
     draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     for kind in (ConditionType.ADAPTER_UPLOADED, ConditionType.CHECKPOINT_SAVED):
         draft.conditions.set(kind, True, kind.value, "at s3://a/x")
     draft.succeed("published at s3://a/x", NOW)
-    after = after_removal({**draft.finish(), "adapter": {"uri": "s3://a/x"}}, "s", 1, NOW, remains=True)
+    after = after_removal({**draft.finish(), "adapter": {"uri": "s3://a/x"}}, "s", 1, NOW, remains=remains)
     told = {each["type"]: each["message"] for each in after["conditions"]}
     assert "adapter" not in after
-    assert told["AdapterUploaded"].endswith("(spec.keepAdapters); the others could not be removed, or not all of them")
-    assert told["Succeeded"].endswith("LoRASweep s does not keep it, and could not remove all that it does not keep")
-    assert told["CheckpointSaved"].startswith("the checkpoints could not be removed, or not all of them")
-    assert after_removal(after, "s", 1, NOW, remains=True) == after
-
-
-def test_what_nobody_knows_to_be_removed_is_not_said_to_be() -> None:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
-    for kind in (ConditionType.ADAPTER_UPLOADED, ConditionType.CHECKPOINT_SAVED):
-        draft.conditions.set(kind, True, kind.value, "at s3://a/x")
-    draft.succeed("published at s3://a/x", NOW)
-    after = after_removal({**draft.finish(), "adapter": {"uri": "s3://a/x"}}, "s", 1, NOW, remains=None)
-    told = {each["type"]: each["message"] for each in after["conditions"]}
-    assert "adapter" not in after
-    assert told["AdapterUploaded"].endswith("(spec.keepAdapters); whether the others were removed is not known")
-    assert told["Succeeded"].endswith("LoRASweep s does not keep it, and whether it was removed is not known")
-    assert told["CheckpointSaved"].startswith("the checkpoints were to be removed (whether they were is not known)")
-    assert after_removal(after, "s", 1, NOW, remains=None) == after
+    assert told["AdapterUploaded"].endswith(f"(spec.keepAdapters); {adapter}")
+    assert told["Succeeded"].endswith(f"LoRASweep s {end}")
+    assert told["CheckpointSaved"].startswith(f"the checkpoints {checkpoints}")
+    assert after_removal(after, "s", 1, NOW, remains=remains) == after
 
 
 def test_the_report_beside_a_removed_adapter_is_not_named() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec, SamplerType
 from tunery_api.runspec import SearchedParameter
 from tunery_api.search import grid
 from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric, plain
+from tunery_api.search.space import space_of
 
 MOST_COUNTED: Final = 1000
 """Points of a grid that are counted: who looks at a sweep does so again and again."""
@@ -40,11 +41,11 @@ def _condition(when: Condition) -> str:
     return f"; where {when.path} is {' or '.join(when.values)}"
 
 
-def points_tried(spec: LoRASweepSpec, space: Sequence[Dimension]) -> str | None:
+def points_tried(spec: LoRASweepSpec) -> str | None:
     """Return which share of its grid a sweep tries, such as `20 of 64 points of the grid`; None where it has none."""
     if spec.sampler.type is not SamplerType.GRID:
         return None
-    points = grid.size(space, MOST_COUNTED + 1)
+    points = grid.size(space_of(spec).dimensions, MOST_COUNTED + 1)
     if points <= spec.max_trials:
         return f"all {points} points of the grid"
     counted = f"more than {MOST_COUNTED}" if points > MOST_COUNTED else f"{points}"

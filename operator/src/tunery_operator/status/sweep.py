@@ -7,7 +7,6 @@ from typing import Final
 
 from tunery_api.search import totals
 from tunery_api.search.rows import Trial
-from tunery_api.search.space import space_of
 from tunery_api.search.words import points_tried
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import EndReason
@@ -100,7 +99,7 @@ def _show_stage(draft: Draft, search: Search) -> None:
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
     if decision.conclude is not None or (end is not None and decision.final is None and not decision.create):
         why = _END.get(end, "it is over") if end is not None else "it is over"
-        if end is EndReason.MAX_TRIALS and (tried := _points_tried(search)):
+        if end is EndReason.MAX_TRIALS and (tried := points_tried(search.spec)):
             why += f", {tried}"
         still = f"; {_still(search)}" if search.alive else ""
         _say(draft, search, False, end.value if end is not None else "Ended", why + still)
@@ -117,13 +116,9 @@ def _show_stage(draft: Draft, search: Search) -> None:
     elif search.kept and len(search.kept) == len(search.alive):
         _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
-        tried = _points_tried(search)
+        tried = points_tried(search.spec)
         made = f"trials are made: {tried}" if tried else "trials are made"
         _say(draft, search, True, "Searching", f"{made}{_kept(search)}")
-
-
-def _points_tried(search: Search) -> str | None:
-    return points_tried(search.spec, space_of(search.spec).dimensions)
 
 
 def _say(draft: Draft, search: Search, status: bool | None, reason: str, message: str) -> None:

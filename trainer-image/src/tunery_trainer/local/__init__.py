@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
@@ -63,7 +64,7 @@ class CheckRequest:
     name: str | None = None
     """Which object, where a manifest holds several."""
 
-    @property
+    @cached_property
     def by_manifest(self) -> bool:
         """Whether it names a manifest, and not data."""
         if not self.path.is_file():

@@ -23,7 +23,7 @@ def space_text(spec: LoRASweepSpec, hindrances: Sequence[str]) -> str:
 def _lines(spec: LoRASweepSpec, hindrances: Sequence[str]) -> Iterator[tuple[str, str]]:
     space = space_of(spec)
     at_once = min(spec.parallel_trials, spec.max_trials)
-    tried = points_tried(spec, space.dimensions)
+    tried = points_tried(spec)
     shown = f"; tries {tried}" if tried else ""
     yield "Sweep", f"up to {spec.max_trials} trials by {spec.sampler.type}, {at_once} at a time{shown}"
     for each in searched(space.dimensions):
