@@ -75,6 +75,17 @@ async def test_an_adapter_that_the_engine_has_lost_is_told_as_not_served(tmp_pat
         assert (await site.ask({"model": BASE})).status == 404
 
 
+async def test_a_replica_is_ready_once_the_operator_knows_what_it_serves(tmp_path: Path) -> None:
+    """Else its status would say of a replica that comes back what that said while it came up: Loading."""
+    async with open_site(tmp_path) as site:
+        site.door.told = lambda: False
+        answer = await site.get("/readyz")
+        assert (answer.status, answer.body) == (503, b"the operator is being told what is served")
+        assert (await site.ask()).status == 200, "who asks is answered all the same"
+        site.door.told = lambda: True
+        assert (await site.get("/readyz")).status == 200
+
+
 SHUTDOWN = "cannot schedule new futures after shutdown"
 
 

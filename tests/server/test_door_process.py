@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -112,26 +112,45 @@ async def test_a_process_answers_ends_what_it_has_begun_and_says_no_key(tmp_path
     assert len(log.splitlines()) < 5
 
 
+Take = Callable[[ReplicaState], Awaitable[Desired | None]]
+
+
+@asynccontextmanager
+async def operator(take: Take, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Take the reports of a process: what `take` returns is answered."""
+
+    async def answer(request: web.Request) -> web.Response:
+        desired = await take(ReplicaReport.model_validate_json(await request.read()).replica_status)
+        reply = ReplicaReply(desired=desired, interval_seconds=1.0)
+        return web.Response(text=reply.model_dump_json(by_alias=True), content_type="application/json")
+
+    app = web.Application()
+    app.router.add_post("/report", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv(PROGRESS_URL_ENV, f"http://127.0.0.1:{runner.addresses[0][1]}/report")
+    yield
+    await runner.cleanup()
+
+
 async def test_a_process_reports_and_takes_what_it_is_answered_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[ReplicaState] = []
     later = Desired(revision=7, held=[HeldAdapter(name="late", reason="JobRunning", message="is being trained")])
 
-    async def take(request: web.Request) -> web.Response:
-        told.append(ReplicaReport.model_validate_json(await request.read()).replica_status)
-        reply = ReplicaReply(desired=later, interval_seconds=1.0)
-        return web.Response(text=reply.model_dump_json(by_alias=True), content_type="application/json")
+    async def take(state: ReplicaState) -> Desired:
+        told.append(state)
+        return later
 
-    operator = web.Application()
-    operator.router.add_post("/report", take)
-    runner = web.AppRunner(operator)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    monkeypatch.setenv(PROGRESS_URL_ENV, f"http://127.0.0.1:{runner.addresses[0][1]}/report")
     engine = FakeEngine(str(tmp_path / "engine.sock"))
     keys = write_keys(tmp_path / "keys", alice="key-of-alice")
-    async with started(tmp_path, engine, keys) as server, aiohttp.ClientSession() as client:
+    async with (
+        operator(take, monkeypatch),
+        started(tmp_path, engine, keys) as server,
+        aiohttp.ClientSession() as client,
+    ):
         async with asyncio.timeout(30):
             while not told or told[-1].revision != 7:
                 await asyncio.sleep(0.05)
@@ -139,8 +158,27 @@ async def test_a_process_reports_and_takes_what_it_is_answered_with(
             assert (answer.status, (await answer.json())["error"]["code"]) == (503, "JobRunning")
         server.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(server.process.wait(), 5) == 0
-    await runner.cleanup()
     assert (told[0].revision, told[0].engine_ready) == (0, False)
+
+
+async def test_a_process_is_ready_once_the_operator_has_heard_that_requests_may_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    server: Server
+
+    async def take(state: ReplicaState) -> None:
+        while state.engine_ready and len(seen) < 20:
+            seen.append(await server.status("/readyz"))
+            await asyncio.sleep(0.05)
+
+    engine = FakeEngine(str(tmp_path / "engine.sock"))
+    keys = write_keys(tmp_path / "keys", alice="key-of-alice")
+    async with operator(take, monkeypatch), started(tmp_path, engine, keys) as server:
+        await engine.start()
+        await server.until("/readyz", 200)
+    await engine.stop()
+    assert seen == [503] * 20
 
 
 async def test_a_process_whose_engine_dies_while_it_ends_does_not_wait_for_it(tmp_path: Path) -> None:

@@ -22,10 +22,14 @@ class Replica:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.says = ReplicaState(revision=1)
+        self.up = False
         self.offered: list[Desired] = []
 
     def state(self) -> ReplicaState:
         return self.says
+
+    def ready(self) -> bool:
+        return self.up
 
     def offer(self, desired: Desired) -> None:
         self.offered.append(desired)
@@ -40,6 +44,9 @@ class Operator:
         self.now = 0.0
         self.end = 30.0
         self.events: dict[float, ReplicaState] = {}
+        self.up: set[float] = set()
+        """Seconds in which requests may come."""
+        self.told: dict[float, bool] = {}
         self.replica = Replica()
 
     def post(self, body: bytes) -> bytes:
@@ -52,12 +59,15 @@ class Operator:
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.replica.says = self.events.get(self.now, self.replica.says)
+        self.told[self.now] = self.reporter.told()
+        self.replica.up = self.now in self.up
         if self.now >= self.end:
             raise asyncio.CancelledError
 
     async def run(self) -> list[float]:
+        self.reporter = Reporter(self.post, self.replica, self.sleep)
         with pytest.raises(asyncio.CancelledError):
-            await Reporter(self.post, self.replica, self.sleep).run()
+            await self.reporter.run()
         return [second for second, _ in self.posts]
 
 
@@ -76,6 +86,22 @@ async def test_a_change_is_told_a_second_later(operator: Operator) -> None:
     operator.events = {2.0: ReplicaState(revision=2), 3.0: ReplicaState(revision=3)}
     assert await operator.run() == [0, 2, 3]
     assert [state.revision for _, state in operator.posts] == [1, 2, 3]
+
+
+async def test_that_requests_may_come_is_known_once_it_was_told_and_anew_after_each_time_that_they_might_not(
+    operator: Operator,
+) -> None:
+    operator.end = 9
+    operator.up = {2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0}
+    assert await operator.run() == [0, 2, 5, 6], "it is told at once, though nothing else has changed"
+    assert [second for second, told in operator.told.items() if told] == [3.0, 4.0, 5.0, 7.0, 8.0, 9.0]
+
+
+async def test_an_operator_that_takes_no_report_is_not_waited_for(operator: Operator) -> None:
+    operator.answers = [ConnectTimeoutError("away"), Refused(503, None)]
+    operator.end = 3
+    await operator.run()
+    assert all(operator.told.values())
 
 
 async def test_what_is_to_be_served_is_taken_from_the_answer(operator: Operator) -> None:

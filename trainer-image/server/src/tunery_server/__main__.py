@@ -59,6 +59,10 @@ class Replica:
         """Return how the replica stands."""
         return self._door.state()
 
+    def ready(self) -> bool:
+        """Tell whether requests may come."""
+        return self._loader.ready()
+
     def offer(self, desired: Desired) -> None:
         """Take what is to be served, if it is newer."""
         self._loader.offer(desired)
@@ -78,7 +82,9 @@ async def serve(spec: ServeSpec) -> int:
     logger.info("the door for %s is open on port %d", spec.served_name, spec.port)
     parts = [asyncio.create_task(loader.run(), name="loader")]
     if (post := poster(os.environ)) is not None:
-        parts.append(asyncio.create_task(Reporter(post, Replica(loader, door)).run(), name="reporter"))
+        reporter = Reporter(post, Replica(loader, door))
+        door.told = reporter.told
+        parts.append(asyncio.create_task(reporter.run(), name="reporter"))
     stop = asyncio.create_task(told.wait())
     await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
     for part in parts:

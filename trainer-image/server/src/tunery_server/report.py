@@ -37,6 +37,10 @@ class Reported(Protocol):
         """Return how the replica stands."""
         ...
 
+    def ready(self) -> bool:
+        """Tell whether requests may come."""
+        ...
+
     def offer(self, desired: Desired) -> None:
         """Take what is to be served, if it is newer."""
         ...
@@ -57,15 +61,24 @@ class Reporter:
         self._sleep = sleep
         self._pace = Pace(interval=INTERVAL_SECONDS, longest=LONGEST_SECONDS)
         self._failing = False
+        self._ready = False
+        """Whether requests might come when the report was made that the operator took last."""
+
+    def told(self) -> bool:
+        """Tell whether the operator knows what is served since requests may come, or cannot be waited for.
+
+        Before, it would take a replica that the kubelet calls ready by what it said while it came up: Loading.
+        """
+        return self._ready or self._failing
 
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
-            sent = self._loader.state()
-            await self.report(sent)
-            await self._until_due(sent)
+            state, ready = self._loader.state(), self._loader.ready()
+            await self.report(state, ready=ready)
+            await self._until_due(state, ready=ready)
 
-    async def report(self, state: ReplicaState) -> None:
+    async def report(self, state: ReplicaState, *, ready: bool) -> None:
         """Post once; whatever comes of it, nothing is raised."""
         body = body_of(state)
         try:
@@ -81,7 +94,7 @@ class Reporter:
         else:
             if self._failing:
                 _log.info("the operator takes reports again")
-            self._failing = False
+            self._failing, self._ready = False, ready
             asked = reply.interval_seconds
             self._pace.succeeded(asked if self._pace.least <= asked <= _LONGEST_INTERVAL else None)
             if reply.desired is not None:
@@ -93,13 +106,13 @@ class Reporter:
         self._failing = True
         self._pace.failed(retry_after)
 
-    async def _until_due(self, sent: ReplicaState) -> None:
+    async def _until_due(self, state: ReplicaState, *, ready: bool) -> None:
         """Wait for the interval; what has changed meanwhile is told a second after the last report."""
         waited, least = 0.0, self._pace.least
         while waited < self._pace.delay(urgent=False):
             await self._sleep(least)
             waited += least
-            if not self._failing and self._loader.state() != sent:
+            if not self._failing and (self._loader.state(), self._loader.ready()) != (state, ready):
                 return
 
 
