@@ -16,10 +16,12 @@ from typing import Any
 import aiohttp
 import yaml
 
+from tunery_operator.plan.server_names import server_name
+
 from demo.__main__ import MANIFEST, QUESTIONS, cluster, installed
 from demo.jobs import begin, follow
 from demo.telling import NAMESPACE, Hold, console, ended, going_on, step
-from kit.environment import engine_settings, is_existing, uri_root
+from kit.environment import engine_settings, images, is_existing, uri_root
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -40,11 +42,11 @@ def _demo() -> None:
     environment = cluster()
     engine = engine_settings(environment, "vllm")
     kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
-    _serve(kubectl, uri_root(environment))
+    _serve(kubectl, uri_root(environment), images(environment)["serving.server"])
     console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
 
 
-def _serve(kubectl: Kubectl, root: str) -> None:
+def _serve(kubectl: Kubectl, root: str, image: str) -> None:
     text = SERVING.read_text().replace("s3://", root)
     rows, parcels, server = yaml.safe_load_all(text)
     quickstart = _adapter(kubectl, yaml.safe_load(MANIFEST.read_text().replace("s3://", root)))
@@ -57,7 +59,7 @@ def _serve(kubectl: Kubectl, root: str) -> None:
     with going_on(f"adapterserver/{name}"):
         second = _adapter(kubectl, parcels)
         with step(f"Serve: kubectl get adapterserver {name} -n {NAMESPACE} -w"):
-            _follow_server(kubectl, name, {quickstart.name, second.name})
+            _follow_server(kubectl, name, {quickstart.name, second.name}, image)
         with step("Ask the base and both adapters at the same time: one mixed batch in the engine, streamed"):
             _ask_all(kubectl, name, [base, quickstart.name, second.name])
     _farewell(name, second.name)
@@ -75,8 +77,11 @@ def _adapter(kubectl: Kubectl, manifest: dict[str, Any]) -> Job:
     return job
 
 
-def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
-    """Print a line whenever what `kubectl get adapterserver` shows has changed, until all adapters are served."""
+def _follow_server(kubectl: Kubectl, name: str, wanted: set[str], image: str) -> None:
+    """Print a line whenever what `kubectl get adapterserver` shows has changed, until all adapters are served.
+
+    `image`: its replicas are of this one, so that one of an earlier demo is not asked in the moment of its end.
+    """
     console.print("  " + "".join(f"{word:<14}" for word in ("PHASE", "READY", "ADAPTERS")) + "REASON")
     shown: tuple[str, ...] = ()
     hold = Hold()
@@ -90,13 +95,20 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str]) -> None:
             shown = row
         hold.tell(status)
         served = {each["name"] for each in status.get("adapters", []) if each["state"] == "Served"}
-        return status.get("phase") == "Ready" and wanted <= served
+        return status.get("phase") == "Ready" and wanted <= served and _runs(kubectl, name, image)
 
     try:
         wait_for(f"AdapterServer {name}: all adapters served", all_served, START_SECONDS, every=1)
     except TimeoutError as error:
         story = kubectl.run("describe", "adapterserver", name, "-n", NAMESPACE)
         raise TimeoutError(f"{error}; it goes on\n{story}\n{hold.now or error}") from error
+
+
+def _runs(kubectl: Kubectl, name: str, image: str) -> bool:
+    """Tell whether the operator that was just installed has looked at the server: its Deployment bears our image."""
+    deployment = kubectl.get("deployment", server_name(name), NAMESPACE) or {}
+    pod = deployment.get("spec", {}).get("template", {}).get("spec", {})
+    return image in {container["image"] for part in ("initContainers", "containers") for container in pod.get(part, ())}
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from aiohttp import web
 from server.door_kit import BASE, BOT, event, open_site, stream
 from tunery_api.serving import engine_name
 
-from demo.serving import MAX_TOKENS, _overlap, ask_together
+from demo.serving import MAX_TOKENS, _overlap, _runs, ask_together
+from kit.kubectl import Kubectl
 
 TONE_SHA = "1" * 64
 TONE = engine_name("tone", TONE_SHA)
@@ -76,3 +77,22 @@ async def test_what_is_refused_or_broken_off_ends_the_demo_in_the_doors_words(tm
 async def test_a_connection_that_breaks_off_ends_the_demo_in_a_sentence() -> None:
     with pytest.raises(AssertionError, match=r"^http://127\.0\.0\.1:1 broke off: "):
         await ask_together("http://127.0.0.1:1", ["support-bot"], QUESTION)
+
+
+class Cluster(Kubectl):
+    """A cluster of one Deployment."""
+
+    def __init__(self, *images: str) -> None:
+        pod = {"initContainers": [{"image": each} for each in images], "containers": [{"image": "engine:1"}]}
+        self.deployment = {"spec": {"template": {"spec": pod}}} if images else None
+
+    def get(self, kind: str, name: str, namespace: str | None = None) -> dict[str, Any] | None:
+        assert (kind, name) == ("deployment", "demo-server")
+        return self.deployment
+
+
+def test_replicas_of_an_earlier_demo_are_not_asked() -> None:
+    """The operator that was just installed has not looked yet, and what the status says is of before."""
+    assert _runs(Cluster("server:2"), "demo", "server:2")
+    assert not _runs(Cluster("server:1"), "demo", "server:2")
+    assert not _runs(Cluster(), "demo", "server:2")
