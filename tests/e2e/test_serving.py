@@ -124,6 +124,7 @@ def test_a_label_is_enough_to_be_answered_and_to_be_answered_no_more(server: Ser
     wait_for("its entry to go", lambda: not server.adapter("labelled"), 30)
 
 
+@pytest.mark.long
 def test_an_update_is_atomic_and_nobody_sees_an_error(server: Server, train: Train) -> None:
     old = version(server, train_known(server, "first"))
     with traffic(server, "first", "served") as seen, watched(server) as truth:

@@ -15,7 +15,9 @@ WATCHFUL: Final = ("trainer/process", "trainer/reporting")
 LONGEST: Final = ("trainer/tasks", "trainer/training")
 """Of those that compute what takes longest: it begins first, in two halves, so that nobody waits for the last of it."""
 HOUSES: Final = ("trainer",)
-"""Folders whose own folders are parts: what they compute takes longest."""
+"""Folders whose own folders make parts: what they compute takes longest."""
+GROUPS: Final = 4
+"""Parts of a house beside those that are named here: each process imports the libraries of tensors, ten seconds."""
 ADVERSE: Final = ("controller/test_faults*.py", "controller/test_*kills.py")
 """Of the operator's tests those that break and kill: a part of their own."""
 
@@ -38,27 +40,36 @@ def parts(tests: Path, folders: Sequence[str]) -> list[Part]:
     found += [Part(folder, (folder,), False) for folder in ("server", "chart")]
     for folder in folders:
         if folder in HOUSES:
-            found += [part for each in _below(tests, folder) for part in _of_the_trainer(tests, each)]
+            found += _of_a_house(tests, folder)
         elif folder not in CLOCK:
             found.append(Part(folder, (folder,), True))
     return sorted(found, key=lambda part: not part.name.startswith(LONGEST))
 
 
-def _of_the_trainer(tests: Path, folder: str) -> list[Part]:
-    """Return the parts of one of its folders."""
-    if folder not in LONGEST:
-        return [Part(folder, (folder,), folder not in WATCHFUL)]
+def _of_a_house(tests: Path, house: str) -> list[Part]:
+    """Return the parts of a folder of folders."""
+    sizes = _below(tests, house)
+    found = [half for folder in sizes if folder in LONGEST for half in _halves(tests, folder)]
+    found += [Part(folder, (folder,), False) for folder in sizes if folder in WATCHFUL]
+    groups: list[list[str]] = [[] for _ in range(GROUPS)]
+    for folder in (each for each in sizes if each not in LONGEST + WATCHFUL):
+        min(groups, key=lambda group: sum(sizes[each] for each in group)).append(folder)
+    return found + [Part(", ".join(group), tuple(group), True) for group in groups if group]
+
+
+def _halves(tests: Path, folder: str) -> list[Part]:
+    """Return a folder as two parts."""
     files = sorted(str(path.relative_to(tests)) for path in (tests / folder).glob("test_*.py"))
     return [Part(f"{folder} ({which} half)", tuple(files[at::2]), True) for at, which in enumerate(("one", "other"))]
 
 
-def _below(tests: Path, folder: str) -> list[str]:
-    """Return the folders of tests in a folder; by how many bytes of tests they have, for want of a better guess."""
+def _below(tests: Path, folder: str) -> dict[str, int]:
+    """Return the folders of tests in a folder with their bytes, the largest first: a guess at how long each takes."""
     sizes = {
         str(each.relative_to(tests)): sum(path.stat().st_size for path in each.glob("test_*.py"))
         for each in (tests / folder).iterdir()
     }
-    return sorted((name for name, size in sizes.items() if size), key=lambda name: -sizes[name])
+    return {name: sizes[name] for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name]}
 
 
 class Queue:

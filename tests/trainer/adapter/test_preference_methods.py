@@ -12,6 +12,7 @@ import torch
 
 from tunery_trainer.losses.objectives import objective_of
 
+from kit.long import long_but
 from kit.preferences import Pass, begun, prepared, resolved_task, trainer_on
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -39,8 +40,18 @@ CASES += [
     for task in ("ORPO", "KTO")
 ]
 
+IN_SHORT = (
+    "LoRA-DPO-Float32",
+    "QLoRA-DPO-BFloat16",
+    "AdaLoRA-DPO-Float32",
+    "PrefixTuning-DPO-BFloat16",
+    "IA3-ORPO-BFloat16",
+    "PromptTuning-KTO-BFloat16",
+    "LoRA-KTO-BFloat16",
+)
 
-@pytest.mark.parametrize(("name", "task", "precision"), CASES)
+
+@pytest.mark.parametrize(("name", "task", "precision"), long_but(CASES, *IN_SHORT))
 def test_every_method_learns_what_is_preferred(
     llama: Path, tmp_path: Path, name: str, task: str, precision: str
 ) -> None:

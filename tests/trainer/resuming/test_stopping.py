@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tunery_api.exitcodes import ExitCode
 
+from kit.long import long_but
 from kit.story import Case, run_here, start
 
 LONG = {"maxSteps": 80, "learningRate": "1e-3"}
@@ -70,7 +71,7 @@ def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "AdaLoRA"])
+@pytest.mark.parametrize("method", long_but(["LoRA", "QLoRA", "AdaLoRA"], "LoRA", "AdaLoRA"))
 def test_a_resume_is_exact(case: Case, method: str) -> None:
     """20 straight steps end in the very weights of 10 steps, a resume, and 10 more."""
     path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2} | KEPT, evaluation={"everySteps": 6})

@@ -230,9 +230,9 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
 @pytest.mark.parametrize(
     "refused",
     [
-        ("out-trials",),
-        ("tunery-checkpoints",),
-        ("tunery-reports",),
+        pytest.param(("out-trials",), marks=pytest.mark.long),
+        pytest.param(("tunery-checkpoints",), marks=pytest.mark.long),
+        pytest.param(("tunery-reports",), marks=pytest.mark.long),
         ("out-trials", "tunery-checkpoints", "tunery-reports"),
     ],
     ids=" and ".join,

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from tunery_api.exitcodes import ExitCode
 
+from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, run_here
 
@@ -44,7 +45,9 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "quantization"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("changes", "quantization"), long_but(COMBINATIONS, "LoRA", "QLoRA", "AdaLoRA", "PrefixTuning")
+)
 def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**changes)
     metrics = train(path)["lineage"]["metrics"]
