@@ -89,7 +89,7 @@ test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real ima
 	cd $(TESTS) && $(PYTHON) -m pytest e2e -m "not long" $(LONG_E2E:%=--ignore=%)
 
 .PHONY: test-e2e-long
-test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, kills, methods, servers
+test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, second chances, stops, kills, methods, servers, batches
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_serving_truth.py e2e/test_batches.py
 

@@ -11,9 +11,12 @@ import pytest
 def long_but(cases: Iterable[Any], *kept: str) -> list[Any]:
     """Return the cases with all but those named marked as long; a name is the id that pytest gives a case of texts.
 
-    Raises ValueError where one of `kept` is no case.
+    Raises ValueError where one of `kept` is no case, or two cases have one name: one of them would never run.
     """
-    named = {_name(case): case for case in cases}
+    table = list(cases)
+    named = {_name(case): case for case in table}
+    if len(named) < len(table):
+        raise ValueError("two cases have the same name")
     if strange := set(kept) - named.keys():
         raise ValueError(f"no case is named {sorted(strange)}")
     return [case if name in kept else _long(name, case) for name, case in named.items()]
