@@ -56,6 +56,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
 	$(VENV)/bin/mypy tests/cluster tests/gpu tests/parts tests/release tests/rooms
+	$(VENV)/bin/mypy --config-file .mypy-tests.ini tests
 	$(VENV)/bin/lint-imports --no-cache
 	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)

@@ -76,7 +76,7 @@ def test_what_holds_a_server_is_told_under_its_table_and_as_the_last_line(
     monkeypatch.setattr(serving, "NAMESPACE", namespace.name)
     monkeypatch.setattr(serving, "START_SECONDS", 3)
     with pytest.raises(TimeoutError) as caught:
-        serving._follow_server(api_server, "full", set())
+        serving._follow_server(api_server, "full", set(), "tunery-server:any")
     assert capsys.readouterr().out.count("  held by Unschedulable: ") == 1
     assert str(caught.value).splitlines()[-1].startswith("held by Unschedulable: ")
 

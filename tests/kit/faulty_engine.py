@@ -89,7 +89,13 @@ class FaultyEngine:
         return web.json_response(self.registry.cards())
 
     async def metrics(self, _: web.Request) -> web.Response:
-        text = metrics(self.registry.base, running=self.running, waiting=(), max_loras=self.options.max_loras)
+        text = metrics(
+            self.registry.base,
+            running=self.running,
+            waiting=(),
+            first_tokens=(),
+            max_loras=self.options.max_loras,
+        )
         return web.Response(text=text, content_type="text/plain")
 
     async def load(self, request: web.Request) -> web.Response:

@@ -85,6 +85,7 @@ async def test_the_first_request_ends_the_process(engine: EngineProcess, adapter
 
 async def test_health_is_slow_or_bad_and_text_fails(engine: EngineProcess, turn: Turn) -> None:
     turn(slow_health=0.5, sick=True, fail=True)
+    assert "vllm:num_requests_running{" in (await engine.get("/metrics")).body
     began = time.monotonic()
     assert (await engine.get("/health")).status == 503
     assert time.monotonic() - began >= 0.5
