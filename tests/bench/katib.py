@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 from tunery_api.search.dimensions import Categorical, Dimension, Values, plain
 from tunery_api.search.space import space_of
 
+from bench.environments import uv
 from cluster.binaries import GoMissing, go
 from cluster.paths import cache_dir
 from kit.landscapes import Landscape
@@ -129,10 +129,9 @@ def _environment(source: Path) -> Path:
     """Return the Python of an environment with the packages that Katib asks for."""
     folder = cache_dir() / "katib" / source.name
     if not (folder / "complete").exists():
-        uv = os.environ.get("UV") or shutil.which("uv") or str(next(cache_dir().glob("uv-*/bin/uv"), "uv"))
-        _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
+        _run(uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
         wanted = ["--requirement", str(source / _REQUIREMENTS)]
-        _run(uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *wanted)
+        _run(uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *wanted)
         (folder / "complete").touch()
     return folder / "bin" / "python"
 

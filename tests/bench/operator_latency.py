@@ -28,6 +28,7 @@ from controller.api import Api, Json
 from controller.objects import lorajob
 from controller.process import OperatorProcess
 
+from bench.environments import operators_python
 from bench.meter import CONNECTIONS, Meter, cpu_seconds, memory_mb, percentiles
 from bench.population import add_finished, for_each, start_pods
 from cluster.controlplane import ControlPlane
@@ -192,7 +193,7 @@ async def measure(plane: ControlPlane, kubeconfig: Path, folder: Path, options: 
     api, found = Api(plane.kubeconfig), Found()
     for name in ("bench", "finished"):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    operator = OperatorProcess(folder / "operator", kubeconfig).start()
+    operator = OperatorProcess(folder / "operator", kubeconfig, python=operators_python()).start()
     meter, finished = Meter(plane.kubeconfig, "bench"), Meter(plane.kubeconfig, "finished")
     ready = asyncio.Event()
     watch = asyncio.create_task(meter.watch(ready))

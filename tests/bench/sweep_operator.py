@@ -27,6 +27,7 @@ from controller.process import OperatorProcess
 from controller.sweeps import Trials
 from tunery_operator.__main__ import TRIM_AGAIN_SECONDS
 
+from bench.environments import operators_python
 from bench.meter import Meter, cpu_seconds, memory_mb, percentiles
 from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, bare_job, skipped, with_crds
 from bench.population import for_each
@@ -123,7 +124,8 @@ def main() -> int:
             for name in NAMESPACES:
                 kubectl.run("create", "namespace", name)
             player.start()
-            operator = OperatorProcess(Path(folder) / "operator", account(kubectl, Path(folder))).start()
+            kubeconfig = account(kubectl, Path(folder))
+            operator = OperatorProcess(Path(folder) / "operator", kubeconfig, python=operators_python()).start()
             try:
                 found: dict[str, Any] = asyncio.run(measure(plane, operator, options))
             finally:

@@ -35,6 +35,7 @@ class OperatorProcess:
     kubeconfig: Path
     tls: Path | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    python: Path = Path(sys.executable)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class OperatorProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tunery_operator"], env=environment, stdout=log, stderr=log
+                [str(self.python), "-m", "tunery_operator"], env=environment, stdout=log, stderr=log
             )
         if wait:
             eventually("the operator is ready", self.is_ready, timeout=60)
