@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.fields import parse_quantity
 from tunery_api.names import child_name, label_value
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import ADVICE, ExitCode, FailureReason, exit_code_for
 
 OWNERS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", fullmatch=True)
 

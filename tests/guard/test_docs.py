@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import FINDINGS
 from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import ADVICE, ExitCode, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason

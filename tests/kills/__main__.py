@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from bench.meter import cpu_seconds
 from cluster.s3 import S3Server

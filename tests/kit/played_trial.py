@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import EvaluationRecord
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure, PreflightReport, RunResult, RunSpec, Task
 from tunery_api.status import ResolvedStatus
 from tunery_common.storage import open_store

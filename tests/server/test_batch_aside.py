@@ -19,8 +19,7 @@ import zstandard
 from server.batch_kit import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
 from server.door_kit import BASE
 from server.test_batch_ends import operator
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, TrainerStatus
 from tunery_common.errors import TuneryError
 from tunery_server.batch import aside

@@ -20,8 +20,7 @@ from aiohttp import web
 
 from server.batch_kit import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
 from server.door_kit import BASE
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import ProgressUpdate, TrainerStatus
 from tunery_api.status import Phase
 from tunery_server.batch import progress

@@ -16,8 +16,7 @@ import pytest
 from aiohttp import web
 
 from server.batch_kit import HURRIED
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import TERMINATION_PATH_ENV

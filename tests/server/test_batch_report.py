@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from server.batch_kit import Table, jsonl, request, table
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
 from tunery_common.termination import TERMINATION_PATH_ENV
 

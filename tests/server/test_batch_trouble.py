@@ -17,8 +17,7 @@ import pytest
 import zstandard
 
 from server.batch_kit import Table, jsonl, request, table
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult

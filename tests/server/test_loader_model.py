@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.serving import ServeSpec
 from tunery_server.adapters.base import read_base
 from tunery_server.fetch_model import main

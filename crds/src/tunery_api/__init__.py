@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from tunery_api.batchinference import BatchInferenceSpec
     from tunery_api.batchstatus import BatchInferenceStatus
     from tunery_api.errors import FieldError, InvalidSpec
-    from tunery_api.exitcodes import ExitCode
     from tunery_api.kinds import KINDS, Kind, KindDefinition
     from tunery_api.lorajob import LoRAJobSpec
     from tunery_api.manifest import MANIFEST_NAME, Manifest
     from tunery_api.names import API_VERSION, GROUP, VERSION
-    from tunery_api.reasons import FailureReason
+    from tunery_api.reasons import ExitCode, FailureReason
     from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
     from tunery_api.serverstatus import AdapterServerStatus
     from tunery_api.status import AdapterMergeStatus, ConditionType, LoRAJobStatus, Phase
@@ -68,7 +67,6 @@ _HOMES = {
         "FieldError",
         "InvalidSpec",
     ),
-    "exitcodes": ("ExitCode",),
     "kinds": (
         "KINDS",
         "Kind",
@@ -84,7 +82,10 @@ _HOMES = {
         "GROUP",
         "VERSION",
     ),
-    "reasons": ("FailureReason",),
+    "reasons": (
+        "ExitCode",
+        "FailureReason",
+    ),
     "runspec": (
         "PreflightReport",
         "RunResult",

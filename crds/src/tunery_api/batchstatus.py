@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel
-from tunery_api.status import CommonStatus, ProgressStatus, Text
+from tunery_api.fields import OpenModel, Text
+from tunery_api.status import CommonStatus, ProgressStatus
 
 MODELS_SHOWN: Final = 64
 

@@ -40,6 +40,9 @@ SERVER_DEFAULT: Final = "x-tunery-server-default"
 _NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 DNS_SUBDOMAIN: Final = f"^{_NAME}$"
 
+Text = Annotated[str, Field(max_length=1024)]
+"""A sentence of a status."""
+
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of an object in the same namespace."""
 

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from pydantic.alias_generators import to_camel
 
 from tunery_api.findings import CheckStatus, FindingStatus
+from tunery_api.measured import DatasetStatus
 from tunery_api.runspec import RunIdentity
-from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
+from tunery_api.status import ResolvedStatus, VerificationStatus
 
 MANIFEST_NAME: Final = "manifest.json"
 """Written last; a prefix without it is not a published result."""

@@ -1,8 +1,8 @@
-"""Why a job failed: every reason, whether trying again can help, and what the user should do."""
+"""Why a job failed: every reason, whether trying again can help, what the user should do, and the exit codes."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
 
@@ -268,3 +268,27 @@ def advice_for(reason: str) -> Advice:
         return ADVICE[FailureReason(reason)]
     except ValueError:
         return _UNKNOWN
+
+
+class ExitCode(IntEnum):
+    """Documented in docs/operations.md; the train Job's podFailurePolicy speaks of USER_ERROR."""
+
+    OK = 0
+    BUG = 1
+    USER_ERROR = 64
+    """The user must act: no retry can help (sysexits' EX_USAGE)."""
+    DATA_ERROR = 65
+    """Of `check` alone: rows cannot be used (sysexits' EX_DATAERR)."""
+    RETRYABLE = 75
+    """May heal by itself: worth a retry (sysexits' EX_TEMPFAIL)."""
+    KILLED = 137
+    """SIGKILL, often the kernel's for too much memory; OOMKilled beside it says so."""
+    TERMINATED = 143
+    """Told to stop (SIGTERM) before the last step; a checkpoint was written."""
+
+
+def exit_code_for(reason: FailureReason) -> ExitCode:
+    """Return the code a container ends with when it fails for `reason`."""
+    if reason is FailureReason.INTERNAL_ERROR:
+        return ExitCode.BUG
+    return ExitCode.RETRYABLE if ADVICE[reason].retryable else ExitCode.USER_ERROR

@@ -14,15 +14,19 @@ from tunery_api.estimate import EstimateStatus
 from tunery_api.fields import OpenModel
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
+from tunery_api.measured import (
+    EVALUATIONS_KEPT,
+    DatasetStatus,
+    DiskStatus,
+    EvaluationStatus,
+    MemoryStatus,
+    MetricsStatus,
+)
 from tunery_api.names import WORK_DIR
 from tunery_api.reasons import FailureReason
 from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
-    DatasetStatus,
-    DiskStatus,
-    MemoryStatus,
     MergeInputStatus,
     Phase,
     Reason,

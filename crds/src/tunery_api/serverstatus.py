@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel
-from tunery_api.status import Condition, FailureStatus, Reason, Text, Timestamp, words
+from tunery_api.fields import OpenModel, Text
+from tunery_api.status import Condition, FailureStatus, Reason, Timestamp, words
 
 ADAPTERS_SHOWN: Final = 256
 REPLICAS_SHOWN: Final = 64

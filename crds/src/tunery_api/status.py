@@ -10,11 +10,18 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.estimate import EstimateStatus
-from tunery_api.fields import OpenModel
+from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus, Number, StoppedStatus
-
-Text = Annotated[str, Field(max_length=1024)]
+from tunery_api.measured import (
+    EVALUATIONS_KEPT,
+    DatasetStatus,
+    DiskStatus,
+    EvaluationStatus,
+    MemoryStatus,
+    MetricsStatus,
+    Number,
+    StoppedStatus,
+)
 
 
 def _rfc3339(text: str) -> str:
@@ -117,90 +124,6 @@ class ProgressStatus(OpenModel):
     eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds, for people.")
     tokens_per_second: Number | None = Field(None, description="Tokens trained on in a second.")
     last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
-
-
-class DatasetStatus(OpenModel):
-    """What preflight found in the data set."""
-
-    rows: int | None = Field(None, ge=0, description="Valid rows.")
-    evaluation_rows: int | None = Field(
-        None, ge=0, description="Valid rows of an evaluation set of its own; 0 where a fraction is held out."
-    )
-    invalid_rows: int | None = Field(None, ge=0, description="Rows left out.")
-    first_invalid: list[Annotated[str, Field(max_length=512)]] | None = Field(
-        None, max_length=5, description="The first of them, with file, line, field and cause."
-    )
-    tokens: int | None = Field(None, ge=0, description="Tokens in all.")
-    truncated_percent: Number | None = Field(None, description="Share of rows longer than training.maxLength.")
-    duplicates: int | None = Field(None, ge=0, description="Rows that stand there more than once.")
-    p50_length: int | None = Field(None, ge=0, description="Median length of a row, in tokens.")
-    p90_length: int | None = Field(None, ge=0, description="90th percentile of a row's length, in tokens.")
-    p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
-    longest: int | None = Field(None, ge=0, description="Length of the longest row, in tokens.")
-    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
-    format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
-    template: Annotated[str, Field(max_length=32)] | None = Field(
-        None,
-        description="How rows became text: tokenizer (its chat template), chatml (it has none) or none (as they are).",
-    )
-    loss_tokens: int | None = Field(None, ge=0, description="Tokens that count in the loss.")
-    lost_tokens: int | None = Field(None, ge=0, description="Tokens beyond training.maxLength, cut off.")
-    unlearnable_rows: int | None = Field(None, ge=0, description="Rows left out: cutting them left no answer.")
-    assistant_turns: int | None = Field(None, ge=0, description="Turns of the assistant; with Plain, completions.")
-    context_turns: int | None = Field(None, ge=0, description="Those that rows mark as weight 0 or train false.")
-    trained_turns: int | None = Field(None, ge=0, description="Those that are trained.")
-    lost_reasoning: int | None = Field(
-        None, ge=0, description="Those that would be trained with reasoning, had the chat template not left it out."
-    )
-    split_rows: int | None = Field(
-        None, ge=0, description="Rows split into several examples, as the chat template rewrites earlier turns."
-    )
-    examples: int | None = Field(
-        None, ge=0, description="What the rows to train on became, a fraction held out included."
-    )
-    sequences: int | None = Field(None, ge=0, description="What is trained on, held-out rows left out: packed, or not.")
-    packed: bool | None = Field(None, description="Whether a sequence holds several examples.")
-    repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
-    desirable: int | None = Field(
-        None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
-    )
-    overlap: int | None = Field(None, ge=0, description="Rows of dataset.evaluation that are training rows, too.")
-    ignored_columns: list[Annotated[str, Field(max_length=64)]] | None = Field(
-        None, max_length=16, description="Columns that no field of the format reads; the first 16."
-    )
-    warnings: list[Annotated[str, Field(max_length=256)]] | None = Field(
-        None, max_length=8, description="What is less than it could be; an event DatasetWarning says it, too."
-    )
-    report: Text | None = Field(
-        None,
-        description="Where all of it can be read: every row left out, lengths, examples as the model sees them. "
-        "data-report.json lies beside it.",
-    )
-
-
-class MemoryStatus(OpenModel):
-    """What preflight estimated, and what was used."""
-
-    estimate_bytes: int | None = Field(None, ge=0, description="Peak memory of the device while training.")
-    available_bytes: int | None = Field(None, ge=0, description="Memory of the device, where the platform told.")
-    suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
-    peak_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="The most that the newest attempt held: of a GPU what torch's allocator reserved, on a CPU the "
-        "memory of the process.",
-    )
-
-
-class DiskStatus(OpenModel):
-    """What preflight found of the disk that training takes."""
-
-    estimate_bytes: int | None = Field(
-        None, ge=0, description="Disk that training takes: downloads, prepared data, checkpoints, and a tenth."
-    )
-    available_bytes: int | None = Field(
-        None, ge=0, description="spec.resources.ephemeralStorage; where the manifest leaves it open, it follows."
-    )
 
 
 class ResolvedValue(OpenModel):

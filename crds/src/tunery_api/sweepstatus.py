@@ -7,10 +7,10 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel
+from tunery_api.fields import OpenModel, Text
 from tunery_api.lorasweep import LARGEST_SPACE, MAX_TRIALS
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
-from tunery_api.status import AdapterStatus, CommonStatus, Text
+from tunery_api.status import AdapterStatus, CommonStatus
 
 TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
 """Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import open_store
 

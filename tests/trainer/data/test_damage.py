@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.faults import reading
 from tunery_trainer.data.read import read_records

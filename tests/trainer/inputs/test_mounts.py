@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_common.inputs.location import FetchedDataset
 from tunery_trainer.inputs.workspace import Workspace, get_data

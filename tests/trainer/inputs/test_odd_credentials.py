@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Failure, PreflightReport
 from tunery_common.storage import credentials
 

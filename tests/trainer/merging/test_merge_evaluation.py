@@ -16,9 +16,9 @@ import pytest
 from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.inputs import DatasetFormat
 from tunery_api.manifest import Manifest
+from tunery_api.reasons import ExitCode
 from tunery_common.storage.publisher import Published
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of

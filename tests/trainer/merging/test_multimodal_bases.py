@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from tunery_api.manifest import SourceRecord
+from tunery_api.measured import DatasetStatus
 from tunery_api.methods import QuantizationType
-from tunery_api.status import DatasetStatus
 from tunery_trainer.adapter.save import save_published
 from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint

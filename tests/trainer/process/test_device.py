@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tunery_api.exitcodes import ExitCode, exit_code_for
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason, exit_code_for
 from tunery_api.runspec import RunResult
 from tunery_trainer.model import load as model
 from tunery_trainer.model.load import load_base

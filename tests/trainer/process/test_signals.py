@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.story import command, environment
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Task
 from tunery_trainer.process.supervise import explain_end, to_supervise
 

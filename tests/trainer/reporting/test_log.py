@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.story import Case, manifest, run_trainer
 

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord
-from tunery_api.status import DatasetStatus, ResolvedStatus, VerificationStatus
+from tunery_api.measured import DatasetStatus
+from tunery_api.status import ResolvedStatus, VerificationStatus
 from tunery_api.validation import parse_adapterserver
 from tunery_trainer.diagnosis.answers import Answer
 from tunery_trainer.reporting.markdown import literal

@@ -19,7 +19,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
 
 from kit.story import Case, run_here

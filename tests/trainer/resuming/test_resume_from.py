@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
+from tunery_api.reasons import ExitCode
 from tunery_common.inputs.digests import BOOK
 from tunery_common.storage.transfer import hash_file
 from tunery_trainer.cli import main

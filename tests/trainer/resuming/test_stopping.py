@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.long import long_but
 from kit.story import Case, run_here, start

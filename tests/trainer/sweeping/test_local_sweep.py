@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify
 from tunery_trainer.sweeping.search import Search

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.methods import Preset
+from tunery_api.reasons import ExitCode
 
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, command, environment, manifest, run_here

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.story import Case, Write, command, environment, make_rows, run_here, run_trainer, write_rows
 

@@ -15,9 +15,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import MANIFEST_NAME
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunIdentity, RunResult, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath, open_store

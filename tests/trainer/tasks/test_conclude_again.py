@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import MANIFEST_NAME
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage.local import LocalStore
 from tunery_common.storage.published_folder import verify

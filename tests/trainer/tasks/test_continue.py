@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.cli import main
 from tunery_trainer.inputs.adapter import get_starting_adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.story import Case, run_here
 

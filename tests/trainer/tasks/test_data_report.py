@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
 
 from cluster.s3 import S3Server

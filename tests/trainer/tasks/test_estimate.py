@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.cli import main
 from tunery_trainer.plan import look_ahead
 from tunery_trainer.plan.method_table import GPU_CLASSES

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport
 
 from kit.story import Case, make_rows, manifest, run_here, write_rows

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.diagnosis.judge import Judge
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 

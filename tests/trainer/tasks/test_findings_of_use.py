@@ -10,7 +10,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.process.memory import MemoryUse
 from tunery_trainer.training import diagnosed, diagnosing

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Lineage
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.tasks.rejected import reject, rejected_uri

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.exitcodes import ExitCode
 from tunery_api.names import API_VERSION
+from tunery_api.reasons import ExitCode
 from tunery_api.validation import parse_lorajob
 from tunery_trainer.cli import main
 

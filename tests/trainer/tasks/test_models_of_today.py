@@ -19,7 +19,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.models_of_today import MIXTURES, MULTIMODAL
 from kit.peft_reader import held_out_rows, single_row_loss

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.held_out import held_out_lines, plain_peft_loss
 from kit.story import Case, run_here, write_rows

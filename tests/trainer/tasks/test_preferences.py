@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_common.inputs.location import DataFiles, FetchedDataset
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.plan.disk import estimate_disk

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.manifest import Manifest
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import RunResult
 from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport, RunResult
 
 from cluster.s3 import S3Server

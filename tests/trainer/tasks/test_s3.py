@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import TRAINING_TELLS, CheckName
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_common.inputs.fetch import fetch_model
 from tunery_common.inputs.location import Location

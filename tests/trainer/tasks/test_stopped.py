@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.tasks.test_training import QUANTIZATIONS
-from tunery_api.exitcodes import ExitCode
 from tunery_api.findings import TRAINING_TELLS, CheckName
 from tunery_api.manifest import Lineage, Manifest
 from tunery_api.names import PROGRESS_URL_ENV
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import RunResult
 from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify

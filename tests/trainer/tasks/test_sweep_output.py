@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunIdentity
 from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient

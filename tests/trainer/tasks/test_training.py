@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.training.best_weights import BEST_FILE, BestAdapter
 from tunery_trainer.training.callbacks import PatienceCallback
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.measured import change_text
+from tunery_api.reasons import ExitCode
 from tunery_trainer.diagnosis.answers import Answer, answer_metrics
 from tunery_trainer.diagnosis.evaluations import EVALUATIONS_FILE
 from tunery_trainer.diagnosis.paired import RowLosses, paired

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.losses import objectives
 

@@ -17,10 +17,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import OnStop, PreflightPolicy
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import failed_message, write_termination
@@ -38,7 +37,7 @@ _SPECS: Final = ("loraJob", "adapterMerge")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return the process's exit code (tunery_api.exitcodes)."""
+    """Run one command and return the process's exit code (tunery_api.reasons)."""
     stop = StopSignal()
     stop.install()
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.names import SETTINGS_ANNOTATION, container_name
+from tunery_api.reasons import ExitCode
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
 from tunery_operator.plan.types import JobPlan

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
 from tunery_operator.status.messages import reported_failure

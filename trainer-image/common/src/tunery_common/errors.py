@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from tunery_api.exitcodes import ExitCode, exit_code_for
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import ADVICE, ExitCode, FailureReason, exit_code_for
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import scrub, shorten
 

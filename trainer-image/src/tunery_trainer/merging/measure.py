@@ -15,9 +15,9 @@ from peft import PeftModel
 from tunery_api.adaptermerge import MergeEvaluationSpec
 from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import SourceRecord
+from tunery_api.measured import DatasetStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
-from tunery_api.status import DatasetStatus
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import fetch_dataset, fetch_model
 from tunery_trainer.data.options import DataOptions, DatasetReport

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.fields import parse_quantity
+from tunery_api.measured import DiskStatus
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
-from tunery_api.status import DiskStatus
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles
 from tunery_trainer.inputs.workspace import Workspace

@@ -12,8 +12,8 @@ from functools import partial
 from types import FrameType
 from typing import Final
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.names import TRAIN_GRACE_SECONDS
+from tunery_api.reasons import ExitCode
 from tunery_api.status import CheckpointStatus
 
 GRACE_SECONDS: Final = TRAIN_GRACE_SECONDS - 20.0

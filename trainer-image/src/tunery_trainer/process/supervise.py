@@ -17,8 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import IO, Final
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.termination import (

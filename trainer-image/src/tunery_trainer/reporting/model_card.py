@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
-from tunery_api.measured import change_text
+from tunery_api.measured import DatasetStatus, change_text
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
-from tunery_api.status import DatasetStatus
 from tunery_api.unservable import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
 from tunery_trainer.reporting.markdown import literal, section, table

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, MetricsStatus
+from tunery_api.measured import EVALUATIONS_KEPT, DatasetStatus, EvaluationStatus, MemoryStatus, MetricsStatus
 from tunery_api.names import DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
-from tunery_api.status import AdapterStatus, CheckpointStatus, DatasetStatus, MemoryStatus, MergeInputStatus
+from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus
 from tunery_common.storage.publisher import Published
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from tunery_api.estimate import EstimateStatus
-from tunery_api.status import MemoryStatus
+from tunery_api.measured import MemoryStatus
 
 ALLOCATOR_SLACK: Final = 0.05
 """Share of its tensors that a caching allocator loses to fragments. Assumed before the published runs of

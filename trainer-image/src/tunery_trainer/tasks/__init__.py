@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tunery_api.exitcodes import ExitCode
 from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.environment import prepare_environment
 from tunery_trainer.process.signals import StopSignal

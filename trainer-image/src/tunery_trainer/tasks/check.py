@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import FetchedModel

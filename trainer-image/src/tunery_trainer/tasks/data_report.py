@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 from tunery_api.lorajob import PreflightPolicy
+from tunery_api.measured import DatasetStatus
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
-from tunery_api.status import DatasetStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_common.storage.publisher import Published

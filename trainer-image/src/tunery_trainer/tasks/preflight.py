@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
+from tunery_api.measured import DiskStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
-from tunery_api.status import DiskStatus
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles, FetchedModel
 from tunery_common.inputs.weight_files import check_weight_files, files_before_download

@@ -12,8 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from tunery_api.exitcodes import ExitCode
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec, Task
 from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from tunery_api.exitcodes import ExitCode
+from tunery_api.reasons import ExitCode
 
 
 class StopRequested(Exception):
