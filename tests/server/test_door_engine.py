@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -10,15 +11,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
 from server.door_kit import BASE, BOT, FakeEngine, Handler, Site, event, open_site, write_keys
 from tunery_api.scrub import register_secret
+from tunery_server.__main__ import Replica
+from tunery_server.adapters.loop import Loader
 from tunery_server.door import engine_metrics, proxy
 from tunery_server.door.app import HEALTH_AGE
+from tunery_server.door.auth import ApiKeys
 from tunery_server.door.engine_metrics import public
 
 
@@ -84,6 +88,17 @@ async def test_a_replica_is_ready_once_the_operator_knows_what_it_serves(tmp_pat
         assert (await site.ask()).status == 200, "who asks is answered all the same"
         site.door.told = lambda: True
         assert (await site.get("/readyz")).status == 200
+
+
+async def test_while_nobody_gets_in_the_operator_is_not_told_that_requests_may_come(tmp_path: Path) -> None:
+    """Else a replica whose keys come would be ready while its status says that they are missing."""
+    keys = write_keys(tmp_path / "keys")
+    async with open_site(tmp_path) as site:
+        site.door.keys, loader = ApiKeys(keys, itertools.count(0, 5).__next__), cast(Loader, site.loader)
+        replica = Replica(loader, site.door)
+        assert (replica.state().reason, replica.ready()) == ("SecretNotFound", False)
+        write_keys(tmp_path / "keys", alice="key-of-alice")
+        assert (replica.state().reason, replica.ready()) == (None, True)
 
 
 SHUTDOWN = "cannot schedule new futures after shutdown"

@@ -20,7 +20,6 @@ class Replica:
     """As much of a loader as is reported of."""
 
     def __init__(self) -> None:
-        self.changed = asyncio.Event()
         self.says = ReplicaState(revision=1)
         self.up = False
         self.offered: list[Desired] = []
@@ -52,6 +51,7 @@ class Operator:
     def post(self, body: bytes) -> bytes:
         self.posts.append((self.now, ReplicaReport.model_validate_json(body).replica_status))
         answer = self.answers.pop(0) if self.answers else {}
+        answer = answer() if callable(answer) else answer
         if isinstance(answer, Exception):
             raise answer
         return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -65,7 +65,7 @@ class Operator:
             raise asyncio.CancelledError
 
     async def run(self) -> list[float]:
-        self.reporter = Reporter(self.post, self.replica, self.sleep)
+        self.reporter = Reporter(self.post, self.replica, self.sleep, lambda: self.now)
         with pytest.raises(asyncio.CancelledError):
             await self.reporter.run()
         return [second for second, _ in self.posts]
@@ -99,9 +99,48 @@ async def test_that_requests_may_come_is_known_once_it_was_told_and_anew_after_e
 
 async def test_an_operator_that_takes_no_report_is_not_waited_for(operator: Operator) -> None:
     operator.answers = [ConnectTimeoutError("away"), Refused(503, None)]
-    operator.end = 3
+    operator.end, operator.up = 4, {1.0, 2.0, 3.0, 4.0}
     await operator.run()
-    assert all(operator.told.values())
+    assert operator.told == {1.0: False, 2.0: True, 3.0: True, 4.0: True}
+
+
+async def test_a_standby_that_asks_to_try_again_says_nothing_of_the_operator_that_acts(operator: Operator) -> None:
+    operator.answers = [Refused(503, 1.0), Refused(503, 1.0), Refused(503, 1.0)]
+    operator.end, operator.up = 5, {1.0, 2.0, 3.0, 4.0, 5.0}
+    assert await operator.run() == [0, 1, 2, 3]
+    assert [second for second, told in operator.told.items() if told] == [4.0, 5.0]
+
+
+@pytest.mark.parametrize("refusals", [0, 30], ids=["hangs", "refuses"])
+async def test_an_operator_that_neither_takes_a_report_nor_fails_is_waited_for_five_seconds(
+    operator: Operator, refusals: int
+) -> None:
+    def drip() -> object:
+        operator.replica.up = True
+        for _ in range(20):
+            operator.told[operator.now] = operator.reporter.told()
+            operator.now += 1
+        return {}
+
+    operator.answers = [Refused(503, 1.0)] * refusals or [drip]
+    operator.up = {float(second) for second in range(40)}
+    await operator.run()
+    begun = 1.0 if refusals else 0.0
+    assert min(second for second, told in operator.told.items() if told) == begun + 5
+
+
+async def test_a_replica_that_was_ready_without_an_operator_stays_so_when_that_comes_back(operator: Operator) -> None:
+    """It takes a report first that was made before requests might come."""
+    operator.end, operator.up = 13, {11.0, 12.0, 13.0}
+
+    def late() -> object:
+        operator.replica.up = True
+        operator.told[operator.now] = operator.reporter.told()
+        return {}
+
+    operator.answers = [ConnectTimeoutError("away"), late]
+    assert await operator.run() == [0, 10, 11]
+    assert [second for second, told in operator.told.items() if told] == [10, 11, 12, 13]
 
 
 async def test_what_is_to_be_served_is_taken_from_the_answer(operator: Operator) -> None:

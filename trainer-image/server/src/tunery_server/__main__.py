@@ -51,7 +51,6 @@ class Replica:
     """What is reported of: loader and door together."""
 
     def __init__(self, loader: Loader, door: Door) -> None:
-        self.changed = loader.changed
         self._loader = loader
         self._door = door
 
@@ -60,8 +59,8 @@ class Replica:
         return self._door.state()
 
     def ready(self) -> bool:
-        """Tell whether requests may come."""
-        return self._loader.ready()
+        """Tell whether requests may come, and somebody gets in."""
+        return self._loader.ready() and self._door.keys.problem() is None
 
     def offer(self, desired: Desired) -> None:
         """Take what is to be served, if it is newer."""

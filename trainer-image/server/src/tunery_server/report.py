@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
@@ -18,6 +19,8 @@ from tunery_server.threads import in_thread
 INTERVAL_SECONDS: Final = 5.0
 LONGEST_SECONDS: Final = 15.0
 """Between two tries, however many failed: after 30 s without a report a replica counts as unknown."""
+WAIT_SECONDS: Final = 5.0
+"""For which a replica that could answer is held back, at most, until the operator knows of it."""
 _MAX_ANSWER: Final = 4 << 20
 _LONGEST_INTERVAL: Final = 300.0
 MAX_REPORT: Final = 1_500_000
@@ -30,8 +33,6 @@ _log = logging.getLogger(__name__)
 
 class Reported(Protocol):
     """What is reported of, and what takes the answers: the loader."""
-
-    changed: asyncio.Event
 
     def state(self) -> ReplicaState:
         """Return how the replica stands."""
@@ -54,27 +55,45 @@ class Reporter:
         post: Callable[[bytes], bytes],
         loader: Reported,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`post` blocks, and is called in a thread."""
         self._post = post
         self._loader = loader
         self._sleep = sleep
+        self._clock = clock
         self._pace = Pace(interval=INTERVAL_SECONDS, longest=LONGEST_SECONDS)
         self._failing = False
-        self._ready = False
-        """Whether requests might come when the report was made that the operator took last."""
+        self._away = False
+        """The last report failed, and not at somebody who asks to try again soon, as the operator that stands by."""
+        self._may_since: float | None = None
+        """Since when requests may come."""
+        self._told = False
+        """Requests may come, and the operator has heard so, or is not waited for: that holds whatever it does then."""
 
     def told(self) -> bool:
-        """Tell whether the operator knows what is served since requests may come, or cannot be waited for.
+        """Tell whether requests may come, and the operator knows it, or cannot be waited for.
 
         Before, it would take a replica that the kubelet calls ready by what it said while it came up: Loading.
         """
-        return self._ready or self._failing
+        since = self._look(self._loader.ready())
+        if since is not None and (self._away or self._clock() - since >= WAIT_SECONDS):
+            self._told = True
+        return self._told
+
+    def _look(self, ready: bool) -> float | None:
+        """Take note of whether requests may come; return since when they may."""
+        if not ready:
+            self._may_since, self._told = None, False
+        elif self._may_since is None:
+            self._may_since = self._clock()
+        return self._may_since
 
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
             state, ready = self._loader.state(), self._loader.ready()
+            self._look(ready)
             await self.report(state, ready=ready)
             await self._until_due(state, ready=ready)
 
@@ -94,7 +113,9 @@ class Reporter:
         else:
             if self._failing:
                 _log.info("the operator takes reports again")
-            self._failing, self._ready = False, ready
+            self._failing = self._away = False
+            # What was told before requests might come does not take back that they may.
+            self._told = self._told or (ready and self._may_since is not None)
             asked = reply.interval_seconds
             self._pace.succeeded(asked if self._pace.least <= asked <= _LONGEST_INTERVAL else None)
             if reply.desired is not None:
@@ -104,6 +125,7 @@ class Reporter:
         if not self._failing:
             _log.warning("the operator did not take the report: %s", message)
         self._failing = True
+        self._away = retry_after is None or retry_after > WAIT_SECONDS
         self._pace.failed(retry_after)
 
     async def _until_due(self, state: ReplicaState, *, ready: bool) -> None:
@@ -112,7 +134,8 @@ class Reporter:
         while waited < self._pace.delay(urgent=False):
             await self._sleep(least)
             waited += least
-            if not self._failing and (self._loader.state(), self._loader.ready()) != (state, ready):
+            self._look(now := self._loader.ready())
+            if not self._failing and (self._loader.state(), now) != (state, ready):
                 return
 
 

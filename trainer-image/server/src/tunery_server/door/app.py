@@ -65,7 +65,8 @@ class Door:
     ending: bool = False
     """Told to stop: no new request is to come."""
     told: Callable[[], bool] = lambda: True
-    """Whether the operator knows what is served here, so that its status says so once the kubelet calls us ready."""
+    """Whether the operator knows what is served here, so that its status says so once the kubelet calls us ready; or
+    it is not waited for."""
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.routes, self.keys.names, self.room)
@@ -162,7 +163,7 @@ class _Probes:
             problems.append("the engine is being stopped")
         elif not door.loader.ready():
             problems.append(door.loader.state().message or "adapters are being loaded")
-        elif not door.told():
+        elif not problems and not door.told():
             problems.append("the operator is being told what is served")
         return _told(problems)
 
