@@ -303,7 +303,7 @@ ROWS_OF: dict[str, Row] = {
         {"resumeFrom": {"uri": _uri("adapters", "checkpoint"), "secretRef": S3}},
     ),
     "name": Row(
-        "NameConflict", "name-preflight", "Delete or rename the object", by_itself(_give_name_back), {}, _take_name,
+        "NameConflict", "name-preflight", "Delete or rename the object", again(_give_name_back), {}, _take_name,
     ),
     "missing": Row(
         "AdapterMissing", _uri("adapters", "missing-first"), "Publish the named adapter", again(_publish),
