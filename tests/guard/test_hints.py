@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.reasons import FailureReason
+
 from projects import PROJECTS
 
 FIXED = re.compile(r"spec\.(model|dataset|output|training|lora|evaluation|method|preset|quantization|adapters)\b")
@@ -32,3 +34,39 @@ def test_hints_are_found() -> None:
 @pytest.mark.parametrize("hint", [hint for hint in ALL if FIXED.search(hint)])
 def test_a_hint_that_names_a_fixed_field_says_that_it_takes_a_new_job(hint: str) -> None:
     assert "new job" in hint
+
+
+ON_THE_NODE: dict[str, str] = {
+    "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelUnsupported DatasetNotFound DatasetInvalid "
+    "StorageAccessDenied StorageNotFound StorageUnavailable OutputExists LossDiverged NotImproved AdapterMissing "
+    "AdapterCorrupt CheckpointMissing NameConflict DeadlineExceeded",
+    "e2e/states.py": "QuotaExceeded CreateRefused PodRefused Unschedulable MountFailed ImagePullFailed "
+    "ContainerRefused DiskFull",
+    "e2e/test_states.py": "NodeLost",
+    "e2e/test_second_chances.py": "OutOfMemory",
+    "e2e/test_batches.py": "InputInvalid",
+}
+"""Reasons whose hint is done on the real node, and then the object succeeds: the file that says how."""
+NOT_ON_IT: dict[str, str] = {
+    "The tests' node has no GPU, and nothing imitates what a broken one does": "GPUUnavailable GPUFault "
+    "GPUOutOfMemory WontFit",
+    "No hub with gated models can be reached": "ModelGated",
+    "A server serves the rest on; its own tests follow them": "AdapterUnsupported RankTooHigh BaseMismatch "
+    "TooManyAdapters EngineRefused ProbeFailed EngineFailed EngineUnsupported",
+    "Followed against a real API server, with pods that are played": "RequestsFailed ServerUnavailable PlatformChanged",
+    "Told by tests with played pods, and by none followed to the end": "ServerAccessDenied FieldContested "
+    "BudgetExhausted RetriesExhausted",
+    "It goes on by itself: there is nothing to do": "Killed NodePressure ClusterUnavailable InternalError",
+}
+"""The others, and why."""
+
+
+def test_it_is_known_of_each_reason_whether_its_hint_was_followed_on_the_node() -> None:
+    told = [reason for table in (ON_THE_NODE, NOT_ON_IT) for reasons in table.values() for reason in reasons.split()]
+    assert sorted(told) == sorted(reason.value for reason in FailureReason)
+
+
+@pytest.mark.parametrize("file", ON_THE_NODE)
+def test_the_file_speaks_of_the_reasons_that_it_is_named_for(file: str) -> None:
+    text = (Path(__file__).parents[1] / file).read_text()
+    assert [reason for reason in ON_THE_NODE[file].split() if f'"{reason}"' not in text] == []

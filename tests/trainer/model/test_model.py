@@ -99,6 +99,10 @@ def test_other_unusable_folders_are_refused(tmp_path: Path, llama: Path) -> None
     assert "the folder has no config.json" in refused(load_config, tmp_path)
     assert "'bert' is not a causal" not in refused(load_config, write_config(tmp_path, model_type="t5"))
     assert "model type 't5' is not a causal language model" in refused(load_config, tmp_path)
+    assert "model type 'bert', as config.json has it, reads a text from both sides" in refused(
+        model_facts, write_config(tmp_path, model_type="bert", architectures=["BertForMaskedLM"])
+    )
+    assert model_facts(write_config(tmp_path, model_type="bert", is_decoder=True)).layers == 12
     quantised = json.loads((llama / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
     assert "already quantised by GPTQ, " in refused(load_config, write_config(tmp_path, **quantised))
     (tmp_path / "config.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Whether packed examples stay apart in an architecture: measured on a small model of its own configuration."""
+"""Whether tokens, and packed examples, see only what they may: measured on a small model of the same configuration."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Isolation:
     """Whether an example in a packed row has the logits that it has alone."""
     measured: bool = True
     """False: no small model could be built, so nothing is known and nothing is packed."""
+    causal: bool = True
+    """Whether no token's logits depend on those after it; an encoder would learn to copy the token that it is asked."""
 
 
 def isolation(config: PreTrainedConfig, otherwise: str) -> Isolation:
@@ -47,7 +49,10 @@ _KNOWN: Final[dict[tuple[str, str, str], Isolation]] = {}
 
 def _measure(config: PreTrainedConfig, otherwise: str) -> Isolation:
     try:
-        alone = _logits(_small(config, otherwise), packed=False)
+        model = _small(config, otherwise)
+        alone = _logits(model, packed=False)
+        if _sees_ahead(model):
+            return Isolation(otherwise, packable=False, causal=False)
     except Exception:  # noqa: BLE001 (whatever a shrunken architecture raises: it is not measured then)
         return Isolation(otherwise, packable=False, measured=False)
     for attention in (BY_EXAMPLE, otherwise):
@@ -85,6 +90,17 @@ def _small(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.mul_(_SCALE)
     return model.eval()
+
+
+@torch.no_grad()
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Tell whether another last token changes what the model says of those before it."""
+    draw = torch.Generator().manual_seed(2)
+    row = torch.randint(3, VOCABULARY - 1, (1, _LENGTHS[0]), generator=draw)
+    other = row.clone()
+    other[0, -1] += 1
+    said, changed = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (row, other))
+    return not _equal(changed, said)
 
 
 @torch.no_grad()

@@ -35,6 +35,10 @@ from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.settings.stored_quantization import check_types, stored_quantization
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
+_SEES_AHEAD: Final = (
+    "model type {kind!r}, as config.json has it, reads a text from both sides: what it says of a token depends on those "
+    "after it, so it would learn to copy what it is asked, and write nothing"
+)
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", CONFIG)
 
 
@@ -122,8 +126,14 @@ def model_facts(folder: Path) -> ModelFacts:
 
 
 def facts_of(model: PreTrainedModel, folder: Path) -> ModelFacts:
-    """Return what is known of `model`, which `meta_model` has built from `folder`."""
+    """Return what is known of `model`, which `meta_model` has built from `folder`.
+
+    Raises TuneryError(ModelUnsupported) where it is one that sees the tokens which it is to say.
+    """
     text = model.config.get_text_config()
+    isolated = _isolation(model.config)
+    if not isolated.causal:
+        raise _unsupported(_SEES_AHEAD.format(kind=model.config.model_type))
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return ModelFacts(
         architecture=type(model).__name__,
@@ -133,7 +143,7 @@ def facts_of(model: PreTrainedModel, folder: Path) -> ModelFacts:
         vocabulary=text.vocab_size,
         max_positions=int(positions) if positions else None,
         tied_embeddings=_tied(model),
-        packable=_isolation(model.config).packable,
+        packable=isolated.packable,
         stored=stored_quantization(_read_config(folder)),
         experts=expert_names(model),
         expert_parameters=sum(model.get_parameter(path).numel() for path in expert_parameters(model)),
