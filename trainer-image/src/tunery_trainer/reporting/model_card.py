@@ -225,7 +225,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         ("Continued from", _adapter(lineage.continued_from) if lineage.continued_from else None),
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
-        ("Device", lineage.device),
+        ("Device", (lineage.resolved.device if lineage.resolved else None) or lineage.device),
         ("Peak memory", _peak(lineage)),
         ("Image", f"`{lineage.image}`" if lineage.image else None),
         ("Libraries", versions),

@@ -15,8 +15,9 @@ from tunery_api.status import Phase, VerificationStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target, probe, published_before
 from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process.device import actual_device, device_words
 from tunery_trainer.reporting.model_card import CARD_FILE, model_card
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
 from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_progress
@@ -47,6 +48,10 @@ def _merge_and_publish(
     refuse_own_input(work.run)
     probe(target)
     reporter.phase(Phase.STARTING)
+    device = actual_device(work.run, spec.resources.gpus)  # before a download: a GPU that was asked for has to work
+    if spec.evaluation is not None:
+        say(f"Device     {device_words(device.kind)}, for the evaluation")
+        reporter.device(device_words(device.kind))
     from tunery_trainer.merging.run import gather, merge  # torch comes with them: 1.3 s
 
     job = gather(work, spec, Publisher(target), reporter)
