@@ -17,6 +17,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.bodies import refuse_cut
 from tunery_common.storage.credentials import Credentials
+from tunery_common.storage.encryption import encrypt_writes
 from tunery_common.storage.endpoints import check_endpoint
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error
     client.meta.events.register("before-parse.s3", refuse_cut)
+    encrypt_writes(client, credentials, field)
     return client
 
 
