@@ -1,4 +1,4 @@
-"""A bucket that demands encryption gets every write with the headers for it: SSE-S3 from a real server, KMS on the wire."""
+"""A bucket that demands encryption gets each write with its headers: SSE-S3 from a real server, KMS on the wire."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import Store, StorePath, open_store, s3_client, s3_errors
+from tunery_common.storage import StorePath, open_store, s3_client, s3_errors
 from tunery_common.storage import credentials as credentials_module
 from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.published_folder import verify
@@ -127,12 +127,6 @@ def secret(recorder: Recorder, folder: Path, **values: str) -> Credentials:
     return credentials_module.from_secret(folder, "s3")
 
 
-def write_all(store: Store, path: Path) -> None:
-    path.write_bytes(bytes(6 << 20))
-    store.upload_file(path, "large")
-    store.put_bytes("claim", b"{}", if_none_match=True)
-
-
 FULL = {"": "aws:kms", "-aws-kms-key-id": KEY, "-bucket-key-enabled": "true"}
 WAYS = {
     "a key of KMS": ({**KMS, "AWS_SSE_KMS_KEY_ID": KEY, "AWS_SSE_BUCKET_KEY_ENABLED": "true"}, {}, FULL),
@@ -152,13 +146,23 @@ def test_whatever_begins_an_object_asks_for_its_encryption(
     said, platform, expected = WAYS[way]
     for name, value in platform.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3_client, "MULTIPART_THRESHOLD", 5 << 20)
-    monkeypatch.setattr(s3_client, "_PART_BYTES", 5 << 20)
     found = secret(recorder, tmp_path / "s3", **said)
     client = s3_client.make_client(found, FIELD)
-    write_all(S3Store(client, "b", found.source, FIELD), tmp_path / "file")
+    S3Store(client, "b", found.source, FIELD).put_bytes("claim", b"{}", if_none_match=True)
+    assert recorder.asked == {"put": expected}
+
+
+def test_parts_and_copies_ask_for_it_where_they_begin(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_client, "MULTIPART_THRESHOLD", 5 << 20)
+    monkeypatch.setattr(s3_client, "_PART_BYTES", 5 << 20)
+    client = s3_client.make_client(secret(recorder, tmp_path / "s3", **KMS, AWS_SSE_KMS_KEY_ID=KEY), FIELD)
+    (tmp_path / "file").write_bytes(bytes(6 << 20))
+    S3Store(client, "b", "the Secret s3", FIELD).upload_file(tmp_path / "file", "large")
     client.copy_object(Bucket="b", Key="copy", CopySource="b/large")
-    assert recorder.asked == {"create": expected, "part": {}, "complete": {}, "put": expected, "copy": expected}
+    begins = {"": "aws:kms", "-aws-kms-key-id": KEY}
+    assert recorder.asked == {"create": begins, "part": {}, "complete": {}, "copy": begins}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ def test_a_pod_that_holds_a_gpu_never_goes_on_on_the_cpu(
     proc, program = tmp_path / "version", tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     if module:
-        proc.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {module}  Tue Mar  5 22:23:56 UTC 2024\nGCC 12.3\n")
+        proc.write_text(
+            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {module}  Tue Mar  5 22:23:56 UTC 2024\nGCC 12.3\n"
+        )
     if smi:
         program.write_text(f"#!/bin/sh\necho {smi}\n")
         program.chmod(0o755)
@@ -153,6 +155,7 @@ def test_a_pod_that_holds_a_gpu_never_goes_on_on_the_cpu(
     assert f"({found}; needed: 580 or later; " in failure.message
     assert (smi or "nvidia-smi is not in the container") in failure.message
     assert "Device" not in done.stdout
+    assert ("resources.gpus: 0, in a new merge" in (failure.hint or "")) is (task == "merge")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_what_may_pass_in_a_minute_is_tried_again(
         raise RuntimeError(said)
 
     monkeypatch.setattr(torch.cuda, "init", failing)
-    with pytest.raises(TuneryError, match="spec.resources.gpus asks for a GPU") as caught:
+    with pytest.raises(TuneryError, match=r"spec\.resources\.gpus asks for a GPU") as caught:
         device.require_gpu()
     assert caught.value.reason is reason
     assert said in caught.value.message

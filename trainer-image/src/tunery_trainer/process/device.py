@@ -116,9 +116,9 @@ def require_gpu() -> None:
     except (RuntimeError, AssertionError) as error:
         stays = gpu_reason(error) in (None, FailureReason.GPU_UNAVAILABLE)
         reason = FailureReason.GPU_UNAVAILABLE if stays else FailureReason.GPU_FAULT
-        raise _unusable(reason, first_line(error)) from error
+        raise _unusable(reason, torch.version.cuda, first_line(error)) from error
     if not works:
-        raise _unusable(FailureReason.GPU_FAULT, "a product of ones came out wrong")
+        raise _unusable(FailureReason.GPU_FAULT, torch.version.cuda, "a product of ones came out wrong")
 
 
 def triton_compiles() -> bool:
@@ -160,11 +160,8 @@ def driver_version() -> str | None:
     return found.group() if found else None
 
 
-def _unusable(reason: FailureReason, cause: str) -> TuneryError:
-    import torch
-
-    cuda = torch.version.cuda or "none"
-    needed = needed_driver(cuda) if torch.version.cuda else "none: this build of torch is for the CPU"
+def _unusable(reason: FailureReason, cuda: str | None, cause: str) -> TuneryError:
+    needed = needed_driver(cuda) if cuda else "none, as this torch was built without CUDA"
     return TuneryError(
         reason,
         f"spec.resources.gpus asks for a GPU, and CUDA {cuda} cannot use one here: {cause} "

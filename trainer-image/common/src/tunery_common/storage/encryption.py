@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage.credentials import Credentials
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
-
 _KMS: Final = ("aws:kms", "aws:kms:dsse")
 _ALGORITHMS: Final = ("AES256", *_KMS)
-_WRITES: Final = ("PutObject", "CreateMultipartUpload", "CopyObject")
-"""What begins an object; the parts of an upload are encrypted as that was told to be."""
 
 
-def encrypt_writes(client: S3Client, credentials: Credentials, field: str) -> None:
-    """Have each write of `client` ask for the encryption that the credentials name; INVALID_SPEC for what is none.
+def encryption_of(credentials: Credentials, field: str) -> dict[str, str | bool]:
+    """Return the parameters by which a write asks for the encryption that the credentials name.
 
-    Keys of the customer's own (SSE-C) are not offered: whoever reads would need them too.
+    INVALID_SPEC for what is none. Keys of the customer's own (SSE-C) are not offered: whoever reads would need them too.
     """
-    headers = _headers(credentials, field)
-    if not headers:
-        return
-
-    def add(params: dict[str, Any], **_: object) -> None:
-        params.update(headers)
-
-    for operation in _WRITES:
-        client.meta.events.register(f"provide-client-params.s3.{operation}", add)
-
-
-def _headers(credentials: Credentials, field: str) -> dict[str, str | bool]:
-    """Return the parameters of a write."""
     key, bucket_key = credentials.get("AWS_SSE_KMS_KEY_ID"), credentials.get("AWS_SSE_BUCKET_KEY_ENABLED")
     algorithm = credentials.get("AWS_SERVER_SIDE_ENCRYPTION") or (_KMS[0] if key else None)
     source = credentials.source
