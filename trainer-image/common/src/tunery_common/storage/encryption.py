@@ -15,7 +15,7 @@ _ALGORITHMS: Final = ("AES256", *_KMS)
 def encryption_of(credentials: Credentials, field: str) -> dict[str, str | bool]:
     """Return the parameters by which a write asks for the encryption that the credentials name.
 
-    INVALID_SPEC for what is none. Keys of the customer's own (SSE-C) are not offered: whoever reads would need them too.
+    INVALID_SPEC for what is none. Keys of the customer's own (SSE-C) are not offered: who reads would need them, too.
     """
     key, bucket_key = credentials.get("AWS_SSE_KMS_KEY_ID"), credentials.get("AWS_SSE_BUCKET_KEY_ENABLED")
     algorithm = credentials.get("AWS_SERVER_SIDE_ENCRYPTION") or (_KMS[0] if key else None)
