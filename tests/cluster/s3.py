@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 import shutil
@@ -110,7 +111,7 @@ class S3Server:
         if self.is_running():
             return
         (self.state_dir / "s3").mkdir(parents=True, exist_ok=True)
-        self.daemon.start(self._command())
+        self.daemon.start(self._command(), {"WEED_S3_SSE_KEK": self._sealing_key()})
         # The S3 port opens before there is a volume to write to: the probe writes.
         self.daemon.wait_ready(self._accepts_writes, timeout=READY_SECONDS)
 
@@ -162,6 +163,10 @@ class S3Server:
             "-volume.preStopSeconds=0",  # there is no other server to hand over to
             f"-master.electionTimeout={ELECTION_SECONDS}s",
         ]
+
+    def _sealing_key(self) -> str:
+        """Return the key of the server's own encryption (SSE-S3): the same at each start, or nothing can be read."""
+        return hashlib.sha256(self.secret_key.encode()).hexdigest()
 
     def _accepts_writes(self) -> bool:
         client = self.client()

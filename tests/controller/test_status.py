@@ -18,6 +18,7 @@ from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
+from tunery_operator.progress.plausible import sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.reported_progress import metrics_fields
@@ -113,11 +114,27 @@ def test_preflight_report_is_taken_over() -> None:
     assert status["disk"] == REPORT["disk"]
 
 
+def test_what_trains_is_told_with_the_first_report_and_stays() -> None:
+    device = "NVIDIA H100 80GB HBM3 (cuda:0, driver 580.95.05, CUDA 13.2)"
+    first = sane(TrainerStatus(phase=Phase.STARTING, device=device), NOW)
+    preflight = Attempt(DONE, (ended(says=REPORT),))
+    seen = snapshot(running(), preflight_needed=True, preflight=preflight, progress=first)
+    starting = compute_status(seen)
+    assert starting["phase"] == "Starting"
+    assert starting["resolved"] == {**REPORT["resolved"], "device": device}
+    LoRAJobStatus.model_validate(starting)
+    silent = dataclasses.replace(seen, status=starting, progress=TrainerStatus(phase=Phase.TRAINING))
+    assert compute_status(silent)["resolved"]["device"] == device, "a report of an older trainer does not take it away"
+
+
 def test_a_merge_is_judged_alike() -> None:
     said = {**RESULT, "inputs": [{"uri": "s3://adapters/a", "rank": 8}], "rank": 16}
     owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
     merging = dataclasses.replace(snapshot(running(), progress=says(None)), kind=Kind.ADAPTERMERGE, owner=owner)
     assert compute_status(merging)["phase"] == "Merging"
+    measuring = compute_status(dataclasses.replace(merging, progress=TrainerStatus(device="CPU (1 core)")))
+    assert measuring["device"] == "CPU (1 core)"
+    AdapterMergeStatus.model_validate(measuring)
     done = dataclasses.replace(merging, main=Attempt(DONE, (ended(says=said),)))
     status = compute_status(done)
     assert (status["phase"], status["rank"], status["inputs"]) == ("Succeeded", 16, said["inputs"])

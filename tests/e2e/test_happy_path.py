@@ -28,6 +28,7 @@ def test_the_quickstart_trains_and_publishes(
     assert moving["PROGRESS"].endswith("%")
     assert float(moving["LOSS"]) > 0
     assert (moving["MODEL"], moving["METHOD"]) == ("s3://models/SmolLM2-135M-Instruct", "QLoRA")
+    assert re.fullmatch(r"CPU \(\d+ cores?\)", job.status()["resolved"]["device"]), "told while it trains"
 
     status = job.wait_phase("Succeeded", timeout=600)
     assert job.condition("Succeeded")["status"] == "True"
@@ -92,11 +93,13 @@ def test_plain_peft_gives_the_reported_evaluation_loss(launch: Launch, s3: Any, 
 def test_a_gpu_that_the_node_offers_is_scheduled_and_never_replaced_by_the_cpu(launch: Launch) -> None:
     """The node says that it has one, and has none: what a pod finds on a node whose driver does not work."""
     resources = {"gpus": 1, "cpu": "800m", "memory": "3Gi", "ephemeralStorage": "2Gi"}
-    job = launch("gpu", resources=resources, retries=0)
+    job = launch("gpu", resources=resources)
     status = job.wait_phase("Failed")
     (pod,) = job.pods("train")
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert status["gpuSeconds"] > 0
     assert status["failure"]["reason"] == "GPUUnavailable"
     assert "Found no NVIDIA driver" in status["failure"]["message"]
+    assert "driver found: none; needed: 580 or later" in status["failure"]["message"]
+    assert (status["failure"]["exitCode"], status["attempts"]) == (64, 1), "and it is not tried again"
     assert "spec.scheduling" in status["failure"]["hint"]

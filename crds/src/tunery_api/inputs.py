@@ -157,6 +157,7 @@ class OutputSpec(ApiModel):
     secret_ref: LocalReference | None = Field(
         None,
         description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN, "
-        "AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE. Default: the workload identity.",
+        "AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE, AWS_SERVER_SIDE_ENCRYPTION, "
+        "AWS_SSE_KMS_KEY_ID, AWS_SSE_BUCKET_KEY_ENABLED. Default: the workload identity.",
     )
     overwrite: bool = Field(False, description="Replace a result that is already there; else the job is refused.")

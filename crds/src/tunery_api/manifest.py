@@ -154,7 +154,7 @@ class Lineage(_Record):
     versions: dict[str, str] = Field(default_factory=dict)
     """Library versions, by distribution name."""
     device: str | None = None
-    """The GPU's name, or `cpu`."""
+    """The GPU's name, or `cpu`; of a LoRAJob `resolved.device` says more."""
     peak_bytes: int | None = None
     """The most memory that the attempt which ended the run held, as status.memory.peakBytes tells it."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -126,7 +126,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         " and resources.ephemeralStorage may change as it waits; other GPUs or cpu need a new job.",
     ),
     _R.GPU_UNAVAILABLE: Advice(
-        True,
+        False,
         "Have the node's GPU looked at: driver, container toolkit, device plugin. spec.scheduling, which may change "
         "while no pod runs, keeps the job off that node, or names the RuntimeClass that GPUs need (runtimeClassName).",
     ),

@@ -269,8 +269,8 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `checkpoint`, `evaluations`, `findings` and
-    `checks` are ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `device`, `checkpoint`, `evaluations`,
+    `findings` and `checks` are ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -284,6 +284,8 @@ class TrainerStatus(OpenModel):
     phase: Phase | None = None
     doing: Annotated[str, Field(max_length=512)] | None = None
     """What it does or waits for now, where the phase alone does not tell."""
+    device: Annotated[str, Field(max_length=256)] | None = None
+    """What it computes on."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)

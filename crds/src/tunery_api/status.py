@@ -154,6 +154,9 @@ class ResolvedStatus(OpenModel):
     revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The model's commit.")
     steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
     trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
+    device: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="What trains: the GPU with its driver and CUDA, or the CPU; told before anything is loaded."
+    )
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
     unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 
@@ -319,5 +322,8 @@ class AdapterMergeStatus(CommonStatus):
         None, description="evalLoss and baseEvalLoss: the result's and the base model's on the data of spec.evaluation."
     )
     dataset: DatasetStatus | None = Field(None, description="What was found in the data set of spec.evaluation.")
+    device: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="What measures: the GPU with its driver and CUDA, or the CPU. A merge itself takes the CPU."
+    )
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
     rank_error: Number | None = Field(None, description="Largest relative error that the rank costs, over the modules.")

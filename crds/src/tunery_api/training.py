@@ -69,7 +69,7 @@ class TrainingSpec(ApiModel):
         "ORPO and KTO: a quarter of these.",
     )
     scale_learning_rate_with_rank: bool = Field(
-        False, description="Multiply the learning rate by sqrt(8 / rank), the guide's rule for higher ranks."
+        False, description="Multiply the learning rate by sqrt(8 / rank), for higher ranks (docs/methods.md#presets)."
     )
     scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate moves after the warm-up.")
     warmup: DecimalString | None = Field(

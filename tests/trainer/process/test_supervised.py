@@ -54,7 +54,7 @@ def test_bitsandbytes_own_exit_is_told_with_its_reason(tmp_path: Path) -> None:
     code, said, errors = end(tmp_path, BITSANDBYTES)
     assert said["failure"]["reason"] == "GPUUnavailable"
     assert "Error CUDA driver version is insufficient" in said["failure"]["message"]
-    assert code == ExitCode.RETRYABLE
+    assert code == ExitCode.USER_ERROR
     assert errors.rstrip().splitlines()[-1].startswith("GPUUnavailable: the GPU cannot be used: Error CUDA driver")
 
 

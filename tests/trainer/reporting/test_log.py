@@ -28,6 +28,7 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     # Two phases within a second of each other are one line: the newer.
     expected = [
         "Starting",
+        "Device     CPU (",
         f"Model      {uris['model']['uri']}, ",
         f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 12 held out",
         "Method     LoRA, 240 steps on the CPU",

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tunery_api.findings import CheckStatus, FindingStatus
-from tunery_api.manifest import Lineage, MergeInputRecord
+from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.measured import DatasetStatus
 from tunery_api.status import ResolvedStatus, VerificationStatus
 from tunery_api.validation import parse_adapterserver
@@ -132,6 +132,16 @@ def test_the_entry_of_the_card_is_one_that_a_server_takes() -> None:
     spec = {"model": {"uri": "hf://owner/model"}, "adapters": entry}
     (adapter,) = parse_adapterserver({"spec": spec}).adapters or ()
     assert (adapter.name, adapter.uri) == ("support-bot", "s3://adapters/bot")
+
+
+def test_card_says_where_a_base_lies_that_no_hub_has() -> None:
+    base = SourceRecord(uri="s3://models/SmolLM2-135M-Instruct", digest="b" * 64)
+    made = lineage().model_copy(update={"model": base, "served_name": "SmolLM2-135M-Instruct"})
+    card = model_card(run(), made, "s3://adapters/bot")
+    assert "Copy `s3://adapters/bot` to `./bot`, and its base model, which lies at `s3://models/Smol" in card
+    assert 'base = AutoModelForCausalLM.from_pretrained("./base")' in card
+    assert "vllm serve ./base --served-model-name SmolLM2-135M-Instruct --enable-lora" in card
+    assert 'from_pretrained("./base-model")' in model_card(run(), made, "s3://adapters/base")
 
 
 def test_card_of_a_rank_that_vllm_has_not_names_the_next() -> None:

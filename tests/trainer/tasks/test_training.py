@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,26 @@ def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
-def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own(case: Case) -> None:
-    done = run_here("run", case(resources={"gpus": 1}, training={"maxSteps": 1}))
-    assert "\nDevice     the CPU: spec.resources.gpus is 1, and this machine has no GPU that works\n" in done.stdout
+def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own_and_the_card_loads(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = case(resources={"gpus": 1}, training={"maxSteps": 1})
+    done = run_here("run", path)
+    said = re.search(r"^Device     (CPU \(\d+ cores?\)): (.+)$", done.stdout, re.MULTILINE)
+    assert said is not None, done.stdout
+    assert said[2] == "spec.resources.gpus is 1, and this machine has no GPU that works"
+    lineage = json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]
+    assert (lineage["device"], lineage["resolved"]["device"]) == ("cpu", said[1])
+    card = (path.parent / "out" / "README.md").read_text()
+    assert f"| Device | {said[1]} |" in card
     assert "gpus" not in done.stderr
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    Path("out").symlink_to(path.parent / "out")
+    Path("base").symlink_to(path.parent / "model")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)  # what the card says, with both folders copied as it says
+    assert found["model"].peft_config["default"].r == 8
 
 
 def test_a_method_that_adapts_no_modules_is_told_without_a_word_for_them(case: Case) -> None:

@@ -16,6 +16,8 @@ MAX_WHOLE: Final = 2**53 - 1
 MAX_SECONDS: Final = 10 * 365 * 86_400
 _LONGEST_WORDS: Final = 400
 """Bytes of what a pod says it does."""
+_LONGEST_DEVICE: Final = 256
+"""Bytes of what it names as its device, as the status takes it."""
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -34,6 +36,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "total_steps": _at_most(report.total_steps, MAX_WHOLE),
             "epoch": _number(report.epoch),
             "doing": None if report.doing is None else scrub(report.doing, _LONGEST_WORDS),
+            "device": None if report.device is None else scrub(report.device, _LONGEST_DEVICE),
             "tokens_per_second": _number(report.tokens_per_second),
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),

@@ -36,8 +36,12 @@ def take_progress(draft: Draft) -> None:
     """Take over the newest report of the running pod."""
     report = draft.snapshot.progress
     holds = draft.snapshot.definition.holds
+    if report is not None and report.device and holds("device"):
+        draft.put(device=report.device)
     if report is None or not holds("progress"):
         return
+    if report.device and holds("resolved"):
+        draft.merge("resolved", {"device": report.device})
     fields = progress_fields(report)
     if changed_enough(draft.fields.get("progress") or {}, fields):
         draft.merge("progress", fields)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import resource
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError, first_line
+from tunery_trainer.process.environment import cpu_limit
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 _MEMORY: Final = re.compile(
@@ -21,16 +24,17 @@ _MEMORY: Final = re.compile(
     re.IGNORECASE,
 )
 _UNAVAILABLE: Final = re.compile(
-    r"NVIDIA driver on your system|Found no NVIDIA driver|No CUDA GPUs are available|CUDA unknown error"
-    r"|no kernel image is available|driver version is insufficient|system not yet initialized"
-    r"|unsupported display driver|CUDA-capable devices? (is|are) (busy|unavailable|detected)"
-    r"|devices are busy or unavailable|CUDA is required but not available|not compiled with CUDA enabled"
-    r"|no CUDA-capable device|CUDA_ERROR_NO_DEVICE|CUDA_ERROR_SYSTEM_NOT_READY|MPS client",
+    r"NVIDIA driver on your system|Found no NVIDIA driver|No CUDA GPUs are available"
+    r"|no kernel image is available|driver version is insufficient"
+    r"|unsupported display driver|CUDA is required but not available|not compiled with CUDA enabled"
+    r"|no CUDA-capable device|CUDA-capable device is detected|CUDA_ERROR_NO_DEVICE",
     re.IGNORECASE,
 )
+"""What the same node says at each try."""
 _FAULT: Final = re.compile(
-    r"CUDA error|cuBLAS error|cuDNN error|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN|NCCL)_STATUS_|NCCL error"
-    r"|Triton Error \[CUDA\]|CUDA_ERROR_|cudaError|ECC error|GPU is lost"
+    r"CUDA error|CUDA unknown error|cuBLAS error|cuDNN error|(CUBLAS|CUSOLVER|CUSPARSE|CUDNN|NCCL)_STATUS_|NCCL error"
+    r"|Triton Error \[CUDA\]|CUDA_ERROR_|cudaError|ECC error|GPU is lost|MPS client|system not yet initialized"
+    r"|busy or unavailable|CUDA-capable devices? (is|are) (busy|unavailable)"
     r"|Error .+ at line \d+ in file \S+\.cu",  # bitsandbytes, before it exits
     re.IGNORECASE,
 )
@@ -40,6 +44,13 @@ _OWN: Final = re.compile(
 """What a wrong index or a wrong call says: a defect of the program, on any GPU."""
 _SMI: Final = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 _SMI_SECONDS: Final = 20.0
+_KERNEL_MODULE: Final = Path("/proc/driver/nvidia/version")
+"""What the node's driver says of itself, in a container without NVIDIA's runtime, too."""
+_VERSION: Final = re.compile(r"\b\d{3}\.\d+(?:\.\d+)?\b")
+
+DRIVERS: Final = {12: 525, 13: 580}
+"""The oldest branch of NVIDIA's driver that runs what was built with a major version of CUDA: NVIDIA's table of minor
+version compatibility, in the notes to each release of the CUDA Toolkit."""
 
 
 def gpu_reason(error: BaseException) -> FailureReason | None:
@@ -90,9 +101,10 @@ def device_facts(memory_bytes: int | None) -> DeviceFacts:
 
 
 def require_gpu() -> None:
-    """Compute one product on the GPU; raises TuneryError(GPUUnavailable) with the driver's words where that fails.
+    """Compute one product on the GPU; raises TuneryError with the driver's words where that fails.
 
-    A job that asked for a GPU must never train on the CPU while it holds one.
+    GPUUnavailable, or GPUFault where the same node may do it in a minute. A job that asked for a GPU must never train
+    on the CPU while it holds one.
     """
     import torch
 
@@ -102,9 +114,11 @@ def require_gpu() -> None:
         product = torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")
         works = bool(product.sum().item() == 8**3)
     except (RuntimeError, AssertionError) as error:
-        raise _unavailable(first_line(error)) from error
+        stays = gpu_reason(error) in (None, FailureReason.GPU_UNAVAILABLE)
+        reason = FailureReason.GPU_UNAVAILABLE if stays else FailureReason.GPU_FAULT
+        raise _unusable(reason, torch.version.cuda, first_line(error)) from error
     if not works:
-        raise _unavailable("a product of ones came out wrong")
+        raise _unusable(FailureReason.GPU_FAULT, torch.version.cuda, "a product of ones came out wrong")
 
 
 def triton_compiles() -> bool:
@@ -117,17 +131,45 @@ def triton_compiles() -> bool:
         return False
 
 
-def _unavailable(cause: str) -> TuneryError:
+def device_words(kind: DeviceKind) -> str:
+    """Return what this process computes on, as status.resolved.device tells it."""
+    if kind is DeviceKind.CPU:
+        cores = cpu_limit()
+        return f"CPU ({cores} {'core' if cores == 1 else 'cores'})"
     import torch
 
+    driver = driver_version()
+    parts = ("cuda:0", f"driver {driver}" if driver else None, f"CUDA {torch.version.cuda}")
+    return f"{torch.cuda.get_device_name(0)} ({', '.join(part for part in parts if part)})"
+
+
+def needed_driver(cuda: str) -> str:
+    """Return the oldest driver that runs CUDA `cuda`, such as 13.2, for people."""
+    branch = DRIVERS.get(int(cuda.split(".")[0]))
+    return f"{branch} or later" if branch else f"one for CUDA {cuda}"
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver on this node; None where there is none, or nothing tells it."""
+    try:
+        found = _VERSION.search(_KERNEL_MODULE.read_text("utf-8", errors="replace").split("\n", 1)[0])
+    except OSError:
+        found = None
+    found = found or _VERSION.search(_smi_words())
+    return found.group() if found else None
+
+
+def _unusable(reason: FailureReason, cuda: str | None, cause: str) -> TuneryError:
+    needed = needed_driver(cuda) if cuda else "none, as this torch was built without CUDA"
     return TuneryError(
-        FailureReason.GPU_UNAVAILABLE,
-        f"spec.resources.gpus asks for a GPU, and CUDA {torch.version.cuda} cannot use one here: {cause} "
-        f"({_driver_words()})",
+        reason,
+        f"spec.resources.gpus asks for a GPU, and CUDA {cuda} cannot use one here: {cause} "
+        f"(driver found: {driver_version() or 'none'}; needed: {needed}; {_smi_words()})",
     )
 
 
-def _driver_words() -> str:
+def _smi_words() -> str:
     """Return what nvidia-smi says of the GPUs in one line."""
     if shutil.which(_SMI[0]) is None:
         return "nvidia-smi is not in the container: it was started without NVIDIA's runtime"

@@ -225,7 +225,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         ("Continued from", _adapter(lineage.continued_from) if lineage.continued_from else None),
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
-        ("Device", lineage.device),
+        ("Device", (lineage.resolved.device if lineage.resolved else None) or lineage.device),
         ("Peak memory", _peak(lineage)),
         ("Image", f"`{lineage.image}`" if lineage.image else None),
         ("Libraries", versions),
@@ -259,16 +259,16 @@ def _setting_rows(lineage: Lineage) -> list[tuple[str, ...]]:
 
 def _load_adapter(name: str, base: str, uri: str, lineage: Lineage) -> str:
     loader = lineage.loader or "AutoModelForCausalLM"
-    folder = _folder(uri)
-    peft = f"""Copy `{uri}` to `{folder}`, then:
+    folder, place = _folder(uri), _base_place(base, uri, lineage)
+    peft = f"""{_copies(place, uri, folder, lineage)}
 
 ```python
 from peft import PeftModel
 from transformers import {loader}, AutoTokenizer
 
-base = {loader}.from_pretrained({json.dumps(base)})  # the hub's id, or a folder that has it
+base = {loader}.from_pretrained({json.dumps(place)})
 model = PeftModel.from_pretrained(base, {json.dumps(folder)})
-tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})
 ```"""
     if lineage.rejected:
         return peft
@@ -283,6 +283,7 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})
     if allowed is None:
         return f"{peft}\n\nvLLM serves ranks up to {ENGINE_RANKS[-1]}; merge this adapter into its base model there."
     rank = f" --max-lora-rank {allowed}" if lineage.rank else ""
+    named = f" --served-model-name {base}" if place != base else ""
     return f"""{peft}
 
 An AdapterServer for {base} with `engine.maxRank` of at least {allowed} serves it with this entry of `spec.adapters`:
@@ -294,8 +295,25 @@ An AdapterServer for {base} with `engine.maxRank` of at least {allowed} serves i
 So does vLLM alone, from the copy:
 
 ```sh
-vllm serve {base} --enable-lora{rank} --lora-modules {name}={folder}
+vllm serve {place}{named} --enable-lora{rank} --lora-modules {name}={folder}
 ```"""
+
+
+def _base_place(base: str, uri: str, lineage: Lineage) -> str:
+    """Return what loads the base: its id where it came from a hub, else the folder of a copy."""
+    source = lineage.model.uri if lineage.model else ""
+    if source.startswith("hf://"):
+        return source.removeprefix("hf://").strip("/")
+    if not source:
+        return base
+    return "./base" if _folder(uri) != "./base" else "./base-model"
+
+
+def _copies(place: str, uri: str, folder: str, lineage: Lineage) -> str:
+    """Say what has to lie on the disk."""
+    if lineage.model is None or not place.startswith("./"):
+        return f"Copy `{uri}` to `{folder}`, then:"
+    return f"Copy `{uri}` to `{folder}`, and its base model, which lies at `{lineage.model.uri}`, to `{place}`, then:"
 
 
 def _folder(uri: str) -> str:

@@ -87,6 +87,10 @@ class ProgressReporter:
         left = {"estimated_remaining_seconds": 0} if phase in (Phase.UPLOADING, Phase.SUCCEEDED) else {}
         self._update({"phase": phase, **left}, {}, urgent=True)
 
+    def device(self, words: str) -> None:
+        """Tell what the run computes on; told at once."""
+        self._update({"device": words}, {}, urgent=True)
+
     def scored(self, rows: int, total_rows: int) -> None:
         """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""
         percent = rows * 100 // total_rows

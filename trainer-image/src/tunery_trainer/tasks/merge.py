@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
@@ -15,14 +15,22 @@ from tunery_api.status import Phase, VerificationStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target, probe, published_before
 from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process.device import actual_device, device_words
 from tunery_trainer.reporting.model_card import CARD_FILE, model_card
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
+from tunery_trainer.settings.types import DeviceFacts
 from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_progress
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.run import Merged, MergeInputs
+
+
+_WITHOUT_GPU: Final = (
+    "A merge computes on the CPU, and takes a GPU for its evaluation alone: resources.gpus: 0, in a new merge, does "
+    "without."
+)
 
 
 def run_merge(run: RunSpec) -> RunResult:
@@ -47,6 +55,10 @@ def _merge_and_publish(
     refuse_own_input(work.run)
     probe(target)
     reporter.phase(Phase.STARTING)
+    device = _device(work.run, spec)  # before a download: a GPU that was asked for has to work
+    if spec.evaluation is not None:
+        say(f"Device     {device_words(device.kind)}, for the evaluation")
+        reporter.device(device_words(device.kind))
     from tunery_trainer.merging.run import gather, merge  # torch comes with them: 1.3 s
 
     job = gather(work, spec, Publisher(target), reporter)
@@ -59,6 +71,14 @@ def _merge_and_publish(
     for path in sorted(merged.folder.iterdir()):
         job.publisher.add(path, path.name)
     return job.publisher.finish(lineage)
+
+
+def _device(run: RunSpec, spec: AdapterMergeSpec) -> DeviceFacts:
+    """Return what measures; raises TuneryError where a GPU was asked for that does not work."""
+    try:
+        return actual_device(run, spec.resources.gpus)
+    except TuneryError as error:
+        raise TuneryError(error.reason, error.message, f"{error.hint} {_WITHOUT_GPU}") from error
 
 
 def _lineage(job: MergeInputs, merged: Merged) -> Lineage:

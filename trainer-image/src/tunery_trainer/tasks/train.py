@@ -20,10 +20,10 @@ from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
-from tunery_trainer.process.device import actual_device
+from tunery_trainer.process.device import actual_device, device_words
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
     dataset_status,
@@ -91,7 +91,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     reporter.phase(Phase.STARTING)
     notebook = notebook_of(work)
     try:
-        ready = _gather(work, notebook)
+        ready = _gather(work, notebook, reporter)
         write_report(work, notebook)
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
@@ -113,11 +113,12 @@ class _Ready(NamedTuple):
     data: PreparedData
 
 
-def _gather(work: Workspace, notebook: Notebook) -> _Ready:
+def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> _Ready:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec, taken = with_taken(work)
     gpus = spec.resources.gpus
     device = actual_device(work.run, gpus)  # before a download that a pod without a working GPU has no use for
+    _tell_device(device.kind, gpus, reporter)
     base = get_model(work, weights=True)
     start_from = get_starting_adapter(work, weights=True)
     files = get_data(work)
@@ -127,14 +128,20 @@ def _gather(work: Workspace, notebook: Notebook) -> _Ready:
     from tunery_trainer.plan.request import request_data
     from tunery_trainer.plan.training_plan import plan_training
 
-    if gpus and device.kind is DeviceKind.CPU:
-        print(f"Device     the CPU: spec.resources.gpus is {gpus}, and this machine has no GPU that works", flush=True)
     basis = Basis(work.run.identity, spec, base, device, start_from, taken)
     request = request_data(basis, files)
     data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
     ready = _Ready(plan_training(basis, request.rows, data.report), data)
     _print(ready)
     return ready
+
+
+def _tell_device(kind: DeviceKind, gpus: int, reporter: ProgressReporter) -> None:
+    """Say what trains before anything is brought for it."""
+    words = device_words(kind)
+    why = f": spec.resources.gpus is {gpus}, and this machine has no GPU that works"
+    say(f"Device     {words}{why if gpus and kind is DeviceKind.CPU else ''}")
+    reporter.device(words)
 
 
 def _print(ready: _Ready) -> None:
@@ -241,6 +248,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
                 "steps": ready.plan.steps,
                 "target_modules": trained.target_modules,
                 "trainable_parameters": trained.trainable_parameters,
+                "device": device_words(basis.device.kind),
             },
         ),
     )

@@ -13,8 +13,10 @@ from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError
 
 S3_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-"""What a Secret for S3 must hold; AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE and
-AWS_S3_ADDRESSING_STYLE may be there too."""
+"""What a Secret for S3 must hold; AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE,
+AWS_S3_ADDRESSING_STYLE and those of ENCRYPTION_KEYS may be there too."""
+ENCRYPTION_KEYS: Final = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_SSE_BUCKET_KEY_ENABLED")
+"""What the server of a bucket is asked for as objects are written, by the names that other tools have for it."""
 HUB_KEYS: Final = ("HF_TOKEN",)
 """What a Secret for a hub must hold; HF_ENDPOINT may be there too."""
 
@@ -26,6 +28,7 @@ _NOT_SECRET: Final = frozenset(
         "AWS_ENDPOINT_URL_S3",
         "AWS_CA_BUNDLE",
         "AWS_S3_ADDRESSING_STYLE",
+        *ENCRYPTION_KEYS,
         "HF_ENDPOINT",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_TRACKING_USERNAME",
@@ -39,6 +42,7 @@ _FROM_ENVIRONMENT: Final = (
     "AWS_DEFAULT_REGION",
     "AWS_S3_ADDRESSING_STYLE",
     "AWS_CA_BUNDLE",
+    *ENCRYPTION_KEYS,
     "HF_ENDPOINT",
 )
 _SECRET_ENVIRONMENT: Final = (
@@ -107,6 +111,9 @@ def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: 
     for key, value in values.items():
         _check_characters(key, value, f"{where}the key {key} of the Secret {name}")
     settings = {key: os.environ[key] for key in _FROM_ENVIRONMENT if os.environ.get(key)}
+    if any(key in values for key in ENCRYPTION_KEYS):
+        # A bucket is encrypted in one way: that of another, which the platform named, has no part in it.
+        settings = {key: value for key, value in settings.items() if key not in ENCRYPTION_KEYS}
     return Credentials(f"the Secret {name}", settings | values, folder)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -17,6 +19,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.bodies import refuse_cut
 from tunery_common.storage.credentials import Credentials
+from tunery_common.storage.encryption import encryption_of
 from tunery_common.storage.endpoints import check_endpoint
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 MULTIPART_THRESHOLD: Final = 64 << 20
 """Below this an upload is one atomic PUT; nearly every adapter is."""
 _PART_BYTES: Final = 16 << 20
+_WRITES: Final = ("PutObject", "CreateMultipartUpload", "CopyObject")
+"""What begins an object; the parts of an upload are encrypted as that was told to be."""
 _MAX_PARTS: Final = 9_000
 
 
@@ -70,13 +75,20 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
         region_name=credentials.get("AWS_REGION") or credentials.get("AWS_DEFAULT_REGION") or "us-east-1",
     )
     _remember(session)
+    encryption = encryption_of(credentials, field)
     try:
         client = session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error
     client.meta.events.register("before-parse.s3", refuse_cut)
+    for operation in _WRITES if encryption else ():
+        client.meta.events.register(f"provide-client-params.s3.{operation}", functools.partial(_ask_for, encryption))
     return client
+
+
+def _ask_for(encryption: Mapping[str, str | bool], params: dict[str, Any], **_: object) -> None:
+    params.update(encryption)
 
 
 class SharedClient:

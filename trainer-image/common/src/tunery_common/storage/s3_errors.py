@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from botocore.exceptions import (
@@ -15,7 +16,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnection
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ADVICE, FailureReason
 from tunery_common.errors import TuneryError
 
 _DENIED: Final = frozenset(
@@ -47,6 +48,15 @@ _UNCONDITIONAL: Final = frozenset({"NotImplemented", "501"})
 NAME_A_SECRET: Final = (
     "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the secretRef beside that URI; where the field "
     "cannot be changed any more, in a new object."
+)
+_KMS_RIGHT: Final = re.compile(r"kms:[A-Z][A-Za-z]+")
+"""The right that Amazon names where that of the bucket is there, and that of the key is not."""
+_KMS_KEY: Final = (
+    "Have the key enabled in the bucket's region, and give the credentials kms:GenerateDataKey and kms:Decrypt on it: "
+    "what is written is read back."
+)
+_DEMANDED: Final = (
+    "Where the bucket demands that what is written is encrypted, say how by AWS_SERVER_SIDE_ENCRYPTION in {who}."
 )
 
 
@@ -98,9 +108,9 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TuneryError:
         return TuneryError(FailureReason.INVALID_SPEC, f"{uri}: {action} cannot be asked for: {_cause(error)}")
     if code == "NoSuchBucket":
         return TuneryError(FailureReason.STORAGE_NOT_FOUND, f"{uri}: the bucket does not exist")
-    if code in _DENIED or status in (401, 403):
-        message = f"{uri}: {action} was denied ({code or status}) to {who}"
-        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message)
+    if code in _DENIED or code.startswith("KMS.") or status in (401, 403):
+        said, hint = _denied(error, action, who)
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, f"{uri}: {said}", hint)
     if code in _NO_KEY:
         return TuneryError(FailureReason.STORAGE_NOT_FOUND, f"{uri} does not exist")
     if status in (400, 405) or code == "InvalidBucketName":
@@ -108,9 +118,27 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TuneryError:
     return TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"{uri}: {action} failed: {_cause(error)}")
 
 
+def _denied(error: Exception, action: str, who: str) -> tuple[str, str | None]:
+    """Return what was denied, and what to do where more is known of that than of any right."""
+    code = error_code(error)
+    if code.startswith("KMS."):
+        return f"{action}: the KMS key by which {who} has it encrypted cannot be used ({code})", _KMS_KEY
+    right = _KMS_RIGHT.search(_words(error))
+    if right:
+        return f"{action} needs {right.group()}, which was denied to {who}", _KMS_KEY
+    said = f"{action} was denied ({code or http_status(error)}) to {who}"
+    if code == "AccessDenied" and action == "s3:PutObject":
+        return said, f"{ADVICE[FailureReason.STORAGE_ACCESS_DENIED].hint} {_DEMANDED.format(who=who)}"
+    return said, None
+
+
 def may_be_another_server(error: Exception) -> bool:
     """Tell whether it looks as if storage was meant that nobody asked: no host, keys or bucket of that name."""
     return isinstance(error, NoConnection) or error_code(error) in ("InvalidAccessKeyId", "NoSuchBucket")
+
+
+def _words(error: Exception) -> str:
+    return str(_response(error).get("Error", {}).get("Message", "")) if isinstance(error, ClientError) else ""
 
 
 def _response(error: ClientError) -> dict[str, Any]:
