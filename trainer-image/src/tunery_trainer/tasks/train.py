@@ -23,6 +23,7 @@ from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, 
 from tunery_trainer.process.device import actual_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -91,7 +92,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     reporter.phase(Phase.STARTING)
     notebook = notebook_of(work)
     try:
-        ready = _gather(work, notebook)
+        ready = _gather(work, notebook, reporter)
         write_report(work, notebook)
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
@@ -113,14 +114,16 @@ class _Ready(NamedTuple):
     data: PreparedData
 
 
-def _gather(work: Workspace, notebook: Notebook) -> _Ready:
+def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> _Ready:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec, taken = with_taken(work)
     gpus = spec.resources.gpus
     device = actual_device(work.run, gpus)  # before a download that a pod without a working GPU has no use for
-    base = get_model(work, weights=True)
+    downloads = Downloads(reporter)
+    base = get_model(work, weights=True, progress=downloads.of("model"))
     start_from = get_starting_adapter(work, weights=True)
-    files = get_data(work)
+    files = get_data(work, downloads.of("data set"))
+    reporter.downloaded()
     go_offline()
     from tunery_trainer.plan.basis import Basis
     from tunery_trainer.plan.prepared_rows import prepare_rows
@@ -131,6 +134,7 @@ def _gather(work: Workspace, notebook: Notebook) -> _Ready:
         print(f"Device     the CPU: spec.resources.gpus is {gpus}, and this machine has no GPU that works", flush=True)
     basis = Basis(work.run.identity, spec, base, device, start_from, taken)
     request = request_data(basis, files)
+    print(f"Tokenizing {spec.dataset.uri}", flush=True)
     data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
     ready = _Ready(plan_training(basis, request.rows, data.report), data)
     _print(ready)
@@ -168,7 +172,7 @@ def _uploads(work: Workspace, spec: LoRAJobSpec, reporter: ProgressReporter) -> 
         yield None
         return
     scratch = Path(work.run.work_dir) / "uploads"
-    uploader = CheckpointUploader(place, scratch, spec.checkpoint.keep, reporter.checkpoint)
+    uploader = CheckpointUploader(place, scratch, spec.checkpoint.keep, reporter)
     try:
         yield uploader
     finally:
