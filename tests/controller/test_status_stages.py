@@ -317,9 +317,7 @@ def test_the_checkpoint_that_a_stopped_pod_wrote_is_the_newest() -> None:
 
 
 def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
-    first, second = (
-        CheckpointStatus(uri=f"s3://adapters/c/step-{step:06}", step=step) for step in (200, 400)
-    )
+    first, second = (CheckpointStatus(uri=f"s3://adapters/c/step-{step:06}", step=step) for step in (200, 400))
     why = "the checkpoint of step 300 was not stored: s3://adapters/c: AccessDenied"
     none = compute_status(snapshot(running(), progress=TrainerStatus(checkpoint_error=why)))
     assert condition(none, "CheckpointSaved") == ("False", "CheckpointNotStored")

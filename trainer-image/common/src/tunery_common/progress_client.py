@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from tunery_api.scrub import register_secret, scrub
-from tunery_common.errors import first_line
+from tunery_api.scrub import register_secret, scrub, shorten
 
 INTERVAL_SECONDS: Final = 3.0
 """Between two reports, until a server asks for another interval."""
@@ -92,7 +91,7 @@ class Outage:
             self._log.debug("progress was not posted: %s", scrub(str(error)))
             return
         self._told = True
-        why = scrub(first_line(error, _LONGEST_WORDS))
+        why = shorten(" ".join(scrub(str(error)).split()) or type(error).__name__, _LONGEST_WORDS)
         self._log.warning(
             "progress cannot be posted to %s: %s. The run goes on, and this log tells how far it is; the status will "
             "not, until %s",

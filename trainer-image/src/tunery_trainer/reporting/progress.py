@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
 from tunery_api.findings import CheckStatus, FindingStatus
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, number_text
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub, shorten
@@ -147,7 +147,7 @@ class ProgressReporter:
     def evaluations(self, losses: Mapping[int, float]) -> None:
         """Tell every evaluation so far, by its step; told at once."""
         shown = [
-            EvaluationStatus(step=step, loss=f"{loss:.6g}") for step, loss in losses.items() if math.isfinite(loss)
+            EvaluationStatus(step=step, loss=number_text(loss)) for step, loss in losses.items() if math.isfinite(loss)
         ]
         self._update({"evaluations": shown[-EVALUATIONS_KEPT:]}, {}, urgent=True)
 
@@ -306,7 +306,7 @@ def _told(metric: ProgressMetric, step: int | None, now: int | None) -> str:
 
 
 def _number(value: float | None) -> str | None:
-    return f"{value:.6g}"[:_MAX_NUMBER] if value is not None and math.isfinite(value) else None
+    return number_text(value)[:_MAX_NUMBER] if value is not None and math.isfinite(value) else None
 
 
 def _whole(value: float | None) -> int | None:

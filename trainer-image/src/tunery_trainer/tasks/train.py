@@ -24,6 +24,7 @@ from tunery_trainer.process.device import actual_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.downloads import Downloads
+from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -40,6 +41,7 @@ from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.card import write_card
+from tunery_trainer.tasks.curves import fetch_runs, named_curves
 from tunery_trainer.tasks.data_report import (
     add_report,
     forget_report,
@@ -97,14 +99,23 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
         raise
-    trained = _train_on(work, ready, stop, reporter)
-    lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
-    reporter.phase(Phase.UPLOADING)
-    folder = _write_result(work, ready, trained, lineage)
-    add_report(work, folder)
-    if lineage.rejected:
-        raise reject(work, folder, lineage)
-    return publish(folder, output_target(work, math.inf), lineage)
+    with named_curves(work, reporter) as curves:
+        trained = _train_on(work, ready, stop, _Watchers(reporter, curves))
+        curves.log(trained.history)
+        lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
+        reporter.phase(Phase.UPLOADING)
+        folder = _write_result(work, ready, trained, lineage)
+        add_report(work, folder)
+        if not lineage.rejected:
+            return publish(folder, output_target(work, math.inf), lineage)
+    raise reject(work, folder, lineage)
+
+
+class _Watchers(NamedTuple):
+    """Who is told how far the run is, and who keeps what it has logged."""
+
+    reporter: ProgressReporter
+    curves: KeptCurves
 
 
 class _Ready(NamedTuple):
@@ -152,15 +163,18 @@ def _print(ready: _Ready) -> None:
     print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
 
 
-def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: ProgressReporter) -> Trained:
+def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, watchers: _Watchers) -> Trained:
     from tunery_trainer.training.assignment import Assignment, Observers
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
     resumed = resume(work, ready.plan.origin, folder)
-    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result)
-    with _uploads(work, spec, reporter) as uploader:
-        observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
+    if resumed and resumed.own and spec.tracking:
+        fetch_runs(work)
+    goes_on_after = resumed.step if resumed else 0
+    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result, goes_on_after)
+    with _uploads(work, spec, watchers.reporter) as uploader:
+        observers = Observers(stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
         return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe))
 

@@ -99,7 +99,7 @@ class _Counted:
         class Counting(tqdm):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 self._there = int(kwargs.get("initial") or 0)
-                super().__init__(*args, **{**kwargs, "disable": True})
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
                 counted.to(self._there)
 
             def update(self, n: float | None = 1) -> None:
