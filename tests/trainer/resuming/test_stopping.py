@@ -88,6 +88,7 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
     path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2} | KEPT, evaluation={"everySteps": 6})
     finish(path)
     straight = load_file(path.parent / "out" / "adapter_model.safetensors")
+    curve = read_curve(path.parent / "out")
     shutil.rmtree(path.parent / "out")
     last = next((path.parent / "work" / "checkpoints").glob("*/step-000020"))
     shutil.rmtree(last)
@@ -95,6 +96,9 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
     resumed = load_file(path.parent / "out" / "adapter_model.safetensors")
     assert straight.keys() == resumed.keys()
     assert max(float((straight[name] - resumed[name]).abs().max()) for name in straight) == 0.0
+    again = read_curve(path.parent / "out")
+    assert again[:11] == curve[:11], "up to the checkpoint it is the first attempt's, its times included"
+    assert [(each["step"], each.get("loss")) for each in again] == [(each["step"], each.get("loss")) for each in curve]
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:
