@@ -34,7 +34,7 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
         "eta": "3m20s",
         "lastUpdateTime": "2026-01-31T12:00:00+00:00",
     }
-    assert status["metrics"] == {"loss": "1.235"}
+    assert status["metrics"] == {"loss": "1.23457"}
     assert status["checkpoint"] == {"uri": "s3://adapters/c/step-000040", "step": 40}
     assert namespace.condition("c", "CheckpointSaved")["status"] == "True"
 

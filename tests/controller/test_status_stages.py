@@ -30,6 +30,7 @@ from tunery_api.status import CheckpointStatus, LoRAJobStatus
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.reconcile.gathering import is_silent
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
 from tunery_operator.status.report_needed import needs_report
 from tunery_operator.status.snapshot import Refusal
@@ -313,6 +314,30 @@ def test_the_checkpoint_that_a_stopped_pod_wrote_is_the_newest() -> None:
     stopped = again(told, ended(code=143, says={"checkpoint": new}, meta=deleting(60)))
     assert compute_status(stopped)["checkpoint"] == new
     assert compute_status(again(stopped, running("p2")))["checkpoint"] == new
+
+
+def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
+    first, second = (CheckpointStatus(uri=f"s3://adapters/c/step-{step:06}", step=step) for step in (200, 400))
+    why = "the checkpoint of step 300 was not stored: s3://adapters/c: AccessDenied"
+    none = compute_status(snapshot(running(), progress=TrainerStatus(checkpoint_error=why)))
+    assert condition(none, "CheckpointSaved") == ("False", "CheckpointNotStored")
+    (said,) = (each["message"] for each in none["conditions"] if each["type"] == "CheckpointSaved")
+    assert said == f"{why}; it trains on, and an attempt after this one would begin anew"
+    (event,) = (each for each in transitions({}, none) if each.reason == "CheckpointNotStored")
+    assert event.warning
+
+    # As each report tells all that holds: the newest one that is stored, and why a later one is not.
+    told = snapshot(running(), progress=TrainerStatus(checkpoint=first, checkpoint_error=why))
+    status = compute_status(told)
+    assert condition(status, "CheckpointSaved") == ("False", "CheckpointNotStored")
+    assert status["checkpoint"] == first.to_json_dict()
+    ended_then = compute_status(again(told, ended(says=RESULT), train=DONE))
+    assert condition(ended_then, "CheckpointSaved") == ("False", "Removed")
+    assert "checkpoint" not in ended_then
+    for later in (first, second):
+        mended = compute_status(again(told, running(), status=status, progress=TrainerStatus(checkpoint=later)))
+        assert condition(mended, "CheckpointSaved") == ("True", "CheckpointSaved")
+        assert mended["checkpoint"] == later.to_json_dict()
 
 
 def _saved() -> list[dict[str, Any]]:

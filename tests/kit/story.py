@@ -118,6 +118,14 @@ def start(path: Path) -> subprocess.Popen[str]:
     )
 
 
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """Return the points of curve.jsonl in a folder, each of a step of its own, in order."""
+    points = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    steps = [point["step"] for point in points]
+    assert steps == sorted(set(steps)), steps
+    return points
+
+
 def newest_log(path: Path) -> list[dict[str, Any]]:
     """Return what the newest checkpoint of the run of a manifest remembers of each step that was logged."""
     newest = max((path.parent / "work" / "checkpoints").glob("*/step-*/trainer_state.json"))

@@ -13,6 +13,11 @@ Number = Annotated[str, Field(max_length=32)]
 """A floating point number as a string."""
 
 
+def number_text(value: float) -> str:
+    """Return a measured number as log, status and model card tell it: in six digits, so that each says the same."""
+    return f"{value:.6g}"
+
+
 def finite(text: object) -> float | None:
     """Return the number that a text is; None where it is none, or not a finite one: nothing was measured."""
     try:

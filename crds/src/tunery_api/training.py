@@ -243,7 +243,9 @@ class WandbSpec(ApiModel):
     project: ShortText = Field(description="Project that the run appears in.")
     entity: ShortText | None = Field(None, description="Team or user; default: the key's own.")
     secret_ref: LocalReference | None = Field(
-        None, description="Secret with WANDB_API_KEY (and WANDB_BASE_URL). Without one the run is kept offline."
+        None,
+        description="Secret with WANDB_API_KEY (and WANDB_BASE_URL). Without one the run is published beside the "
+        "adapter, under runs/wandb/, for `wandb sync`.",
     )
 
 

@@ -24,7 +24,7 @@ from tunery_common.inputs.location import Location
 from tunery_common.inputs.shared_cache import RECORD, CacheUnusable, SharedCache
 from tunery_common.storage import Store
 from tunery_common.storage.s3 import S3Store
-from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
+from tunery_trainer.inputs.cached_model import cache_model
 
 from cluster.s3 import S3Server
 from kit.hub_server import HubServer
@@ -332,12 +332,3 @@ def test_a_base_in_a_claim_is_read_once_for_its_digest(
     (folder / digests.BOOK).unlink()
     monkeypatch.setattr(digests, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
     assert fetch_model(train, tmp_path / "work").digest == expected
-
-
-def test_filling_is_told_in_percent() -> None:
-    lines: list[str] = []
-    progress = told_in_percent(lines.append, "base")
-    for done in range(0, 1001, 7):
-        progress(done, 1000)
-    progress(1000, 1000)
-    assert lines == [f"base: {percent} % of 1,000 bytes" for percent in range(10, 101, 10)]

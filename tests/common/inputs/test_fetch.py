@@ -136,6 +136,7 @@ def test_large_files_of_a_hub_come_by_ranges_where_it_sends_them(hub: HubServer,
     assert all((found.folder / name).read_bytes() == data for name, data in MODEL.items())
     assert _names(found.folder) == set(MODEL)
     assert seen[-1][0] == seen[-1][1] == sum(map(len, MODEL.values()))
+    assert all(0 < done <= total for done, total in seen)
     assert len(hub.asked) == (6 + 4 if ranges else 0)
     assert not [path for path in found.folder.iterdir() if path.suffix in (".partial", ".done")]
     hub.requests.clear()

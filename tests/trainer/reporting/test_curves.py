@@ -1,14 +1,22 @@
-"""The picture of a run: each step at which something was found is marked with what that was."""
+"""The picture of a run and its curve: what they show, and that they are kept of a run without a result."""
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from pathlib import Path
 
 import matplotlib.axes
 import pytest
 
 from tunery_api.findings import FindingStatus
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import Store, StorePath
+from tunery_trainer.reporting.curve_file import curve_lines
 from tunery_trainer.reporting.curves import draw_curves
+from tunery_trainer.reporting.kept_curves import KeptCurves, remove_curves
 
 
 def test_a_mark_stands_where_something_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +36,84 @@ def test_a_mark_stands_where_something_was_found(tmp_path: Path, monkeypatch: py
     draw_curves(history, 1.2, tmp_path / "curves.png", found)
     assert marks == [("WorseThanBase", 5), ("LossRising, LossSpikes", 10)]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+HISTORY = [
+    {"step": 1, "loss": 2.2416512, "learning_rate": 1e-4, "grad_norm": 0.5, "epoch": 0.1, "unchanged": True},
+    {"step": 2, "loss": float("nan"), "tokens_per_second": 812.3, "time": "2026-11-28T18:00:00Z"},
+    {"step": 2, "eval_loss": 2.5, "eval_reward_accuracy": 0.75},
+    {"step": 2, "epoch": 0.2, "train_runtime": 12.0},
+]
+
+
+def test_a_curve_has_one_line_for_each_step_in_plain_json() -> None:
+    assert [json.loads(line) for line in curve_lines(HISTORY, 3.0)] == [
+        {"step": 0, "evalLoss": 3.0},
+        {"step": 1, "epoch": 0.1, "loss": 2.24165, "learningRate": 1e-4, "gradNorm": 0.5},
+        {
+            "step": 2,
+            "loss": None,
+            "tokensPerSecond": 812.3,
+            "time": "2026-11-28T18:00:00Z",
+            "evalLoss": 2.5,
+            "evalRewardAccuracy": 0.75,
+        },
+    ]
+    assert "NaN" not in "".join(curve_lines(HISTORY, 3.0))
+
+
+class Slow:
+    """A store that takes nothing until it is opened, and refuses then if it is told to."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.opened = threading.Event()
+        self.refuses = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.store, name)
+
+    def put_bytes(self, key: str, data: bytes) -> object:
+        assert self.opened.wait(30)
+        if self.refuses:
+            raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, "no right to put")
+        return self.store.put_bytes(key, data)
+
+
+def test_a_store_that_hangs_or_refuses_holds_no_step_up_and_is_no_failure(
+    local_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow(local_store)
+    curves = KeptCurves(StorePath(slow, "reports"), tmp_path / "result")  # type: ignore[arg-type]
+    curves.begin(3.0)
+    curves.log(HISTORY)
+    began = time.monotonic()
+    for _ in range(100):
+        curves.store()
+    assert time.monotonic() - began < 1
+    assert curves.store_all([], 0.2) is None, "it is given up"
+    assert time.monotonic() - began < 5
+    slow.refuses = True
+    slow.opened.set()
+    assert curves.store_all([], 60) is None
+    assert "the curves are not stored: StorageAccessDenied: no right to put" in caplog.messages
+    slow.refuses = False
+    uri = curves.store_all([], 60)
+    assert uri == local_store.uri("reports/curve.jsonl")
+    assert len(local_store.read_bytes("reports/curve.jsonl").splitlines()) == 3
+
+
+def test_all_of_a_run_without_a_result_is_kept_and_cleared(store: Store, tmp_path: Path) -> None:
+    place, runs = StorePath(store, "reports"), tmp_path / "result" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "events.out.tfevents.1").write_bytes(b"e")
+    curves = KeptCurves(place, tmp_path / "result")
+    assert curves.store_all([], 60) is None, "nothing was logged"
+    curves.log(HISTORY)
+    assert curves.store_all([], 60) == store.uri("reports/curve.jsonl")
+    store.put_bytes("reports/data-report.md", b"another's")
+    kept = ["curve.jsonl", "data-report.md", "runs/events.out.tfevents.1", "training_curves.png"]
+    assert [place.relative(entry) for entry in store.list("reports")] == kept
+    remove_curves(place, tracked=True)
+    assert [place.relative(entry) for entry in store.list("reports")] == ["data-report.md"]
+    assert KeptCurves(None, tmp_path).store_all([], 60) is None

@@ -13,7 +13,7 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     folder = case().parent
     uris = {name: {"uri": f"file://{folder}/{file}"} for name, file in (("model", "model"), ("dataset", "data.jsonl"))}
     # Long enough that the loop says something of its own: what follows within a second takes a line's place.
-    spec = manifest(folder, training={"maxSteps": 240}, **uris)["spec"]
+    spec = manifest(folder, training={"maxSteps": 240}, checkpoint={"everySteps": 120}, **uris)["spec"]
     content = {
         "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": "u-1"},
         "loraJob": spec,
@@ -29,9 +29,11 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     expected = [
         "Starting",
         "Device     CPU (",
+        f"Tokenizing {uris['dataset']['uri']}",
         f"Model      {uris['model']['uri']}, ",
         f"Data       {uris['dataset']['uri']}, 40 sequences to train on, 12 held out",
         "Method     LoRA, 240 steps on the CPU",
+        "Loading    the base model, ",
         "Training  step ",
         "Succeeded  step 240/240 (100 %)  ",
         f"Published {spec['output']['uri']}",
@@ -40,3 +42,7 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     assert found == sorted(found), done.stdout
     assert found[0] == 0, done.stdout
     assert "  loss " in lines[found[-2]]
+    said = [
+        line for line in done.stderr.splitlines() if not line.startswith("WARNING tunery_trainer.reporting.progress: ")
+    ]
+    assert said == [], "what libraries tell their programmers is of no use to who reads the log of a pod"

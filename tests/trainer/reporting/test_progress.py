@@ -7,6 +7,7 @@ import io
 import ipaddress
 import itertools
 import json
+import logging
 import re
 import socket
 import ssl
@@ -27,6 +28,7 @@ from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
 from tunery_common.progress_client import Pace, interval_seconds, retry_after
 from tunery_trainer import training
+from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.progress import ProgressReporter, say
 
 
@@ -142,10 +144,15 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     }
     ProgressUpdate.model_validate(body)
     token.write_text("second")
+    reporter.checkpoint_failed("the checkpoint of step 14 was not stored: AccessDenied")
+    _wait(lambda: len(operator.posts) == 2)
+    assert operator.posts[-1][1]["trainerStatus"]["checkpointError"].endswith("step 14 was not stored: AccessDenied")
     reporter.checkpoint("s3://b/step-000021", 21)
     reporter.close()
     assert operator.posts[-1][0] == "Bearer second"
-    assert operator.posts[-1][1]["trainerStatus"]["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
+    last = operator.posts[-1][1]["trainerStatus"]
+    assert last["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
+    assert "checkpointError" not in last
 
 
 def test_a_reference_that_is_scored_before_the_steps_is_progress(operator: Operator, tmp_path: Path) -> None:
@@ -207,6 +214,74 @@ def test_an_operator_that_refuses_or_is_gone_does_not_hold_the_run_up(operator: 
     started = time.monotonic()
     gone.close()
     assert time.monotonic() - started < 8
+
+
+def test_an_outage_is_told_once_with_what_to_allow_and_that_it_is_over(
+    operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("t")
+    caplog.set_level(logging.INFO)
+    operator.answer = 403
+    reporter = ProgressReporter(operator.environment(token))
+    for number, phase in enumerate((Phase.STARTING, Phase.EVALUATING), 1):
+        reporter.phase(phase)
+        _wait(lambda wanted=number: len(operator.posts) >= wanted)
+    operator.answer = 200
+    reporter.phase(Phase.TRAINING)
+    reporter.close()
+    assert [(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records] == [
+        ("WARNING", "progress cannot be posted to https"),
+        ("INFO", "progress is posted to https"),
+    ]
+    refused, again = (record.getMessage() for record in caplog.records)
+    assert f"{operator.url}: the server answered 403. The run goes on" in refused
+    assert again.endswith(f"{operator.url} again")
+
+    caplog.clear()
+    gone = ProgressReporter({**operator.environment(token), "KUBEFLOW_TRAINER_SERVER_URL": "https://127.0.0.1:1/x"})
+    gone.phase(Phase.TRAINING)
+    gone.close()
+    (said,) = caplog.messages
+    assert "Connection refused" in said
+    assert "TCP 1 from this pod to 127.0.0.1 is allowed" in said
+
+
+def test_a_download_is_told_in_the_log_and_to_the_operator(operator: Operator, tmp_path: Path) -> None:
+    token, out = tmp_path / "token", io.StringIO()
+    token.write_text("t")
+    reporter = ProgressReporter(operator.environment(token), out)
+    reporter.phase(Phase.STARTING)
+    _wait(lambda: len(operator.posts) == 1)
+    lines = io.StringIO()
+    model = Downloads(reporter, out=lines).of("model")
+    for done in range(0, 14_400_000_001, 100_000_000):
+        model(done, 14_400_000_000)
+        if done == 6_200_000_000:
+            _wait(lambda: len(operator.posts) == 2)
+    Downloads(reporter, out=lines).of("data set")(812, 812)
+    reporter.downloaded()
+    reporter.phase(Phase.EVALUATING)
+    reporter.close()
+    told = [body["trainerStatus"] for _, body in operator.posts]
+    assert [(status["phase"], status.get("doing"), status.get("percent")) for status in told] == [
+        ("Starting", None, None),
+        ("Starting", "downloading", 43),
+        ("Evaluating", None, None),
+    ]
+    assert lines.getvalue().splitlines() == [
+        "Downloading model 0 % (0.0 of 14.4 GB)",
+        "Downloading model 100 % (14.4 of 14.4 GB)",
+        "Downloading data set 100 % (812 of 812 bytes)",
+    ]
+    often = io.StringIO()
+    model = Downloads(before="Preflight  ", out=often, line_seconds=0).of("model")
+    for done in (600, 6_200, 14_400):
+        model(done, 14_400)
+    assert often.getvalue().splitlines() == [
+        f"Preflight  Downloading model {told}"
+        for told in ("4 % (0.6 of 14.4 kB)", "43 % (6.2 of 14.4 kB)", "100 % (14.4 of 14.4 kB)")
+    ]
 
 
 def test_server_with_another_certificate_gets_no_token(operator: Operator, tmp_path: Path) -> None:

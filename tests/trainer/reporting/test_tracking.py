@@ -45,8 +45,11 @@ def test_tensorboard_files_are_published(case: Case) -> None:
 
 
 def wandb_file(path: Path) -> bytes:
-    """Return what W&B has kept of the only run of a manifest."""
-    (file,) = (path.parent / "work" / "cache" / "wandb").rglob("offline-run-*/*.wandb")
+    """Return what is published of the only run of a manifest that W&B has followed."""
+    folder = path.parent / "out" / "runs" / "wandb"
+    (file,) = (each for each in folder.rglob("*") if each.is_file())
+    assert (file.parent.parent, file.suffix) == (folder, ".wandb")
+    assert file.parent.name.startswith("offline-run-"), "the name that `wandb sync` looks for"
     return file.read_bytes()
 
 

@@ -36,10 +36,14 @@ def _store_steps(store: Store, folder: Path, *steps: int, keep: int = 2) -> None
     uploader = CheckpointUploader(StorePath(store, "ck"), folder / "scratch", keep)
     for step in steps:
         uploader.submit(_checkpoint(folder, step), step)
-        deadline = time.monotonic() + 30
-        while uploader.last_stored != step and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _until_stored(uploader, step)
     assert uploader.close(30)
+
+
+def _until_stored(uploader: CheckpointUploader, step: int) -> None:
+    deadline = time.monotonic() + 30
+    while uploader.last_stored != step and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 class Gate:
@@ -59,16 +63,28 @@ class Gate:
         return self.store.upload_file(path, key, progress)
 
 
+class Heard:
+    """What an uploader tells."""
+
+    def __init__(self) -> None:
+        self.stored: list[tuple[str, int]] = []
+        self.failed: list[str] = []
+
+    def checkpoint(self, uri: str, step: int) -> None:
+        self.stored.append((uri, step))
+
+    def checkpoint_failed(self, message: str) -> None:
+        self.failed.append(message)
+
+
 def test_stored_checkpoint_comes_back(store: Store, tmp_path: Path) -> None:
-    stored: list[tuple[str, int]] = []
-    uploader = CheckpointUploader(
-        StorePath(store, "ck"), tmp_path / "scratch", on_stored=lambda uri, step: stored.append((uri, step))
-    )
+    heard = Heard()
+    uploader = CheckpointUploader(StorePath(store, "ck"), tmp_path / "scratch", heard=heard)
     made = _checkpoint(tmp_path, 200)
     uploader.submit(made, 200)
     shutil.rmtree(made)  # as the trainer's own rotation does
     assert uploader.close(30)
-    assert stored == [(store.uri("ck/step-000200"), 200)]
+    assert (heard.stored, heard.failed) == ([(store.uri("ck/step-000200"), 200)], [])
     restored = restore(StorePath(store, "ck"), tmp_path / "resume")
     assert restored is not None
     assert (restored.step, restored.folder.name) == (200, "checkpoint-200")
@@ -143,12 +159,33 @@ def test_failed_upload_does_not_end_training(local_store: Store, tmp_path: Path)
         def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
             raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "gone")
 
-    uploader = CheckpointUploader(StorePath(Down(local_store), "ck"), tmp_path / "scratch")  # type: ignore[arg-type]
+    heard, place = Heard(), StorePath(Down(local_store), "ck")  # type: ignore[arg-type]
+    uploader = CheckpointUploader(place, tmp_path / "scratch", heard=heard)
     uploader.submit(_checkpoint(tmp_path, 1), 1)
     assert not uploader.close(30)
+    assert (heard.stored, heard.failed) == ([], ["the checkpoint of step 1 was not stored: gone"])
     assert uploader.error is not None
     assert uploader.error.reason is FailureReason.STORAGE_UNAVAILABLE
     assert latest_complete(StorePath(local_store, "ck")) is None
+
+
+def test_a_checkpoint_is_stored_though_older_ones_cannot_be_removed(local_store: Store, tmp_path: Path) -> None:
+    class Kept(Gate):
+        def delete(self, key: str) -> None:
+            if "step-000001" in key and local_store.head("ck/step-000002/complete.json"):
+                raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, "no right to delete")
+            self.store.delete(key)
+
+        def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+            return self.store.upload_file(path, key, progress)
+
+    heard, place = Heard(), StorePath(Kept(local_store), "ck")  # type: ignore[arg-type]
+    uploader = CheckpointUploader(place, tmp_path / "scratch", keep=1, heard=heard)
+    for step in (1, 2):
+        uploader.submit(_checkpoint(tmp_path, step), step)
+        _until_stored(uploader, step)
+    assert uploader.close(30), "the checkpoint is there: nothing of the run is lost"
+    assert ([step for _, step in heard.stored], heard.failed) == ([1, 2], [])
 
 
 def test_unreachable_storage_is_no_reason_to_start_over(tmp_path: Path, local_store: Store) -> None:

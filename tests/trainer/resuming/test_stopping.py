@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunery_api.reasons import ExitCode
 
 from kit.long import long_but
-from kit.story import Case, run_here, start
+from kit.story import Case, read_curve, run_here, start
 
 LONG = {"maxSteps": 80, "learningRate": "1e-3"}
 KEPT = {"keepAfterSuccess": True}
@@ -51,14 +52,24 @@ def finish(path: Path) -> str:
     ("sign", "code"), [(signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGKILL, -signal.SIGKILL)], ids=["term", "kill"]
 )
 def test_a_stopped_run_resumes(case: Case, sign: signal.Signals, code: int) -> None:
-    path = case(training=LONG)
+    told = sign == signal.SIGTERM
+    path = case(training=LONG, **({"tracking": {"tensorboard": True}} if told else {}))
     process = start(path)
     wait_for(path.parent / "work" / "checkpoints", "*/step-*/complete.json", process)
     process.send_signal(sign)
     process.communicate(timeout=120)
     assert process.returncode == code
     assert not (path.parent / "out" / "manifest.json").exists()
+    before = read_curve(path.parent / "out-report") if told else []
+    assert (path.parent / "out-report" / "training_curves.png").exists() is told
     assert "Resuming from the checkpoint of step" in finish(path)
+    points = read_curve(path.parent / "out")
+    assert [point["step"] for point in points] == list(range(81)), "none twice, and none left out"
+    assert points[: max(0, len(before) - 1)] == before[:-1], "of its last step an evaluation was put off"
+    assert not list((path.parent / "out-report").glob("[ct]*"))
+    if told:
+        events = EventAccumulator(str(path.parent / "out" / "runs")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 81))
 
 
 def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
@@ -77,6 +88,7 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
     path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2} | KEPT, evaluation={"everySteps": 6})
     finish(path)
     straight = load_file(path.parent / "out" / "adapter_model.safetensors")
+    curve = read_curve(path.parent / "out")
     shutil.rmtree(path.parent / "out")
     last = next((path.parent / "work" / "checkpoints").glob("*/step-000020"))
     shutil.rmtree(last)
@@ -84,6 +96,9 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
     resumed = load_file(path.parent / "out" / "adapter_model.safetensors")
     assert straight.keys() == resumed.keys()
     assert max(float((straight[name] - resumed[name]).abs().max()) for name in straight) == 0.0
+    again = read_curve(path.parent / "out")
+    assert again[:11] == curve[:11], "up to the checkpoint it is the first attempt's, its times included"
+    assert [(each["step"], each.get("loss")) for each in again] == [(each["step"], each.get("loss")) for each in curve]
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:

@@ -123,10 +123,10 @@ def test_the_card_is_the_trials_with_how_it_was_found(sweep: EndedSweep, tmp_pat
     assert run.output_uri in card
     assert "| say red | red red | blue | red red |" in card
     search = card.split("## How it was found")[1].split("\n## ")[0]
-    assert "This is trial 2 (`support-002`) of 7: held-out loss 1.412, 2.031 before training." in search
+    assert "This is trial 2 (`support-002`) of 7: held-out loss 1.41234, 2.031 before training." in search
     assert "4 complete, 1 pruned, 1 infeasible, 1 failed" in search
     assert next(line for line in search.splitlines() if line.startswith("| 2 |")).startswith(
-        "| 2 | 1.412 | 8 | 0.0003 |"
+        "| 2 | 1.41234 | 8 | 0.0003 |"
     )
     assert "| `training.learningRate` | 0.00001 to 0.01, by factors |" in search
     assert "why trial 3 ended \\| so" in search

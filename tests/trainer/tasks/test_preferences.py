@@ -80,7 +80,7 @@ def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     assert metrics["evalRewardAccuracy"] >= 0.875, "seven of the eight that are held out"
     assert metrics["evalRewardMargin"] > 0
-    assert f"| Reward accuracy on held-out rows | {metrics['evalRewardAccuracy']:.4g} |" in card
+    assert f"| Reward accuracy on held-out rows | {metrics['evalRewardAccuracy']:.6g} |" in card
     assert "eval_reward_accuracy" in printed
     events = EventAccumulator(str(path.parent / "out" / "runs")).Reload()
     assert [event.step for event in events.Scalars("eval/reward_accuracy")] == [10, 20, 30]

@@ -170,7 +170,7 @@ def test_preflight_fills_the_cache_and_training_begins_with_it(
         path = run_file(own={"cache": {"path": str(writable)}, "workDir": work})
         checked = run_here("preflight", path, TUNERY_TERMINATION_PATH=str(tmp_path / "termination"))
         assert checked.returncode == ExitCode.OK, checked.stderr
-        assert ("base model into the cache: 100 % of" in checked.stdout) is (told is not None)
+        assert ("Downloading base model into the cache 100 % (" in checked.stdout) is (told is not None)
     path = run_file(own={"cache": {"path": str(read_only)}})
     trained = run_trainer("train", path, TUNERY_TERMINATION_PATH=str(tmp_path / "termination"))
     assert trained.returncode == ExitCode.OK, trained.stderr

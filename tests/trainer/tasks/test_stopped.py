@@ -283,7 +283,10 @@ def test_worse_than_asked_for_is_rejected(case: Case) -> None:
     assert earlier.after_step < later.after_step
     assert "NotImproved: the evaluation loss went from" in done.stderr
     assert not (path.parent / "out" / "manifest.json").exists()
-    assert {file.name for file in (path.parent / "out-rejected").iterdir()} >= REPORT
+    assert {file.name for file in (path.parent / "out-rejected").iterdir()} >= REPORT | {
+        "curve.jsonl",
+        "training_curves.png",
+    }
     assert not (path.parent / "out-report").exists()
     lineage = published(path.parent / "out-rejected")
     assert lineage.stopped is not None
@@ -310,6 +313,9 @@ def stopped_run(run_file: Run, tmp_path: Path, s3_server: S3Server) -> Callable[
         with stopped_once(lambda: any(key.endswith("complete.json") for key in keys_below(s3_server, prefix))):
             done = run_here("train", run_file(own=own, **blocks))
         assert done.returncode == ExitCode.TERMINATED, done.stderr
+        reports = keys_below(s3_server, f"{tmp_path.name}/reports/")
+        assert {f"{tmp_path.name}/reports/{name}" for name in ("curve.jsonl", "training_curves.png")} <= set(reports)
+        assert f"\nCurve      s3://adapters/{tmp_path.name}/reports/curve.jsonl\n" in done.stdout
         shutil.rmtree(tmp_path / "work")
         return run_file(**blocks, own=own | {"stop": "the loss is low enough"})
 

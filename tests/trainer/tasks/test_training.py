@@ -16,7 +16,7 @@ from tunery_api.reasons import ExitCode
 
 from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
-from kit.story import Case, run_here
+from kit.story import Case, read_curve, run_here
 
 QUANTIZATIONS = {
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -100,6 +100,13 @@ def test_published_folder_is_whole(case: Case) -> None:
     assert any(name.startswith("runs/events.out.tfevents") for name in there)
     assert "training_curves.png" in (out / "README.md").read_text()
     assert (out / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    before, *points = read_curve(out)
+    assert before == {"step": 0, "evalLoss": pytest.approx(manifest["lineage"]["metrics"]["baseEvalLoss"], rel=1e-5)}
+    assert [point["step"] for point in points] == list(range(1, 21))
+    assert all({"loss", "learningRate", "gradNorm", "tokensPerSecond", "epoch", "time"} <= set(each) for each in points)
+    assert [point["step"] for point in points if "evalLoss" in point] == [5, 10, 15, 20]
+    assert points[-1]["evalLoss"] == pytest.approx(manifest["lineage"]["evaluations"][-1]["loss"], rel=1e-5)
+    assert not list((path.parent / "out-report").glob("*")), "all of it lies beside the adapter now"
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "model"
     assert not any(name.endswith((".bin", ".pt", ".pth")) for name in there)
 
@@ -116,6 +123,17 @@ def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
 
 
 def test_loss_that_is_not_a_number(case: Case) -> None:
-    done = run_here("run", case(training={"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}))
+    training = {"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}
+    path = case(training=training, tracking={"tensorboard": True})
+    done = run_here("run", path)
     assert done.returncode == ExitCode.USER_ERROR
-    assert done.stderr.splitlines()[-2].startswith("LossDiverged: ")
+    reason, hint = done.stderr.splitlines()[-2:]
+    assert reason.startswith("LossDiverged: ")
+    # Who looks at why it diverged has a curve, and is told where.
+    place = path.parent / "out-report"
+    assert hint.endswith(f" The curve: {place.as_uri()}/curve.jsonl; training_curves.png lies beside it.")
+    _, *points = read_curve(place)
+    assert points[0]["loss"] > 0
+    assert points[-1]["loss"] is None, "no finite number"
+    assert (place / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((place / "runs").glob("events.out.tfevents*"))

@@ -128,7 +128,9 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
 
 def _were_removed(status: Mapping[str, Any]) -> bool:
     conditions = status.get("conditions") or ()
-    return any(each.get("type") == ConditionType.CHECKPOINT_SAVED and each["status"] == "False" for each in conditions)
+    return any(
+        (each.get("type"), each.get("reason")) == (ConditionType.CHECKPOINT_SAVED, "Removed") for each in conditions
+    )
 
 
 def _trains_nothing(body: Mapping[str, Any]) -> bool:

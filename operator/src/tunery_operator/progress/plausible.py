@@ -37,6 +37,9 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "epoch": _number(report.epoch),
             "doing": None if report.doing is None else scrub(report.doing, _LONGEST_WORDS),
             "device": None if report.device is None else scrub(report.device, _LONGEST_DEVICE),
+            "checkpoint_error": None
+            if report.checkpoint_error is None
+            else scrub(report.checkpoint_error, _LONGEST_WORDS),
             "tokens_per_second": _number(report.tokens_per_second),
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),

@@ -16,11 +16,12 @@ DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
 TRIALS_LEFT: Final = "TrialsLeft"
 REMOVAL_UNKNOWN: Final = "RemovalUnknown"
+CHECKPOINT_NOT_STORED: Final = "CheckpointNotStored"
 NEW_BEST: Final = "NewBest"
 TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 RETRY_REFUSED: Final = "RetryRefused"
-_WARNINGS: Final = frozenset({"AttemptFailed", RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN})
+_WARNINGS: Final = frozenset({"AttemptFailed", CHECKPOINT_NOT_STORED, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN})
 """What a reader should see, though nothing has failed for good."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(

@@ -46,7 +46,7 @@ def after_removal(
             ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters){_OTHERS[remains]}"
         )
         _say_it_was_published(conditions, sweep, remains)
-    if conditions.is_true(ConditionType.CHECKPOINT_SAVED):
+    if conditions.reason(ConditionType.CHECKPOINT_SAVED) not in (None, "Removed"):
         text = f"the checkpoints {_CHECKPOINTS[remains]} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}

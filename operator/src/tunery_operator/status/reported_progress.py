@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.measured import number_text
 from tunery_api.names import METRICS
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.views.clock import format_duration
@@ -71,7 +72,7 @@ def number(text: str | None) -> float | None:
 def metrics_fields(report: TrainerStatus) -> dict[str, str]:
     """Return `status.metrics` for a report: the newest value of each metric that we know, as a short string."""
     values = {ours: number(m.value) for m in report.metrics if (ours := _METRICS.get(m.name))}
-    return {name: f"{value:.4g}" for name, value in values.items() if value is not None}
+    return {name: number_text(value) for name, value in values.items() if value is not None}
 
 
 def changed_enough(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from tunery_api.runspec import AnswersReport, RunResult
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.events import RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
+from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
@@ -55,6 +55,16 @@ def take_progress(draft: Draft) -> None:
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
     if report.checkpoint is not None and holds("checkpoint"):
         _take_checkpoint(draft, report.checkpoint.to_json_dict())
+    if report.checkpoint_error and holds("checkpoint") and _is_of_this_attempt(draft):
+        _show_not_stored(draft, report.checkpoint_error)
+
+
+def _show_not_stored(draft: Draft, why: str) -> None:
+    """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
+    newest = draft.fields.get("checkpoint")
+    begins = f"would go on from step {newest['step']}, {newest['uri']}" if newest else "would begin anew"
+    text = f"{why}; it trains on, and an attempt after this one {begins}"
+    draft.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
 
 
 def _is_of_this_attempt(draft: Draft) -> bool:
@@ -74,7 +84,9 @@ def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
 def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
     """Set the newest checkpoint; a report may be older than a pod's last words."""
     known = draft.fields.get("checkpoint") or {}
-    if known != checkpoint and checkpoint["step"] >= known.get("step", 0):
+    newer = known != checkpoint and checkpoint["step"] >= known.get("step", 0)
+    mended = known == checkpoint and draft.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
+    if newer or mended:
         draft.put(checkpoint=checkpoint)
         text = f"step {checkpoint['step']} at {checkpoint['uri']}"
         draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
@@ -125,7 +137,7 @@ def take_published(draft: Draft, result: RunResult) -> str:
 def forget_checkpoint(draft: Draft, result: RunResult) -> None:
     """Checkpoints that the result does not name were removed once it was published."""
     saved = ConditionType.CHECKPOINT_SAVED
-    if result.checkpoint is None and draft.conditions.is_true(saved):
+    if result.checkpoint is None and draft.conditions.reason(saved) in ("CheckpointSaved", CHECKPOINT_NOT_STORED):
         draft.put(checkpoint=None)
         draft.conditions.set(saved, False, "Removed", "the checkpoints were removed once the adapter was published")
 

@@ -7,6 +7,7 @@ A server may answer a post with the JSON `{"intervalSeconds": 30}`, to be told l
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from tunery_api.scrub import register_secret
+from tunery_api.scrub import register_secret, scrub, shorten
 
 INTERVAL_SECONDS: Final = 3.0
 """Between two reports, until a server asks for another interval."""
@@ -29,6 +30,9 @@ _TIMEOUT: Final = urllib3.Timeout(total=4.0)
 _MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are looked at."""
 _ASKS_FOR_PATIENCE: Final = frozenset({429, 503})
+_NOT_LET_IN: Final = frozenset({401, 403})
+_LONGEST_WORDS: Final = 300
+"""Bytes of why a report could not be posted."""
 
 
 class Refused(Exception):
@@ -36,6 +40,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, retry_after: float | None) -> None:
         super().__init__(f"the server answered {status}")
+        self.status = status
         self.retry_after = retry_after
 
 
@@ -67,6 +72,58 @@ class Pace:
         if self._asked is not None:
             return max(self.least, self._asked)
         return max(self.interval, min(self.interval * 2.0 ** min(self._failures, 10), self.longest))
+
+
+class Outage:
+    """Tells in the log that reports cannot be posted to `url`: once, however many fail, and once when they can again.
+
+    Without a URL there is nothing to tell.
+    """
+
+    def __init__(self, url: str, log: logging.Logger) -> None:
+        self._url = url
+        self._log = log
+        self._told = False
+
+    def failed(self, error: Exception) -> None:
+        """Take note that a report was not taken; a server that asks to be left alone for a while is no outage."""
+        if self._told or not self._url or (isinstance(error, Refused) and error.retry_after is not None):
+            self._log.debug("progress was not posted: %s", scrub(str(error)))
+            return
+        self._told = True
+        why = shorten(" ".join(scrub(str(error)).split()) or type(error).__name__, _LONGEST_WORDS)
+        self._log.warning(
+            "progress cannot be posted to %s: %s. The run goes on, and this log tells how far it is; the status will "
+            "not, until %s",
+            self._url,
+            why,
+            self._mended_by(error),
+        )
+
+    def over(self) -> None:
+        """Take note that a report was taken."""
+        if self._told:
+            self._told = False
+            self._log.info("progress is posted to %s again", self._url)
+
+    def _mended_by(self, error: Exception) -> str:
+        place = urlsplit(self._url)
+        if isinstance(error, Refused) and error.status in _NOT_LET_IN:
+            return "the operator takes the token of this pod: is it the operator of this cluster that answers there?"
+        if isinstance(error, Refused):
+            return f"{place.hostname} takes it: its own log says more"
+        if isinstance(error, OSError):
+            return "the file can be read that the kubelet projects"
+        if isinstance(error, urllib3.exceptions.SSLError):
+            return (
+                f"{place.hostname} shows a certificate that this pod trusts: a pod that starts now is given the "
+                "operator's newest authority, and no mesh or proxy may come between"
+            )
+        port = place.port or (443 if place.scheme == "https" else 80)
+        return (
+            f"TCP {port} from this pod to {place.hostname} is allowed (NetworkPolicies of both namespaces, a mesh) and "
+            "the operator runs"
+        )
 
 
 class ProgressClient:

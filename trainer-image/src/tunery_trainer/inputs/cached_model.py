@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -94,17 +93,3 @@ def _without_bookkeeping(folder: Path, names: tuple[str, ...]) -> None:
             path.unlink()
         elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-
-
-def told_in_percent(tell: Callable[[str], None], what: str) -> OnBytesOfTotal:
-    """Return a progress that tells each tenth once, such as `base model into the cache: 40 % of 15,000,000 bytes`."""
-    told = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        tenth = 10 * done // total if total else 10
-        if tenth > told:
-            told = tenth
-            tell(f"{what}: {10 * tenth} % of {total:,} bytes")
-
-    return progress

@@ -83,10 +83,14 @@ def be_quiet() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Send the log to stderr, without credentials; a handler that is there already (in tests) stays alone."""
+    """Send the log to stderr, without credentials; a handler that is there already (in tests) stays alone.
+
+    Of the libraries warnings only; what our own code has to say is said to be read.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(ScrubbingFormatter("%(levelname)s %(name)s: %(message)s", _MAX_LINE))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("tunery_trainer").setLevel(logging.INFO)
 
 
 def guard_output() -> None:

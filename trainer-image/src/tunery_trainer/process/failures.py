@@ -10,7 +10,7 @@ from typing import Final
 from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.scrub import scrub
+from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 from tunery_trainer.process.hints_here import said_here
@@ -30,6 +30,8 @@ _UNWRITTEN: Final = re.compile(
 )
 """What torch and safetensors say without the kernel's number; torch only that it stands where it should not."""
 
+_HINT_ROOM: Final = 200
+"""Bytes of a hint that stay, however long the place is that is named after it."""
 _MAX_TRACE: Final = 64 * 1024
 """Bytes of a trace on stderr."""
 
@@ -66,6 +68,12 @@ def explain_here(error: BaseException) -> TuneryError:
 def to_failure(error: TuneryError) -> Failure:
     """Return `error` as it stands in a termination message."""
     return Failure(reason=error.reason, message=scrub(error.message), hint=scrub(error.hint) if error.hint else None)
+
+
+def add_to_hint(error: TuneryError, said: str) -> None:
+    """Put a sentence behind a failure's hint, which gives way as far as a message has no room for both."""
+    room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
+    error.hint = f"{shorten(error.hint or '', room)} {said}".strip()
 
 
 def show(failure: TuneryError, cause: BaseException) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
-from tunery_api.measured import DatasetStatus, change_text
+from tunery_api.measured import DatasetStatus, change_text, number_text
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
@@ -109,7 +109,7 @@ def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:
 
 def _metric_rows(lineage: Lineage) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        (_METRIC_NAMES.get(name, name).format(start=_start(lineage)), f"{value:.4g}")
+        (_METRIC_NAMES.get(name, name).format(start=_start(lineage)), number_text(value))
         for name, value in lineage.metrics.items()
         if name not in ("improvement", "improvementError")
     ]
@@ -178,7 +178,7 @@ def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
             each.weight or "",
             str(each.rank or ""),
             *(
-                (f"{each.eval_loss:.4g}" if each.eval_loss is not None else "",)
+                (number_text(each.eval_loss) if each.eval_loss is not None else "",)
                 if "evalLoss" in lineage.metrics
                 else ()
             ),

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
 from tunery_api.findings import CheckStatus, FindingStatus
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus
+from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, number_text
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
-from tunery_api.runspec import ProgressMetric, ProgressUpdate, TrainerStatus
-from tunery_api.scrub import scrub
+from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
+from tunery_api.scrub import scrub, shorten
 from tunery_api.status import CheckpointStatus, Phase
-from tunery_common.progress_client import Pace, ProgressClient, Refused
+from tunery_common.progress_client import Outage, Pace, ProgressClient, Refused
 
 _CLOSE_SECONDS: Final = 6.0
 """How long the end of a run waits for the last report: one that is under way, or a timeout and one more try."""
@@ -28,6 +28,8 @@ _LINE_SECONDS: Final = 10.0
 """Between two lines of one phase in a pod's log, which is kept: hours of training stay readable."""
 _MAX_METRICS: Final = 64
 _MAX_NUMBER: Final = 32
+_LONGEST_ERROR: Final = 1000
+"""Bytes of why a checkpoint could not be stored."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class ProgressReporter:
             if url
             else lines
         )
+        self._outage = Outage(url, _log)
         self._pace = Pace() if url else Pace(least=0.0)
         self._condition = threading.Condition()
         self._state: dict[str, Any] = {}
@@ -90,6 +93,18 @@ class ProgressReporter:
     def device(self, words: str) -> None:
         """Tell what the run computes on; told at once."""
         self._update({"device": words}, {}, urgent=True)
+
+    def downloading(self, percent: int | None) -> None:
+        """Tell that what the run needs comes to the disk, and how much of it is there, where that is known."""
+        with self._condition:
+            begins = "doing" not in self._state
+            self._forget("percent")
+            self._update({"doing": DOWNLOADING, "percent": percent}, {}, urgent=begins)
+
+    def downloaded(self) -> None:
+        """Tell that all is there."""
+        with self._condition:
+            self._forget("doing", "percent")
 
     def scored(self, rows: int, total_rows: int) -> None:
         """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""
@@ -136,13 +151,19 @@ class ProgressReporter:
     def evaluations(self, losses: Mapping[int, float]) -> None:
         """Tell every evaluation so far, by its step; told at once."""
         shown = [
-            EvaluationStatus(step=step, loss=f"{loss:.6g}") for step, loss in losses.items() if math.isfinite(loss)
+            EvaluationStatus(step=step, loss=number_text(loss)) for step, loss in losses.items() if math.isfinite(loss)
         ]
         self._update({"evaluations": shown[-EVALUATIONS_KEPT:]}, {}, urgent=True)
 
     def checkpoint(self, uri: str, step: int) -> None:
         """Tell that a complete checkpoint was stored."""
-        self._update({"checkpoint": CheckpointStatus(uri=uri, step=step)}, {}, urgent=True)
+        with self._condition:
+            self._forget("checkpoint_error")
+            self._update({"checkpoint": CheckpointStatus(uri=uri, step=step)}, {}, urgent=True)
+
+    def checkpoint_failed(self, message: str) -> None:
+        """Tell why a checkpoint could not be stored, until one is."""
+        self._update({"checkpoint_error": shorten(scrub(message), _LONGEST_ERROR)}, {}, urgent=True)
 
     def findings(self, found: list[FindingStatus]) -> None:
         """Tell what the run has found out about itself: all that holds now."""
@@ -174,7 +195,7 @@ class ProgressReporter:
     def checkpoints_removed(self) -> None:
         """Name no checkpoint any more."""
         with self._condition:
-            self._changed = self._state.pop("checkpoint", None) is not None or self._changed
+            self._forget("checkpoint", "checkpoint_error")
 
     def close(self) -> None:
         """Send the newest state once more and stop; takes no longer than a few seconds."""
@@ -190,6 +211,11 @@ class ProgressReporter:
             self._changed = True
             self._urgent = self._urgent or urgent
             self._condition.notify_all()
+
+    def _forget(self, *names: str) -> None:
+        """Say nothing of these any more; with the condition held."""
+        gone = [self._state.pop(name, None) is not None for name in names]
+        self._changed = self._changed or any(gone)
 
     def _run(self) -> None:
         last = time.monotonic() - self._pace.least
@@ -213,13 +239,14 @@ class ProgressReporter:
     def _send(self, report: Report) -> None:
         try:
             self._pace.succeeded(self._sender.send(report))
+            self._outage.over()
         except Exception as error:  # noqa: BLE001 (telling about progress must never end a run)
             asked = error.retry_after if isinstance(error, Refused) else None
             self._pace.failed(asked)
             with self._condition:
                 # The next round tries again. After the last one there is none, unless the server asked for it.
                 self._changed = self._changed or not self._final or asked is not None
-            _log.debug("progress was not reported: %s", scrub(str(error)))
+            self._outage.failed(error)
 
 
 class _Posts:
@@ -283,7 +310,7 @@ def _told(metric: ProgressMetric, step: int | None, now: int | None) -> str:
 
 
 def _number(value: float | None) -> str | None:
-    return f"{value:.6g}"[:_MAX_NUMBER] if value is not None and math.isfinite(value) else None
+    return number_text(value)[:_MAX_NUMBER] if value is not None and math.isfinite(value) else None
 
 
 def _whole(value: float | None) -> int | None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
-from tunery_api.measured import EVALUATIONS_KEPT, DatasetStatus, EvaluationStatus, MemoryStatus, MetricsStatus
+from tunery_api.measured import (
+    EVALUATIONS_KEPT,
+    DatasetStatus,
+    EvaluationStatus,
+    MemoryStatus,
+    MetricsStatus,
+    number_text,
+)
 from tunery_api.names import DATA_REPORT_TEXT
 from tunery_api.runspec import RunResult
 from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus
@@ -39,7 +46,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
                 sha256=item.manifest_sha256,
                 rank=item.rank,
                 weight=item.weight,
-                eval_loss=f"{item.eval_loss:.6g}" if item.eval_loss is not None else None,
+                eval_loss=number_text(item.eval_loss) if item.eval_loss is not None else None,
             )
             for item in lineage.inputs
         ]
@@ -53,7 +60,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
 
 def _evaluations(lineage: Lineage) -> list[EvaluationStatus] | None:
     newest = lineage.evaluations[-EVALUATIONS_KEPT:]
-    return [EvaluationStatus(step=each.step, loss=f"{each.loss:.6g}") for each in newest] or None
+    return [EvaluationStatus(step=each.step, loss=number_text(each.loss)) for each in newest] or None
 
 
 def _dataset(published: Published) -> DatasetStatus | None:
@@ -78,7 +85,7 @@ def _rank_too_low(lineage: Lineage) -> str | None:
 
 
 def _metrics(metrics: dict[str, float]) -> MetricsStatus:
-    text = {name: f"{value:.6g}" for name, value in metrics.items()}
+    text = {name: number_text(value) for name, value in metrics.items()}
     return MetricsStatus(
         loss=text.get("loss"),
         eval_loss=text.get("evalLoss"),

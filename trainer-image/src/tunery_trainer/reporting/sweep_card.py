@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from typing import Any, Final
 
+from tunery_api.measured import number_text
 from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.search.totals import without_removed
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.markdown import literal, section, table
-from tunery_trainer.reporting.sweep_rows import base_loss, loss_of, of_state, ranked
+from tunery_trainer.reporting.sweep_rows import base_loss, of_state, ranked
 
 SWEEP_FILE: Final = "sweep.json"
 _BEST_SHOWN: Final = 10
@@ -58,12 +59,11 @@ def how_it_was_found(sweep: LoRASweepRun, pictures: dict[str, str]) -> str:
 
 def _summary(sweep: LoRASweepRun, best: TrialStatus) -> str:
     before = base_loss(sweep)
-    compared = f", {before:.4g} before training" if before is not None else ""
-    loss = loss_of(best)
+    compared = f", {number_text(before)} before training" if before is not None else ""
     counts = Counter(row.state for row in sweep.trials)
     states = ", ".join(f"{counts[state]} {state.value.lower()}" for state in TrialState if counts[state])
     lines = [
-        f"This is trial {best.number} (`{best.name}`) of {len(sweep.trials)}: held-out loss {loss:.4g}{compared}.",
+        f"This is trial {best.number} (`{best.name}`) of {len(sweep.trials)}: held-out loss {best.value}{compared}.",
         f"Trials: {states}.",
         f"Sampler {sweep.sampler} with seed {sweep.seed}"
         + (f"; compared at {', '.join(sweep.rungs)} of the steps." if sweep.rungs else "."),
@@ -83,7 +83,7 @@ def _best(sweep: LoRASweepRun, best: list[TrialStatus]) -> str:
     rows = [
         (
             str(row.number),
-            f"{loss_of(row):.4g}",
+            row.value or "",
             *(_cut(row.parameters.get(path, ""), _VALUE) for path in paths),
             "" if row.trainable_parameters is None else f"{row.trainable_parameters:,}",
             f"{row.gpu_seconds or 0:,}",

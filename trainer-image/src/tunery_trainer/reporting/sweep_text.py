@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from tunery_api.measured import change_text
+from tunery_api.measured import change_text, number_text
 from tunery_api.runspec import LoRASweepRun
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.sweep_rows import base_loss, loss_of, ranked
@@ -64,5 +64,5 @@ def _summary(sweep: LoRASweepRun, best: TrialStatus) -> str:
     before, loss = base_loss(sweep), loss_of(best)
     compared = ""
     if before and loss is not None:
-        compared = f", {before:.5g} before training ({change_text((loss - before) / abs(before))})"
+        compared = f", {number_text(before)} before training ({change_text((loss - before) / abs(before))})"
     return f"{len(sweep.trials)} trials: {states}. The best is trial {best.number}: loss {best.value}{compared}"

@@ -1,10 +1,11 @@
-"""Where a run's curves go while it trains: W&B, MLflow, and TensorBoard files beside the adapter."""
+"""Where a run's curves go while it trains: W&B, MLflow, and files of TensorBoard and W&B beside the adapter."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from tunery_api.training import MlflowSpec, TrackingSpec, WandbSpec
 from tunery_common.storage.credentials import Credentials
 
 RUNS_FOLDER: Final = "runs"
-"""Where TensorBoard files lie, beside the adapter."""
+"""Where trackers' files lie, beside the adapter."""
+_WANDB_FOLDER: Final = "wandb"
+"""Below it, where an offline run of W&B lies."""
 _MLFLOW_PARAM_LIMIT: Final = 6000
 _MLFLOW_PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """A GPU waits meanwhile: MLflow's own, seven tries of two minutes each, would cost it half an hour."""
@@ -41,7 +44,9 @@ class Tracked:
     credentials: Callable[[Purpose], Credentials]
     """Returns what opens W&B or MLflow; raises TuneryError(SecretNotFound)."""
     result: Path
-    """Below it TensorBoard writes."""
+    """Below it TensorBoard writes, and W&B where no server takes its run: it is published."""
+    goes_on_after: int = 0
+    """The step of the checkpoint that the run goes on from: what an earlier attempt told of later ones is replaced."""
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def trackers(tracked: Tracked, parameters: Mapping[str, Any]) -> Iterator[list[T
         if spec and spec.mlflow:
             _open(stack, opened, lambda mlflow=spec.mlflow: _mlflow(tracked, mlflow, parameters))
         if spec and spec.tensorboard:
-            _open(stack, opened, lambda: _tensorboard(tracked.result / RUNS_FOLDER, parameters))
+            _open(stack, opened, lambda: _tensorboard(tracked, parameters))
         yield opened
 
 
@@ -90,7 +95,7 @@ class _Wandb:
 
 @contextmanager
 def _wandb(tracked: Tracked, spec: WandbSpec, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Report to W&B; offline, into the work folder, where no key is at hand."""
+    """Report to W&B; where no key is at hand, offline, into a file that is published and `wandb sync` takes."""
     import wandb
 
     credentials, run = tracked.credentials(Purpose.WANDB), tracked.run
@@ -112,10 +117,21 @@ def _wandb(tracked: Tracked, spec: WandbSpec, parameters: Mapping[str, Any]) -> 
         config=dict(parameters),
         settings=wandb.Settings(**settings),
     )
+    folder = Path(started.dir).parent
     try:
         yield _Wandb(started)
     finally:
         started.finish()
+        if not key:
+            _keep_offline(folder, tracked.result / RUNS_FOLDER / _WANDB_FOLDER)
+
+
+def _keep_offline(run: Path, folder: Path) -> None:
+    """Copy what `wandb sync` takes of an offline run; what lies beside it tells of this machine."""
+    for file in run.glob("*.wandb"):
+        target = folder / run.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 class _MLflow:
@@ -183,11 +199,12 @@ class _TensorBoard:
 
 
 @contextmanager
-def _tensorboard(folder: Path, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Write event files into `folder`."""
+def _tensorboard(tracked: Tracked, parameters: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Write event files, beside those of earlier attempts."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    purge = tracked.goes_on_after + 1 if tracked.goes_on_after else None
+    writer = SummaryWriter(str(tracked.result / RUNS_FOLDER), purge_step=purge)
     writer.add_text("parameters", f"```json\n{json.dumps(dict(parameters), indent=2, default=str)}\n```")
     try:
         yield _TensorBoard(writer)

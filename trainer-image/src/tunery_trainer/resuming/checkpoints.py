@@ -15,10 +15,9 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -175,12 +174,23 @@ def probe_checkpoints(place: StorePath) -> None:
         raise error.about("checkpoints cannot be stored") from error
 
 
+class Heard(Protocol):
+    """Who hears of each upload; called from the thread of the uploads."""
+
+    def checkpoint(self, uri: str, step: int) -> None:
+        """Take that a checkpoint became complete."""
+        ...
+
+    def checkpoint_failed(self, message: str) -> None:
+        """Take why one did not."""
+        ...
+
+
 class CheckpointUploader:
     """Uploads checkpoints in one background thread; training never waits for it, and the newest one wins.
 
     `submit` takes a snapshot by hard links (by copying where that cannot be), so that the trainer may delete its
-    folder at once. `on_stored` is called from the thread with URI and step of each checkpoint that became complete.
-    An upload that fails is logged and kept in `error`; the next one is tried all the same.
+    folder at once. An upload that fails is logged, told and kept in `error`; the next one is tried all the same.
     """
 
     def __init__(
@@ -188,13 +198,13 @@ class CheckpointUploader:
         place: StorePath,
         scratch: Path,
         keep: int = 2,
-        on_stored: Callable[[str, int], None] | None = None,
+        heard: Heard | None = None,
     ) -> None:
         self.place = place
         self._store = place.store
         self._scratch = scratch
         self._keep = max(1, keep)
-        self._on_stored = on_stored
+        self._heard = heard
         self._condition = threading.Condition()
         self._pending: tuple[int, Path] | None = None
         self._busy = False
@@ -263,6 +273,8 @@ class CheckpointUploader:
             self.error = TuneryError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
         if self.error is not None:
             _log.warning("the checkpoint of step %d was not stored: %s", step, self.error.message)
+            if self._heard is not None:
+                self._heard.checkpoint_failed(f"the checkpoint of step {step} was not stored: {self.error.message}")
 
     def _store_one(self, step: int, snapshot: Path) -> None:
         folder = step_place(self.place, step)
@@ -277,9 +289,12 @@ class CheckpointUploader:
             raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "it took too long")
         self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
         self.last_stored = step
-        if self._on_stored is not None:
-            self._on_stored(folder.uri, step)
-        self._prune(step)
+        if self._heard is not None:
+            self._heard.checkpoint(folder.uri, step)
+        try:
+            self._prune(step)
+        except TuneryError as error:
+            _log.warning("older checkpoints than that of step %d were not removed: %s", step, error.message)
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` complete checkpoints up to the newest; older ones, and half-written ones before it, go."""

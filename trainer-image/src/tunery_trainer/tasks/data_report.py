@@ -10,20 +10,18 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.measured import DatasetStatus
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import PreflightReport, RunResult
-from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_common.storage.publisher import Published
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.failures import explain, explain_here, to_failure
+from tunery_trainer.process.failures import add_to_hint, explain, explain_here, to_failure
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
+from tunery_trainer.reporting.kept_curves import remove_curves
 from tunery_trainer.reporting.status_parts import dataset_status
 
 _NAMES = (DATA_REPORT_JSON, DATA_REPORT_TEXT)
-_HINT_ROOM = 200
-"""Bytes of the hint that stay, however long the place is that is named after it."""
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +77,7 @@ def name_report(
     if notebook.report is not None:
         found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
         error.reached = (error.reached or otherwise).model_copy(update={"dataset": found})
-    room = max(_HINT_ROOM, MAX_MESSAGE_BYTES - len(said.encode()) - 1)
-    error.hint = f"{shorten(error.hint, room)} {said}".strip()
+    add_to_hint(error, said)
 
 
 def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
@@ -127,19 +124,23 @@ def _store(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> 
 
 
 def forget_report(work: Workspace) -> None:
-    """Remove the report from its own place: the same lies beside the adapter now. No failure where it cannot be."""
+    """Remove the report and the curves from their own place: the same lie beside the adapter now.
+
+    No failure where they cannot be.
+    """
     if work.reports is None:
         return
     try:
-        remove_report(work.reports)
+        remove_report(work.reports, tracked=work.lora_job.tracking is not None)
     except TuneryError as error:
-        _log.warning("the data report at %s was not removed: %s", work.reports.uri, error.message)
+        _log.warning("the reports at %s were not removed: %s", work.reports.uri, error.message)
 
 
-def remove_report(place: StorePath) -> None:
-    """Remove a report from its place, if one lies there; raises TuneryError where it cannot be."""
+def remove_report(place: StorePath, *, tracked: bool = True) -> None:
+    """Remove a report and curves from their place, if they lie there; raises TuneryError where they cannot be."""
     for name in _NAMES:
         place.store.delete(place.key(name))
+    remove_curves(place, tracked=tracked)
 
 
 def say_where_it_lies(published: Published) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
 from tunery_api.measured import DiskStatus
@@ -15,10 +15,11 @@ from tunery_common.inputs.location import DataFiles, FetchedModel
 from tunery_common.inputs.weight_files import check_weight_files, files_before_download
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
-from tunery_trainer.inputs.cached_model import cache_model, told_in_percent
+from tunery_trainer.inputs.cached_model import cache_model
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
+from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.status_parts import dataset_status, resolved_status
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
@@ -31,6 +32,9 @@ from tunery_trainer.tasks.frame import probe_places, probe_sweep_output, tell_of
 
 if TYPE_CHECKING:
     from tunery_trainer.plan.training_plan import TrainingPlan
+
+_BEFORE: Final = "Preflight  "
+"""Before each line."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ def run_preflight(run: RunSpec) -> PreflightReport:
 
 
 def _gather(work: Workspace) -> _Found:
+    downloads = Downloads(before=_BEFORE)
     base = get_model(work, weights=False)
     _check_weights(work, base)
-    cache_model(model_location(work), told_in_percent(_tell, "base model into the cache"))
+    cache_model(model_location(work), downloads.of("base model into the cache"))
     start_from = get_starting_adapter(work, weights=False)
-    return _Found(base, start_from, peek(work), get_data(work))
+    return _Found(base, start_from, peek(work), get_data(work, downloads.of("data set")))
 
 
 def _check_weights(work: Workspace, base: FetchedModel) -> None:
@@ -84,7 +89,7 @@ def _check_weights(work: Workspace, base: FetchedModel) -> None:
 
 
 def _tell(text: str) -> None:
-    print(f"Preflight  {text}", flush=True)
+    print(f"{_BEFORE}{text}", flush=True)
 
 
 def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightReport:

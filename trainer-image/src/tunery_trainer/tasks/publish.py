@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tunery_api.manifest import Lineage, StopRecord
+from tunery_api.measured import number_text
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import CheckpointStatus
@@ -23,6 +24,7 @@ from tunery_trainer.resuming.draft import Draft, read_draft
 from tunery_trainer.resuming.may_resume import base_of, check_base
 from tunery_trainer.resuming.memo import read_memo
 from tunery_trainer.tasks.card import write_card
+from tunery_trainer.tasks.curves import fetch_runs
 from tunery_trainer.tasks.data_report import add_report, fetch_report, forget_report, say_where_it_lies
 from tunery_trainer.tasks.frame import output_target, probe_places
 from tunery_trainer.tasks.rejected import reject, with_verdict
@@ -76,9 +78,11 @@ def _publish_newest(work: Workspace, target: Target) -> Published:
     state = json.loads((kept.folder / "trainer_state.json").read_text("utf-8"))
     write_card(work, lineage, state["log_history"])
     loss = lineage.metrics.get("evalLoss")
-    measured = "not measured" if loss is None else f"{loss:.4g}"
+    measured = "not measured" if loss is None else number_text(loss)
     print(f"Publishing the weights of step {lineage.step}, evaluation loss {measured}: {lineage.stopped}", flush=True)
     fetch_report(work)
+    if work.lora_job.tracking:
+        fetch_runs(work)
     add_report(work, work.result)
     if lineage.rejected:
         raise reject(work, work.result, lineage)

@@ -23,6 +23,8 @@ from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, 
 from tunery_trainer.process.device import actual_device, device_words
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.downloads import Downloads
+from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
@@ -39,6 +41,7 @@ from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.card import write_card
+from tunery_trainer.tasks.curves import fetch_runs, named_curves
 from tunery_trainer.tasks.data_report import (
     add_report,
     forget_report,
@@ -96,14 +99,23 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
         raise
-    trained = _train_on(work, ready, stop, reporter)
-    lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
-    reporter.phase(Phase.UPLOADING)
-    folder = _write_result(work, ready, trained, lineage)
-    add_report(work, folder)
-    if lineage.rejected:
-        raise reject(work, folder, lineage)
-    return publish(folder, output_target(work, math.inf), lineage)
+    with named_curves(work, reporter) as curves:
+        trained = _train_on(work, ready, stop, _Watchers(reporter, curves))
+        curves.log(trained.history)
+        lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
+        reporter.phase(Phase.UPLOADING)
+        folder = _write_result(work, ready, trained, lineage)
+        add_report(work, folder)
+        if not lineage.rejected:
+            return publish(folder, output_target(work, math.inf), lineage)
+    raise reject(work, folder, lineage)
+
+
+class _Watchers(NamedTuple):
+    """Who is told how far the run is, and who keeps what it has logged."""
+
+    reporter: ProgressReporter
+    curves: KeptCurves
 
 
 class _Ready(NamedTuple):
@@ -119,9 +131,11 @@ def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> 
     gpus = spec.resources.gpus
     device = actual_device(work.run, gpus)  # before a download that a pod without a working GPU has no use for
     _tell_device(device.kind, gpus, reporter)
-    base = get_model(work, weights=True)
+    downloads = Downloads(reporter)
+    base = get_model(work, weights=True, progress=downloads.of("model"))
     start_from = get_starting_adapter(work, weights=True)
-    files = get_data(work)
+    files = get_data(work, downloads.of("data set"))
+    reporter.downloaded()
     go_offline()
     from tunery_trainer.plan.basis import Basis
     from tunery_trainer.plan.prepared_rows import prepare_rows
@@ -130,6 +144,7 @@ def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> 
 
     basis = Basis(work.run.identity, spec, base, device, start_from, taken)
     request = request_data(basis, files)
+    print(f"Tokenizing {spec.dataset.uri}", flush=True)
     data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
     ready = _Ready(plan_training(basis, request.rows, data.report), data)
     _print(ready)
@@ -155,15 +170,18 @@ def _print(ready: _Ready) -> None:
     print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
 
 
-def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: ProgressReporter) -> Trained:
+def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, watchers: _Watchers) -> Trained:
     from tunery_trainer.training.assignment import Assignment, Observers
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
     resumed = resume(work, ready.plan.origin, folder)
-    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result)
-    with _uploads(work, spec, reporter) as uploader:
-        observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
+    if resumed and resumed.own and spec.tracking:
+        fetch_runs(work)
+    goes_on_after = resumed.step if resumed else 0
+    tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result, goes_on_after)
+    with _uploads(work, spec, watchers.reporter) as uploader:
+        observers = Observers(stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
         return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe))
 
@@ -175,7 +193,7 @@ def _uploads(work: Workspace, spec: LoRAJobSpec, reporter: ProgressReporter) -> 
         yield None
         return
     scratch = Path(work.run.work_dir) / "uploads"
-    uploader = CheckpointUploader(place, scratch, spec.checkpoint.keep, reporter.checkpoint)
+    uploader = CheckpointUploader(place, scratch, spec.checkpoint.keep, reporter)
     try:
         yield uploader
     finally:

@@ -12,6 +12,7 @@ from tunery_api.manifest import Lineage
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.checkpoints import CheckpointUploader
@@ -26,6 +27,7 @@ class Observers:
 
     stop: StopSignal
     reporter: ProgressReporter
+    curves: KeptCurves
     uploader: CheckpointUploader | None
     """None where checkpoints stay on the disk."""
     trackers: Callable[[Mapping[str, Any]], AbstractContextManager[list[Tracker]]]

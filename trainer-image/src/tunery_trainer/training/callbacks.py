@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.reporting.curve_file import TIME, TOKENS_PER_SECOND
+from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
 
@@ -62,7 +65,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the newest metrics with their step; the clock leaves out the time that an evaluation took."""
+        """Tell the newest metrics with their step; the clock leaves out the time that an evaluation took.
+
+        The log keeps when that was, and how fast it was.
+        """
+        if state.log_history and logs and METRICS.keys() & logs.keys():
+            state.log_history[-1][TIME] = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            if "loss" in logs and self._tokens is not None:
+                state.log_history[-1][TOKENS_PER_SECOND] = self._tokens
         with self._reporter.at_once():
             self._tell(state)
             known = {name: value for name, value in (logs or {}).items() if name in METRICS}
@@ -79,6 +89,27 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
             eta_seconds=left,
             tokens_per_second=self._tokens,
         )
+
+
+class CurvesCallback(TrainerCallback):  # type: ignore[misc]
+    """Hands on what was logged, and has it stored with each checkpoint. Add it before whatever ends a run."""
+
+    def __init__(self, curves: KeptCurves) -> None:
+        self._curves = curves
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take what a checkpoint has logged: what came after it is trained, and told, anew."""
+        self._curves.log(state.log_history)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the log with its newest entry."""
+        self._curves.log(state.log_history)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Store the curve beside the checkpoint."""
+        self._curves.store()
 
 
 class DivergenceCallback(TrainerCallback):  # type: ignore[misc]

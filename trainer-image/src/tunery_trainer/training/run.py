@@ -32,11 +32,13 @@ from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, step_place
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
+from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
 from tunery_trainer.training.callbacks import (
     CheckpointCallback,
+    CurvesCallback,
     DivergenceCallback,
     PatienceCallback,
     ProgressCallback,
@@ -98,11 +100,13 @@ def train_on(job: Assignment) -> Trained:
 
 
 def _train_on(job: Assignment) -> Trained:
+    say(f"Loading    the base model, {human_bytes(job.plan.basis.base.weight_bytes)} of weights")
     base = load_base(job.plan.basis.base.folder, job.settings, _device(job))
     if job.settings.preference:
         without_dropout(base)
     model, ground = _adapt(job, base)
     job.observers.reporter.metrics({"base_eval_loss": ground.before["loss"]})
+    job.observers.curves.begin(ground.before["loss"])
     loop = _loop(job, model, ground)
     remembered = _memory(job, ground)
     _add_callbacks(job, loop, remembered)
@@ -229,6 +233,7 @@ def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
 def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> None:
     trainer, best, spec = loop.trainer, loop.best, job.plan.basis.spec
     trainer.add_callback(ProgressCallback(job.observers.reporter, lambda: trainer.tokens_seen))
+    trainer.add_callback(CurvesCallback(job.observers.curves))
     trainer.add_callback(loop.diagnosis.callback)
     trainer.add_callback(DivergenceCallback())
     patience = job.settings.evaluation.patience

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from httpx2 import HTTPError  # what huggingface_hub raises when the network fails
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -24,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
     build_hf_headers,
     hf_raise_for_status,
     http_stream_backoff,
+    tqdm,
 )
 
 from tunery_api.reasons import ADVICE, FailureReason
@@ -76,6 +77,45 @@ class _HubFiles:
         yield from self._hub.read(self._repo, entry, start, entry.size if length is None else start + length)
 
 
+class _Counted:
+    """Tells the bytes of one file that the hub's own client fetches: never more than it has, and all in the end."""
+
+    def __init__(self, size: int, done: Callable[[int], None]) -> None:
+        self.size = size
+        self._done = done
+        self._told = 0
+
+    def to(self, there: int) -> None:
+        """Tell what is new where so many bytes are there; fewer than before where it begins again."""
+        there = max(0, min(self.size, there))
+        if there != self._told:
+            self._done(there - self._told)
+            self._told = there
+
+    def bar(self) -> type[tqdm]:
+        """Return what that client calls for its progress bar: it shows nothing."""
+        counted = self
+
+        class Counting(tqdm):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                self._there = int(kwargs.get("initial") or 0)
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+                counted.to(self._there)
+
+            def update(self, n: float | None = 1) -> None:
+                """Take bytes that came, or that are to come again."""
+                self._there += int(n or 0)
+                counted.to(self._there)
+
+            def update_transfer(self, n: float) -> None:
+                """Leave out what comes over the network of a file: it is not what stands on the disk."""
+
+            def set_transfer_postfix_str(self, text: str, **kwargs: Any) -> None:
+                """Leave out the speed."""
+
+        return Counting
+
+
 class Hub:
     """A hub as one Secret (or the environment) opens it; HF_ENDPOINT is honoured."""
 
@@ -111,8 +151,7 @@ class Hub:
             if path.is_file() and path.stat().st_size == size:
                 done(size)  # it got its name when it was whole, and a commit does not change
             elif size < _LARGE or self._has_xet(repo, name):
-                self._fetch_whole(repo, name, folder)
-                done(size)
+                self._fetch_whole(repo, name, folder, done)
             else:
                 self._fetch_ranges(repo, name, folder, done)
 
@@ -134,7 +173,8 @@ class Hub:
                 raise RangesRefused
             yield from response.iter_raw(CHUNK_BYTES)
 
-    def _fetch_whole(self, repo: HubRepo, name: str, folder: Path) -> None:
+    def _fetch_whole(self, repo: HubRepo, name: str, folder: Path, done: Callable[[int], None]) -> None:
+        counted = _Counted(repo.sizes[name], done)
         with self._errors(repo.name, repo.commit), disk_errors(folder / name):
             hf_hub_download(
                 repo.name,
@@ -144,15 +184,16 @@ class Hub:
                 local_dir=folder,
                 endpoint=self._endpoint,
                 token=self._token or False,
+                tqdm_class=counted.bar(),
             )
+        counted.to(counted.size)
 
     def _fetch_ranges(self, repo: HubRepo, name: str, folder: Path, done: Callable[[int], None]) -> None:
         try:
             digest = transfer.download(_HubFiles(self, repo), name, folder / name, done)
         except RangesRefused:
             transfer.forget(folder / name)
-            self._fetch_whole(repo, name, folder)
-            done(repo.sizes[name])
+            self._fetch_whole(repo, name, folder, done)
             return
         if repo.sha256.get(name, digest) != digest:
             (folder / name).unlink()

@@ -16,7 +16,7 @@ from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_E
 from tunery_api.runspec import AnswersReport, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub
 from tunery_api.status import Phase
-from tunery_common.progress_client import Pace, ProgressClient, Refused
+from tunery_common.progress_client import Outage, Pace, ProgressClient, Refused
 
 LOG_SECONDS: Final = 15.0
 _WINDOW_SECONDS: Final = 300.0
@@ -34,6 +34,7 @@ class Progress:
         url = os.environ.get(PROGRESS_URL_ENV, "")
         token, authority = os.environ.get(PROGRESS_TOKEN_ENV, ""), os.environ.get(PROGRESS_CA_ENV, "")
         self._client = ProgressClient(url, authority, token) if url else None
+        self._outage = Outage(url, _log)
         self._pace = Pace()
         self._log_seconds = log_seconds
         self._phase = Phase.STARTING
@@ -105,9 +106,10 @@ class Progress:
         try:
             update = ProgressUpdate(trainer_status=status)
             self._pace.succeeded(self._client.post(update.model_dump_json(by_alias=True, exclude_none=True).encode()))
+            self._outage.over()
         except Exception as error:  # noqa: BLE001 (telling about progress must never end a batch)
             self._pace.failed(error.retry_after if isinstance(error, Refused) else None)
-            _log.debug("progress was not reported: %s", scrub(str(error)))
+            self._outage.failed(error)
 
     def _status(self) -> TrainerStatus:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,64 @@
+"""The curves of a run that ends without a result: stored all the same, and named to who looks for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tunery_api.scrub import scrub
+from tunery_common.storage.base import check_key
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process.failures import add_to_hint, explain
+from tunery_trainer.process.signals import StopRequested
+from tunery_trainer.reporting.curves import FILE_NAME
+from tunery_trainer.reporting.kept_curves import KeptCurves
+from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.trackers import RUNS_FOLDER
+
+_SECONDS: Final = 30.0
+"""How long a run that has failed takes for its curves."""
+_STOP_SECONDS: Final = 12.0
+"""How long one takes that was told to stop: what is left of its time once the last checkpoint is stored."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCurves]:
+    """Yield what keeps the curves of the run in the body.
+
+    Where that ends without a result they are stored, and the failure's hint, or the log, names their place. Raises
+    what the body does, as a TuneryError but for a stop.
+    """
+    curves = KeptCurves(work.reports, work.result)
+    try:
+        yield curves
+    except StopRequested:
+        uri = curves.store_all(reporter.diagnosed()[0] or (), _STOP_SECONDS)
+        if uri is not None:
+            print(f"Curve      {uri}", flush=True)
+        raise
+    except Exception as error:
+        failure = explain(error)
+        uri = curves.store_all(reporter.diagnosed()[0] or (), _SECONDS)
+        if uri is not None:
+            add_to_hint(failure, f"The curve: {uri}; {FILE_NAME} lies beside it.")
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def fetch_runs(work: Workspace) -> None:
+    """Bring the trackers' files of earlier attempts to where they are published; no failure where that cannot be."""
+    place = work.reports
+    if place is None:
+        return
+    runs = place.below(RUNS_FOLDER)
+    try:
+        for entry in runs.store.list(runs.prefix):
+            name = check_key(runs.relative(entry), runs.uri)
+            runs.store.download(entry.key, work.result / RUNS_FOLDER / name)
+    except Exception as error:  # noqa: BLE001 (curves are never a reason to fail)
+        _log.warning("the trackers' files of earlier attempts are left out: %s", scrub(explain(error).message))
