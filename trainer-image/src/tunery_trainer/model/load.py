@@ -36,8 +36,8 @@ from tunery_trainer.settings.stored_quantization import check_types, stored_quan
 from tunery_trainer.settings.types import ModelFacts, RunSettings
 
 _SEES_AHEAD: Final = (
-    "model type {kind!r}, as config.json has it, reads a text from both sides: what it says of a token depends on those "
-    "after it, so it would learn to copy what it is asked, and write nothing"
+    "model type {kind!r}, as config.json has it, reads a text from both sides: what it says of a token depends on "
+    "those after it, so it would learn to copy what it is asked, and write nothing"
 )
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", CONFIG)
 
