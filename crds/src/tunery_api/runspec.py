@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
@@ -34,6 +34,10 @@ from tunery_api.status import (
     VerificationStatus,
 )
 from tunery_api.sweepstatus import TRIALS_KEPT, ParameterImportance, TrialStatus
+
+
+DOWNLOADING: Final = "downloading"
+"""What a pod says that it does while base model, adapter and data come to its disk; see TrainerStatus.doing."""
 
 
 class Task(StrEnum):
@@ -269,8 +273,8 @@ class ProgressMetric(OpenModel):
 class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
-    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `checkpoint`, `evaluations`, `findings` and
-    `checks` are ours and may be missing.
+    `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `percent`, `checkpoint`, `checkpointError`,
+    `evaluations`, `findings` and `checks` are ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -284,8 +288,12 @@ class TrainerStatus(OpenModel):
     phase: Phase | None = None
     doing: Annotated[str, Field(max_length=512)] | None = None
     """What it does or waits for now, where the phase alone does not tell."""
+    percent: int | None = Field(None, ge=0, le=100)
+    """How much of `doing` is done; None where nobody knows how much there is."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
+    checkpoint_error: Annotated[str, Field(max_length=1024)] | None = None
+    """Why the newest checkpoint could not be stored; None: it was, or there was none yet."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All that hold now; None: nothing is said of them."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
