@@ -35,7 +35,6 @@ from tunery_api.status import (
 )
 from tunery_api.sweepstatus import TRIALS_KEPT, ParameterImportance, TrialStatus
 
-
 DOWNLOADING: Final = "downloading"
 """What a pod says that it does while base model, adapter and data come to its disk; see TrainerStatus.doing."""
 
