@@ -31,7 +31,7 @@ from tunery_api.status import Phase
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.phase import WAITING_FOR_SLOT
-from tunery_operator.status.search import Search
+from tunery_operator.status.search import SAMPLER_BUSY, Hindrance, Search
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
 
@@ -70,9 +70,9 @@ def of(kind: Kind, *pods: Any, **changes: Any) -> Json:
     return compute_status(dataclasses.replace(snapshot(*pods, **changes), kind=kind))
 
 
-def searching() -> Json:
-    """Return the status of a sweep that makes trials."""
-    search = Search(sweep(maxTrials=4), (trial(0, value=2.0),), Decision())
+def searching(hindrance: Hindrance | None = None) -> Json:
+    """Return the status of a sweep that makes trials, or would."""
+    search = Search(sweep(maxTrials=4), (trial(0, value=2.0),), Decision(), hindrance=hindrance)
     return of(Kind.LORASWEEP, main=None, search=search)
 
 
@@ -141,6 +141,13 @@ STANDINGS: dict[str, Standing] = {
         Kind.BATCHINFERENCE,
     ),
     "a sweep": Standing(searching(), "Searching", None, *WORKS, Kind.LORASWEEP),
+    "a sweep whose sampler is asked by others": Standing(
+        searching(Hindrance(SAMPLER_BUSY, "it waits for its turn", 2.0)),
+        "Searching",
+        "SamplerBusy",
+        *WORKS,
+        Kind.LORASWEEP,
+    ),
     "a server that serves": Standing(compute(HEALTHY).status, "Ready", None, *FINE, Kind.ADAPTERSERVER),
     "a server that starts": Standing(
         compute(server(rollout=deployment(1))).status, "Starting", None, *WORKS, Kind.ADAPTERSERVER

@@ -20,7 +20,7 @@ from kit.tenant import create_tenant
 
 CURED_SECONDS = 150
 """The Job controller waits longer and longer before it tries a refused pod again."""
-GONE_PHASES = {"Starting", "Training", "Evaluating", "Uploading", "Succeeded"}
+GONE_PHASES = {"Starting", "Downloading", "Training", "Evaluating", "Uploading", "Succeeded"}
 GHOST = "example.com/ghost"
 CLUSTER_WIDE = {
     "persistentvolume": ("e2e-state-claim", "e2e-state-mount"),
