@@ -59,11 +59,11 @@ def test_a_union_is_refused() -> None:
 
 
 COLUMNS = {
-    Kind.LORAJOB: ("Phase, Progress, Loss, Model, Method, Age", "Task, Eval Loss, ETA, Health, Queue, Adapter, Reason"),
-    Kind.ADAPTERMERGE: ("Phase, Method, Into, Deviation, Age", "Queue, Adapter, Reason"),
-    Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Model, Age", "URL, Reason"),
-    Kind.BATCHINFERENCE: ("Phase, Progress, Errors, Server, Age", "ETA, Queue, Output, Reason"),
-    Kind.LORASWEEP: ("Phase, Trials, Running, Best, Trial, Age", "Improvement, GPU-s, Saved, Queue, Adapter, Reason"),
+    Kind.LORAJOB: ("Phase, Progress, Reason, Loss, Method, Age", "Model, Task, Eval Loss, ETA, Health, Queue, Adapter"),
+    Kind.ADAPTERMERGE: ("Phase, Reason, Method, Into, Deviation, Age", "Queue, Adapter"),
+    Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Reason, Age", "Model, URL"),
+    Kind.BATCHINFERENCE: ("Phase, Progress, Reason, Errors, Server, Age", "ETA, Queue, Output"),
+    Kind.LORASWEEP: ("Phase, Reason, Trials, Running, Best, Trial, Age", "Improvement, GPU-s, Saved, Queue, Adapter"),
 }
 """Of `kubectl get`, and what `-o wide` adds."""
 

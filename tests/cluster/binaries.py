@@ -67,6 +67,16 @@ def kwok() -> Path:
     return _built("kwok", "sigs.k8s.io/kwok/cmd/kwok", "", STATIC)
 
 
+def kstatus() -> Path:
+    """Return a folder with what prints how kstatus, and so Flux, reads objects."""
+    return _built("kstatus", ".", "", STATIC)
+
+
+def argolua() -> Path:
+    """Return a folder with what runs a health check of Argo CD, in its interpreter of Lua."""
+    return _built("argolua", ".", "", STATIC)
+
+
 def _source(name: str, module: str) -> Path:
     """Return where Go keeps the source of a module that the program `name` is built from."""
     told = run([go(), "mod", "download", "-json", module], cwd=MODULES / name, timeout=BUILD_TIMEOUT)

@@ -10,6 +10,8 @@ from controller.api import Json, Refused, eventually
 from controller.kubelet import Kubelet
 
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+UNSEEN: Json = {"observedGeneration": -1}
+"""The status that the API server shows of an object which nobody has seen yet."""
 RESULT: Json = {
     "adapter": {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12, "rank": 16},
     "metrics": {"loss": "1.2", "evalLoss": "1.4", "baseEvalLoss": "2.5"},
@@ -103,7 +105,7 @@ class Namespace(Kubelet):
     def status(self, name: str, plural: str = "lorajobs") -> Json:
         """Return the status of an object of ours; empty before there is one."""
         status: Json = (self.get(plural, name) or {}).get("status", {})
-        return status
+        return {} if status == UNSEEN else status
 
     def condition(self, name: str, type_: str, plural: str = "lorajobs") -> Json:
         """Return a condition, empty where it is not set."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tunery_api.kinds import Kind
+from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.status.compute import compute_status
@@ -20,6 +21,8 @@ from tunery_operator.views.pod import PodView, parse_pod
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 OWNER = Owner(Key(Kind.LORAJOB, "ns", "x"), "uid-1", 3, {})
 NODE = "gpu-1"
+REPORTS_TO = "https://tunery.tunery-system.svc:8443"
+"""The URL that pods post progress to."""
 TRAINING = TrainerStatus(progress_percentage=10, phase=Phase.TRAINING)
 """The report of a pod that trains."""
 
@@ -58,6 +61,8 @@ def pod(
 ) -> PodView:
     """Return a pod, `seen` when its clock cannot be ahead; `state` is our container's, `status` more of its status."""
     conditions = list(status.pop("conditions", ()))
+    url = status.pop("reports_to", REPORTS_TO)
+    env = [{"name": PROGRESS_URL_ENV, "value": url}] if url else []
     if disruption is not None:
         target = {"type": "DisruptionTarget", "status": "True", "reason": disruption, "lastTransitionTime": at(-5)}
         conditions.append(target)
@@ -65,7 +70,7 @@ def pod(
     states += [{"name": "trainer", "state": state}] if state is not None else []
     body = {
         "metadata": {"name": name, "uid": name, "creationTimestamp": at(-86_400 + int(name[-1])), **(meta or {})},
-        "spec": {"nodeName": NODE},
+        "spec": {"nodeName": NODE, "containers": [{"name": "trainer", "env": env}]},
         "status": {"phase": phase, "conditions": conditions, "containerStatuses": states, **status},
     }
     return parse_pod(body, seen)
@@ -102,6 +107,7 @@ def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
+    changes.setdefault("taking_reports_since", NOW)
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
 

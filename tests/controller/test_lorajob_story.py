@@ -28,7 +28,7 @@ def test_preflight_then_training_then_succeeded(namespace: Namespace) -> None:
     assert status["jobName"] == "a-train"
     assert "failure" not in status
     true = {c["type"] for c in status["conditions"] if c["status"] == "True"}
-    assert true == {"Validated", "Preflight", "Evaluated", "AdapterUploaded", "Succeeded"}
+    assert true == {"Validated", "Preflight", "Evaluated", "AdapterUploaded", "Succeeded", "Finished"}
 
 
 def test_the_resolved_revision_goes_into_the_train_run(namespace: Namespace) -> None:

@@ -34,7 +34,9 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
         "Validated": ("True", "SpecValid"),
         "Preflight": ("True", "PreflightPassed"),
         "Succeeded": ("True", "PreflightOnly"),
+        "Finished": ("True", "Succeeded"),
     }
+    assert status["reason"] == "PreflightOnly", "beside the phase in a list"
     assert status["dataset"]["report"] == PLACE
     assert [check["message"] for check in status["checks"]] == ["32 is 2 times the rank", "training tells"]
     assert status["completionTime"]

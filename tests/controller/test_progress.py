@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> 
 
 
 def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
-    assert pod.post(pod.token()) == 200
+    assert pod.post(pod.token(), {"trainerStatus": {"phase": "Starting", "doing": "downloading", "percent": 43}}) == 200
+    namespace.wait_phase("c", "Downloading")
+    shown = namespace.api.columns(namespace.path("lorajobs", "c"))
+    assert (shown["Phase"], shown["Progress"]) == ("Downloading", "43%")
+    eventually("the next report is taken", lambda: pod.post(pod.token()) == 200)
     status = namespace.wait_phase("c", "Evaluating")
     assert status["progress"] == {
         "percent": 42,
@@ -37,6 +42,22 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
     assert status["metrics"] == {"loss": "1.23457"}
     assert status["checkpoint"] == {"uri": "s3://adapters/c/step-000040", "step": 40}
     assert namespace.condition("c", "CheckpointSaved")["status"] == "True"
+    assert namespace.condition("c", "ProgressReported")["status"] == "True"
+    assert "NotReporting" not in namespace.reasons_told("c")
+
+
+@pytest.mark.long
+def test_a_pod_that_is_silent_for_a_minute_is_told_until_it_reports(namespace: Namespace, pod: Poster) -> None:
+    """Long for the minute."""
+    started = time.monotonic()
+    silent = namespace.wait_reason("c", "NotReporting", timeout=120)
+    assert time.monotonic() - started < 60 + 30
+    assert (silent["phase"], silent["reason"]) == ("Training", "NotReporting")
+    assert namespace.condition("c", "ProgressReported")["message"].startswith(f"pod {pod.name} has run for a minute")
+    eventually("it is told by an event", lambda: "NotReporting" in namespace.reasons_told("c"))
+    assert pod.post(pod.token()) == 200
+    eventually("it is heard", lambda: namespace.condition("c", "ProgressReported")["status"] == "True")
+    assert "NotReporting" not in str(namespace.status("c"))
 
 
 def test_a_token_for_the_api_server_is_refused(pod: Poster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from controller.objects import RESULT
 from controller.statuskit import (
     NODE,
+    NOW,
     TRAINING,
     again,
     at,
@@ -242,7 +244,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1"),
     ),
     "says nothing for minutes": (
-        {"pods": [running(started=-601)]},
+        {"pods": [running(started=-61)], "taking_reports_since": NOW - timedelta(hours=1)},
         Told("Training", "True", "NotReporting", None, "no report of it has come"),
     ),
     "queue holds it": (

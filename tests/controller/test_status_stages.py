@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from controller.objects import REPORT, RESULT
 from controller.statuskit import (
+    NOW,
     OWNER,
     TRAINING,
     again,
@@ -349,9 +351,13 @@ def _saved() -> list[dict[str, Any]]:
 
 LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
     "succeeded": ({"train": DONE, "pods": (ended(says=RESULT),)}, None),
-    "a pod runs": ({"pods": (running(),)}, 301),
+    "a pod runs": ({"pods": (running(),)}, 76),
     "it reports": ({"pods": (running(),), "progress": TRAINING}, None),
-    "it has been silent for long": ({"pods": (running(started=-601),)}, None),
+    "a pod starts": ({"pods": (running(started=-1),), "taking_reports_since": NOW - timedelta(hours=1)}, 60),
+    "it has been silent for long": (
+        {"pods": (running(started=-61),), "taking_reports_since": NOW - timedelta(hours=1)},
+        None,
+    ),
     "a pod ends": ({"pods": (running(meta=deleting(30)),)}, 46),
     "its grace is over": ({"pods": (running(meta=deleting(-10)),)}, 6),
     "its node is lost": ({"pods": (running(meta=deleting(-100)),)}, None),

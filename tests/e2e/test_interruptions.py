@@ -76,7 +76,7 @@ def test_the_leader_is_killed_and_the_stand_by_takes_over(
 
 def test_every_operator_dies_and_nothing_happens_twice(launch: Launch, kubectl: Kubectl) -> None:
     job = launch("steady", **(LONG | {"training": LONG["training"] | {"maxSteps": 150}}))
-    for phase in (("Starting", "Training"), ("Training", "Evaluating", "Uploading", "Succeeded")):
+    for phase in (("Starting", "Downloading", "Training"), ("Training", "Evaluating", "Uploading", "Succeeded")):
         job.wait_phase(*phase)
         for pod in operator_pods(kubectl):
             kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", NAMESPACE, "--grace-period=0", "--force")
@@ -91,7 +91,7 @@ def test_every_operator_dies_and_nothing_happens_twice(launch: Launch, kubectl: 
 
 def test_deletion_takes_everything_and_never_blocks(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
     job = launch("gone", **LONG)
-    job.wait_phase("Training", "Starting")
+    job.wait_phase("Training", "Starting", "Downloading")
     wait_for("a pod", lambda: job.pods("train"), 60)
     kubectl.delete(job.kind, job.name, namespace)
     wait_for("Job and pods to go", lambda: not job.jobs("train") and not _alive(job), 30)

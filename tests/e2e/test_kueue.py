@@ -110,7 +110,7 @@ def test_a_default_queue_holds_jobs_that_name_none(launch: Launch, queues: Queue
     assert second.pods("train") == []
     assert second.status["phase"] == "Queued"
     first.kubectl.delete(first.kind, first.name, first.namespace)
-    second.wait_phase("Starting", "Training", timeout=120)
+    second.wait_phase("Starting", "Downloading", "Training", timeout=120)
     assert generation(second) <= 1 + RISES_FOR_ONE_THING
 
 
@@ -132,7 +132,7 @@ def test_suspended_while_queued_while_running_and_back(queued: Launch, queues: Q
         assert [pod for pod in job.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
 
     waits.patch_spec(suspend=False)  # the quota is free: whoever comes back first has it
-    waits.wait_phase("Starting", "Training", timeout=90)
+    waits.wait_phase("Starting", "Downloading", "Training", timeout=90)
     runs.patch_spec(suspend=False)
     runs.wait_phase("Queued", timeout=60)
     waits.patch_spec(suspend=True)

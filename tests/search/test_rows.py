@@ -210,7 +210,7 @@ def test_a_lorajob_without_a_number_is_no_trial() -> None:
     assert merge([], [stranger], read) == ()
 
 
-LIVES = ("Pending", "Preflight", "Queued", "Starting", "Training", "Evaluating")
+LIVES = ("Pending", "Preflight", "Queued", "Starting", "Downloading", "Training", "Evaluating")
 ENDS = (
     {**MEASURED, "phase": "Succeeded", "adapter": ADAPTER},
     {**MEASURED, "phase": "Stopped"},

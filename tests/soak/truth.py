@@ -9,7 +9,7 @@ from typing import Any, Final
 
 Json = dict[str, Any]
 
-AT_WORK: Final = ("Training", "Evaluating", "Merging", "Uploading")
+AT_WORK: Final = ("Downloading", "Training", "Evaluating", "Merging", "Uploading")
 OVER: Final = ("Succeeded", "Failed")
 
 

@@ -10,7 +10,7 @@ from pydantic_core import core_schema
 
 from tunery_api.cel import CEL_RULES, CelRule
 from tunery_api.changes import change_rules
-from tunery_api.fields import SERVER_DEFAULT, ApiModel
+from tunery_api.fields import SERVER_DEFAULT, UNOBSERVED, ApiModel
 from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, HOST_NAME, LONGEST_HOST_NAME, VERSION
 
@@ -19,6 +19,9 @@ _SCALE: Final[Mapping[str, str]] = {
     "statusReplicasPath": ".status.replicas",
     "labelSelectorPath": ".status.selector",
 }
+UNSEEN: Final[Mapping[str, Any]] = {"observedGeneration": UNOBSERVED}
+"""The status of an object that the operator has not seen: tools such as kstatus then know that it is to be waited for,
+where an object without a status counts as done."""
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
 
 
@@ -63,7 +66,7 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
                     "spec": structural_schema(definition.spec),
-                    "status": structural_schema(definition.status),
+                    "status": structural_schema(definition.status) | {"default": dict(UNSEEN)},
                 },
                 "x-kubernetes-validations": [
                     *_name_rules(definition),

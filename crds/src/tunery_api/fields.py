@@ -34,6 +34,9 @@ class OpenModel(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
 
+UNOBSERVED: Final = -1
+"""status.observedGeneration of an object that the operator has not seen yet: no generation of a spec is that."""
+
 SERVER_DEFAULT: Final = "x-tunery-server-default"
 """Marks a field whose default the API server itself fills in, so that a column can show it."""
 

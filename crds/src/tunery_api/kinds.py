@@ -86,7 +86,8 @@ class KindDefinition(NamedTuple):
 _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 _QUEUE = Column("Queue", ".status.queue", priority=1)
 _RESULT = Column("Adapter", ".status.adapter.uri", priority=1)
-_REASON = Column("Reason", ".status.failure.reason", priority=1)
+_REASON = Column("Reason", ".status.reason")
+"""Why it failed or waits: beside the phase, for whoever looks at a list."""
 
 _LORAJOB: Final = KindDefinition(
     kind=Kind.LORAJOB,
@@ -96,18 +97,17 @@ _LORAJOB: Final = KindDefinition(
     columns=(
         Column("Phase", ".status.phase"),
         Column("Progress", ".status.progress.percentText"),
+        _REASON,
         Column("Loss", ".status.metrics.loss"),
-        Column("Model", ".spec.model.uri"),
         Column("Method", ".status.resolved.method"),
         _AGE,
+        Column("Model", ".spec.model.uri", priority=1),
         Column("Task", '.status.resolved.values[?(@.name=="task")].value', priority=1),
         Column("Eval Loss", ".status.metrics.evalLoss", priority=1),
         Column("ETA", ".status.progress.eta", priority=1),
         Column("Health", '.status.conditions[?(@.type=="Healthy")].reason', priority=1),
         _QUEUE,
         _RESULT,
-        # Of the two blocks one is there at most.
-        Column("Reason", ".status['failure','stopped'].reason", priority=1),
     ),
     description="A LoRAJob fine-tunes an adapter for a base model and publishes it in S3-compatible storage.",
     running=Running(has_preflight=True, working_phase=Phase.TRAINING),
@@ -120,13 +120,13 @@ _ADAPTERMERGE: Final = KindDefinition(
     status=AdapterMergeStatus,
     columns=(
         Column("Phase", ".status.phase"),
+        _REASON,
         Column("Method", ".spec.method"),
         Column("Into", ".spec.into"),
         Column("Deviation", ".status.verification.maxError"),
         _AGE,
         _QUEUE,
         _RESULT,
-        _REASON,
     ),
     description="An AdapterMerge combines adapters into one, or merges them into their base model.",
     running=Running(has_preflight=False, working_phase=Phase.MERGING),
@@ -141,10 +141,10 @@ _ADAPTERSERVER: Final = KindDefinition(
         Column("Phase", ".status.phase"),
         Column("Ready", ".status.readyText"),
         Column("Adapters", ".status.adaptersText"),
-        Column("Model", ".spec.model.uri"),
+        Column("Reason", ".status.failure.reason"),
         _AGE,
+        Column("Model", ".spec.model.uri", priority=1),
         Column("URL", ".status.url", priority=1),
-        _REASON,
     ),
     description="An AdapterServer answers requests for a base model and many adapters on it.",
     selectable=(".status.phase",),
@@ -160,13 +160,13 @@ _BATCHINFERENCE: Final = KindDefinition(
     columns=(
         Column("Phase", ".status.phase"),
         Column("Progress", ".status.progress.percentText"),
+        _REASON,
         Column("Errors", ".status.errors", "integer"),
         Column("Server", ".spec.serverRef.name"),
         _AGE,
         Column("ETA", ".status.progress.eta", priority=1),
         _QUEUE,
         Column("Output", ".status.output.uri", priority=1),
-        _REASON,
     ),
     description="A BatchInference answers a file of requests through an AdapterServer and publishes the answers.",
     running=Running(has_preflight=False, working_phase=Phase.ANSWERING, result="output"),
@@ -179,6 +179,7 @@ _LORASWEEP: Final = KindDefinition(
     status=LoRASweepStatus,
     columns=(
         Column("Phase", ".status.phase"),
+        _REASON,
         Column("Trials", ".status.countsText"),
         Column("Running", ".status.counts.running", "integer"),
         Column("Best", ".status.best.value"),
@@ -189,7 +190,6 @@ _LORASWEEP: Final = KindDefinition(
         Column("Saved", ".status.gpuSecondsSaved", "integer", priority=1),
         _QUEUE,
         _RESULT,
-        _REASON,
     ),
     description="A LoRASweep searches for the settings of a LoRAJob that give the lowest held-out loss, and publishes "
     "the best adapter.",

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel, Text
-from tunery_api.status import Condition, FailureStatus, Reason, Timestamp, words
+from tunery_api.fields import UNOBSERVED, OpenModel, Text
+from tunery_api.status import CONDITIONS_KEPT, Condition, FailureStatus, Reason, Timestamp, words
 
 ADAPTERS_SHOWN: Final = 256
 REPLICAS_SHOWN: Final = 64
@@ -40,6 +40,8 @@ class ServerCondition(StrEnum):
     AVAILABLE = "Available"
     ADAPTERS_SERVED = "AdaptersServed"
     PROGRESSING = "Progressing"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class AdapterState(StrEnum):
@@ -120,13 +122,15 @@ class SkippedSource(OpenModel):
 class AdapterServerStatus(OpenModel):
     """The status of an AdapterServer."""
 
-    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
+    observed_generation: int | None = Field(
+        None, ge=UNOBSERVED, description="Generation of the spec that this speaks of; -1: nobody has seen it yet."
+    )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
         None, description=f"One word, derived from the conditions: {words(ServerPhase)}."
     )
     conditions: list[Condition] | None = Field(
         None,
-        max_length=16,
+        max_length=CONDITIONS_KEPT,
         description=f"The conditions, by type: {words(ServerCondition)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.estimate import EstimateStatus
-from tunery_api.fields import OpenModel, Text
+from tunery_api.fields import UNOBSERVED, OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import (
     EVALUATIONS_KEPT,
@@ -51,6 +51,7 @@ class Phase(StrEnum):
     PREFLIGHT = "Preflight"
     QUEUED = "Queued"
     STARTING = "Starting"
+    DOWNLOADING = "Downloading"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     MERGING = "Merging"
@@ -78,6 +79,7 @@ class ConditionType(StrEnum):
     PREFLIGHT = "Preflight"
     QUOTA_RESERVED = "QuotaReserved"
     RUNNING = "Running"
+    PROGRESS_REPORTED = "ProgressReported"
     CHECKPOINT_SAVED = "CheckpointSaved"
     EVALUATED = "Evaluated"
     RANK_SUFFICIENT = "RankSufficient"
@@ -89,6 +91,9 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     STOPPED = "Stopped"
     SUSPENDED = "Suspended"
+    FINISHED = "Finished"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class ConditionStatus(StrEnum):
@@ -97,6 +102,10 @@ class ConditionStatus(StrEnum):
     TRUE = "True"
     FALSE = "False"
     UNKNOWN = "Unknown"
+
+
+CONDITIONS_KEPT: Final = 32
+"""What a status has room for; each type stands there once."""
 
 
 class Condition(OpenModel):
@@ -116,7 +125,9 @@ class ProgressStatus(OpenModel):
     percent: int | None = Field(
         None, ge=0, le=100, description="Share of the steps done; of the rows of a reference scored before them."
     )
-    percent_text: Annotated[str, Field(max_length=8)] | None = Field(None, description="percent, with its sign.")
+    percent_text: Annotated[str, Field(max_length=8)] | None = Field(
+        None, description="percent, with its sign; in phase Downloading the share that is downloaded."
+    )
     step: int | None = Field(None, ge=0, description="Optimizer steps done.")
     total_steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
     epoch: Number | None = Field(None, description="Passes over the data done.")
@@ -228,7 +239,9 @@ class InputReference(OpenModel):
 class CommonStatus(OpenModel):
     """The status that all kinds share."""
 
-    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
+    observed_generation: int | None = Field(
+        None, ge=UNOBSERVED, description="Generation of the spec that this speaks of; -1: nobody has seen it yet."
+    )
     spec_version: Annotated[str, Field(max_length=32)] | None = Field(
         None, description="API version by whose rules and defaults the spec was judged."
     )
@@ -238,9 +251,12 @@ class CommonStatus(OpenModel):
     phase: Annotated[str, Field(max_length=64)] | None = Field(
         None, description=f"One word, derived from the conditions: {words(Phase)}."
     )
+    reason: Reason | None = Field(
+        None, description="Why it failed, was stopped or waits, in a word; unset where the phase says all."
+    )
     conditions: list[Condition] | None = Field(
         None,
-        max_length=16,
+        max_length=CONDITIONS_KEPT,
         description=f"The conditions, by type: {words(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

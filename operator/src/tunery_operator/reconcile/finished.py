@@ -19,6 +19,7 @@ from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
 from tunery_operator.status.retry_requested import RETRIED_PHASES, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.summary import under_way_again
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
@@ -96,6 +97,7 @@ def _try_again(services: Services, obj: FoundObject, status: Mapping[str, Any], 
         remove(services, owner, job)
     if any(apply.find_job(services.client, owner, job.name) is not None for job in old):
         return Requeue(GOING_SECONDS)
+    status = under_way_again(status, owner.generation, services.now())
     woken = write(services, obj, status, status_change(obj.body, status))
     return Requeue(0.0, woken)
 

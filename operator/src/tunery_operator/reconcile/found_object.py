@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tunery_api.fields import UNOBSERVED
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
@@ -35,8 +36,9 @@ class FoundObject:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The status that the API server has."""
-        return self.body.get("status") or {}
+        """The status that was written; what the schema says of an object that nobody has seen is none."""
+        status = self.body.get("status") or {}
+        return {} if status.get("observedGeneration") == UNOBSERVED else status
 
     @property
     def finished(self) -> bool:
@@ -162,6 +164,7 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         status=obj.status,
         now=services.now(),
         watched_before=services.watched_before,
+        taking_reports_since=services.acting_since if services.platform.progress is not None else None,
         suspend=obj.suspend,
         stop=obj.stop,
         on_stop=obj.on_stop,

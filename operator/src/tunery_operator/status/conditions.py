@@ -70,6 +70,11 @@ class Conditions:
         condition = self._by_type.get(type_.value)
         return condition["reason"] if condition else None
 
+    def message(self, type_: StrEnum) -> str:
+        """Return the message of a condition; empty where it has none, or is not set."""
+        message: str = self._by_type.get(type_.value, {}).get("message", "")
+        return message
+
     def drop(self, type_: StrEnum) -> None:
         """Take a condition away: nothing is to be said of it any more."""
         self._by_type.pop(type_.value, None)

@@ -9,12 +9,13 @@ from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
-from tunery_api.status import ConditionType
+from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.summary import sum_up, word_why
 from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
 from tunery_operator.views.clock import format_time
 
@@ -157,6 +158,15 @@ class Draft:
         if progress.keys() & _FORECAST:
             self.fields["progress"] = {name: value for name, value in progress.items() if name not in _FORECAST}
 
+    def _forget_download(self) -> None:
+        """Have percentText say how much is trained again: nothing is downloaded now."""
+        progress = self.fields.get("progress") or {}
+        percent = progress.get("percent")
+        shown = {} if percent is None else {"percentText": f"{percent}%"}
+        told = {name: value for name, value in progress.items() if name != "percentText"} | shown
+        if progress:
+            self.put(progress=told or None)
+
     def finish(self) -> dict[str, Any]:
         """Return the status, without what the API server would refuse it for."""
         if not self.ended:
@@ -166,11 +176,19 @@ class Draft:
             self.fields["inputReferences"] = references
         if self.conditions.is_false(ConditionType.RUNNING):
             self._forget_eta()
+        if not self.conditions.is_true(ConditionType.RUNNING):
+            # It speaks of the pod at work.
+            self.conditions.drop(ConditionType.PROGRESS_REPORTED)
+        phase = phase_of(self.conditions, self.snapshot.running.working_phase)
+        if phase is not Phase.DOWNLOADING:
+            self._forget_download()
+        sum_up(self.conditions, phase)
+        self.put(reason=word_why(self.conditions, phase, self.fields.get("failure")))
         status = {
             **self.fields,
             "specVersion": VERSION,
             "observedGeneration": self.snapshot.owner.generation,
             "conditions": self.conditions.to_list(),
-            "phase": phase_of(self.conditions, self.snapshot.running.working_phase).value,
+            "phase": phase.value,
         }
         return without_invalid(self.snapshot.definition.status, status, strict=True) or status

@@ -10,6 +10,7 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
+from tunery_operator.status.phase import NOT_REPORTING
 from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
@@ -21,8 +22,12 @@ NEW_BEST: Final = "NewBest"
 TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 RETRY_REFUSED: Final = "RetryRefused"
-_WARNINGS: Final = frozenset({"AttemptFailed", CHECKPOINT_NOT_STORED, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN})
+_WARNINGS: Final = frozenset(
+    {"AttemptFailed", CHECKPOINT_NOT_STORED, NOT_REPORTING, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
+)
 """What a reader should see, though nothing has failed for good."""
+_DERIVED: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED})
+"""Conditions that only say again what others say."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -38,6 +43,7 @@ _QUIET: Final = frozenset(
         "Finishing",
         "InputsReady",
         "SearchSuspended",
+        ConditionType.PROGRESS_REPORTED.value,
     }
 )
 """Reasons that tell a reader nothing that another event does not."""
@@ -125,5 +131,6 @@ def _is_stopped(status: Mapping[str, Any]) -> bool:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or ()}
     for condition in new.get("conditions") or ():
-        if before.get(condition["type"]) != (condition["status"], condition["reason"]):
+        told = condition["status"], condition["reason"]
+        if condition["type"] not in _DERIVED and before.get(condition["type"]) != told:
             yield condition

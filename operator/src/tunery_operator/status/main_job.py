@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
@@ -20,8 +21,9 @@ from tunery_operator.status.diagnosis import (
 )
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
-from tunery_operator.status.phase import FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
+from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
+from tunery_operator.status.reported_progress import is_downloading
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
@@ -31,8 +33,10 @@ _RUNNING: Final = ConditionType.RUNNING
 SAVES: Final = ", and may write a checkpoint before"
 """What a pod that trains still does when it is told to end, as the end of a sentence."""
 _TOLD_TO_END: Final = (STOPPING, OUT_OF_TIME)
-REPORT_GRACE: Final = timedelta(minutes=10)
+REPORT_GRACE: Final = timedelta(seconds=60)
 """A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
+BACKOFF_GRACE: Final = timedelta(seconds=75)
+"""The same, from when an operator takes over: a pod that nobody has answered for long tries again once a minute."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -115,21 +119,54 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
 
 def _show_activity(draft: Draft, pod: PodView) -> None:
     reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}"
-    silence = until_silence(draft.snapshot)
-    if silence is not None and silence <= 0 and reason in (POD_STARTED, NOT_REPORTING):
-        reason, text = NOT_REPORTING, f"{text} runs, and no report of it has come: what it does is in its log"
+    silent = _show_reporting(draft, pod)
+    if silent and reason == POD_STARTED:
+        reason = NOT_REPORTING
+    if reason == NOT_REPORTING:
+        text = f"{text} runs, and no report of it has come: what it does is in its log"
     report = draft.snapshot.progress
     if report is not None and draft.snapshot.reporter == pod.uid and report.doing:
-        text = f"{text} {report.doing}"
+        text = f"{text} {'is ' if is_downloading(report) else ''}{report.doing}"
     draft.conditions.set(_RUNNING, True, reason, text)
+
+
+def _show_reporting(draft: Draft, pod: PodView) -> bool:
+    """Say whether the pod at work reports, once that is known; True where it should have and has not."""
+    snapshot, reported = draft.snapshot, ConditionType.PROGRESS_REPORTED
+    if pod.reports_to is None or snapshot.taking_reports_since is None:
+        draft.conditions.drop(reported)
+        return False
+    if snapshot.reporter == pod.uid:
+        draft.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
+        return False
+    if snapshot.status.get("podName") != pod.name:
+        # It was said of an earlier attempt.
+        draft.conditions.drop(reported)
+    silence = until_silence(snapshot)
+    if draft.conditions.status(reported) is None and silence is not None and silence <= 0:
+        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod))
+    return draft.conditions.is_false(reported)
+
+
+def _silence_text(pod: PodView) -> str:
+    """Return what is wrong where a pod does not report, and what to do."""
+    url = urlsplit(pod.reports_to or "")
+    service = ".".join((url.hostname or "").split(".")[:2])
+    return (
+        f"pod {pod.name} has run for a minute and has reported nothing: allow TCP {url.port or 443} from it to Service "
+        f"{service} (a NetworkPolicy, a mesh or a firewall may stand between); kubectl logs {pod.name} says why a "
+        "report could not be sent, and how far it is. Its result comes without reports, too"
+    )
 
 
 def until_silence(snapshot: Snapshot) -> float | None:
     """Return the seconds until the pod at work should have reported something; None where none is, or one has."""
-    pod = snapshot.main.last if snapshot.main is not None else None
-    if pod is None or not pod.running or pod.deleting or pod.started_at is None or snapshot.reporter == pod.uid:
+    pod, since = snapshot.main.last if snapshot.main is not None else None, snapshot.taking_reports_since
+    if pod is None or since is None or pod.reports_to is None or snapshot.reporter == pod.uid:
         return None
-    return (pod.started_at + REPORT_GRACE - snapshot.now).total_seconds()
+    if not pod.running or pod.deleting or pod.started_at is None:
+        return None
+    return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 
 def _show_stopping(draft: Draft, pod: PodView) -> None:
@@ -207,9 +244,12 @@ def _activity(draft: Draft, pod: PodView) -> str:
         known = draft.conditions.reason(_RUNNING)
         told = draft.conditions.is_true(_RUNNING) and draft.snapshot.status.get("podName") == pod.name
         return known if told and known and known not in _TOLD_TO_END else POD_STARTED
+    if is_downloading(report):
+        return Phase.DOWNLOADING.value
     if report.phase is Phase.STARTING:
         return POD_STARTED
     if report.phase is Phase.SUCCEEDED:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
         return Phase.UPLOADING.value
-    return (report.phase or draft.snapshot.running.working_phase).value
+    # A pod does not say that its object has ended, nor that it waits.
+    return (report.phase if report.phase in AT_WORK else draft.snapshot.running.working_phase).value

@@ -26,7 +26,7 @@ HELD: Final = "JobSuspended"
 """Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
 
 POD_STARTED: Final = "PodStarted"
-"""Reason of Running=True until the pod trains, merges or asks: it imports its libraries, and downloads."""
+"""Reason of Running=True until the pod downloads, trains, merges or asks: it imports its libraries."""
 
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
@@ -34,14 +34,19 @@ WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
 _WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
 
 NOT_REPORTING: Final = "NotReporting"
-"""Reason of Running=True where a pod has run for minutes and nothing was heard of it: it works, as far as one knows."""
+"""Reason of ProgressReported=False where a pod has run for a minute and nothing was heard of it, and of Running=True:
+it works, as far as one knows."""
 
+AT_WORK: Final = frozenset(
+    {Phase.DOWNLOADING, Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING}
+)
+"""The phases of a pod at work: what it says of itself, and the reasons of Running=True."""
 _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
     # The pod that was told to end does not train any more, and the next one is to come.
     STOPPING: Phase.STARTING,
     OUT_OF_TIME: Phase.STOPPING,
-    **{p.value: p for p in (Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING)},
+    **{phase.value: phase for phase in AT_WORK},
 }
 
 

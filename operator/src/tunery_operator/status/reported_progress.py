@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from tunery_api.measured import number_text
 from tunery_api.names import METRICS
-from tunery_api.runspec import TrainerStatus
+from tunery_api.runspec import DOWNLOADING, TrainerStatus
+from tunery_api.status import Phase
 from tunery_operator.views.clock import format_duration
 
 _METRICS: Final = {
@@ -38,10 +39,17 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
         "tokensPerSecond": report.tokens_per_second,
         "lastUpdateTime": report.last_updated_time,
     }
+    if is_downloading(report) and report.percent is not None:
+        fields["percentText"] = f"{report.percent}%"
     for theirs, ours in _COUNTERS.items():
         if fields[ours] is None:
             fields[ours] = _whole(named.get(theirs))
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def is_downloading(report: TrainerStatus) -> bool:
+    """Tell whether the pod brings base model, adapter or data to its disk; one that says what it is at does not."""
+    return report.doing == DOWNLOADING and report.phase in (None, Phase.STARTING, Phase.DOWNLOADING)
 
 
 def steps_fields(step: int, total: int) -> dict[str, Any]:

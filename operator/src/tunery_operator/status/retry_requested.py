@@ -8,8 +8,11 @@ from typing import Any, Final
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.views.owner import retry_mark
 
-_ENDED: Final = ("failure", "completionTime", "rejectedAdapter")
-_JUDGED_AGAIN: Final = frozenset({ConditionType.FAILED.value, ConditionType.RUNNING.value})
+_ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter")
+_JUDGED_AGAIN: Final = frozenset(
+    type_.value
+    for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)
+)
 
 
 RETRIED_PHASES: Final = frozenset({Phase.FAILED.value, Phase.STOPPED.value})

@@ -71,6 +71,8 @@ class Snapshot:
     lost_pods: tuple[LostPod, ...] = ()
     watched_before: datetime | None = None
     """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""
+    taking_reports_since: datetime | None = None
+    """Since when this operator takes the reports of pods; None: the platform has that switched off."""
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""
     gpu_resource: str = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, container_name
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
@@ -53,6 +54,8 @@ class PodView:
     exit_code: int | None
     exit_reason: str | None
     termination_message: str
+    reports_to: str | None
+    """The URL that its container posts progress to; None: it was not asked to."""
 
     @property
     def running(self) -> bool:
@@ -91,7 +94,8 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
     controller, labels = controller_of(body), meta.get("labels") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     disrupted = conditions.get("DisruptionTarget") or {}
-    state = _container_state(status, container_name(labels.get(KIND_LABEL, "")))
+    name = container_name(labels.get(KIND_LABEL, ""))
+    state = _container_state(status, name)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     started, finished = _times(meta, terminated or state.get("running") or {}, seen)
     return PodView(
@@ -121,6 +125,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         termination_message=terminated.get("message") or "",
+        reports_to=_reports_to(spec, name),
     )
 
 
@@ -151,6 +156,13 @@ def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return the state of the container of that name; the kubelet sorts them, and others may have been injected."""
     statuses = status.get("containerStatuses") or ()
     return next((item.get("state") or {} for item in statuses if item.get("name") == name), {})
+
+
+def _reports_to(spec: Mapping[str, Any], name: str) -> str | None:
+    """Return where the container of that name was told to post progress; one text for all pods of a platform."""
+    container: Mapping[str, Any] = next((c for c in spec.get("containers") or () if c.get("name") == name), {})
+    urls = (each.get("value") for each in container.get("env") or () if each.get("name") == PROGRESS_URL_ENV)
+    return next((sys.intern(url) for url in urls if url), None)
 
 
 def _unschedulable(condition: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ from tunery_operator.status.server.access import old_rules, with_told
 from tunery_operator.status.server.adapters import Standing, count, shown, standings
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
-from tunery_operator.status.server.phase import server_phase
+from tunery_operator.status.server.phase import server_phase, set_tools_words
 from tunery_operator.status.server.replicas import Replica, find_replicas, room_in
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import failure_block, hindrance
@@ -62,6 +62,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     set_conditions(conditions, seen)
     failure = failure_block(snapshot, found, replicas, adapters, rules)
     phase = server_phase(conditions, seen, hindered=failure is not None)
+    set_tools_words(conditions, phase)
     fields = {
         "observedGeneration": snapshot.owner.generation,
         "phase": phase.value,

@@ -1,0 +1,157 @@
+"""What people and tools read first, as tables: Finished, the words of kstatus, the reason, whether a pod reports."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controller.objects import RESULT
+from controller.standings import DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing
+from controller.statuskit import NOW, TRAINING, again, condition, deleting, ended, judge, running, snapshot
+from tunery_api.kinds import KINDS, Kind
+from tunery_api.runspec import TrainerStatus
+from tunery_api.serverstatus import ServerCondition
+from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.summary import under_way_again
+
+REPORTED = "ProgressReported"
+SILENT = ("False", "NotReporting")
+HEARD = ("True", REPORTED)
+
+
+@pytest.mark.parametrize("standing", STANDINGS.values(), ids=STANDINGS.keys())
+def test_where_it_stands(standing: Standing) -> None:
+    status = standing.status
+    assert status["phase"] == standing.phase
+    KINDS[standing.kind].status.model_validate(status)
+    if standing.kind is Kind.ADAPTERSERVER:
+        assert status.get("failure", {}).get("reason") == standing.reason
+        assert condition(status, "Finished") is None, "a server never ends"
+        return
+    assert status.get("reason") == standing.reason
+    if standing.phase in FINAL_PHASES:
+        assert condition(status, "Finished") == ("True", standing.phase)
+        assert condition(status, REPORTED) is None
+    else:
+        assert condition(status, "Finished") == ("False", "InProgress")
+
+
+def test_a_status_has_room_for_every_condition() -> None:
+    assert max(len(ConditionType), len(ServerCondition)) < CONDITIONS_KEPT, "and for those of a later version"
+
+
+def test_one_that_is_tried_again_is_not_finished_in_the_very_write_that_reopens_it() -> None:
+    failed = judge(ended(code=64, says=DIVERGED), train=FAILED)
+    status = reopened(failed, "again")
+    assert status is not None
+    written = under_way_again(status, 3, NOW + timedelta(minutes=5))
+    assert (written["phase"], condition(written, "Finished")) == ("Pending", ("False", "InProgress"))
+    assert condition(written, "Stalled") is None
+    assert condition(written, "Reconciling") == ("True", "Pending")
+    assert "reason" not in written
+    flipped = next(each for each in written["conditions"] if each["type"] == "Finished")
+    assert flipped["lastTransitionTime"] > failed["completionTime"]
+
+
+# Whether the pod at work reports
+
+
+def silent(started: float = -61, **changes: Any) -> Snapshot:
+    """Return a LoRAJob whose pod runs for that long and has said nothing, under an operator that has acted for long."""
+    return snapshot(running(started=started), **{"taking_reports_since": LONG_AGO, **changes})
+
+
+def ago(seconds: float) -> Any:
+    return NOW - timedelta(seconds=seconds)
+
+
+HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
+    "a minute is not over": (silent(-59), None),
+    "a minute is over": (silent(), SILENT),
+    "it reports": (silent(progress=TRAINING), HEARD),
+    "it reports once it is late": (again(silent(), running(started=-70), progress=TRAINING, reporter="p1"), HEARD),
+    "the operator has just taken over": (silent(-900, taking_reports_since=ago(70)), None),
+    "it has been there for long enough": (silent(-900, taking_reports_since=ago(76)), SILENT),
+    "it was silent before the operator took over": (
+        again(silent(), running(started=-70), taking_reports_since=ago(1)),
+        SILENT,
+    ),
+    "it was heard before the operator took over": (
+        again(silent(progress=TRAINING), running(started=-900), progress=None, reporter="", seconds=900),
+        HEARD,
+    ),
+    "it is the next pod": (again(silent(), running("p2", started=-5)), None),
+    "only the one before was heard": (
+        again(silent(progress=TRAINING), running(started=-900), running("p2", started=-5)),
+        None,
+    ),
+    "the platform takes no reports": (silent(taking_reports_since=None), None),
+    "nobody asked it to": (
+        snapshot(running(started=-900, reports_to=None), taking_reports_since=LONG_AGO),
+        None,
+    ),
+    "it is told to end": (again(silent(), running(meta=deleting(60))), SILENT),
+    "it is suspended": (again(silent(), suspend=True, main=None), None),
+    "it has ended": (again(silent(), ended(says=RESULT), train=DONE), None),
+    "it has failed": (again(silent(), ended(code=64, says=DIVERGED), train=FAILED), None),
+}
+
+
+@pytest.mark.parametrize(("seen", "told"), HEARD_OF.values(), ids=HEARD_OF.keys())
+def test_whether_the_pod_reports(seen: Snapshot, told: tuple[str, str] | None) -> None:
+    assert condition(compute_status(seen), REPORTED) == told
+
+
+def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_to_do() -> None:
+    young = silent(-1)
+    before = compute_status(young)
+    assert next_look(young, before) == 60
+    late = again(young, running(started=-1), seconds=60)
+    after = compute_status(late)
+    message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
+    for part in ("pod p1 ", "allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1"):
+        assert part in message
+    [event] = transitions(before, after)
+    assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)
+    heard = compute_status(again(late, running(), progress=TRAINING, reporter="p1", seconds=5))
+    assert "NotReporting" not in str(heard)
+    assert [event.reason for event in transitions(after, heard)] == ["Training"]
+
+
+# Downloading
+
+
+def test_a_download_shows_its_percent_and_leaves_what_was_trained_as_it_was() -> None:
+    def progress(seen: Snapshot) -> tuple[str, Any]:
+        status = compute_status(seen)
+        return status["phase"], status.get("progress", {}).get("percentText")
+
+    first = snapshot(running(), progress=DOWNLOADS)
+    assert progress(first) == ("Downloading", "43%")
+    assert condition(compute_status(first), "Running") == ("True", "Downloading")
+    unknown = TrainerStatus(phase=Phase.STARTING, doing="downloading")
+    assert progress(snapshot(running(), progress=unknown)) == ("Downloading", None)
+    loads = again(first, running(), progress=TrainerStatus(phase=Phase.STARTING))
+    assert progress(loads) == ("Starting", None)
+    assert progress(again(loads, running(), progress=TRAINING)) == ("Training", "10%")
+    trained = snapshot(running(), progress=TRAINING)
+    second = again(trained, running("p2"), progress=DOWNLOADS, reporter="p2")
+    assert progress(second) == ("Downloading", "43%")
+    assert progress(again(second, running("p2"), progress=TrainerStatus(phase=Phase.STARTING))) == ("Starting", "10%")
+    assert progress(again(second, ended("p2", code=64, says=DIVERGED), train=FAILED)) == ("Failed", "10%")
+
+
+@pytest.mark.parametrize("word", [Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.SUSPENDED, Phase.PENDING])
+def test_no_pod_ends_its_object_by_a_word(word: Phase) -> None:
+    """Nor makes an event of it: Succeeded is told once the object has succeeded."""
+    before = judge(running(), progress=TRAINING)
+    status = judge(running(), progress=TrainerStatus(phase=word), status=before)
+    assert status["phase"] == ("Uploading" if word is Phase.SUCCEEDED else "Training")
+    assert {"Succeeded", "Failed", "Stopped", "Suspended"}.isdisjoint(e.reason for e in transitions(before, status))
