@@ -71,13 +71,13 @@ class TrainingRun(ApiModel):
     )
     method: Method = Field(
         Method.AUTO,
-        description="The PEFT method. Auto chooses by the guide's rules from the model's size, the memory and the "
-        "number of rows; status.resolved says which and why.",
+        description="The PEFT method. Auto chooses by the rules of the guide (docs/methods.md) from the model's size, "
+        "the memory and the number of rows; status.resolved says which and why.",
     )
     preset: Preset | None = Field(
         None,
-        description="InstructionTuning, DomainAdaptation or StyleTransfer: the guide's settings for what the manifest "
-        "leaves open.",
+        description="InstructionTuning, DomainAdaptation or StyleTransfer: the settings of the guide (docs/methods.md) "
+        "for what the manifest leaves open.",
     )
     lora: LoraSpec = Field(default_factory=LoraSpec, description="Settings of the LoRA family.")
     adalora: AdaLoraSpec | None = Field(None, description="Settings of AdaLoRA.")
