@@ -39,7 +39,7 @@ def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str,
     [
         pytest.param({"lora": {"rank": 0}}, "spec.lora.rank: Invalid value: 0", id="rank-0"),
         pytest.param({"lora": {"rnk": 8}}, 'rnk"', id="typo"),
-        pytest.param({"lora": {"dropout": 0.05}}, "spec.lora.dropout", id="float"),
+        pytest.param({"lora": {"dropout": True}}, "spec.lora.dropout", id="true"),
         pytest.param({"method": "qlora"}, "spec.method: Unsupported value", id="enum"),
         pytest.param({"model": {"uri": "file:///x"}}, "spec.model.uri", id="file"),
         pytest.param({"training": {"epochs": "1", "maxSteps": 5}}, "maxSteps", id="epochs-and-steps"),
@@ -155,6 +155,26 @@ def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
     _patch(api_server, namespace, "runs", {"resources": {"memory": "48Gi"}, "suspend": False})
 
 
+def test_quotes_of_a_quantity_are_no_change(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(lorajob("quoted", resources={"cpu": "2", "memory": "8589934592"}), namespace=namespace)
+    _set_running(api_server, namespace, "quoted", "True")
+    _patch(api_server, namespace, "quoted", {"resources": {"cpu": 2, "memory": 8589934592}})
+    _patch(api_server, namespace, "quoted", {"resources": {"cpu": "2", "memory": "8589934592"}})
+    for other in (3, "3", 2.5, None):
+        with pytest.raises(KubectlError, match=r"resources\.cpu cannot be changed; delete"):
+            _patch(api_server, namespace, "quoted", {"resources": {"cpu": other}})
+    for number in (8589934591, "8G"):
+        with pytest.raises(KubectlError, match=r"resources\.memory cannot be changed while a pod runs"):
+            _patch(api_server, namespace, "quoted", {"resources": {"memory": number}})
+
+
+def test_quotes_of_another_number_are_and_the_refusal_says_so(api_server: Kubectl, namespace: str) -> None:
+    api_server.apply(lorajob("rated", training={"learningRate": 0.0002}), namespace=namespace)
+    _patch(api_server, namespace, "rated", {"training": {"learningRate": 2e-4}})
+    with pytest.raises(KubectlError, match=r"training cannot be changed.*\(quotes around a number count\)"):
+        _patch(api_server, namespace, "rated", {"training": {"learningRate": "0.0002"}})
+
+
 def test_a_stop_is_final(api_server: Kubectl, namespace: str) -> None:
     api_server.apply(lorajob("stops"), namespace=namespace)
     _set_running(api_server, namespace, "stops", "True")
@@ -210,6 +230,8 @@ def _patch(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, Any]) ->
 
 def test_explain_reads_well(api_server: Kubectl) -> None:
     text = api_server.run("explain", "lorajob.spec")
+    merging = api_server.run("explain", "adaptermerge.spec.resources.gpus")
+    assert "0, or 1 to merge on a GPU. Default: 0." in " ".join(merging.split())
     for field in ("model\t<Object> -required-", "retries\t<integer>", "Default: 3.", "The training data."):
         assert field in text
 

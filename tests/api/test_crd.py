@@ -30,12 +30,17 @@ def test_every_schema_is_structural_and_bounded(kind: KindDefinition) -> None:
         "type", "description", "properties", "required", "items", "additionalProperties", "enum", "pattern", "format",
         "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
         "default", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+        "exclusiveMinimum", "exclusiveMaximum", "not", "x-kubernetes-int-or-string",
+        "x-kubernetes-preserve-unknown-fields",
     }  # fmt: skip
     for path, schema in schemas(kind):
         assert set(schema) <= allowed, path
-        if schema["type"] == "string":
+        if "type" not in schema:
+            assert {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"} & set(schema), path
+            assert schema.get("maxItems", 0) == schema.get("maxProperties", 0) == 0, f"{path} takes more than a scalar"
+        if schema.get("type", "string") == "string":
             assert "enum" in schema or "maxLength" in schema, f"{path} has no maximum"
-        if schema["type"] == "array":
+        if schema.get("type") == "array":
             assert "maxItems" in schema, f"{path} has no maximum"
         if "additionalProperties" in schema:
             assert "maxProperties" in schema, f"{path} has no maximum"

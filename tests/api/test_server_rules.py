@@ -85,9 +85,9 @@ REFUSED_BY_BOTH: list[Any] = [
         id="fewer-than-a-batch",
     ),
     pytest.param(
-        {"engine": {"gpuMemoryFraction": "0.0"}},
+        {"engine": {"gpuMemoryFraction": 0}},
         "spec.engine.gpuMemoryFraction: must be above 0",
-        "gpuMemoryFraction must be above 0",
+        "gpuMemoryFraction in body should be greater than 0",
         id="no-memory",
     ),
     pytest.param(

@@ -98,15 +98,6 @@ REFUSED: list[Any] = [
         id="guide-dpo",
     ),
     pytest.param(
-        "parameters: [{path: lora.rank, choices: [4, 8]}, {path: training.packing, choices: [true]}]", {},
-        [
-            'spec.parameters[0].choices[0]: must be a string: write it in quotes, "4"',
-            'spec.parameters[0].choices[1]: must be a string: write it in quotes, "8"',
-            'spec.parameters[1].choices[0]: must be a string: write it in quotes, "true"',
-        ],
-        id="natural-yaml",
-    ),
-    pytest.param(
         "parameters: [{path: lora.targetModules, choices: [[q_proj, v_proj]]}]", {},
         ['spec.parameters[0].choices[0]: must be a string: write it in quotes, "q_proj,v_proj"'],
         id="natural-list",
@@ -634,6 +625,29 @@ def test_numbers_and_booleans_are_those_of_the_schema_and_null_is_absent() -> No
 
 def test_without_a_cluster_files_may_be_named() -> None:
     assert errors("preset: Guide\noutput: {uri: 'file://out'}", local=True, model={"uri": "file://m"}) == []
+
+
+def test_values_without_quotes_are_the_same_sweep() -> None:
+    natural = """
+        parameters:
+        - {path: lora.rank, choices: [4, 8]}
+        - {path: training.packing, choices: [true, false]}
+        - {path: lora.dropout, range: {min: 0, max: 0.2, step: 0.05}, when: {path: lora.rank, in: [8]}}
+        initial: [{lora.rank: 8, training.packing: true, lora.dropout: 0.05}]
+        pruner: {rungs: [0.25, 0.5], keep: 0.4}
+    """
+    quoted = """
+        parameters:
+        - {path: lora.rank, choices: ["4", "8"]}
+        - {path: training.packing, choices: ["true", "false"]}
+        - {path: lora.dropout, range: {min: "0", max: "0.2", step: "0.05"}, when: {path: lora.rank, in: ["8"]}}
+        initial: [{lora.rank: "8", training.packing: "true", lora.dropout: "0.05"}]
+        pruner: {rungs: ["0.25", "0.5"], keep: "0.4"}
+    """
+    one, other = (
+        parse_lorasweep({"spec": {"template": TEMPLATE, **yaml.safe_load(text)}}) for text in (natural, quoted)
+    )
+    assert one.to_json_dict() == other.to_json_dict()
 
 
 @pytest.mark.parametrize("first", [1, 9_000], ids=["sound", "hundreds-of-errors"])

@@ -34,7 +34,9 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         pytest.param({"lora": {"rnk": 8}}, "spec.lora.rnk: unknown field; did you mean rank?", id="typo"),
         pytest.param({"loar": {}}, "spec.loar: unknown field; did you mean lora?", id="typo-at-the-top"),
         pytest.param(
-            {"lora": {"dropout": 0.05}}, 'spec.lora.dropout: must be a string: write it in quotes, "0.05"', id="float"
+            {"lora": {"dropout": True}},
+            "spec.lora.dropout: must be a number from 0 to 1, is true",
+            id="true-for-a-share",
         ),
         pytest.param({"lora": []}, "spec.lora: must be a mapping, is []", id="list-for-mapping"),
         pytest.param({"stop": " \n"}, "spec.stop: must say why, in a word or a sentence", id="stop-without-a-word"),
@@ -242,3 +244,40 @@ def test_any_object_gives_a_spec_or_an_invalid_spec(obj: Any) -> None:
     for parse in (parse_lorajob, parse_adaptermerge):
         with contextlib.suppress(InvalidSpec):
             parse(obj)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (2e-4, "0.0002"),
+        ("2e-4", "2e-4"),
+        (1e-5, "0.00001"),
+        (3, "3"),
+        (3.0, "3"),
+        (1 / 3, "0.3333333333333333"),
+        (1.2345678901234567e-05, "0.000012345678901234568"),
+        (1e-40, "1e-40"),
+        (1e40, "1e+40"),
+    ],
+)
+def test_a_number_is_the_text_that_was_written(written: Any, text: str) -> None:
+    spec = parse_lorajob(lorajob(training={"learningRate": written}))
+    assert spec.training.learning_rate == text
+    assert spec.to_json_dict()["training"] == {"learningRate": text}, "in run.json, too"
+    assert float(text) == float(written)
+
+
+def test_a_number_that_is_none_is_refused_with_what_it_must_be() -> None:
+    blocks: dict[str, Any] = {
+        "training": {"epochs": float("inf"), "learningRate": [2e-4], "warmup": "a tenth"},
+        "dataset": {"uri": "s3://d/x", "evaluation": {"fraction": 5}},
+        "resources": {"cpu": "four", "memory": 0.5},
+    }
+    assert errors_of(lorajob(**blocks)) == [
+        "spec.dataset.evaluation.fraction: must be a number from 0 to 1, is 5",
+        "spec.training.epochs: must be a number of at least 0, is inf",
+        "spec.training.learningRate: must be a number of at least 0, is [0.0002]",
+        "spec.training.warmup: must be a number of at least 0, is 'a tenth'",
+        "spec.resources.cpu: must be a quantity, such as 4, 0.5 or 500m, is 'four'",
+        "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is 0.5",
+    ]

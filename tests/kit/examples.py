@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunery_api.names import API_VERSION
+from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.installation import ROOT
 
@@ -17,9 +16,9 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 
 def documents(path: Path) -> list[dict[str, Any]]:
     """Return the objects of Tunery in one file."""
-    return [document for document in yaml.safe_load_all(path.read_text()) if document["apiVersion"] == API_VERSION]
+    return [document for document in documents_of(path.read_text()) if document["apiVersion"] == API_VERSION]
 
 
 def bundle(path: Path) -> str:
-    """Return them for `kubectl apply -f -`; as JSON, since PyYAML writes the string "1e-3" without quotes."""
+    """Return them for `kubectl apply -f -`, each number as kubectl reads it from the file."""
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": documents(path)})

@@ -8,7 +8,10 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunery_api.fields import (
+    GAIN,
     SERVER_DEFAULT,
+    SOME,
+    WEIGHT,
     ApiModel,
     DatasetUri,
     FractionString,
@@ -74,9 +77,10 @@ class MergeInput(ApiModel):
     uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
     weight: SignedDecimalString | None = Field(
         None,
-        description="Factor of this adapter's delta, as a string; for all adapters or for none. Default: one share of "
-        '1 for the methods that add up (Linear, DARELinear, MagnitudePrune), "1.0" for those that take a mean '
+        description="Factor of this adapter's delta, such as 1, 0.5 or -1; for all adapters or for none. Default: one "
+        "share of 1 for the methods that add up (Linear, DARELinear, MagnitudePrune), 1 for those that take a mean "
         "themselves.",
+        json_schema_extra=WEIGHT,
     )
     secret_ref: LocalReference | None = Field(
         None, description="Secret that opens uri. Default: the LoRAJob's output.secretRef, or output.secretRef."
@@ -111,8 +115,16 @@ class MergeEvaluationSpec(ApiModel):
     loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
     min_improvement: SignedDecimalString = Field(
         "0.0",
-        description="Publish only if the result's loss is below the base model's by at least this share of it.",
+        description="Publish only if the result's loss is below the base model's by at least this share of it, such as "
+        "0.05; below 1.",
+        json_schema_extra=GAIN,
     )
+
+
+class MergeResourcesSpec(ResourcesSpec):
+    """The resources of the merging container; requests equal limits."""
+
+    gpus: int = Field(0, ge=0, le=1, description="GPUs of the pod: 0, or 1 to merge on a GPU.")
 
 
 class AdapterMergeSpec(LifecycleFields):
@@ -129,7 +141,8 @@ class AdapterMergeSpec(LifecycleFields):
     density: FractionString | None = Field(
         None,
         description="Share of each delta's entries that is kept, above 0. Not for Linear. Default: TIES and KnOTSTIES "
-        '"0.2", the others "0.5".',
+        "0.2, the others 0.5.",
+        json_schema_extra=SOME,
     )
     majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
     rank: int | None = Field(
@@ -159,8 +172,8 @@ class AdapterMergeSpec(LifecycleFields):
     )
     verify: bool = Field(True, description="Reload the result and compare it with its inputs before publishing.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the result is published.")
-    resources: ResourcesSpec = Field(
-        default_factory=lambda: ResourcesSpec(gpus=0), description="Resources of the merging pod."
+    resources: MergeResourcesSpec = Field(
+        default_factory=MergeResourcesSpec, description="Resources of the merging pod."
     )
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from tunery_api.fields import SERVER_DEFAULT, ApiModel, BytesString, FractionString, QuantityString, StorageUri
+from tunery_api.fields import SERVER_DEFAULT, SOME, ApiModel, BytesString, FractionString, QuantityString, StorageUri
 from tunery_api.inputs import LocalReference, ModelSpec
 from tunery_api.lifecycle import KindSpec
 from tunery_api.placement import GpuResource, LabelKey, LabelValue, SchedulingSpec
@@ -172,7 +172,7 @@ class EngineSpec(ApiModel):
         EnginePrecision.AUTO, description="Type to compute in. Auto: the type of the model's weights."
     )
     gpu_memory_fraction: FractionString = Field(
-        "0.9", description="Share of the GPU's memory that the engine takes, above 0."
+        "0.9", description="Share of the GPU's memory that the engine takes, above 0.", json_schema_extra=SOME
     )
     args: list[Annotated[str, Field(min_length=3, max_length=128)]] | None = Field(
         None,
@@ -188,7 +188,7 @@ class EngineResources(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that the GPUs are; the engine's image must fit it."
     )
-    cpu: QuantityString = Field("4", description="CPU of the engine.")
+    cpu: QuantityString = Field("4", description="CPU of the engine, as in a pod.")
     memory: BytesString = Field("24Gi", description="Memory of the engine.")
     ephemeral_storage: BytesString = Field(
         "50Gi", description="Disk of a replica: the base model and the adapters that it has brought."

@@ -31,7 +31,7 @@ class BatchResources(ApiModel):
     gpus: ClassVar[int] = 0
     gpu_resource: ClassVar[str] = ""
 
-    cpu: QuantityString = Field("1", description="CPU of the container.")
+    cpu: QuantityString = Field("1", description="CPU of the container, as in a pod: 1, 0.5 or 500m.")
     memory: BytesString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: BytesString = Field(
         "10Gi", description="Disk of the container: input and answers. May change while no pod runs."

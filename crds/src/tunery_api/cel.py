@@ -6,11 +6,10 @@ from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import (
     ELECTING,
-    LARGEST_WEIGHT,
     AdapterMergeSpec,
     MergeDataset,
-    MergeEvaluationSpec,
     MergeInput,
+    MergeResourcesSpec,
 )
 from tunery_api.adapterserver import (
     DEFAULT_IN_BATCH,
@@ -27,7 +26,7 @@ from tunery_api.adapterserver import (
     LabelRequirement,
     RolloutSpec,
 )
-from tunery_api.fields import ApiModel
+from tunery_api.fields import ApiModel, is_number
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
@@ -42,8 +41,6 @@ class CelRule(NamedTuple):
 
     rule: str
     message: str
-    telling: str = ""
-    """The message as an expression that repeats the values; empty: the message is all that is told."""
 
 
 _METHOD: Final = "self.?method.orValue('Auto')"
@@ -53,12 +50,25 @@ _FORMAT: Final = "self.?dataset.?format.orValue('Auto')"
 _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
 _INTO: Final = "self.?into.orValue('Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
-_IMPROVEMENT: Final = CelRule(
-    "!has(self.minImprovement) || double(self.minImprovement) < 1.0", "minImprovement must be below 1"
-)
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
 _BESIDE: Final = "self.{0}.uri != self.?output.?uri.orValue('')"
+_NVIDIA: Final = CelRule(
+    f"!has(self.gpuResource) || !{list(FOREIGN_ACCELERATORS)}.exists(it, self.gpuResource.startsWith(it))",
+    "gpuResource must be NVIDIA GPUs, which the trainer's image needs; or set gpus: 0",
+)
+_ZEROS: Final = "[dyn(0), dyn(0.0), dyn('0'), dyn('0.0')]"
 _ITS_OWN: Final = "output.uri is the model's own place, which stays: choose another place"
+
+
+def _given(name: str, of: str = "self") -> str:
+    """Return whether a Number is set, which is all that CEL can be told of one: its value has no type there."""
+    return f"has(dyn({of}).{name})"
+
+
+def _set(block: str, spec: type[ApiModel], name: str) -> str:
+    """Return whether a field of a block of `self`, whose class is `spec`, is set."""
+    numbers = {info.alias for info in spec.model_fields.values() if is_number(info)}
+    return _given(name, f"self.{block}") if name in numbers else f"has(self.{block}.{name})"
 
 
 _KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
@@ -69,7 +79,7 @@ _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.va
 
 def _reads_of_lora(method: Method, message: str) -> CelRule:
     """Return the rule that a setting which the method would not look at is refused."""
-    unread = [f"has(self.lora.{name})" for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
+    unread = [_set("lora", LoraSpec, name) for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
     return CelRule(f"{_METHOD} != '{method}' || !has(self.lora) || !({' || '.join(unread)})", message)
 
 
@@ -78,7 +88,9 @@ _PREFERENCE_FIELDS: Final = tuple(str(info.alias) for info in PreferenceSpec.mod
 
 def _reads_of_preference(task: TrainingTask, message: str) -> CelRule:
     """Return the rule that a setting which the task would not look at is refused."""
-    unread = [f"has(self.preference.{name})" for name in _PREFERENCE_FIELDS if name not in READ_OF_PREFERENCE[task]]
+    unread = [
+        _set("preference", PreferenceSpec, name) for name in _PREFERENCE_FIELDS if name not in READ_OF_PREFERENCE[task]
+    ]
     return CelRule(f"{_TASK} != '{task}' || !has(self.preference) || !({' || '.join(unread)})", message)
 
 
@@ -103,23 +115,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     DatasetEvaluation: [
         CelRule(
-            "[has(self.uri), has(self.split), has(self.fraction)].filter(set, set).size() <= 1",
+            f"[has(self.uri), has(self.split), {_given('fraction')}].filter(set, set).size() <= 1",
             "takes one of uri, split and fraction",
-        ),
-        CelRule(
-            "!has(self.fraction) || (double(self.fraction) > 0.0 && double(self.fraction) < 1.0)",
-            "fraction must be above 0 and below 1",
-        ),
-    ],
-    PreferenceSpec: [
-        CelRule("!has(self.beta) || double(self.beta) > 0.0", "beta must be above 0"),
-        CelRule("!has(self.desirableWeight) || double(self.desirableWeight) > 0.0", "desirableWeight must be above 0"),
-        CelRule(
-            "!has(self.undesirableWeight) || double(self.undesirableWeight) > 0.0", "undesirableWeight must be above 0"
         ),
     ],
     LoraSpec: [
-        CelRule("!has(self.dropout) || double(self.dropout) < 1.0", "dropout must be below 1"),
         CelRule(
             f"!has(self.targetModules) || self.targetModules.size() == 1 || "
             f"self.targetModules.all(name, !(name in {_WORDS}))",
@@ -136,24 +136,16 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "targetRank must be above 1, or initialRank above targetRank",
         ),
     ],
-    ResourcesSpec: [
-        CelRule(
-            f"!has(self.gpuResource) || !{list(FOREIGN_ACCELERATORS)}.exists(it, self.gpuResource.startsWith(it))",
-            "gpuResource must be NVIDIA GPUs, which the trainer's image needs; or set gpus: 0",
-        ),
-    ],
+    ResourcesSpec: [_NVIDIA],
+    MergeResourcesSpec: [_NVIDIA],
     TrainingSpec: [
-        CelRule("!(has(self.epochs) && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
-        CelRule("!has(self.epochs) || double(self.epochs) > 0.0", "epochs must be above 0"),
-        CelRule("!has(self.learningRate) || double(self.learningRate) > 0.0", "learningRate must be above 0"),
+        CelRule(f"!({_given('epochs')} && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
         CelRule(
             "!(has(self.packing) && self.packing && has(self.groupByLength) && self.groupByLength)",
             "groupByLength is needless with packing; leave it out, or set packing: false",
         ),
     ],
-    MergeEvaluationSpec: [_IMPROVEMENT],
     EvaluationSpec: [
-        _IMPROVEMENT,
         CelRule("!(has(self.times) && has(self.everySteps))", "everySteps cannot be set together with times"),
     ],
     CheckpointSpec: [
@@ -183,8 +175,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "training.loss All is for task: SFT only",
         ),
         CelRule(
-            f"{_TASK} == 'SFT' || !has(self.training) || !has(self.training.neftuneNoiseAlpha) || "
-            "double(self.training.neftuneNoiseAlpha) == 0.0",
+            f"{_TASK} == 'SFT' || !has(self.training) || !{_given('neftuneNoiseAlpha', 'self.training')} || "
+            f"{_ZEROS}.exists(zero, dyn(self.training).neftuneNoiseAlpha == zero)",
             "training.neftuneNoiseAlpha is for task: SFT only",
         ),
         CelRule(
@@ -265,16 +257,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     AdapterMergeSpec: [
         CelRule(
-            "self.adapters.all(a, has(a.weight)) || self.adapters.all(a, !has(a.weight))",
+            f"self.adapters.all(a, {_given('weight', 'a')}) || self.adapters.all(a, !{_given('weight', 'a')})",
             "give a weight to each adapter, or to none",
         ),
-        CelRule(
-            f"self.adapters.all(a, !has(a.weight) || (double(a.weight) <= {LARGEST_WEIGHT}.0 && "
-            f"double(a.weight) >= -{LARGEST_WEIGHT}.0))",
-            f"a weight must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}",
-        ),
-        CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
-        CelRule("!has(self.density) || double(self.density) > 0.0", "density must be above 0"),
+        CelRule(f"!{_given('density')} || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
         CelRule(
             f"!has(self.majoritySign) || {_MERGE_METHOD} in {sorted(map(str, ELECTING))}",
             "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
@@ -318,9 +304,6 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"maxLoadedAdapters must be at least maxAdaptersInBatch, by default {DEFAULT_IN_BATCH}",
         ),
         CelRule(
-            "!has(self.gpuMemoryFraction) || double(self.gpuMemoryFraction) > 0.0", "gpuMemoryFraction must be above 0"
-        ),
-        CelRule(
             f"!has(self.args) || self.args.all(a, {list(ENGINE_ARGS)}.exists(flag, a == flag || "
             "a.startsWith(flag + '=')) && !a.contains('/'))",
             "args takes --flag or --flag=value, of the flags that `kubectl explain` lists, and no path",
@@ -346,16 +329,9 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
     ],
     RangeSpec: [
-        CelRule(
-            "double(self.min) < double(self.max)",
-            "max must be above min",
-            "'max must be above min, ' + self.min + ', is ' + self.max",
-        ),
-        CelRule("!has(self.log) || !self.log || double(self.min) > 0.0", "min must be above 0 with log: true"),
-        CelRule("!has(self.log) || !self.log || !has(self.step)", "step cannot be set together with log"),
-        CelRule("!has(self.step) || double(self.step) > 0.0", "step must be above 0"),
+        CelRule(f"!has(self.log) || !self.log || !{_given('step')}", "step cannot be set together with log"),
     ],
-    ParameterSpec: [CelRule("has(self.range) != has(self.choices)", "takes exactly one of range and choices")],
+    ParameterSpec: [CelRule(f"has(self.range) != {_given('choices')}", "takes exactly one of range and choices")],
     LoRASweepSpec: [
         CelRule(_BESIDE.format("template.model"), _ITS_OWN),
         CelRule(

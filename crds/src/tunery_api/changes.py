@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
@@ -14,10 +14,13 @@ _AT_REST: Final = (
     "!(has(self.status) && has(self.status.conditions) && "
     "self.status.conditions.exists(c, c.type == 'Running' && c.status == 'True'))"
 )
+_MOST_QUOTED: Final = 64
+"""Up to this number 4 is "4" for a rule: CEL cannot read a field that takes any number, but for asking whether it is
+this or that."""
 
 
-def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
-    """Return one rule for each field that must not change, or not while a pod runs.
+def change_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return one rule for each field of a spec with this schema that must not change, or not while a pod runs.
 
     The rules stand above the fields: a rule on an optional field is not asked when the field comes or goes. They are
     asked at each write of a status, too, and each field that they touch costs: as few as can be, the likely first.
@@ -28,13 +31,33 @@ def change_rules(kind: KindDefinition) -> list[dict[str, str]]:
             continue
         if name == "resources":
             rules += [_resource(kind, field) for field in _names(_block(spec, name).model_fields.values())]
-        elif name in spec.MUTABLE_AT_REST:
-            rules.append(_rule(f".spec.{name}", f"{_same(name)} || {_AT_REST}", _wait(name)))
+            continue
+        field = schema["properties"][name]
+        same = _same(name, hidden=_is_hidden(field))
+        if name in spec.MUTABLE_AT_REST:
+            rules.append(_rule(f".spec.{name}", f"{same} || {_AT_REST}", _wait(name)))
         elif name in spec.SET_ONCE:
-            rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {_same(name)}", _stays(kind, name)))
+            rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {same}", _stays(kind, name)))
         else:
-            rules.append(_rule(f".spec.{name}", _same(name), _never(kind, name)))
+            counts = " (quotes around a number count)" if any(map(_is_hidden, _within(field))) else ""
+            rules.append(_rule(f".spec.{name}", same, _never(kind, name) + counts))
     return rules
+
+
+def _is_hidden(schema: Mapping[str, Any]) -> bool:
+    """Tell whether CEL is told of no such field, as it has no type: it can be asked for behind dyn() all the same."""
+    inner = schema.get("items") or schema.get("additionalProperties")
+    if inner:
+        return _is_hidden(inner)
+    return "type" not in schema and "x-kubernetes-int-or-string" not in schema
+
+
+def _within(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a schema and all that stands in it."""
+    yield schema
+    for inner in (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")):
+        if inner:
+            yield from _within(inner)
 
 
 def _block(spec: type[ApiModel], name: str) -> type[ApiModel]:
@@ -49,20 +72,25 @@ def _names(fields: Iterable[FieldInfo]) -> list[str]:
 
 def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
     """Return the rule of one field of `resources`; all of them may come and go with the block."""
-    none = "-1" if field == "gpus" else "''"
-    new, old = (
-        f"(has({at}.spec.resources) && has({at}.spec.resources.{field}) ? {at}.spec.resources.{field} : {none})"
-        for at in ("self", "oldSelf")
-    )
+    none, block = "-1" if field == "gpus" else "''", "{at}.spec.resources"
+    value = f"{block}.{field}" if field in ("gpus", "gpuResource") else f"string({block}.{field})"
+    if field == "cpu":
+        block, none = "dyn({at}.spec.resources)", "dyn('')"
+        value = f"{block}.{field}"
+    one = f"(has({{at}}.spec.resources) && has({block}.{field}) ? {value} : {none})"
+    new, old = (one.replace("{at}", at) for at in ("self", "oldSelf"))
     name, same = f"resources.{field}", f"{new} == {old}"
+    if field == "cpu":
+        either = " && ".join(f"({each} == n || {each} == string(n))" for each in (new, old))
+        same += f" || {list(range(1, _MOST_QUOTED + 1))}.exists(n, {either})"
     if field in kind.spec.MUTABLE_RESOURCES:
         return _rule(".spec.resources", f"{same} || {_AT_REST}", _wait(name))
     return _rule(".spec.resources", same, _never(kind, name))
 
 
-def _same(name: str) -> str:
+def _same(name: str, *, hidden: bool) -> str:
     # Not `self.spec.?name == oldSelf.spec.?name`: the API server's estimate of its cost knows no bounds of an optional.
-    new, old = f"self.spec.{name}", f"oldSelf.spec.{name}"
+    new, old = (f"dyn({at}.spec).{name}" if hidden else f"{at}.spec.{name}" for at in ("self", "oldSelf"))
     return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
 
 

@@ -49,6 +49,7 @@ def custom_resource_definition(definition: KindDefinition) -> dict[str, Any]:
 
 
 def _version(definition: KindDefinition) -> dict[str, Any]:
+    spec = structural_schema(definition.spec)
     return {
         "name": VERSION,
         "served": True,
@@ -65,13 +66,13 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
-                    "spec": structural_schema(definition.spec),
+                    "spec": spec,
                     "status": structural_schema(definition.status) | {"default": dict(UNSEEN)},
                 },
                 "x-kubernetes-validations": [
                     *_name_rules(definition),
                     *_start_rules(definition),
-                    *change_rules(definition),
+                    *change_rules(definition, spec),
                 ],
             }
         },
@@ -121,8 +122,7 @@ class _WithRules(GenerateJsonSchema):
 
 
 def _rule(rule: CelRule) -> dict[str, str]:
-    told = {"rule": rule.rule, "message": rule.message}
-    return told | ({"messageExpression": rule.telling} if rule.telling else {})
+    return {"rule": rule.rule, "message": rule.message}
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:

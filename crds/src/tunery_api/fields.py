@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class ApiModel(BaseModel):
@@ -49,31 +63,135 @@ Text = Annotated[str, Field(max_length=1024)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of an object in the same namespace."""
 
-DecimalString = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")]
-"""A number of at least 0, as a string: the API conventions discourage floats. float() parses it."""
+_LONGEST_NUMBER: Final = 32
+"""Characters of a number, which is more than any float needs."""
 
-FractionString = Annotated[str, Field(min_length=1, max_length=12, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?|0?\.[0-9]+)$")]
-"""A number from 0 to 1, as a string."""
 
-SignedDecimalString = Annotated[
-    str, Field(min_length=1, max_length=20, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$")
+@dataclass(frozen=True)
+class Number:
+    """Marks a text that a manifest writes with or without quotes, as YAML then reads a number.
+
+    No type of a CRD is number or string. The API server stores such a field as it is written, checks it by what follows
+    here, and its CEL cannot look at it (decision 80). In Python it is the text that was written, never a float: 2e-4 is
+    no other number after it has been read.
+    """
+
+    wanted: str
+    """What it must be, after `must be`."""
+    pattern: str
+    bounds: tuple[tuple[str, float], ...] = ()
+    """Of a number without quotes, as JSON Schema names them; the pattern says the same of one in quotes."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._text, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what can be said where no type can: each word holds for the values of its own type."""
+        return {
+            "x-kubernetes-preserve-unknown-fields": True,
+            "pattern": self.pattern,
+            "maxLength": _LONGEST_NUMBER,
+            **dict(self.bounds),
+            "maxItems": 0,
+            "maxProperties": 0,
+            "not": {"enum": [True, False, [], {}]},
+        }
+
+    def _text(self, value: Any) -> str:
+        text = number_text(value)
+        if not isinstance(text, str) or len(text) > _LONGEST_NUMBER or re.fullmatch(self.pattern, text) is None:
+            raise PydanticCustomError("number", "must be {wanted}", {"wanted": self.wanted})
+        return text
+
+
+def number_text(value: Any) -> Any:
+    """Return a number as the shortest text that is the same number, without an exponent where there is room.
+
+    What is no number stays as it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return value
+    exact = Decimal(repr(value))
+    whole = exact == exact.to_integral_value()
+    text = f"{exact.to_integral_value() if whole else exact:f}"
+    return text if len(text) <= _LONGEST_NUMBER else f"{exact.normalize():e}"
+
+
+_DECIMAL: Final = r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?"
+_TINY: Final = "[eE]-(0?[1-9]|[1-9][0-9])"
+_BELOW_1: Final = rf"0(\.[0-9]+)?|0?\.[0-9]+|[0-9](\.[0-9]+)?{_TINY}"
+_SHARE: Final = rf"0?\.[0-9]*[1-9][0-9]*|([1-9](\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*){_TINY}"
+"""Above 0 and below 1."""
+_ONE: Final = r"1(\.0+)?"
+
+DecimalString = Annotated[str, Number("a number of at least 0", f"^{_DECIMAL}$", (("minimum", 0),))]
+"""A number of at least 0. float() parses it."""
+
+FractionString = Annotated[
+    str, Number("a number from 0 to 1", f"^({_BELOW_1}|{_ONE})$", (("minimum", 0), ("maximum", 1)))
 ]
-"""A number of any sign, as a string."""
+"""A number from 0 to 1."""
+
+SignedDecimalString = Annotated[str, Number("a number", f"^-?{_DECIMAL}$")]
+"""A number of any sign."""
 
 QuantityString = Annotated[
-    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")
+    str,
+    Number(
+        "a quantity, such as 4, 0.5 or 500m",
+        r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
+        (("minimum", 0),),
+    ),
 ]
 """A Kubernetes quantity: 4, 500m, 24Gi."""
 
+ABOVE_0: Final[JsonDict] = {
+    "pattern": r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?$",
+    "exclusiveMinimum": True,
+}
+"""Of a decimal: what the API server is told, which cannot compute with it; rules.py tells the rest of us."""
+BELOW_1: Final[JsonDict] = {"pattern": f"^({_BELOW_1})$", "exclusiveMaximum": True}
+"""Of a fraction."""
+SOME: Final[JsonDict] = {"pattern": f"^({_SHARE}|{_ONE})$", "exclusiveMinimum": True}
+"""Of a fraction: above 0."""
+SHARE: Final[JsonDict] = {"pattern": f"^({_SHARE})$", "exclusiveMinimum": True, "exclusiveMaximum": True}
+"""Of a fraction: above 0 and below 1."""
+WEIGHT: Final[JsonDict] = {
+    "pattern": r"^-?(1000(\.0+)?|[0-9]{1,3}(\.[0-9]+)?([eE]-[0-9]{1,2})?|[0-9](\.[0-9]+)?[eE]\+?0?[0-2])$",
+    "minimum": -1000,
+    "maximum": 1000,
+}
+"""Of a signed decimal: the weight of an adapter in a merge."""
+GAIN: Final[JsonDict] = {"pattern": f"^(-{_DECIMAL}|{_BELOW_1})$", "maximum": 1, "exclusiveMaximum": True}
+"""Of a signed decimal: below 1."""
+
+
+def is_number(info: FieldInfo) -> bool:
+    """Tell whether a field is marked as a Number, which the API server's CEL cannot look at."""
+    beneath = itertools.chain.from_iterable(getattr(each, "__metadata__", ()) for each in get_args(info.annotation))
+    return any(isinstance(mark, Number) for mark in (*info.metadata, *beneath))
+
+
+def _whole_bytes(value: Any) -> Any:
+    text = number_text(value)
+    whole = not isinstance(value, (int, float)) or (abs(value) < _MOST_BYTES and value == int(value))
+    if not isinstance(text, str) or not whole:
+        raise PydanticCustomError("number", "must be {wanted}", {"wanted": _BYTES})
+    return text
+
+
+_MOST_BYTES: Final = 2**63
+"""Of a number without quotes: it is one of 64 bits."""
+_BYTES: Final = "a number of bytes above 0, such as 24Gi"
+_BYTES_PATTERN: Final = r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 BytesString = Annotated[
     str,
-    Field(
-        min_length=1,
-        max_length=32,
-        pattern=r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
-    ),
+    BeforeValidator(_whole_bytes),
+    Field(min_length=1, max_length=32, pattern=_BYTES_PATTERN),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _BYTES_PATTERN, "maxLength": 32, "minimum": 1}),
 ]
-"""A quantity of bytes above 0: 24Gi. `100m` would be a tenth of a byte, which Kubernetes takes and nobody means."""
+"""A quantity of bytes above 0: 24Gi, 25769803776. `100m` would be a tenth of a byte, which Kubernetes takes and nobody
+means."""
 
 ModelUri = Annotated[
     str,

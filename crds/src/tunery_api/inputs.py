@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, DatasetUri, FractionString, ModelUri, ObjectName, StorageUri
+from tunery_api.fields import SHARE, ApiModel, DatasetUri, FractionString, ModelUri, ObjectName, StorageUri
 from tunery_api.preference import TrainingTask
 
 
@@ -109,7 +109,9 @@ class DatasetEvaluation(ApiModel):
     uri: DatasetUri | None = Field(None, description="A data set of its own, opened by dataset.secretRef.")
     split: Split | None = Field(None, description="A split of the same data set.")
     fraction: FractionString | None = Field(
-        None, description='Share of the rows that is held out, as a string. Default "0.05": at least 1, at most 1000.'
+        None,
+        description="Share of the rows that is held out, above 0 and below 1. Default 0.05: at least 1, at most 1000.",
+        json_schema_extra=SHARE,
     )
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from tunery_api.fields import ApiModel, DecimalString, FractionString, ObjectName, SignedDecimalString
+from tunery_api.fields import (
+    ABOVE_0,
+    SHARE,
+    ApiModel,
+    DecimalString,
+    FractionString,
+    ObjectName,
+    SignedDecimalString,
+    number_text,
+)
 from tunery_api.inputs import OutputSpec
 from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import TrainingRun
@@ -26,8 +35,29 @@ FieldPath = Annotated[
 """A field of the template, as in a manifest: `training.learningRate`. The pattern lets typos by, which are
 told with what was meant."""
 
-Choice = Annotated[str, Field(min_length=1, max_length=256)]
-"""A value as a manifest writes it; of a list its entries, joined by commas."""
+_LONGEST_CHOICE: Final = 256
+
+
+def _choice(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else number_text(value)
+
+
+Choice = Annotated[
+    str,
+    BeforeValidator(_choice),
+    Field(min_length=1, max_length=_LONGEST_CHOICE),
+    WithJsonSchema(
+        {
+            "x-kubernetes-preserve-unknown-fields": True,
+            "minLength": 1,
+            "maxLength": _LONGEST_CHOICE,
+            "maxItems": 0,
+            "maxProperties": 0,
+            "not": {"enum": [[], {}]},
+        }
+    ),
+]
+"""A value as a manifest writes it, text, number, true or false; of a list its entries, joined by commas."""
 
 
 class SweepPreset(StrEnum):
@@ -88,10 +118,12 @@ class ObjectiveSpec(ApiModel):
 class RangeSpec(ApiModel):
     """Numbers from min to max, both included."""
 
-    min: SignedDecimalString = Field(description="The smallest value.")
-    max: SignedDecimalString = Field(description="The largest value.")
+    min: SignedDecimalString = Field(description="The smallest value, such as 1e-5.")
+    max: SignedDecimalString = Field(description="The largest value, such as 5e-4; above min.")
     log: bool = Field(False, description="Equal factors are equally likely, not equal distances. Not with step.")
-    step: DecimalString | None = Field(None, description="Only min, min + step, …; a Grid needs it.")
+    step: DecimalString | None = Field(
+        None, description="Only min, min + step, …; a Grid needs it.", json_schema_extra=ABOVE_0
+    )
 
 
 class WhenSpec(ApiModel):
@@ -110,7 +142,7 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description='The values, as strings: "16", "true", Cosine; of lora.targetModules names joined by commas.',
+        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas.",
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
 
@@ -134,14 +166,18 @@ class PrunerSpec(ApiModel):
         description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
         "worse than the median of the earlier ones; None: all run to their ends.",
     )
-    rungs: list[FractionString] = Field(
+    rungs: list[Annotated[FractionString, Field(json_schema_extra=SHARE)]] = Field(
         default_factory=lambda: ["0.25", "0.5"],
         min_length=1,
         max_length=8,
         description="Shares of the steps at which trials are compared, rising, above 0 and below 1. Where the template "
         "says neither evaluation.times nor everySteps, trials are measured as often as the first one asks for.",
     )
-    keep: FractionString = Field("0.5", description="Halving: the share of the trials that go on at a rung.")
+    keep: FractionString = Field(
+        "0.5",
+        description="Halving: the share of the trials that go on at a rung, above 0 and below 1.",
+        json_schema_extra=SHARE,
+    )
     min_rivals: int = Field(
         6, ge=2, le=MAX_TRIALS, description="Earlier trials that must have come to a rung before any ends there."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, FractionString
+from tunery_api.fields import BELOW_1, ApiModel, FractionString
 
 
 class Method(StrEnum):
@@ -106,8 +106,9 @@ class LoraSpec(ApiModel):
     alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
     dropout: FractionString | None = Field(
         None,
-        description="Dropout on the adapter's input, below 1. Default: the preset's, else \"0.05\"; DPO, ORPO, KTO "
-        'and with a mixture\'s experts "0".',
+        description="Dropout on the adapter's input, below 1. Default: the preset's, else 0.05; DPO, ORPO, KTO and "
+        "with a mixture's experts 0.",
+        json_schema_extra=BELOW_1,
     )
     target_modules: list[ModuleName] | None = Field(
         None,

@@ -34,7 +34,7 @@ class ResourcesSpec(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that NVIDIA GPUs are."
     )
-    cpu: QuantityString = Field("4", description="CPU of the container.")
+    cpu: QuantityString = Field("4", description="CPU of the container, as in a pod: 4, 0.5 or 500m.")
     memory: BytesString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: BytesString = Field(
         "50Gi",

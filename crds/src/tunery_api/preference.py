@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, DecimalString
+from tunery_api.fields import ABOVE_0, ApiModel, DecimalString
 
 
 class TrainingTask(StrEnum):
@@ -37,7 +37,8 @@ class PreferenceSpec(ApiModel):
         "0.1",
         description="DPO and KTO: how strongly the model is held to what it was before training. DPO with loss IPO: "
         "the paper's tau. ORPO: the weight of the odds ratio beside the loss of the chosen answer (lambda). Above 0, "
-        "as a string.",
+        "such as 0.1.",
+        json_schema_extra=ABOVE_0,
     )
     loss_type: PreferenceLoss = Field(
         PreferenceLoss.SIGMOID,
@@ -46,10 +47,11 @@ class PreferenceSpec(ApiModel):
     desirable_weight: DecimalString = Field(
         "1",
         description="KTO only: weight of the answers with label true. Times their number it should be 1 to 4/3 of "
-        "undesirableWeight times the number of the others. Above 0, as a string.",
+        "undesirableWeight times the number of the others. Above 0.",
+        json_schema_extra=ABOVE_0,
     )
     undesirable_weight: DecimalString = Field(
-        "1", description="KTO only: weight of the answers with label false. Above 0, as a string."
+        "1", description="KTO only: weight of the answers with label false. Above 0.", json_schema_extra=ABOVE_0
     )
 
 

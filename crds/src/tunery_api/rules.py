@@ -192,7 +192,7 @@ def evaluation_rows(spec: LoRAJobSpec) -> Errors:
         yield FieldError("spec.dataset.evaluation", "takes one of uri, split and fraction; keep one")
     if block.fraction is not None and not 0 < float(block.fraction) < 1:
         yield FieldError(
-            "spec.dataset.evaluation.fraction", 'must be above 0 and below 1; leave it out for the default, "0.05"'
+            "spec.dataset.evaluation.fraction", "must be above 0 and below 1; leave it out for the default, 0.05"
         )
 
 
@@ -349,9 +349,7 @@ def merge_model(spec: AdapterMergeSpec) -> Errors:
 def improvement(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
     """No loss is below 0."""
     if spec.evaluation is not None and float(spec.evaluation.min_improvement) >= 1:
-        yield FieldError(
-            "spec.evaluation.minImprovement", 'is a share of the base model\'s loss, below 1; 5 % are "0.05"'
-        )
+        yield FieldError("spec.evaluation.minImprovement", "is a share of the base model's loss, below 1; 5 % are 0.05")
 
 
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (

@@ -28,7 +28,7 @@ _URI_SCHEMES: Final = {
 }
 
 _VALUES: Final = frozenset({"choices", "initial", "in"})
-"""Fields of a sweep that hold values of other fields, each as one string."""
+"""Fields of a sweep that hold values of other fields, each as one text, number, true or false."""
 _OF_OBJECTS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _NAMES: Final = ("name", "generateName")
 _STRINGS: Final = ("namespace", "uid", "resourceVersion", "selfLink", "creationTimestamp", "deletionTimestamp")
@@ -83,6 +83,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return no_string(value, location)
     text = {
         "missing": "is required",
+        "number": f"must be {context.get('wanted')}, is {shown(value)}",
         "int_type": f"must be a whole number, is {shown(value)}",
         "int_parsing": f"must be a whole number, is {shown(value)}",
         "int_from_float": f"must be a whole number, is {shown(value)}",

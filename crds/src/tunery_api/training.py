@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, DecimalString, SignedDecimalString, StorageUri
+from tunery_api.fields import ABOVE_0, GAIN, ApiModel, DecimalString, SignedDecimalString, StorageUri
 from tunery_api.inputs import LocalReference
 
 
@@ -58,22 +58,24 @@ class TrainingSpec(ApiModel):
 
     epochs: DecimalString | None = Field(
         None,
-        description='Passes over the data, as a string. Default: the preset\'s, else "1", and up to "3" where the data '
-        "is small; not with maxSteps.",
+        description="Passes over the data, such as 3 or 0.5, above 0. Default: the preset's, else 1, and up to 3 where "
+        "the data is small; not with maxSteps.",
+        json_schema_extra=ABOVE_0,
     )
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
     learning_rate: DecimalString | None = Field(
         None,
-        description='Peak learning rate, as a string. Default: the preset\'s, else "2e-4"; AdaLoRA "1e-3", IA3 '
-        '"3e-3", PrefixTuning "1e-2" (with projection "1e-3") and PromptTuning "3e-2", whatever the preset. DPO, '
+        description='Peak learning rate, such as 2e-4 or "2e-4", above 0. Default: the preset\'s, else 2e-4; AdaLoRA '
+        "1e-3, IA3 3e-3, PrefixTuning 1e-2 (with projection 1e-3) and PromptTuning 3e-2, whatever the preset. DPO, "
         "ORPO and KTO: a quarter of these.",
+        json_schema_extra=ABOVE_0,
     )
     scale_learning_rate_with_rank: bool = Field(
         False, description="Multiply the learning rate by sqrt(8 / rank), for higher ranks (docs/methods.md#presets)."
     )
     scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate moves after the warm-up.")
     warmup: DecimalString | None = Field(
-        None, description='Below 1: share of all steps; else steps. Default: the preset\'s, else "0.1".'
+        None, description="Below 1: share of all steps, such as 0.1; else steps. Default: the preset's, else 0.1."
     )
     batch_size: int | None = Field(
         None,
@@ -104,7 +106,7 @@ class TrainingSpec(ApiModel):
     optimizer: Optimizer | None = Field(
         None, description="The optimizer. Default: AdamW; PagedAdamW8bit where a GPU has no room for AdamW's state."
     )
-    weight_decay: DecimalString = Field("0.0", description="Weight decay, as a string.")
+    weight_decay: DecimalString = Field("0.0", description="Weight decay, such as 0.01.")
     max_grad_norm: DecimalString = Field("0.3", description="Gradients are clipped to this norm; 0: never.")
     precision: Precision = Field(
         Precision.AUTO, description="Auto: BFloat16 where the device has it, else Float32 (CPU) or Float16 (GPU)."
@@ -160,7 +162,9 @@ class EvaluationSpec(ApiModel):
     )
     min_improvement: SignedDecimalString = Field(
         "0.0",
-        description="Publish only if the evaluation loss is below the base model's by at least this share of it.",
+        description="Publish only if the evaluation loss is below the base model's by at least this share of it, such "
+        "as 0.05; below 1.",
+        json_schema_extra=GAIN,
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many evaluations in a row without a better loss."

@@ -76,12 +76,14 @@ def test_the_manifest_always_wins(preset: str | None) -> None:
     said = {
         "method": "DoRA",
         "lora": {"rank": 4, "alpha": 9, "dropout": "0.2", "targetModules": ["q_proj"]},
-        "training": {"learningRate": "5e-5", "epochs": "0.5", "warmup": "7"},
+        "training": {"learningRate": 5.0012345e-5, "epochs": "0.5", "warmup": 7},
     }
     plan = resolved(said | ({"preset": preset} if preset else {}))
     adapter, training = plan.adapter, plan.training
     assert (adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules) == (4, 9, 0.2, ("q_proj",))
-    assert (training.learning_rate, training.epochs, training.warmup) == (5e-5, 0.5, 7)
+    assert (training.learning_rate, training.epochs, training.warmup) == (5.0012345e-5, 0.5, 7)
+    shown = {value.name: value.value for value in plan.values}
+    assert shown["training.learningRate"] == "0.000050012345", "to the last digit"
     fields = ("method", "lora.rank", "lora.alpha", "lora.dropout", "lora.targetModules", "training.learningRate")
     assert {sources(plan)[field] for field in (*fields, "training.epochs", "training.warmup")} == {"Manifest"}
 

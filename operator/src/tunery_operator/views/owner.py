@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tunery_api.fields import number_text
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, child_name
 from tunery_operator.views.job import controller_of
@@ -76,7 +77,8 @@ def _sweep_of(body: Mapping[str, Any]) -> str | None:
 def settings_digest(spec: Mapping[str, Any]) -> str:
     """Return a digest of what a raw spec says in the fields that may change while no pod runs."""
     resources = spec.get("resources") or {}
-    fields = [spec.get("retries"), spec.get("scheduling"), resources.get("memory"), resources.get("ephemeralStorage")]
+    quantities = (number_text(resources.get(name)) for name in ("memory", "ephemeralStorage"))
+    fields = [spec.get("retries"), spec.get("scheduling"), *quantities]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

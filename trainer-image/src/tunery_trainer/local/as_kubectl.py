@@ -67,7 +67,7 @@ def _next(text: str, at: int) -> int:
 
 
 class KubectlLoader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as kubectl does, and the API server then refuses it: PyYAML would take it for a text."""
+    """Reads 1e-4 as a number, as kubectl does: PyYAML would take it for a text."""
 
     # Final for its stubs alone.
     ESCAPE_REPLACEMENTS: ClassVar = {  # type: ignore[misc]

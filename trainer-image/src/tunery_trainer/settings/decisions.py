@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from tunery_api.fields import ApiModel
+from tunery_api.fields import ApiModel, number_text
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.presets import PresetValues
@@ -36,8 +36,10 @@ class Decisions:
     values: list[ResolvedValue] = field(default_factory=list)
 
     def note(self, name: str, value: Any, source: SettingSource) -> None:
-        """Record a value."""
-        self.values.append(ResolvedValue(name=name, value=text_of(value), source=source.value))
+        """Record a value; a number of the manifest to its last digit, one that was computed as a person reads it."""
+        exact = source is SettingSource.MANIFEST and isinstance(value, float)
+        text = text_of(number_text(value) if exact else value)
+        self.values.append(ResolvedValue(name=name, value=text, source=source.value))
 
     def explain(self, reason: str | None) -> None:
         """Record why the value that was recorded last is what it is."""
