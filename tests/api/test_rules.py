@@ -294,6 +294,18 @@ REFUSED_BY_BOTH: list[Any] = [
         id="two-rhythms",
     ),
     pytest.param(
+        {"continueFrom": {"loraJobRef": {"name": "x"}, "sha256": "0" * 64}},
+        "spec.continueFrom.sha256: goes with uri; a LoRAJob vouches for its adapter itself: leave it out",
+        "sha256 goes with uri",
+        id="continued-pinned-job",
+    ),
+    pytest.param(
+        {"continueFrom": {"uri": "pvc://claim/one", "revision": "main"}},
+        "spec.continueFrom.revision: is for hf:// adapters only; leave it out",
+        "revision is for hf:// adapters only",
+        id="continued-revision-of-pvc",
+    ),
+    pytest.param(
         {"continueFrom": {}},
         "spec.continueFrom: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
@@ -454,10 +466,23 @@ MERGES_REFUSED: list[Any] = [
         id="sign",
     ),
     pytest.param(
-        {"adapters": [ONE], "model": {"uri": "s3://models/x"}},
-        "spec.model: adapters are combined without the base model; leave it out, or set into: Model or evaluation",
-        "model is for into: Model and for evaluation only",
+        {"adapters": [{"loraJobRef": {"name": "x"}}], "model": {"uri": "s3://models/x"}},
+        "spec.model: adapters of LoRAJobs are combined without the base model; leave it out, or set into: Model or "
+        "evaluation",
+        "model is for into: Model, for evaluation and to check adapters with a uri only",
         id="model-for-adapter",
+    ),
+    pytest.param(
+        {"adapters": [{"loraJobRef": {"name": "x"}, "sha256": "0" * 64}]},
+        "spec.adapters[0].sha256: goes with uri; a LoRAJob vouches for its adapter itself: leave it out",
+        "sha256 goes with uri",
+        id="pinned-job",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "revision": "main"}]},
+        "spec.adapters[0].revision: is for hf:// adapters only; leave it out",
+        "revision is for hf:// adapters only",
+        id="revision-of-s3",
     ),
     pytest.param(
         {"adapters": [ONE], "into": "Model", "model": {"uri": "s3://models/x", "revision": "main"}},
@@ -489,6 +514,9 @@ ACCEPTED: list[Any] = [
     pytest.param({"lora": {"targetModules": ["q_proj", "v_proj"]}}, id="names"),
     pytest.param({"method": "PrefixTuning", "training": {"packing": False, "gradientCheckpointing": False}}, id="off"),
     pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
+    pytest.param({"method": "LoRA", "continueFrom": ONE | {"sha256": "0123456789abcdef" * 4}}, id="continued-pinned"),
+    pytest.param({"continueFrom": {"uri": "hf://owner/name/folder", "revision": "v1"}}, id="continued-hub"),
+    pytest.param({"continueFrom": {"uri": "pvc://claim/some/folder"}}, id="continued-claim"),
     pytest.param({"method": "AdaLoRA", "resumeFrom": {"loraJobRef": {"name": "late"}}}, id="resumed"),
     pytest.param({"resumeFrom": {"uri": "s3://b/tunery-checkpoints/ns/x-1/step-000200"}}, id="resumed-by-uri"),
     pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),

@@ -36,7 +36,9 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         inputs=[
             MergeInputStatus(
                 uri=item.uri,
-                sha256=item.manifest_sha256,
+                sha256=item.digest,
+                origin=item.origin,
+                revision=item.revision,
                 rank=item.rank,
                 weight=item.weight,
                 eval_loss=f"{item.eval_loss:.6g}" if item.eval_loss is not None else None,

@@ -238,6 +238,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
             settings,
             {
                 "revision": base.revision,
+                "continued_from": source.to_status() if source else None,
                 "steps": ready.plan.steps,
                 "target_modules": trained.target_modules,
                 "trainable_parameters": trained.trainable_parameters,
