@@ -84,7 +84,9 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         if _publishes_stopped(run):
             stop.successor = partial(_publish_instead, run, options.path, dict(os.environ), stop)
         for task in _tasks_of(run):
-            tell_sweep(task, run_task(task, run, stop))
+            done = run_task(task, run, stop)
+            tell_sweep(task, done)
+            run = _as_checked(run, done)
         stop.disarm()
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
@@ -98,6 +100,15 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         tell_sweep(task, _failed(task, explain(error)))
         return _show(error, here=True)
     return ExitCode.OK
+
+
+def _as_checked(run: RunSpec, done: PreflightReport | RunResult) -> RunSpec:
+    """Return the run with the adapter of continueFrom as preflight has read it: nothing else is trained on."""
+    seen = done.resolved.continued_from if done.resolved else None
+    if seen is None or not run.adapters:
+        return run
+    adapter = run.adapters[0].model_copy(update={"sha256": seen.sha256, "revision": seen.revision})
+    return run.model_copy(update={"adapters": [adapter]})
 
 
 def _run_sweep(manifest: dict[str, Any], folder: Path, work_dir: Path | None, stop: StopSignal) -> int:

@@ -35,6 +35,7 @@ from tunery_trainer.reporting.status_parts import (
 from tunery_trainer.reporting.trackers import Tracked, trackers
 from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
+from tunery_trainer.resuming.may_resume import check_start
 from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
@@ -153,7 +154,9 @@ def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, reporter: Progre
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
-    resumed = resume(work, ready.plan.origin, folder)
+    resumed, source = resume(work, ready.plan.origin, folder), ready.plan.basis.start_from
+    if resumed:
+        check_start(resumed.memo.continued_from, source.record if source else None)
     tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result)
     with _uploads(work, spec, reporter) as uploader:
         observers = Observers(stop, reporter, uploader, partial(trackers, tracked))
