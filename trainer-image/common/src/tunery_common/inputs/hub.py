@@ -194,7 +194,8 @@ class Hub:
         if isinstance(error, GatedRepoError):
             reason = FailureReason.MODEL_GATED if model else FailureReason.STORAGE_ACCESS_DENIED
             who = f"the token in {self._source} has no access" if self._token else "no HF_TOKEN was given"
-            return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}")
+            hint = f"Accept the terms on its page; name a Secret with HF_TOKEN in {self._field}.secretRef."
+            return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}", hint)
         if isinstance(error, RevisionNotFoundError):
             return TuneryError(missing, f"{self._field}.revision: hf://{name} has no revision {revision or 'main'!r}")
         if isinstance(error, RepositoryNotFoundError):
