@@ -30,6 +30,7 @@ from tunery_trainer.tasks.merge import run_merge
 from cluster.s3 import S3Server
 from kit.adapters import deltas64, logits, relative, trained_adapter
 from kit.hub_server import COMMIT, TOKEN, HubServer
+from kit.installation import ROOT
 from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
 
@@ -264,6 +265,7 @@ def test_the_hint_for_a_pickle_makes_safetensors_of_it(tmp_path: Path, one: Path
     pickled(one)
     hint = refusal(merge(tmp_path, one)).hint
     assert hint == CONVERT
+    assert CONVERT.partition("beside it: ")[2] in (ROOT / "docs" / "merging.md").read_text()
     subprocess.run([sys.executable, "-c", hint.partition('"')[2].removesuffix('"')], cwd=one, check=True)
     after = load_file(one / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -59,7 +59,6 @@ class _Config(BaseModel):
     init_lora_weights: bool | str | None = None
     bias: str | None = None
     use_rslora: bool | None = None
-    use_dora: bool | None = None
     fan_in_fan_out: bool | None = None
     init_r: Count | None = None
     num_virtual_tokens: Count | None = None
