@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -531,6 +532,11 @@ ACCEPTED: list[Any] = [
     pytest.param({"task": "DPO", "dataset": BASE["dataset"] | {"template": "Plain"}}, id="DPO-plain"),
 ]
 
+MERGES_ACCEPTED: list[dict[str, Any]] = [
+    {"adapters": [{"uri": "hf://owner/name", "revision": "v1", "sha256": "ab" * 32}, {"uri": "pvc://claim"}]},
+    {"adapters": [ONE, {"uri": "hf://owner/name/some/folder"}], "model": {"uri": "hf://owner/base"}},
+]
+
 
 def lorajob_errors(blocks: dict[str, Any]) -> list[str]:
     with pytest.raises(InvalidSpec) as caught:
@@ -684,3 +690,30 @@ def test_the_api_server_accepts_what_works(api_server: Kubectl, namespace: str) 
             "spec": BASE | case.values[0],
         }
         api_server.apply(manifest, namespace=namespace)
+    for number, merge in enumerate(MERGES_ACCEPTED):
+        manifest = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "spec": merge}
+        api_server.apply(manifest | {"metadata": {"name": f"accepted-{number}"}}, namespace=namespace)
+
+
+@pytest.mark.parametrize("spec", MERGES_ACCEPTED)
+def test_adapters_may_lie_where_models_do(spec: dict[str, Any]) -> None:
+    assert parse_adaptermerge({"spec": spec})
+
+
+ELSEWHERE_REFUSED = [
+    ({"uri": "file:///adapters/one"}, "works without a cluster only; use s3:// or pvc:// here"),
+    ({"uri": "configmap://adapters/one"}, "must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'conf"),
+    ({**ONE, "sha256": "AB" * 32}, "must look like ^[0-9a-f]{64}$, is 'ABAB"),
+    ({**ONE, "sha256": "ab"}, "must have 64 characters"),
+    ({"uri": "hf://owner/name", "revision": "-f"}, "must look like"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "message"), ELSEWHERE_REFUSED)
+def test_an_adapter_that_is_misspelt_is_refused(
+    api_server: Kubectl, namespace: str, adapter: dict[str, str], message: str
+) -> None:
+    spec = {"adapters": [adapter]}
+    with pytest.raises(InvalidSpec, match=re.escape(message)):
+        parse_adaptermerge({"spec": spec})
+    assert "spec.adapters[0]." in refusal(api_server, namespace, "AdapterMerge", spec)

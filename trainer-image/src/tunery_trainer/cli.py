@@ -84,9 +84,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         if _publishes_stopped(run):
             stop.successor = partial(_publish_instead, run, options.path, dict(os.environ), stop)
         for task in _tasks_of(run):
-            done = run_task(task, run, stop)
-            tell_sweep(task, done)
-            run = _as_checked(run, done)
+            run = _told(task, run, run_task(task, run, stop))
         stop.disarm()
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
@@ -102,8 +100,12 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
     return ExitCode.OK
 
 
-def _as_checked(run: RunSpec, done: PreflightReport | RunResult) -> RunSpec:
-    """Return the run with the adapter of continueFrom as preflight has read it: nothing else is trained on."""
+def _told(task: Task, run: RunSpec, done: PreflightReport | RunResult) -> RunSpec:
+    """Tell what a task has done; return the run with the adapter of continueFrom as preflight has read it.
+
+    Nothing else is trained on.
+    """
+    tell_sweep(task, done)
     seen = done.resolved.continued_from if done.resolved else None
     if seen is None or not run.adapters:
         return run
