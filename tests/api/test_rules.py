@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -294,6 +295,18 @@ REFUSED_BY_BOTH: list[Any] = [
         id="two-rhythms",
     ),
     pytest.param(
+        {"continueFrom": {"loraJobRef": {"name": "x"}, "sha256": "0" * 64}},
+        "spec.continueFrom.sha256: goes with uri; a LoRAJob vouches for its adapter itself: leave it out",
+        "sha256 goes with uri",
+        id="continued-pinned-job",
+    ),
+    pytest.param(
+        {"continueFrom": {"uri": "pvc://claim/one", "revision": "main"}},
+        "spec.continueFrom.revision: is for hf:// adapters only; leave it out",
+        "revision is for hf:// adapters only",
+        id="continued-revision-of-pvc",
+    ),
+    pytest.param(
         {"continueFrom": {}},
         "spec.continueFrom: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
@@ -454,10 +467,23 @@ MERGES_REFUSED: list[Any] = [
         id="sign",
     ),
     pytest.param(
-        {"adapters": [ONE], "model": {"uri": "s3://models/x"}},
-        "spec.model: adapters are combined without the base model; leave it out, or set into: Model or evaluation",
-        "model is for into: Model and for evaluation only",
+        {"adapters": [{"loraJobRef": {"name": "x"}}], "model": {"uri": "s3://models/x"}},
+        "spec.model: adapters of LoRAJobs are combined without the base model; leave it out, or set into: Model or "
+        "evaluation",
+        "model is for into: Model, for evaluation and to check adapters with a uri only",
         id="model-for-adapter",
+    ),
+    pytest.param(
+        {"adapters": [{"loraJobRef": {"name": "x"}, "sha256": "0" * 64}]},
+        "spec.adapters[0].sha256: goes with uri; a LoRAJob vouches for its adapter itself: leave it out",
+        "sha256 goes with uri",
+        id="pinned-job",
+    ),
+    pytest.param(
+        {"adapters": [{**ONE, "revision": "main"}]},
+        "spec.adapters[0].revision: is for hf:// adapters only; leave it out",
+        "revision is for hf:// adapters only",
+        id="revision-of-s3",
     ),
     pytest.param(
         {"adapters": [ONE], "into": "Model", "model": {"uri": "s3://models/x", "revision": "main"}},
@@ -489,6 +515,9 @@ ACCEPTED: list[Any] = [
     pytest.param({"lora": {"targetModules": ["q_proj", "v_proj"]}}, id="names"),
     pytest.param({"method": "PrefixTuning", "training": {"packing": False, "gradientCheckpointing": False}}, id="off"),
     pytest.param({"method": "LoRA", "continueFrom": {"loraJobRef": {"name": "first"}}}, id="continued"),
+    pytest.param({"method": "LoRA", "continueFrom": ONE | {"sha256": "0123456789abcdef" * 4}}, id="continued-pinned"),
+    pytest.param({"continueFrom": {"uri": "hf://owner/name/folder", "revision": "v1"}}, id="continued-hub"),
+    pytest.param({"continueFrom": {"uri": "pvc://claim/some/folder"}}, id="continued-claim"),
     pytest.param({"method": "AdaLoRA", "resumeFrom": {"loraJobRef": {"name": "late"}}}, id="resumed"),
     pytest.param({"resumeFrom": {"uri": "s3://b/tunery-checkpoints/ns/x-1/step-000200"}}, id="resumed-by-uri"),
     pytest.param({"model": {"uri": "hf://a/b", "revision": "main"}}, id="revision-hf"),
@@ -501,6 +530,11 @@ ACCEPTED: list[Any] = [
     pytest.param({"task": "KTO", "dataset": BASE["dataset"] | {"format": "UnpairedPreference"}}, id="KTO-unpaired"),
     pytest.param({"task": "KTO", "dataset": BASE["dataset"] | {"format": "Preference"}}, id="KTO-pairs"),
     pytest.param({"task": "DPO", "dataset": BASE["dataset"] | {"template": "Plain"}}, id="DPO-plain"),
+]
+
+MERGES_ACCEPTED: list[dict[str, Any]] = [
+    {"adapters": [{"uri": "hf://owner/name", "revision": "v1", "sha256": "ab" * 32}, {"uri": "pvc://claim"}]},
+    {"adapters": [ONE, {"uri": "hf://owner/name/some/folder"}], "model": {"uri": "hf://owner/base"}},
 ]
 
 
@@ -656,3 +690,30 @@ def test_the_api_server_accepts_what_works(api_server: Kubectl, namespace: str) 
             "spec": BASE | case.values[0],
         }
         api_server.apply(manifest, namespace=namespace)
+    for number, merge in enumerate(MERGES_ACCEPTED):
+        manifest = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "spec": merge}
+        api_server.apply(manifest | {"metadata": {"name": f"accepted-{number}"}}, namespace=namespace)
+
+
+@pytest.mark.parametrize("spec", MERGES_ACCEPTED)
+def test_adapters_may_lie_where_models_do(spec: dict[str, Any]) -> None:
+    assert parse_adaptermerge({"spec": spec})
+
+
+ELSEWHERE_REFUSED = [
+    ({"uri": "file:///adapters/one"}, "works without a cluster only; use s3:// or pvc:// here"),
+    ({"uri": "configmap://adapters/one"}, "must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'conf"),
+    ({**ONE, "sha256": "AB" * 32}, "must look like ^[0-9a-f]{64}$, is 'ABAB"),
+    ({**ONE, "sha256": "ab"}, "must have 64 characters"),
+    ({"uri": "hf://owner/name", "revision": "-f"}, "must look like"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "message"), ELSEWHERE_REFUSED)
+def test_an_adapter_that_is_misspelt_is_refused(
+    api_server: Kubectl, namespace: str, adapter: dict[str, str], message: str
+) -> None:
+    spec = {"adapters": [adapter]}
+    with pytest.raises(InvalidSpec, match=re.escape(message)):
+        parse_adaptermerge({"spec": spec})
+    assert "spec.adapters[0]." in refusal(api_server, namespace, "AdapterMerge", spec)

@@ -45,6 +45,26 @@ def test_the_resolved_revision_goes_into_the_train_run(namespace: Namespace) -> 
     }
 
 
+def test_training_gets_the_adapter_that_preflight_has_read(namespace: Namespace) -> None:
+    """Until another try, after what lay there was changed: that takes what is there now."""
+    uri, seen = "hf://me/adapter", {"sha256": "ab" * 32, "revision": "0123abc"}
+    namespace.apply(lorajob("ce", continueFrom={"uri": uri, "revision": "main"}, retries=0))
+    assert run_of(namespace, "ce-preflight")["adapters"] == [{"uri": uri}]
+    told = {**REPORT["resolved"], "continuedFrom": {"uri": uri, "origin": "Unverified", **seen}}
+    namespace.end_pod(namespace.run_pod("ce-preflight"), message={**REPORT, "resolved": told})
+    pod = namespace.run_pod("ce-train")
+    assert run_of(namespace, "ce-train")["adapters"] == [{"uri": uri, **seen}]
+    assert "continue-from" not in run_of(namespace, "ce-train")["secrets"], "an output's Secret opens no hub"
+    assert namespace.status("ce")["resolved"]["continuedFrom"]["origin"] == "Unverified"
+    changed = {"failure": {"reason": "AdapterCorrupt", "message": "spec.continueFrom: it was changed"}}
+    namespace.end_pod(pod, 64, changed)
+    namespace.wait_phase("ce", "Failed")
+    namespace.annotate("ce", retry="1")
+    eventually("it is tried again", lambda: namespace.status("ce")["phase"] != "Failed")
+    namespace.run_pod("ce-train")
+    assert run_of(namespace, "ce-train")["adapters"] == [{"uri": uri}]
+
+
 @pytest.mark.parametrize(("asked", "disk"), [(None, "71Gi"), ("60Gi", "60Gi")], ids=["left-open", "asked"])
 def test_a_disk_that_is_left_open_is_what_preflight_counts(namespace: Namespace, asked: str | None, disk: str) -> None:
     resources = {"gpus": 0} | ({"ephemeralStorage": asked} if asked else {})

@@ -390,6 +390,26 @@ def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
     assert [adapter.uri for adapter in plan.run.adapters] == ["s3://a/one", "s3://a/two"]
 
 
+def test_adapters_made_elsewhere_are_mounted_and_opened_as_models_are() -> None:
+    """A claim is mounted to be read; the Secret of the output opens no hub, one of the adapter's own does."""
+    uris = ["pvc://trained/one", "hf://me/two", "hf://me/three"]
+    named = {"uri": uris[2], "secretRef": {"name": "hub"}, "sha256": "ab" * 32, "revision": "v1"}
+    spec = parse_adaptermerge(adaptermerge("m", [{"uri": uris[0]}, {"uri": uris[1]}, named]))
+    merge_owner = parse_owner(Kind.ADAPTERMERGE, {"metadata": {**META, "name": "m"}})
+    plan = plan_merge(spec, merge_owner, PLATFORM, [plain_input(uri) for uri in uris])
+    assert {name: secret.name for name, secret in plan.run.secrets.items() if name == "adapter-2"} == {
+        "adapter-2": "hub"
+    }
+    assert "adapter-1" not in plan.run.secrets
+    assert set(plan.run.volumes) == {"adapter-0"}
+    volume = next(v for v in build_job(plan)["spec"]["template"]["spec"]["volumes"] if v["name"] == "volume-adapter-0")
+    assert volume["persistentVolumeClaim"] == {"claimName": "trained", "readOnly": True}
+
+    continued = parse_lorajob(lorajob("x", continueFrom={"uri": "pvc://trained/one"}))
+    plan = plan_train(continued, owner(), PLATFORM, Known(plain_input("pvc://trained/one").adapter))
+    assert set(plan.run.volumes) == {"continue-from"}
+
+
 SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-u/step-000900", "step": 900}}
 FOLDER = "s3://b/tunery-checkpoints/ns/x-u"
 SOURCES: dict[str, tuple[dict[str, Any] | None, str | None, type[AdapterInput], str]] = {

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.headers import BadHeader, read_header
 from tunery_server.adapters.base import RECORD, BaseModel, read_base
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
-from tunery_server.adapters.headers import BadHeader, read_header
 
 from .loader_kit import adapter_files, base_shapes, lora_shapes, safetensors
 from kit.adapters import trained_adapter

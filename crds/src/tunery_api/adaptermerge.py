@@ -16,9 +16,16 @@ from tunery_api.fields import (
     DatasetUri,
     FractionString,
     SignedDecimalString,
-    StorageUri,
 )
-from tunery_api.inputs import ColumnName, DatasetFormat, LocalReference, ModelSpec, OutputSpec, Split
+from tunery_api.inputs import (
+    AdapterReference,
+    ColumnName,
+    DatasetFormat,
+    LocalReference,
+    ModelSpec,
+    OutputSpec,
+    Split,
+)
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.methods import ComputeType
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
@@ -68,22 +75,15 @@ LARGEST_WEIGHT: Final = 1000
 """Of an adapter in a merge, by amount; beyond, nothing is left of the others, nor of float16's range."""
 
 
-class MergeInput(ApiModel):
+class MergeInput(AdapterReference):
     """One adapter of a merge; exactly one of loraJobRef and uri."""
 
-    lora_job_ref: LocalReference | None = Field(
-        None, description="A LoRAJob of this namespace; the merge waits until it has succeeded."
-    )
-    uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
     weight: SignedDecimalString | None = Field(
         None,
         description="Factor of this adapter's delta, such as 1, 0.5 or -1; for all adapters or for none. Default: one "
         "share of 1 for the methods that add up (Linear, DARELinear, MagnitudePrune), 1 for those that take a mean "
         "themselves.",
         json_schema_extra=WEIGHT,
-    )
-    secret_ref: LocalReference | None = Field(
-        None, description="Secret that opens uri. Default: the LoRAJob's output.secretRef, or output.secretRef."
     )
 
 
@@ -161,8 +161,8 @@ class AdapterMergeSpec(LifecycleFields):
     )
     model: ModelSpec | None = Field(
         None,
-        description="The base model, for into: Model and for evaluation. Default: the base that the adapters' "
-        "manifests name.",
+        description="The base model: for into: Model, for evaluation, and to check adapters with a uri against. "
+        "Default: the base that the adapters' manifests name; adapters made elsewhere name none.",
     )
     evaluation: MergeEvaluationSpec | None = Field(
         None, description="Measure the base, each input and the result on data before publishing."

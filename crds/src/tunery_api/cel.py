@@ -56,6 +56,15 @@ _NVIDIA: Final = CelRule(
     f"!has(self.gpuResource) || !{list(FOREIGN_ACCELERATORS)}.exists(it, self.gpuResource.startsWith(it))",
     "gpuResource must be NVIDIA GPUs, which the trainer's image needs; or set gpus: 0",
 )
+_REFERENCE: Final = [
+    _EXACTLY_ONE,
+    CelRule("!has(self.sha256) || has(self.uri)", "sha256 goes with uri"),
+    CelRule("!has(self.revision) || self.?uri.orValue('').startsWith('hf://')", "revision is for hf:// adapters only"),
+]
+_KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
+_NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a dot, or begins with two"
+_RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
+_LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 _ZEROS: Final = "[dyn(0), dyn(0.0), dyn('0'), dyn('0.0')]"
 _ITS_OWN: Final = "output.uri is the model's own place, which stays: choose another place"
 
@@ -69,12 +78,6 @@ def _set(block: str, spec: type[ApiModel], name: str) -> str:
     """Return whether a field of a block of `self`, whose class is `spec`, is set."""
     numbers = {info.alias for info in spec.model_fields.values() if is_number(info)}
     return _given(name, f"self.{block}") if name in numbers else f"has(self.{block}.{name})"
-
-
-_KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
-_NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a dot, or begins with two"
-_RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
-_LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 
 
 def _reads_of_lora(method: Method, message: str) -> CelRule:
@@ -104,9 +107,7 @@ def _goes_with(block: str, method: str) -> CelRule:
 
 
 CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
-    ModelSpec: [
-        CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only"),
-    ],
+    ModelSpec: [CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only")],
     DatasetSpec: [
         CelRule(
             "self.?template.orValue('Chat') != 'Plain' || !(self.?format.orValue('Auto') in ['Messages', 'ShareGPT'])",
@@ -153,7 +154,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "!(has(self.everySteps) && has(self.everyMinutes))", "everyMinutes cannot be set together with everySteps"
         ),
     ],
-    ContinueFrom: [_EXACTLY_ONE],
+    ContinueFrom: _REFERENCE,
     ResumeFrom: [_EXACTLY_ONE],
     LoRAJobSpec: [
         CelRule(f"!has(self.preference) || {_TASK} != 'SFT'", "preference goes with task: DPO, ORPO or KTO"),
@@ -248,7 +249,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "training.gradientCheckpointing must be false or left out with PrefixTuning",
         ),
     ],
-    MergeInput: [_EXACTLY_ONE],
+    MergeInput: _REFERENCE,
     MergeDataset: [
         CelRule(
             f"self.?format.orValue('Auto') in {_formats(TrainingTask.SFT)}",
@@ -266,8 +267,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
         ),
         CelRule(
-            f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation)",
-            "model is for into: Model and for evaluation only",
+            f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation) || self.adapters.exists(a, has(a.uri))",
+            "model is for into: Model, for evaluation and to check adapters with a uri only",
         ),
         CelRule(f"!has(self.model) || {_BESIDE.format('model')}", _ITS_OWN),
         CelRule(

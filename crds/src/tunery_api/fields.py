@@ -221,6 +221,20 @@ DatasetUri = Annotated[
 ]
 """Where a data set lies: a file, a folder or a glob."""
 
+AdapterUri = Annotated[
+    str,
+    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 6,
+            "maxLength": 1024,
+            "pattern": rf"^((hf|s3)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$",
+        }
+    ),
+]
+"""Where an adapter lies: the folder of its two files; hf://owner/name, or a folder in it."""
+
 StorageUri = Annotated[
     str,
     Field(min_length=6, max_length=1024, pattern=r"^(s3|file)://[^\s?#*]+$"),

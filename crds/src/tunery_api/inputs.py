@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import SHARE, ApiModel, DatasetUri, FractionString, ModelUri, ObjectName, StorageUri
+from tunery_api.fields import (
+    SHARE,
+    AdapterUri,
+    ApiModel,
+    DatasetUri,
+    FractionString,
+    ModelUri,
+    ObjectName,
+    StorageUri,
+)
 from tunery_api.preference import TrainingTask
 
 
@@ -62,6 +72,44 @@ class ModelSpec(ApiModel):
             return self.served_name
         scheme, _, rest = self.uri.partition("://")
         return rest.strip("/") if scheme == "hf" else rest.rstrip("/").rsplit("/", 1)[-1]
+
+
+class AdapterReference(ApiModel):
+    """An adapter that is read; exactly one of loraJobRef and uri."""
+
+    lora_job_ref: LocalReference | None = Field(
+        None, description="A LoRAJob of this namespace; waits until it has succeeded."
+    )
+    uri: AdapterUri | None = Field(
+        None,
+        description="The folder of an adapter: s3://bucket/prefix, pvc://claim/path or hf://owner/name, optionally "
+        "with a folder in it. With Tunery's manifest.json every file must match it. Without one the adapter was made "
+        "elsewhere: adapter_config.json and adapter_model.safetensors are read, as PEFT saves them, and its origin is "
+        "Unverified.",
+    )
+    revision: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = (
+        Field(None, description="hf:// only: a commit, branch or tag; the status tells the commit. Default: main.")
+    )
+    sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="With uri: take this content only, as the status of an object that has read it shows. The SHA-256 "
+        "of Tunery's manifest.json; of an adapter made elsewhere that of the two lines that `sha256sum "
+        "adapter_config.json adapter_model.safetensors` prints. Default: whatever lies there.",
+    )
+    secret_ref: LocalReference | None = Field(
+        None,
+        description="Secret that opens uri: the AWS names for s3://, HF_TOKEN (and HF_ENDPOINT) for hf://. Default for "
+        "s3://: that of the LoRAJob's output, or output.secretRef; for hf://: none.",
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not go together: the field below this block, empty for the block itself, and why."""
+        if (self.lora_job_ref is None) == (self.uri is None):
+            yield "", "takes exactly one of loraJobRef and uri"
+        elif self.uri is None and self.sha256 is not None:
+            yield ".sha256", "goes with uri; a LoRAJob vouches for its adapter itself: leave it out"
+        if self.revision is not None and not (self.uri or "").startswith("hf://"):
+            yield ".revision", "is for hf:// adapters only; leave it out"
 
 
 class DatasetFormat(StrEnum):

@@ -52,12 +52,25 @@ class MergeInputRecord(_Record):
 
     uri: str
     manifest_sha256: Sha256 | None = None
+    origin: str | None = None
+    """`Unverified` where it was made elsewhere: its files are those below, and nobody vouches for them."""
+    sha256: Sha256 | None = None
+    """Of an adapter made elsewhere: over the lines that `sha256sum` prints for its files."""
+    files: dict[str, FileRecord] | None = None
+    """Of an adapter made elsewhere: what was read."""
+    revision: str | None = None
+    """The commit, for hf:// adapters."""
     rank: int | None = None
     weight: str | None = None
     eval_loss: float | None = None
     """On the data set that the merge was measured on."""
     rejected: str | None = None
     """Why that adapter had been rejected, where it had been."""
+
+    @property
+    def digest(self) -> str | None:
+        """What `sha256` of a reference to it would be."""
+        return self.sha256 or self.manifest_sha256
 
 
 class CheckpointRecord(_Record):

@@ -163,7 +163,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.ADAPTER_MISSING: Advice(
         False,
-        "Publish the named adapter: its prefix must hold a manifest.json of Tunery; or correct where it is named.",
+        "Publish the named adapter there, with its manifest.json, or correct where it is named; a merge and "
+        "continueFrom take a folder as PEFT saves it, too.",
     ),
     _R.ADAPTER_CORRUPT: Advice(
         False, "Publish the named adapter again: its files do not match the digests of its manifest."

@@ -223,8 +223,7 @@ def continue_from(spec: LoRAJobSpec) -> Errors:
     source = spec.continue_from
     if source is None:
         return
-    if (source.lora_job_ref is None) == (source.uri is None):
-        yield FieldError("spec.continueFrom", "takes exactly one of loraJobRef and uri")
+    yield from (FieldError(f"spec.continueFrom{field}", text) for field, text in source.problems())
     if source.uri is not None and same_place(source.uri, spec.output.uri):
         yield FieldError("spec.output.uri", "is the adapter of spec.continueFrom, which stays: choose another place")
     if spec.method is Method.ADALORA:
@@ -300,8 +299,7 @@ def _revision(model: ModelSpec) -> Errors:
 def merge_inputs(spec: AdapterMergeSpec) -> Errors:
     """Each input is one adapter."""
     for index, adapter in enumerate(spec.adapters):
-        if (adapter.lora_job_ref is None) == (adapter.uri is None):
-            yield FieldError(f"spec.adapters[{index}]", "takes exactly one of loraJobRef and uri")
+        yield from (FieldError(f"spec.adapters[{index}]{field}", text) for field, text in adapter.problems())
         if adapter.uri is not None and same_place(adapter.uri, spec.output.uri):
             yield FieldError(
                 "spec.output.uri", f"is the adapter of spec.adapters[{index}], which stays: choose another"
@@ -336,13 +334,15 @@ def merge_sign(spec: AdapterMergeSpec) -> Errors:
 
 
 def merge_model(spec: AdapterMergeSpec) -> Errors:
-    """Adapters are combined without their base, unless they are measured on it."""
+    """Adapters are combined without their base, unless they are measured on it, or compared with it."""
     if spec.model is None:
         return
-    if spec.into is not MergeTarget.MODEL and spec.evaluation is None:
-        yield FieldError(
-            "spec.model", "adapters are combined without the base model; leave it out, or set into: Model or evaluation"
+    compared = any(adapter.uri is not None for adapter in spec.adapters)
+    if spec.into is not MergeTarget.MODEL and spec.evaluation is None and not compared:
+        text = (
+            "adapters of LoRAJobs are combined without the base model; leave it out, or set into: Model or evaluation"
         )
+        yield FieldError("spec.model", text)
     yield from _revision(spec.model)
 
 

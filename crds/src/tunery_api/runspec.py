@@ -117,6 +117,10 @@ class ResolvedAdapter(OpenModel):
     uri: str
     manifest_sha256: str | None = None
     """Digest that the LoRAJob's status vouches for; None for a plain URI."""
+    sha256: str | None = None
+    """Digest of what preflight has read at a plain URI: nothing else is trained on."""
+    revision: str | None = None
+    """The commit that preflight resolved, for hf:// adapters."""
 
 
 class SearchedParameter(OpenModel):

@@ -55,7 +55,8 @@ def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> Fi
     path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     # A URI may be too short for any scheme, which is not yet empty.
     if detail["type"] in ("string_pattern_mismatch", "string_too_short") and location[-1] == "uri" and detail["input"]:
-        return FieldError(path, _uri_message(str(detail["input"]), _uri_kind(location), local))
+        kind = _uri_kind(location, str(detail.get("ctx", {}).get("pattern", "")))
+        return FieldError(path, _uri_message(str(detail["input"]), kind, local))
     return FieldError(path, _message(detail, location, model))
 
 
@@ -97,7 +98,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "enum": f"must be {context.get('expected')}, is {shown(value)}",
         "string_pattern_mismatch": f"must look like {context.get('pattern')}, is {shown(value)}",
         "string_too_long": f"must have at most {context.get('max_length')} characters",
-        "string_too_short": "must not be empty",
+        "string_too_short": "must not be empty" if not value else f"must have {context.get('min_length')} characters",
         "too_long": f"must have at most {context.get('max_length')} entries, has {context.get('actual_length')}",
         "too_short": f"must have at least {context.get('min_length')} entries, has {context.get('actual_length')}",
     }.get(kind, f"{detail['msg']}, is {shown(value)}")
@@ -131,9 +132,12 @@ def _enum_values(context: Mapping[str, Any]) -> list[str]:
     return [word.strip("'") for word in str(context.get("expected", "")).replace(" or ", ", ").split(", ")]
 
 
-def _uri_kind(location: list[int | str]) -> str:
+def _uri_kind(location: list[int | str], pattern: str) -> str:
+    """Return what a URI names; adapters lie where models do, and a server's where results do."""
     parents = set(location)
-    return "model" if "model" in parents else "dataset" if "dataset" in parents else "storage"
+    if "dataset" in parents:
+        return "dataset"
+    return "model" if parents & {"model", "continueFrom"} or "pvc://" in pattern else "storage"
 
 
 def shown(value: Any) -> str:

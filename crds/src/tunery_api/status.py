@@ -153,6 +153,26 @@ class ResolvedValue(OpenModel):
     )
 
 
+class AdapterOrigin(StrEnum):
+    """What is known of where an adapter comes from; none of these: Tunery's manifest vouches for it."""
+
+    UNVERIFIED = "Unverified"
+    """It was made elsewhere: nobody vouches for what it was trained on, or with."""
+
+
+class InputAdapterStatus(OpenModel):
+    """An adapter that was read."""
+
+    uri: Text = Field(description="Where it lies.")
+    sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Its digest, which can be copied into sha256 of the reference."
+    )
+    origin: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="Unverified where it was made elsewhere; unset where Tunery's manifest vouches for it."
+    )
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The commit, for hf://.")
+
+
 class ResolvedStatus(OpenModel):
     """What was left open in the manifest, and what it became."""
 
@@ -163,6 +183,7 @@ class ResolvedStatus(OpenModel):
         None, max_length=64, description="The modules that carry the adapter."
     )
     revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The model's commit.")
+    continued_from: InputAdapterStatus | None = Field(None, description="The adapter of continueFrom, as it was read.")
     steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
     trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
     device: Annotated[str, Field(max_length=256)] | None = Field(
@@ -311,11 +332,9 @@ class LoRAJobStatus(CommonStatus):
     )
 
 
-class MergeInputStatus(OpenModel):
+class MergeInputStatus(InputAdapterStatus):
     """One adapter that went into a merge."""
 
-    uri: Text = Field(description="Where it lies.")
-    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of its manifest.")
     rank: int | None = Field(None, ge=0, description="Its rank.")
     weight: Number | None = Field(None, description="Its weight.")
     eval_loss: Number | None = Field(None, description="Its loss on the data set of spec.evaluation.")

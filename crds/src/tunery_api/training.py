@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunery_api.fields import ABOVE_0, GAIN, ApiModel, DecimalString, SignedDecimalString, StorageUri
-from tunery_api.inputs import LocalReference
+from tunery_api.inputs import AdapterReference, LocalReference
 
 
 class Scheduler(StrEnum):
@@ -212,14 +212,8 @@ class CheckpointSpec(ApiModel):
     )
 
 
-class ContinueFrom(ApiModel):
+class ContinueFrom(AdapterReference):
     """The adapter to train further; exactly one of loraJobRef and uri."""
-
-    lora_job_ref: LocalReference | None = Field(
-        None, description="A LoRAJob of this namespace; waits until it has succeeded."
-    )
-    uri: StorageUri | None = Field(None, description="A published adapter, opened by secretRef.")
-    secret_ref: LocalReference | None = Field(None, description="Secret that opens uri. Default: output.secretRef.")
 
 
 class ResumeFrom(ApiModel):

@@ -193,7 +193,7 @@ def test_shards_can_be_moved_away_as_soon_as_they_are_done(tmp_path: Path) -> No
     ("name", "shape", "message"),
     [
         ("model.layers.9.self_attn.q_proj", (32, 32), r"the base model has no model\.layers\.9\.self_attn\.q_proj"),
-        ("model.layers.0.self_attn.q_proj", (64, 32), r"has shape \(32, 32\) in the base model, \(64, 32\) in the"),
+        ("model.layers.0.self_attn.q_proj", (64, 32), r"q_proj.lora_B.weight is 64 x 4, the base.s q_proj gives 32"),
     ],
     ids=["no such module", "another shape"],
 )

@@ -84,7 +84,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         if _publishes_stopped(run):
             stop.successor = partial(_publish_instead, run, options.path, dict(os.environ), stop)
         for task in _tasks_of(run):
-            tell_sweep(task, run_task(task, run, stop))
+            run = _told(task, run, run_task(task, run, stop))
         stop.disarm()
         if not options.work_dir:
             shutil.rmtree(run.work_dir, ignore_errors=True)
@@ -98,6 +98,19 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         tell_sweep(task, _failed(task, explain(error)))
         return _show(error, here=True)
     return ExitCode.OK
+
+
+def _told(task: Task, run: RunSpec, done: PreflightReport | RunResult) -> RunSpec:
+    """Tell what a task has done; return the run with the adapter of continueFrom as preflight has read it.
+
+    Nothing else is trained on.
+    """
+    tell_sweep(task, done)
+    seen = done.resolved.continued_from if done.resolved else None
+    if seen is None or not run.adapters:
+        return run
+    adapter = run.adapters[0].model_copy(update={"sha256": seen.sha256, "revision": seen.revision})
+    return run.model_copy(update={"adapters": [adapter]})
 
 
 def _run_sweep(manifest: dict[str, Any], folder: Path, work_dir: Path | None, stop: StopSignal) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
-from tunery_api.inputs import LocalReference
 from tunery_api.names import adapter_purpose
 from tunery_api.runspec import Purpose, Task
 from tunery_operator.plan import job
 from tunery_operator.plan.inputs import ReadyInput
 from tunery_operator.plan.job import Place, Platform
-from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.mounts import Access, Opened, adapter_access
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner
 
@@ -47,12 +46,8 @@ def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]
 
 
 def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: Place) -> Access:
-    purpose = adapter_purpose(index)
-    secret: LocalReference | None
-    if item.secret_ref is not None:
-        secret, field = item.secret_ref, f"spec.adapters[{index}].secretRef"
-    elif ready.output_secret is not None:
-        secret, field = ready.output_secret, f"spec.output.secretRef of LoRAJob {ready.name}"
-    else:
-        secret, field = place.secret, place.field
-    return Access(purpose, ready.adapter.uri, secret, field)
+    own = Opened(item.secret_ref, f"spec.adapters[{index}].secretRef")
+    inherited = Opened(place.secret, place.field)
+    if ready.output_secret is not None:
+        inherited = Opened(ready.output_secret, f"spec.output.secretRef of LoRAJob {ready.name}")
+    return adapter_access(adapter_purpose(index), ready.adapter.uri, own, inherited)

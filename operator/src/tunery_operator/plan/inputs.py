@@ -73,6 +73,14 @@ def plain_input(uri: str) -> ReadyInput:
     return ReadyInput(ResolvedAdapter(uri=uri.rstrip("/")))
 
 
+def as_checked(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> ResolvedAdapter:
+    """Return an adapter that a URI names with the digest and the commit that preflight has read there."""
+    seen = (status.get("resolved") or {}).get("continuedFrom") or {}
+    if adapter.manifest_sha256 is not None or seen.get("uri") != adapter.uri:
+        return adapter
+    return adapter.model_copy(update={"sha256": seen.get("sha256"), "revision": seen.get("revision")})
+
+
 def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str) -> AdapterInput:
     """Return what the LoRAJob `name` offers; `body` is the object, or None where there is none.
 

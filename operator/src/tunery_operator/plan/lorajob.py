@@ -12,7 +12,7 @@ from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUM
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
-from tunery_operator.plan.mounts import Access
+from tunery_operator.plan.mounts import Access, Opened, adapter_access
 from tunery_operator.plan.placing import work_scheduling
 from tunery_operator.plan.types import JobPlan, VolumeMount
 from tunery_operator.views.owner import Owner
@@ -130,9 +130,8 @@ def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
         (Purpose.RESUME_FROM, "resumeFrom", spec.resume_from),
     ):
         if source is not None:
-            own = source.secret_ref
-            field = f"spec.{name}.secretRef" if own else place.field
-            yield Access(purpose, source.uri, own or place.secret, field)
+            own = Opened(source.secret_ref, f"spec.{name}.secretRef")
+            yield adapter_access(purpose, source.uri, own, Opened(place.secret, place.field))
     if spec.tracking is not None and spec.tracking.wandb is not None:
         yield Access(Purpose.WANDB, None, spec.tracking.wandb.secret_ref, "spec.tracking.wandb.secretRef")
     if spec.tracking is not None and spec.tracking.mlflow is not None:

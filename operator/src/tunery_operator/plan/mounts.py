@@ -12,6 +12,13 @@ from tunery_api.runspec import MountedSecret
 from tunery_operator.plan.types import SecretMount, VolumeMount
 
 
+class Opened(NamedTuple):
+    """A Secret, or none, and the field that names it."""
+
+    secret: LocalReference | None
+    field: str
+
+
 class Access(NamedTuple):
     """A place that a container opens: what for, its URI, the Secret that opens it, and the field that names that.
 
@@ -23,6 +30,13 @@ class Access(NamedTuple):
     secret: LocalReference | None
     field: str
     key: str | None = None
+
+
+def adapter_access(purpose: str, uri: str | None, own: Opened, inherited: Opened) -> Access:
+    """Return the access to an adapter: by its own Secret, else by that of an output, which opens no hub."""
+    if own.secret is not None or (uri or "").startswith("hf://"):
+        return Access(purpose, uri, own.secret, own.field)
+    return Access(purpose, uri, inherited.secret, inherited.field)
 
 
 def secret_mounts(accesses: Iterable[Access]) -> tuple[SecretMount, ...]:

@@ -88,12 +88,17 @@ def _resolve(services: Services, obj: FoundObject, want: Wanted, known: Mapping[
 def look_inputs_up_again(services: Services, obj: FoundObject, status: dict[str, Any]) -> dict[str, Any]:
     """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
 
-    A LoRAJob that has published anew is taken as it is now; one that is gone is not waited for. One that offers nothing
+    What a URI leads to is read anew. A LoRAJob that has published anew is taken as it is now; one that is gone is not
+    waited for. One that offers nothing
     any more, as a trial whose sweep has removed its adapter, is looked up as by a new job, which is told why.
     """
     reason = (obj.status.get("failure") or {}).get("reason")
+    if reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
+        return status
+    resolved = {name: value for name, value in (status.get("resolved") or {}).items() if name != "continuedFrom"}
+    status = {**status, "resolved": resolved} if resolved else status
     entries = obj.status.get("inputReferences")
-    if not entries or reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
+    if not entries:
         return status
     now = [_as_it_is_now(services, obj, entry) for entry in entries]
     return {**status, "inputReferences": [entry for entry in now if entry is not None]}

@@ -11,6 +11,7 @@ from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
+from tunery_operator.plan.inputs import as_checked
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan
@@ -103,7 +104,7 @@ def _known(obj: FoundObject, inputs: Inputs | None) -> Known:
     ready = inputs.ready if inputs is not None else None
     status, resumes = obj.status, bool(obj.spec.get("resumeFrom"))
     return Known(
-        adapter=ready[0].adapter if ready and not resumes else None,
+        adapter=as_checked(ready[0].adapter, status) if ready and not resumes else None,
         resume=ready[0].adapter.uri if ready and resumes else None,
         revision=(status.get("resolved") or {}).get("revision"),
         checkpoint=(status.get("checkpoint") or {}).get("uri"),

@@ -16,11 +16,11 @@ from tunery_api.scrub import scrub
 from tunery_api.serving import ServeSpec
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.inputs.fetch import claim_model_files, fetch_model
+from tunery_common.inputs.headers import BadHeader, read_header
 from tunery_common.inputs.location import FetchedModel, Location
 from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
-from tunery_server.adapters.headers import BadHeader, read_header
 from tunery_server.door.auth import HINT, ApiKeys
 
 _FETCHED: Final = ".fetched"

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -17,9 +19,12 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
-from tunery_common.errors import TuneryError
+from tunery_common.errors import TuneryError, first_line
+from tunery_common.inputs.headers import Tensor
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
+from tunery_trainer.adapter.methods.lora_init import ADAPTER
 from tunery_trainer.model.targets import (
     ends_with,
     expert_names,
@@ -42,19 +47,26 @@ _KINDS: Final = {
     Method.IA3: ("IA3", False),
 }
 """PEFT's type, and whether it is DoRA; AdaLoRA cannot be continued."""
+_NOT_TRAINED_ON: Final = ("lora_bias", "trainable_token_indices", *VARIANTS)
+"""Fields of a configuration that would be lost as the adapter is trained on."""
+_NARROWED: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
-def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str) -> RunSettings:
+def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str | None) -> RunSettings:
     """Return `resolved` with rank, alpha, targets and the like as the adapter published in `folder` has them.
 
+    Without `served_name` any name of the base is taken: that of an adapter made elsewhere proves nothing.
     `model` may be on the meta device. Call it before attaching, in preflight and in training alike.
     Raises TuneryError: AdapterMissing, AdapterCorrupt, or InvalidSpec naming what the manifest and the adapter
     disagree about.
     """
     config = _read_config(folder)
     _check_kind(resolved, config)
+    if served_name is None:
+        _check_variant(config)
     base = config.get("base_model_name_or_path")
-    if base != served_name:
+    if served_name is not None and base != served_name:
         raise _disagree("continueFrom", f"the adapter is for the base model {base!r}, this job trains {served_name!r}")
     if resolved.method in PROMPT_LEARNING:
         return _inherit_prompt(resolved, config)
@@ -90,6 +102,40 @@ def attach_published(model: PreTrainedModel, resolved: RunSettings, start: Metho
     return adapted
 
 
+def check_fits(
+    model: PreTrainedModel, resolved: RunSettings, start: MethodContext, found: Mapping[str, Tensor]
+) -> None:
+    """Compare the tensors of an adapter made elsewhere with those that its configuration has on `model`.
+
+    That may be on the meta device, and bears the adapter afterwards; `resolved` comes from settings_from. Raises
+    TuneryError: BaseMismatch naming the first tensor that does not fit, AdapterCorrupt where some are missing.
+    """
+    try:
+        wanted = _own_shapes(attach(model, resolved, start), resolved)
+    except ValueError as error:  # PEFT's, where no module of the base bears such a name
+        message = f"spec.continueFrom: {CONFIG_FILE} does not fit this base: {first_line(error)}"
+        raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
+    for name, tensor in found.items():
+        if name not in wanted:
+            text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
+        elif tensor.shape != wanted[name]:
+            text = misfit(name, tensor.shape, wanted[name])
+        else:
+            continue
+        raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", _OTHER_BASE)
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[0]}, and {len(missing) - 1} more")
+
+
+def _own_shapes(adapted: PeftModel, resolved: RunSettings) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what PEFT saves of an adapter, by the names that it saves them under."""
+    if resolved.method in PROMPT_LEARNING:
+        return {"prompt_embeddings": tuple(adapted.prompt_encoder[ADAPTER].embedding.weight.shape)}
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in saved.items()}
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -111,6 +157,22 @@ def _check_kind(resolved: RunSettings, config: Mapping[str, Any]) -> None:
     raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {found[0]}; {advice}")
 
 
+def _check_variant(config: Mapping[str, Any]) -> None:
+    """Refuse what no adapter of Tunery has, and what would be lost as it is trained on."""
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(CHANGED_BASE_INITS):
+        raise _disagree(
+            "continueFrom",
+            f"init_lora_weights is {init[:64]!r}: the adapter is relative to a changed base; convert it to a plain "
+            "LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)",
+        )
+    if config.get("bias") not in (None, "none"):
+        raise _disagree("continueFrom", "bias is set in its configuration, and trained biases are not trained on")
+    for name in _NOT_TRAINED_ON:
+        if config.get(name):
+            raise _disagree("continueFrom", f"{name} is set in its configuration, which cannot be trained on")
+
+
 def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSettings:
     if resolved.prompt is None:
         raise ValueError(f"{resolved.method} needs its settings")
@@ -127,7 +189,7 @@ def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSett
 def _inherit_names(resolved: RunSettings, model: PreTrainedModel, config: Mapping[str, Any]) -> AdapterSettings:
     """Return the settings with the adapter's target modules and modules to save."""
     adapter = resolved.adapter
-    theirs = tuple(sorted([*(config.get("target_modules") or ()), *(config.get("target_parameters") or ())]))
+    theirs = tuple(sorted([*_their_modules(model, config), *(config.get("target_parameters") or ())]))
     if _from_manifest(resolved, "lora.targetModules"):
         asked = adapter.target_modules or ()
         ours = _ours(resolved, model, asked)
@@ -137,6 +199,18 @@ def _inherit_names(resolved: RunSettings, model: PreTrainedModel, config: Mappin
     if adapter.modules_to_save and set(adapter.modules_to_save) != set(saved):
         raise _differs("lora.modulesToSave", _list(adapter.modules_to_save), _list(saved))
     return replace(adapter, target_modules=theirs, modules_to_save=saved)
+
+
+def _their_modules(model: PreTrainedModel, config: Mapping[str, Any]) -> Iterable[str]:
+    """Return the modules that a configuration names; by their paths where it is a pattern, or for some layers only."""
+    named = config.get("target_modules") or ()
+    if named == "all-linear":
+        return lora_targets(model, ["all-linear"], experts=False)[0]
+    if not isinstance(named, str) and not any(config.get(field) is not None for field in _NARROWED):
+        return tuple(named)
+    fields = {"target_parameters": None, "modules_to_save": None} | dict(config)
+    asked = SimpleNamespace(**fields)
+    return tuple(path for path in linear_layers(model) if check_target_module_exists(asked, path))
 
 
 def _ours(resolved: RunSettings, model: PreTrainedModel, asked: Iterable[str]) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
-"""The published adapter that continueFrom names: brought to the disk, each file checked against its manifest."""
+"""The adapter that continueFrom names: brought to the disk, and what is known of it."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tunery_api.manifest import CONFIG_FILE, MergeInputRecord
-from tunery_api.reasons import FailureReason
+from tunery_api.inputs import AdapterReference
+from tunery_api.manifest import MergeInputRecord
 from tunery_api.runspec import Purpose
-from tunery_common.errors import TuneryError
-from tunery_common.storage import ObjectMissing, StorePath
-from tunery_common.storage.published_folder import PublishedManifest, download_published, verify
+from tunery_api.status import InputAdapterStatus
+from tunery_common.inputs.headers import Tensor
+from tunery_trainer.inputs.named_adapter import Wanted, open_named
 from tunery_trainer.inputs.workspace import Workspace
 
 _FIELD: Final = "spec.continueFrom"
@@ -20,50 +20,36 @@ _FIELD: Final = "spec.continueFrom"
 
 @dataclass(frozen=True)
 class StartingAdapter:
-    """A published adapter that is trained on."""
+    """An adapter that is trained on."""
 
-    uri: str
-    manifest_sha256: str
+    record: MergeInputRecord
+    """How lineage names it."""
     folder: Path
-    rejected: str | None = None
-    """Why it was rejected, where it was."""
+    tensors: Mapping[str, Tensor] | None = None
+    """Of one made elsewhere, by name."""
 
     @property
-    def record(self) -> MergeInputRecord:
-        """How lineage names it."""
-        return MergeInputRecord(uri=self.uri, manifest_sha256=self.manifest_sha256, rejected=self.rejected)
+    def unverified(self) -> bool:
+        """Whether it was made elsewhere: nobody vouches for the base that it was trained on."""
+        return self.record.origin is not None
+
+    def to_status(self) -> InputAdapterStatus:
+        """Return it as status.resolved.continuedFrom."""
+        record = self.record
+        return InputAdapterStatus(uri=record.uri, sha256=record.digest, origin=record.origin, revision=record.revision)
 
 
 def get_starting_adapter(work: Workspace, *, weights: bool) -> StartingAdapter | None:
     """Return the adapter that training starts from, or None where the job starts a new one.
 
-    Without `weights` every byte is compared with its manifest, and only the configuration is kept. Raises TuneryError:
-    AdapterMissing, AdapterCorrupt, SecretNotFound, and the reasons of the storage; each message names the field.
+    Without `weights` every byte is read, and compared with its manifest where it has one, and only the configuration is
+    kept. Raises TuneryError: AdapterMissing, AdapterCorrupt, AdapterUnsupported, SecretNotFound, and the reasons of
+    storage and hub; each message names the field.
     """
     if not work.run.adapters:
         return None
-    adapter = work.run.adapters[0]
-    place = work.open(Purpose.CONTINUE_FROM, adapter.uri, f"{_FIELD}.uri")
+    reference = work.lora_job.continue_from or AdapterReference()
+    found = open_named(work, Wanted(Purpose.CONTINUE_FROM, _FIELD, reference, work.run.adapters[0]))
     folder = work.folder("continue-from")
-    try:
-        if weights:
-            found = download_published(place, folder, adapter.manifest_sha256)
-        else:
-            found = verify(place, adapter.manifest_sha256)
-            _write_config(place, found, folder)
-    except TuneryError as error:
-        raise error.about(_FIELD) from error
-    return StartingAdapter(adapter.uri, found.sha256, folder, found.manifest.lineage.rejected)
-
-
-def _write_config(place: StorePath, found: PublishedManifest, folder: Path) -> None:
-    """Copy adapter_config.json, if its digest is that of the manifest."""
-    record = found.manifest.files.get(CONFIG_FILE)
-    try:
-        content = place.read_bytes(CONFIG_FILE)
-    except ObjectMissing as error:
-        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {CONFIG_FILE}") from error
-    if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
-        message = f"{place.uri}: {CONFIG_FILE} does not match the digest in its manifest"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
-    (folder / CONFIG_FILE).write_bytes(content)
+    record = found.bring(folder) if weights else found.read(folder)
+    return StartingAdapter(record, folder, found.tensors)

@@ -22,7 +22,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec, TrainingRun
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE
 from tunery_api.names import API_VERSION, beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
@@ -287,11 +287,16 @@ def _data_digests(spec: TrainingRun | AdapterMergeSpec) -> Iterator[str]:
 
 
 def _input_digests(spec: TrainingRun | AdapterMergeSpec) -> Iterator[str]:
-    """Yield the digest of each local adapter's manifest, and name, size and time of a local base's weights."""
+    """Yield the digest of each local adapter's manifest, else those of its files, and what tells a local base apart.
+
+    That is name, size and time of its weights.
+    """
     inputs = spec.adapters if isinstance(spec, AdapterMergeSpec) else filter(None, [spec.continue_from])
     for uri in (item.uri or "" for item in inputs):
-        for path in _below(uri, MANIFEST_NAME):
-            yield hash_file(path)
+        manifest = _below(uri, MANIFEST_NAME)
+        plain = not any(b"tunery.dev/" in path.read_bytes() for path in manifest)
+        files = [path for name in (CONFIG_FILE, WEIGHTS_FILE) for path in _below(uri, name)]
+        yield from (hash_file(path) for path in (*manifest, *(files if plain else ())))
     for path in _below(spec.model.uri if spec.model else "", "*.safetensors"):
         facts = path.stat()
         yield f"{path.name} {facts.st_size} {facts.st_mtime_ns}"

@@ -9,6 +9,7 @@ from typing import Any, Final
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS
 from tunery_trainer.merging.adapter_files import Adapter
 
 MAX_ADAPTERS: Final = 32
@@ -16,19 +17,7 @@ LOW_RANK: Final = frozenset({"LORA", "ADALORA"})
 MERGEABLE: Final = LOW_RANK | {"IA3"}
 SAME_FIELDS: Final = ("task_type", "fan_in_fan_out", "bias", "modules_to_save", "trainable_token_indices")
 """Fields that say what the tensors mean: all adapters must agree on them."""
-UNMERGEABLE_FIELDS: Final = (
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-)
-"""Variants of LoRA whose change is not B·A on a module of the base model."""
-CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations after which an adapter, unless converted, is relative to a base that is not the original."""
+UNMERGEABLE_FIELDS: Final = ("target_parameters", *VARIANTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +32,8 @@ class Facts:
     """Revision of the base model: the lineage's, else the config's."""
     quantization: str | None = None
     """How the base was quantised in training, from the lineage; None: not, or not known."""
+    unverified: bool = False
+    """It was made elsewhere: what it says of its base proves nothing, and is compared with nothing."""
 
     @property
     def peft_type(self) -> str:
@@ -62,13 +53,16 @@ def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None,
         return [f"spec.adapters: {len(facts)} adapters; a merge takes 1 to {MAX_ADAPTERS}"]
     problems = [problem for fact in facts for problem in _alone(fact, alone=len(facts) == 1, into=into)]
     problems += _methods(facts, method, rank, into)
-    problems += _other_bases(facts)
-    if all(fact.revision for fact in facts):
-        problems += _differences(facts, "the base model's revision", lambda f: f.revision)
+    known = [fact for fact in facts if not fact.unverified]
+    problems += _other_bases(known)
+    if all(fact.revision for fact in known):
+        problems += _differences(known, "the base model's revision", lambda f: f.revision)
     for name in SAME_FIELDS:
-        problems += _differences(facts, name, lambda f, name=name: _canonical(f.config.get(name)))  # type: ignore[misc]
+        # Plain PEFT leaves the task open where nobody says it.
+        told = [fact for fact in facts if name != "task_type" or fact.config.get(name) or not fact.unverified]
+        problems += _differences(told, name, lambda f, name=name: _canonical(f.config.get(name)))  # type: ignore[misc]
     if into == MergeTarget.MODEL:
-        problems += _differences(facts, "the quantisation trained with (lineage)", lambda f: f.quantization)
+        problems += _differences(known, "the quantisation trained with (lineage)", lambda f: f.quantization)
     if sum(fact.weight for fact in facts) == 0 and any(_has_full_tensors(fact.config) for fact in facts):
         problems.append("spec.adapters: the weights sum to 0, so modulesToSave have no weighted mean")
     return problems

@@ -8,6 +8,7 @@ import torch
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import misfit
 from tunery_trainer.merging.adapter_files import Adapter, Module
 from tunery_trainer.merging.base_model import Checkpoint, embedding_name, tensor_name
 from tunery_trainer.merging.files import Files
@@ -71,10 +72,7 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
     weight = _required(_locate(edits, checkpoint, f"{module.name}.weight"), adapter, module.name)
     shape, outer = edits[weight].source.shape, adapter.outer_shape(module)
     if not fits(shape, outer[::-1]) and (module.embedding or not fits(shape, outer)):
-        raise TuneryError(
-            FailureReason.INVALID_SPEC,
-            f"{adapter.label}: {module.name} has shape {shape} in the base model, {outer} in the adapter",
-        )
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: {_misfit(adapter, module, shape)}")
     edits[weight] = replace(edits[weight], module=module)
     bias = _locate(edits, checkpoint, f"{module.name}.bias")
     if "lora_B.bias" in module.keys and bias is None:
@@ -85,6 +83,18 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
     scaled = "ia3_l" in module.keys and not is_feedforward(adapter, module)
     if bias is not None and ("lora_B.bias" in module.keys or scaled):
         edits[bias] = replace(edits[bias], module=module, bias=True)
+
+
+def _misfit(adapter: Adapter, module: Module, weight: tuple[int, ...]) -> str:
+    """Say which of a module's tensors does not fit the base's weight."""
+    keys, outer = module.factors, adapter.outer_shape(module)
+    if keys is None or module.embedding or len(weight) != 2:
+        return f"{module.name} has shape {weight} in the base model, {outer} in the adapter"
+    gives, takes = weight[::-1] if outer[0] == weight[1] or outer[1] == weight[0] else weight
+    a, b = (adapter.tensors[key].shape for key in keys)
+    wrong_a = outer[1] != takes
+    key, found, wanted = (keys[0], a, (a[0], takes)) if wrong_a else (keys[1], b, (gives, b[1]))
+    return misfit(key, found, wanted)
 
 
 def fits(weight: tuple[int, ...], change: tuple[int, ...]) -> bool:

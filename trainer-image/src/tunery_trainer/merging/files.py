@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.weight_files import WeightFiles
 from tunery_common.storage import StorePath
 
 CHUNK = 4 << 20
@@ -86,6 +87,26 @@ class StoreFiles:
     def read(self, name: str, start: int, length: int) -> bytes:
         """Read a range of the object."""
         data = self.place.store.read_range(self.place.key(name), start, length)
+        if len(data) != length:
+            raise TuneryError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
+        return data
+
+
+class RangeFiles:
+    """The files of a model that are read by ranges, such as a hub's."""
+
+    def __init__(self, files: WeightFiles, label: str, damaged: FailureReason) -> None:
+        self._files = files
+        self.label: Final = label
+        self.damaged: Final = damaged
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each file, by its name."""
+        return dict(self._files.sizes)
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Read a range of the file."""
+        data = self._files.read(name, start, length)
         if len(data) != length:
             raise TuneryError(self.damaged, f"{self.label}/{name} ends {length - len(data)} bytes too early")
         return data

@@ -2,72 +2,81 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeTarget
 from tunery_api.inputs import ModelSpec
-from tunery_api.manifest import CONFIG_FILE, Manifest, MergeInputRecord, QuantizationRecord
+from tunery_api.manifest import FileRecord, Lineage, MergeInputRecord, QuantizationRecord
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import fetch_model
-from tunery_common.storage import ObjectMissing, StorePath
-from tunery_common.storage.published_folder import download_published, read_manifest
+from tunery_common.inputs.hub import RangesRefused, hub_files
+from tunery_trainer.inputs.named_adapter import NamedAdapter, Wanted, open_named
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import Checkpoint, open_checkpoint
 from tunery_trainer.merging.compatibility import Facts
-from tunery_trainer.merging.files import LocalFiles, StoreFiles
+from tunery_trainer.merging.edit_plan import plan_edits
+from tunery_trainer.merging.files import LocalFiles, RangeFiles, StoreFiles
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.quantization import dtype_of
+
+_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
 @dataclass(frozen=True, slots=True)
 class MergeSource:
-    """One published adapter, of which only manifest and config were read."""
+    """One adapter, of which only manifest and config were read, and of one made elsewhere the header."""
 
-    place: StorePath
-    uri: str
-    field: str
-    """`spec.adapters[0]`."""
+    named: NamedAdapter
     weight: str
-    manifest: Manifest
-    manifest_sha256: str
-    config: dict[str, Any]
 
     @property
     def label(self) -> str:
-        return f"{self.field} ({self.uri})"
+        return self.named.label
+
+    @property
+    def unverified(self) -> bool:
+        """Whether it was made elsewhere."""
+        return self.named.unverified
+
+    @property
+    def lineage(self) -> Lineage:
+        """What its manifest says; nothing of one made elsewhere."""
+        return self.named.lineage
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """What its manifest lists."""
+        return self.named.published.manifest.files if self.named.published else {}
 
     @property
     def facts(self) -> Facts:
         """What compatibility is judged by."""
-        lineage = self.manifest.lineage
-        revision = (lineage.model.revision if lineage.model else None) or self.config.get("revision")
+        lineage, config = self.lineage, self.named.config
+        revision = (lineage.model.revision if lineage.model else None) or config.get("revision")
         quantization = str(self.quantization) if self.quantization else None
-        return Facts(self.label, self.config, float(self.weight), revision, quantization)
+        return Facts(self.label, config, float(self.weight), revision, quantization, self.unverified)
 
     @property
     def quantization(self) -> QuantizationRecord | None:
-        """How the base was quantised; None where it was not."""
-        return self.manifest.lineage.quantization
+        """How the base was quantised; None where it was not, or nobody knows."""
+        return self.lineage.quantization
 
-    def record(self, rank: int, loss: float | None) -> MergeInputRecord:
-        """Return what the result's manifest says of this input; `loss` is what it was measured at."""
-        return MergeInputRecord(
-            uri=self.uri,
-            manifest_sha256=self.manifest_sha256,
-            rank=rank,
-            weight=self.weight,
-            eval_loss=loss,
-            rejected=self.manifest.lineage.rejected,
-        )
+
+@dataclass(frozen=True, slots=True)
+class MergeInput:
+    """One adapter on the disk."""
+
+    adapter: Adapter
+    record: MergeInputRecord
+    """What was read, digest by digest."""
 
 
 @dataclass(frozen=True)
@@ -80,39 +89,79 @@ class MergeBase:
 
 
 def read_sources(work: Workspace, spec: AdapterMergeSpec) -> list[MergeSource]:
-    """Read manifest and config of every adapter.
+    """Read manifest and config of every adapter, and the header of those made elsewhere.
 
-    Raises TuneryError: SecretNotFound, AdapterMissing, AdapterCorrupt (each names the field), storage reasons.
+    Raises TuneryError: SecretNotFound, AdapterMissing, AdapterCorrupt, AdapterUnsupported (each names the field), the
+    reasons of storage and hub.
     """
-    return [_read_source(work, index, weight) for index, weight in enumerate(spec.effective_weights())]
+    return [
+        MergeSource(open_named(work, Wanted(adapter_purpose(index), f"spec.adapters[{index}]", item, resolved)), weight)
+        for index, (item, resolved, weight) in enumerate(
+            zip(spec.adapters, work.run.adapters, spec.effective_weights(), strict=True)
+        )
+    ]
 
 
-def _read_source(work: Workspace, index: int, weight: str) -> MergeSource:
-    adapter, field = work.run.adapters[index], f"spec.adapters[{index}]"
-    place = work.open(adapter_purpose(index), adapter.uri, f"{field}.uri")
-    try:
-        found = read_manifest(place, adapter.manifest_sha256)
-        config = json.loads(place.read_bytes(CONFIG_FILE))
-    except ObjectMissing as error:
-        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{field}: {adapter.uri} has no {CONFIG_FILE}") from error
-    except ValueError as error:
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{field}: {CONFIG_FILE} is no JSON") from error
-    except TuneryError as error:
-        raise error.about(field) from error
-    return MergeSource(place, adapter.uri, field, weight, found.manifest, found.sha256, config)
+def vouched(sources: Sequence[MergeSource]) -> MergeSource | None:
+    """Return the first adapter that a manifest vouches for; None where all were made elsewhere."""
+    return next((source for source in sources if not source.unverified), None)
 
 
-def fetch_adapters(work: Workspace, sources: Sequence[MergeSource]) -> list[Adapter]:
+def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> list[MergeInput]:
     """Download the adapters, every digest checked on the way, and read their headers."""
+    name = _base_name(spec, sources)
     opened = []
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
-        try:
-            download_published(source.place, folder, source.manifest_sha256)
-        except TuneryError as error:
-            raise error.about(source.field) from error
-        opened.append(open_adapter(LocalFiles(folder, source.label), float(source.weight)))
+        record = source.named.bring(folder)
+        adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight))
+        if source.unverified and name is not None:
+            # The result is for the base as it is called here, and not as somebody else's disk had it.
+            adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": name, "revision": None})
+        opened.append(MergeInput(adapter, record))
     return opened
+
+
+def _base_name(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> str | None:
+    """Return what the base is called here; None where nobody says that but adapters made elsewhere."""
+    known = vouched(sources)
+    said = known.named.config.get("base_model_name_or_path") or known.lineage.served_name if known else None
+    return str(said) if said else spec.model.effective_served_name() if spec.model else None
+
+
+def check_against_base(
+    work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource], adapters: Sequence[Adapter]
+) -> None:
+    """Compare the tensors of adapters made elsewhere with the base's, by headers alone; nothing where no base is named.
+
+    Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
+    """
+    foreign = [adapter for source, adapter in zip(sources, adapters, strict=True) if source.unverified]
+    if not foreign or (spec.model is None and spec.into is not MergeTarget.MODEL):
+        return
+    checkpoint = _headers(work, base_model(spec, sources))
+    for adapter in foreign:
+        try:
+            plan_edits(checkpoint, adapter)
+        except TuneryError as error:
+            if error.reason is not FailureReason.INVALID_SPEC:
+                raise
+            raise TuneryError(FailureReason.BASE_MISMATCH, error.message, _OTHER_BASE) from error
+
+
+def _headers(work: Workspace, model: ModelSpec) -> Checkpoint:
+    """Return the base model, whose tensors nobody will read: no more than config, index and headers are fetched."""
+    label, damaged = "spec.model.uri", FailureReason.MODEL_NOT_FOUND
+    if model.uri.startswith("s3://"):
+        return open_checkpoint(StoreFiles(work.open(Purpose.MODEL, model.uri, label), label, damaged))
+    location = work.location(Purpose.MODEL, model.uri, model.revision)
+    if model.uri.startswith("hf://"):
+        try:
+            return open_checkpoint(RangeFiles(hub_files(location), label, damaged))
+        except RangesRefused:
+            pass  # a hub that sends whole files only
+    folder = fetch_model(location, work.folder("model"), digest=False).folder
+    return open_checkpoint(LocalFiles(folder, label, damaged))
 
 
 def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
@@ -120,13 +169,14 @@ def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
 
     Raises TuneryError(InvalidSpec) where that is a word of a later version.
     """
-    record = sources[0].quantization
-    if record is None:
+    known = vouched(sources)
+    record = known.quantization if known else None
+    if known is None or record is None:
         return None
     try:
         kind, loaded_as = QuantizationType(record.type), ComputeType(record.loaded_as or ComputeType.BFLOAT16)
     except ValueError as error:
-        message = f"{sources[0].label} was trained on a base quantised as {record}, which this version does not know"
+        message = f"{known.label} was trained on a base quantised as {record}, which this version does not know"
         hint = "Use an operator and trainer of the version that published it."
         raise TuneryError(FailureReason.INVALID_SPEC, message, hint) from error
     return Quantization(kind, record.double_quant is not False, dtype_of(loaded_as))
@@ -139,11 +189,10 @@ def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelS
     """
     if spec.model is not None:
         return spec.model
-    named = sources[0].manifest.lineage.model
-    if named is None:
+    lineage = next((source.lineage for source in sources if source.lineage.model), None)
+    if lineage is None or lineage.model is None:
         raise TuneryError(FailureReason.INVALID_SPEC, f"spec.model: is required, {sources[0].label} names no base")
-    served = sources[0].manifest.lineage.served_name
-    return ModelSpec(uri=named.uri, revision=named.revision, served_name=served)
+    return ModelSpec(uri=lineage.model.uri, revision=lineage.model.revision, served_name=lineage.served_name)
 
 
 def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -> MergeBase:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
-from tunery_api.manifest import SourceRecord
+from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.runspec import RunSpec
 from tunery_api.status import Phase
@@ -27,12 +27,15 @@ from tunery_trainer.merging.deltas import Options
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.inputs import (
     MergeBase,
+    MergeInput,
     MergeSource,
     base_model,
+    check_against_base,
     fetch_adapters,
     open_base,
     quantization_of,
     read_sources,
+    vouched,
 )
 from tunery_trainer.merging.into_base import IntoBase, copy_file, merge_into_base
 from tunery_trainer.merging.quantized import Quantization
@@ -57,7 +60,8 @@ class MergeInputs:
     work: Workspace
     spec: AdapterMergeSpec
     sources: Sequence[MergeSource]
-    adapters: Sequence[Adapter]
+    inputs: Sequence[MergeInput]
+    """What was brought of them, in the same order."""
     options: Options
     publisher: Publisher
     reporter: ProgressReporter
@@ -67,8 +71,22 @@ class MergeInputs:
     """What spec.evaluation measures with."""
 
     @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters, on the disk."""
+        return [each.adapter for each in self.inputs]
+
+    @property
+    def lineage(self) -> Lineage:
+        """What the first manifest says that vouches for one of them; nothing where all were made elsewhere."""
+        known = vouched(self.sources)
+        return known.lineage if known else Lineage()
+
+    @property
     def one_quantization(self) -> bool:
-        """True where all adapters were trained on a base quantised alike, or on none that was."""
+        """True where all adapters were trained on a base quantised alike, or on none that was.
+
+        What those made elsewhere were trained on nobody knows.
+        """
         return _quantized_alike(self.sources)
 
 
@@ -90,17 +108,20 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     sources = read_sources(work, spec)
     check([source.facts for source in sources], spec.method, spec.rank, spec.into)
     held = quantization_of(sources) if spec.into is MergeTarget.MODEL else None
-    adapters = fetch_adapters(work, sources)
+    inputs = fetch_adapters(work, spec, sources)
+    adapters = [each.adapter for each in inputs]
+    check_against_base(work, spec, sources, adapters)
     check_tensors(adapters)
     options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work.result)
     yardstick = _yardstick(work, spec, sources)
     publisher.start()
-    return MergeInputs(work, spec, sources, adapters, options, publisher, reporter, held, yardstick)
+    return MergeInputs(work, spec, sources, inputs, options, publisher, reporter, held, yardstick)
 
 
 def _quantized_alike(sources: Sequence[MergeSource]) -> bool:
-    return all(source.quantization == sources[0].quantization for source in sources)
+    known = [source.quantization for source in sources if not source.unverified]
+    return all(quantization == known[0] for quantization in known)
 
 
 def _yardstick(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> Yardstick | None:
@@ -145,9 +166,11 @@ def _into_adapter(job: MergeInputs) -> Merged:
     if spec.verify:
         checked = verify_adapter(folder, job.adapters, spec.method, job.options, combined)
     losses = _measure(job, open_adapter(LocalFiles(folder)))
-    lineage = job.sources[0].manifest.lineage
+    lineage, model = job.lineage, job.lineage.model
+    if model is None and spec.model is not None:
+        model = SourceRecord(uri=spec.model.uri, revision=spec.model.revision)
     name = str(job.adapters[0].config.get("base_model_name_or_path") or lineage.served_name or "")
-    return Merged(folder, combined.rank, name, lineage.model, _rank_errors(combined), checked, losses)
+    return Merged(folder, combined.rank, name, model, _rank_errors(combined), checked, losses)
 
 
 def _into_model(job: MergeInputs) -> Merged:
@@ -220,8 +243,11 @@ def _rank_errors(combined: Combined) -> dict[str, float]:
 
 
 def _copy_common_tokenizer(job: MergeInputs, folder: Path) -> None:
-    """Bring along the tokenizer files that all adapters have alike; one that differs belongs to none of them."""
-    listings = [source.manifest.files for source in job.sources]
-    for name, record in listings[0].items():
-        if is_tokenizer_file(name) and all(name in files and files[name].sha256 == record.sha256 for files in listings):
-            copy_file(job.adapters[0].files, name, folder / name)
+    """Bring along the tokenizer files that all adapters have alike; one that differs belongs to none of them.
+
+    Those made elsewhere have none that were read.
+    """
+    known = [(source.files, adapter) for source, adapter in zip(job.sources, job.adapters, strict=True) if source.files]
+    for name, record in known[0][0].items() if known else ():
+        if is_tokenizer_file(name) and all(name in files and files[name].sha256 == record.sha256 for files, _ in known):
+            copy_file(known[0][1].files, name, folder / name)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.runspec import RunIdentity
 from tunery_common.inputs.location import FetchedModel
-from tunery_trainer.adapter.continue_from import settings_from
+from tunery_trainer.adapter.continue_from import check_fits, settings_from
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.inputs.adapter import StartingAdapter
 from tunery_trainer.model.load import load_tokenizer, meta_model
@@ -91,5 +91,14 @@ class Basis:
         resolved = self.taken.marked(resolve(self.spec, self.facts, self.device, choice, chosen))
         if self.start_from is None:
             return resolved
-        model, served = meta_model(self.base.folder), self.spec.model.effective_served_name()
-        return settings_from(resolved, model, self.start_from.folder, served)
+        served = None if self.start_from.unverified else self.spec.model.effective_served_name()
+        return settings_from(resolved, meta_model(self.base.folder), self.start_from.folder, served)
+
+    def check_start(self, settings: RunSettings) -> None:
+        """Compare the tensors of a starting adapter that was made elsewhere with the base, whose weights need not be
+        there.
+
+        Raises TuneryError: BaseMismatch naming the tensor, AdapterCorrupt.
+        """
+        if self.start_from is not None and self.start_from.tensors is not None:
+            check_fits(meta_model(self.base.folder), settings, self.context(1), self.start_from.tensors)

@@ -36,6 +36,7 @@ def request_data(basis: Basis, files: DataFiles) -> DataRequest:
     rows = _count_rows(basis.spec, files)
     # As far as they do not depend on tokens.
     settings = basis.settings(basis.choices(rows)[0], None)
+    basis.check_start(settings)
     return DataRequest(files.train.root, data_options(basis.spec, files, settings), rows)
 
 

@@ -168,7 +168,7 @@ def _check_rows(lineage: Lineage) -> list[tuple[str, ...]]:
 
 def _input_head(lineage: Lineage) -> tuple[str, ...]:
     loss = ("Evaluation loss",) if "evalLoss" in lineage.metrics else ()
-    return ("Adapter", "Weight", "Rank", *loss, "Manifest SHA-256")
+    return ("Adapter", "Weight", "Rank", *loss, "SHA-256")
 
 
 def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
@@ -182,7 +182,7 @@ def _input_rows(lineage: Lineage) -> list[tuple[str, ...]]:
                 if "evalLoss" in lineage.metrics
                 else ()
             ),
-            f"`{each.manifest_sha256 or ''}`",
+            f"`{each.digest or ''}`",
         )
         for each in lineage.inputs
     ]
@@ -202,7 +202,13 @@ def _steps(lineage: Lineage) -> str | None:
 
 
 def _adapter(record: MergeInputRecord) -> str:
-    return f"`{record.uri}`" + (f" (rejected: {record.rejected})" if record.rejected else "")
+    commit = f" at `{record.revision}`" if record.revision else ""
+    notes = [
+        f"rejected: {record.rejected}" if record.rejected else "",
+        "made elsewhere, unverified origin" if record.origin else "",
+    ]
+    said = "; ".join(note for note in notes if note)
+    return f"`{record.uri}`{commit}" + (f" ({said})" if said else "")
 
 
 def _peak(lineage: Lineage) -> str | None:

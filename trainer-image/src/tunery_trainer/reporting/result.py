@@ -43,7 +43,9 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
         inputs=[
             MergeInputStatus(
                 uri=item.uri,
-                sha256=item.manifest_sha256,
+                sha256=item.digest,
+                origin=item.origin,
+                revision=item.revision,
                 rank=item.rank,
                 weight=item.weight,
                 eval_loss=number_text(item.eval_loss) if item.eval_loss is not None else None,

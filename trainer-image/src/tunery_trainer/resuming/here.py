@@ -8,8 +8,9 @@ from typing import Final
 from urllib.parse import unquote
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.manifest import CONFIG_FILE
+from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, MergeInputRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.status import AdapterOrigin
 from tunery_common.errors import TuneryError
 from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient
@@ -73,4 +74,5 @@ def _adapter(uri: str) -> StartingAdapter:
             f"spec.continueFrom: {folder} has no {CONFIG_FILE}",
             f"Name the folder of a published adapter, or a copy of its {CONFIG_FILE}: --from FOLDER.",
         )
-    return StartingAdapter(uri, "", folder)
+    ours = (folder / MANIFEST_NAME).is_file()
+    return StartingAdapter(MergeInputRecord(uri=uri, origin=None if ours else AdapterOrigin.UNVERIFIED), folder)

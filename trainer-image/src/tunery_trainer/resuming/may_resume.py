@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from tunery_api.inputs import DatasetEvaluation
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.manifest import MergeInputRecord
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import shorten
@@ -122,6 +123,14 @@ def check_base(theirs: Origin, base: Base, *, own: bool = False) -> None:
     difference = _base(theirs.base, base, _OWN if own else _OTHER)
     if difference:
         raise _refused([difference], own=own)
+
+
+def check_start(before: MergeInputRecord | None, now: MergeInputRecord | None) -> None:
+    """Raise TuneryError(InvalidSpec) where a run's own checkpoint began with another adapter than is there now."""
+    if before is None or now is None or before.digest is None or before.digest == now.digest:
+        return
+    problem = f"spec.continueFrom: {now.uri} has the digest {now.digest}, and {_OWN} with {before.digest}"
+    raise _refused([problem], own=True)
 
 
 def check_own(theirs: Origin, now: Origin) -> None:

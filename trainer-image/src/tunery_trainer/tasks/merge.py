@@ -92,17 +92,17 @@ def _lineage(job: MergeInputs, merged: Merged) -> Lineage:
         "rank": spec.rank,
         "dtype": spec.dtype.value if spec.dtype else None,
     }
-    held = job.sources[0].quantization if spec.into is MergeTarget.ADAPTER and job.one_quantization else None
-    said = job.sources[0].manifest.lineage.hyperparameters if held else {}
+    held = job.lineage.quantization if spec.into is MergeTarget.ADAPTER and job.one_quantization else None
+    said = job.lineage.hyperparameters if held else {}
     settings |= {name: said.get(name) for name in QUANTIZATION_SETTINGS}
     losses, yardstick = merged.losses, job.yardstick
     measured = losses.inputs if losses else [None] * len(job.sources)
-    triples = zip(job.sources, job.adapters, measured, strict=True)
+    triples = zip(job.sources, job.inputs, measured, strict=True)
     metrics = {"evalLoss": losses.result, "baseEvalLoss": losses.base} if losses else {}
     return Lineage(
         model=merged.model,
         served_name=merged.served_name,
-        loader=job.sources[0].manifest.lineage.loader,
+        loader=job.lineage.loader,
         method=spec.method.value,
         rank=merged.rank or None,  # IA3 has none
         hyperparameters={name: value for name, value in settings.items() if value is not None},
@@ -112,7 +112,10 @@ def _lineage(job: MergeInputs, merged: Merged) -> Lineage:
         versions=library_versions(),
         device="cpu",
         metrics=metrics | merged.metrics,
-        inputs=[source.record(adapter.max_rank, loss) for source, adapter, loss in triples],
+        inputs=[
+            each.record.model_copy(update={"rank": each.adapter.max_rank, "weight": source.weight, "eval_loss": loss})
+            for source, each, loss in triples
+        ],
         dataset=yardstick.source if yardstick else None,
         found=yardstick.found if yardstick else None,
         verification=VerificationStatus(max_error=f"{check.max_error:.3g}", method=check.method) if check else None,

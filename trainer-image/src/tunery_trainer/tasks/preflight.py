@@ -144,6 +144,7 @@ def _report(found: _Found, plan: TrainingPlan, disk: DiskStatus) -> PreflightRep
                 "target_modules": plan.target_modules,
                 "trainable_parameters": plan.trainable_parameters,
                 "revision": found.base.revision,
+                "continued_from": found.start_from.to_status() if found.start_from else None,
                 "steps": plan.steps,
             },
         ),

@@ -37,6 +37,7 @@ from tunery_trainer.reporting.status_parts import (
 from tunery_trainer.reporting.trackers import Tracked, trackers
 from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
+from tunery_trainer.resuming.may_resume import check_start
 from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
@@ -175,7 +176,9 @@ def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, watchers: _Watch
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
-    resumed = resume(work, ready.plan.origin, folder)
+    resumed, source = resume(work, ready.plan.origin, folder), ready.plan.basis.start_from
+    if resumed:
+        check_start(resumed.memo.continued_from, source.record if source else None)
     if resumed and resumed.own and spec.tracking:
         fetch_runs(work)
     goes_on_after = resumed.step if resumed else 0
@@ -263,6 +266,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
             settings,
             {
                 "revision": base.revision,
+                "continued_from": source.to_status() if source else None,
                 "steps": ready.plan.steps,
                 "target_modules": trained.target_modules,
                 "trainable_parameters": trained.trainable_parameters,

@@ -114,7 +114,7 @@ def identify_model(place: Location) -> ModelIdentity | None:
     """Return what the source says of the model, None where it is used where it lies; raises what fetch_model raises."""
     scheme, authority, path = split_uri(place.uri)
     if scheme == "hf":
-        return _hub_identity(place, _hub_model(place, f"{authority}/{path}")[1])
+        return _hub_identity(place, open_hub(place, f"{authority}/{path}")[1])
     return _bucket_identity(place, _bucket_model(place)[1]) if scheme == "s3" else None
 
 
@@ -176,22 +176,23 @@ class _Meter:
 
 
 def _model_from_hub(place: Location, name: str, cache: Path, meter: _Meter, *, weights: bool) -> FetchedModel:
-    hub, repo = _hub_model(place, name)
+    hub, repo = open_hub(place, name)
     names = model_files(repo.sizes, place.uri, weights=weights)
     held = _held(place, lambda: _hub_identity(place, repo)) if weights else None
     if held:
         return FetchedModel(held.folder, repo.commit, _weight_bytes(repo.sizes))
     folder = cache / f"model-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
-    _check_disk(place, "spec.model.uri", meter.total)
+    check_disk(place, "spec.model.uri", meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedModel(folder, repo.commit, _weight_bytes(repo.sizes))
 
 
-def _hub_model(place: Location, name: str) -> tuple[Hub, HubRepo]:
+def open_hub(place: Location, name: str, adapter: str | None = None) -> tuple[Hub, HubRepo]:
+    """Return the hub that `place` is opened by, and its model `name` at its commit, or the adapter of a field."""
     from tunery_common.inputs.hub import Hub  # huggingface_hub is only needed for hf://
 
-    hub = Hub(place.credentials, "model")
+    hub = Hub(place.credentials, "model", adapter)
     return hub, hub.resolve(name, place.revision)
 
 
@@ -229,7 +230,7 @@ def _dataset_from_hub(place: Location, name: str, cache: Path, meter: _Meter) ->
         raise _no_data(place, list(repo.sizes))
     folder = cache / f"dataset-{_mark(place.uri, repo.commit)}"
     meter.total = sum(repo.sizes[each] for each in names)
-    _check_disk(place, place.field, meter.total)
+    check_disk(place, place.field, meter.total)
     hub.download(repo, names, folder, meter.add)
     return FetchedDataset(folder, pattern, repo.commit)
 
@@ -242,7 +243,7 @@ def _model_from_bucket(place: Location, cache: Path, meter: _Meter, *, weights: 
     if held:
         return FetchedModel(held.folder, None, _weight_bytes(sizes), FolderDigest(held.digests))
     folder = cache / f"model-{_mark(place.uri)}"
-    _check_disk(place, "spec.model.uri", sum(entries[name].size for name in names))
+    check_disk(place, "spec.model.uri", sum(entries[name].size for name in names))
     digests = _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     return FetchedModel(folder, None, _weight_bytes(sizes), FolderDigest(digests) if weights else None)
 
@@ -255,14 +256,14 @@ def _dataset_from_bucket(place: Location, cache: Path, meter: _Meter) -> Fetched
     single = store.head(prefix) if prefix and not pattern else None
     if single is not None:
         name = prefix.rsplit("/", 1)[-1]
-        _check_disk(place, place.field, single.size)
+        check_disk(place, place.field, single.size)
         _fetch_entries(store, {name: single}, folder, meter)
         return FetchedDataset(folder, name)
     entries = _below(found)
     names = data_files(entries, pattern)
     if not names:
         raise _no_data(place, list(entries) or _beside(found))
-    _check_disk(place, place.field, sum(entries[name].size for name in names))
+    check_disk(place, place.field, sum(entries[name].size for name in names))
     _fetch_entries(store, {name: entries[name] for name in names}, folder, meter)
     return FetchedDataset(folder, pattern)
 
@@ -290,7 +291,7 @@ def _fetch_entries(store: Store, entries: dict[str, Entry], folder: Path, meter:
     return {name: record[name][2] for name in entries}
 
 
-def _check_disk(place: Location, field: str, size: int) -> None:
+def check_disk(place: Location, field: str, size: int) -> None:
     """Raise WONT_FIT before the first byte where `size` bytes are more than the pod's disk may hold."""
     limit = place.disk
     if limit is None or size <= limit.bytes:

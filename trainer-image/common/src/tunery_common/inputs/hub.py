@@ -29,6 +29,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_common.errors import TuneryError, first_line
+from tunery_common.inputs.location import Location
+from tunery_common.inputs.weight_files import WeightFiles
 from tunery_common.storage import transfer
 from tunery_common.storage.base import Entry
 from tunery_common.storage.credentials import Credentials
@@ -37,6 +39,10 @@ from tunery_common.storage.transfer import CHUNK_BYTES, disk_errors
 
 Kind = Literal["model", "dataset"]
 
+_MISSING: Final[dict[Kind, FailureReason]] = {
+    "model": FailureReason.MODEL_NOT_FOUND,
+    "dataset": FailureReason.DATASET_NOT_FOUND,
+}
 _WORKERS: Final = 8
 _LARGE: Final = 16 << 20
 """From here on several ranges are worth it."""
@@ -119,9 +125,11 @@ class _Counted:
 class Hub:
     """A hub as one Secret (or the environment) opens it; HF_ENDPOINT is honoured."""
 
-    def __init__(self, credentials: Credentials, kind: Kind) -> None:
+    def __init__(self, credentials: Credentials, kind: Kind, adapter: str | None = None) -> None:
+        """`adapter` is the field of the spec that names an adapter, in a repository of kind `model`."""
         self._kind = kind
-        self._field = f"spec.{kind}"
+        self._field = adapter or f"spec.{kind}"
+        self._missing = _MISSING[kind] if adapter is None else FailureReason.ADAPTER_MISSING
         self._token = credentials.get("HF_TOKEN")
         self._source = credentials.source
         endpoint = credentials.get("HF_ENDPOINT")
@@ -222,12 +230,13 @@ class Hub:
 
     def _translated(self, error: Exception, name: str, revision: str | None) -> TuneryError:
         model = self._kind == "model"
-        missing = FailureReason.MODEL_NOT_FOUND if model else FailureReason.DATASET_NOT_FOUND
+        missing = self._missing
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if isinstance(error, GatedRepoError):
             reason = FailureReason.MODEL_GATED if model else FailureReason.STORAGE_ACCESS_DENIED
             who = f"the token in {self._source} has no access" if self._token else "no HF_TOKEN was given"
-            return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}")
+            hint = f"Accept the terms on its page; name a Secret with HF_TOKEN in {self._field}.secretRef."
+            return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}", hint)
         if isinstance(error, RevisionNotFoundError):
             return TuneryError(missing, f"{self._field}.revision: hf://{name} has no revision {revision or 'main'!r}")
         if isinstance(error, RepositoryNotFoundError):
@@ -244,3 +253,15 @@ class Hub:
         what = f"answered {status}" if status else f"did not answer: {first_line(error)}"
         message = f"{self._field}.uri: the hub {what} when asked for hf://{name}"
         return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
+
+
+def hub_files(place: Location) -> WeightFiles:
+    """Return the files of a model, read where they lie; that raises what Hub raises, and RangesRefused."""
+    hub = Hub(place.credentials, "model")
+    repo = hub.resolve(place.uri.removeprefix("hf://").strip("/"), place.revision)
+
+    def read(name: str, start: int, length: int) -> bytes:
+        entry = Entry(name, repo.sizes[name], repo.commit)
+        return b"".join(hub.read(repo, entry, start, min(start + length, entry.size)))
+
+    return WeightFiles({name: size for name, size in repo.sizes.items() if "/" not in name}, read)

@@ -59,7 +59,8 @@ class Mounts:
 
     def open(self, purpose: str, uri: str, field: str) -> StorePath:
         """Return the place that `uri` names; `field` named it, for messages. Nothing is contacted yet."""
-        return open_store(uri, self.credentials(purpose, uri), field)
+        mount = self.run.volumes.get(purpose)
+        return open_store(uri, self.credentials(purpose, uri), field, Path(mount) if mount else None)
 
     @property
     def output(self) -> StorePath:

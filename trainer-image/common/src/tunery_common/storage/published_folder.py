@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -14,6 +16,9 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, OnBytes, Store, StorePath
 from tunery_common.storage.base import check_key
+
+LARGEST_MANIFEST: Final = 16_000_000
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,36 @@ def read_manifest(place: StorePath, expected_sha256: str | None = None) -> Publi
         message = f"{place.uri} is not a published result: it has no {MANIFEST_NAME}"
         raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
     return parse_manifest(data, uri, expected_sha256)
+
+
+def find_manifest(place: StorePath) -> PublishedManifest | None:
+    """Return the manifest at `place`; None where there is none, or a file of that name that is not Tunery's.
+
+    Raises ADAPTER_CORRUPT where it cannot be told whose it is, or is Tunery's and cannot be read.
+    """
+    key = place.key(MANIFEST_NAME)
+    if place.store.head(key) is None:
+        return None
+    data = place.store.read_range(key, 0, LARGEST_MANIFEST)
+    try:
+        # A longer one was not read to its end.
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        message = f"{place.below(MANIFEST_NAME).uri} is no JSON, so that it cannot be told whether it is Tunery's"
+        hint = (
+            "If Tunery published the adapter, publish it again; if it is of another program, put the adapter's two "
+            f"files into a folder without {MANIFEST_NAME}."
+        )
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint) from error
+    return parse_manifest(data, place.below(MANIFEST_NAME).uri) if _is_ours(found) else None
+
+
+def _is_ours(found: object) -> bool:
+    """Tell whether a JSON document is a manifest of Tunery, of whatever version; `format` may be left out."""
+    if not isinstance(found, dict):
+        return False
+    said = found.get("format")
+    return str(said).startswith("tunery.dev/") if said is not None else {"run", "files", "lineage"} <= found.keys()
 
 
 class Replaced(TuneryError):

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from tunery_server.adapters.headers import BadHeader, Tensor, read_header
+from tunery_common.inputs.headers import BadHeader, Tensor, read_header
 
 CONFIG: Final = "config.json"
 RECORD: Final = ".tunery-base.json"

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from tunery_api.manifest import WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_server.adapters.headers import ADAPTER_HEADER, Span, read_spans
+from tunery_common.inputs.headers import ADAPTER_HEADER, Span, read_spans
 
 CHUNK: Final = 1 << 20
 _HINT: Final = (

@@ -14,6 +14,7 @@ from typing import Final
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, read_header
 from tunery_server.adapters.base import BaseModel, numbers
 from tunery_server.adapters.fit_config import (
     HINTS,
@@ -24,7 +25,6 @@ from tunery_server.adapters.fit_config import (
     read_config,
     unsupported,
 )
-from tunery_server.adapters.headers import ADAPTER_HEADER, BadHeader, Tensor, read_header
 
 _NAME: Final = re.compile(
     r"^(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_[AB](?=\.weight$)|lora_embedding_[AB](?=$))(?:\.weight)?$"

@@ -13,18 +13,22 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.headers import ADAPTER_HEADER, Tensor, header_of
 from tunery_common.storage import ObjectMissing, StorePath, open_store
 from tunery_common.storage.asker import busy_here
 from tunery_common.storage.credentials import S3_KEYS, ambient, from_secret
-from tunery_common.storage.published_folder import download_files, parse_manifest, read_manifest
+from tunery_common.storage.published_folder import (
+    LARGEST_MANIFEST,
+    download_files,
+    parse_manifest,
+    read_manifest,
+)
 from tunery_common.storage.s3_client import SharedClient
 from tunery_server.adapters.cache import FILES, AdapterCache, Content, OverLimit, wanted_bytes
 from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
 from tunery_server.adapters.fits import Fit, ServedBase, check_parts
-from tunery_server.adapters.headers import ADAPTER_HEADER, Tensor, header_of
 from tunery_server.adapters.turns import Heard
 
-_LARGEST_MANIFEST: Final = 16_000_000
 _SIGN_BYTES: Final = 64 << 10
 """So many bytes of the weights are a sign that all will come."""
 _OTHER: Final = (
@@ -76,7 +80,7 @@ def marks(place: StorePath) -> tuple[str, ...]:
     manifest = place.store.head(place.key(MANIFEST_NAME))
     if manifest is None:
         raise _unpublished(place)
-    if manifest.size > _LARGEST_MANIFEST:
+    if manifest.size > LARGEST_MANIFEST:
         message = f"{place.below(MANIFEST_NAME).uri} has {manifest.size:,} bytes, which no manifest has"
         raise TuneryError(FailureReason.ADAPTER_CORRUPT, message)
     files = [place.store.head(place.key(name)) for name in FILES]
@@ -119,7 +123,7 @@ def _manifest(place: StorePath, sha256: str) -> tuple[Manifest, bytes]:
     """Return the manifest with that digest, and its bytes, read once; raises AdapterMissing and AdapterCorrupt."""
     uri = place.below(MANIFEST_NAME).uri
     try:
-        data = place.store.read_range(place.key(MANIFEST_NAME), 0, _LARGEST_MANIFEST + 1)
+        data = place.store.read_range(place.key(MANIFEST_NAME), 0, LARGEST_MANIFEST + 1)
     except ObjectMissing as error:
         raise _unpublished(place) from error
     return parse_manifest(data, uri, sha256, _OTHER).manifest, data

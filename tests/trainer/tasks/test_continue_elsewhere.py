@@ -1,0 +1,223 @@
+"""continueFrom with a folder that stock PEFT has saved: found out on a CPU, trained on, and told as what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import PreflightReport, RunSpec
+from tunery_common.errors import TuneryError
+from tunery_common.storage.transfer import hash_file, listing_digest
+from tunery_trainer.inputs.adapter import get_starting_adapter
+from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.local import load_run_spec
+from tunery_trainer.resuming.may_resume import check_start
+from tunery_trainer.tasks.preflight import run_preflight
+
+from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+R = FailureReason
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A folder with model and data."""
+    (tmp_path / "model").symlink_to(tiny_model)
+    write_rows(tmp_path / "data.jsonl", make_rows())
+    return tmp_path
+
+
+def made(folder: Path, config: PeftConfig | None = None, **shape: Any) -> Path:
+    """Save an adapter as PEFT does, on a model of the tiny one's shape but for `shape`."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model", **shape))
+    default = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    torch.manual_seed(1)
+    peft = get_peft_model(model, config or default)
+    with torch.no_grad():
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    peft.save_pretrained(folder / "made", save_embedding_layers=False)
+    return folder / "made"
+
+
+def job(folder: Path, **changes: Any) -> Path:
+    later = {"continueFrom": {"uri": "file://made"}, "output": {"uri": "file://out"}, "lora": None}
+    training = {"training": {"maxSteps": 4, "learningRate": "1e-3"}}
+    return write_manifest(folder, manifest(folder, **(later | training | changes)))
+
+
+def checked(folder: Path, **changes: Any) -> PreflightReport:
+    return run_preflight(load_run_spec(job(folder, **changes), folder / "work", None))
+
+
+def refusal(folder: Path, **changes: Any) -> TuneryError:
+    with pytest.raises(TuneryError) as caught:
+        checked(folder, **changes)
+    return caught.value
+
+
+def pin_of(folder: Path) -> str:
+    return listing_digest((name, hash_file(folder / name)) for name in (CONFIG, WEIGHTS))
+
+
+def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
+    adapter = made(folder)
+    done = run_here("run", job(folder, evaluation={"minImprovement": "-9"}), "--work-dir", folder / "work")
+    assert done.returncode == 0, done.stderr
+    lineage = json.loads((folder / "out" / "manifest.json").read_text())["lineage"]
+    record = lineage["continuedFrom"]
+    assert (record["origin"], record["sha256"], "manifestSha256" in record) == ("Unverified", pin_of(adapter), False)
+    assert record["files"][WEIGHTS]["sha256"] == hash_file(adapter / WEIGHTS)
+    assert lineage["resolved"]["continuedFrom"] == {
+        "uri": adapter.as_uri(), "sha256": pin_of(adapter), "origin": "Unverified"
+    }  # fmt: skip
+    assert lineage["rank"] == 4
+    assert "made elsewhere, unverified origin" in (folder / "out" / "README.md").read_text()
+    before, after = load_file(adapter / WEIGHTS), load_file(folder / "out" / WEIGHTS)
+    assert before.keys() == after.keys()
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < moved < 0.01, "it goes on from its weights, in small steps"
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), {}),
+        (LoraConfig(r=4, target_modules=r".*\.layers\.0\..*(q|v)_proj", task_type="CAUSAL_LM"), {}),
+        (LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1]), {}),
+        (LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], rank_pattern={"0.self_attn": 2}), {}),
+        (LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, use_rslora=True), {"method": "DoRA"}),
+        (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), {"method": "IA3"}),
+        (PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"), {"method": "PromptTuning"}),
+        (PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"), {"method": "PrefixTuning"}),
+    ],
+    ids=["all-linear", "pattern", "one layer", "saved", "dora", "ia3", "prompt", "prefix"],
+)  # fmt: skip
+def test_what_peft_saves_fits_the_base_that_it_was_trained_on(
+    folder: Path, config: PeftConfig, changes: dict[str, Any]
+) -> None:
+    adapter = made(folder, config)
+    resolved = checked(folder, **changes).resolved
+    assert resolved is not None
+    assert resolved.continued_from is not None
+    assert resolved.continued_from.sha256 == pin_of(adapter)
+
+
+def test_one_of_another_base_is_refused_on_a_cpu_by_its_tensor(folder: Path) -> None:
+    """Whatever name of a base its configuration says."""
+    adapter = made(folder, hidden_size=128)
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "model"}))
+    error = refusal(folder)
+    width = json.loads((folder / "model" / "config.json").read_text())["hidden_size"]
+    tensor = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert error.reason is R.BASE_MISMATCH
+    assert error.message == f"spec.continueFrom: {tensor} is 4 x 128, the base's q_proj takes {width}"
+    assert "spec.model" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "changes", "words"),
+    [
+        (None, {"num_hidden_layers": 3}, {}, "layers.2.self_attn.q_proj.lora_A.weight: this base with that"),
+        (PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"), {"hidden_size": 128},
+         {"method": "PromptTuning"}, "prompt_embeddings is 5 x 128, by its configuration and the base it would be 5 x"),
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), {"hidden_size": 128, "head_dim": 32},
+         {"method": "IA3"}, "k_proj.ia3_l is "),
+    ],
+    ids=["layers", "prompt", "ia3"],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(
+    folder: Path, config: PeftConfig | None, shape: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    made(folder, config, **shape)
+    error = refusal(folder, **changes)
+    assert (error.reason, words in error.message) == (R.BASE_MISMATCH, True), error.message
+
+
+def said(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(config | changes))
+
+    return change
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors[min(tensors)]
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        (said(bias="all"), R.INVALID_SPEC, "bias is set"),
+        (said(trainable_token_indices=[1]), R.INVALID_SPEC, "trainable_token_indices is set"),
+        (said(init_lora_weights="pissa_niter_4"), R.INVALID_SPEC, "relative to a changed base"),
+        (said(use_dora=True), R.INVALID_SPEC, "use method: DoRA or QDoRA"),
+        (said(peft_type="LOHA"), R.INVALID_SPEC, "such an adapter cannot be trained on"),
+        (said(target_modules=["nothing"]), R.INVALID_SPEC, "nothing"),
+        (said(r="4"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
+        (without_a_tensor, R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        (lambda folder: (folder / WEIGHTS).unlink(), R.ADAPTER_MISSING, f"has no {WEIGHTS}"),
+    ],
+    ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "a hole", "no weights"],
+)
+def test_what_cannot_be_trained_on_is_told_by_preflight(
+    folder: Path, change: Callable[[Path], None], reason: FailureReason, words: str
+) -> None:
+    change(made(folder))
+    error = refusal(folder)
+    assert (error.reason, words in error.message) == (reason, True), error.message
+    assert error.message.startswith("spec.")
+
+
+def test_nothing_else_is_trained_on_than_was_checked(folder: Path) -> None:
+    """Neither what was put there since, nor what is not what the manifest asks for."""
+    adapter = made(folder)
+    resolved = checked(folder, continueFrom={"uri": "file://made", "sha256": pin_of(adapter)}).resolved
+    assert resolved is not None
+    assert resolved.continued_from is not None
+    run = as_planned(load_run_spec(job(folder), folder / "work", None), resolved.continued_from.sha256)
+    first = get_starting_adapter(Workspace(run), weights=True)
+    assert first is not None
+
+    said(lora_alpha=64)(adapter)
+    with pytest.raises(TuneryError, match=r"spec\.continueFrom: .* was changed since it was checked") as caught:
+        get_starting_adapter(Workspace(run), weights=True)
+    assert caught.value.reason is R.ADAPTER_CORRUPT
+    error = refusal(folder, continueFrom={"uri": "file://made", "sha256": first.record.digest})
+    assert error.message.startswith("spec.continueFrom.sha256: what lies at ")
+    # Where nobody had checked it: a checkpoint remembers what the run began with.
+    second = get_starting_adapter(Workspace(as_planned(run, None)), weights=True)
+    assert second is not None
+    with pytest.raises(TuneryError, match=r"spec\.continueFrom: .* this job began with"):
+        check_start(first.record, second.record)
+    check_start(second.record, second.record)
+
+
+def as_planned(run: RunSpec, sha256: str | None) -> RunSpec:
+    """Return the run as the operator plans it once preflight has told a digest."""
+    return run.model_copy(update={"adapters": [run.adapters[0].model_copy(update={"sha256": sha256})]})
+
+
+def test_with_other_weights_it_is_another_run(folder: Path) -> None:
+    adapter = made(folder)
+    first = load_run_spec(job(folder), folder / "work", None)
+    assert load_run_spec(job(folder), folder / "work", None).identity == first.identity
+    without_a_tensor(shutil.copytree(adapter, folder / "copy"))
+    shutil.copy(folder / "copy" / WEIGHTS, adapter / WEIGHTS)
+    assert load_run_spec(job(folder), folder / "work", None).identity != first.identity

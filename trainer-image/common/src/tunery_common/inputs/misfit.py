@@ -1,0 +1,39 @@
+"""What of PEFT's adapters is no plain change of the base model, and how a tensor does not fit it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations after which an adapter, unless converted, is relative to a base that is not the original."""
+VARIANTS: Final = (
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+"""Fields of variants of LoRA whose change is not B·A on a module of the base model."""
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as people write it: `16 x 2048`."""
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def misfit(name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
+    """Return what is wrong with the tensor `name` of an adapter, which would have the shape `wanted` on the base.
+
+    Of LoRA's two halves it is told what the module takes or gives: `….q_proj.lora_A.weight is 16 x 2048, the base's
+    q_proj takes 576`.
+    """
+    module, _, part = name.partition(".lora_")
+    last, said = module.rpartition(".")[2], f"{name[:300]} is {shape_text(found)}"
+    if len(found) == len(wanted) == 2 and part.startswith("A") and found[1] != wanted[1]:
+        return f"{said}, the base's {last} takes {wanted[1]}"
+    if len(found) == len(wanted) == 2 and part.startswith("B") and found[0] != wanted[0]:
+        return f"{said}, the base's {last} gives {wanted[0]}"
+    return f"{said}, by its configuration and the base it would be {shape_text(wanted)}"
