@@ -30,7 +30,9 @@ class Rendered:
     @classmethod
     def parse(cls, text: str) -> Rendered:
         """Read what `helm template` printed."""
-        return cls([document for document in yaml.safe_load_all(text) if document])
+        # The loader in C: the CRDs alone are 7,000 lines.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return cls([document for document in yaml.load_all(text, Loader=loader) if document])
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the objects of a kind."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .installing import kubeconfig_of_the_service_account
 from .rendering import NAMESPACE, Rendered
+from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl, wait_for
 
 
@@ -47,10 +48,30 @@ class Operator:
         return "\ntunery_leader 1.0\n" in (self.answer("/metrics") or "")
 
 
+CERTIFICATE = "tunery-certificate"
+
+
+def make_certificate(kubectl: Kubectl, folder: Path, namespace: str = NAMESPACE) -> str:
+    """Do what the pod of the chart's Job does, under its account; return what it said. There is no node here."""
+    found = (job for job in kubectl.list("jobs", namespace) if job["metadata"]["name"].startswith(CERTIFICATE))
+    (job,) = (job for job in found if "deletionTimestamp" not in job["metadata"])
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    account = kubeconfig_of(kubectl, namespace, pod["serviceAccountName"], folder)
+    python, *words = container["command"]
+    assert python == "python"
+    environment = {"KUBECONFIG": str(account), "PATH": os.environ["PATH"], "HOME": str(folder)}
+    command = [sys.executable, *words, *container["args"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @contextmanager
 def running_operator(installed: Kubectl, rendered: Rendered, folder: Path, pod: str = "tunery-0") -> Iterator[Operator]:
     """Run a replica of the operator of a chart that is installed; yield it once it is ready."""
-    secret = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+    make_certificate(installed, folder)
+    secret = installed.get("secret", CERTIFICATE, NAMESPACE)
     assert secret is not None
     for name, value in secret["data"].items():
         (folder / name).write_bytes(base64.b64decode(value))

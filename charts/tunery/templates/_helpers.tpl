@@ -78,5 +78,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "tunery.tlsSecretName" -}}
-{{- default (printf "%s-progress-tls" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
+{{- default (include "tunery.certificateName" .) .Values.progress.certificate.existingSecret -}}
+{{- end -}}
+
+{{/* What pods of the release reach where networkPolicy is on: DNS and the API server. */}}
+{{- define "tunery.egress" -}}
+- to:
+    - namespaceSelector: {}
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+- ports:
+    {{- range .Values.networkPolicy.apiServer.ports }}
+    - port: {{ . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer.to }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end -}}
