@@ -71,11 +71,15 @@ class Helm:
             raise HelmError(done.stderr + done.stdout)
         return done.stdout
 
-    def render(self, *settings: str, values: Mapping[str, Any] | None = None) -> Rendered:
-        """Return what the chart renders with `key=value` settings, and values as a file has them."""
+    def render(self, *settings: str, values: Mapping[str, Any] | None = None, tests: bool = False) -> Rendered:
+        """Return what the chart renders with `key=value` settings, and values as a file has them.
+
+        What `helm test` makes, and nobody else, is among it where that is asked for.
+        """
         flags = [part for setting in settings for part in ("--set", setting)]
         flags += [
             part for key, value in (values or {}).items() for part in ("--set-json", f"{key}={json.dumps(value)}")
         ]
+        flags += [] if tests else ["--skip-tests"]
         text = self.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
         return Rendered.parse(text)

@@ -25,12 +25,13 @@ from .running import CERTIFICATE, Operator, make_certificate, running_operator
 from cluster.controlplane import ControlPlane
 from kit.kubectl import Kubectl, wait_for
 
+TEMPLATE = ("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "--skip-tests")
 HOST = f"tunery.{NAMESPACE}.svc"
 
 
 def template(helm: Helm, *settings: str) -> str:
     flags = [part for setting in settings for part in ("--set", setting)]
-    return helm.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
+    return helm.run(*TEMPLATE, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,8 @@ def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
     """Authorities, proxies, labels and no ids: of all that the operator builds then, the API server refuses nothing."""
     own = Kubectl(applied.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(applied, tmp_path))})
     flags = [part for key, value in everything.VALUES.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
-    text = helm.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
-    assert text == helm.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *flags)
+    text = helm.run(*TEMPLATE, *flags)
+    assert text == helm.run(*TEMPLATE, *flags)
     apply(applied, text)
     platform = platform_of(Rendered.parse(text))
     bodies = [build_job(plan) for plan in jobs.plans(platform).values()]

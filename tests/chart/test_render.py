@@ -252,13 +252,17 @@ def test_the_network_policy_lets_in_what_the_service_offers(helm: Helm) -> None:
     assert helm.render().of("NetworkPolicy") == []
     prometheus = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     rendered = helm.render("networkPolicy.enabled=true", values={"networkPolicy.metricsFrom": prometheus})
-    policy, certificate = (each["spec"] for each in rendered.of("NetworkPolicy"))
+    policy, errands = (each["spec"] for each in rendered.of("NetworkPolicy"))
     labels = rendered.one("Job")["spec"]["template"]["metadata"]["labels"]
-    assert certificate["podSelector"]["matchLabels"].items() <= labels.items()
-    assert (certificate["egress"], "ingress" in certificate) == (policy["egress"], False)
+    assert errands["podSelector"]["matchLabels"].items() <= labels.items()
+    (components,) = errands["podSelector"]["matchExpressions"]
+    assert labels[components["key"]] in components["values"]
+    assert (errands["egress"][:-1], "ingress" in errands) == (policy["egress"], False)
+    assert errands["egress"][-1]["to"][0]["podSelector"] == policy["podSelector"]
+    test = [{"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "tunery", components["key"]: "test"}}}]
     assert policy["podSelector"] == rendered.one("Deployment")["spec"]["selector"]
     sources = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
-    assert sources == {"progress": [{"namespaceSelector": {}}], "metrics": prometheus}
+    assert sources == {"progress": [{"namespaceSelector": {}}], "metrics": prometheus + test}
     assert set(sources) == {port["targetPort"] for port in rendered.one("Service")["spec"]["ports"]}
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 443, 6443]
 
@@ -275,13 +279,21 @@ def test_prometheus_scrapes_every_replica(helm: Helm) -> None:
 
 
 def test_alerts_speak_of_metrics_that_there_are(helm: Helm) -> None:
-    (group,) = helm.render("metrics.rules.enabled=true").one("PrometheusRule")["spec"]["groups"]
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    base = "https://docs.example.com/operations"
+    rendered = helm.render("metrics.rules.enabled=true", f"metrics.rules.runbookUrl={base}")
+    (group,) = rendered.one("PrometheusRule")["spec"]["groups"]
     known = names_of_metrics()
     for rule in group["rules"]:
         own = set(re.findall(r"tunery_[a-z_]+", rule["expr"]))
         assert own <= known, rule["alert"]
         assert own or re.search("(container|kube)_[a-z_]+{", rule["expr"]), rule["alert"]
         assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"] == f"{base}#{rule['alert'].lower()}"
+        assert f"\n#### {rule['alert']}\n" in page
+    assert len(group["rules"]) == page.count("\n#### Tunery")
+    (plain,) = helm.render("metrics.rules.enabled=true").one("PrometheusRule")["spec"]["groups"]
+    assert {key for rule in plain["rules"] for key in rule["annotations"]} == {"summary"}
 
 
 def names_of_metrics() -> set[str]:
@@ -299,6 +311,14 @@ def test_the_documented_command_renders(helm: Helm, page: str) -> None:
     rendered = Rendered.parse(helm.run("template", "tunery", str(CHART), "--kube-version", "1.34.0", *flags))
     assert rendered.env()["TUNERY_TRAINER_IMAGE"] != f"tunery-trainer:{VERSION}"
     assert rendered.one("Deployment")["metadata"]["namespace"] == NAMESPACE
+
+
+def test_the_chart_says_which_kinds_it_brings() -> None:
+    told = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert told["maintainers"]
+    crds = yaml.safe_load(told["annotations"]["artifacthub.io/crds"])
+    assert {(crd["kind"], crd["name"]) for crd in crds} == {(kind.value, f"{kind.plural}.tunery.dev") for kind in Kind}
+    assert all(crd["description"] for crd in crds)
 
 
 def test_lint_finds_nothing(helm: Helm) -> None:

@@ -96,3 +96,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   to: {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- end -}}
+
+{{/* Where an alert is explained: its part of docs/operations.md. Takes a list: the root and the alert's name. */}}
+{{- define "tunery.runbook" -}}
+{{- with (index . 0).Values.metrics.rules.runbookUrl -}}
+runbook_url: {{ printf "%s#%s" . (lower (index $ 1)) | quote }}
+{{- end -}}
+{{- end -}}

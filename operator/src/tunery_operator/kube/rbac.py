@@ -123,3 +123,9 @@ OPERATOR_PERMISSIONS: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
 
 CERTIFICATE_PERMISSIONS: Final = frozenset({GET_SECRET, PATCH_SECRET})
 """Rights of the Job that makes the certificate, under an account of its own: on the Secrets that hold it, by name."""
+
+TEST_PERMISSIONS: Final = frozenset(
+    {Call(GROUP, plural, "list") for plural in OWNERS}
+    | {LORAJOBS.get, LORAJOBS.create, delete_owner(Kind.LORAJOB.plural)}
+)
+"""Rights of `helm test`, under an account of its own: to read our kinds, and to run one LoRAJob."""

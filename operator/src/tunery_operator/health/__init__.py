@@ -1,0 +1,1 @@
+"""How the operator answers probes, and how an installation is tested."""
