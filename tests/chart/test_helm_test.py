@@ -1,4 +1,4 @@
-"""What `helm test` makes: pods that restricted Pod Security takes, rights for no more, the arguments of its programs."""
+"""What `helm test` makes: pods that restricted Pod Security takes, rights for no more, its programs' arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tunery_operator.health.installation import Asked, _asked
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
+from tunery_operator.progress.installation import Asked, _asked
 
 from . import everything
 from .rendering import NAMESPACE, Helm, HelmError, Rendered

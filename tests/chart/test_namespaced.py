@@ -201,6 +201,28 @@ def test_the_stand_by_goes_on_when_the_leader_stops(
         assert "forbidden" not in stand_by.log().lower()
 
 
+CLUSTER_WIDE = {
+    "ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    "CustomResourceDefinition", "PriorityClass",
+}  # fmt: skip
+
+
+def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> None:
+    names = []
+    for release, team in (("first", TEAM), ("second", OTHER)):
+        settings = (f"watchNamespaces={{{team}}}", f"crds.install={str(release == 'first').lower()}")
+        flags = [part for setting in (*settings, "tenantPolicy.enabled=true") for part in ("--set", setting)]
+        text = helm.run("template", release, str(CHART), "-n", release, "--kube-version", KUBE_VERSION, *flags)
+        found = Rendered.parse(text).documents
+        names.append({(one["kind"], one["metadata"]["name"]) for one in found if one["kind"] in CLUSTER_WIDE})
+        outside = {one["metadata"].get("namespace") for one in found if one["kind"] not in CLUSTER_WIDE}
+        assert outside == {release, team}
+    first, second = names
+    assert first & second == set()
+    assert {kind for kind, _ in second} == {kind for kind, _ in first} - {"CustomResourceDefinition"}
+
+
+@pytest.mark.long
 def test_two_releases_serve_their_own_teams_side_by_side(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
     """Each has names, rights, policies, a Lease and a certificate of its own; the CRDs are the first one's."""
     second = Release("second-tunery", "second-system")

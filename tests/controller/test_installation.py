@@ -15,8 +15,11 @@ from kubernetes.config import load_kube_config
 from controller.api import eventually
 from controller.objects import Namespace
 from controller.reporting import Pods, Site
-from tunery_operator.health import installation
-from tunery_operator.health.installation import (
+from tunery_operator.kube.client import KubeClient
+from tunery_operator.kube.connection import Connection
+from tunery_operator.kube.rbac import TEST_PERMISSIONS
+from tunery_operator.progress import installation
+from tunery_operator.progress.installation import (
     MISSING,
     NAME,
     Asked,
@@ -27,9 +30,6 @@ from tunery_operator.health.installation import (
     check_operator,
     job_of,
 )
-from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.connection import Connection
-from tunery_operator.kube.rbac import TEST_PERMISSIONS
 
 from cluster.controlplane import ControlPlane
 
@@ -68,7 +68,7 @@ def test_a_preflight_that_fails_otherwise_is_told_in_its_own_words(namespace: Na
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(check_job, client, asked(namespace.name))
         namespace.end_pod(namespace.run_pod(f"{NAME}-preflight"), 64, message=failure)
-        with pytest.raises(Broken, match="was to miss the Secret .* and said DatasetInvalid: .*line 1 is no JSON"):
+        with pytest.raises(Broken, match=r"was to miss the Secret .* and said DatasetInvalid: .*line 1 is no JSON"):
             told.result()
 
 

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from controller.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 from tunery_api.kinds import Kind
-from tunery_operator.health.app import build_app
+from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.views.owner import Key
 from tunery_operator.watch import reflector as reflector_module

@@ -20,7 +20,7 @@ from tunery_operator.dispatch.duty import Duty
 from tunery_operator.dispatch.queue import WorkQueue
 from tunery_operator.framework.feed import Feed
 from tunery_operator.framework.handlers import Framework
-from tunery_operator.health.app import build_app
+from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
 from tunery_operator.kube.connection import Connection, load_connection

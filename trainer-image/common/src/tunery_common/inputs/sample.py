@@ -1,8 +1,8 @@
 """A tiny model and rows for it, made on the spot and put into a bucket: what `helm test` trains.
 
-`python -m tunery_common.inputs.sample s3://bucket/prefix [Secret]` writes `model/` and `rows.jsonl` below the prefix, with
-the Secret that is mounted where jobs have that of their output. The weights are random, of 370 KB: what is learned is
-nothing, what is shown is the way.
+`python -m tunery_common.inputs.sample s3://bucket/prefix [Secret]` writes `model/` and `rows.jsonl` below the prefix,
+with the Secret that is mounted where jobs have that of their output. The weights are random, of 370 KB: what is learned
+is nothing, what is shown is the way.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def trust_platform(environment: MutableMapping[str, str] = os.environ, folder: P
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         message = f"the platform's certificate authorities in {mounted} cannot be used: {first_line(error)}"
         raise TuneryError(FailureReason.MOUNT_FAILED, message, _HINT) from error
-    public = Path(get_cert_path(True)).read_text(encoding="utf-8")
+    public = Path(str(get_cert_path(True))).read_text(encoding="utf-8")
     target = (folder or Path(tempfile.gettempdir())) / _FILE
     written = target.with_suffix(f".{os.getpid()}")
     written.write_text(f"{public.rstrip()}\n{own}", encoding="utf-8")

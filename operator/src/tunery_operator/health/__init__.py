@@ -1,1 +1,0 @@
-"""How the operator answers probes, and how an installation is tested."""
