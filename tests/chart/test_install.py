@@ -20,6 +20,7 @@ from kit.kubectl import Kubectl, wait_for
 def test_the_notes_name_the_next_commands(notes: str) -> None:
     assert "kubectl -n tunery-system rollout status deployment/tunery" in notes
     assert "kubectl create secret generic bucket-key" in notes
+    assert "helm test tunery -n tunery-system" in notes
     assert "kubectl apply -f lorajob.yaml" in notes
 
 
@@ -127,6 +128,18 @@ def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp
     helm_install(installed)
     assert "was made" in make_certificate(installed, tmp_path)
     assert (installed.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != (before or {})["data"]
+
+
+def test_the_secret_of_an_older_chart_outlives_upgrades(installed: Kubectl) -> None:
+    """Helm would delete what is no longer rendered, before the Job has read it."""
+    owned = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace": NAMESPACE}
+    name, labels = "tunery-progress-tls", {"app.kubernetes.io/managed-by": "Helm"}
+    meta = {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": owned}
+    data = {"tls.crt": "eA==", "tls.key": "eA==", "ca.crt": "eA=="}
+    installed.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
+    for _ in range(2):
+        helm_install(installed)
+        assert (installed.get("secret", name, NAMESPACE) or {})["data"] == data
 
 
 def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(installed: Kubectl) -> None:

@@ -128,8 +128,10 @@ def test_the_job_of_the_certificate_runs_as_the_operator_does(helm: Helm) -> Non
         "operator.podAnnotations": {"sidecar.istio.io/inject": "false"},
         "operator.extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "operator.podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+        "progress.certificate.jobLabels": {"kueue.x-k8s.io/queue-name": "infra"},
     }
     rendered = helm.render(values=values)
+    assert rendered.one("Job")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "infra"
     template, own = rendered.one("Job")["spec"]["template"], rendered.pod()
     pod = template["spec"]
     for field in ("imagePullSecrets", "nodeSelector", "priorityClassName", "securityContext"):
