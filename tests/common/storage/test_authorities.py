@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import json
+import signal
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,9 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage.authorities import READ_BY, trust_platform
 from tunery_common.storage.credentials import ambient
 from tunery_common.storage.s3_client import make_client
+from tunery_common.termination import TERMINATION_PATH_ENV
+from tunery_server import __main__ as server_program
+from tunery_trainer import cli as trainer_cli
 
 from cluster.certs import Authority
 
@@ -95,3 +100,57 @@ def test_what_is_no_certificate_is_told_with_its_place_and_what_to_do(content: s
         trust_platform({CA_BUNDLE_ENV: str(tmp_path / "ca.crt")}, tmp_path)
     assert caught.value.reason is FailureReason.MOUNT_FAILED
     assert "trainer.caBundle" in (caught.value.hint or "")
+
+
+IDENTITY = {"namespace": "team", "name": "x", "uid": "u-1"}
+OUT = {"outputUri": "s3://bucket/out", "image": "image@sha256:1"}
+BATCH = OUT | {
+    "identity": IDENTITY | {"kind": "BatchInference"},
+    "batchInference": {"serverRef": {"name": "support"}, "input": {"uri": "s3://bucket/in.jsonl"}},
+}
+MODEL = {"uri": "s3://models/tiny"}
+JOB = OUT | {
+    "identity": IDENTITY | {"kind": "LoRAJob"},
+    "loraJob": {"model": MODEL, "dataset": {"uri": "s3://data/rows.jsonl"}, "method": "LoRA"},
+}
+SERVE = {
+    "identity": IDENTITY | {"kind": "AdapterServer"},
+    "model": MODEL,
+    "servedName": "tiny",
+    "maxRank": 16,
+    "maxAdaptersInBatch": 1,
+    "maxLoadedAdapters": 1,
+    "disk": {"bytes": 1 << 30, "field": "spec.resources.ephemeralStorage"},
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "task", "document"),
+    [
+        (trainer_cli.main, "preflight", JOB),
+        (trainer_cli.main, "train", JOB),
+        (server_program.main, "batch", BATCH),
+        (server_program.main, "report", BATCH),
+        (server_program.main, "fetch-model", SERVE),
+    ],
+)
+def test_every_program_reads_them_before_it_opens_anything(
+    program: Callable[[Sequence[str]], int],
+    task: str,
+    document: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    run, words = tmp_path / "run.json", tmp_path / "words"
+    run.write_text(json.dumps(document | ({} if task == "fetch-model" else {"workDir": str(tmp_path)})))
+    (tmp_path / "ca.crt").write_text("no certificate")
+    monkeypatch.setenv(CA_BUNDLE_ENV, str(tmp_path / "ca.crt"))
+    monkeypatch.setenv(TERMINATION_PATH_ENV, str(words))
+    try:
+        assert program([task, str(run)]) != 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    failure = json.loads(words.read_text())["failure"]
+    assert (failure["reason"], "ca.crt cannot be used" in failure["message"]) == ("MountFailed", True)
